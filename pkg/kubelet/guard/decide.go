@@ -1,0 +1,58 @@
+package guard
+
+// Facts is all that a decision depends on.
+type Facts struct {
+	// Mode of the guard.
+	Mode Mode
+	// Protected: the pod matches the selector and comes from the API source.
+	Protected bool
+	// Evidence: the deletion is explicit.
+	Evidence bool
+	// Permitted: an earlier decision let the pod end, or the stop is one that
+	// the pod's author declared.
+	Permitted bool
+	// Exempt: the configuration allows the cause.
+	Exempt bool
+	// Alive: the attempt would stop something. True when it cannot be found out.
+	Alive bool
+}
+
+// Verdict is the outcome of a decision. The zero value is invalid.
+type Verdict int
+
+const (
+	// Unprotected: not the guard's business; the stock path is taken.
+	Unprotected Verdict = iota + 1
+	// AllowedByEvidence: the deletion is explicit.
+	AllowedByEvidence
+	// AllowedByPermit: see Facts.Permitted.
+	AllowedByPermit
+	// AllowedByConfiguration: the cause is in allowedCauses.
+	AllowedByConfiguration
+	// AllowedNothingRuns: there is nothing to stop.
+	AllowedNothingRuns
+	// AllowedByAudit: Enforce would have refused.
+	AllowedByAudit
+	// Refused: the pod keeps running.
+	Refused
+)
+
+// Decide is the whole policy. It is pure: no clock, no client, no log.
+func Decide(f Facts) Verdict {
+	switch {
+	case f.Mode == Off || !f.Protected:
+		return Unprotected
+	case f.Evidence:
+		return AllowedByEvidence
+	case f.Permitted:
+		return AllowedByPermit
+	case f.Exempt:
+		return AllowedByConfiguration
+	case !f.Alive:
+		return AllowedNothingRuns
+	case f.Mode == Audit:
+		return AllowedByAudit
+	default:
+		return Refused
+	}
+}

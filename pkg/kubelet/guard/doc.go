@@ -1,0 +1,38 @@
+/*
+Package guard keeps protected pods running until their deletion was asked for.
+
+The kubelet has many reasons to stop a pod that nobody wanted stopped: a pod
+that fails admission after a restart, an object that vanished from the API, an
+eviction signal, a lost sandbox. This package is asked before each of them
+(hooks.go lists the questions, patches/ says where the kubelet asks) and
+refuses when the pod is protected and nothing proves that its deletion is
+explicit.
+
+Invariants, in the order in which a doubt is settled:
+
+ 1. A pod that does not match the selector takes exactly the path it takes in
+    the stock kubelet. No hook changes anything for it, and none asks the
+    container runtime about it before the runtime itself is about to be told to
+    stop it.
+ 2. Evidence (evidence.go) ends protection at once and for good. With evidence
+    no hook refuses, and none waits.
+ 3. Without evidence a protected pod that is alive is not stopped. What cannot
+    be found out (the runtime does not answer, an object cannot be read) counts
+    in favour of the running pod.
+ 4. What a pod's author declared is not an attempt on the pod: completion,
+    probes, restart rules, resizes, a changed image.
+
+Only pods of the API source are ever protected. Static pods are replaced by
+being killed, and a mirror pod is the shadow of a static one.
+
+The package imports published modules only, never k8s.io/kubernetes, so that it
+is compiled and tested in this repository and copied unchanged into every
+supported Kubernetes tree. The kubelet reaches it through package-level
+functions (hooks.go) over one installed Guard: with none installed, which is
+the case in upstream's own unit tests, every hook is a no-op.
+
+Concurrency: a Guard is safe for use by any number of goroutines. It never
+calls back into the kubelet while it holds its lock, and never holds its lock
+while it asks the container runtime.
+*/
+package guard

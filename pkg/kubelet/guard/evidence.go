@@ -1,0 +1,43 @@
+package guard
+
+import (
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// EvidenceKind says what proves that a deletion is explicit.
+type EvidenceKind string
+
+const (
+	// DeletionTimestampSeen: the API object was observed with a
+	// deletionTimestamp, in a list, in a watch event or in the last object that a
+	// DELETED event carried.
+	DeletionTimestampSeen EvidenceKind = "DeletionTimestampSeen"
+)
+
+// Evidence is proof that a deletion is explicit. It is sticky: once there, it
+// stays until nothing of the pod is left.
+type Evidence struct {
+	// Kind of the proof.
+	Kind EvidenceKind `json:"kind"`
+	// Time is when this kubelet came to know it.
+	Time time.Time `json:"time"`
+}
+
+// noteDeletion takes the deletionTimestamp of a protected pod as evidence and
+// releases the pod when it was held.
+func (g *Guard) noteDeletion(pod *v1.Pod) {
+	g.mu.Lock()
+	r := g.recordLocked(pod)
+	if r.evidence != nil {
+		g.mu.Unlock()
+		return
+	}
+	r.evidence = &Evidence{Kind: DeletionTimestampSeen, Time: g.clock.Now()}
+	after := g.releaseAllLocked(r, "its deletion was asked for")
+	g.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
+}

@@ -1,0 +1,527 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/component-base/version"
+	internalapi "k8s.io/cri-api/pkg/apis"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+)
+
+// Annotations that the kubelet and the API server put on pods; upstream defines
+// them in pkg/kubelet/types, which this package may not import.
+const (
+	mirrorAnnotation = "kubernetes.io/config.mirror"
+	sourceAnnotation = "kubernetes.io/config.source"
+	apiSource        = "api"
+)
+
+const (
+	// holdLinger is how long a hold outlives the last attempt for causes whose
+	// attempts repeat. The kubelet repeats them at the latest with the next pod
+	// resync, at most 90 s later (syncFrequency 1m and 50 % jitter).
+	holdLinger = 3 * time.Minute
+	// confirmInterval is how long an answer of the runtime about a held pod is
+	// trusted. Some attempts repeat ten times a second (volume reconciler).
+	confirmInterval = 5 * time.Second
+	// unprotectedLinger is how long a pod is remembered as unprotected after its
+	// object was last seen. It has to outlast any termination.
+	unprotectedLinger = 24 * time.Hour
+	// tidyInterval is the period of the housekeeping of Run.
+	tidyInterval = 10 * time.Second
+)
+
+// Dependencies are what a Guard is built from. Everything but Configuration may
+// be left out in tests.
+type Dependencies struct {
+	// Configuration must be valid.
+	Configuration *Configuration
+	// RootDir is the kubelet's root directory.
+	RootDir string
+	// NodeName is used in events about pods whose object is gone.
+	NodeName types.NodeName
+	// Recorder takes events on pods and on the node.
+	Recorder record.EventRecorder
+	// Runtime is the CRI client before it is wrapped (Guard.RuntimeService).
+	Runtime internalapi.RuntimeService
+	// Clock defaults to the real one.
+	Clock clock.WithTicker
+}
+
+// Guard holds what is known about the protected pods of this node and answers
+// the kubelet's questions about them.
+type Guard struct {
+	config   *Configuration
+	selector labels.Selector
+	exempt   map[Cause]bool
+	stateDir string
+	nodeName types.NodeName
+	recorder record.EventRecorder
+	runtime  internalapi.RuntimeService
+	clock    clock.WithTicker
+	metrics  *guardMetrics
+
+	// sync asks the kubelet to sync a pod soon, so that its condition follows
+	// its holds. Never called with mu held.
+	syncs chan types.UID
+
+	mu sync.Mutex
+	// records has every protected pod that was seen, until nothing of it is left.
+	records map[types.UID]*podRecord
+	// stops has the IDs of containers whose stop the pod's author declared.
+	stops map[string]time.Time
+	// unprotected has when a pod was last known to be none of the guard's
+	// business: by its API object, or by its sandbox labels when there is none.
+	// An API object outranks sandbox labels, which never change.
+	unprotected map[types.UID]time.Time
+	// pass counts messages of the API source.
+	pass uint64
+}
+
+// podRecord is what is known about one protected pod.
+type podRecord struct {
+	uid             types.UID
+	namespace, name string
+	// pod is the newest object that was seen; nil for a pod that is known from
+	// its sandbox labels only.
+	pod *v1.Pod
+	// pass is the newest message of the API source that had the object.
+	pass uint64
+	// present: the newest message had the object.
+	present bool
+
+	evidence *Evidence
+	// permit is why an attempt that ends the pod was let through; Completed when
+	// the pod ended by itself.
+	permit Cause
+	// restarting: containers may be stopped until a new sandbox is made.
+	restarting bool
+
+	holds   map[Cause]*hold
+	audited map[Cause]*hold
+	allowed map[Cause]bool
+
+	// aliveAt and runningAt are when the runtime last said so.
+	aliveAt, runningAt time.Time
+	goneSince          time.Time
+}
+
+// completed is the permit of a pod that ended by itself.
+const completed Cause = "Completed"
+
+// New returns a Guard, or an error when the configuration is not valid. It
+// registers the metrics of the process once.
+func New(d Dependencies) (*Guard, error) {
+	if d.Configuration == nil {
+		return nil, errors.New("guard: Configuration is required")
+	}
+	if errs := d.Configuration.Validate(); len(errs) > 0 {
+		return nil, errs.ToAggregate()
+	}
+	selector, err := metav1.LabelSelectorAsSelector(d.Configuration.PodSelector)
+	if err != nil {
+		return nil, fmt.Errorf("podSelector: %w", err)
+	}
+	if d.Clock == nil {
+		d.Clock = clock.RealClock{}
+	}
+	g := &Guard{
+		config:      d.Configuration,
+		selector:    selector,
+		exempt:      map[Cause]bool{},
+		stateDir:    d.Configuration.StateDir,
+		nodeName:    d.NodeName,
+		recorder:    d.Recorder,
+		runtime:     d.Runtime,
+		clock:       d.Clock,
+		syncs:       make(chan types.UID, 256),
+		records:     map[types.UID]*podRecord{},
+		stops:       map[string]time.Time{},
+		unprotected: map[types.UID]time.Time{},
+	}
+	for _, cause := range d.Configuration.AllowedCauses {
+		g.exempt[cause] = true
+	}
+	g.metrics = newMetrics(g)
+	if g.stateDir == "" && d.RootDir != "" {
+		g.stateDir = filepath.Join(d.RootDir, "guard")
+	}
+	if g.stateDir != "" && g.config.Mode != Off {
+		if err := os.MkdirAll(g.stateDir, 0o700); err != nil {
+			// A node whose disk is in trouble is the last one to leave unguarded.
+			g.metrics.errors.WithLabelValues(opStateDir).Inc()
+			klog.ErrorS(err, "Cannot create the guard's state directory, continuing without it", "path", g.stateDir)
+		}
+	}
+	return g, nil
+}
+
+// Mode returns the configured mode.
+func (g *Guard) Mode() Mode { return g.config.Mode }
+
+// Version returns the version of the binary, for example v1.36.3+guard.0.1.0.
+func Version() string { return version.Get().GitVersion }
+
+// Protects reports whether the pod is of the API source and matches the
+// selector. It does not allocate.
+func (g *Guard) Protects(pod *v1.Pod) bool {
+	if g.config.Mode == Off || len(pod.Labels) == 0 || !g.selector.Matches(labels.Set(pod.Labels)) {
+		return false
+	}
+	if _, mirror := pod.Annotations[mirrorAnnotation]; mirror {
+		return false
+	}
+	source, known := pod.Annotations[sourceAnnotation]
+	return !known || source == apiSource
+}
+
+// Refuse is the question that most hooks ask: may the kubelet do to the pod what
+// the cause says? True means no. detail goes into the event and the condition.
+func (g *Guard) Refuse(pod *v1.Pod, cause Cause, detail string) bool {
+	if !g.Protects(pod) {
+		return false
+	}
+	if pod.DeletionTimestamp != nil {
+		g.noteDeletion(pod)
+	}
+	return g.refuse(g.recordOf(pod), cause, detail, nil)
+}
+
+// refuse decides about one attempt and takes note of it. running, when not nil,
+// is what the caller knows about running containers; otherwise the runtime is
+// asked, and only when the answer matters.
+func (g *Guard) refuse(r *podRecord, cause Cause, detail string, running *bool) bool {
+	start := g.clock.Now()
+	defer func() { g.metrics.decision.Observe(g.clock.Since(start).Seconds()) }()
+
+	g.mu.Lock()
+	facts := g.factsLocked(r, cause)
+	known, confirmed := r.confirmedLocked(cause, start)
+	g.mu.Unlock()
+
+	verdict := Decide(facts)
+	if verdict == Refused || verdict == AllowedByAudit {
+		switch {
+		case running != nil:
+			facts.Alive = *running
+		case confirmed:
+			facts.Alive = known
+		default:
+			facts.Alive = g.alive(r, cause.needsRunningContainer())
+		}
+		// Evidence may have come in while the runtime was asked.
+		g.mu.Lock()
+		current := g.factsLocked(r, cause)
+		g.mu.Unlock()
+		facts.Evidence, facts.Permitted = current.Evidence, current.Permitted
+		verdict = Decide(facts)
+	}
+	g.note(r, cause, detail, verdict)
+	return verdict == Refused
+}
+
+func (g *Guard) factsLocked(r *podRecord, cause Cause) Facts {
+	return Facts{
+		Mode:      g.config.Mode,
+		Protected: true,
+		Evidence:  r.evidence != nil,
+		Permitted: r.permit != "" || (r.restarting && cause == RuntimeStop),
+		Exempt:    g.exempt[cause],
+		Alive:     true,
+	}
+}
+
+// note records the outcome: holds, permits, metrics, events.
+func (g *Guard) note(r *podRecord, cause Cause, detail string, verdict Verdict) {
+	var after []func()
+	g.mu.Lock()
+	switch verdict {
+	case Refused:
+		after = g.holdLocked(r, cause, detail)
+	case AllowedByAudit:
+		after = g.auditLocked(r, cause, detail)
+		r.permitLocked(cause)
+	case AllowedByConfiguration:
+		g.countAllowedLocked(r, cause)
+		r.permitLocked(cause)
+	case AllowedByEvidence:
+		g.countAllowedLocked(r, ExplicitDeletion)
+	case AllowedNothingRuns:
+		if cause.endsPod() {
+			r.permitLocked(cause)
+		}
+	}
+	g.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
+}
+
+// permitLocked makes the later questions about the same attempt consistent with
+// the answer that was just given.
+func (r *podRecord) permitLocked(cause Cause) {
+	switch {
+	case cause.endsPod():
+		if r.permit == "" {
+			r.permit = cause
+		}
+	case cause == PodCgroupMissing || cause == SandboxChanged:
+		r.restarting = true
+	}
+}
+
+func (g *Guard) countAllowedLocked(r *podRecord, cause Cause) {
+	if !r.allowed[cause] {
+		r.allowed[cause] = true
+		g.metrics.allowed.WithLabelValues(string(cause)).Inc()
+	}
+}
+
+// confirmedLocked returns what the runtime said recently, if it did.
+func (r *podRecord) confirmedLocked(cause Cause, now time.Time) (alive, confirmed bool) {
+	if h := r.holds[cause]; h != nil && cause.lasting() {
+		return true, true
+	}
+	at := r.aliveAt
+	if cause.needsRunningContainer() {
+		at = r.runningAt
+	}
+	return true, !at.IsZero() && now.Sub(at) < confirmInterval && len(r.holds)+len(r.audited) > 0
+}
+
+// recordOf returns the record of a protected pod and makes it when it is new.
+func (g *Guard) recordOf(pod *v1.Pod) *podRecord {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.recordLocked(pod)
+}
+
+func (g *Guard) recordLocked(pod *v1.Pod) *podRecord {
+	r := g.records[pod.UID]
+	if r == nil {
+		r = newRecord(pod.UID, pod.Namespace, pod.Name)
+		g.records[pod.UID] = r
+		delete(g.unprotected, pod.UID)
+	}
+	if r.pod == nil {
+		r.pod = pod
+	}
+	return r
+}
+
+func newRecord(uid types.UID, namespace, name string) *podRecord {
+	return &podRecord{
+		uid: uid, namespace: namespace, name: name,
+		holds: map[Cause]*hold{}, audited: map[Cause]*hold{}, allowed: map[Cause]bool{},
+	}
+}
+
+// recordByUID returns the record of a pod that is known by its UID only, or nil
+// when the pod is not protected. A pod that no API object told about is judged
+// by the labels that the kubelet wrote on its sandboxes.
+func (g *Guard) recordByUID(uid types.UID) *podRecord {
+	if g.config.Mode == Off {
+		return nil
+	}
+	g.mu.Lock()
+	r := g.records[uid]
+	_, unprotected := g.unprotected[uid]
+	g.mu.Unlock()
+	if r != nil || unprotected {
+		return r
+	}
+	found, err := g.sandboxPod(uid)
+	if err != nil {
+		g.runtimeFailed(err, "podUID", uid)
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if found == nil {
+		return nil
+	}
+	if !g.Protects(found) {
+		g.unprotected[uid] = g.clock.Now()
+		return nil
+	}
+	if r := g.records[uid]; r != nil {
+		return r
+	}
+	r = newRecord(uid, found.Namespace, found.Name)
+	g.records[uid] = r
+	return r
+}
+
+// RefuseUID is Refuse for callers that know the pod's UID only.
+func (g *Guard) RefuseUID(uid types.UID, cause Cause, detail string) bool {
+	r := g.recordByUID(uid)
+	return r != nil && g.refuse(r, cause, detail, nil)
+}
+
+// RefuseTermination is asked by the pod workers when an update would make the
+// pod terminating. runtimeOnly: the kubelet has no object of the pod. kill: the
+// update is a kill, evict: on behalf of the eviction manager.
+func (g *Guard) RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bool {
+	switch {
+	case runtimeOnly:
+		return g.RefuseUID(pod.UID, OrphanedRuntimePod, "the kubelet has no object of this running pod")
+	case pod.DeletionTimestamp != nil:
+		if g.Protects(pod) {
+			g.Refuse(pod, PodVanished, "")
+		}
+		return false
+	case pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded:
+		return g.Refuse(pod, TerminalPhaseReported, fmt.Sprintf("the API object says %s", pod.Status.Phase))
+	case kill && evict:
+		return g.Refuse(pod, Evicted, "the kubelet evicts the pod")
+	case kill:
+		return g.Refuse(pod, PodVanished, "the pod is gone from the API source")
+	}
+	return false
+}
+
+// AllowCompletion tells the guard that a pod ended by itself: SyncPod found it
+// terminal. What is left of it may be cleaned up.
+func (g *Guard) AllowCompletion(uid types.UID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.records[uid]; r != nil && r.permit == "" {
+		r.permit = completed
+	}
+}
+
+// AllowStop tells the guard that the pod's author declared the stop of one
+// container: a failed probe, a restart rule, a resize, a changed image.
+func (g *Guard) AllowStop(pod *v1.Pod, containerID string) {
+	if pod == nil || !g.Protects(pod) {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stops[containerID] = g.clock.Now()
+}
+
+// AllowRestart tells the guard that the containers and the sandbox of a pod may
+// be stopped until a new sandbox is made: nothing in it is to be kept.
+func (g *Guard) AllowRestart(pod *v1.Pod) {
+	if !g.Protects(pod) {
+		return
+	}
+	r := g.recordOf(pod)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r.restarting = true
+}
+
+// Stoppable returns the pods that may be stopped for the cause, in the same
+// order, and takes note of the others as refused.
+func (g *Guard) Stoppable(pods []*v1.Pod, cause Cause, detail string) []*v1.Pod {
+	return slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool { return g.Refuse(pod, cause, detail) })
+}
+
+// Unguarded returns the pods that would not be refused for the cause. It takes
+// note of nothing: it is for choosing among pods before one is chosen.
+func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
+	return slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool {
+		if !g.Protects(pod) || pod.DeletionTimestamp != nil {
+			return false
+		}
+		r := g.recordOf(pod)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return Decide(g.factsLocked(r, cause)) == Refused
+	})
+}
+
+// Run keeps the guard's books until the context ends: holds whose attempts have
+// stopped, records of pods that are gone. sync asks the kubelet to sync a pod
+// soon; it is called from this goroutine only.
+func (g *Guard) Run(ctx context.Context, sync func(types.UID)) {
+	ticker := g.clock.NewTicker(tidyInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case uid := <-g.syncs:
+			if sync != nil {
+				sync(uid)
+			}
+		case <-ticker.C():
+			g.tidy()
+		}
+	}
+}
+
+// tidy ends holds whose reason is over and forgets pods of which nothing is left.
+func (g *Guard) tidy() {
+	now := g.clock.Now()
+	var after []func()
+	var gone []*podRecord
+	g.mu.Lock()
+	for _, r := range g.records {
+		for cause, h := range r.holds {
+			if !cause.lasting() && now.Sub(h.last) > holdLinger {
+				after = append(after, g.releaseLocked(r, cause, "the kubelet has stopped trying")...)
+			}
+		}
+		for cause, h := range r.audited {
+			if !cause.lasting() && now.Sub(h.last) > holdLinger {
+				delete(r.audited, cause)
+			}
+		}
+		if !r.present {
+			if r.goneSince.IsZero() {
+				r.goneSince = now
+			}
+			if now.Sub(r.goneSince) > time.Minute {
+				gone = append(gone, r)
+			}
+		}
+	}
+	for id, at := range g.stops {
+		if now.Sub(at) > time.Hour {
+			delete(g.stops, id)
+		}
+	}
+	for uid, at := range g.unprotected {
+		if now.Sub(at) > unprotectedLinger {
+			delete(g.unprotected, uid)
+		}
+	}
+	g.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
+	for _, r := range gone {
+		if g.alive(r, false) {
+			continue
+		}
+		var after []func()
+		g.mu.Lock()
+		// A held pod that the kubelet manages ends through AllowCompletion: its
+		// sandbox may be missing just because it is being made anew.
+		managed := r.pod != nil && len(r.holds) > 0
+		if !r.present && !managed {
+			after = g.releaseAllLocked(r, "nothing of the pod runs any more")
+			delete(g.records, r.uid)
+		}
+		g.mu.Unlock()
+		for _, f := range after {
+			f()
+		}
+	}
+}

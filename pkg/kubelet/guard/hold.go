@@ -1,0 +1,131 @@
+package guard
+
+import (
+	"fmt"
+	"sort"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+)
+
+// Reasons of the events.
+const (
+	// EventKillRefused is a Warning, once per hold.
+	EventKillRefused = "KillRefused"
+	// EventHoldReleased is Normal, once per hold.
+	EventHoldReleased = "HoldReleased"
+)
+
+// hold is one refused attempt whose reason persists.
+type hold struct {
+	since  time.Time
+	last   time.Time
+	detail string
+}
+
+// holdLocked takes note of a refusal. The returned functions report it and are
+// to be called without the lock.
+func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
+	now := g.clock.Now()
+	if h := r.holds[cause]; h != nil {
+		h.last = now
+		return nil
+	}
+	r.holds[cause] = &hold{since: now, last: now, detail: detail}
+	g.metrics.refused.WithLabelValues(string(cause)).Inc()
+	return []func(){
+		func() {
+			klog.InfoS("Refused to stop a protected pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)
+			g.event(r, v1.EventTypeWarning, EventKillRefused,
+				fmt.Sprintf("The kubelet did not stop this pod (%s): %s. It keeps running until its deletion is asked for.", cause, detail))
+		},
+		func() {
+			// A rejected pod is synced next anyway, and not before its resources
+			// are allocated.
+			if cause != AdmissionRejected {
+				g.requestSync(r)
+			}
+		},
+	}
+}
+
+// auditLocked takes note of an attempt that Enforce would have refused.
+func (g *Guard) auditLocked(r *podRecord, cause Cause, detail string) []func() {
+	now := g.clock.Now()
+	if h := r.audited[cause]; h != nil {
+		h.last = now
+		return nil
+	}
+	r.audited[cause] = &hold{since: now, last: now, detail: detail}
+	g.metrics.audited.WithLabelValues(string(cause)).Inc()
+	return []func(){func() {
+		klog.InfoS("Audit: mode Enforce would have refused to stop this pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)
+	}}
+}
+
+// releaseLocked ends one hold.
+func (g *Guard) releaseLocked(r *podRecord, cause Cause, why string) []func() {
+	h := r.holds[cause]
+	if h == nil {
+		return nil
+	}
+	delete(r.holds, cause)
+	held := g.clock.Now().Sub(h.since).Round(time.Second)
+	return []func(){
+		func() {
+			klog.InfoS("Hold of a protected pod ended", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "why", why, "held", held)
+			g.event(r, v1.EventTypeNormal, EventHoldReleased, fmt.Sprintf("No longer held (%s) after %s: %s.", cause, held, why))
+		},
+		func() { g.requestSync(r) },
+	}
+}
+
+// releaseAllLocked ends all holds of a pod.
+func (g *Guard) releaseAllLocked(r *podRecord, why string) []func() {
+	var after []func()
+	for _, cause := range r.heldLocked() {
+		after = append(after, g.releaseLocked(r, cause, why)...)
+	}
+	return after
+}
+
+// heldLocked returns the causes of the holds, sorted.
+func (r *podRecord) heldLocked() []Cause {
+	held := make([]Cause, 0, len(r.holds))
+	for cause := range r.holds {
+		held = append(held, cause)
+	}
+	sort.Slice(held, func(i, j int) bool { return held[i] < held[j] })
+	return held
+}
+
+// event reports on the pod, and on the node when the pod's object is gone: an
+// event on an object that nobody can look up is easily missed.
+func (g *Guard) event(r *podRecord, eventType, reason, message string) {
+	if g.recorder == nil {
+		return
+	}
+	g.mu.Lock()
+	present := r.present
+	g.mu.Unlock()
+	pod := &v1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: r.name, UID: r.uid},
+	}
+	g.recorder.Event(pod, eventType, reason, message)
+	if !present {
+		node := &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: string(g.nodeName)}
+		g.recorder.Event(node, eventType, reason, fmt.Sprintf("Pod %s/%s (UID %s): %s", r.namespace, r.name, r.uid, message))
+	}
+}
+
+// requestSync asks for a sync of the pod, so that its condition is true soon
+// and not with the next resync only. A full queue is no loss beyond that.
+func (g *Guard) requestSync(r *podRecord) {
+	select {
+	case g.syncs <- r.uid:
+	default:
+	}
+}

@@ -1,0 +1,133 @@
+package guard
+
+import (
+	"encoding/json"
+	"net/http"
+	"sort"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+)
+
+// PodsPath is served on the kubelet's authenticated port.
+const PodsPath = "/guard/pods"
+
+// State of a protected pod. The zero value is invalid.
+type State string
+
+const (
+	// Protected: nothing tries to stop the pod.
+	Protected State = "Protected"
+	// Held: an attempt was refused and its reason persists.
+	Held State = "Held"
+	// Terminating: there is evidence, or the pod ended by itself.
+	Terminating State = "Terminating"
+)
+
+// PodList is the answer to GET /guard/pods.
+type PodList struct {
+	// Version of the kubelet, for example v1.36.3+guard.0.1.0.
+	Version string `json:"version"`
+	// Mode of the guard.
+	Mode Mode `json:"mode"`
+	// Items are sorted by namespace, name and UID.
+	Items []PodState `json:"items"`
+}
+
+// PodState is what the guard knows about one protected pod.
+type PodState struct {
+	Namespace string    `json:"namespace"`
+	Name      string    `json:"name"`
+	UID       types.UID `json:"uid"`
+	State     State     `json:"state"`
+	// ObjectPresent: the API source has the pod's object.
+	ObjectPresent bool `json:"objectPresent"`
+	// Holds are sorted by cause. Empty unless the state is Held.
+	Holds []HoldState `json:"holds,omitempty"`
+	// Audited are attempts that mode Enforce would have refused.
+	Audited []HoldState `json:"audited,omitempty"`
+	// Evidence that the deletion is explicit, when there is any.
+	Evidence *Evidence `json:"evidence,omitempty"`
+}
+
+// HoldState is one refused attempt.
+type HoldState struct {
+	Cause Cause `json:"cause"`
+	// Since is when the first attempt was refused, LastAttempt the newest.
+	Since       time.Time `json:"since"`
+	LastAttempt time.Time `json:"lastAttempt"`
+	Message     string    `json:"message,omitempty"`
+}
+
+// Pods returns the state of every protected pod.
+func (g *Guard) Pods() PodList {
+	list := PodList{Version: Version(), Mode: g.config.Mode, Items: []PodState{}}
+	g.mu.Lock()
+	for _, r := range g.records {
+		state := PodState{
+			Namespace: r.namespace, Name: r.name, UID: r.uid,
+			State:         r.stateLocked(),
+			ObjectPresent: r.present,
+			Holds:         holdStates(r.holds),
+			Audited:       holdStates(r.audited),
+		}
+		if r.evidence != nil {
+			evidence := *r.evidence
+			state.Evidence = &evidence
+		}
+		list.Items = append(list.Items, state)
+	}
+	g.mu.Unlock()
+	sort.Slice(list.Items, func(i, j int) bool {
+		a, b := list.Items[i], list.Items[j]
+		if a.Namespace != b.Namespace {
+			return a.Namespace < b.Namespace
+		}
+		if a.Name != b.Name {
+			return a.Name < b.Name
+		}
+		return a.UID < b.UID
+	})
+	return list
+}
+
+func (r *podRecord) stateLocked() State {
+	switch {
+	case r.evidence != nil || r.permit != "":
+		return Terminating
+	case len(r.holds) > 0:
+		return Held
+	default:
+		return Protected
+	}
+}
+
+func holdStates(holds map[Cause]*hold) []HoldState {
+	states := make([]HoldState, 0, len(holds))
+	for cause, h := range holds {
+		states = append(states, HoldState{Cause: cause, Since: h.since, LastAttempt: h.last, Message: h.detail})
+	}
+	sort.Slice(states, func(i, j int) bool { return states[i].Cause < states[j].Cause })
+	return states
+}
+
+// ServeHTTP answers GET /guard/pods. The kubelet authenticates and authorizes
+// the request before.
+func (g *Guard) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	if request.Method != http.MethodGet {
+		w.Header().Set("Allow", http.MethodGet)
+		http.Error(w, "only GET is supported", http.StatusMethodNotAllowed)
+		return
+	}
+	body, err := json.Marshal(g.Pods())
+	if err != nil {
+		g.metrics.errors.WithLabelValues(opHTTP).Inc()
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if _, err := w.Write(append(body, '\n')); err != nil {
+		klog.V(4).InfoS("Could not write the answer", "path", PodsPath, "err", err)
+	}
+}

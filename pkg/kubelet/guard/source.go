@@ -1,0 +1,148 @@
+package guard
+
+import (
+	"context"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/watchlist"
+)
+
+// WatchSource returns lw, with every object that it lists or watches shown to
+// the guard first. The last object of a DELETED event is in no store: this is
+// the only place where its deletionTimestamp can be seen. Wrapping the store
+// instead would miss the deletions of a streamed initial list.
+func (g *Guard) WatchSource(lw cache.ListerWatcher) cache.ListerWatcher {
+	if g.config.Mode == Off {
+		return lw
+	}
+	return &observedListerWatcher{guard: g, original: lw, lw: cache.ToListerWatcherWithContext(lw)}
+}
+
+// observedListerWatcher forwards the optional interfaces of client-go's
+// ListWatch, or the reflector would fall back to a plain list.
+type observedListerWatcher struct {
+	guard    *Guard
+	original cache.ListerWatcher
+	lw       cache.ListerWatcherWithContext
+}
+
+func (o *observedListerWatcher) List(options metav1.ListOptions) (runtime.Object, error) {
+	return o.ListWithContext(context.Background(), options)
+}
+
+func (o *observedListerWatcher) ListWithContext(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	list, err := o.lw.ListWithContext(ctx, options)
+	if pods, ok := list.(*v1.PodList); ok && err == nil {
+		for i := range pods.Items {
+			o.guard.observe(&pods.Items[i])
+		}
+	}
+	return list, err
+}
+
+func (o *observedListerWatcher) Watch(options metav1.ListOptions) (watch.Interface, error) {
+	return o.WatchWithContext(context.Background(), options)
+}
+
+func (o *observedListerWatcher) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	w, err := o.lw.WatchWithContext(ctx, options)
+	if err != nil {
+		return w, err
+	}
+	return watch.Filter(w, func(event watch.Event) (watch.Event, bool) {
+		if pod, ok := event.Object.(*v1.Pod); ok {
+			o.guard.observe(pod)
+		}
+		return event, true
+	}), nil
+}
+
+// IsWatchListSemanticsUnSupported is how client-go asks whether the initial
+// list can be streamed.
+func (o *observedListerWatcher) IsWatchListSemanticsUnSupported() bool {
+	return watchlist.DoesClientNotSupportWatchListSemantics(o.original)
+}
+
+func (g *Guard) observe(pod *v1.Pod) {
+	if pod.DeletionTimestamp != nil && g.Protects(pod) {
+		g.noteDeletion(pod)
+	}
+}
+
+// ObserveSource is shown every message of a config source, that is the full set
+// of its pods, and returns the set that the kubelet is to work with. Only the
+// API source is looked at.
+//
+// A protected pod whose object claims that it has ended although it is alive is
+// handed on without the claim: its phase is emptied in a copy. The whole kubelet
+// treats such a claim as final (admission, pod workers, status, CPU and device
+// managers), so it is stopped where it comes in. The kubelet computes the phase
+// anew, finds that the object differs, and writes the truth back.
+func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
+	if source != apiSource || g.config.Mode == Off {
+		return pods
+	}
+	var after []func()
+	var suspects []int
+	now := g.clock.Now()
+	g.mu.Lock()
+	g.pass++
+	for i, pod := range pods {
+		if !g.Protects(pod) {
+			if r := g.records[pod.UID]; r != nil {
+				after = append(after, g.releaseAllLocked(r, "the pod is no longer labelled for protection")...)
+				delete(g.records, pod.UID)
+			}
+			g.unprotected[pod.UID] = now
+			continue
+		}
+		r := g.recordLocked(pod)
+		r.pod, r.pass, r.present = pod, g.pass, true
+		after = append(after, g.releaseLocked(r, PodVanished, "its object is back in the API")...)
+		after = append(after, g.releaseLocked(r, OrphanedRuntimePod, "its object is back in the API")...)
+		switch pod.Status.Phase {
+		case v1.PodFailed, v1.PodSucceeded:
+			if r.permit == "" && r.evidence == nil && pod.DeletionTimestamp == nil {
+				suspects = append(suspects, i)
+			}
+		default:
+			after = append(after, g.releaseLocked(r, TerminalPhaseReported, "the API object no longer says that the pod ended")...)
+		}
+	}
+	for _, r := range g.records {
+		r.present = r.pass == g.pass && r.pass != 0
+		if r.present {
+			r.goneSince = time.Time{}
+		}
+	}
+	g.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
+	if len(suspects) == 0 {
+		return pods
+	}
+	corrected := append([]*v1.Pod(nil), pods...)
+	for _, i := range suspects {
+		pod := pods[i]
+		g.awaitRuntime()
+		if g.Refuse(pod, TerminalPhaseReported, "the API object says "+string(pod.Status.Phase)) {
+			corrected[i] = pod.DeepCopy()
+			corrected[i].Status.Phase = ""
+			corrected[i].Status.Reason = ""
+			corrected[i].Status.Message = ""
+		}
+	}
+	return corrected
+}
+
+// HoldVanished reports whether the kubelet is to go on with a pod that the
+// message just shown to ObserveSource no longer has.
+func (g *Guard) HoldVanished(source string, pod *v1.Pod) bool {
+	return source == apiSource && g.Refuse(pod, PodVanished, "its object is gone from the API without a deletion that this kubelet could see")
+}

@@ -1,0 +1,101 @@
+package guard
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	// PodKillRefused is the pod condition that is True while the pod is held.
+	PodKillRefused v1.PodConditionType = "kubelet-guard.io/KillRefused"
+	// NodeHoldingPods is the node condition that is True while pods are held.
+	NodeHoldingPods v1.NodeConditionType = "kubelet-guard.io/HoldingPods"
+)
+
+// CompletePodStatus adds to a status that the kubelet has just generated what the
+// guard knows: the condition KillRefused, and, when the sandbox is gone while
+// containers run, the addresses that the pod still has.
+func (g *Guard) CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
+	if !g.Protects(pod) {
+		return
+	}
+	g.mu.Lock()
+	r := g.records[pod.UID]
+	if r == nil || len(r.holds) == 0 {
+		g.mu.Unlock()
+		return
+	}
+	_, sandboxLost := r.holds[SandboxChanged]
+	var since time.Time
+	var parts []string
+	held := r.heldLocked()
+	for _, cause := range held {
+		h := r.holds[cause]
+		if since.IsZero() || h.since.Before(since) {
+			since = h.since
+		}
+		parts = append(parts, fmt.Sprintf("%s since %s (%s)", cause, h.since.UTC().Format(time.RFC3339), h.detail))
+	}
+	g.mu.Unlock()
+
+	if sandboxLost && status.PodIP == "" {
+		status.PodIP, status.PodIPs = old.PodIP, append([]v1.PodIP(nil), old.PodIPs...)
+	}
+	status.Conditions = append(status.Conditions, v1.PodCondition{
+		Type:               PodKillRefused,
+		Status:             v1.ConditionTrue,
+		Reason:             string(held[0]),
+		Message:            strings.Join(parts, "; "),
+		LastTransitionTime: metav1.NewTime(since),
+		ObservedGeneration: pod.Generation,
+	})
+}
+
+// SetNodeCondition brings the condition HoldingPods of a node up to date. It is
+// True while pods are held and False otherwise.
+func (g *Guard) SetNodeCondition(node *v1.Node) {
+	if g.config.Mode == Off {
+		return
+	}
+	held := g.heldPods()
+	condition := v1.NodeCondition{
+		Type:    NodeHoldingPods,
+		Status:  v1.ConditionFalse,
+		Reason:  "NoPodsHeld",
+		Message: "kubelet guard holds no pods",
+	}
+	if held > 0 {
+		condition.Status = v1.ConditionTrue
+		condition.Reason = "PodsHeld"
+		condition.Message = fmt.Sprintf("kubelet guard holds %d pods that the kubelet would have stopped; see GET %s on the kubelet", held, PodsPath)
+	}
+	now := metav1.NewTime(g.clock.Now())
+	condition.LastHeartbeatTime, condition.LastTransitionTime = now, now
+	for i := range node.Status.Conditions {
+		if old := &node.Status.Conditions[i]; old.Type == NodeHoldingPods {
+			if old.Status == condition.Status {
+				condition.LastTransitionTime = old.LastTransitionTime
+			}
+			*old = condition
+			return
+		}
+	}
+	node.Status.Conditions = append(node.Status.Conditions, condition)
+}
+
+// heldPods returns the number of pods with at least one hold.
+func (g *Guard) heldPods() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := 0
+	for _, r := range g.records {
+		if len(r.holds) > 0 {
+			n++
+		}
+	}
+	return n
+}
