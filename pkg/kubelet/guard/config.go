@@ -11,8 +11,10 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -27,6 +29,21 @@ const (
 	// Off does nothing; the kubelet behaves as stock.
 	Off Mode = "Off"
 )
+
+// UnmarshalJSON takes a string, and false for Off: that is what YAML makes of
+// the word without quotes.
+func (m *Mode) UnmarshalJSON(data []byte) error {
+	if bytes.Equal(data, []byte("false")) {
+		*m = Off
+		return nil
+	}
+	var s string
+	if err := json.UnmarshalCaseSensitivePreserveInts(data, &s); err != nil {
+		return fmt.Errorf("mode: %w", err)
+	}
+	*m = Mode(s)
+	return nil
+}
 
 const (
 	// ConfigAPIVersion and ConfigKind identify the configuration file.
@@ -95,9 +112,20 @@ func ParseConfiguration(data []byte) (*Configuration, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Not yaml.UnmarshalStrict: it takes fields in any case, so that a second
+	// "Mode" would override the first in silence, and turns an unquoted yes in a
+	// label value into "true".
+	asJSON, err := yaml.YAMLToJSONStrict(document)
+	if err != nil {
+		return nil, fmt.Errorf("not valid YAML: %w", err)
+	}
 	config := &Configuration{}
-	if err := yaml.UnmarshalStrict(document, config); err != nil {
+	wrongFields, err := json.UnmarshalStrict(asJSON, config)
+	if err != nil {
 		return nil, fmt.Errorf("not a valid %s: %w", ConfigKind, err)
+	}
+	if len(wrongFields) > 0 {
+		return nil, fmt.Errorf("not a valid %s: %w", ConfigKind, utilerrors.NewAggregate(wrongFields))
 	}
 	defaults := DefaultConfiguration()
 	if config.Mode == "" {
@@ -125,7 +153,7 @@ func onlyDocument(data []byte) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("not valid YAML: %w", err)
 		}
-		if len(bytes.TrimSpace(next)) == 0 {
+		if isBlank(next) {
 			continue
 		}
 		if document != nil {
@@ -137,6 +165,17 @@ func onlyDocument(data []byte) ([]byte, error) {
 		return nil, fmt.Errorf("the file is empty: write apiVersion: %s and kind: %s, or drop the flag to use the defaults", ConfigAPIVersion, ConfigKind)
 	}
 	return document, nil
+}
+
+// isBlank reports whether a YAML document holds nothing but comments, such as
+// the licence above the first separator.
+func isBlank(document []byte) bool {
+	for line := range bytes.Lines(document) {
+		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' && !bytes.Equal(line, []byte("---")) {
+			return false
+		}
+	}
+	return true
 }
 
 // Validate returns one error per field that is wrong.

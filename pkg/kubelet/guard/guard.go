@@ -37,6 +37,9 @@ const (
 	// confirmInterval is how long an answer of the runtime about a held pod is
 	// trusted. Some attempts repeat ten times a second (volume reconciler).
 	confirmInterval = 5 * time.Second
+	// goneLinger is how long the object of a pod has been away before the guard
+	// asks whether anything is left of it.
+	goneLinger = 30 * time.Second
 	// unprotectedLinger is how long a pod is remembered as unprotected after its
 	// object was last seen. It has to outlast any termination.
 	unprotectedLinger = 24 * time.Hour
@@ -79,6 +82,9 @@ type Guard struct {
 	syncs chan types.UID
 
 	mu sync.Mutex
+	// silentUntil: the runtime left a question unanswered and is not asked
+	// before this time.
+	silentUntil time.Time
 	// records has every protected pod that was seen, until nothing of it is left.
 	records map[types.UID]*podRecord
 	// stops has the IDs of containers whose stop the pod's author declared.
@@ -114,6 +120,8 @@ type podRecord struct {
 	audited map[Cause]*hold
 	allowed map[Cause]bool
 
+	// heldSince is when the first of the present holds was made.
+	heldSince time.Time
 	// aliveAt and runningAt are when the runtime last said so.
 	aliveAt, runningAt time.Time
 	goneSince          time.Time
@@ -122,8 +130,8 @@ type podRecord struct {
 // completed is the permit of a pod that ended by itself.
 const completed Cause = "Completed"
 
-// New returns a Guard, or an error when the configuration is not valid. It
-// registers the metrics of the process once.
+// New returns a Guard, or an error when the configuration is not valid. Its
+// metrics are not registered; Start does that for the Guard of the process.
 func New(d Dependencies) (*Guard, error) {
 	if d.Configuration == nil {
 		return nil, errors.New("guard: Configuration is required")
@@ -191,13 +199,8 @@ func (g *Guard) Protects(pod *v1.Pod) bool {
 // Refuse is the question that most hooks ask: may the kubelet do to the pod what
 // the cause says? True means no. detail goes into the event and the condition.
 func (g *Guard) Refuse(pod *v1.Pod, cause Cause, detail string) bool {
-	if !g.Protects(pod) {
-		return false
-	}
-	if pod.DeletionTimestamp != nil {
-		g.noteDeletion(pod)
-	}
-	return g.refuse(g.recordOf(pod), cause, detail, nil)
+	r := g.recordOf(pod)
+	return r != nil && g.refuse(r, cause, detail, nil)
 }
 
 // refuse decides about one attempt and takes note of it. running, when not nil,
@@ -209,27 +212,36 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, running *bool) 
 
 	g.mu.Lock()
 	facts := g.factsLocked(r, cause)
-	known, confirmed := r.confirmedLocked(cause, start)
+	lately := r.aliveLatelyLocked(cause, start)
 	g.mu.Unlock()
 
-	verdict := Decide(facts)
-	if verdict == Refused || verdict == AllowedByAudit {
+	alive := true
+	if verdict := Decide(facts); verdict == Refused || verdict == AllowedByAudit {
 		switch {
 		case running != nil:
-			facts.Alive = *running
-		case confirmed:
-			facts.Alive = known
-		default:
-			facts.Alive = g.alive(r, cause.needsRunningContainer())
+			alive = *running
+		case !lately:
+			alive = g.alive(r, cause.needsRunningContainer())
 		}
-		// Evidence may have come in while the runtime was asked.
-		g.mu.Lock()
-		current := g.factsLocked(r, cause)
-		g.mu.Unlock()
-		facts.Evidence, facts.Permitted = current.Evidence, current.Permitted
-		verdict = Decide(facts)
 	}
-	g.note(r, cause, detail, verdict)
+
+	// Evidence may have come in while the runtime was asked. The decision and the
+	// note of it are one step, or a hold could be made after the evidence that
+	// was to release it.
+	g.mu.Lock()
+	if current := g.records[r.uid]; current != nil {
+		r = current
+	} else if _, unprotected := g.unprotected[r.uid]; !unprotected {
+		g.records[r.uid] = r
+	}
+	facts = g.factsLocked(r, cause)
+	facts.Alive = alive
+	verdict := Decide(facts)
+	after := g.noteLocked(r, cause, detail, verdict)
+	g.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
 	return verdict == Refused
 }
 
@@ -244,43 +256,39 @@ func (g *Guard) factsLocked(r *podRecord, cause Cause) Facts {
 	}
 }
 
-// note records the outcome: holds, permits, metrics, events.
-func (g *Guard) note(r *podRecord, cause Cause, detail string, verdict Verdict) {
-	var after []func()
-	g.mu.Lock()
+// noteLocked records the outcome: holds, permits, metrics, events.
+func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Verdict) []func() {
 	switch verdict {
 	case Refused:
-		after = g.holdLocked(r, cause, detail)
+		return g.holdLocked(r, cause, detail)
 	case AllowedByAudit:
-		after = g.auditLocked(r, cause, detail)
-		r.permitLocked(cause)
+		return append(g.auditLocked(r, cause, detail), g.permitLocked(r, cause, "mode Audit lets the kubelet end it")...)
 	case AllowedByConfiguration:
 		g.countAllowedLocked(r, cause)
-		r.permitLocked(cause)
+		return g.permitLocked(r, cause, fmt.Sprintf("allowedCauses lets the kubelet end it (%s)", cause))
 	case AllowedByEvidence:
 		g.countAllowedLocked(r, ExplicitDeletion)
 	case AllowedNothingRuns:
 		if cause.endsPod() {
-			r.permitLocked(cause)
+			return g.permitLocked(r, cause, "nothing of the pod runs any more")
 		}
 	}
-	g.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
+	return nil
 }
 
 // permitLocked makes the later questions about the same attempt consistent with
-// the answer that was just given.
-func (r *podRecord) permitLocked(cause Cause) {
+// the answer that was just given. A pod that may end is not held any more.
+func (g *Guard) permitLocked(r *podRecord, cause Cause, why string) []func() {
 	switch {
 	case cause.endsPod():
 		if r.permit == "" {
 			r.permit = cause
 		}
+		return g.releaseAllLocked(r, why)
 	case cause == PodCgroupMissing || cause == SandboxChanged:
 		r.restarting = true
 	}
+	return nil
 }
 
 func (g *Guard) countAllowedLocked(r *podRecord, cause Cause) {
@@ -290,22 +298,35 @@ func (g *Guard) countAllowedLocked(r *podRecord, cause Cause) {
 	}
 }
 
-// confirmedLocked returns what the runtime said recently, if it did.
-func (r *podRecord) confirmedLocked(cause Cause, now time.Time) (alive, confirmed bool) {
+// aliveLatelyLocked reports whether the runtime said recently that the pod is
+// alive, so that it need not be asked again.
+func (r *podRecord) aliveLatelyLocked(cause Cause, now time.Time) bool {
 	if h := r.holds[cause]; h != nil && cause.lasting() {
-		return true, true
+		return true
 	}
 	at := r.aliveAt
 	if cause.needsRunningContainer() {
 		at = r.runningAt
 	}
-	return true, !at.IsZero() && now.Sub(at) < confirmInterval && len(r.holds)+len(r.audited) > 0
+	return !at.IsZero() && now.Sub(at) < confirmInterval && len(r.holds)+len(r.audited) > 0
 }
 
-// recordOf returns the record of a protected pod and makes it when it is new.
+// recordOf returns the record of a pod, and makes it when it is new, or nil when
+// the pod is not protected. A deletionTimestamp of the object is taken as
+// evidence. What the API source said last outranks the object: a hook may come
+// with one from before the label was removed.
 func (g *Guard) recordOf(pod *v1.Pod) *podRecord {
+	if !g.Protects(pod) {
+		return nil
+	}
+	if pod.DeletionTimestamp != nil {
+		g.noteDeletion(pod)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if _, unprotected := g.unprotected[pod.UID]; unprotected {
+		return nil
+	}
 	return g.recordLocked(pod)
 }
 
@@ -331,43 +352,46 @@ func newRecord(uid types.UID, namespace, name string) *podRecord {
 
 // recordByUID returns the record of a pod that is known by its UID only, or nil
 // when the pod is not protected. A pod that no API object told about is judged
-// by the labels that the kubelet wrote on its sandboxes.
-func (g *Guard) recordByUID(uid types.UID) *podRecord {
+// by the labels that the kubelet wrote on its sandboxes; when these cannot be
+// read, the error says so, and the pod has to be left alone until they can.
+func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 	if g.config.Mode == Off {
-		return nil
+		return nil, nil
 	}
 	g.mu.Lock()
 	r := g.records[uid]
 	_, unprotected := g.unprotected[uid]
 	g.mu.Unlock()
 	if r != nil || unprotected {
-		return r
+		return r, nil
 	}
 	found, err := g.sandboxPod(uid)
 	if err != nil {
 		g.runtimeFailed(err, "podUID", uid)
-		return nil
+		return nil, fmt.Errorf("cannot tell whether pod %s is protected: %w", uid, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if found == nil {
-		return nil
+	// The API source may have told about the pod while the runtime was asked.
+	if r := g.records[uid]; r != nil || found == nil {
+		return r, nil
 	}
 	if !g.Protects(found) {
 		g.unprotected[uid] = g.clock.Now()
-		return nil
-	}
-	if r := g.records[uid]; r != nil {
-		return r
+		return nil, nil
 	}
 	r = newRecord(uid, found.Namespace, found.Name)
 	g.records[uid] = r
-	return r
+	return r, nil
 }
 
-// RefuseUID is Refuse for callers that know the pod's UID only.
+// RefuseUID is Refuse for callers that know the pod's UID only. It is true as
+// well while it cannot be found out whether the pod is protected.
 func (g *Guard) RefuseUID(uid types.UID, cause Cause, detail string) bool {
-	r := g.recordByUID(uid)
+	r, err := g.recordByUID(uid)
+	if err != nil {
+		return g.config.Mode == Enforce && !g.exempt[cause]
+	}
 	return r != nil && g.refuse(r, cause, detail, nil)
 }
 
@@ -379,9 +403,7 @@ func (g *Guard) RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bo
 	case runtimeOnly:
 		return g.RefuseUID(pod.UID, OrphanedRuntimePod, "the kubelet has no object of this running pod")
 	case pod.DeletionTimestamp != nil:
-		if g.Protects(pod) {
-			g.Refuse(pod, PodVanished, "")
-		}
+		g.Refuse(pod, PodVanished, "")
 		return false
 	case pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded:
 		return g.Refuse(pod, TerminalPhaseReported, fmt.Sprintf("the API object says %s", pod.Status.Phase))
@@ -396,10 +418,17 @@ func (g *Guard) RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bo
 // AllowCompletion tells the guard that a pod ended by itself: SyncPod found it
 // terminal. What is left of it may be cleaned up.
 func (g *Guard) AllowCompletion(uid types.UID) {
+	var after []func()
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if r := g.records[uid]; r != nil && r.permit == "" {
-		r.permit = completed
+	if r := g.records[uid]; r != nil {
+		if r.permit == "" {
+			r.permit = completed
+		}
+		after = g.releaseAllLocked(r, "the pod ended by itself")
+	}
+	g.mu.Unlock()
+	for _, f := range after {
+		f()
 	}
 }
 
@@ -417,10 +446,10 @@ func (g *Guard) AllowStop(pod *v1.Pod, containerID string) {
 // AllowRestart tells the guard that the containers and the sandbox of a pod may
 // be stopped until a new sandbox is made: nothing in it is to be kept.
 func (g *Guard) AllowRestart(pod *v1.Pod) {
-	if !g.Protects(pod) {
+	r := g.recordOf(pod)
+	if r == nil {
 		return
 	}
-	r := g.recordOf(pod)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r.restarting = true
@@ -436,10 +465,10 @@ func (g *Guard) Stoppable(pods []*v1.Pod, cause Cause, detail string) []*v1.Pod 
 // note of nothing: it is for choosing among pods before one is chosen.
 func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
 	return slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool {
-		if !g.Protects(pod) || pod.DeletionTimestamp != nil {
+		r := g.recordOf(pod)
+		if r == nil {
 			return false
 		}
-		r := g.recordOf(pod)
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		return Decide(g.factsLocked(r, cause)) == Refused
@@ -487,7 +516,7 @@ func (g *Guard) tidy() {
 			if r.goneSince.IsZero() {
 				r.goneSince = now
 			}
-			if now.Sub(r.goneSince) > time.Minute {
+			if now.Sub(r.goneSince) > goneLinger {
 				gone = append(gone, r)
 			}
 		}

@@ -33,6 +33,9 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 		h.last = now
 		return nil
 	}
+	if len(r.holds) == 0 {
+		r.heldSince = now
+	}
 	r.holds[cause] = &hold{since: now, last: now, detail: detail}
 	g.metrics.refused.WithLabelValues(string(cause)).Inc()
 	return []func(){

@@ -48,7 +48,7 @@ func newMetrics(g *Guard) *guardMetrics {
 		decision: metrics.NewHistogram(&metrics.HistogramOpts{
 			Subsystem: subsystem, Name: "decision_duration_seconds", StabilityLevel: metrics.ALPHA,
 			Help:    "Time that a decision about a protected pod took, the question to the container runtime included. Decisions about other pods are not measured: they cost less than the measurement.",
-			Buckets: metrics.ExponentialBuckets(1e-6, 10, 8),
+			Buckets: []float64{1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10},
 		}),
 		info: metrics.NewGaugeVec(&metrics.GaugeOpts{
 			Subsystem: subsystem, Name: "info", StabilityLevel: metrics.ALPHA,

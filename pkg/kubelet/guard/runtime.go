@@ -28,31 +28,58 @@ const (
 // the kubelet. When the answer does not come, the pod counts as alive.
 const queryTimeout = 2 * time.Second
 
+// errSilent: see Guard.ask.
+var errSilent = errors.New("not asked: the runtime left the question before unanswered")
+
+// ask puts a question to the runtime. One that is not answered in time is the
+// last for a while: with many pods on the node, the kubelet would stand still.
+func (g *Guard) ask(question func(context.Context) error) error {
+	g.mu.Lock()
+	silent := g.clock.Now().Before(g.silentUntil)
+	g.mu.Unlock()
+	if silent {
+		return errSilent
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	err := question(ctx)
+	if err != nil && ctx.Err() != nil {
+		g.mu.Lock()
+		g.silentUntil = g.clock.Now().Add(confirmInterval)
+		g.mu.Unlock()
+	}
+	return err
+}
+
 // alive asks the runtime whether a container of the pod runs, or, unless
 // runningOnly, whether a sandbox of it is up. An error counts as yes.
 func (g *Guard) alive(r *podRecord, runningOnly bool) bool {
 	if g.runtime == nil {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
-	defer cancel()
 	byUID := map[string]string{podUIDLabel: string(r.uid)}
-	containers, err := g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{LabelSelector: byUID})
+	var running, up bool
+	err := g.ask(func(ctx context.Context) error {
+		containers, err := g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{LabelSelector: byUID})
+		if err != nil {
+			return err
+		}
+		running = slices.ContainsFunc(containers, func(c *runtimeapi.Container) bool {
+			return mayRun(c) && c.Labels[podUIDLabel] == string(r.uid)
+		})
+		up = running
+		if running || runningOnly {
+			return nil
+		}
+		sandboxes, err := g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: byUID})
+		up = slices.ContainsFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool {
+			return s.State == runtimeapi.PodSandboxState_SANDBOX_READY && s.Labels[podUIDLabel] == string(r.uid)
+		})
+		return err
+	})
 	if err != nil {
 		g.runtimeFailed(err, "podUID", r.uid)
 		return true
-	}
-	running := slices.ContainsFunc(containers, mayRun)
-	up := running
-	if !running && !runningOnly {
-		sandboxes, err := g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: byUID})
-		if err != nil {
-			g.runtimeFailed(err, "podUID", r.uid)
-			return true
-		}
-		up = slices.ContainsFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool {
-			return s.State == runtimeapi.PodSandboxState_SANDBOX_READY
-		})
 	}
 	now := g.clock.Now()
 	g.mu.Lock()
@@ -72,6 +99,9 @@ func mayRun(c *runtimeapi.Container) bool {
 }
 
 func (g *Guard) runtimeFailed(err error, keysAndValues ...any) {
+	if errors.Is(err, errSilent) {
+		return
+	}
 	g.metrics.errors.WithLabelValues(opRuntime).Inc()
 	klog.ErrorS(err, "The container runtime did not answer the guard; the pod counts as running", keysAndValues...)
 }
@@ -102,9 +132,12 @@ func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 	if g.runtime == nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
-	defer cancel()
-	sandboxes, err := g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{podUIDLabel: string(uid)}})
+	var sandboxes []*runtimeapi.PodSandbox
+	err := g.ask(func(ctx context.Context) (err error) {
+		sandboxes, err = g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{podUIDLabel: string(uid)}})
+		return err
+	})
+	sandboxes = slices.DeleteFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool { return s.Labels[podUIDLabel] != string(uid) })
 	if err != nil || len(sandboxes) == 0 {
 		return nil, err
 	}
@@ -124,13 +157,16 @@ func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 // changed only when it runs another image than the spec names; anything else is
 // damage or another version's arithmetic.
 func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, containerID string) bool {
-	if !g.Protects(pod) {
+	r := g.recordOf(pod)
+	if r == nil {
 		return false
 	}
 	if g.runtime != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
-		defer cancel()
-		response, err := g.runtime.ContainerStatus(ctx, containerID, false)
+		var response *runtimeapi.ContainerStatusResponse
+		err := g.ask(func(ctx context.Context) (err error) {
+			response, err = g.runtime.ContainerStatus(ctx, containerID, false)
+			return err
+		})
 		if err != nil {
 			g.runtimeFailed(err, "pod", klog.KObj(pod), "containerID", containerID)
 		} else if !runsImage(response.GetStatus(), container.Image) {
@@ -138,7 +174,7 @@ func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, cont
 		}
 	}
 	running := true
-	return g.refuse(g.recordOf(pod), ContainerHashChanged,
+	return g.refuse(r, ContainerHashChanged,
 		fmt.Sprintf("the recorded hash of container %s differs, but its image does not", container.Name), &running)
 }
 
@@ -156,11 +192,12 @@ func runsImage(status *runtimeapi.ContainerStatus, image string) bool {
 // RefuseSandboxChange reports whether the pod's sandbox is to be kept although
 // the kubelet would make a new one: containers still run in it.
 func (g *Guard) RefuseSandboxChange(pod *v1.Pod, runningContainers int) bool {
-	if !g.Protects(pod) {
+	r := g.recordOf(pod)
+	if r == nil {
 		return false
 	}
 	running := runningContainers > 0
-	return g.refuse(g.recordOf(pod), SandboxChanged,
+	return g.refuse(r, SandboxChanged,
 		fmt.Sprintf("its sandbox is gone or changed, and %d containers run in it", runningContainers), &running)
 }
 
@@ -290,7 +327,7 @@ func (g *Guard) checkSandbox(ctx context.Context, call, sandboxID string) error 
 		g.mu.Lock()
 		_, declared := g.stops[c.Id]
 		g.mu.Unlock()
-		if mayRun(c) && !declared {
+		if c.PodSandboxId == sandboxID && mayRun(c) && !declared {
 			return g.checkStop(call, types.UID(c.Labels[podUIDLabel]))
 		}
 	}
@@ -298,7 +335,10 @@ func (g *Guard) checkSandbox(ctx context.Context, call, sandboxID string) error 
 }
 
 func (g *Guard) checkStop(call string, uid types.UID) error {
-	r := g.recordByUID(uid)
+	r, err := g.recordByUID(uid)
+	if err != nil && g.config.Mode == Enforce {
+		return fmt.Errorf("%s: %w", call, err)
+	}
 	if r == nil {
 		return nil
 	}

@@ -68,8 +68,17 @@ func (o *observedListerWatcher) IsWatchListSemanticsUnSupported() bool {
 	return watchlist.DoesClientNotSupportWatchListSemantics(o.original)
 }
 
+// observe takes note of a deletionTimestamp. It counts for a pod that has just
+// lost its label, too: until the message without it is merged, the pod is
+// protected.
 func (g *Guard) observe(pod *v1.Pod) {
-	if pod.DeletionTimestamp != nil && g.Protects(pod) {
+	if pod.DeletionTimestamp == nil {
+		return
+	}
+	g.mu.Lock()
+	_, known := g.records[pod.UID]
+	g.mu.Unlock()
+	if known || g.Protects(pod) {
 		g.noteDeletion(pod)
 	}
 }
@@ -112,6 +121,10 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 			}
 		default:
 			after = append(after, g.releaseLocked(r, TerminalPhaseReported, "the API object no longer says that the pod ended")...)
+			// A kubelet that had acted on the claim would not have taken it back.
+			if r.permit == TerminalPhaseReported {
+				r.permit = ""
+			}
 		}
 	}
 	for _, r := range g.records {

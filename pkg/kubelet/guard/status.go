@@ -30,14 +30,11 @@ func (g *Guard) CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
 		return
 	}
 	_, sandboxLost := r.holds[SandboxChanged]
-	var since time.Time
+	since := r.heldSince
 	var parts []string
 	held := r.heldLocked()
 	for _, cause := range held {
 		h := r.holds[cause]
-		if since.IsZero() || h.since.Before(since) {
-			since = h.since
-		}
 		parts = append(parts, fmt.Sprintf("%s since %s (%s)", cause, h.since.UTC().Format(time.RFC3339), h.detail))
 	}
 	g.mu.Unlock()

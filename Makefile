@@ -1,0 +1,118 @@
+# Everything here works with Go, gcc, make and git alone. Results are in _output/.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Upstream version, for example v1.36.3; empty means the newest supported.
+KUBE_VERSION ?=
+# Architecture of the kubelets and the control plane; empty means this machine's.
+GOARCH ?=
+# Target version of patches-rebase.
+TO ?=
+# Anything here leaves the demonstration's clusters up.
+KEEP ?=
+# Label filter of test-e2e (Ginkgo syntax); empty means all.
+LABELS ?=
+
+# A variable from the command line reaches every recipe's environment; the tools
+# themselves must still be built for this machine.
+go := env -u GOARCH -u GOOS -u KUBE_VERSION go
+guard_build := $(go) run ./cmd/guard-build --kube-version='$(KUBE_VERSION)'
+
+##@ Build
+
+.PHONY: kubelet
+kubelet: ## Build the guarded kubelet: _output/bin/kubelet
+	@$(guard_build) kubelet --goarch='$(GOARCH)'
+
+.PHONY: kubelet-stock
+kubelet-stock: ## Build the kubelet without the guard: _output/bin/kubelet-stock
+	@$(guard_build) kubelet-stock --goarch='$(GOARCH)'
+
+.PHONY: control-plane
+control-plane: ## Build the unpatched control plane and kubectl: _output/<version>/
+	@$(guard_build) control-plane --goarch='$(GOARCH)'
+
+.PHONY: node-parts
+node-parts: ## Build etcd, containerd, runc, CNI plugins and test images: _output/node/bin/
+	@$(guard_build) node-parts
+
+.PHONY: binaries
+binaries: kubelet kubelet-stock control-plane node-parts ## Build all of the above
+
+.PHONY: verify-reproducible
+verify-reproducible: ## Build the kubelet again elsewhere with an empty cache and compare the bytes (10 minutes)
+	@$(guard_build) kubelet --verify-reproducible --goarch='$(GOARCH)'
+
+##@ See it
+
+.PHONY: demo
+demo: binaries ## Run the incidents on the stock and the guarded kubelet and print a table (KEEP=1 leaves the clusters up)
+	@$(go) run ./cmd/guard-e2e demo $(if $(KEEP),--keep)
+
+##@ Test
+
+.PHONY: test
+test: ## Run unit tests, upstream's kubelet tests in the guarded tree, and the node suite
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-upstream
+	@$(MAKE) --no-print-directory test-e2e
+
+.PHONY: test-unit
+test-unit: ## Run the unit tests, those of the guard with the race detector
+	@$(guard_build) unit --race=./pkg/... ./...
+
+.PHONY: test-upstream
+test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded tree
+	@$(guard_build) test
+
+.PHONY: test-e2e
+test-e2e: binaries ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
+	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
+
+.PHONY: bench
+bench: ## Measure what a decision costs
+	@$(go) test -run='^$$' -bench=. -benchmem ./pkg/kubelet/guard
+
+.PHONY: verify
+verify: ## Check format, vet, staticcheck, scripts, patches and generated files
+	@scripts/verify.sh
+
+##@ Patches
+
+.PHONY: patches-apply
+patches-apply: ## Make the work tree _output/edit/v1.NN, one commit per patch
+	@$(guard_build) patches apply
+
+.PHONY: patches-export
+patches-export: ## Write the commits of the work tree back to patches/v1.NN
+	@$(guard_build) patches export
+
+.PHONY: patches-verify
+patches-verify: ## Check that the series is complete, small, applies without fuzz and exports to the same bytes
+	@$(guard_build) patches verify
+
+.PHONY: patches-rebase
+patches-rebase: ## Carry the series over to another upstream version (TO=v1.36.4)
+	@$(guard_build) patches rebase --to='$(TO)'
+
+.PHONY: series
+series: ## Write the series with the guard package as mails for git am: _output/series/<version>/
+	@$(guard_build) patches series
+
+##@ Housekeeping
+
+.PHONY: generate
+generate: ## Write everything that is made from code or patches
+	@$(go) generate ./...
+	@$(guard_build) patches readme
+
+.PHONY: clean
+clean: ## Remove _output, unless a cluster runs in it
+	@scripts/clean.sh
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,97 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// NodePart is a program that a node needs beside Kubernetes. The list of them is
+// build/node/parts.yaml, which also says what the fields mean.
+type NodePart struct {
+	// Name is the file name below _output/node/bin.
+	Name string `json:"name"`
+	// Module is the module that Package is in.
+	Module string `json:"module"`
+	// Package is the import path of the main package.
+	Package string `json:"package"`
+	// Cgo is set for programs that need a C compiler.
+	Cgo bool `json:"cgo"`
+	// Tags are build tags.
+	Tags []string `json:"tags,omitempty"`
+	// LDFlags are linker flags in addition to -s -w.
+	LDFlags string `json:"ldflags,omitempty"`
+}
+
+// LoadNodeParts reads a parts.yaml. Unknown fields and incomplete or repeated
+// entries are errors.
+func LoadNodeParts(file string) ([]NodePart, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var list struct {
+		Parts []NodePart `json:"parts"`
+	}
+	if err := yaml.UnmarshalStrict(data, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	seen := map[string]bool{}
+	for i, p := range list.Parts {
+		switch {
+		case p.Name == "" || p.Module == "" || p.Package == "":
+			return nil, fmt.Errorf("%s: parts[%d]: name, module and package are all required", file, i)
+		case p.Name != filepath.Base(p.Name):
+			return nil, fmt.Errorf("%s: parts[%d].name: %q is not a file name", file, i, p.Name)
+		case seen[p.Name]:
+			return nil, fmt.Errorf("%s: parts[%d].name: %s is listed twice", file, i, p.Name)
+		}
+		seen[p.Name] = true
+	}
+	if len(list.Parts) == 0 {
+		return nil, fmt.Errorf("%s: parts is empty", file)
+	}
+	return list.Parts, nil
+}
+
+// BuildNodeParts builds the programs of build/node/parts.yaml, for this machine,
+// into _output/node/bin. Progress is written to out.
+func (r Repo) BuildNodeParts(ctx context.Context, out io.Writer) error {
+	pinned := r.path("build", "node")
+	parts, err := LoadNodeParts(filepath.Join(pinned, "parts.yaml"))
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		dir := pinned
+		if p.Module == ModulePath {
+			dir = r.Root
+		}
+		result := r.path("_output", "node", "bin", p.Name)
+		if err := os.MkdirAll(filepath.Dir(result), 0o755); err != nil {
+			return err
+		}
+		args := []string{"build", "-mod=readonly", "-trimpath", "-ldflags", strings.TrimSpace("-s -w " + p.LDFlags)}
+		if len(p.Tags) > 0 {
+			args = append(args, "-tags", strings.Join(p.Tags, ","))
+		}
+		cmd := goCommand(ctx, dir, runtime.GOARCH, append(args, "-o", result, p.Package)...)
+		if p.Cgo {
+			cmd.Env = append(cmd.Env, "CGO_ENABLED=1")
+		}
+		cmd.Stdout, cmd.Stderr = out, out
+		start := time.Now()
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("build node part %s (%s): %w", p.Name, p.Package, err)
+		}
+		fmt.Fprintf(out, "%s (%.0f s)\n", r.rel(result), time.Since(start).Seconds())
+	}
+	return nil
+}

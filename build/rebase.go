@@ -1,0 +1,396 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/mod/semver"
+	"sigs.k8s.io/yaml"
+)
+
+// ConflictError reports a patch that does not carry over to another upstream
+// version by itself.
+type ConflictError struct {
+	// Patch is the file name of the patch.
+	Patch string
+	// Tree is the work tree in which the conflict waits to be resolved.
+	Tree string
+	// Conflicts are the places, in the order of the patch.
+	Conflicts []Conflict
+	// Applied and Total count patches.
+	Applied, Total int
+}
+
+// Conflict is one hunk that could not be merged.
+type Conflict struct {
+	// Path is the file in the Kubernetes tree.
+	Path string
+	// Line is where the conflict starts in the work tree, from 1; 0 when the file no
+	// longer exists upstream.
+	Line int
+	// Hunk is the header of the hunk in the patch.
+	Hunk string
+}
+
+// Error names every place.
+func (e *ConflictError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s conflicts (patch %d of %d):", e.Patch, e.Applied+1, e.Total)
+	for _, c := range e.Conflicts {
+		if c.Line == 0 {
+			fmt.Fprintf(&b, "\n  %s no longer exists upstream; hunk %s", c.Path, c.Hunk)
+		} else {
+			fmt.Fprintf(&b, "\n  %s:%d, hunk %s", c.Path, c.Line, c.Hunk)
+		}
+	}
+	fmt.Fprintf(&b, "\nResolve it in %s (edit, git add, git am --continue), then run the same command with --finish", e.Tree)
+	return b.String()
+}
+
+// refRebased is the series on the old source in the work tree of a rebase. It keeps
+// the objects, and is there to compare with.
+const refRebased = "refs/guard/rebased"
+
+// rebaseState is what a rebase keeps between its two halves, in the .git directory
+// of its work tree.
+type rebaseState struct {
+	Upstream Upstream `json:"upstream"`
+	From     string   `json:"from"`
+	Patches  int      `json:"patches"`
+}
+
+func (r Repo) rebaseTree(version string, u Upstream, out io.Writer) EditTree {
+	return EditTree{repo: r, upstream: u, git: gitTree{dir: r.path("_output", "rebase", version)}, out: out}
+}
+
+// Rebase carries the series of from over to another upstream version, with a
+// three-way merge where the context changed. It works in _output/rebase/<version>
+// and leaves the patches of this repository alone until FinishRebase. A patch that
+// does not merge is reported as a *ConflictError.
+func (r Repo) Rebase(ctx context.Context, from Upstream, version string, force bool, out io.Writer) error {
+	if !semver.IsValid(version) || semver.Canonical(version) != version {
+		return fmt.Errorf("--to: %q is not a full version such as v1.36.3", version)
+	}
+	got, err := downloadModule(ctx, from.Module, version)
+	if err != nil {
+		return fmt.Errorf("--to: %w", err)
+	}
+	to := Upstream{
+		Module: from.Module, Version: version, Sum: got.Sum, GoModSum: got.GoModSum,
+		StagingVersion: "v0" + strings.TrimPrefix(version, "v1"),
+		file:           "upstream.yaml",
+	}
+	series, err := LoadSeries(r.patchDir(from))
+	if err != nil {
+		return err
+	}
+	if len(series.Patches) == 0 {
+		return fmt.Errorf("%s has no patches to rebase", r.rel(r.patchDir(from)))
+	}
+	tree := r.rebaseTree(version, to, out)
+	if tree.exists() && !force {
+		return fmt.Errorf("%s holds a rebase already; finish it with --finish, or give it up with --force", r.rel(tree.Dir()))
+	}
+	if err := os.RemoveAll(tree.Dir()); err != nil {
+		return err
+	}
+	pinned, err := r.resolvePins(ctx, to, got.Dir, out)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "Making the work tree %s\n", r.rel(tree.Dir()))
+	err = buildDir(tree.Dir(), func(tmp string) error {
+		// The old source first, with the series: the blobs between two patches of one
+		// file, too, are what a three-way merge starts from.
+		if err := r.writeBase(ctx, from, tmp); err != nil {
+			return err
+		}
+		g := gitTree{dir: tmp}
+		if err := initBase(ctx, g, from, ""); err != nil {
+			return err
+		}
+		old := EditTree{repo: r, upstream: from, git: g, out: out}
+		for _, p := range series.Patches {
+			if err := old.am(ctx, p, false); err != nil {
+				return err
+			}
+		}
+		for _, args := range [][]string{{"update-ref", refRebased, "HEAD"}, {"reset", "-q", "--hard", refBase}} {
+			if _, err := g.run(ctx, args...); err != nil {
+				return err
+			}
+		}
+		if err := emptyWorkTree(tmp); err != nil {
+			return err
+		}
+		if err := writePinned(ctx, to, pinned, tmp); err != nil {
+			return err
+		}
+		for _, args := range [][]string{
+			{"add", "-A", "-f"},
+			{"commit", "-q", "--allow-empty", "-m", "Kubernetes " + to.Version + " as published, with the pinned go.mod"},
+			{"update-ref", refBase, "HEAD"},
+		} {
+			if _, err := g.run(ctx, args...); err != nil {
+				return err
+			}
+		}
+		data, err := yaml.Marshal(rebaseState{Upstream: to, From: from.Version, Patches: len(series.Patches)})
+		if err != nil {
+			return err
+		}
+		_, err = writeFile(rebaseStateFile(tmp), data, 0o644)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := tree.amAll(ctx, series); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "All %d patches apply to %s. Look at them in %s, then run the same command with --finish.\n", len(series.Patches), version, r.rel(tree.Dir()))
+	return nil
+}
+
+func rebaseStateFile(dir string) string {
+	return filepath.Join(dir, ".git", "guard-rebase.yaml")
+}
+
+// emptyWorkTree removes everything but .git.
+func emptyWorkTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == ".git" {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// amAll applies the whole series in one git am, so that git am --continue goes on
+// with the patches that follow a conflict.
+func (e EditTree) amAll(ctx context.Context, series Series) error {
+	var mails bytes.Buffer
+	for _, p := range series.Patches {
+		mails.Write(p.Data)
+		mails.WriteString("\n")
+	}
+	_, err := e.git.raw(ctx, mails.Bytes(), "am", "-q", "-3", "--keep-cr", "--no-gpg-sign", "--committer-date-is-author-date", "--whitespace=nowarn")
+	if err == nil {
+		return nil
+	}
+	conflict, found := e.conflict(ctx, series)
+	if !found {
+		return err
+	}
+	return conflict
+}
+
+// conflict describes where an unfinished git am stands.
+func (e EditTree) conflict(ctx context.Context, series Series) (*ConflictError, bool) {
+	if e.unfinished() == "" {
+		return nil, false
+	}
+	list, err := e.git.run(ctx, "rev-list", refBase+"..HEAD")
+	if err != nil {
+		return nil, false
+	}
+	c := &ConflictError{Tree: e.repo.rel(e.Dir()), Applied: len(strings.Fields(list)), Total: len(series.Patches)}
+	if c.Applied >= len(series.Patches) {
+		return nil, false
+	}
+	patch := series.Patches[c.Applied]
+	c.Patch = patch.Name
+	unmerged, err := e.git.run(ctx, "diff", "--name-only", "--diff-filter=U")
+	if err != nil {
+		return nil, false
+	}
+	for _, path := range strings.Fields(unmerged) {
+		hunks := patch.hunks(path)
+		data, err := os.ReadFile(e.file(path))
+		places := conflictMarkers(data)
+		if errors.Is(err, fs.ErrNotExist) || len(places) == 0 {
+			for _, h := range hunks {
+				c.Conflicts = append(c.Conflicts, Conflict{Path: path, Hunk: h.header})
+			}
+			continue
+		}
+		for _, place := range places {
+			c.Conflicts = append(c.Conflicts, Conflict{Path: path, Line: place.line, Hunk: place.hunk(hunks)})
+		}
+	}
+	return c, len(c.Conflicts) > 0
+}
+
+// conflictPlace is one pair of conflict markers and the patch's side between them.
+type conflictPlace struct {
+	line   int
+	theirs map[string]bool
+}
+
+func conflictMarkers(data []byte) []conflictPlace {
+	var out []conflictPlace
+	theirs := false
+	for i, line := range strings.Split(string(data), "\n") {
+		switch {
+		case strings.HasPrefix(line, "<<<<<<< "):
+			out = append(out, conflictPlace{line: i + 1, theirs: map[string]bool{}})
+		case line == "=======" && len(out) > 0:
+			theirs = true
+		case strings.HasPrefix(line, ">>>>>>> "):
+			theirs = false
+		case theirs:
+			out[len(out)-1].theirs[line] = true
+		}
+	}
+	return out
+}
+
+// hunk returns the header of the hunk that most of the conflicting lines are from.
+func (c conflictPlace) hunk(hunks []hunk) string {
+	best, header := -1, "unknown"
+	for _, h := range hunks {
+		n := 0
+		for _, line := range h.lines {
+			if line != "" && line[0] != '-' && c.theirs[line[1:]] {
+				n++
+			}
+		}
+		if n > best {
+			best, header = n, h.header
+		}
+	}
+	return header
+}
+
+// hunk is one hunk of a patch, with its lines as they are in the diff.
+type hunk struct {
+	header string
+	lines  []string
+}
+
+// hunks returns the hunks of one file.
+func (p Patch) hunks(path string) []hunk {
+	var out []hunk
+	inFile := false
+	left := 0
+	for _, line := range strings.Split(string(p.Data), "\n") {
+		if left > 0 {
+			if !strings.HasPrefix(line, `\`) {
+				left--
+				if strings.HasPrefix(line, " ") {
+					left--
+				}
+			}
+			if inFile {
+				h := &out[len(out)-1]
+				h.lines = append(h.lines, line)
+			}
+			continue
+		}
+		switch {
+		case strings.HasPrefix(line, "diff --git "):
+			inFile = strings.HasSuffix(line, " b/"+path)
+		case strings.HasPrefix(line, "@@ "):
+			oldLines, newLines, err := hunkLengths(line)
+			if err != nil {
+				continue
+			}
+			left = oldLines + newLines
+			if inFile {
+				out = append(out, hunk{header: line})
+			}
+		}
+	}
+	return out
+}
+
+// FinishRebase exports a rebase that has no conflict left: the patches, the pin and
+// the module files go to patches/<minor>, where they replace what is there. A
+// rebase to another minor version takes the in-tree tests along.
+func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, allowFewer bool, out io.Writer) error {
+	tree := r.rebaseTree(version, Upstream{}, out)
+	data, err := os.ReadFile(rebaseStateFile(tree.Dir()))
+	if err != nil {
+		return fmt.Errorf("no rebase to %s has been started: %w", version, err)
+	}
+	var state rebaseState
+	if err := yaml.UnmarshalStrict(data, &state); err != nil {
+		return fmt.Errorf("%s: %w", rebaseStateFile(tree.Dir()), err)
+	}
+	if state.From != from.Version {
+		return fmt.Errorf("%s holds a rebase from %s, not from %s", r.rel(tree.Dir()), state.From, from.Version)
+	}
+	to := state.Upstream
+	tree.upstream = to
+	if op := tree.unfinished(); op != "" {
+		return fmt.Errorf("%s has an unfinished %s", r.rel(tree.Dir()), op)
+	}
+	if dirty, err := tree.git.run(ctx, "status", "--porcelain"); err != nil || dirty != "" {
+		return errors.Join(err, fmt.Errorf("%s has uncommitted changes; commit or remove them:\n%s", r.rel(tree.Dir()), indent(dirty)))
+	}
+	series, err := tree.series(ctx)
+	if err != nil {
+		return err
+	}
+	if len(series.Patches) == 0 || len(series.Patches) < state.Patches && !allowFewer {
+		return fmt.Errorf("%s has %d commits, the series had %d patches; if one became superfluous, add --allow-fewer", r.rel(tree.Dir()), len(series.Patches), state.Patches)
+	}
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(tree.file(name))
+		if err != nil {
+			return err
+		}
+		if _, err := writeFile(filepath.Join(r.patchDir(to), name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	if _, err := writeFile(filepath.Join(r.patchDir(to), "upstream.yaml"), to.yaml(), 0o644); err != nil {
+		return err
+	}
+	if to.Minor() != from.Minor() {
+		tests := map[string][]byte{}
+		if err := readTree(filepath.Join(r.patchDir(from), "tests"), "", tests); err != nil {
+			return err
+		}
+		for name, data := range tests {
+			if _, err := writeFile(filepath.Join(r.patchDir(to), "tests", filepath.FromSlash(name)), data, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	changed, err := series.write()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s: %d patches for %s, %d files changed. Next: make generate, make test-upstream KUBE_VERSION=%s\n",
+		r.rel(series.Dir), len(series.Patches), to.Version, len(changed), to.Version)
+	return os.RemoveAll(tree.Dir())
+}
+
+// yaml renders the pin as upstream.yaml.
+func (u Upstream) yaml() []byte {
+	return fmt.Appendf(nil, `# The upstream source that the patches of this directory belong to. Its bytes are
+# checked against these sums before a tree is made; see build/upstream.go.
+module: %s
+version: %s
+# Sums as in a go.sum file: of the module archive, and of its go.mod alone.
+sum: %s
+goModSum: %s
+# The published version of the modules that upstream keeps under staging/.
+stagingVersion: %s
+`, u.Module, u.Version, u.Sum, u.GoModSum, u.StagingVersion)
+}

@@ -1,0 +1,111 @@
+package build
+
+import (
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// nextUpstream publishes a version in which lines were added above every hook.
+func (f *fakeRepo) nextUpstream(version, staging string, change func(string) string) {
+	f.t.Helper()
+	f.publish(fakeStaging, staging, map[string]string{"go.mod": "module example.test/api\n\ngo 1.24\n", "api.go": "package api\n\n// Group is the API group.\nconst Group = \"next\"\n"})
+	files := fakeUpstream()
+	files["pkg/kubelet/kubelet.go"] = change(kubeletGo)
+	f.publish(fakeModule, version, files)
+}
+
+func moved(s string) string {
+	return strings.Replace(s, "// Name is", "// Zero is nothing.\nconst Zero = 0\n\n// Name is", 1)
+}
+
+func TestRebaseFollowsMovedContext(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	u := f.upstream()
+	f.nextUpstream("v1.36.4", "v0.36.4", moved)
+	before := snapshot(t, f.path("patches"))
+	require.NoError(t, f.Rebase(ctx, u, "v1.36.4", false, io.Discard))
+	require.Equal(t, before, snapshot(t, f.path("patches")), "nothing is written before --finish")
+	require.ErrorContains(t, f.Rebase(ctx, u, "v1.36.4", false, io.Discard), "holds a rebase already")
+
+	require.NoError(t, f.FinishRebase(ctx, u, "v1.36.4", false, io.Discard))
+	now := f.upstream()
+	require.Equal(t, "v1.36.4", now.Version)
+	require.Equal(t, "v0.36.4", now.StagingVersion)
+	require.NotEqual(t, u.Sum, now.Sum)
+	require.Contains(t, f.read("patches/v1.36/go.mod"), "example.test/api v0.36.4")
+	require.NoError(t, f.VerifyPatchesForTest())
+	require.NoDirExists(t, f.path("_output", "rebase", "v1.36.4"))
+}
+
+func TestRebaseToAnotherMinorMakesItsDirectory(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	f.write("patches/v1.36/tests/pkg/kubelet/hooks_test.go", "package kubelet\n")
+	u := f.upstream()
+	before := snapshot(t, f.path("patches", "v1.36"))
+	f.nextUpstream("v1.37.0", "v0.37.0", moved)
+	require.NoError(t, f.Rebase(ctx, u, "v1.37.0", false, io.Discard))
+	require.NoError(t, f.FinishRebase(ctx, u, "v1.37.0", false, io.Discard))
+	require.Equal(t, before, snapshot(t, f.path("patches", "v1.36")))
+	all, err := f.Supported()
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	require.Equal(t, "package kubelet\n", f.read("patches/v1.37/tests/pkg/kubelet/hooks_test.go"))
+	require.NoError(t, f.VerifyPatchesForTest())
+}
+
+func TestRebaseNamesTheHunkThatConflicts(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	u := f.upstream()
+	f.nextUpstream("v1.36.4", "v0.36.4", func(s string) string {
+		return strings.Replace(moved(s), "func Kill(pod string) bool {\n\tif pod == \"\" {", "func Kill(pod string, grace int) bool {\n\tif pod == \"\" || grace < 0 {", 1)
+	})
+	err := f.Rebase(ctx, u, "v1.36.4", false, io.Discard)
+	var conflict *ConflictError
+	require.ErrorAs(t, err, &conflict)
+	require.Equal(t, killPatch, conflict.Patch)
+	require.Equal(t, 1, conflict.Applied)
+	require.Len(t, conflict.Conflicts, 1)
+	require.Equal(t, "pkg/kubelet/kubelet.go", conflict.Conflicts[0].Path)
+	require.Equal(t, 28, conflict.Conflicts[0].Line)
+	require.Contains(t, conflict.Conflicts[0].Hunk, "@@ -22,6 +22,9 @@ func Name() string {")
+	require.ErrorContains(t, err, killPatch+" conflicts (patch 2 of 2):\n  pkg/kubelet/kubelet.go:28, hunk @@ -22,6 +22,9 @@")
+	require.ErrorContains(t, f.FinishRebase(ctx, u, "v1.36.4", false, io.Discard), "unfinished git am")
+
+	// The developer resolves it.
+	tree := f.rebaseTree("v1.36.4", u, io.Discard)
+	resolved := moved(f.read("_output/edit/v1.36/pkg/kubelet/kubelet.go"))
+	resolved = strings.Replace(resolved, "Kill(pod string)", "Kill(pod string, grace int)", 1)
+	require.NoError(t, os.WriteFile(tree.file("pkg/kubelet/kubelet.go"), []byte(resolved), 0o644))
+	for _, args := range [][]string{{"add", "pkg/kubelet/kubelet.go"}, {"am", "--continue"}} {
+		_, err := tree.git.run(ctx, args...)
+		require.NoError(t, err)
+	}
+	require.NoError(t, f.FinishRebase(ctx, u, "v1.36.4", false, io.Discard))
+	require.NoError(t, f.VerifyPatchesForTest())
+	require.Equal(t, syncPatch+"\n"+killPatch+"\n", f.read("patches/v1.36/series"))
+}
+
+func TestRebaseNamesAFileThatUpstreamRemoved(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	u := f.upstream()
+	f.publish(fakeStaging, "v0.36.4", map[string]string{"go.mod": "module example.test/api\n\ngo 1.24\n", "api.go": "package api\n\n// Group is the API group.\nconst Group = \"next\"\n"})
+	files := fakeUpstream()
+	delete(files, "pkg/kubelet/kubelet.go")
+	delete(files, "pkg/kubelet/kubelet_test.go")
+	files["pkg/kubelet/other.go"] = "package kubelet\n\nfunc Name() string { return \"\" }\n\nfunc SyncPod(string) bool { return false }\n"
+	f.publish(fakeModule, "v1.36.4", files)
+	err := f.Rebase(ctx, u, "v1.36.4", false, io.Discard)
+	require.ErrorContains(t, err, syncPatch+" conflicts (patch 1 of 2):\n  pkg/kubelet/kubelet.go no longer exists upstream; hunk @@ ")
+}
+
+func TestRebaseRefusesAnUnclearTarget(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	u := f.upstream()
+	require.ErrorContains(t, f.Rebase(ctx, u, "1.36", false, io.Discard), `--to: "1.36" is not a full version`)
+	require.ErrorContains(t, f.Rebase(ctx, u, "v1.99.0", false, io.Discard), "--to: go mod download example.test/kubernetes@v1.99.0")
+	require.ErrorContains(t, f.FinishRebase(ctx, u, "v1.36.4", false, io.Discard), "no rebase to v1.36.4 has been started")
+}

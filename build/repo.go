@@ -1,0 +1,176 @@
+package build
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/mod/modfile"
+)
+
+const (
+	// ModulePath is the module path of this repository.
+	ModulePath = "kubelet-guard.io"
+
+	// GuardDir is the place of the guard package, the same one in this repository
+	// and in a Kubernetes tree.
+	GuardDir = "pkg/kubelet/guard"
+
+	// guardTestDir is what in-tree tests of several packages share. It needs the
+	// kubelet's own types, so it lies with those tests and not in the guard package.
+	guardTestDir = GuardDir + "/guardtest"
+)
+
+// testOnly reports whether a file of a Kubernetes tree is part of no program.
+func testOnly(name string) bool {
+	return strings.HasSuffix(name, "_test.go") || strings.Contains("/"+name, "/testdata/") || strings.HasPrefix(name, guardTestDir+"/")
+}
+
+// inGuard reports whether a file of a Kubernetes tree is one of the guard package.
+func inGuard(name string) bool {
+	return strings.HasPrefix(name, GuardDir+"/") && !strings.HasPrefix(name, guardTestDir+"/")
+}
+
+// Repo is a checkout of this repository. All methods take their paths from it, so
+// that two checkouts do not disturb each other.
+type Repo struct {
+	// Root is the absolute path of the directory that holds go.mod.
+	Root string
+}
+
+// FindRepo returns the checkout that dir is in.
+func FindRepo(dir string) (Repo, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Repo{}, err
+	}
+	for d := dir; ; d = filepath.Dir(d) {
+		data, err := os.ReadFile(filepath.Join(d, "go.mod"))
+		if err == nil && modfile.ModulePath(data) == ModulePath {
+			return Repo{Root: d}, nil
+		}
+		if d == filepath.Dir(d) {
+			return Repo{}, fmt.Errorf("no go.mod of module %s in %s or above it; run this inside a checkout of Kubelet Guard", ModulePath, dir)
+		}
+	}
+}
+
+func (r Repo) path(elem ...string) string {
+	return filepath.Join(append([]string{r.Root}, elem...)...)
+}
+
+// patchDir is where the patches for a minor version live.
+func (r Repo) patchDir(u Upstream) string { return r.path("patches", u.Minor()) }
+
+// outDir holds everything that is built for one upstream version.
+func (r Repo) outDir(u Upstream) string { return r.path("_output", u.Version) }
+
+// rel shortens a path for messages.
+func (r Repo) rel(path string) string {
+	if rel, err := filepath.Rel(r.Root, path); err == nil && !strings.HasPrefix(rel, "..") {
+		return rel
+	}
+	return path
+}
+
+// addedFiles returns what a guarded tree has beside upstream's files and the
+// patches: the guard package and the in-tree hook tests. Keys are slash-separated
+// paths in the Kubernetes tree.
+func (r Repo) addedFiles(u Upstream) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	if err := readTree(r.path(filepath.FromSlash(GuardDir)), GuardDir, files); err != nil {
+		return nil, err
+	}
+	for name, data := range files {
+		// The same bytes must compile here and in the Kubernetes tree, where this
+		// module does not exist.
+		if strings.HasSuffix(name, ".go") && strings.Contains(string(data), `"`+ModulePath+`/pkg/`) {
+			return nil, fmt.Errorf("%s: imports a package of %s; the guard package is copied into the Kubernetes tree, where only published modules resolve", name, ModulePath)
+		}
+	}
+	tests := map[string][]byte{}
+	if err := readTree(filepath.Join(r.patchDir(u), "tests"), "", tests); err != nil {
+		return nil, err
+	}
+	for name, data := range tests {
+		if !testOnly(name) {
+			return nil, fmt.Errorf("%s/tests/%s: only _test.go files, testdata and %s belong there; code goes into the guard package or a patch", r.rel(r.patchDir(u)), name, guardTestDir)
+		}
+		if _, both := files[name]; both {
+			return nil, fmt.Errorf("%s/tests/%s: the guard package has the same file", r.rel(r.patchDir(u)), name)
+		}
+		files[name] = data
+	}
+	return files, nil
+}
+
+// readTree adds the regular files below dir to files, under prefix. A directory
+// that does not exist has no files.
+func readTree(dir, prefix string, files map[string][]byte) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() || ignoredName(d.Name()) {
+			return nil
+		}
+		if !d.Type().IsRegular() {
+			return fmt.Errorf("%s: not a regular file", path)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		name := filepath.ToSlash(rel)
+		if prefix != "" {
+			name = prefix + "/" + name
+		}
+		files[name] = data
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// ignoredName reports editor leftovers, which must not change what is built.
+func ignoredName(name string) bool {
+	return strings.HasPrefix(name, ".") || strings.HasPrefix(name, "#") ||
+		strings.HasSuffix(name, "~") || strings.HasSuffix(name, ".orig") || strings.HasSuffix(name, ".rej")
+}
+
+// writeFile replaces a file in one step, and leaves it alone, time stamp included,
+// when it has the wanted content: the go command then need not hash it again.
+func writeFile(path string, data []byte, mode fs.FileMode) (changed bool, err error) {
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
+		return false, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return false, err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return false, err
+	}
+	defer os.Remove(tmp.Name())
+	if _, err := tmp.Write(data); err != nil {
+		tmp.Close()
+		return false, err
+	}
+	if err := tmp.Chmod(mode); err != nil {
+		tmp.Close()
+		return false, err
+	}
+	if err := tmp.Close(); err != nil {
+		return false, err
+	}
+	return true, os.Rename(tmp.Name(), path)
+}

@@ -1,0 +1,347 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"text/tabwriter"
+)
+
+const (
+	// maxUpstreamLines is how many upstream lines a hook may change. What is larger
+	// is logic, and belongs in the guard package.
+	maxUpstreamLines = 25
+	// maxSubject keeps a subject on one line of a mail header and of git log.
+	maxSubject = 76
+)
+
+var subjectForm = regexp.MustCompile(`^[a-z][a-z0-9/_-]*: [a-z0-9].*[^.]$`)
+
+// lint checks what a patch says about itself.
+func (p Patch) lint() []error {
+	var errs []error
+	fail := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf(p.Name+": "+format, args...))
+	}
+	if !subjectForm.MatchString(p.Subject) {
+		fail("subject %q: write it as \"area: what the patch does\", in lower case and without a full stop", p.Subject)
+	}
+	if len(p.Subject) > maxSubject {
+		fail("subject has %d characters; at most %d", len(p.Subject), maxSubject)
+	}
+	if want := patchName(p.Subject); p.Name != want {
+		fail("the file name of this subject is %s; run guard-build patches export", want)
+	}
+	if p.Body == "" {
+		fail("no body; say why the hook is needed")
+	}
+	switch f := p.Trailers["Forwarded"]; {
+	case f == "":
+		fail("no Forwarded: trailer in the last paragraph; give a link, no, or not-needed")
+	case f != "no" && f != "not-needed" && !strings.HasPrefix(f, "https://"):
+		fail("Forwarded: %q is neither a link, no nor not-needed", f)
+	}
+	if p.Trailers["Drop-When"] == "" {
+		fail("no Drop-When: trailer in the last paragraph; say what makes the patch superfluous")
+	}
+	if n := p.UpstreamLines(); n > maxUpstreamLines && p.Trailers["Size-Justification"] == "" {
+		fail("changes %d upstream lines, more than %d; move logic into the guard package, or add a Size-Justification: trailer", n, maxUpstreamLines)
+	}
+	for _, f := range p.Files {
+		if strings.HasSuffix(f.Path, "_test.go") && f.New {
+			fail("adds %s; in-tree tests belong in tests/", f.Path)
+		}
+	}
+	return errs
+}
+
+// VerifyPatches checks a patch directory: the series file and the directory agree,
+// each patch explains itself and is small, the series applies without fuzz, is
+// byte for byte what an export would write, and patches/README.md has its table.
+// It prints the size of each patch to out and returns all defects together. When
+// an export would write other bytes, the right ones are left in
+// _output/patches/<minor>.
+func (r Repo) VerifyPatches(ctx context.Context, u Upstream, out io.Writer) error {
+	series, err := LoadSeries(r.patchDir(u))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	unlisted, err := series.Unlisted()
+	if err != nil {
+		return err
+	}
+	for _, name := range unlisted {
+		errs = append(errs, fmt.Errorf("%s: the series file does not list it; add it there, or remove it", name))
+	}
+	for _, p := range series.Patches {
+		errs = append(errs, p.lint()...)
+	}
+	if err := r.verifyReadme(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := r.verifyReexport(ctx, u, series, out); err != nil {
+		errs = append(errs, err)
+	}
+	series.printSizes(out)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%s:\n%w", r.rel(series.Dir), err)
+	}
+	fmt.Fprintf(out, "%s: %d patches apply to %s without fuzz and export to the same bytes\n", r.rel(series.Dir), len(series.Patches), u.Version)
+	return nil
+}
+
+// verifyReexport applies the series strictly, as commits, and exports it again.
+func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out io.Writer) error {
+	unlock, err := lockFile(r.path("_output", "verify", "lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	tree := EditTree{repo: r, upstream: u, git: gitTree{dir: r.path("_output", "verify", u.Minor())}, out: out}
+	if err := tree.reset(ctx); err != nil {
+		return err
+	}
+	for _, p := range series.Patches {
+		if err := tree.am(ctx, p, false); err != nil {
+			return err
+		}
+	}
+	again, err := tree.series(ctx)
+	if err != nil {
+		return err
+	}
+	if series.equal(again) {
+		return nil
+	}
+	again.Dir = r.path("_output", "patches", u.Minor())
+	if err := os.RemoveAll(again.Dir); err != nil {
+		return err
+	}
+	if _, err := again.write(); err != nil {
+		return err
+	}
+	var differ []string
+	for i, p := range series.Patches {
+		if i >= len(again.Patches) || p.Name != again.Patches[i].Name || !bytes.Equal(p.Data, again.Patches[i].Data) {
+			differ = append(differ, p.Name)
+		}
+	}
+	return fmt.Errorf("not what an export writes: %s; the right bytes are in %s: use guard-build patches apply and export instead of editing patches",
+		strings.Join(differ, ", "), r.rel(again.Dir))
+}
+
+// printSizes writes a table of the patches with their sizes.
+func (s Series) printSizes(out io.Writer) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "added\tremoved\tupstream\tfiles\t  patch")
+	var added, removed, upstream, files int
+	for _, p := range s.Patches {
+		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t  %s\n", p.Added(), p.Removed(), p.UpstreamLines(), len(p.Files), p.Name)
+		added += p.Added()
+		removed += p.Removed()
+		upstream += p.UpstreamLines()
+		files += len(p.Files)
+	}
+	fmt.Fprintf(w, "%d\t%d\t%d\t%d\t  total of %d patches\n", added, removed, upstream, files, len(s.Patches))
+	w.Flush()
+}
+
+func (r Repo) readmeFile() string { return r.path("patches", "README.md") }
+
+// markers enclose the generated table of one minor version in patches/README.md.
+func markers(u Upstream) (begin, end string) {
+	return "<!-- BEGIN " + u.Minor() + ": generated by make generate; do not edit -->", "<!-- END " + u.Minor() + " -->"
+}
+
+// verifyReadme compares patches/README.md with what GenerateReadme would write.
+func (r Repo) verifyReadme() error {
+	have, err := os.ReadFile(r.readmeFile())
+	if err != nil {
+		return err
+	}
+	want, err := r.renderReadme(have)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(have, want) {
+		return fmt.Errorf("%s: its table is not that of the series; run make generate", r.rel(r.readmeFile()))
+	}
+	return nil
+}
+
+// GenerateReadme writes the patch tables into patches/README.md.
+func (r Repo) GenerateReadme(out io.Writer) error {
+	have, err := os.ReadFile(r.readmeFile())
+	if err != nil {
+		return err
+	}
+	want, err := r.renderReadme(have)
+	if err != nil {
+		return err
+	}
+	changed, err := writeFile(r.readmeFile(), want, 0o644)
+	if changed {
+		fmt.Fprintf(out, "%s: written\n", r.rel(r.readmeFile()))
+	}
+	return err
+}
+
+// renderReadme replaces what is between the markers of each supported version.
+func (r Repo) renderReadme(text []byte) ([]byte, error) {
+	all, err := r.Supported()
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range all {
+		begin, end := markers(u)
+		i := bytes.Index(text, []byte(begin))
+		j := bytes.Index(text, []byte(end))
+		if i < 0 || j < i {
+			return nil, fmt.Errorf("%s: it needs the two lines %q and %q, between which the table of %s goes", r.rel(r.readmeFile()), begin, end, u.Version)
+		}
+		series, err := LoadSeries(r.patchDir(u))
+		if err != nil {
+			return nil, err
+		}
+		var b bytes.Buffer
+		b.Write(text[:i+len(begin)])
+		b.WriteString("\n" + series.markdown(u) + "\n")
+		b.Write(text[j:])
+		text = b.Bytes()
+	}
+	return text, nil
+}
+
+// markdown renders the series as a table.
+func (s Series) markdown(u Upstream) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n| patch for %s | hooks | lines | why | drop when |\n|---|---|---:|---|---|\n", u.Version)
+	cell := func(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
+	added, removed := 0, 0
+	for _, p := range s.Patches {
+		var files []string
+		for _, f := range p.Files {
+			files = append(files, "`"+strings.TrimPrefix(f.Path, "pkg/kubelet/")+"`")
+		}
+		lines := fmt.Sprintf("+%d −%d", p.Added(), p.Removed())
+		why := firstSentence(p.Body)
+		if size := p.Trailers["Size-Justification"]; size != "" {
+			why += " Size: " + size
+		}
+		fmt.Fprintf(&b, "| [%s](%s/%s) | %s | %s | %s | %s |\n",
+			cell(p.Subject), u.Minor(), p.Name, strings.Join(files, ", "), lines, cell(why), cell(p.Trailers["Drop-When"]))
+		added += p.Added()
+		removed += p.Removed()
+	}
+	fmt.Fprintf(&b, "| **%d patches** | | **+%d −%d** | | |\n", len(s.Patches), added, removed)
+	return b.String()
+}
+
+// firstSentence returns the start of a body up to its first full stop at the end
+// of a word, or the first paragraph.
+func firstSentence(body string) string {
+	paragraph, _, _ := strings.Cut(body, "\n\n")
+	text := strings.Join(strings.Fields(paragraph), " ")
+	if i := strings.Index(text, ". "); i >= 0 {
+		return text[:i+1]
+	}
+	return text
+}
+
+// WriteSeries writes the whole change as mails for git am, into
+// _output/series/<version>: a patch that adds the guard package, the patches, and
+// one that adds the in-tree tests. They apply to a Kubernetes checkout at the tag
+// of the same name. It returns the directory.
+func (r Repo) WriteSeries(ctx context.Context, u Upstream, out io.Writer) (string, error) {
+	series, err := LoadSeries(r.patchDir(u))
+	if err != nil {
+		return "", err
+	}
+	added, err := r.addedFiles(u)
+	if err != nil {
+		return "", err
+	}
+	unlock, err := lockFile(r.path("_output", "verify", "lock"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	tree := EditTree{repo: r, upstream: u, git: gitTree{dir: r.path("_output", "verify", u.Minor())}, out: out}
+	if err := tree.reset(ctx); err != nil {
+		return "", err
+	}
+	guard, tests := map[string][]byte{}, map[string][]byte{}
+	for name, data := range added {
+		if inGuard(name) {
+			guard[name] = data
+		} else {
+			tests[name] = data
+		}
+	}
+	if err := tree.commitFiles(ctx, guard, "kubelet: add the guard package\n\nVersion "+Release+" of Kubelet Guard decides, remembers and reports; the patches that\nfollow only ask it.\n"); err != nil {
+		return "", err
+	}
+	for _, p := range series.Patches {
+		if err := tree.am(ctx, p, false); err != nil {
+			return "", err
+		}
+	}
+	if err := tree.commitFiles(ctx, tests, "kubelet: test the hooks of the guard\n\nThese tests need the kubelet's own types, so they cannot be in the guard package.\n"); err != nil {
+		return "", err
+	}
+	dir := r.path("_output", "series", u.Version)
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	n := 0
+	err = buildDir(dir, func(tmp string) error {
+		list, err := tree.git.run(ctx, "rev-list", "--reverse", refBase+"..HEAD")
+		if err != nil {
+			return err
+		}
+		for _, commit := range strings.Fields(list) {
+			subject, err := tree.git.run(ctx, "show", "-s", "--format=%s", commit)
+			if err != nil {
+				return err
+			}
+			data, err := formatPatch(ctx, tree.git, commit)
+			if err != nil {
+				return err
+			}
+			n++
+			if _, err := writeFile(filepath.Join(tmp, fmt.Sprintf("%04d-%s", n, patchName(subject))), data, 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(out, "%s: %d patches. In a Kubernetes checkout at %s:\n  git am %s/*.patch\n", r.rel(dir), n, u.Version, dir)
+	return dir, nil
+}
+
+// commitFiles commits added files; without files there is no commit.
+func (e EditTree) commitFiles(ctx context.Context, files map[string][]byte, message string) error {
+	if len(files) == 0 {
+		return nil
+	}
+	for name, data := range files {
+		if _, err := writeFile(e.file(name), data, 0o644); err != nil {
+			return err
+		}
+		if _, err := e.git.run(ctx, "add", "-f", "--", name); err != nil {
+			return err
+		}
+	}
+	_, err := e.git.run(ctx, "commit", "-q", "-m", message)
+	return err
+}

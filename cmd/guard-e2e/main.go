@@ -1,0 +1,42 @@
+// Command guard-e2e runs the node suite for the stock and the guarded kubelet,
+// side by side, and tells what came of it. It builds nothing: make does.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	// The suites clean their clusters up on an interrupt, so the program stays to
+	// wait for them.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:           "guard-e2e",
+		Short:         "Run the node suite for the stock and the guarded kubelet",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	flags := cmd.PersistentFlags()
+	flags.StringVar(&o.outputDir, "output", "_output", "folder with the built programs; receives clusters/ and e2e/")
+	flags.StringVar(&o.provider, "provider", "local", "who runs the clusters: local (kind is planned)")
+	flags.BoolVar(&o.keep, "keep", false, "leave the clusters up and print how to use kubectl on them")
+	flags.BoolVar(&o.failFast, "fail-fast", false, "end a suite with its first failed spec")
+	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o))
+	return cmd
+}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	e2e "kubelet-guard.io/node-e2e"
+)
+
+func newRunCommand(o *options) *cobra.Command {
+	var kubelets []string
+	var labelFilter string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the whole suite, or what a label filter selects",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var variants []e2e.Variant
+			for _, kubelet := range kubelets {
+				v, err := e2e.ParseVariant(kubelet)
+				if err != nil {
+					return fmt.Errorf("--kubelet: %w", err)
+				}
+				variants = append(variants, v)
+			}
+			outcomes := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), variants, labelFilter)
+			passed, failed := 0, 0
+			var errs []error
+			for _, outcome := range outcomes {
+				passed += outcome.results.Passed
+				failed += outcome.results.Failed
+				for _, failure := range outcome.results.Failures {
+					fmt.Fprintf(cmd.OutOrStdout(), "FAILED on %s: %s\n", outcome.kubelet, failure)
+				}
+				errs = append(errs, outcome.err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d passed, %d failed\n", passed, failed)
+			return errors.Join(errs...)
+		},
+	}
+	cmd.Flags().StringSliceVar(&kubelets, "kubelet", []string{string(e2e.Stock), string(e2e.Guarded)}, "kubelets to run the suite for, side by side")
+	cmd.Flags().StringVar(&labelFilter, "label-filter", "", "Ginkgo label filter, for example 'incident' or 'guarded && !incident'")
+	return cmd
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	e2e "kubelet-guard.io/node-e2e"
+)
+
+// suiteProgram is the compiled node suite in <output>/bin.
+const suiteProgram = "node-e2e.test"
+
+// cleanupTime is how long an interrupted suite may take to remove its cluster,
+// before it is killed.
+const cleanupTime = 4 * time.Minute
+
+// options are the flags of all subcommands.
+type options struct {
+	outputDir, provider string
+	keep, failFast      bool
+}
+
+// outcome is what came of one suite.
+type outcome struct {
+	kubelet e2e.Variant
+	results e2e.Results
+	// err is set when the suite failed, and when there are no results to trust.
+	err error
+}
+
+// runSuites runs the suite for each kubelet, side by side. Progress goes to w.
+func (o *options) runSuites(ctx context.Context, w io.Writer, kubelets []e2e.Variant, labelFilter string) []outcome {
+	outcomes := make([]outcome, len(kubelets))
+	var lock sync.Mutex
+	var wait sync.WaitGroup
+	started := time.Now()
+	for i, kubelet := range kubelets {
+		wait.Go(func() {
+			report := func(line string) {
+				lock.Lock()
+				defer lock.Unlock()
+				fmt.Fprintf(w, "%s %-8s %s\n", elapsed(started), kubelet, line)
+			}
+			outcomes[i].kubelet = kubelet
+			outcomes[i].results, outcomes[i].err = o.runSuite(ctx, kubelet, labelFilter, report)
+		})
+	}
+	wait.Wait()
+	return outcomes
+}
+
+func elapsed(since time.Time) string {
+	seconds := int(time.Since(since).Seconds())
+	return fmt.Sprintf("%02d:%02d", seconds/60, seconds%60)
+}
+
+// runSuite runs the suite for one kubelet and returns its results. The error also
+// says that specs failed, in which case the results hold which.
+func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter string, report func(string)) (results e2e.Results, err error) {
+	program := filepath.Join(o.outputDir, "bin", suiteProgram)
+	if _, err := os.Stat(program); err != nil {
+		return results, fmt.Errorf("the node suite is not built (make node-e2e): %w", err)
+	}
+	dir := filepath.Join(o.outputDir, "e2e", string(kubelet))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return results, err
+	}
+	resultsFile := filepath.Join(dir, "results.json")
+	if err := os.Remove(resultsFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return results, fmt.Errorf("remove the results of the last run: %w", err)
+	}
+	log, err := os.Create(filepath.Join(dir, "suite.log"))
+	if err != nil {
+		return results, err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+
+	cmd := exec.CommandContext(ctx, program,
+		"-test.run=^TestNode$",
+		"-provider="+o.provider,
+		"-kubelet="+string(kubelet),
+		"-output="+o.outputDir,
+		"-results="+resultsFile,
+		fmt.Sprintf("-keep=%t", o.keep),
+		"-ginkgo.label-filter="+labelFilter,
+		fmt.Sprintf("-ginkgo.fail-fast=%t", o.failFast),
+		"-ginkgo.no-color", "-ginkgo.v",
+	)
+	cmd.Stdout = log
+	progress, err := cmd.StderrPipe()
+	if err != nil {
+		return results, err
+	}
+	// A group of its own keeps the terminal's Ctrl-C from the suite, which would
+	// take a second one, from here, as an order to leave its cluster behind. When
+	// this program dies without a word, the kernel sends the interrupt.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGINT}
+	cmd.Cancel = func() error {
+		report("interrupted, cleaning up")
+		return cmd.Process.Signal(os.Interrupt)
+	}
+	cmd.WaitDelay = cleanupTime
+	// Pdeathsig is about the thread that started the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return results, err
+	}
+	lines := bufio.NewScanner(progress)
+	for lines.Scan() {
+		report(lines.Text())
+	}
+	failed := cmd.Wait()
+	if err := ctx.Err(); err != nil {
+		return results, fmt.Errorf("the %s suite was interrupted", kubelet)
+	}
+	results, err = e2e.ReadResults(resultsFile)
+	switch {
+	case err != nil:
+		return results, fmt.Errorf("the %s suite ended without results, see %s: %w", kubelet, log.Name(), errors.Join(failed, err))
+	case failed != nil:
+		return results, fmt.Errorf("the %s suite failed, see %s: %w", kubelet, log.Name(), failed)
+	}
+	return results, nil
+}

@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+// hold makes the kubelet want to stop a pod, by a fault that needs no restart, and
+// waits until the guard holds it.
+func (s *scene) hold(ctx context.Context, pod *subject) {
+	GinkgoHelper()
+	s.patch(ctx, pod, `{"spec":{"activeDeadlineSeconds":1}}`)
+	s.awaitHeld(ctx, pod, guard.ActiveDeadlineExceeded)
+}
+
+func (s *scene) awaitHeld(ctx context.Context, pod *subject, cause guard.Cause) {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		pod.expectAlive(g)
+		expectState(g, ctx, pod, guard.Held, cause)
+	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held for %s", pod, cause)
+}
+
+var immediately = metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}
+
+var _ = Describe("Explicit deletion of a protected pod", func() {
+	It("ends it when asked for without a grace period", Label(labelTransparency), func(ctx SpecContext) {
+		s := newScene(ctx)
+		s.deleteExplicitly(ctx, s.run(ctx, s.newPod("protected", protected))[0], immediately)
+	})
+
+	It("ends it when asked for while the kubelet is down and a fault comes with the restart", Label(labelTransparency), func(ctx SpecContext) {
+		s := newScene(ctx)
+		request := nodeMilliCPU(ctx) / 2
+		pod := s.run(ctx, s.newPod("protected", protected, requesting(request)))[0]
+		By("deleting the pod while the kubelet is down")
+		stopKubelet(ctx)
+		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, metav1.DeleteOptions{})).To(Succeed())
+		Expect(ended(pod)).To(BeFalse(), "nobody stops the pod yet")
+		By("starting the kubelet with a configuration that rejects the pod")
+		asked := time.Now()
+		startKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", request+request/2)}
+		}})
+		pod.awaitDeath(ctx, asked, gracePeriod+deletionSlack)
+		s.awaitGone(ctx, pod, gracePeriod+deletionSlack)
+	})
+
+	It("gives a held pod the time that its process takes to end", Label(labelGuarded), func(ctx SpecContext) {
+		const lingers = 2 * time.Second
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected, withArgs("--term-delay="+lingers.String())))[0]
+		s.hold(ctx, pod)
+		took := s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		Expect(took).To(BeNumerically(">=", lingers), "time from the request to the end of the process")
+	})
+
+	It("cuts a held pod's process off when its grace period is over", Label(labelGuarded), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected, withArgs("--term-delay=10m")))[0]
+		s.hold(ctx, pod)
+		took := s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](2)})
+		Expect(took).To(BeNumerically(">=", 2*time.Second), "time from the request to the end of the process")
+	})
+
+	It("ends a held pod when asked for without a grace period", Label(labelGuarded), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s.hold(ctx, pod)
+		s.deleteExplicitly(ctx, pod, immediately)
+		metrics := mustReadMetrics(ctx)
+		Expect(metrics.byCause(heldPods)).To(BeEmpty(), heldPods)
+		Expect(metrics.byCause(allowedKills)[guard.ExplicitDeletion]).To(BeNumerically(">=", 1), "%s{cause=%q}", allowedKills, guard.ExplicitDeletion)
+	})
+
+	It("ends a held pod whose liveness probe fails", Label(labelGuarded), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected, withLiveness))[0]
+		s.hold(ctx, pod)
+		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
+})
+
+var _ = Describe("A held pod", Label(labelGuarded), func() {
+	It("keeps what it wrote to its emptyDir over a kubelet restart", func(ctx SpecContext) {
+		const content = "written before the fault"
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected, requesting(nodeMilliCPU(ctx)/2),
+			withArgs("--file=/data/file", "--content="+content), withEmptyDir("/data")))[0]
+		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", nodeMilliCPU(ctx)*3/4)}
+		}})
+		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
+		// Volumes are reconstructed, and cleaned up, within the first seconds.
+		Consistently(func(g Gomega) {
+			pod.expectAlive(g)
+			s.expectServing(g, ctx, pod.name, pod.uid)
+			g.Expect(s.tell(ctx, pod.name, "/file", nil)).To(Equal(content), "the file in the emptyDir")
+		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
+
+	It("is restarted by its failing liveness probe, and by its own exit", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected, withLiveness))[0]
+		s.hold(ctx, pod)
+		By("failing the liveness probe")
+		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
+		pod.awaitDeath(ctx, time.Now(), killTimeout)
+		s.awaitServing(ctx, pod.name, pod.uid)
+		restarted := s.observe(ctx, pod.name, workloadContainer)
+		s.awaitHeld(ctx, restarted, guard.ActiveDeadlineExceeded)
+		By("exiting")
+		s.tell(ctx, pod.name, "/exit", map[string]string{"code": "1"})
+		restarted.awaitDeath(ctx, time.Now(), killTimeout)
+		s.awaitServing(ctx, pod.name, pod.uid)
+		again := s.observe(ctx, pod.name, workloadContainer)
+		s.awaitHeld(ctx, again, guard.ActiveDeadlineExceeded)
+		s.deleteExplicitly(ctx, again, metav1.DeleteOptions{})
+	})
+
+	It("keeps all its containers, sidecars included, and loses all when deleted", func(ctx SpecContext) {
+		s := newScene(ctx)
+		s.run(ctx, s.newPod("protected", protected, withInitAndSidecar))
+		main, sidecar := s.observe(ctx, "protected", workloadContainer), s.observe(ctx, "protected", sidecarContainer)
+		s.hold(ctx, main)
+		Consistently(func(g Gomega) {
+			main.expectAlive(g)
+			sidecar.expectAlive(g)
+			s.expectServing(g, ctx, main.name, main.uid)
+		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		asked := time.Now()
+		s.deleteExplicitly(ctx, main, metav1.DeleteOptions{})
+		sidecar.awaitDeath(ctx, asked, deletionSlack)
+	})
+})
+
+const sidecarContainer = "sidecar"
+
+func withLiveness(pod *corev1.Pod) {
+	pod.Spec.Containers[0].LivenessProbe = &corev1.Probe{
+		ProbeHandler:     httpGet("/healthz", workloadPort),
+		PeriodSeconds:    1,
+		FailureThreshold: 2,
+	}
+}
+
+func withEmptyDir(at string) podOption {
+	return func(pod *corev1.Pod) {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{
+			Name:         "data",
+			VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+		})
+		pod.Spec.Containers[0].VolumeMounts = append(pod.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "data", MountPath: at})
+	}
+}
+
+// withInitAndSidecar adds an init container that completes and one that runs as
+// long as the pod.
+func withInitAndSidecar(pod *corev1.Pod) {
+	init := newContainer("init", 0)
+	init.Args, init.Ports, init.ReadinessProbe = []string{"--listen=false", "--run-for=100ms"}, nil, nil
+	sidecar := newContainer(sidecarContainer, workloadPort+1)
+	sidecar.RestartPolicy = ptr.To(corev1.ContainerRestartPolicyAlways)
+	pod.Spec.InitContainers = []corev1.Container{init, sidecar}
+}

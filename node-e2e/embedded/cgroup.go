@@ -1,0 +1,211 @@
+package embedded
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroupName is the cgroup below which all pods of a cluster are, in every
+// hierarchy. It has no leading slash.
+func cgroupName(index int) string { return fmt.Sprintf("kg-%d", index) }
+
+// cgroupMount is a mounted cgroup hierarchy.
+type cgroupMount struct {
+	path string
+	v2   bool
+}
+
+// cgroupMounts returns the hierarchies of the machine: one of version 2, or one
+// for each controller of version 1, or both.
+func cgroupMounts() ([]cgroupMount, error) {
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseCgroupMounts(string(mountinfo)), nil
+}
+
+func parseCgroupMounts(mountinfo string) []cgroupMount {
+	var mounts []cgroupMount
+	for line := range strings.Lines(mountinfo) {
+		before, after, found := strings.Cut(line, " - ")
+		fields, types := strings.Fields(before), strings.Fields(after)
+		if !found || len(fields) < 5 || len(types) == 0 {
+			continue
+		}
+		if types[0] == "cgroup" || types[0] == "cgroup2" {
+			mounts = append(mounts, cgroupMount{path: fields[4], v2: types[0] == "cgroup2"})
+		}
+	}
+	return mounts
+}
+
+// hasCgroupV1 reports whether controllers are in version 1 hierarchies, also
+// when an empty version 2 hierarchy is there beside them.
+func hasCgroupV1(mounts []cgroupMount) bool {
+	return slices.ContainsFunc(mounts, func(m cgroupMount) bool { return !m.v2 })
+}
+
+func cgroupExists(name string) bool {
+	mounts, err := cgroupMounts()
+	return err == nil && slices.ContainsFunc(mounts, func(m cgroupMount) bool {
+		_, err := os.Stat(filepath.Join(m.path, name))
+		return err == nil
+	})
+}
+
+// createCgroup makes the cgroup in every hierarchy: a kubelet does not make the
+// one that its cgroupRoot names.
+func createCgroup(name string) error {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	v1 := hasCgroupV1(mounts)
+	for _, mount := range mounts {
+		if mount.v2 && v1 {
+			continue
+		}
+		if mount.v2 {
+			if err := enableControllers(mount.path); err != nil {
+				return err
+			}
+		}
+		path := filepath.Join(mount.path, name)
+		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("making the cgroup %s: %w", path, err)
+		}
+		// A new cpuset of version 1 is empty, and nothing can run in it.
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			value, err := os.ReadFile(filepath.Join(mount.path, file))
+			if mount.v2 || err != nil {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(path, file), value, 0o644); err != nil {
+				return fmt.Errorf("making the cgroup %s: %w", path, err)
+			}
+		}
+	}
+	return nil
+}
+
+// enableControllers passes all controllers of a version 2 root to its children.
+func enableControllers(root string) error {
+	available, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for _, controller := range strings.Fields(string(available)) {
+		file := filepath.Join(root, "cgroup.subtree_control")
+		if err := os.WriteFile(file, []byte("+"+controller), 0o644); err != nil {
+			return fmt.Errorf("enabling the cgroup controller %s: %w", controller, err)
+		}
+	}
+	return nil
+}
+
+// cgroupTree returns the cgroup and all below it, in every hierarchy, children
+// first.
+func cgroupTree(name string) ([]string, error) {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return nil, err
+	}
+	var tree []string
+	for _, mount := range mounts {
+		// Cgroups vanish while they are walked; what is left is seen next time.
+		_ = filepath.WalkDir(filepath.Join(mount.path, name), func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				tree = append(tree, path)
+			}
+			return nil
+		})
+	}
+	slices.Reverse(tree)
+	return tree, nil
+}
+
+// killCgroup sends SIGKILL to every process of the cgroup and reports how many
+// there were.
+func killCgroup(name string) (int, error) {
+	tree, err := cgroupTree(name)
+	if err != nil {
+		return 0, err
+	}
+	pids := map[int]bool{}
+	for _, path := range tree {
+		// A frozen process of version 1 takes no signal, not even this one.
+		_ = os.WriteFile(filepath.Join(path, "freezer.state"), []byte("THAWED"), 0)
+		content, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for _, field := range strings.Fields(string(content)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				pids[pid] = true
+			}
+		}
+	}
+	var failed []error
+	for pid := range pids {
+		failed = append(failed, killIf(pid, func() bool { return inCgroup(pid, name) }))
+	}
+	return len(pids), errors.Join(failed...)
+}
+
+func inCgroup(pid int, name string) bool {
+	content, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+	return err == nil && membershipNames(string(content), name)
+}
+
+// membershipNames reports whether the content of a /proc/<pid>/cgroup file has a
+// line for the cgroup or one below it.
+func membershipNames(content, name string) bool {
+	for line := range strings.Lines(content) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(fields) == 3 && strings.HasPrefix(fields[2]+"/", "/"+name+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// killIf sends SIGKILL to a process for which the condition holds while a
+// descriptor keeps its id from being reused.
+func killIf(pid int, condition func() bool) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil // it has ended
+	}
+	defer unix.Close(fd)
+	if !condition() {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		return fmt.Errorf("killing process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// removeCgroup removes the cgroup, which must be without processes.
+func removeCgroup(name string) error {
+	tree, err := cgroupTree(name)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, path := range tree {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}

@@ -1,0 +1,605 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
+)
+
+// Names of images that every cluster has. They name no registry, so pods must
+// use them with imagePullPolicy Never or IfNotPresent.
+const (
+	// PauseImage is the sandbox image.
+	PauseImage = "localhost/guard/pause:dev"
+	// WorkloadImage runs node-e2e/images/workload; `workload --help` lists what
+	// it can be told to do.
+	WorkloadImage = "localhost/guard/workload:dev"
+)
+
+// kubeconfigFile is the administrator's kubeconfig in the cluster's folder.
+const kubeconfigFile = "kubeconfig"
+
+// Config says what a cluster is made of. Paths may be relative to the working
+// directory; Start makes them absolute.
+type Config struct {
+	// Name identifies the cluster and is part of its node's name. Required; a
+	// DNS label of at most 40 characters.
+	Name string
+	// Dir is the cluster's folder, by default _output/clusters/<Name>.
+	Dir string
+	// KubeDir holds kube-apiserver, kube-controller-manager and kube-scheduler.
+	KubeDir string
+	// NodeDir holds etcd, etcdutl, containerd, containerd-shim-runc-v2, ctr, runc,
+	// the CNI plugins and the programs of the images: the parts that
+	// build/node/parts.yaml lists.
+	NodeDir string
+	// Kubelet is the path of the kubelet binary.
+	Kubelet string
+	// GuardConfig is passed as --guard-config. Empty leaves the flag out, which
+	// is what the stock kubelet needs.
+	GuardConfig string
+	// KubeletConfig changes the kubelet's configuration before it is written.
+	// Nil leaves it as it is.
+	KubeletConfig func(*kubeletconfigv1beta1.KubeletConfiguration)
+	// Log receives progress lines. Nil discards them.
+	Log io.Writer
+}
+
+// complete fills in defaults, makes paths absolute, and is an error that names
+// what is missing.
+func (config Config) complete() (Config, error) {
+	if problems := validation.IsDNS1123Label(config.Name); len(problems) > 0 {
+		return config, fmt.Errorf("Config.Name %q: %s", config.Name, strings.Join(problems, "; "))
+	}
+	if len(config.Name) > 40 {
+		return config, fmt.Errorf("Config.Name %q: must have at most 40 characters", config.Name)
+	}
+	if config.Dir == "" {
+		config.Dir = filepath.Join("_output", "clusters", config.Name)
+	}
+	if config.Log == nil {
+		config.Log = io.Discard
+	}
+	for _, path := range []*string{&config.Dir, &config.KubeDir, &config.NodeDir, &config.Kubelet, &config.GuardConfig} {
+		if *path == "" {
+			continue
+		}
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			return config, err
+		}
+		*path = absolute
+	}
+	required := map[string][]string{
+		"KubeDir": {
+			filepath.Join(config.KubeDir, programAPIServer),
+			filepath.Join(config.KubeDir, programControllerManager),
+			filepath.Join(config.KubeDir, programScheduler),
+		},
+		"Kubelet": {config.Kubelet},
+	}
+	for _, name := range []string{programEtcd, programContainerd, "etcdutl", "containerd-shim-runc-v2", "ctr", "runc", "runc-unfiltered", "bridge", "host-local", "loopback", "pause", "workload"} {
+		required["NodeDir"] = append(required["NodeDir"], filepath.Join(config.NodeDir, name))
+	}
+	var missing []error
+	for field, paths := range required {
+		for _, path := range paths {
+			info, err := os.Stat(path)
+			if err != nil {
+				missing = append(missing, fmt.Errorf("Config.%s: %w", field, err))
+			} else if info.IsDir() || info.Mode()&0o111 == 0 {
+				missing = append(missing, fmt.Errorf("Config.%s: %s is not a program", field, path))
+			}
+		}
+	}
+	return config, errors.Join(missing...)
+}
+
+// Cluster is a running cluster. Its methods may be called concurrently, but
+// stopping and starting the same part from two goroutines at a time is the
+// caller's to avoid.
+type Cluster struct {
+	config     Config
+	pki        pki
+	begin      time.Time
+	lock       *os.File
+	mounts     *mountNamespace
+	health     *http.Client
+	restConfig *rest.Config
+
+	etcd              *Etcd
+	apiServer         *Component
+	controllerManager *Component
+	scheduler         *Component
+	containerd        *Component
+	kubelet           *Kubelet
+
+	// mu guards state, which is on disk at all times.
+	mu    sync.Mutex
+	state *state
+}
+
+// Start starts a cluster and returns when its node is Ready and pods can be
+// created in the default namespace. It first cleans up what an earlier, crashed
+// cluster of the same folder left; a cluster that is still in use by another
+// live program, or that was left running on purpose, is an error. When Start
+// fails or ctx ends, nothing is left behind but the logs.
+//
+// The node outlives the calling program: that must call Stop, or Detach when
+// the cluster shall stay.
+func Start(ctx context.Context, config Config) (*Cluster, error) {
+	config, err := config.complete()
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{config: config, begin: time.Now()}
+	if err := os.MkdirAll(config.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	if c.lock, err = lockDir(config.Dir); err != nil {
+		return nil, err
+	}
+	if left, err := readState(config.Dir); err == nil && left.Detached {
+		return nil, errors.Join(fmt.Errorf("a detached cluster is in %s; remove it first (guard-node down %s), or choose another name", config.Dir, config.Name), c.lock.Close())
+	}
+	if err := c.start(ctx); err != nil {
+		c.logf("Start failed, cleaning up; the logs stay in %s", c.LogDir())
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		return nil, errors.Join(err, Remove(cleanup, config.Dir), c.lock.Close())
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(ctx context.Context) error {
+	if err := c.claim(ctx); err != nil {
+		return err
+	}
+	ip := net.ParseIP(c.NodeIP())
+	if err := createPKI(c.pki, ip); err != nil {
+		return err
+	}
+	if err := c.connect(); err != nil {
+		return err
+	}
+	c.logf("Claimed %s with node address %s, made certificates", bridgeName(c.state.Index), c.NodeIP())
+	base := c.newKubeletConfig()
+	if c.config.KubeletConfig != nil {
+		c.config.KubeletConfig(base)
+	}
+	if err := writeKubeletConfig(c.baseKubeletConfig(), base); err != nil {
+		return err
+	}
+
+	apiReady, runtimeReady := make(chan struct{}), make(chan struct{})
+	after := func(ready <-chan struct{}, f func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error {
+			select {
+			case <-ready:
+				return f(ctx)
+			case <-ctx.Done():
+				return nil // the cause is another part's error
+			}
+		}
+	}
+	err := inParallel(ctx,
+		func(ctx context.Context) error {
+			if err := c.timed(ctx, c.etcd.Component); err != nil {
+				return err
+			}
+			if err := c.timed(ctx, c.apiServer); err != nil {
+				return err
+			}
+			close(apiReady)
+			return nil
+		},
+		func(ctx context.Context) error {
+			if err := c.startNode(); err != nil {
+				return err
+			}
+			if err := c.timed(ctx, c.containerd); err != nil {
+				return err
+			}
+			close(runtimeReady)
+			return nil
+		},
+		after(apiReady, func(ctx context.Context) error { return c.timed(ctx, c.controllerManager) }),
+		after(apiReady, func(ctx context.Context) error { return c.timed(ctx, c.scheduler) }),
+		after(runtimeReady, func(ctx context.Context) error {
+			if err := c.importImages(ctx); err != nil {
+				return err
+			}
+			c.logf("Images imported")
+			return nil
+		}),
+		after(apiReady, after(runtimeReady, func(ctx context.Context) error {
+			if err := c.kubelet.Start(ctx); err != nil {
+				return err
+			}
+			c.logf("kubelet healthy")
+			return nil
+		})),
+	)
+	if err != nil {
+		return err
+	}
+	if err := c.awaitUsable(ctx); err != nil {
+		return err
+	}
+	c.logf("Node %s is Ready", c.NodeName())
+	return c.update(func(s *state) { s.Ready = true })
+}
+
+// claim removes what an earlier run left and takes what belongs to this cluster
+// alone.
+func (c *Cluster) claim(ctx context.Context) error {
+	dir := c.config.Dir
+	if err := Remove(ctx, dir); err != nil {
+		return fmt.Errorf("cleaning up the cluster that an earlier run left: %w", err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, logsFolder)); err != nil {
+		return err
+	}
+	for _, folder := range []string{logsFolder, "config", "manifests"} {
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o755); err != nil {
+			return err
+		}
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	index, err := claimIndex(dir)
+	if err != nil {
+		return err
+	}
+	c.state = &state{
+		Name: c.config.Name, Index: index, Created: c.begin.UTC(), BootID: boot,
+		KubeDir: c.config.KubeDir, NodeDir: c.config.NodeDir, Kubelet: c.config.Kubelet, GuardConfig: c.config.GuardConfig,
+		Processes: map[string]identity{},
+	}
+	if err := c.update(func(*state) {}); err != nil {
+		return err
+	}
+	c.define()
+	return createCgroup(cgroupName(index))
+}
+
+// define describes the parts.
+func (c *Cluster) define() {
+	c.pki = pki(filepath.Join(c.config.Dir, "pki"))
+	part := func(name string, prepare func() (launch, error), healthy func(context.Context) error) *Component {
+		return &Component{cluster: c, name: name, prepare: prepare, healthy: healthy, patience: termPatience}
+	}
+	c.etcd = &Etcd{part(programEtcd, c.prepareEtcd, c.etcdHealthy)}
+	c.apiServer = part(programAPIServer, c.prepareAPIServer, c.apiServerHealthy)
+	c.apiServer.patience = apiServerTermPatience
+	c.controllerManager = part(programControllerManager, c.prepareControllerManager, c.controllerManagerHealthy)
+	c.scheduler = part(programScheduler, c.prepareScheduler, c.schedulerHealthy)
+	c.containerd = part(programContainerd, c.prepareContainerd, c.containerdHealthy)
+	c.containerd.inNode = true
+	c.kubelet = &Kubelet{part(programKubelet, nil, c.kubeletHealthy)}
+	c.kubelet.inNode = true
+}
+
+// components returns the parts by name.
+func (c *Cluster) components() map[string]*Component {
+	all := map[string]*Component{}
+	for _, component := range []*Component{c.etcd.Component, c.apiServer, c.controllerManager, c.scheduler, c.containerd, c.kubelet.Component} {
+		all[component.name] = component
+	}
+	return all
+}
+
+// connect makes the administrator's clients.
+func (c *Cluster) connect() error {
+	if err := writeKubeconfig(c.Kubeconfig(), c.pki, c.url("https", apiServerPort), "kubernetes-admin", "admin"); err != nil {
+		return err
+	}
+	var err error
+	if c.restConfig, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig()); err != nil {
+		return err
+	}
+	c.restConfig.QPS = -1
+	c.health, err = newHealthClient(c.pki)
+	return err
+}
+
+// holderName is the name, in the state file, of the process that holds the
+// node's mount namespace.
+const holderName = "node"
+
+func (c *Cluster) startNode() error {
+	var err error
+	c.mounts, err = newMountNamespace(c.config.Dir, launch{
+		path: filepath.Join(c.config.NodeDir, "pause"),
+		log:  filepath.Join(c.LogDir(), holderName+".log"),
+	})
+	if err != nil {
+		return err
+	}
+	return c.record(holderName, c.mounts.holder.identity)
+}
+
+// awaitUsable waits until a pod could be created and would run.
+func (c *Cluster) awaitUsable(ctx context.Context) error {
+	client, err := kubernetes.NewForConfig(c.restConfig)
+	if err != nil {
+		return err
+	}
+	err = await(ctx, "node "+c.NodeName()+" to be Ready", func(ctx context.Context) error {
+		node, err := client.CoreV1().Nodes().Get(ctx, c.NodeName(), metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if len(node.Spec.Taints) > 0 {
+			return fmt.Errorf("it has taints: %v", node.Spec.Taints)
+		}
+		for _, condition := range node.Status.Conditions {
+			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue {
+				return nil
+			}
+		}
+		return fmt.Errorf("its conditions are %v", node.Status.Conditions)
+	})
+	if err != nil {
+		return err
+	}
+	return c.awaitServiceAccount(ctx)
+}
+
+// awaitServiceAccount waits until pods may be created in the default namespace.
+func (c *Cluster) awaitServiceAccount(ctx context.Context) error {
+	client, err := kubernetes.NewForConfig(c.restConfig)
+	if err != nil {
+		return err
+	}
+	return await(ctx, "the default service account", func(ctx context.Context) error {
+		_, err := client.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+}
+
+// Attach returns the cluster that runs in dir, started by another program. A
+// changed kubelet start that the other program made is not known here: the next
+// Kubelet().Start is as the cluster's Config says.
+func Attach(dir string) (*Cluster, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	s, err := readState(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no cluster runs in %s", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	if !s.Ready || s.BootID != boot {
+		return nil, fmt.Errorf("the cluster in %s did not start, or is from before the last boot; remove it (guard-node down %s)", dir, s.Name)
+	}
+	c := &Cluster{
+		config: Config{Name: s.Name, Dir: dir, KubeDir: s.KubeDir, NodeDir: s.NodeDir, Kubelet: s.Kubelet, GuardConfig: s.GuardConfig, Log: io.Discard},
+		begin:  time.Now(),
+		state:  s,
+	}
+	c.define()
+	holder, err := adopt(s.Processes[holderName])
+	if err != nil {
+		return nil, err
+	}
+	if holder == nil {
+		return nil, fmt.Errorf("the cluster in %s has crashed; remove it (guard-node down %s)", dir, s.Name)
+	}
+	c.mounts = &mountNamespace{holder: holder}
+	for name, component := range c.components() {
+		if id, started := s.Processes[name]; started {
+			if component.current, err = adopt(id); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return c, c.connect()
+}
+
+// Stop ends every process of the cluster, containers included, and removes its
+// mounts, cgroups, links and files. The logs stay in LogDir. Stop of a cluster
+// that is already stopped does nothing.
+func (c *Cluster) Stop(ctx context.Context) error {
+	if err := Remove(ctx, c.config.Dir); err != nil {
+		return err
+	}
+	return c.release()
+}
+
+// Detach leaves the cluster running when this program ends, until Remove.
+func (c *Cluster) Detach() error {
+	if err := c.update(func(s *state) { s.Detached = true }); err != nil {
+		return err
+	}
+	return c.release()
+}
+
+// release gives up the lock; an attached cluster has none.
+func (c *Cluster) release() error {
+	if c.lock == nil {
+		return nil
+	}
+	err := c.lock.Close()
+	if errors.Is(err, fs.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Wait returns nil when another program has removed the cluster, and an error
+// when ctx ends.
+func (c *Cluster) Wait(ctx context.Context) error {
+	for {
+		if _, err := os.Stat(filepath.Join(c.config.Dir, stateFile)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// Name returns the cluster's name.
+func (c *Cluster) Name() string { return c.config.Name }
+
+// Kubeconfig returns the path of the administrator's kubeconfig.
+func (c *Cluster) Kubeconfig() string { return filepath.Join(c.config.Dir, kubeconfigFile) }
+
+// RESTConfig returns the administrator's client configuration, without client
+// side rate limits. The caller owns the copy.
+func (c *Cluster) RESTConfig() *rest.Config { return rest.CopyConfig(c.restConfig) }
+
+// NodeName returns the name under which the kubelet registers unless a start
+// says otherwise (WithNodeName).
+func (c *Cluster) NodeName() string { return c.config.Name + "-node" }
+
+// NodeIP returns the node's address: the one of the bridge, 10.88.<index>.1.
+func (c *Cluster) NodeIP() string { return nodeIP(c.state.Index).String() }
+
+// LogDir returns the folder with one log file for each part. It outlives the
+// cluster, until the next Start in the same folder.
+func (c *Cluster) LogDir() string { return filepath.Join(c.config.Dir, logsFolder) }
+
+// StaticPodDir returns the folder from which the kubelet reads static pods.
+func (c *Cluster) StaticPodDir() string { return filepath.Join(c.config.Dir, "manifests") }
+
+// HostPath returns where a path of the node, such as
+// /var/lib/kubelet/guard/release, is found outside its mount namespace. Paths
+// that are the same on both sides are returned unchanged. File systems that the
+// node mounted, such as those of secrets, are not seen from outside.
+func (c *Cluster) HostPath(nodePath string) string { return hostPath(c.config.Dir, nodePath) }
+
+// Kubelet controls the kubelet.
+func (c *Cluster) Kubelet() *Kubelet { return c.kubelet }
+
+// Etcd controls the store and its content.
+func (c *Cluster) Etcd() *Etcd { return c.etcd }
+
+// APIServer controls kube-apiserver.
+func (c *Cluster) APIServer() *Component { return c.apiServer }
+
+// ControllerManager controls kube-controller-manager.
+func (c *Cluster) ControllerManager() *Component { return c.controllerManager }
+
+// Scheduler controls kube-scheduler.
+func (c *Cluster) Scheduler() *Component { return c.scheduler }
+
+// Containerd controls the container runtime. Containers keep running while it
+// is stopped or restarted.
+func (c *Cluster) Containerd() *Component { return c.containerd }
+
+// KubeletGet returns the body of a GET on the kubelet's authenticated port,
+// through the API server's node proxy. Path begins with a slash and may have a
+// query. A status other than 200 is an error that contains the body's
+// beginning.
+func (c *Cluster) KubeletGet(ctx context.Context, path string) ([]byte, error) {
+	c.mu.Lock()
+	node := c.state.RegisteredName
+	c.mu.Unlock()
+	client, err := kubernetes.NewForConfig(c.restConfig)
+	if err != nil {
+		return nil, err
+	}
+	body, err := client.CoreV1().RESTClient().Get().RequestURI("/api/v1/nodes/" + node + "/proxy" + path).DoRaw(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("GET %s of the kubelet: %w: %.500s", path, err, body)
+	}
+	return body, nil
+}
+
+// KubeletMetrics returns the kubelet's /metrics in text format.
+func (c *Cluster) KubeletMetrics(ctx context.Context) ([]byte, error) {
+	return c.KubeletGet(ctx, "/metrics")
+}
+
+// timed starts a part and logs how long it took.
+func (c *Cluster) timed(ctx context.Context, part *Component) error {
+	begin := time.Now()
+	if err := part.Start(ctx); err != nil {
+		return err
+	}
+	c.logf("%s healthy after %.1f s", part.name, time.Since(begin).Seconds())
+	return nil
+}
+
+// logf writes a line of the timeline.
+func (c *Cluster) logf(format string, args ...any) {
+	fmt.Fprintf(c.config.Log, "%s %5.1f s  %s\n", c.config.Name, time.Since(c.begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// update changes the state and saves it.
+func (c *Cluster) update(change func(*state)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(c.state)
+	return c.state.write(c.config.Dir)
+}
+
+func (c *Cluster) record(name string, id identity) error {
+	return c.update(func(s *state) { s.Processes[name] = id })
+}
+
+func (c *Cluster) recordRegisteredName(name string) error {
+	return c.update(func(s *state) { s.RegisteredName = name })
+}
+
+// inParallel calls the functions at the same time. The first error ends the
+// context of the others, and is what is returned: the others' follow from it.
+// When ctx itself ends, all errors are returned, since each says what its
+// function was waiting for.
+func inParallel(ctx context.Context, functions ...func(context.Context) error) error {
+	parts, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		group  sync.WaitGroup
+		mu     sync.Mutex
+		failed []error
+	)
+	for _, f := range functions {
+		group.Go(func() {
+			if err := f(parts); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, err)
+				cancel()
+			}
+		})
+	}
+	group.Wait()
+	if ctx.Err() != nil {
+		return errors.Join(append(failed, context.Cause(ctx))...)
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	return failed[0]
+}

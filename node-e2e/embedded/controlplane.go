@@ -1,0 +1,248 @@
+package embedded
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// The ports of a node are the usual ones: each cluster has its own address.
+const (
+	apiServerPort         = "6443"
+	etcdClientPort        = "2379"
+	etcdPeerPort          = "2380"
+	etcdMetricsPort       = "2381"
+	controllerManagerPort = "10257"
+	schedulerPort         = "10259"
+)
+
+// serviceNetwork is only ever allocated from, never routed: there is no service
+// proxy, and each cluster has an allocator of its own.
+const serviceNetwork = "10.96.0.0/16"
+
+// clusterDNS is the address at which a cluster usually has its name server.
+const clusterDNS = "10.96.0.10"
+
+var firstServiceIP = net.IPv4(10, 96, 0, 1)
+
+// programEtcd and the others are the names of components, of their program
+// files and of their logs.
+const (
+	programEtcd              = "etcd"
+	programAPIServer         = "kube-apiserver"
+	programControllerManager = "kube-controller-manager"
+	programScheduler         = "kube-scheduler"
+	programContainerd        = "containerd"
+	programKubelet           = "kubelet"
+)
+
+func (c *Cluster) url(scheme, port string) string {
+	return scheme + "://" + net.JoinHostPort(c.NodeIP(), port)
+}
+
+func (c *Cluster) etcdDataDir() string { return filepath.Join(c.config.Dir, "etcd") }
+
+func (c *Cluster) prepareEtcd() (launch, error) {
+	return launch{
+		path: filepath.Join(c.config.NodeDir, programEtcd),
+		args: []string{
+			"--name=" + etcdMember,
+			"--data-dir=" + c.etcdDataDir(),
+			"--listen-client-urls=" + c.url("https", etcdClientPort),
+			"--advertise-client-urls=" + c.url("https", etcdClientPort),
+			"--listen-peer-urls=" + c.url("https", etcdPeerPort),
+			"--initial-advertise-peer-urls=" + c.url("https", etcdPeerPort),
+			"--initial-cluster=" + etcdMember + "=" + c.url("https", etcdPeerPort),
+			"--listen-metrics-urls=" + c.url("http", etcdMetricsPort),
+			"--cert-file=" + c.pki.cert("etcd/server"),
+			"--key-file=" + c.pki.key("etcd/server"),
+			"--trusted-ca-file=" + c.pki.cert("etcd/ca"),
+			"--client-cert-auth",
+			"--peer-cert-file=" + c.pki.cert("etcd/peer"),
+			"--peer-key-file=" + c.pki.key("etcd/peer"),
+			"--peer-trusted-ca-file=" + c.pki.cert("etcd/ca"),
+			"--peer-client-cert-auth",
+			// The data need not outlive a power cut, only the process.
+			"--unsafe-no-fsync",
+			"--log-level=warn",
+		},
+	}, nil
+}
+
+func (c *Cluster) etcdHealthy(ctx context.Context) error {
+	return c.getOK(ctx, c.url("http", etcdMetricsPort)+"/health")
+}
+
+func (c *Cluster) prepareAPIServer() (launch, error) {
+	return launch{
+		path: filepath.Join(c.config.KubeDir, programAPIServer),
+		args: []string{
+			"--bind-address=" + c.NodeIP(),
+			"--advertise-address=" + c.NodeIP(),
+			"--secure-port=" + apiServerPort,
+			"--etcd-servers=" + c.url("https", etcdClientPort),
+			"--etcd-cafile=" + c.pki.cert("etcd/ca"),
+			"--etcd-certfile=" + c.pki.cert("apiserver-etcd-client"),
+			"--etcd-keyfile=" + c.pki.key("apiserver-etcd-client"),
+			"--authorization-mode=Node,RBAC",
+			"--enable-admission-plugins=NodeRestriction",
+			"--allow-privileged",
+			"--anonymous-auth=false",
+			"--client-ca-file=" + c.pki.cert("ca"),
+			"--tls-cert-file=" + c.pki.cert("apiserver"),
+			"--tls-private-key-file=" + c.pki.key("apiserver"),
+			"--kubelet-certificate-authority=" + c.pki.cert("ca"),
+			"--kubelet-client-certificate=" + c.pki.cert("apiserver-kubelet-client"),
+			"--kubelet-client-key=" + c.pki.key("apiserver-kubelet-client"),
+			"--kubelet-preferred-address-types=InternalIP",
+			"--proxy-client-cert-file=" + c.pki.cert("front-proxy-client"),
+			"--proxy-client-key-file=" + c.pki.key("front-proxy-client"),
+			"--requestheader-client-ca-file=" + c.pki.cert("front-proxy-ca"),
+			"--requestheader-allowed-names=front-proxy-client",
+			"--requestheader-username-headers=X-Remote-User",
+			"--requestheader-group-headers=X-Remote-Group",
+			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+			"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+			"--service-account-key-file=" + c.pki.key("sa"),
+			"--service-account-signing-key-file=" + c.pki.key("sa"),
+			"--service-cluster-ip-range=" + serviceNetwork,
+			"--profiling=false",
+			"--v=1",
+		},
+	}, nil
+}
+
+func (c *Cluster) apiServerHealthy(ctx context.Context) error {
+	return c.getOK(ctx, c.url("https", apiServerPort)+"/readyz")
+}
+
+func (c *Cluster) prepareControllerManager() (launch, error) {
+	kubeconfig, err := c.componentKubeconfig("controller-manager", "system:kube-controller-manager")
+	if err != nil {
+		return launch{}, err
+	}
+	return launch{
+		path: filepath.Join(c.config.KubeDir, programControllerManager),
+		args: []string{
+			"--kubeconfig=" + kubeconfig,
+			"--authentication-kubeconfig=" + kubeconfig,
+			"--authorization-kubeconfig=" + kubeconfig,
+			"--bind-address=" + c.NodeIP(),
+			"--secure-port=" + controllerManagerPort,
+			"--tls-cert-file=" + c.pki.cert("controller-manager-serving"),
+			"--tls-private-key-file=" + c.pki.key("controller-manager-serving"),
+			"--client-ca-file=" + c.pki.cert("ca"),
+			"--requestheader-client-ca-file=" + c.pki.cert("front-proxy-ca"),
+			"--cluster-signing-cert-file=" + c.pki.cert("ca"),
+			"--cluster-signing-key-file=" + c.pki.key("ca"),
+			"--root-ca-file=" + c.pki.cert("ca"),
+			"--service-account-private-key-file=" + c.pki.key("sa"),
+			"--use-service-account-credentials",
+			// There is only one, and a restarted one must not wait for the lease of
+			// its predecessor.
+			"--leader-elect=false",
+			// Sooner than the default of 5 s takes a new node's taint away. How long
+			// a silent node is trusted is another setting, and as usual.
+			"--node-monitor-period=1s",
+			// Each controller fetches a token at the start, and the default limits
+			// stretch that over five seconds.
+			"--kube-api-qps=500",
+			"--kube-api-burst=1000",
+			"--profiling=false",
+			"--v=1",
+		},
+	}, nil
+}
+
+func (c *Cluster) controllerManagerHealthy(ctx context.Context) error {
+	return c.getOK(ctx, c.url("https", controllerManagerPort)+"/healthz")
+}
+
+func (c *Cluster) prepareScheduler() (launch, error) {
+	kubeconfig, err := c.componentKubeconfig("scheduler", "system:kube-scheduler")
+	if err != nil {
+		return launch{}, err
+	}
+	return launch{
+		path: filepath.Join(c.config.KubeDir, programScheduler),
+		args: []string{
+			"--kubeconfig=" + kubeconfig,
+			"--authentication-kubeconfig=" + kubeconfig,
+			"--authorization-kubeconfig=" + kubeconfig,
+			"--bind-address=" + c.NodeIP(),
+			"--secure-port=" + schedulerPort,
+			"--tls-cert-file=" + c.pki.cert("scheduler-serving"),
+			"--tls-private-key-file=" + c.pki.key("scheduler-serving"),
+			"--client-ca-file=" + c.pki.cert("ca"),
+			"--requestheader-client-ca-file=" + c.pki.cert("front-proxy-ca"),
+			"--leader-elect=false",
+			"--profiling=false",
+			"--v=1",
+		},
+	}, nil
+}
+
+func (c *Cluster) schedulerHealthy(ctx context.Context) error {
+	return c.getOK(ctx, c.url("https", schedulerPort)+"/readyz")
+}
+
+// componentKubeconfig writes the kubeconfig of a control plane component.
+func (c *Cluster) componentKubeconfig(certificate, user string) (string, error) {
+	path := filepath.Join(c.config.Dir, "config", certificate+".kubeconfig")
+	return path, writeKubeconfig(path, c.pki, c.url("https", apiServerPort), user, certificate)
+}
+
+// newHealthClient returns a client with the administrator's certificate. It
+// keeps no connections: the servers that it asks come and go.
+func newHealthClient(d pki) (*http.Client, error) {
+	authority, err := os.ReadFile(d.cert("ca"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(authority) {
+		return nil, fmt.Errorf("%s holds no certificate", d.cert("ca"))
+	}
+	certificate, err := tls.LoadX509KeyPair(d.cert("admin"), d.key("admin"))
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			TLSClientConfig: &tls.Config{
+				RootCAs: roots, Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12,
+			},
+		},
+	}, nil
+}
+
+// getOK is an error unless the answer is 200.
+func (c *Cluster) getOK(ctx context.Context, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := c.health.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode == http.StatusOK {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("GET %s: %s: %s", url, response.Status, strings.TrimSpace(string(body)))
+}

@@ -1,0 +1,248 @@
+package embedded
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// certificateLife is longer than any test run and short enough to be harmless.
+const certificateLife = 7 * 24 * time.Hour
+
+// authority signs certificates. Its key stays in the cluster's folder, so that
+// another program can attach and give the node another name.
+type authority struct {
+	certificate *x509.Certificate
+	key         *ecdsa.PrivateKey
+}
+
+// pki is the folder with all certificates and keys, laid out as kubeadm does,
+// which is where people look for them.
+type pki string
+
+func (d pki) cert(name string) string { return filepath.Join(string(d), name+".crt") }
+func (d pki) key(name string) string  { return filepath.Join(string(d), name+".key") }
+
+// certificateRequest is what an authority signs.
+type certificateRequest struct {
+	name          string // of the files
+	commonName    string
+	organizations []string
+	server        bool
+	client        bool
+	hosts         []string
+	addresses     []net.IP
+}
+
+func newAuthority(d pki, name string) (*authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template, err := newTemplate(name)
+	if err != nil {
+		return nil, err
+	}
+	template.IsCA = true
+	template.BasicConstraintsValid = true
+	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	a := &authority{certificate: certificate, key: key}
+	return a, writePair(d, name, der, key)
+}
+
+func loadAuthority(d pki, name string) (*authority, error) {
+	certificate, err := readPEM(d.cert(name))
+	if err != nil {
+		return nil, err
+	}
+	key, err := readPEM(d.key(name))
+	if err != nil {
+		return nil, err
+	}
+	a := &authority{}
+	if a.certificate, err = x509.ParseCertificate(certificate); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.cert(name), err)
+	}
+	if a.key, err = x509.ParseECPrivateKey(key); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.key(name), err)
+	}
+	return a, nil
+}
+
+func (a *authority) sign(d pki, r certificateRequest) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template, err := newTemplate(r.commonName)
+	if err != nil {
+		return err
+	}
+	template.Subject.Organization = r.organizations
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.DNSNames, template.IPAddresses = r.hosts, r.addresses
+	if r.server {
+		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+	}
+	if r.client {
+		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
+	if err != nil {
+		return fmt.Errorf("signing the certificate %s: %w", r.name, err)
+	}
+	return writePair(d, r.name, der, key)
+}
+
+func newTemplate(commonName string) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	// An hour back: tests set clocks.
+	begin := time.Now().Add(-time.Hour)
+	return &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: commonName},
+		NotBefore:    begin,
+		NotAfter:     begin.Add(certificateLife),
+	}, nil
+}
+
+func writePair(d pki, name string, certificate []byte, key *ecdsa.PrivateKey) error {
+	if err := os.MkdirAll(filepath.Dir(d.cert(name)), 0o755); err != nil {
+		return err
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return err
+	}
+	err = os.WriteFile(d.key(name), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+	if err != nil || certificate == nil {
+		return err
+	}
+	return os.WriteFile(d.cert(name), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o644)
+}
+
+func readPEM(path string) ([]byte, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(content)
+	if block == nil {
+		return nil, fmt.Errorf("%s holds no PEM block", path)
+	}
+	return block.Bytes, nil
+}
+
+// createPKI makes the three authorities of a cluster, every certificate of the
+// control plane, and the key pair for service account tokens.
+func createPKI(d pki, ip net.IP) error {
+	loopback := net.IPv4(127, 0, 0, 1)
+	signed := map[string][]certificateRequest{
+		"ca": {
+			{name: "apiserver", commonName: "kube-apiserver", server: true,
+				hosts:     []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"},
+				addresses: []net.IP{ip, loopback, firstServiceIP}},
+			// A member of system:masters needs no binding. A binding would be lost
+			// with an emptied store, and with it the way to a kubelet's metrics.
+			{name: "apiserver-kubelet-client", commonName: "kube-apiserver-kubelet-client", organizations: []string{"system:masters"}, client: true},
+			{name: "admin", commonName: "kubernetes-admin", organizations: []string{"system:masters"}, client: true},
+			{name: "controller-manager", commonName: "system:kube-controller-manager", client: true},
+			{name: "scheduler", commonName: "system:kube-scheduler", client: true},
+			{name: "controller-manager-serving", commonName: "kube-controller-manager", server: true, addresses: []net.IP{ip}},
+			{name: "scheduler-serving", commonName: "kube-scheduler", server: true, addresses: []net.IP{ip}},
+		},
+		"front-proxy-ca": {
+			{name: "front-proxy-client", commonName: "front-proxy-client", client: true},
+		},
+		"etcd/ca": {
+			{name: "etcd/server", commonName: "etcd", server: true, client: true, addresses: []net.IP{ip, loopback}},
+			{name: "etcd/peer", commonName: "etcd", server: true, client: true, addresses: []net.IP{ip, loopback}},
+			{name: "apiserver-etcd-client", commonName: "kube-apiserver-etcd-client", client: true},
+		},
+	}
+	for name, requests := range signed {
+		a, err := newAuthority(d, name)
+		if err != nil {
+			return fmt.Errorf("making the certificate authority %s: %w", name, err)
+		}
+		for _, request := range requests {
+			if err := a.sign(d, request); err != nil {
+				return err
+			}
+		}
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	return writePair(d, "sa", nil, key)
+}
+
+// createNodeCertificates makes what a node of the given name needs: a client
+// certificate that the Node authorizer recognizes, and a serving certificate.
+func createNodeCertificates(d pki, nodeName string, ip net.IP) error {
+	a, err := loadAuthority(d, "ca")
+	if err != nil {
+		return err
+	}
+	identity := "system:node:" + nodeName
+	if err := a.sign(d, certificateRequest{
+		name: nodeClientCertificate(nodeName), commonName: identity, organizations: []string{"system:nodes"}, client: true,
+	}); err != nil {
+		return err
+	}
+	return a.sign(d, certificateRequest{
+		name: nodeServingCertificate(nodeName), commonName: identity, organizations: []string{"system:nodes"}, server: true,
+		hosts: []string{nodeName}, addresses: []net.IP{ip},
+	})
+}
+
+func nodeClientCertificate(nodeName string) string  { return "kubelet-client-" + nodeName }
+func nodeServingCertificate(nodeName string) string { return "kubelet-serving-" + nodeName }
+
+// writeKubeconfig writes a kubeconfig whose credentials are inside, so that the
+// file alone can be copied elsewhere.
+func writeKubeconfig(path string, d pki, server, user, certificate string) error {
+	authority, err := os.ReadFile(d.cert("ca"))
+	if err != nil {
+		return err
+	}
+	clientCertificate, err := os.ReadFile(d.cert(certificate))
+	if err != nil {
+		return err
+	}
+	clientKey, err := os.ReadFile(d.key(certificate))
+	if err != nil {
+		return err
+	}
+	const name = "kubelet-guard"
+	config := clientcmdapi.NewConfig()
+	config.Clusters[name] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: authority}
+	config.AuthInfos[user] = &clientcmdapi.AuthInfo{ClientCertificateData: clientCertificate, ClientKeyData: clientKey}
+	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: user}
+	config.CurrentContext = name
+	return clientcmd.WriteToFile(*config, path)
+}

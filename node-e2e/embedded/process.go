@@ -1,0 +1,236 @@
+package embedded
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// markerEnv is set, with the cluster's folder as its value, in the environment
+// of every process that a cluster starts, and inherited by what those start
+// (the shims of containerd). It is how the clean-up tells the cluster's
+// processes from all others, with no window in which one is not yet recorded.
+const markerEnv = "KUBELET_GUARD_NODE"
+
+// identity names a process for good within one boot: ids are reused, an id
+// together with a start time is not.
+type identity struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"`
+}
+
+// process is a started process, a child of this program or not.
+type process struct {
+	identity
+	// done is closed when the process has ended, and code is valid from then on.
+	done chan struct{}
+	code int
+	// logOffset is where in the log file the output of this process begins.
+	logOffset int64
+}
+
+// launch describes a process to start.
+type launch struct {
+	path string
+	args []string
+	env  []string
+	log  string
+}
+
+// start starts the process in the calling thread's mount namespace. It gets a
+// session of its own, so that a Ctrl-C in the terminal reaches only the program
+// that uses this package, which then ends the parts in order.
+func (l launch) start(clusterDir string) (*process, error) {
+	out, err := os.OpenFile(l.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	offset, err := out.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(out, "== %s %s %s\n", time.Now().UTC().Format(time.RFC3339Nano), l.path, strings.Join(l.args, " "))
+
+	cmd := exec.Command(l.path, l.args...)
+	cmd.Dir = clusterDir
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(os.Environ(), markerEnv+"="+clusterDir)
+	cmd.Env = append(cmd.Env, l.env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	startTime, err := processStartTime(cmd.Process.Pid)
+	if err != nil {
+		// It cannot be gone: until Wait, it is at least a zombie.
+		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+	}
+	p := &process{
+		identity:  identity{PID: cmd.Process.Pid, StartTime: startTime},
+		done:      make(chan struct{}),
+		code:      -1,
+		logOffset: offset,
+	}
+	go func() {
+		// The error repeats what ProcessState says.
+		_ = cmd.Wait()
+		p.code = cmd.ProcessState.ExitCode()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// adopt returns the process that another program started, or nil if it has
+// ended.
+func adopt(id identity) (*process, error) {
+	fd, err := id.open()
+	if err != nil || fd < 0 {
+		return nil, err
+	}
+	p := &process{identity: id, done: make(chan struct{}), code: -1}
+	go func() {
+		defer unix.Close(fd)
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		for {
+			if n, err := unix.Poll(poll, -1); n > 0 || (err != nil && err != unix.EINTR) {
+				close(p.done)
+				return
+			}
+		}
+	}()
+	return p, nil
+}
+
+// open returns a pidfd, or -1 if the process has ended.
+func (id identity) open() (int, error) {
+	fd, err := unix.PidfdOpen(id.PID, 0)
+	if err == unix.ESRCH {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, fmt.Errorf("opening process %d: %w", id.PID, err)
+	}
+	// Compared after the descriptor is held: from here on the id stays with it.
+	startTime, err := processStartTime(id.PID)
+	if err != nil || startTime != id.StartTime {
+		unix.Close(fd)
+		return -1, nil
+	}
+	return fd, nil
+}
+
+// signal sends a signal to this very process; one that has ended is no error.
+func (p *process) signal(sig unix.Signal) error {
+	fd, err := p.open()
+	if err != nil || fd < 0 {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && err != unix.ESRCH {
+		return fmt.Errorf("sending %s to process %d: %w", unix.SignalName(sig), p.PID, err)
+	}
+	return nil
+}
+
+func (p *process) running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// processStartTime reads field 22 of /proc/<pid>/stat, in clock ticks since
+// boot.
+func processStartTime(pid int) (uint64, error) {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	return parseStartTime(stat)
+}
+
+func parseStartTime(stat []byte) (uint64, error) {
+	// The second field, the command in parentheses, may contain anything.
+	_, rest, found := bytes.Cut(stat[max(0, bytes.LastIndexByte(stat, ')')):], []byte(") "))
+	fields := bytes.Fields(rest)
+	const stateField, startTimeField = 3, 22
+	if !found || len(fields) <= startTimeField-stateField {
+		return 0, fmt.Errorf("/proc/<pid>/stat has an unknown form: %q", stat)
+	}
+	return strconv.ParseUint(string(fields[startTimeField-stateField]), 10, 64)
+}
+
+// ExitError reports a process that ended before it was healthy.
+type ExitError struct {
+	// Name is the component, such as kubelet.
+	Name string
+	// Code is the exit code, or -1 if a signal ended the process or the code is
+	// unknown because another program started it.
+	Code int
+	// LogTail is the end of what this start wrote to the log.
+	LogTail string
+}
+
+// Error includes the log's last lines: they name the reason.
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("%s exited with code %d before it was healthy; the end of its log:\n%s", e.Name, e.Code, e.LogTail)
+}
+
+// logTail returns the last lines of a file from an offset on.
+func logTail(path string, offset int64, lines int) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	const enough = 64 << 10
+	if info, err := f.Stat(); err == nil {
+		offset = max(offset, info.Size()-enough)
+	}
+	content, err := io.ReadAll(io.NewSectionReader(f, offset, enough))
+	if err != nil {
+		return err.Error()
+	}
+	return lastLines(string(content), lines)
+}
+
+func lastLines(text string, n int) string {
+	all := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-n):], "\n")
+}
+
+// await calls probe until it succeeds. The error says what was awaited, for how
+// long, and what was seen last.
+func await(ctx context.Context, what string, probe func(context.Context) error) error {
+	// Short, because several of these waits are in a row on the way to a Ready
+	// node, and cheap, because each probe is one local call.
+	const interval = 50 * time.Millisecond
+	begin := time.Now()
+	for {
+		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := probe(attempt)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waited %s for %s, last seen: %w (%w)", time.Since(begin).Round(time.Millisecond), what, err, context.Cause(ctx))
+		case <-time.After(interval):
+		}
+	}
+}

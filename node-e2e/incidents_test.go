@@ -1,0 +1,436 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+// poolLabel is a node label that a pod can select by.
+const poolLabel = "e2e.kubelet-guard.io/pool"
+
+// unsafeSysctl is one that a kubelet lets pods set only where it is configured to.
+const unsafeSysctl = "net.core.somaxconn"
+
+var _ = Describe("Kubelet restart", func() {
+	describeIncident(incident{
+		title: "node label changed, kubelet restarted",
+		before: func(ctx context.Context, _ *scene) {
+			labelNode(ctx, ptr.To("a"))
+			DeferCleanup(labelNode, (*string)(nil))
+		},
+		pod: []podOption{func(pod *corev1.Pod) { pod.Spec.NodeSelector = map[string]string{poolLabel: "a"} }},
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			labelNode(ctx, ptr.To("b"))
+			restartKubelet(ctx, KubeletChange{})
+		},
+		restarts: true,
+		cause:    guard.AdmissionRejected,
+	})
+
+	describeIncident(incident{
+		title: "systemReserved raised, too little CPU left",
+		podFrom: func(ctx context.Context) []podOption {
+			return []podOption{requesting(nodeMilliCPU(ctx) * 35 / 100)}
+		},
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			// A quarter of the node remains: less than either pod requests.
+			reserved := nodeMilliCPU(ctx) * 75 / 100
+			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+				c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", reserved)}
+			}})
+		},
+		restarts: true,
+		cause:    guard.AdmissionRejected,
+	})
+
+	describeIncident(incident{
+		title: "maxPods lowered",
+		before: func(ctx context.Context, s *scene) {
+			By("running the older pod that takes the one place")
+			oldest := s.run(ctx, s.newPod("oldest"))[0]
+			created, err := client.CoreV1().Pods(s.namespace).Get(ctx, oldest.name, metav1.GetOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			// The kubelet admits by age, which the API tells in whole seconds.
+			Eventually(func() time.Duration { return time.Since(created.CreationTimestamp.Time) }).
+				WithContext(ctx).WithTimeout(5 * time.Second).Should(BeNumerically(">", 2*time.Second))
+		},
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = 1 }})
+		},
+		restarts: true,
+		cause:    guard.AdmissionRejected,
+	})
+
+	describeIncident(incident{
+		title: "unsafe sysctls no longer allowed",
+		before: func(ctx context.Context, _ *scene) {
+			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+				c.AllowedUnsafeSysctls = []string{unsafeSysctl}
+			}})
+		},
+		pod: []podOption{func(pod *corev1.Pod) {
+			pod.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: unsafeSysctl, Value: "512"}}}
+		}},
+		fault:    func(ctx context.Context, _ *scene, _ []*subject) { restartKubelet(ctx, KubeletChange{}) },
+		restarts: true,
+		cause:    guard.AdmissionRejected,
+	})
+
+	describeIncident(incident{
+		title: "false memory pressure (threshold 99%)",
+		// Pods without requests would not be evicted but rejected by admission.
+		pod: []podOption{requesting(10)},
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+				c.EvictionHard = map[string]string{"memory.available": "99%"}
+			}})
+		},
+		restarts: true,
+		within:   evictionTimeout,
+		cause:    guard.Evicted,
+	})
+
+	describeIncident(incident{
+		title: "phase Failed patched in, kubelet restarted",
+		fault: func(ctx context.Context, s *scene, pods []*subject) {
+			stopKubelet(ctx)
+			for _, pod := range pods {
+				s.patchPhase(ctx, pod, corev1.PodFailed)
+			}
+			startKubelet(ctx, KubeletChange{})
+		},
+		restarts: true,
+		terminal: true,
+		cause:    guard.TerminalPhaseReported,
+	})
+
+	describeIncident(incident{
+		title: "cgroup root changed",
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+				// A folder that exists and that the kubelet does not clean up: the
+				// normal root's own pod folder.
+				c.CgroupRoot = path.Join(c.CgroupRoot, "kubepods")
+			}})
+		},
+		restarts: true,
+		cause:    guard.PodCgroupMissing,
+	})
+
+	describeIncident(incident{
+		title: "pod cgroup lost while kubelet restarts",
+		fault: func(ctx context.Context, _ *scene, pods []*subject) {
+			stopKubelet(ctx)
+			for _, pod := range pods {
+				root, cgroup, err := podCgroup(pod.process)
+				Expect(err).NotTo(HaveOccurred(), "find the cgroup of pod %s", pod)
+				Expect(removeCgroup(root, cgroup)).To(Succeed(), "remove the cgroup of pod %s", pod)
+			}
+			startKubelet(ctx, KubeletChange{})
+		},
+		restarts: true,
+		cause:    guard.PodCgroupMissing,
+	})
+
+	describeIncident(incident{
+		title: "containerd and kubelet restarted together",
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			stopKubelet(ctx)
+			Expect(provider.Node().Runtime().Restart(ctx)).To(Succeed(), "restart the container runtime")
+			startKubelet(ctx, KubeletChange{})
+		},
+		restarts: true,
+		survives: true,
+	})
+
+	describeIncident(incident{
+		title: "API server away while kubelet restarts",
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			down := true
+			start := func(ctx context.Context) {
+				if down {
+					Expect(provider.Node().ControlPlane().StartAPIServer(ctx)).To(Succeed(), "start the API server")
+					down = false
+				}
+			}
+			DeferCleanup(start)
+			Expect(provider.Node().ControlPlane().StopAPIServer(ctx)).To(Succeed(), "stop the API server")
+			restartKubelet(ctx, KubeletChange{})
+			start(ctx)
+		},
+		restarts: true,
+		survives: true,
+	})
+
+	describeIncident(incident{
+		title: "node starts under a wrong name",
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			const wrongName = "e2e-wrong-name"
+			DeferCleanup(func(ctx context.Context) error {
+				return ignoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName, metav1.DeleteOptions{}))
+			})
+			restartKubelet(ctx, KubeletChange{NodeName: wrongName})
+		},
+		restarts: true,
+		vanished: true,
+		cause:    guard.PodVanished,
+		repair: func(ctx context.Context, _ *scene, _ *subject) {
+			restartKubelet(ctx, KubeletChange{})
+		},
+		labels: Label(labelIssue3),
+	})
+
+	func() {
+		saved := map[types.UID][]byte{}
+		describeIncident(incident{
+			title: "key lost in etcd, kubelet down",
+			fault: func(ctx context.Context, _ *scene, pods []*subject) {
+				stopKubelet(ctx)
+				for _, pod := range pods {
+					saved[pod.uid] = loseKey(ctx, pod)
+				}
+				startKubelet(ctx, KubeletChange{})
+			},
+			restarts: true,
+			vanished: true,
+			cause:    guard.PodVanished,
+			repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod, saved[pod.uid]) },
+			labels:   Label(labelIssue3),
+		})
+	}()
+
+	describeIncident(emptyEtcd("etcd replaced by an empty one, then kubelet restarted", true))
+})
+
+var _ = Describe("Live", func() {
+	saved := map[types.UID][]byte{}
+	describeIncident(incident{
+		title: "key lost in etcd, live",
+		fault: func(ctx context.Context, _ *scene, pods []*subject) {
+			for _, pod := range pods {
+				saved[pod.uid] = loseKey(ctx, pod)
+			}
+		},
+		vanished: true,
+		cause:    guard.PodVanished,
+		repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod, saved[pod.uid]) },
+	})
+
+	describeIncident(incident{
+		title: "critical static pods need the CPU",
+		podFrom: func(ctx context.Context) []podOption {
+			return []podOption{requesting(nodeMilliCPU(ctx) * 25 / 100)}
+		},
+		// The first needs the room of one pod, the second that of the other, so that
+		// the unprotected pod's fate does not depend on whether the protected one may
+		// be chosen.
+		fault: func(ctx context.Context, s *scene, pods []*subject) {
+			capacity := nodeMilliCPU(ctx)
+			s.runCriticalStaticPod("critical-1", capacity*60/100)
+			Eventually(func() bool { return ended(pods[0]) || ended(pods[1]) }).
+				WithContext(ctx).WithTimeout(killTimeout).Should(BeTrue(), "the first critical pod displaces one of the pods")
+			s.runCriticalStaticPod("critical-2", capacity*30/100)
+		},
+		gradual: true,
+		cause:   guard.Preempted,
+	})
+
+	describeIncident(incident{
+		title: "sandbox lost (pause process killed)",
+		fault: func(ctx context.Context, _ *scene, pods []*subject) {
+			for _, pod := range pods {
+				alive, err := pod.sandbox.Alive()
+				Expect(err).NotTo(HaveOccurred())
+				Expect(alive).To(BeTrue(), "the sandbox of pod %s (%s) runs", pod, pod.sandbox)
+				Expect(syscall.Kill(pod.sandbox.PID, syscall.SIGKILL)).To(Succeed())
+			}
+		},
+		cause: guard.SandboxChanged,
+	})
+
+	describeIncident(incident{
+		title: "activeDeadlineSeconds passes",
+		fault: func(ctx context.Context, s *scene, pods []*subject) {
+			for _, pod := range pods {
+				s.patch(ctx, pod, `{"spec":{"activeDeadlineSeconds":1}}`)
+			}
+		},
+		cause: guard.ActiveDeadlineExceeded,
+	})
+
+	describeIncident(incident{
+		title: "phase Failed patched in, live",
+		fault: func(ctx context.Context, s *scene, pods []*subject) {
+			for _, pod := range pods {
+				s.patchPhase(ctx, pod, corev1.PodFailed)
+			}
+			// The kubelet writes its own status back.
+			for _, pod := range pods {
+				Eventually(s.expectReady).WithContext(ctx).WithArguments(ctx, pod.name, pod.uid).WithTimeout(apiLag).
+					Should(Succeed(), "the kubelet corrects the phase of pod %s", pod)
+			}
+		},
+		survives: true,
+		terminal: true,
+		cause:    guard.TerminalPhaseReported,
+	})
+
+	describeIncident(emptyEtcd("etcd replaced by an empty one, live", false))
+})
+
+// emptyEtcd is the loss of the whole storage. A running kubelet does not notice:
+// its watch stays silent. One that starts anew finds no pods.
+func emptyEtcd(title string, restart bool) incident {
+	var snapshot string
+	i := incident{
+		title: title,
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			snapshot = filepath.Join(GinkgoT().TempDir(), "etcd.snapshot")
+			Expect(provider.Node().Storage().Snapshot(ctx, snapshot)).To(Succeed(), "save the storage")
+			DeferCleanup(func(ctx context.Context) {
+				if snapshot != "" {
+					restoreStorage(ctx, snapshot)
+				}
+			})
+			Expect(provider.Node().Storage().Wipe(ctx)).To(Succeed(), "replace the storage by an empty one")
+			if restart {
+				restartKubelet(ctx, KubeletChange{})
+			}
+		},
+		survives: !restart,
+		repair: func(ctx context.Context, s *scene, pod *subject) {
+			restoreStorage(ctx, snapshot)
+			snapshot = ""
+			pod.expectAlive(Default)
+			s.awaitServing(ctx, pod.name, pod.uid)
+		},
+		labels: Label(labelIncident),
+	}
+	if restart {
+		i.restarts, i.vanished, i.cause, i.labels = true, true, guard.PodVanished, Label(labelIssue3)
+	}
+	return i
+}
+
+// restoreStorage brings a snapshot back, and the kubelet in step with it: its
+// watches belong to the storage that was replaced.
+func restoreStorage(ctx context.Context, snapshot string) {
+	GinkgoHelper()
+	Expect(provider.Node().Storage().Restore(ctx, snapshot)).To(Succeed(), "restore the storage")
+	restartKubelet(ctx, KubeletChange{})
+}
+
+// labelNode sets the pool label of the node; nil removes it.
+func labelNode(ctx context.Context, pool *string) {
+	GinkgoHelper()
+	value := "null"
+	if pool != nil {
+		value = fmt.Sprintf("%q", *pool)
+	}
+	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%s}}}`, poolLabel, value)
+	_, err := client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	Expect(err).NotTo(HaveOccurred(), "set label %s of the node", poolLabel)
+}
+
+// patch changes a pod through the API.
+func (s *scene) patch(ctx context.Context, pod *subject, patch string, subresources ...string) {
+	GinkgoHelper()
+	_, err := client.CoreV1().Pods(s.namespace).Patch(ctx, pod.name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...)
+	Expect(err).NotTo(HaveOccurred(), "patch pod %s with %s", pod, patch)
+}
+
+func (s *scene) patchPhase(ctx context.Context, pod *subject, phase corev1.PodPhase) {
+	GinkgoHelper()
+	s.patch(ctx, pod, fmt.Sprintf(`{"status":{"phase":%q}}`, phase), "status")
+}
+
+func podKey(pod *subject) string { return path.Join("/registry/pods", pod.namespace, pod.name) }
+
+// loseKey removes a pod from etcd behind the API server's back and returns what
+// was there.
+func loseKey(ctx context.Context, pod *subject) []byte {
+	GinkgoHelper()
+	storage := provider.Node().Storage()
+	value, err := storage.Get(ctx, podKey(pod))
+	Expect(err).NotTo(HaveOccurred(), "read key %s", podKey(pod))
+	Expect(storage.Delete(ctx, podKey(pod))).To(Succeed(), "delete key %s", podKey(pod))
+	return value
+}
+
+// restoreKey writes a lost pod back, as an operator does with a backup, and waits
+// until the kubelet knows that the object is there again.
+func (s *scene) restoreKey(ctx context.Context, pod *subject, value []byte) {
+	GinkgoHelper()
+	Expect(provider.Node().Storage().Put(ctx, podKey(pod), value)).To(Succeed(), "write key %s", podKey(pod))
+	Eventually(func(g Gomega) {
+		pod.expectAlive(g)
+		found, err := guardPod(ctx, pod.uid)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+		g.Expect(found.ObjectPresent).To(BeTrue(), "the kubelet sees the object of pod %s", pod)
+		g.Expect(found.Holds).To(BeEmpty(), "holds of pod %s", pod)
+		s.expectServing(g, ctx, pod.name, pod.uid)
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "pod %s is an ordinary pod again", pod)
+}
+
+// runCriticalStaticPod puts a static pod of the highest priority on the node.
+func (s *scene) runCriticalStaticPod(name string, milliCPU int64) {
+	GinkgoHelper()
+	pod := s.newPod(name, requesting(milliCPU), func(pod *corev1.Pod) {
+		pod.Spec.NodeName = ""
+		pod.Spec.PriorityClassName = "system-node-critical"
+		// The API server resolves class names; static pods do not pass through it.
+		pod.Spec.Priority = ptr.To[int32](2000001000)
+	})
+	s.runStaticPod(pod)
+}
+
+// runStaticPod hands a pod to the kubelet as a file, which the spec's end takes
+// away.
+func (s *scene) runStaticPod(pod *corev1.Pod) {
+	GinkgoHelper()
+	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
+	manifest, err := yaml.Marshal(pod)
+	Expect(err).NotTo(HaveOccurred())
+	file := s.namespace + "-" + pod.Name
+	DeferCleanup(s.removeStaticPod, file, pod.Name, NodeTimeout(time.Minute))
+	Expect(provider.Node().WriteStaticPod(file, manifest)).To(Succeed(), "write the manifest of static pod %s", pod.Name)
+}
+
+// removeStaticPod takes a static pod's file away and waits until the kubelet has
+// removed the pod.
+func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
+	GinkgoHelper()
+	Expect(provider.Node().RemoveStaticPod(file)).To(Succeed(), "remove the manifest of static pod %s", pod)
+	mirror := pod + "-" + provider.Node().Name()
+	Eventually(func(g Gomega) {
+		_, err := client.CoreV1().Pods(s.namespace).Get(ctx, mirror, metav1.GetOptions{})
+		g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "mirror pod %s: %v", mirror, err)
+		running, err := provider.Node().Runtime().Containers(ctx)
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, c := range running {
+			g.Expect(c.PodName).NotTo(Equal(mirror), "container %s of static pod %s still runs", c.Name, pod)
+		}
+	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "static pod %s is gone", pod)
+}
+
+func ended(pod *subject) bool {
+	_, dead := pod.death.seen()
+	return dead
+}

@@ -1,0 +1,64 @@
+package e2e
+
+import (
+	"context"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// kubeletChanged tells whether the running spec has taken the kubelet out of its
+// normal state, and so whether somebody sees to bringing it back.
+var kubeletChanged bool
+
+// stopKubelet stops the kubelet; the spec's end starts it again at the latest.
+func stopKubelet(ctx context.Context) {
+	GinkgoHelper()
+	if !kubeletChanged {
+		kubeletChanged = true
+		DeferCleanup(normalKubelet, NodeTimeout(kubeletStart))
+	}
+	keepCounters(ctx)
+	Expect(provider.Node().Kubelet().Stop(ctx)).To(Succeed(), "stop the kubelet")
+}
+
+// startKubelet starts a stopped kubelet and waits until it is healthy.
+func startKubelet(ctx context.Context, change KubeletChange) {
+	GinkgoHelper()
+	ctx, cancel := context.WithTimeout(ctx, kubeletStart)
+	defer cancel()
+	Expect(provider.Node().Kubelet().Start(ctx, change)).To(Succeed(), "start the kubelet; its log is %s", provider.Node().Kubelet().LogPath())
+}
+
+func restartKubelet(ctx context.Context, change KubeletChange) {
+	GinkgoHelper()
+	stopKubelet(ctx)
+	startKubelet(ctx, change)
+}
+
+// normalKubelet brings the kubelet back to its normal configuration.
+func normalKubelet(ctx SpecContext) {
+	keepCounters(ctx)
+	Expect(provider.Node().Kubelet().Stop(ctx)).To(Succeed(), "stop the kubelet")
+	startKubelet(ctx, KubeletChange{})
+	kubeletChanged = false
+}
+
+// nodeMilliCPU is the node's capacity in thousandths of a core. Specs ask for
+// shares of it, so that they mean the same on every machine.
+func nodeMilliCPU(ctx context.Context) int64 {
+	GinkgoHelper()
+	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
+	Expect(err).NotTo(HaveOccurred(), "read the node")
+	return node.Status.Capacity.Cpu().MilliValue()
+}
+
+func cpuAndMemory(milliCPU int64) corev1.ResourceList {
+	return corev1.ResourceList{
+		corev1.ResourceCPU:    *resource.NewMilliQuantity(milliCPU, resource.DecimalSI),
+		corev1.ResourceMemory: resource.MustParse("16Mi"),
+	}
+}

@@ -1,0 +1,167 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"k8s.io/client-go/rest"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+)
+
+// Variant says which kubelet a node runs.
+type Variant string
+
+const (
+	// Stock is the kubelet as upstream releases it.
+	Stock Variant = "stock"
+	// Guarded is the kubelet with this project's patches.
+	Guarded Variant = "guarded"
+)
+
+// ParseVariant reads the value of a -kubelet flag.
+func ParseVariant(s string) (Variant, error) {
+	switch v := Variant(s); v {
+	case Stock, Guarded:
+		return v, nil
+	}
+	return "", fmt.Errorf("kubelet %q is not known: use %q or %q", s, Stock, Guarded)
+}
+
+// Options says which cluster a provider brings up.
+type Options struct {
+	// ClusterName names the cluster, its folder and its network, so that clusters
+	// with different names can run side by side.
+	ClusterName string
+	// OutputDir is the folder that holds the built programs and that receives the
+	// cluster's state.
+	OutputDir string
+	// KubeletBinary is the kubelet that the node runs.
+	KubeletBinary string
+	// Log receives the provider's progress messages.
+	Log io.Writer
+}
+
+// Provider brings up and takes down a cluster with one node.
+//
+// Start is called once, before anything else; Stop is always called, also after
+// a Start that failed. Methods are not meant for concurrent use.
+type Provider interface {
+	Start(ctx context.Context) error
+	// Stop removes everything that Start and the specs made.
+	Stop(ctx context.Context) error
+	// Keep leaves the cluster up when the program ends; it takes the place of Stop.
+	Keep(ctx context.Context) error
+	// RESTConfig gives administrator access to the API server.
+	RESTConfig() *rest.Config
+	// Kubectl is the command line, without a verb, with which a person reaches the
+	// cluster, and Down the one that removes a cluster that was kept.
+	Kubectl() string
+	Down() string
+	Node() Node
+}
+
+// Node is the one node of the cluster, with the parts of the control plane that
+// the incidents damage.
+type Node interface {
+	Name() string
+	Kubelet() Kubelet
+	Runtime() Runtime
+	Storage() Storage
+	ControlPlane() ControlPlane
+	// WriteStaticPod puts a manifest into the folder that the kubelet watches, and
+	// RemoveStaticPod takes it away; removing one that is not there is no error.
+	WriteStaticPod(name string, manifest []byte) error
+	RemoveStaticPod(name string) error
+}
+
+// KubeletChange says how a kubelet is started. The zero value is the normal
+// configuration.
+type KubeletChange struct {
+	// Configure changes the normal configuration; nil leaves it as it is.
+	Configure func(*kubeletconfig.KubeletConfiguration)
+	// GuardConfig is the value of --guard-config; empty leaves the flag out.
+	GuardConfig string
+	// NodeName registers the kubelet under another name, with credentials for it;
+	// empty is the node's own name.
+	NodeName string
+}
+
+// Kubelet controls the kubelet's process.
+type Kubelet interface {
+	// Start starts the kubelet and returns when it is healthy. The change holds for
+	// this start only. A kubelet that refuses to start gives an *ExitError.
+	Start(ctx context.Context, change KubeletChange) error
+	// Stop ends the kubelet with SIGTERM, Kill with SIGKILL. Neither touches pods.
+	Stop(ctx context.Context) error
+	Kill(ctx context.Context) error
+	// Get reads a path of the kubelet's authenticated port. It does not go through
+	// the API server, so that it works for a node that the API has lost.
+	Get(ctx context.Context, path string) ([]byte, error)
+	// LogPath is the file that receives the kubelet's output.
+	LogPath() string
+}
+
+// ExitError is a kubelet that ended instead of becoming healthy.
+type ExitError struct {
+	// Code is the exit code.
+	Code int
+	// Output is the end of what the kubelet wrote.
+	Output string
+}
+
+// Error implements error.
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("the kubelet ended with exit code %d: %s", e.Code, e.Output)
+}
+
+// Container is a running container of the node.
+type Container struct {
+	PodUID, PodNamespace, PodName string
+	// Name is the container's name in the pod, ID the runtime's name for it.
+	Name, ID string
+	Process  Process
+	// Sandbox is the pod's pause process.
+	Sandbox Process
+}
+
+// Runtime is the node's container runtime.
+type Runtime interface {
+	// Containers lists the running containers, without sandboxes.
+	Containers(ctx context.Context) ([]Container, error)
+	// Restart restarts the runtime; containers keep running.
+	Restart(ctx context.Context) error
+}
+
+// Storage is the etcd of the control plane. Keys are absolute, for instance
+// "/registry/pods/default/web".
+type Storage interface {
+	Get(ctx context.Context, key string) ([]byte, error)
+	Put(ctx context.Context, key string, value []byte) error
+	Delete(ctx context.Context, key string) error
+	// Snapshot writes the whole storage to a file.
+	Snapshot(ctx context.Context, file string) error
+	// Wipe replaces the storage by an empty one, Restore by what a snapshot holds.
+	// Both return when the API server and the controllers, but not the kubelet,
+	// work with the new content.
+	Wipe(ctx context.Context) error
+	Restore(ctx context.Context, file string) error
+}
+
+// ControlPlane controls the rest of the control plane.
+type ControlPlane interface {
+	StopAPIServer(ctx context.Context) error
+	// StartAPIServer returns when the API server is ready.
+	StartAPIServer(ctx context.Context) error
+}
+
+// NewProvider returns the provider with the given name.
+func NewProvider(name string, options Options) (Provider, error) {
+	switch name {
+	case "local":
+		return newLocalProvider(options), nil
+	case "kind":
+		return nil, fmt.Errorf("provider kind is not supported by this release: use -provider=local")
+	}
+	return nil, fmt.Errorf("provider %q is not known: use -provider=local", name)
+}

@@ -1,0 +1,212 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"k8s.io/client-go/rest"
+
+	"kubelet-guard.io/node-e2e/embedded"
+)
+
+// kubeVersion is the upstream version that the suite is written for: the folder
+// with the control plane's programs carries its name.
+const kubeVersion = "v1.36.3"
+
+// kubeletPort is the kubelet's authenticated port.
+const kubeletPort = "10250"
+
+// localProvider runs the cluster's parts as processes of this machine.
+type localProvider struct {
+	config  embedded.Config
+	cluster *embedded.Cluster
+}
+
+func newLocalProvider(o Options) *localProvider {
+	return &localProvider{config: embedded.Config{
+		Name:    o.ClusterName,
+		Dir:     filepath.Join(o.OutputDir, "clusters", o.ClusterName),
+		KubeDir: filepath.Join(o.OutputDir, kubeVersion),
+		NodeDir: filepath.Join(o.OutputDir, "node", "bin"),
+		Kubelet: o.KubeletBinary,
+		Log:     o.Log,
+	}}
+}
+
+func (p *localProvider) Start(ctx context.Context) error {
+	cluster, err := embedded.Start(ctx, p.config)
+	if err != nil {
+		return fmt.Errorf("cluster %s: %w", p.config.Name, err)
+	}
+	p.cluster = cluster
+	return nil
+}
+
+func (p *localProvider) Stop(ctx context.Context) error {
+	if p.cluster == nil {
+		return nil
+	}
+	return p.cluster.Stop(ctx)
+}
+
+func (p *localProvider) Keep(context.Context) error { return p.cluster.Detach() }
+
+func (p *localProvider) RESTConfig() *rest.Config { return p.cluster.RESTConfig() }
+
+func (p *localProvider) Kubectl() string {
+	kubectl := filepath.Join(p.config.KubeDir, "kubectl")
+	return kubectl + " --kubeconfig " + p.cluster.Kubeconfig()
+}
+
+func (p *localProvider) Down() string {
+	return filepath.Join(filepath.Dir(p.config.KubeDir), "bin", "guard-node") + " down " + p.config.Name
+}
+
+func (p *localProvider) Node() Node { return localNode{p.cluster} }
+
+type localNode struct{ cluster *embedded.Cluster }
+
+func (n localNode) Name() string               { return n.cluster.NodeName() }
+func (n localNode) Kubelet() Kubelet           { return localKubelet(n) }
+func (n localNode) Runtime() Runtime           { return localRuntime(n) }
+func (n localNode) Storage() Storage           { return localStorage{n.cluster.Etcd()} }
+func (n localNode) ControlPlane() ControlPlane { return localControlPlane(n) }
+
+func (n localNode) WriteStaticPod(name string, manifest []byte) error {
+	// The kubelet ignores names that begin with a dot, so it never reads half a
+	// manifest.
+	partial := filepath.Join(n.cluster.StaticPodDir(), "."+name)
+	if err := os.WriteFile(partial, manifest, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(partial, filepath.Join(n.cluster.StaticPodDir(), name+".yaml"))
+}
+
+func (n localNode) RemoveStaticPod(name string) error {
+	err := os.Remove(filepath.Join(n.cluster.StaticPodDir(), name+".yaml"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+type localKubelet struct{ cluster *embedded.Cluster }
+
+func (k localKubelet) Start(ctx context.Context, change KubeletChange) error {
+	var options []embedded.KubeletOption
+	if change.Configure != nil {
+		options = append(options, embedded.WithConfiguration(change.Configure))
+	}
+	if change.GuardConfig != "" {
+		options = append(options, embedded.WithGuardConfig(change.GuardConfig))
+	}
+	if change.NodeName != "" {
+		options = append(options, embedded.WithNodeName(change.NodeName))
+	}
+	err := k.cluster.Kubelet().Start(ctx, options...)
+	var exit *embedded.ExitError
+	if errors.As(err, &exit) {
+		return &ExitError{Code: exit.Code, Output: exit.LogTail}
+	}
+	return err
+}
+
+func (k localKubelet) Stop(ctx context.Context) error { return k.cluster.Kubelet().Stop(ctx) }
+func (k localKubelet) Kill(ctx context.Context) error { return k.cluster.Kubelet().Kill(ctx) }
+func (k localKubelet) LogPath() string                { return k.cluster.Kubelet().LogPath() }
+
+func (k localKubelet) Get(ctx context.Context, path string) ([]byte, error) {
+	httpClient, err := rest.HTTPClientFor(k.cluster.RESTConfig())
+	if err != nil {
+		return nil, err
+	}
+	url := "https://" + net.JoinHostPort(k.cluster.NodeIP(), kubeletPort) + path
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := httpClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return nil, fmt.Errorf("GET %s: %w", url, err)
+	}
+	if answer.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("GET %s: %s: %.500s", url, answer.Status, body)
+	}
+	return body, nil
+}
+
+type localRuntime struct{ cluster *embedded.Cluster }
+
+func (r localRuntime) Containers(ctx context.Context) ([]Container, error) {
+	running, err := r.cluster.Containers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	containers := make([]Container, 0, len(running))
+	for _, c := range running {
+		container := Container{
+			PodUID:       c.PodUID,
+			PodNamespace: c.PodNamespace,
+			PodName:      c.PodName,
+			Name:         c.Name,
+			ID:           c.ID,
+			Process:      Process{PID: c.PID, StartTime: c.StartTime},
+		}
+		if c.SandboxPID != 0 {
+			// A sandbox that ended since the listing has no identity any more.
+			if sandbox, err := FindProcess(c.SandboxPID); err == nil {
+				container.Sandbox = sandbox
+			}
+		}
+		containers = append(containers, container)
+	}
+	return containers, nil
+}
+
+func (r localRuntime) Restart(ctx context.Context) error { return r.cluster.Containerd().Restart(ctx) }
+
+type localStorage struct{ etcd *embedded.Etcd }
+
+func (s localStorage) Get(ctx context.Context, key string) ([]byte, error) {
+	return s.etcd.Get(ctx, key)
+}
+
+func (s localStorage) Put(ctx context.Context, key string, value []byte) error {
+	return s.etcd.PutRaw(ctx, key, value)
+}
+
+func (s localStorage) Delete(ctx context.Context, key string) error {
+	return s.etcd.DeleteKey(ctx, key)
+}
+
+func (s localStorage) Snapshot(ctx context.Context, file string) error {
+	return s.etcd.Snapshot(ctx, file)
+}
+
+func (s localStorage) Wipe(ctx context.Context) error { return s.etcd.Wipe(ctx) }
+
+func (s localStorage) Restore(ctx context.Context, file string) error {
+	return s.etcd.Restore(ctx, file)
+}
+
+type localControlPlane struct{ cluster *embedded.Cluster }
+
+func (c localControlPlane) StopAPIServer(ctx context.Context) error {
+	return c.cluster.APIServer().Stop(ctx)
+}
+
+func (c localControlPlane) StartAPIServer(ctx context.Context) error {
+	return c.cluster.APIServer().Start(ctx)
+}

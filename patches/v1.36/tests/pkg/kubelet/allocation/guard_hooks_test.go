@@ -1,0 +1,140 @@
+package allocation
+
+import (
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/kubernetes/pkg/kubelet/cm"
+	containertest "k8s.io/kubernetes/pkg/kubelet/container/testing"
+	"k8s.io/kubernetes/pkg/kubelet/guard"
+	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
+	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
+	"k8s.io/kubernetes/test/utils/ktesting"
+)
+
+// recordingAdmitHandler takes note of being asked, as a resource manager would
+// take note of the pod's CPUs.
+type recordingAdmitHandler struct {
+	asked int
+	admit bool
+}
+
+func (h *recordingAdmitHandler) Admit(*lifecycle.PodAdmitAttributes) lifecycle.PodAdmitResult {
+	h.asked++
+	return lifecycle.PodAdmitResult{Admit: h.admit, Reason: "NodeAffinity", Message: "the label is gone"}
+}
+
+func newGuardTestPod() *v1.Pod {
+	return &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", UID: "web-uid"},
+		Spec:       v1.PodSpec{Containers: []v1.Container{{Name: "server", Image: "server:1"}}},
+	}
+}
+
+func newGuardTestManager(t *testing.T) (m Manager, rejecting, next *recordingAdmitHandler) {
+	rejecting, next = &recordingAdmitHandler{}, &recordingAdmitHandler{admit: true}
+	m = makeAllocationManager(t, &containertest.FakeRuntime{}, nil, &cm.NodeConfig{})
+	m.AddPodAdmitHandlers(lifecycle.PodAdmitHandlers{rejecting, next})
+	return m, rejecting, next
+}
+
+func TestGuardAdmissionRejection(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			node := guardtest.Install(t)
+			pod := newGuardTestPod()
+			kind.Change(pod)
+			node.Run(pod)
+			m, rejecting, next := newGuardTestManager(t)
+
+			admitted, reason, message := m.AddPod(nil, pod)
+
+			if admitted != kind.Kept {
+				t.Errorf("admitted: %v, want %v", admitted, kind.Kept)
+			}
+			if !admitted && (reason != "NodeAffinity" || message != "the label is gone") {
+				t.Errorf("rejected with %q, %q: not what the handler said", reason, message)
+			}
+			if rejecting.asked != 1 {
+				t.Errorf("the rejecting handler was asked %d times, want once", rejecting.asked)
+			}
+			if (next.asked == 1) != kind.Kept {
+				t.Errorf("the handler behind the rejecting one was asked %d times; it must be asked for kept pods only", next.asked)
+			}
+			if _, allocated := m.GetContainerResourceAllocation(pod.UID, "server"); allocated != kind.Kept {
+				t.Errorf("resources allocated: %v, want %v", allocated, kind.Kept)
+			}
+			if kind.Kept {
+				node.ExpectHolds(t, pod.UID, guard.AdmissionRejected)
+			} else {
+				node.ExpectHolds(t, pod.UID)
+			}
+		})
+	}
+}
+
+func TestGuardAdmissionRejectionOfPodThatDoesNotRun(t *testing.T) {
+	node := guardtest.Install(t)
+	pod := newGuardTestPod()
+	guardtest.Protect(pod)
+	m, _, next := newGuardTestManager(t)
+
+	// After a reboot nothing runs: there is nothing to keep.
+	if admitted, _, _ := m.AddPod(nil, pod); admitted {
+		t.Error("admitted although a handler rejects the pod and none of it runs")
+	}
+	if next.asked != 0 {
+		t.Error("the handler behind the rejecting one was asked")
+	}
+	node.ExpectHolds(t, pod.UID)
+}
+
+func TestGuardAdmissionRejectionIsOverruledForEveryHandler(t *testing.T) {
+	node := guardtest.Install(t)
+	pod := newGuardTestPod()
+	guardtest.Protect(pod)
+	node.Run(pod)
+	m, _, _ := newGuardTestManager(t)
+	second := &recordingAdmitHandler{}
+	m.AddPodAdmitHandlers(lifecycle.PodAdmitHandlers{second})
+
+	if admitted, reason, _ := m.AddPod(nil, pod); !admitted {
+		t.Errorf("rejected (%s) by the second of two rejecting handlers", reason)
+	}
+	if second.asked != 1 {
+		t.Errorf("the last handler was asked %d times, want once", second.asked)
+	}
+}
+
+func TestGuardAdmissionRejectionOfResizeStands(t *testing.T) {
+	node := guardtest.Install(t)
+	pod := newGuardTestPod()
+	guardtest.Protect(pod)
+	node.Run(pod)
+	m, _, next := newGuardTestManager(t)
+
+	logger, _ := ktesting.NewTestContext(t)
+	if admitted, _, _ := m.(*manager).canAdmitPod(logger, nil, pod, lifecycle.ResizeOperation); admitted {
+		t.Error("a resize that a handler rejects was admitted")
+	}
+	if next.asked != 0 {
+		t.Error("the handler behind the rejecting one was asked about the resize")
+	}
+	node.ExpectHolds(t, pod.UID)
+}
+
+func TestGuardAdmissionAuditModeRejects(t *testing.T) {
+	node := guardtest.Install(t, func(c *guard.Configuration) { c.Mode = guard.Audit })
+	pod := newGuardTestPod()
+	guardtest.Protect(pod)
+	node.Run(pod)
+	m, _, _ := newGuardTestManager(t)
+
+	if admitted, _, _ := m.AddPod(nil, pod); admitted {
+		t.Error("mode Audit changed the outcome of admission")
+	}
+	if list := node.Guard.Pods(); len(list.Items) != 1 || len(list.Items[0].Audited) != 1 || list.Items[0].Audited[0].Cause != guard.AdmissionRejected {
+		t.Errorf("audited: %+v, want one attempt with cause %s", list.Items, guard.AdmissionRejected)
+	}
+}

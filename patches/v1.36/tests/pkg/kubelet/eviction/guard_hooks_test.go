@@ -1,0 +1,104 @@
+package eviction
+
+import (
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/record"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
+	"k8s.io/kubernetes/pkg/kubelet/guard"
+	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
+	kubelettypes "k8s.io/kubernetes/pkg/kubelet/types"
+	"k8s.io/kubernetes/test/utils/ktesting"
+	testingclock "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
+)
+
+// newGuardTestManager returns a manager under memory pressure.
+func newGuardTestManager(stats map[*v1.Pod]statsapi.PodStats) (*managerImpl, *mockPodKiller) {
+	killer := &mockPodKiller{}
+	gc := &mockDiskGC{}
+	return &managerImpl{
+		clock:       testingclock.NewFakeClock(time.Now()),
+		killPodFunc: killer.killPodNow,
+		imageGC:     gc,
+		containerGC: gc,
+		config: Config{
+			PressureTransitionPeriod: 5 * time.Minute,
+			Thresholds: []evictionapi.Threshold{{
+				Signal:   evictionapi.SignalMemoryAvailable,
+				Operator: evictionapi.OpLessThan,
+				Value:    evictionapi.ThresholdValue{Quantity: quantityMustParse("2Gi")},
+			}},
+		},
+		recorder:                     &record.FakeRecorder{},
+		summaryProvider:              &fakeSummaryProvider{result: makeMemoryStats("1500Mi", stats)},
+		nodeRef:                      &v1.ObjectReference{Kind: "Node", Name: "node", UID: "node"},
+		nodeConditionsLastObservedAt: nodeConditionsObservedAt{},
+		thresholdsFirstObservedAt:    thresholdsObservedAt{},
+	}, killer
+}
+
+func TestGuardEviction(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			ctx := ktesting.Init(t)
+			node := guardtest.Install(t)
+			greedy, greedyStats := makePodWithMemoryStats("greedy", defaultPriority, newResourceList("", "100Mi", ""), newResourceList("", "1Gi", ""), "700Mi")
+			modest, modestStats := makePodWithMemoryStats("modest", defaultPriority, newResourceList("", "1Gi", ""), newResourceList("", "1Gi", ""), "900Mi")
+			kind.Change(greedy)
+			node.Run(greedy)
+			m, killer := newGuardTestManager(map[*v1.Pod]statsapi.PodStats{greedy: greedyStats, modest: modestStats})
+
+			evicted, err := m.synchronize(ctx, &mockDiskInfoProvider{dedicatedImageFs: ptr.To(false)}, func() []*v1.Pod { return []*v1.Pod{greedy, modest} })
+
+			if err != nil {
+				t.Fatalf("synchronize: %v", err)
+			}
+			// The manager goes on to the next pod of its ranking: pressure on the node
+			// must not go unanswered because of a protected pod.
+			// Upstream does not evict static and mirror pods, which count as critical.
+			want := greedy
+			if kind.Kept || kubelettypes.IsCriticalPod(greedy) {
+				want = modest
+			}
+			if killer.pod == nil || killer.pod.Name != want.Name {
+				t.Errorf("killed %v, want %s", killer.pod, want.Name)
+			}
+			if len(evicted) != 1 || evicted[0].Name != want.Name {
+				t.Errorf("reported %v as evicted, want %s", evicted, want.Name)
+			}
+			if kind.Kept {
+				node.ExpectHolds(t, greedy.UID, guard.Evicted)
+			} else {
+				node.ExpectHolds(t, greedy.UID)
+			}
+		})
+	}
+}
+
+func TestGuardEvictionWithNobodyElseToEvict(t *testing.T) {
+	ctx := ktesting.Init(t)
+	node := guardtest.Install(t)
+	only, stats := makePodWithMemoryStats("only", defaultPriority, nil, nil, "700Mi")
+	guardtest.Protect(only)
+	node.Run(only)
+	m, killer := newGuardTestManager(map[*v1.Pod]statsapi.PodStats{only: stats})
+
+	for range 3 {
+		evicted, err := m.synchronize(ctx, &mockDiskInfoProvider{dedicatedImageFs: ptr.To(false)}, func() []*v1.Pod { return []*v1.Pod{only} })
+		if err != nil || len(evicted) != 0 {
+			t.Fatalf("evicted %v, error %v; want neither", evicted, err)
+		}
+	}
+
+	if killer.pod != nil {
+		t.Errorf("killed %s", killer.pod.Name)
+	}
+	if !m.IsUnderMemoryPressure() {
+		t.Error("the node does not report its memory pressure")
+	}
+	node.ExpectHolds(t, only.UID, guard.Evicted)
+}

@@ -1,0 +1,183 @@
+// Package guardtest helps the tests of the hooks: it installs a guard over a fake
+// container runtime for the time of one test, and has the kinds of pods that
+// every hook must tell apart. Only tests import it.
+package guardtest
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	critest "k8s.io/cri-api/pkg/apis/testing"
+	"k8s.io/kubernetes/pkg/kubelet/guard"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
+)
+
+// Node is a guard that is installed for one test, and what it works with.
+type Node struct {
+	// Guard is the installed guard.
+	Guard *guard.Guard
+	// Runtime is the container runtime that the guard asks. It is empty at first.
+	Runtime *critest.FakeRuntimeService
+}
+
+// Install installs a guard with the default configuration, changed by change, and
+// puts the one before it back when the test ends. Tests that use it cannot run in
+// parallel with each other.
+func Install(t testing.TB, change ...func(*guard.Configuration)) *Node {
+	t.Helper()
+	configuration := guard.DefaultConfiguration()
+	for _, f := range change {
+		f(configuration)
+	}
+	runtime := critest.NewFakeRuntimeService()
+	g, err := guard.New(guard.Dependencies{
+		Configuration: configuration,
+		NodeName:      "node",
+		// Nobody reads the events, and a full recorder would block.
+		Recorder: &record.FakeRecorder{},
+		Runtime:  runtime,
+	})
+	if err != nil {
+		t.Fatalf("new guard: %v", err)
+	}
+	before := guard.Install(g)
+	t.Cleanup(func() { guard.Install(before) })
+	return &Node{Guard: g, Runtime: runtime}
+}
+
+// Run puts a ready sandbox of the pod in the runtime, and a running container for
+// each container of its spec. The ID of a container is its name.
+func (n *Node) Run(pod *v1.Pod) {
+	n.Runtime.Lock()
+	defer n.Runtime.Unlock()
+	sandboxID := "sandbox-" + string(pod.UID)
+	labels := map[string]string{
+		"io.kubernetes.pod.uid":       string(pod.UID),
+		"io.kubernetes.pod.name":      pod.Name,
+		"io.kubernetes.pod.namespace": pod.Namespace,
+	}
+	sandbox := &critest.FakePodSandbox{PodSandboxStatus: runtimeapi.PodSandboxStatus{
+		Id:          sandboxID,
+		Metadata:    &runtimeapi.PodSandboxMetadata{Uid: string(pod.UID), Name: pod.Name, Namespace: pod.Namespace},
+		State:       runtimeapi.PodSandboxState_SANDBOX_READY,
+		Labels:      map[string]string{},
+		Annotations: pod.Annotations,
+	}}
+	for k, v := range pod.Labels {
+		sandbox.Labels[k] = v
+	}
+	for k, v := range labels {
+		sandbox.Labels[k] = v
+	}
+	n.Runtime.Sandboxes[sandboxID] = sandbox
+	for _, c := range pod.Spec.Containers {
+		n.Runtime.Containers[c.Name] = &critest.FakeContainer{
+			ContainerStatus: runtimeapi.ContainerStatus{
+				Id:       c.Name,
+				Metadata: &runtimeapi.ContainerMetadata{Name: c.Name},
+				State:    runtimeapi.ContainerState_CONTAINER_RUNNING,
+				Image:    &runtimeapi.ImageSpec{Image: c.Image, UserSpecifiedImage: c.Image},
+				Labels:   labels,
+			},
+			SandboxID: sandboxID,
+		}
+	}
+}
+
+// Exit lets all containers of the runtime exit and its sandboxes stop.
+func (n *Node) Exit() {
+	n.Runtime.Lock()
+	defer n.Runtime.Unlock()
+	for _, c := range n.Runtime.Containers {
+		c.State = runtimeapi.ContainerState_CONTAINER_EXITED
+	}
+	for _, s := range n.Runtime.Sandboxes {
+		s.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	}
+}
+
+// Holds returns the causes for which the pod is held, sorted; nil when it is not.
+func (n *Node) Holds(uid types.UID) []guard.Cause {
+	list := n.Guard.Pods()
+	i := slices.IndexFunc(list.Items, func(p guard.PodState) bool { return p.UID == uid })
+	if i < 0 {
+		return nil
+	}
+	var causes []guard.Cause
+	for _, h := range list.Items[i].Holds {
+		causes = append(causes, h.Cause)
+	}
+	return causes
+}
+
+// ExpectHolds fails the test unless the pod is held for exactly these causes.
+func (n *Node) ExpectHolds(t testing.TB, uid types.UID, want ...guard.Cause) {
+	t.Helper()
+	if got := n.Holds(uid); !slices.Equal(got, want) {
+		t.Errorf("pod %s: held for %v, want %v", uid, got, want)
+	}
+}
+
+// Protect labels the pod, as an object of the API source.
+func Protect(pod *v1.Pod) {
+	setLabel(pod)
+	setAnnotation(pod, kubetypes.ConfigSourceAnnotationKey, kubetypes.ApiserverSource)
+}
+
+// Kind is a kind of pod that hooks must tell apart.
+type Kind struct {
+	// Name says what the pod is.
+	Name string
+	// Change makes an ordinary pod one of this kind.
+	Change func(*v1.Pod)
+	// Kept: a hook keeps such a pod running. The others take the stock path.
+	Kept bool
+}
+
+// Kinds returns the kinds. The first is the protected pod.
+func Kinds() []Kind {
+	return []Kind{
+		{Name: "protected pod is kept", Change: Protect, Kept: true},
+		{Name: "protected pod whose deletion was asked for is stopped", Change: func(pod *v1.Pod) { Protect(pod); Delete(pod) }},
+		{Name: "pod without the label takes the stock path", Change: func(pod *v1.Pod) {
+			setAnnotation(pod, kubetypes.ConfigSourceAnnotationKey, kubetypes.ApiserverSource)
+		}},
+		{Name: "static pod with the label takes the stock path", Change: func(pod *v1.Pod) {
+			setLabel(pod)
+			setAnnotation(pod, kubetypes.ConfigSourceAnnotationKey, kubetypes.FileSource)
+		}},
+		{Name: "mirror pod with the label takes the stock path", Change: func(pod *v1.Pod) {
+			Protect(pod)
+			setAnnotation(pod, kubetypes.ConfigMirrorAnnotationKey, "hash")
+		}},
+	}
+}
+
+// Delete gives the pod a deletionTimestamp, as a deletion through the API does.
+func Delete(pod *v1.Pod) {
+	now := metav1.NewTime(time.Now())
+	pod.DeletionTimestamp = &now
+	if pod.DeletionGracePeriodSeconds == nil {
+		pod.DeletionGracePeriodSeconds = new(int64(30))
+	}
+}
+
+func setLabel(pod *v1.Pod) {
+	if pod.Labels == nil {
+		pod.Labels = map[string]string{}
+	}
+	pod.Labels[guard.ProtectionLabel] = guard.ProtectionValue
+}
+
+func setAnnotation(pod *v1.Pod, key, value string) {
+	if pod.Annotations == nil {
+		pod.Annotations = map[string]string{}
+	}
+	pod.Annotations[key] = value
+}

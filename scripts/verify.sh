@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Checks everything that needs no test run. Runs all checks, also after one has
+# failed, and ends with a line that counts them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Settings for a cross build are not meant for the checks.
+unset GOARCH GOOS
+
+passed=0
+failed=0
+
+check() {
+	local name=$1
+	shift
+	printf '== %s\n' "$name"
+	if "$@"; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		printf 'FAILED: %s\n' "$name"
+	fi
+}
+
+go_files() {
+	find . \( -path ./_output -o -path ./.git \) -prune -o -name '*.go' -print0
+}
+
+formatted() {
+	local list
+	list=$(go_files | xargs -0 gofmt -l)
+	if [[ -n $list ]]; then
+		printf 'not formatted; run gofmt -w on:\n%s\n' "$list"
+		return 1
+	fi
+}
+
+modules() {
+	go mod verify >/dev/null && go -C build/node mod verify >/dev/null
+}
+
+check 'gofmt' formatted
+check 'module sums' modules
+check 'go vet' go vet ./...
+check 'go vet build/node' go -C build/node vet ./...
+check 'staticcheck' go tool staticcheck ./...
+check 'shellcheck' scripts/shellcheck.sh
+check 'patches' go run ./cmd/guard-build patches verify
+check 'generated files' scripts/verify-generated.sh
+
+printf '%d passed, %d failed\n' "$passed" "$failed"
+[[ $failed -eq 0 ]]
