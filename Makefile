@@ -54,9 +54,11 @@ demo: binaries ## Run the incidents on the stock and the guarded kubelet and pri
 
 .PHONY: test
 test: ## Run unit tests, upstream's kubelet tests in the guarded tree, and the node suite
-	@$(MAKE) --no-print-directory test-unit
-	@$(MAKE) --no-print-directory test-upstream
-	@$(MAKE) --no-print-directory test-e2e
+	@status=0; \
+	for part in test-unit test-upstream test-e2e; do \
+		$(MAKE) --no-print-directory $$part || status=1; \
+	done; \
+	exit $$status
 
 .PHONY: test-unit
 test-unit: ## Run the unit tests, those of the guard with the race detector

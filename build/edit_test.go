@@ -220,7 +220,7 @@ End.
 	}{
 		"a patch that no series lists": {func() { f.write("patches/v1.36/stray.patch", good) }, "stray.patch: the series file does not list it"},
 		"a patch with an offset": {func() {
-			f.write("patches/v1.36/"+killPatch, offHunk.ReplaceAllString(good, "@@ -20,6 +20,9 @@"))
+			f.write("patches/v1.36/"+killPatch, offHunk.ReplaceAllString(good, "@@ -19,6 +19,9 @@"))
 		}, "not what an export writes: " + killPatch + "; the right bytes are in _output/patches/v1.36"},
 		"a patch with fuzz": {func() {
 			f.write("patches/v1.36/"+killPatch, strings.Replace(good, " // Kill stops a pod.", " // Kill ends a pod.", 1))

@@ -70,9 +70,9 @@ func TestRebaseNamesTheHunkThatConflicts(t *testing.T) {
 	require.Equal(t, 1, conflict.Applied)
 	require.Len(t, conflict.Conflicts, 1)
 	require.Equal(t, "pkg/kubelet/kubelet.go", conflict.Conflicts[0].Path)
-	require.Equal(t, 28, conflict.Conflicts[0].Line)
-	require.Contains(t, conflict.Conflicts[0].Hunk, "@@ -22,6 +22,9 @@ func Name() string {")
-	require.ErrorContains(t, err, killPatch+" conflicts (patch 2 of 2):\n  pkg/kubelet/kubelet.go:28, hunk @@ -22,6 +22,9 @@")
+	require.Equal(t, 25, conflict.Conflicts[0].Line)
+	require.Contains(t, conflict.Conflicts[0].Hunk, "@@ -20,6 +20,9 @@ func Name() string {")
+	require.ErrorContains(t, err, killPatch+" conflicts (patch 2 of 2):\n  pkg/kubelet/kubelet.go:25, hunk @@ -20,6 +20,9 @@")
 	require.ErrorContains(t, f.FinishRebase(ctx, u, "v1.36.4", false, io.Discard), "unfinished git am")
 
 	// The developer resolves it.

@@ -110,7 +110,7 @@ func (r Repo) Upstream(version string) (Upstream, error) {
 		}
 		versions = append(versions, u.Version)
 	}
-	return Upstream{}, fmt.Errorf("Kubernetes version %q is not supported; supported: %s", version, strings.Join(versions, ", "))
+	return Upstream{}, fmt.Errorf("no patches for Kubernetes version %q; supported: %s", version, strings.Join(versions, ", "))
 }
 
 // moduleDownload is the part of `go mod download -json` that is used here.

@@ -23,7 +23,7 @@ func TestUpstreamSelectsAVersion(t *testing.T) {
 	require.Equal(t, "v1.35.4", u.Version)
 
 	_, err = f.Upstream("1.36.2")
-	require.EqualError(t, err, `Kubernetes version "1.36.2" is not supported; supported: v1.35.4, v1.36.3`)
+	require.EqualError(t, err, `no patches for Kubernetes version "1.36.2"; supported: v1.35.4, v1.36.3`)
 }
 
 func TestUpstreamFileIsStrict(t *testing.T) {

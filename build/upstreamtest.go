@@ -28,8 +28,8 @@ const (
 	// upstream tests depend on timing and fail when the machine is busy.
 	aloneRuns = 2
 	// packageTimeout ends a test binary that hangs. The slowest upstream package
-	// takes about two minutes on two cores.
-	packageTimeout = 12 * time.Minute
+	// takes about two and a half minutes on two busy cores.
+	packageTimeout = 8 * time.Minute
 )
 
 // Deviation is an upstream test that is expected to fail in the guarded tree.
@@ -171,7 +171,7 @@ func (r *testRun) failures() []testID {
 		}
 	}
 	for pkg, result := range r.packages {
-		if result == "fail" && !blamed[pkg] {
+		if result == "fail" && (!blamed[pkg] || r.died(pkg)) {
 			failed[testID{pkg, ""}] = true
 		}
 	}
@@ -186,6 +186,23 @@ func (r *testRun) failures() []testID {
 		return out[i].Test < out[j].Test
 	})
 	return out
+}
+
+// died reports a package whose test binary ended before its last test, by a panic,
+// an exit or the timeout: tests that it did not come to have no result. A run that
+// came to its end says FAIL on a line of its own.
+func (r *testRun) died(pkg string) bool {
+	b := r.output[testID{pkg, ""}]
+	return r.packages[pkg] == "fail" && (b == nil || !strings.Contains("\n"+b.String(), "\nFAIL\n"))
+}
+
+// takePasses overwrites results with those of a later run that passed or skipped.
+func (r *testRun) takePasses(later *testRun) {
+	for id, result := range later.results {
+		if result != "fail" {
+			r.results[id] = result
+		}
+	}
 }
 
 // counts returns the number of tests and subtests by result.
@@ -263,10 +280,9 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 	if err != nil {
 		return TestSummary{}, err
 	}
-	var s TestSummary
-	s.Packages = len(packages)
-	s.Passed, _, s.Skipped = run.counts("")
+	s := TestSummary{Packages: len(packages)}
 	err = r.judge(ctx, u, t, run, runner, special.Deviations, &s, out)
+	s.Passed, _, s.Skipped = run.counts("")
 	return s, err
 }
 
@@ -292,7 +308,7 @@ func shortPackage(path string) string {
 }
 
 // judge sorts failures into those that pass alone, those that are expected, those
-// that upstream has too, and the rest.
+// that upstream has too, and the rest. What passes alone becomes a pass in first.
 func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first *testRun, runner testRunner, deviations []Deviation, s *TestSummary, out io.Writer) error {
 	expected := map[testID]string{}
 	for _, d := range deviations {
@@ -319,9 +335,9 @@ func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first *testRun, run
 		for _, id := range open {
 			if !contains(still, id) {
 				s.Retried = append(s.Retried, id.String())
-				s.Passed++
 			}
 		}
+		first.takePasses(run)
 		open, last = still, run
 	}
 	if len(open) > 0 && t == Guarded {
@@ -466,7 +482,8 @@ type testRunner struct {
 
 // packages returns the packages that have tests.
 func (r testRunner) packages(ctx context.Context, patterns []string) ([]string, error) {
-	args := append([]string{"list", "-mod=readonly", "-tags", r.tags, "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}"}, patterns...)
+	// With the tag, a package could look as if it had no tests.
+	args := append([]string{"list", "-mod=readonly", "-tags", withoutNotest(r.tags), "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}"}, patterns...)
 	cmd := goCommand(ctx, r.dir, runtime.GOARCH, args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -498,12 +515,15 @@ func (r testRunner) run(ctx context.Context, packages, flags []string, onPackage
 		}
 	}
 	if len(fuzzing) > 0 {
-		tags := strings.Replace(r.tags, "notest,", "", 1)
-		if err := r.goTest(ctx, run, tags, fuzzing, flags, onPackage); err != nil {
+		if err := r.goTest(ctx, run, withoutNotest(r.tags), fuzzing, flags, onPackage); err != nil {
 			return nil, err
 		}
 	}
 	return run, nil
+}
+
+func withoutNotest(tags string) string {
+	return strings.Replace(tags, "notest,", "", 1)
 }
 
 // goTest adds the results of one go test to run.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +29,7 @@ var _ = ReportAfterSuite("results", func(report Report) {
 	for _, spec := range report.SpecReports {
 		if spec.Failed() {
 			recorded.Failed++
-			recorded.Failures = append(recorded.Failures, strings.TrimSpace(spec.FullText())+": "+firstLine(spec.FailureMessage()))
+			recorded.Failures = append(recorded.Failures, specTitle(spec)+": "+firstLine(spec.FailureMessage()))
 		} else if spec.State.Is(types.SpecStatePassed) && spec.LeafNodeText != "" {
 			recorded.Passed++
 		}
@@ -53,11 +54,20 @@ var _ = ReportAfterEach(func(spec SpecReport) {
 	switch {
 	case spec.State.Is(types.SpecStateSkipped | types.SpecStatePending):
 	case spec.Failed():
-		progress("%s: FAILED after %.0f s: %s", spec.LeafNodeText, spec.RunTime.Seconds(), firstLine(spec.FailureMessage()))
+		progress("%s: FAILED after %.0f s: %s", specTitle(spec), spec.RunTime.Seconds(), firstLine(spec.FailureMessage()))
 	default:
-		progress("%s: ok, %.0f s", spec.LeafNodeText, spec.RunTime.Seconds())
+		progress("%s: ok, %.0f s", specTitle(spec), spec.RunTime.Seconds())
 	}
 })
+
+// specTitle is how a person is told about a spec: incidents have titles of their
+// own, the others read as a sentence with their container.
+func specTitle(spec SpecReport) string {
+	if slices.Contains(spec.Labels(), labelIncident) {
+		return spec.LeafNodeText
+	}
+	return spec.FullText()
+}
 
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
@@ -66,13 +76,17 @@ func firstLine(s string) string {
 
 var notInFileNames = regexp.MustCompile(`[^a-zA-Z0-9]+`)
 
+// Before any clean-up, which takes away what explains a failure.
+var _ = JustAfterEach(func(ctx SpecContext) {
+	if CurrentSpecReport().Failed() && current != nil {
+		current.collect(ctx)
+	}
+}, NodeTimeout(time.Minute))
+
 // collect writes what explains a failure into the artifacts folder. It must not
 // fail itself: it runs when something is broken already.
-func (s *scene) collect(ctx SpecContext) {
+func (s *scene) collect(ctx context.Context) {
 	report := CurrentSpecReport()
-	if !report.Failed() {
-		return
-	}
 	dir := filepath.Join(artifactsDir(), strings.Trim(notInFileNames.ReplaceAllString(report.LeafNodeText, "-"), "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		GinkgoWriter.Printf("artifacts: %v\n", err)

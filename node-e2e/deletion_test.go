@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -23,12 +24,12 @@ func (s *scene) hold(ctx context.Context, pod *subject) {
 	s.awaitHeld(ctx, pod, guard.ActiveDeadlineExceeded)
 }
 
-func (s *scene) awaitHeld(ctx context.Context, pod *subject, cause guard.Cause) {
+func (s *scene) awaitHeld(ctx context.Context, pod *subject, causes ...guard.Cause) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		pod.expectAlive(g)
-		expectState(g, ctx, pod, guard.Held, cause)
-	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held for %s", pod, cause)
+		expectState(g, ctx, pod, guard.Held, causes...)
+	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held for %v", pod, causes)
 }
 
 var immediately = metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}
@@ -130,6 +131,56 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.deleteExplicitly(ctx, again, metav1.DeleteOptions{})
 	})
 
+	It("stays held when the kubelet is killed with SIGKILL and started again", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s.hold(ctx, pod)
+		killKubelet(ctx)
+		startKubelet(ctx, KubeletChange{})
+		s.awaitHeld(ctx, pod, guard.ActiveDeadlineExceeded)
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
+
+	It("whose object is gone is kept over a kubelet restart, too", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s.loseKey(ctx, pod)
+		s.awaitHeld(ctx, pod, guard.PodVanished)
+		restartKubelet(ctx, KubeletChange{})
+		s.awaitHeld(ctx, pod, unknownPod...)
+		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		s.restoreKey(ctx, pod)
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
+
+	It("whose object is gone is kept beside a new pod of the same name", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s.loseKey(ctx, pod)
+		s.awaitHeld(ctx, pod, guard.PodVanished)
+		By("creating and deleting a pod of the same name")
+		successor := s.create(ctx, s.newPod("protected", protected))
+		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, successor.Name, metav1.DeleteOptions{})).To(Succeed())
+		s.awaitGone(ctx, &subject{name: successor.Name, namespace: s.namespace, uid: successor.UID}, gracePeriod+deletionSlack)
+		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		s.restoreKey(ctx, pod)
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
+
+	It("whose object was lost while the kubelet was down is restarted when its container ends", Label(labelIssue3), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		stopKubelet(ctx)
+		s.loseKey(ctx, pod)
+		startKubelet(ctx, KubeletChange{})
+		s.awaitHeld(ctx, pod, guard.PodVanished)
+		Expect(syscall.Kill(pod.process.PID, syscall.SIGKILL)).To(Succeed())
+		pod.awaitDeath(ctx, time.Now(), killTimeout)
+		Eventually(containersOf).WithContext(ctx).WithArguments(pod.uid).WithTimeout(restartTimeout).
+			Should(HaveKey(workloadContainer), "the kubelet restarts the container of pod %s", pod)
+	})
+
 	It("keeps all its containers, sidecars included, and loses all when deleted", func(ctx SpecContext) {
 		s := newScene(ctx)
 		s.run(ctx, s.newPod("protected", protected, withInitAndSidecar))
@@ -143,6 +194,32 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		asked := time.Now()
 		s.deleteExplicitly(ctx, main, metav1.DeleteOptions{})
 		sidecar.awaitDeath(ctx, asked, deletionSlack)
+	})
+})
+
+var _ = Describe("Protection", func() {
+	It("is no burden to a kubelet that is killed and started again", Label(labelTransparency), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		killKubelet(ctx)
+		startKubelet(ctx, KubeletChange{})
+		Consistently(func(g Gomega) {
+			pod.expectAlive(g)
+			s.expectServing(g, ctx, pod.name, pod.uid)
+		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
+
+	It("is back after a downgrade to the stock kubelet and an upgrade", Label(labelGuarded), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		By("running the stock kubelet")
+		restartKubelet(ctx, KubeletChange{Binary: kubeletBinary(Stock)})
+		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod / 2).Should(Succeed())
+		By("running the guarded kubelet again")
+		restartKubelet(ctx, KubeletChange{})
+		s.hold(ctx, pod)
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})
 })
 

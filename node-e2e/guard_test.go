@@ -89,40 +89,62 @@ func mustReadMetrics(ctx context.Context) metricFamilies {
 	return metrics
 }
 
-// lost holds what the counters of ended kubelet processes said about the guard
-// itself: a restart sets them to zero.
-var lost struct {
+// failures are what the guard's counters say about the guard itself: kill attempts
+// that only the last line of defence refused, because no hook did before, and
+// operations that failed. Both are zero in a correct build.
+type failures struct {
 	runtimeStops int
 	errors       float64
 }
 
-// keepCounters reads those counters of a kubelet that is about to be stopped. One
-// that does not answer has nothing to lose.
+// counters follows those counters over restarts of the kubelet, which set them to
+// zero.
+var counters struct {
+	// open is what was counted by ended kubelets and not yet reported, reported
+	// what was already reported of the running one.
+	open, reported failures
+}
+
+// keepCounters notes the counters of a kubelet that is about to be stopped.
 func keepCounters(ctx context.Context) {
-	if variant != Guarded {
+	now, ok := readFailures(ctx)
+	if !ok {
 		return
+	}
+	counters.open.runtimeStops += now.runtimeStops - counters.reported.runtimeStops
+	counters.open.errors += now.errors - counters.reported.errors
+	counters.reported = failures{}
+}
+
+// readFailures reads the counters. A kubelet that does not answer, because it is
+// stopped already, has nothing to tell.
+func readFailures(ctx context.Context) (failures, bool) {
+	if variant != Guarded {
+		return failures{}, false
 	}
 	metrics, err := readMetrics(ctx)
 	if err != nil {
-		return
+		return failures{}, false
 	}
-	lost.runtimeStops += metrics.byCause(refusedKills)[guard.RuntimeStop]
-	lost.errors += metrics.sum(guardErrors)
+	return failures{runtimeStops: metrics.byCause(refusedKills)[guard.RuntimeStop], errors: metrics.sum(guardErrors)}, true
 }
 
-// The last line of defence must have nothing to do: whatever reaches it has
-// passed a hook that should have refused before. It is checked after each spec,
-// so that the failure names the spec.
-var _ = AfterEach(func(ctx SpecContext) {
-	if variant != Guarded {
-		return
+// expectNoFailures checks the counters since the last check.
+func expectNoFailures(ctx SpecContext) {
+	seen := counters.open
+	if now, ok := readFailures(ctx); ok {
+		seen.runtimeStops += now.runtimeStops - counters.reported.runtimeStops
+		seen.errors += now.errors - counters.reported.errors
+		counters.reported = now
 	}
-	keepCounters(ctx)
-	stops, failed := lost.runtimeStops, lost.errors
-	lost.runtimeStops, lost.errors = 0, 0
-	Expect(stops).To(BeZero(), "kill attempts that only the last line of defence refused (%s{cause=%q})", refusedKills, guard.RuntimeStop)
-	Expect(failed).To(BeZero(), "failed operations of the guard (%s)", guardErrors)
-})
+	counters.open = failures{}
+	Expect(seen.runtimeStops).To(BeZero(), "kill attempts that only the last line of defence refused (%s{cause=%q})", refusedKills, guard.RuntimeStop)
+	Expect(seen.errors).To(BeZero(), "failed operations of the guard (%s)", guardErrors)
+}
+
+// After each spec, so that a failure names it; what its clean-up brings to light
+// counts with the next spec or the end of the suite.
+var _ = AfterEach(expectNoFailures)
 
 // readGuardPods reads GET /guard/pods.
 func readGuardPods(ctx context.Context) (guard.PodList, error) {
@@ -167,21 +189,18 @@ func expectState(g Gomega, ctx context.Context, pod *subject, state guard.State,
 	g.Expect(held).To(ConsistOf(causes), "causes of pod %s in %s", pod, guard.PodsPath)
 }
 
-// killRefusedEvents counts the events about refused kills of a pod: those on the
-// pod itself, and those on the node that name it.
-func (s *scene) killRefusedEvents(ctx context.Context, pod *subject) (onPod, onNode int, err error) {
+// expectEvents checks that every refusal was told by exactly one event: on the
+// pod, or on the node if the pod's object is gone.
+func (s *scene) expectEvents(g Gomega, ctx context.Context, pod *subject, i incident) {
 	onThePod, err := client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: "reason=" + guard.EventKillRefused + ",involvedObject.uid=" + string(pod.uid),
 	})
-	if err != nil {
-		return 0, 0, err
-	}
+	g.Expect(err).NotTo(HaveOccurred())
 	onTheNode, err := client.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
 		FieldSelector: "reason=" + guard.EventKillRefused + ",involvedObject.kind=Node",
 	})
-	if err != nil {
-		return 0, 0, err
-	}
+	g.Expect(err).NotTo(HaveOccurred())
+	onPod, onNode := 0, 0
 	for _, event := range onThePod.Items {
 		onPod += occurrences(event)
 	}
@@ -190,7 +209,13 @@ func (s *scene) killRefusedEvents(ctx context.Context, pod *subject) (onPod, onN
 			onNode += occurrences(event)
 		}
 	}
-	return onPod, onNode, nil
+	if i.vanished {
+		// The API may refuse an event on an object that it does not have.
+		g.Expect(onNode).To(Equal(len(i.causes)), "events %s on the node about pod %s", guard.EventKillRefused, pod)
+		return
+	}
+	g.Expect(onPod).To(Equal(len(i.causes)), "events %s on pod %s", guard.EventKillRefused, pod)
+	g.Expect(onNode).To(BeZero(), "events %s on the node about pod %s", guard.EventKillRefused, pod)
 }
 
 // occurrences is how often an event happened: repetitions are counted in the
@@ -202,19 +227,21 @@ func occurrences(event corev1.Event) int {
 	return int(max(1, event.Count))
 }
 
-// expectHeldCondition checks that the API shows the pod as held for the cause.
-func (s *scene) expectHeldCondition(g Gomega, ctx context.Context, pod *subject, cause guard.Cause) {
+// expectHeldCondition checks that the API shows the pod as held for the causes.
+func (s *scene) expectHeldCondition(g Gomega, ctx context.Context, pod *subject, causes []guard.Cause) {
 	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
 	g.Expect(err).NotTo(HaveOccurred())
 	condition := podCondition(object, guard.PodKillRefused)
 	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodKillRefused)
 	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodKillRefused, pod)
-	g.Expect(condition.Message).To(ContainSubstring(string(cause)), "message of condition %s of pod %s", guard.PodKillRefused, pod)
+	for _, cause := range causes {
+		g.Expect(condition.Message).To(ContainSubstring(string(cause)), "message of condition %s of pod %s", guard.PodKillRefused, pod)
+	}
 }
 
-// expectNodeCondition checks the node's condition HoldingPods.
-func expectNodeCondition(g Gomega, ctx context.Context, want corev1.ConditionStatus) {
-	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
+// expectNodeCondition checks a node's condition HoldingPods.
+func expectNodeCondition(g Gomega, ctx context.Context, name string, want corev1.ConditionStatus) {
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	g.Expect(err).NotTo(HaveOccurred())
 	for _, condition := range node.Status.Conditions {
 		if condition.Type == guard.NodeHoldingPods {

@@ -27,6 +27,13 @@ const poolLabel = "e2e.kubelet-guard.io/pool"
 // unsafeSysctl is one that a kubelet lets pods set only where it is configured to.
 const unsafeSysctl = "net.core.somaxconn"
 
+// wrongName is a name under which the node is not known.
+const wrongName = "e2e-wrong-name"
+
+// unknownPod are the attempts of a kubelet that starts without an object of a
+// running pod: on its containers and on its volumes.
+var unknownPod = []guard.Cause{guard.OrphanedRuntimePod, guard.VolumeUnmount}
+
 var _ = Describe("Kubelet restart", func() {
 	describeIncident(incident{
 		title: "node label changed, kubelet restarted",
@@ -40,7 +47,7 @@ var _ = Describe("Kubelet restart", func() {
 			restartKubelet(ctx, KubeletChange{})
 		},
 		restarts: true,
-		cause:    guard.AdmissionRejected,
+		causes:   []guard.Cause{guard.AdmissionRejected},
 	})
 
 	describeIncident(incident{
@@ -56,7 +63,7 @@ var _ = Describe("Kubelet restart", func() {
 			}})
 		},
 		restarts: true,
-		cause:    guard.AdmissionRejected,
+		causes:   []guard.Cause{guard.AdmissionRejected},
 	})
 
 	describeIncident(incident{
@@ -74,7 +81,7 @@ var _ = Describe("Kubelet restart", func() {
 			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = 1 }})
 		},
 		restarts: true,
-		cause:    guard.AdmissionRejected,
+		causes:   []guard.Cause{guard.AdmissionRejected},
 	})
 
 	describeIncident(incident{
@@ -89,7 +96,7 @@ var _ = Describe("Kubelet restart", func() {
 		}},
 		fault:    func(ctx context.Context, _ *scene, _ []*subject) { restartKubelet(ctx, KubeletChange{}) },
 		restarts: true,
-		cause:    guard.AdmissionRejected,
+		causes:   []guard.Cause{guard.AdmissionRejected},
 	})
 
 	describeIncident(incident{
@@ -103,7 +110,8 @@ var _ = Describe("Kubelet restart", func() {
 		},
 		restarts: true,
 		within:   evictionTimeout,
-		cause:    guard.Evicted,
+		hold:     evictionHold,
+		causes:   []guard.Cause{guard.Evicted},
 	})
 
 	describeIncident(incident{
@@ -117,7 +125,7 @@ var _ = Describe("Kubelet restart", func() {
 		},
 		restarts: true,
 		terminal: true,
-		cause:    guard.TerminalPhaseReported,
+		causes:   []guard.Cause{guard.TerminalPhaseReported},
 	})
 
 	describeIncident(incident{
@@ -130,7 +138,7 @@ var _ = Describe("Kubelet restart", func() {
 			}})
 		},
 		restarts: true,
-		cause:    guard.PodCgroupMissing,
+		causes:   []guard.Cause{guard.PodCgroupMissing},
 	})
 
 	describeIncident(incident{
@@ -145,7 +153,7 @@ var _ = Describe("Kubelet restart", func() {
 			startKubelet(ctx, KubeletChange{})
 		},
 		restarts: true,
-		cause:    guard.PodCgroupMissing,
+		causes:   []guard.Cause{guard.PodCgroupMissing},
 	})
 
 	describeIncident(incident{
@@ -181,7 +189,6 @@ var _ = Describe("Kubelet restart", func() {
 	describeIncident(incident{
 		title: "node starts under a wrong name",
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
-			const wrongName = "e2e-wrong-name"
 			DeferCleanup(func(ctx context.Context) error {
 				return ignoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName, metav1.DeleteOptions{}))
 			})
@@ -189,47 +196,43 @@ var _ = Describe("Kubelet restart", func() {
 		},
 		restarts: true,
 		vanished: true,
-		cause:    guard.PodVanished,
-		repair: func(ctx context.Context, _ *scene, _ *subject) {
+		nodeName: wrongName,
+		causes:   unknownPod,
+		repair: func(ctx context.Context, s *scene, pod *subject) {
 			restartKubelet(ctx, KubeletChange{})
+			s.awaitKnownAgain(ctx, pod)
 		},
-		labels: Label(labelIssue3),
 	})
 
-	func() {
-		saved := map[types.UID][]byte{}
-		describeIncident(incident{
-			title: "key lost in etcd, kubelet down",
-			fault: func(ctx context.Context, _ *scene, pods []*subject) {
-				stopKubelet(ctx)
-				for _, pod := range pods {
-					saved[pod.uid] = loseKey(ctx, pod)
-				}
-				startKubelet(ctx, KubeletChange{})
-			},
-			restarts: true,
-			vanished: true,
-			cause:    guard.PodVanished,
-			repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod, saved[pod.uid]) },
-			labels:   Label(labelIssue3),
-		})
-	}()
+	describeIncident(incident{
+		title: "key lost in etcd, kubelet down",
+		fault: func(ctx context.Context, s *scene, pods []*subject) {
+			stopKubelet(ctx)
+			for _, pod := range pods {
+				s.loseKey(ctx, pod)
+			}
+			startKubelet(ctx, KubeletChange{})
+		},
+		restarts: true,
+		vanished: true,
+		causes:   unknownPod,
+		repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod) },
+	})
 
-	describeIncident(emptyEtcd("etcd replaced by an empty one, then kubelet restarted", true))
+	describeIncident(emptyEtcd("etcd replaced by an empty one, restarted", true))
 })
 
 var _ = Describe("Live", func() {
-	saved := map[types.UID][]byte{}
 	describeIncident(incident{
 		title: "key lost in etcd, live",
-		fault: func(ctx context.Context, _ *scene, pods []*subject) {
+		fault: func(ctx context.Context, s *scene, pods []*subject) {
 			for _, pod := range pods {
-				saved[pod.uid] = loseKey(ctx, pod)
+				s.loseKey(ctx, pod)
 			}
 		},
 		vanished: true,
-		cause:    guard.PodVanished,
-		repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod, saved[pod.uid]) },
+		causes:   []guard.Cause{guard.PodVanished},
+		repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod) },
 	})
 
 	describeIncident(incident{
@@ -248,7 +251,7 @@ var _ = Describe("Live", func() {
 			s.runCriticalStaticPod("critical-2", capacity*30/100)
 		},
 		gradual: true,
-		cause:   guard.Preempted,
+		causes:  []guard.Cause{guard.Preempted},
 	})
 
 	describeIncident(incident{
@@ -261,7 +264,7 @@ var _ = Describe("Live", func() {
 				Expect(syscall.Kill(pod.sandbox.PID, syscall.SIGKILL)).To(Succeed())
 			}
 		},
-		cause: guard.SandboxChanged,
+		causes: []guard.Cause{guard.SandboxChanged},
 	})
 
 	describeIncident(incident{
@@ -271,7 +274,7 @@ var _ = Describe("Live", func() {
 				s.patch(ctx, pod, `{"spec":{"activeDeadlineSeconds":1}}`)
 			}
 		},
-		cause: guard.ActiveDeadlineExceeded,
+		causes: []guard.Cause{guard.ActiveDeadlineExceeded},
 	})
 
 	describeIncident(incident{
@@ -288,7 +291,7 @@ var _ = Describe("Live", func() {
 		},
 		survives: true,
 		terminal: true,
-		cause:    guard.TerminalPhaseReported,
+		causes:   []guard.Cause{guard.TerminalPhaseReported},
 	})
 
 	describeIncident(emptyEtcd("etcd replaced by an empty one, live", false))
@@ -320,10 +323,9 @@ func emptyEtcd(title string, restart bool) incident {
 			pod.expectAlive(Default)
 			s.awaitServing(ctx, pod.name, pod.uid)
 		},
-		labels: Label(labelIncident),
 	}
 	if restart {
-		i.restarts, i.vanished, i.cause, i.labels = true, true, guard.PodVanished, Label(labelIssue3)
+		i.restarts, i.vanished, i.causes = true, true, unknownPod
 	}
 	return i
 }
@@ -333,7 +335,7 @@ func emptyEtcd(title string, restart bool) incident {
 func restoreStorage(ctx context.Context, snapshot string) {
 	GinkgoHelper()
 	Expect(provider.Node().Storage().Restore(ctx, snapshot)).To(Succeed(), "restore the storage")
-	restartKubelet(ctx, KubeletChange{})
+	normalKubelet(ctx)
 }
 
 // labelNode sets the pool label of the node; nil removes it.
@@ -362,31 +364,47 @@ func (s *scene) patchPhase(ctx context.Context, pod *subject, phase corev1.PodPh
 
 func podKey(pod *subject) string { return path.Join("/registry/pods", pod.namespace, pod.name) }
 
-// loseKey removes a pod from etcd behind the API server's back and returns what
-// was there.
-func loseKey(ctx context.Context, pod *subject) []byte {
+// loseKey removes a pod from etcd behind the API server's back and remembers what
+// was there. A pod that still runs at the spec's end gets it back, so that it can
+// be deleted.
+func (s *scene) loseKey(ctx context.Context, pod *subject) {
 	GinkgoHelper()
 	storage := provider.Node().Storage()
 	value, err := storage.Get(ctx, podKey(pod))
 	Expect(err).NotTo(HaveOccurred(), "read key %s", podKey(pod))
+	DeferCleanup(func(ctx context.Context) error {
+		_, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
+		if ended(pod) || !apierrors.IsNotFound(err) {
+			return nil
+		}
+		return storage.Put(ctx, podKey(pod), value)
+	})
 	Expect(storage.Delete(ctx, podKey(pod))).To(Succeed(), "delete key %s", podKey(pod))
-	return value
+	s.lost[pod.uid] = value
 }
 
-// restoreKey writes a lost pod back, as an operator does with a backup, and waits
-// until the kubelet knows that the object is there again.
-func (s *scene) restoreKey(ctx context.Context, pod *subject, value []byte) {
+// restoreKey writes a lost pod back, as an operator does with a backup.
+func (s *scene) restoreKey(ctx context.Context, pod *subject) {
 	GinkgoHelper()
-	Expect(provider.Node().Storage().Put(ctx, podKey(pod), value)).To(Succeed(), "write key %s", podKey(pod))
+	Expect(provider.Node().Storage().Put(ctx, podKey(pod), s.lost[pod.uid])).To(Succeed(), "write key %s", podKey(pod))
+	s.awaitKnownAgain(ctx, pod)
+}
+
+// awaitKnownAgain waits until the kubelet knows that a held pod's object is there
+// again and manages it as before.
+func (s *scene) awaitKnownAgain(ctx context.Context, pod *subject) {
+	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		pod.expectAlive(g)
 		found, err := guardPod(ctx, pod.uid)
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.ObjectPresent).To(BeTrue(), "the kubelet sees the object of pod %s", pod)
-		g.Expect(found.Holds).To(BeEmpty(), "holds of pod %s", pod)
+		for _, hold := range found.Holds {
+			g.Expect(hold.Cause).NotTo(BeElementOf(guard.PodVanished, guard.OrphanedRuntimePod), "cause of a hold of pod %s", pod)
+		}
 		s.expectServing(g, ctx, pod.name, pod.uid)
-	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "pod %s is an ordinary pod again", pod)
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the kubelet manages pod %s as before", pod)
 }
 
 // runCriticalStaticPod puts a static pod of the highest priority on the node.

@@ -17,12 +17,26 @@ var kubeletChanged bool
 // stopKubelet stops the kubelet; the spec's end starts it again at the latest.
 func stopKubelet(ctx context.Context) {
 	GinkgoHelper()
+	endKubelet(ctx, provider.Node().Kubelet().Stop)
+}
+
+// killKubelet is stopKubelet without a chance for the kubelet to do anything.
+func killKubelet(ctx context.Context) {
+	GinkgoHelper()
+	endKubelet(ctx, provider.Node().Kubelet().Kill)
+}
+
+func endKubelet(ctx context.Context, end func(context.Context) error) {
+	GinkgoHelper()
 	if !kubeletChanged {
 		kubeletChanged = true
-		DeferCleanup(normalKubelet, NodeTimeout(kubeletStart))
+		DeferCleanup(func(ctx SpecContext) {
+			kubeletChanged = false
+			normalKubelet(ctx)
+		}, NodeTimeout(2*kubeletStart))
 	}
 	keepCounters(ctx)
-	Expect(provider.Node().Kubelet().Stop(ctx)).To(Succeed(), "stop the kubelet")
+	Expect(end(ctx)).To(Succeed(), "stop the kubelet")
 }
 
 // startKubelet starts a stopped kubelet and waits until it is healthy.
@@ -39,12 +53,13 @@ func restartKubelet(ctx context.Context, change KubeletChange) {
 	startKubelet(ctx, change)
 }
 
-// normalKubelet brings the kubelet back to its normal configuration.
-func normalKubelet(ctx SpecContext) {
+// normalKubelet restarts the kubelet in its normal configuration, also from within
+// a clean-up.
+func normalKubelet(ctx context.Context) {
+	GinkgoHelper()
 	keepCounters(ctx)
 	Expect(provider.Node().Kubelet().Stop(ctx)).To(Succeed(), "stop the kubelet")
 	startKubelet(ctx, KubeletChange{})
-	kubeletChanged = false
 }
 
 // nodeMilliCPU is the node's capacity in thousandths of a core. Specs ask for

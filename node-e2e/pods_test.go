@@ -49,7 +49,12 @@ const (
 // scene is the namespace of one spec, with a Service over the pods in it.
 type scene struct {
 	namespace string
+	// lost holds what etcd had about pods whose keys the spec has deleted.
+	lost map[types.UID][]byte
 }
+
+// current is the running spec's scene, for whoever explains its failure.
+var current *scene
 
 // newScene makes the namespace and sees to it that nothing of it is left on the
 // node afterwards.
@@ -59,9 +64,10 @@ func newScene(ctx context.Context) *scene {
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"},
 	}, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred(), "create the spec's namespace")
-	s := &scene{namespace: namespace.Name}
+	s := &scene{namespace: namespace.Name, lost: map[types.UID][]byte{}}
 	DeferCleanup(s.remove, NodeTimeout(2*time.Minute))
-	DeferCleanup(s.collect, NodeTimeout(time.Minute))
+	current = s
+	DeferCleanup(func() { current = nil })
 	_, err = client.CoreV1().Services(s.namespace).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "pods"},
 		Spec: corev1.ServiceSpec{

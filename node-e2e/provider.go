@@ -50,6 +50,9 @@ type Provider interface {
 	Start(ctx context.Context) error
 	// Stop removes everything that Start and the specs made.
 	Stop(ctx context.Context) error
+	// Remove removes what an earlier run with the same options left. It is for
+	// programs that did not call Start.
+	Remove(ctx context.Context) error
 	// Keep leaves the cluster up when the program ends; it takes the place of Stop.
 	Keep(ctx context.Context) error
 	// RESTConfig gives administrator access to the API server.
@@ -82,6 +85,8 @@ type KubeletChange struct {
 	Configure func(*kubeletconfig.KubeletConfiguration)
 	// GuardConfig is the value of --guard-config; empty leaves the flag out.
 	GuardConfig string
+	// Binary is the path of another kubelet; empty is the node's own.
+	Binary string
 	// NodeName registers the kubelet under another name, with credentials for it;
 	// empty is the node's own name.
 	NodeName string
@@ -153,6 +158,16 @@ type ControlPlane interface {
 	StopAPIServer(ctx context.Context) error
 	// StartAPIServer returns when the API server is ready.
 	StartAPIServer(ctx context.Context) error
+}
+
+// RemoveCluster removes what is left of a cluster whose suite ended without
+// cleaning up. None left is no error.
+func RemoveCluster(ctx context.Context, providerName string, options Options) error {
+	p, err := NewProvider(providerName, options)
+	if err != nil {
+		return err
+	}
+	return p.Remove(ctx)
 }
 
 // NewProvider returns the provider with the given name.

@@ -56,6 +56,10 @@ func (p *localProvider) Stop(ctx context.Context) error {
 	return p.cluster.Stop(ctx)
 }
 
+func (p *localProvider) Remove(ctx context.Context) error {
+	return embedded.Remove(ctx, p.config.Dir)
+}
+
 func (p *localProvider) Keep(context.Context) error { return p.cluster.Detach() }
 
 func (p *localProvider) RESTConfig() *rest.Config { return p.cluster.RESTConfig() }
@@ -106,6 +110,9 @@ func (k localKubelet) Start(ctx context.Context, change KubeletChange) error {
 	}
 	if change.GuardConfig != "" {
 		options = append(options, embedded.WithGuardConfig(change.GuardConfig))
+	}
+	if change.Binary != "" {
+		options = append(options, embedded.WithBinary(change.Binary))
 	}
 	if change.NodeName != "" {
 		options = append(options, embedded.WithNodeName(change.NodeName))

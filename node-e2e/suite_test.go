@@ -100,8 +100,7 @@ func suiteProvider() (Provider, error) {
 	}
 	binary := *binaryFlag
 	if binary == "" {
-		name := map[Variant]string{Stock: "kubelet-stock", Guarded: "kubelet"}[variant]
-		binary = filepath.Join(outputDir, "bin", name)
+		binary = kubeletBinary(variant)
 	}
 	if binary, err = filepath.Abs(binary); err != nil {
 		return nil, fmt.Errorf("-kubelet-binary: %w", err)
@@ -125,6 +124,12 @@ func suiteProvider() (Provider, error) {
 		KubeletBinary: binary,
 		Log:           clusterLog,
 	})
+}
+
+// kubeletBinary is where the build puts a kubelet.
+func kubeletBinary(v Variant) string {
+	name := map[Variant]string{Stock: "kubelet-stock", Guarded: "kubelet"}[v]
+	return filepath.Join(outputDir, "bin", name)
 }
 
 // labelFilter adds to the user's filter what a kubelet cannot pass: guarded specs
@@ -171,6 +176,7 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	// Specs poll; the client's default of 5 requests a second would make their
 	// figures those of its rate limiter.
 	config.QPS, config.Burst = 200, 400
+	DeferCleanup(expectNoFailures)
 	var err error
 	client, err = kubernetes.NewForConfig(config)
 	Expect(err).NotTo(HaveOccurred())

@@ -90,6 +90,7 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 		"-test.run=^TestNode$",
 		"-provider="+o.provider,
 		"-kubelet="+string(kubelet),
+		"-cluster="+string(kubelet),
 		"-output="+o.outputDir,
 		"-results="+resultsFile,
 		fmt.Sprintf("-keep=%t", o.keep),
@@ -122,11 +123,17 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 		report(lines.Text())
 	}
 	failed := cmd.Wait()
-	if err := ctx.Err(); err != nil {
-		return results, fmt.Errorf("the %s suite was interrupted", kubelet)
-	}
 	results, err = e2e.ReadResults(resultsFile)
+	if err != nil {
+		// Without results, the suite may not have come to its clean-up either.
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		left := e2e.RemoveCluster(cleanup, o.provider, e2e.Options{ClusterName: string(kubelet), OutputDir: o.outputDir})
+		err = errors.Join(err, left)
+	}
 	switch {
+	case ctx.Err() != nil:
+		return results, fmt.Errorf("the %s suite was interrupted: %w", kubelet, failed)
 	case err != nil:
 		return results, fmt.Errorf("the %s suite ended without results, see %s: %w", kubelet, log.Name(), errors.Join(failed, err))
 	case failed != nil:

@@ -126,7 +126,8 @@ func unmountBelow(dir string) error {
 		if len(fields) < 5 || !strings.HasPrefix(fields[4], dir+"/") {
 			continue
 		}
-		if err := unix.Unmount(fields[4], unix.MNT_DETACH); err != nil {
+		// EINVAL: it is no mount any more.
+		if err := unix.Unmount(fields[4], unix.MNT_DETACH); err != nil && err != unix.EINVAL {
 			failed = append(failed, fmt.Errorf("unmounting %s: %w", fields[4], err))
 		}
 	}

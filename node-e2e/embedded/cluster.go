@@ -66,10 +66,10 @@ type Config struct {
 // what is missing.
 func (config Config) complete() (Config, error) {
 	if problems := validation.IsDNS1123Label(config.Name); len(problems) > 0 {
-		return config, fmt.Errorf("Config.Name %q: %s", config.Name, strings.Join(problems, "; "))
+		return config, fmt.Errorf("field Config.Name, %q: %s", config.Name, strings.Join(problems, "; "))
 	}
 	if len(config.Name) > 40 {
-		return config, fmt.Errorf("Config.Name %q: must have at most 40 characters", config.Name)
+		return config, fmt.Errorf("field Config.Name, %q: must have at most 40 characters", config.Name)
 	}
 	if config.Dir == "" {
 		config.Dir = filepath.Join("_output", "clusters", config.Name)
@@ -103,9 +103,9 @@ func (config Config) complete() (Config, error) {
 		for _, path := range paths {
 			info, err := os.Stat(path)
 			if err != nil {
-				missing = append(missing, fmt.Errorf("Config.%s: %w", field, err))
+				missing = append(missing, fmt.Errorf("field Config.%s: %w", field, err))
 			} else if info.IsDir() || info.Mode()&0o111 == 0 {
-				missing = append(missing, fmt.Errorf("Config.%s: %s is not a program", field, path))
+				missing = append(missing, fmt.Errorf("field Config.%s: %s is not a program", field, path))
 			}
 		}
 	}
@@ -148,6 +148,9 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 	config, err := config.complete()
 	if err != nil {
 		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("a node makes network links, cgroups and mounts: run this as root")
 	}
 	c := &Cluster{config: config, begin: time.Now()}
 	if err := os.MkdirAll(config.Dir, 0o755); err != nil {
@@ -425,8 +428,11 @@ func Attach(dir string) (*Cluster, error) {
 
 // Stop ends every process of the cluster, containers included, and removes its
 // mounts, cgroups, links and files. The logs stay in LogDir. Stop of a cluster
-// that is already stopped does nothing.
+// that is already stopped does nothing. It completes although ctx has ended,
+// because that is when it is needed most, and gives up after 30 s.
 func (c *Cluster) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
 	if err := Remove(ctx, c.config.Dir); err != nil {
 		return err
 	}

@@ -15,9 +15,11 @@
 //     the node's usual folders (/var/lib/kubelet, /run/containerd and so on)
 //     are folders of the cluster. No mount of the node is visible outside, and
 //     all of them end with the last process of the namespace.
-//   - Every process that is started is in the state file, with its start time
-//     and the boot it belongs to, before anything else happens with it; what a
-//     crashed run left can be found and ended without guessing.
+//   - Everything of a cluster is marked as its own from the moment it exists:
+//     processes by an environment variable that their children inherit,
+//     containers by the cgroup, the bridge by its hardware address. What a
+//     crashed run left can be found and removed without guessing, and nothing
+//     else is ever touched.
 //   - Nothing outside of Config.Dir, the bridge, its ports and the cgroup is
 //     written, with one exception: the node's usual folders must exist as mount
 //     points, and are made, empty, where they do not.

@@ -138,6 +138,7 @@ func (e *Etcd) Restore(ctx context.Context, path string) error {
 			"--name="+etcdMember,
 			"--initial-cluster="+etcdMember+"="+c.url("https", etcdPeerPort),
 			"--initial-advertise-peer-urls="+c.url("https", etcdPeerPort))
+		restore.Env = append(os.Environ(), markerEnv+"="+c.config.Dir)
 		if output, err := restore.CombinedOutput(); err != nil {
 			return fmt.Errorf("restoring the snapshot %s: %w: %s", path, err, lastLines(string(output), 10))
 		}

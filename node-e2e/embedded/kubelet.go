@@ -17,6 +17,10 @@ const (
 	kubeletHealthPort = 10248
 )
 
+// deviceManagerSocket is a path of the node. The kubelet makes it anew at each
+// start.
+const deviceManagerSocket = "/var/lib/kubelet/device-plugins/kubelet.sock"
+
 // Kubelet controls the node's kubelet. Containers keep running while it is
 // stopped. The methods of Component that it does not redefine apply.
 type Kubelet struct {
@@ -65,15 +69,12 @@ func WithNodeName(name string) KubeletOption {
 }
 
 // Start starts the kubelet as Config says, changed by the options, and returns
-// when /healthz answers. The options hold for this start only: a later start
+// when it is healthy and its resource managers have started. The options hold for this start only: a later start
 // without options is as Config says again. A kubelet that exits before it is
 // healthy, as one with an invalid configuration must, gives an *ExitError.
 func (k *Kubelet) Start(ctx context.Context, options ...KubeletOption) error {
 	c := k.cluster
-	spec := kubeletSpec{binary: c.config.Kubelet, nodeName: c.NodeName(), guardConfig: c.config.GuardConfig}
-	for _, option := range options {
-		option(&spec)
-	}
+	spec := c.kubeletSpec(options)
 	return k.startWith(ctx, func() (launch, error) {
 		l, err := c.prepareKubelet(spec)
 		if err != nil {
@@ -89,6 +90,15 @@ func (k *Kubelet) Restart(ctx context.Context, options ...KubeletOption) error {
 		return err
 	}
 	return k.Start(ctx, options...)
+}
+
+// kubeletSpec is Config changed by the options.
+func (c *Cluster) kubeletSpec(options []KubeletOption) kubeletSpec {
+	spec := kubeletSpec{binary: c.config.Kubelet, nodeName: c.NodeName(), guardConfig: c.config.GuardConfig}
+	for _, option := range options {
+		option(&spec)
+	}
+	return spec
 }
 
 func (c *Cluster) prepareKubelet(spec kubeletSpec) (launch, error) {
@@ -133,8 +143,21 @@ func (c *Cluster) prepareKubelet(spec kubeletSpec) (launch, error) {
 	return launch{path: spec.binary, args: append(args, spec.flags...)}, nil
 }
 
+// kubeletHealthy asks for more than /healthz, which answers before the resource
+// managers have started. When one of them cannot, because a reservation is too
+// large or a policy changed under its state file, the kubelet exits a moment
+// later. The last of them is the device manager: when its socket answers, all
+// have started. The port with the complete health check is of no use here,
+// because authorization there needs the API server.
 func (c *Cluster) kubeletHealthy(ctx context.Context) error {
-	return c.getOK(ctx, c.url("http", fmt.Sprint(kubeletHealthPort))+"/healthz")
+	if err := c.getOK(ctx, c.url("http", fmt.Sprint(kubeletHealthPort))+"/healthz"); err != nil {
+		return err
+	}
+	connection, err := dialUnix(ctx, c.HostPath(deviceManagerSocket))
+	if err != nil {
+		return fmt.Errorf("the device manager has not started: %w", err)
+	}
+	return connection.Close()
 }
 
 func (c *Cluster) baseKubeletConfig() string {

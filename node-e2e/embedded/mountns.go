@@ -137,6 +137,15 @@ func onOwnThread(f func() error) error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			// Not the program's first thread: that one never ends, and it is the one
+			// that /proc/self and other programs see. Held here, it is not chosen
+			// again.
+			err := onOwnThread(f)
+			runtime.UnlockOSThread()
+			result <- err
+			return
+		}
 		// The thread's root and working directory are shared with the others
 		// until now, and the kernel changes mount namespaces only of threads
 		// that have their own.

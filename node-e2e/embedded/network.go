@@ -1,10 +1,13 @@
 package embedded
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,7 +27,9 @@ func nodeIP(index int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 88, byte(index), 1})
 }
 
-func bridgeName(index int) string { return fmt.Sprintf("kg-%d", index) }
+const bridgePrefix = "kg-"
+
+func bridgeName(index int) string { return fmt.Sprintf("%s%d", bridgePrefix, index) }
 
 // claimIndex creates the bridge of the lowest index that nothing on this machine
 // uses. Creating a link is atomic and fails if its name is taken, so clusters
@@ -50,13 +55,12 @@ func claimIndex(clusterDir string) (int, error) {
 func createBridge(index int, clusterDir string) error {
 	attributes := netlink.NewLinkAttrs()
 	attributes.Name = bridgeName(index)
+	// Says whose it is from the link's first moment on, as an alias could not: the
+	// kernel takes that only for a link that exists. The clean-up goes by it.
+	attributes.HardwareAddr = bridgeAddress(clusterDir)
 	bridge := &netlink.Bridge{LinkAttrs: attributes}
 	if err := netlink.LinkAdd(bridge); err != nil {
 		return fmt.Errorf("adding the bridge %s: %w", attributes.Name, err)
-	}
-	// Says whose it is, so that the clean-up never removes another's.
-	if err := netlink.LinkSetAlias(bridge, bridgeAlias(clusterDir)); err != nil {
-		return fmt.Errorf("labelling the bridge %s: %w", attributes.Name, err)
 	}
 	address := &netlink.Addr{IPNet: &net.IPNet{IP: nodeIP(index).AsSlice(), Mask: net.CIDRMask(24, 32)}}
 	if err := netlink.AddrAdd(bridge, address); err != nil {
@@ -68,10 +72,11 @@ func createBridge(index int, clusterDir string) error {
 	return nil
 }
 
-// bridgeAlias is the end of the folder's path: the kernel keeps at most 255
-// bytes.
-func bridgeAlias(clusterDir string) string {
-	return clusterDir[max(0, len(clusterDir)-255):]
+// bridgeAddress is the hardware address that marks the bridges of a cluster: a
+// locally administered one, made from the folder's path.
+func bridgeAddress(clusterDir string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(clusterDir))
+	return append(net.HardwareAddr{0x02}, sum[:5]...)
 }
 
 // networkInUse reports whether a route other than a default route leads into the
@@ -95,7 +100,7 @@ func networkInUse(network netip.Prefix) (bool, error) {
 }
 
 // removeBridges removes the bridges of the cluster and what hangs on them. It
-// looks for them by their label, because a run that crashed early has no state
+// looks for them by their address, because a run that crashed early has no state
 // file yet.
 func removeBridges(clusterDir string) error {
 	links, err := netlink.LinkList()
@@ -104,7 +109,9 @@ func removeBridges(clusterDir string) error {
 	}
 	var failed []error
 	for _, bridge := range links {
-		if bridge.Type() != "bridge" || bridge.Attrs().Alias != bridgeAlias(clusterDir) {
+		mine := strings.HasPrefix(bridge.Attrs().Name, bridgePrefix) &&
+			bytes.Equal(bridge.Attrs().HardwareAddr, bridgeAddress(clusterDir))
+		if bridge.Type() != "bridge" || !mine {
 			continue
 		}
 		for _, port := range links {

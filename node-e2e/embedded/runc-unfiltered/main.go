@@ -18,13 +18,12 @@ import (
 )
 
 func main() {
-	if err := run(os.Args); err != nil {
-		fmt.Fprintln(os.Stderr, "runc-unfiltered:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "runc-unfiltered:", become(os.Args))
+	os.Exit(1)
 }
 
-func run(args []string) error {
+// become returns only when it fails.
+func become(args []string) error {
 	if bundle, creates := bundleToCreate(args[1:]); creates {
 		if err := removeSeccomp(filepath.Join(bundle, "config.json")); err != nil {
 			return err

@@ -229,13 +229,14 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, running *bool) 
 	// note of it are one step, or a hold could be made after the evidence that
 	// was to release it.
 	g.mu.Lock()
+	_, unprotected := g.unprotected[r.uid]
 	if current := g.records[r.uid]; current != nil {
 		r = current
-	} else if _, unprotected := g.unprotected[r.uid]; !unprotected {
+	} else if !unprotected {
 		g.records[r.uid] = r
 	}
 	facts = g.factsLocked(r, cause)
-	facts.Alive = alive
+	facts.Alive, facts.Protected = alive, !unprotected
 	verdict := Decide(facts)
 	after := g.noteLocked(r, cause, detail, verdict)
 	g.mu.Unlock()

@@ -169,6 +169,13 @@ func HoldVanished(source string, pod *v1.Pod) bool {
 	return g != nil && g.HoldVanished(source, pod)
 }
 
+// CorrectPhase: see Guard.CorrectPhase.
+func CorrectPhase(pod *v1.Pod, status *v1.PodStatus) {
+	if g := installed.Load(); g != nil {
+		g.CorrectPhase(pod, status)
+	}
+}
+
 // CompletePodStatus: see Guard.CompletePodStatus.
 func CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
 	if g := installed.Load(); g != nil {

@@ -52,6 +52,30 @@ func (g *Guard) CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
 	})
 }
 
+// statusUnknown is the reason that the kubelet gives a container status when the
+// runtime no longer knows the container; upstream defines it as
+// ContainerReasonStatusUnknown in pkg/kubelet/container.
+const statusUnknown = "ContainerStatusUnknown"
+
+// CorrectPhase is shown a status that the kubelet has just computed from its
+// containers. A container whose state the runtime does not know counts there as
+// terminated, and with a restart policy that does not start it again the pod
+// counts as ended, although the container may run. The phase of a protected pod
+// stays Running then.
+func (g *Guard) CorrectPhase(pod *v1.Pod, status *v1.PodStatus) {
+	if status.Phase != v1.PodFailed && status.Phase != v1.PodSucceeded || !g.Protects(pod) {
+		return
+	}
+	for _, c := range status.ContainerStatuses {
+		lost := c.State.Terminated != nil && c.State.Terminated.Reason == statusUnknown ||
+			c.LastTerminationState.Terminated != nil && c.LastTerminationState.Terminated.Reason == statusUnknown && c.State.Running == nil
+		if lost && g.Refuse(pod, ContainerStateUnknown, "the state of container "+c.Name+" is unknown") {
+			status.Phase = v1.PodRunning
+			return
+		}
+	}
+}
+
 // SetNodeCondition brings the condition HoldingPods of a node up to date. It is
 // True while pods are held and False otherwise.
 func (g *Guard) SetNodeCondition(node *v1.Node) {

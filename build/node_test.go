@@ -1,0 +1,68 @@
+package build
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestBuildNodeParts(t *testing.T) {
+	f := newFakeRepo(t)
+	f.write("go.mod", "module kubelet-guard.io\n\ngo 1.24\n")
+	f.write("node-e2e/images/pause/main.go", "package main\n\nfunc main() {}\n")
+	f.write("build/node/go.mod", "module kubelet-guard.io/build/node\n\ngo 1.24\n")
+	f.write("build/node/etcd/main.go", "package main\n\nimport \"fmt\"\n\nvar version = \"none\"\n\nfunc main() { fmt.Print(version + flavour) }\n")
+	f.write("build/node/etcd/plain.go", "//go:build !small\n\npackage main\n\nconst flavour = \" plain\"\n")
+	f.write("build/node/etcd/small.go", "//go:build small\n\npackage main\n\nconst flavour = \" small\"\n")
+	f.write("build/node/parts.yaml", `
+parts:
+- name: etcd
+  module: kubelet-guard.io/build/node
+  package: kubelet-guard.io/build/node/etcd
+  tags: [small]
+  ldflags: -X main.version=v1
+- name: pause
+  module: kubelet-guard.io
+  package: kubelet-guard.io/node-e2e/images/pause
+`)
+	require.NoError(t, f.BuildNodeParts(ctx, t.Output()))
+	out, err := exec.Command(f.path("_output", "node", "bin", "etcd")).Output()
+	require.NoError(t, err)
+	require.Equal(t, "v1 small", string(out))
+	require.FileExists(t, f.path("_output", "node", "bin", "pause"))
+}
+
+func TestLoadNodePartsIsStrict(t *testing.T) {
+	const part = "- name: a\n  module: m\n  package: p\n"
+	file := t.TempDir() + "/parts.yaml"
+	for content, want := range map[string]string{
+		"parts: []\n":                                       "parts is empty",
+		"parts:\n- name: a\n  module: m\n":                  "parts[0]: name, module and package are all required",
+		"parts:\n" + part + part:                            "parts[1].name: a is listed twice",
+		"parts:\n" + part + "  static: true":                `unknown field "static"`,
+		"parts:\n- name: ../a\n  module: m\n  package: p\n": `parts[0].name: "../a" is not a file name`,
+	} {
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o644))
+		_, err := LoadNodeParts(file)
+		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, file)
+	}
+}
+
+func TestTheRepositorysOwnFilesLoad(t *testing.T) {
+	r, err := FindRepo(".")
+	require.NoError(t, err)
+	parts, err := LoadNodeParts(r.path("build", "node", "parts.yaml"))
+	require.NoError(t, err)
+	require.NotEmpty(t, parts)
+	all, err := r.Supported()
+	require.NoError(t, err)
+	for _, u := range all {
+		_, err := LoadSeries(r.patchDir(u))
+		require.NoError(t, err)
+		_, err = LoadUpstreamTests(r.path("patches", u.Minor(), "upstream-tests.yaml"))
+		require.NoError(t, err)
+	}
+}

@@ -1,0 +1,151 @@
+package build
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestUpstreamTestsAreJudged(t *testing.T) {
+	f := newFakeRepo(t)
+	files := fakeUpstream()
+	flag := t.TempDir() + "/once"
+	files["pkg/kubelet/eviction/eviction_test.go"] = `package eviction
+
+import (
+	"os"
+	"testing"
+)
+
+func TestPasses(t *testing.T) {}
+
+func TestSkips(t *testing.T) { t.Skip("not here") }
+
+// TestIsTimingSensitive fails among the others and passes alone.
+func TestIsTimingSensitive(t *testing.T) {
+	if _, err := os.Stat("` + flag + `"); err != nil {
+		_ = os.WriteFile("` + flag + `", nil, 0o644)
+		t.Fatal("too slow")
+	}
+}
+
+func TestFailsUpstreamToo(t *testing.T) {
+	t.Run("part", func(t *testing.T) { t.Error("broken") })
+}
+`
+	files["pkg/kubelet/fuzz/fuzz_test.go"] = `//go:build !notest
+
+package fuzz
+
+import "testing"
+
+func TestFuzz(t *testing.T) {}
+`
+	files["pkg/kubelet/fuzz/doc.go"] = "package fuzz\n"
+	f.pin("v1.36.4", files)
+	f.withPatches()
+	// One hook too many: it breaks two upstream tests, of which one is expected.
+	require.NoError(t, f.edit().Apply(ctx, false))
+	f.hook("kubelet: break", "pkg/kubelet/kubelet.go", "func SyncPod(pod string) bool {\n", "func SyncPod(pod string) bool {\n\tif pod == \"\" {\n\t\treturn true\n\t}\n")
+	f.hook("kubelet: break more", "pkg/kubelet/kubelet.go", `return "node"`, `return "knot"`)
+	require.NoError(t, f.edit().Export(ctx, false))
+	f.write("patches/v1.36/tests/pkg/kubelet/hooks_test.go", "package kubelet\n\nimport \"testing\"\n\nfunc TestHook(t *testing.T) { t.Error(\"the hook is missing\") }\n")
+	f.write("patches/v1.36/upstream-tests.yaml", `
+deviations:
+- package: example.test/kubernetes/pkg/kubelet
+  test: TestName
+  reason: a guarded node is called otherwise
+fuzzing: [example.test/kubernetes/pkg/kubelet/fuzz]
+`)
+	u := f.upstream()
+	packages := []string{"./pkg/kubelet", "./pkg/kubelet/guard", "./pkg/kubelet/eviction", "./pkg/kubelet/fuzz"}
+
+	var out bytes.Buffer
+	got, err := f.TestUpstream(ctx, u, Guarded, packages, &out)
+	require.NoError(t, err)
+	short := func(s string) string { return strings.ReplaceAll(s, fakeModule+"/", "") }
+	for _, list := range [][]string{got.Retried, got.Expected, got.FailUpstream, got.Unexpected} {
+		for i := range list {
+			list[i] = short(list[i])
+		}
+	}
+	require.Equal(t, TestSummary{
+		Packages: 4,
+		// TestSyncPod/named, TestKeep, TestPasses, TestFuzz, and the retried one.
+		Passed: 5, Failed: 2, Skipped: 1,
+		Retried:      []string{"pkg/kubelet/eviction TestIsTimingSensitive"},
+		Expected:     []string{"pkg/kubelet TestName: a guarded node is called otherwise"},
+		FailUpstream: []string{"pkg/kubelet/eviction TestFailsUpstreamToo/part"},
+		Unexpected:   []string{"pkg/kubelet TestHook", "pkg/kubelet TestSyncPod/unnamed"},
+	}, got)
+	require.Contains(t, out.String(), "the hook is missing", "the output of what failed is shown")
+
+	var summary bytes.Buffer
+	got.Print(&summary)
+	require.True(t, strings.HasSuffix(summary.String(), "\n5 passed, 2 failed, 1 skipped\n"), summary.String())
+
+	require.NoError(t, os.Remove(flag))
+	got, err = f.TestUpstream(ctx, u, Stock, []string{"./pkg/kubelet", "./pkg/kubelet/eviction"}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, 1, got.Failed, "nothing is expected to fail in the stock tree, nor excused by it")
+	require.Equal(t, "pkg/kubelet/eviction TestFailsUpstreamToo/part", short(got.Unexpected[0]))
+}
+
+func TestUpstreamTestsReportAPackageThatDoesNotCompile(t *testing.T) {
+	f := newFakeRepo(t)
+	f.write("patches/v1.36/tests/pkg/kubelet/hooks_test.go", "package kubelet\n\nvar _ = missing\n")
+	var out bytes.Buffer
+	got, err := f.TestUpstream(ctx, f.upstream(), Guarded, []string{"./pkg/kubelet"}, &out)
+	require.NoError(t, err)
+	require.Equal(t, 1, got.Failed)
+	require.Contains(t, got.Unexpected[0], "pkg/kubelet (the package as a whole)")
+	require.Contains(t, out.String(), "undefined: missing")
+}
+
+func TestFailuresNameTheInnermostTest(t *testing.T) {
+	run := newTestRun()
+	for _, line := range []string{
+		`{"Action":"fail","Package":"p","Test":"TestA/sub/case"}`,
+		`{"Action":"fail","Package":"p","Test":"TestA/sub"}`,
+		`{"Action":"pass","Package":"p","Test":"TestA/other"}`,
+		`{"Action":"fail","Package":"p","Test":"TestA"}`,
+		`{"Action":"fail","Package":"p","Test":"TestB"}`,
+		`{"Action":"output","Package":"p","Output":"FAIL\n"}`,
+		`{"Action":"fail","Package":"p"}`,
+		`{"Action":"fail","Package":"q"}`,
+		`{"Action":"fail","Package":"s","Test":"TestPanics"}`,
+		`{"Action":"output","Package":"s","Output":"FAIL\ts\t0.1s\n"}`,
+		`{"Action":"fail","Package":"s"}`,
+		`{"Action":"pass","Package":"r","Test":"TestC"}`,
+		`{"Action":"pass","Package":"r"}`,
+	} {
+		var e testEvent
+		require.NoError(t, json.Unmarshal([]byte(line), &e))
+		run.add(e)
+	}
+	require.Equal(t, []testID{{"p", "TestA/sub/case"}, {"p", "TestB"}, {"q", ""}, {"s", ""}, {"s", "TestPanics"}}, run.failures(),
+		"a package that died is to run again as a whole")
+	require.Equal(t, "^(TestA|TestB)$", runPattern([]testID{{"p", "TestB"}, {"p", "TestA/sub/case"}, {"p", "TestA/x"}}))
+	require.Empty(t, runPattern([]testID{{"p", ""}}), "a package that failed as a whole runs as a whole")
+}
+
+func TestLoadUpstreamTestsIsStrict(t *testing.T) {
+	file := t.TempDir() + "/upstream-tests.yaml"
+	got, err := LoadUpstreamTests(file)
+	require.NoError(t, err)
+	require.Empty(t, got)
+	for content, want := range map[string]string{
+		"deviation: []\n": `unknown field "deviation"`,
+		"deviations:\n- package: p\n  test: TestA\n": "deviations[0]: package, test and reason are all required",
+	} {
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o644))
+		_, err := LoadUpstreamTests(file)
+		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, file)
+	}
+}

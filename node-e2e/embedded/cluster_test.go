@@ -1,0 +1,274 @@
+package embedded
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/client-go/tools/clientcmd"
+	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
+)
+
+func TestConfigNamesWhatIsWrong(t *testing.T) {
+	programs := t.TempDir()
+	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "etcd", "etcdutl", "containerd", "containerd-shim-runc-v2", "ctr", "runc", "runc-unfiltered", "bridge", "host-local", "loopback", "pause", "workload"} {
+		require.NoError(t, os.WriteFile(filepath.Join(programs, name), nil, 0o755))
+	}
+	valid := Config{Name: "test", KubeDir: programs, NodeDir: programs, Kubelet: filepath.Join(programs, "kubelet")}
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   []string
+	}{
+		"no name":          {func(c *Config) { c.Name = "" }, []string{"Config.Name"}},
+		"long name":        {func(c *Config) { c.Name = strings.Repeat("a", 41) }, []string{"Config.Name", "40"}},
+		"missing kubelet":  {func(c *Config) { c.Kubelet = "/none" }, []string{"Config.Kubelet", "/none"}},
+		"missing programs": {func(c *Config) { c.KubeDir, c.NodeDir = "/none", "/none" }, []string{"Config.KubeDir", "/none/kube-apiserver", "Config.NodeDir", "/none/workload"}},
+		"not a program":    {func(c *Config) { c.Kubelet = programs }, []string{"Config.Kubelet", "not a program"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := valid
+			test.change(&config)
+			_, err := config.complete()
+			for _, want := range test.want {
+				require.ErrorContains(t, err, want)
+			}
+		})
+	}
+	t.Run("valid", func(t *testing.T) {
+		config, err := valid.complete()
+		require.NoError(t, err)
+		require.True(t, filepath.IsAbs(config.Dir))
+		require.Equal(t, "test", filepath.Base(config.Dir))
+	})
+}
+
+func TestHostPath(t *testing.T) {
+	for nodePath, want := range map[string]string{
+		"/var/lib/kubelet":                "/c/node/var/lib/kubelet",
+		"/var/lib/kubelet/guard/release":  "/c/node/var/lib/kubelet/guard/release",
+		"/var/lib/kubelet/../kubelet/a":   "/c/node/var/lib/kubelet/a",
+		"/var/lib/kubelet-of-someone":     "/var/lib/kubelet-of-someone",
+		"/run/containerd/containerd.sock": "/c/node/run/containerd/containerd.sock",
+		"/etc/hosts":                      "/etc/hosts",
+	} {
+		require.Equal(t, want, hostPath("/c", nodePath), nodePath)
+	}
+}
+
+func TestNetworksOfIndexesAreApart(t *testing.T) {
+	seen := map[netip.Prefix]bool{}
+	for index := range maxClusters {
+		network := podNetwork(index)
+		require.True(t, network.IsValid())
+		require.True(t, network.Contains(nodeIP(index)))
+		require.False(t, seen[network])
+		seen[network] = true
+		require.Less(t, len(bridgeName(index)), 16, "the kernel's limit for link names")
+	}
+}
+
+func TestParseCgroupMounts(t *testing.T) {
+	const (
+		v2     = "30 27 0:26 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw\n"
+		memory = "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+		other  = "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
+	)
+	require.Equal(t, []cgroupMount{{path: "/sys/fs/cgroup", v2: true}}, parseCgroupMounts(other+v2))
+	hybrid := parseCgroupMounts(v2 + other + memory)
+	require.Equal(t, []cgroupMount{{path: "/sys/fs/cgroup", v2: true}, {path: "/sys/fs/cgroup/memory"}}, hybrid)
+	require.True(t, hasCgroupV1(hybrid))
+	require.False(t, hasCgroupV1(parseCgroupMounts(v2)))
+	require.Empty(t, parseCgroupMounts(other+"nonsense\n"))
+}
+
+func TestMembershipNames(t *testing.T) {
+	const v1 = "5:memory:/kg-1/kubepods/pod1\n4:cpu:/\n"
+	require.True(t, membershipNames(v1, "kg-1"))
+	require.True(t, membershipNames("0::/kg-1\n", "kg-1"))
+	require.False(t, membershipNames(v1, "kg-11"))
+	require.False(t, membershipNames("0::/kg-11/kubepods\n", "kg-1"))
+	require.False(t, membershipNames("0::/user/kg-1/x\n", "kg-1"))
+}
+
+func TestCertificates(t *testing.T) {
+	d := pki(t.TempDir())
+	ip := net.IPv4(10, 88, 3, 1)
+	require.NoError(t, createPKI(d, ip))
+	require.NoError(t, createNodeCertificates(d, "a-node", ip))
+
+	verify := func(authority, name string, usage x509.ExtKeyUsage, host string) *x509.Certificate {
+		t.Helper()
+		a, err := loadAuthority(d, authority)
+		require.NoError(t, err)
+		der, err := readPEM(d.cert(name))
+		require.NoError(t, err)
+		certificate, err := x509.ParseCertificate(der)
+		require.NoError(t, err)
+		roots := x509.NewCertPool()
+		roots.AddCert(a.certificate)
+		_, err = certificate.Verify(x509.VerifyOptions{Roots: roots, DNSName: host, KeyUsages: []x509.ExtKeyUsage{usage}})
+		require.NoError(t, err, name)
+		return certificate
+	}
+	verify("ca", "apiserver", x509.ExtKeyUsageServerAuth, "10.88.3.1")
+	verify("ca", "apiserver", x509.ExtKeyUsageServerAuth, "kubernetes.default.svc")
+	verify("etcd/ca", "etcd/server", x509.ExtKeyUsageServerAuth, "10.88.3.1")
+	verify("etcd/ca", "apiserver-etcd-client", x509.ExtKeyUsageClientAuth, "")
+	verify("front-proxy-ca", "front-proxy-client", x509.ExtKeyUsageClientAuth, "")
+	verify("ca", nodeServingCertificate("a-node"), x509.ExtKeyUsageServerAuth, "10.88.3.1")
+	node := verify("ca", nodeClientCertificate("a-node"), x509.ExtKeyUsageClientAuth, "")
+	require.Equal(t, "system:node:a-node", node.Subject.CommonName)
+	require.Equal(t, []string{"system:nodes"}, node.Subject.Organization)
+
+	for _, key := range []string{"ca", "sa", "apiserver"} {
+		info, err := os.Stat(d.key(key))
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o600), info.Mode().Perm(), key)
+	}
+
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	require.NoError(t, writeKubeconfig(path, d, "https://10.88.3.1:6443", "kubernetes-admin", "admin"))
+	config, err := clientcmd.BuildConfigFromFlags("", path)
+	require.NoError(t, err)
+	require.Equal(t, "https://10.88.3.1:6443", config.Host)
+	require.NotEmpty(t, config.CertData)
+}
+
+func TestImages(t *testing.T) {
+	programs := t.TempDir()
+	for _, i := range images {
+		require.NoError(t, os.WriteFile(filepath.Join(programs, i.program), []byte("program "+i.program), 0o755))
+	}
+	var first, second bytes.Buffer
+	require.NoError(t, writeImages(&first, programs))
+	require.NoError(t, writeImages(&second, programs))
+	require.True(t, bytes.Equal(first.Bytes(), second.Bytes()), "the same programs must give the same archive")
+
+	files := map[string][]byte{}
+	for archive := tar.NewReader(&first); ; {
+		header, err := archive.Next()
+		if err == io.EOF {
+			break
+		}
+		require.NoError(t, err)
+		files[header.Name], err = io.ReadAll(archive)
+		require.NoError(t, err)
+	}
+	var manifests []imageManifest
+	require.NoError(t, json.Unmarshal(files["manifest.json"], &manifests))
+	require.Len(t, manifests, len(images))
+	for n, manifest := range manifests {
+		require.Equal(t, []string{images[n].name}, manifest.RepoTags)
+		var config imageConfig
+		require.NoError(t, json.Unmarshal(files[manifest.Config], &config))
+		require.Equal(t, []string{"/" + images[n].program}, config.Config.Entrypoint)
+		require.Contains(t, files, manifest.Layers[0])
+	}
+}
+
+func TestKubeletStartOptions(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "config"), 0o755))
+	c := &Cluster{config: Config{Name: "test", Dir: dir, Kubelet: "/stock", GuardConfig: "/guard.yaml"}, state: &state{Index: 3}}
+	c.define()
+	require.NoError(t, createPKI(c.pki, net.ParseIP(c.NodeIP())))
+	base := c.newKubeletConfig()
+	base.MaxPods = 50
+	require.NoError(t, writeKubeletConfig(c.baseKubeletConfig(), base))
+
+	prepare := func(options ...KubeletOption) (launch, string) {
+		t.Helper()
+		l, err := c.prepareKubelet(c.kubeletSpec(options))
+		require.NoError(t, err)
+		written, err := os.ReadFile(filepath.Join(dir, "config", "kubelet.yaml"))
+		require.NoError(t, err)
+		return l, string(written)
+	}
+	l, written := prepare()
+	require.Equal(t, "/stock", l.path)
+	require.Contains(t, l.args, "--hostname-override=test-node")
+	require.Contains(t, l.args, "--guard-config=/guard.yaml")
+	require.Contains(t, written, "maxPods: 50")
+
+	l, written = prepare(
+		WithBinary("/guarded"), WithNodeName("other"), WithGuardConfig(""), WithFlags("--v=4"),
+		WithConfiguration(func(k *kubeletconfigv1beta1.KubeletConfiguration) { k.MaxPods = 1 }),
+	)
+	require.Equal(t, "/guarded", l.path)
+	require.Contains(t, l.args, "--hostname-override=other")
+	require.Equal(t, "--v=4", l.args[len(l.args)-1])
+	require.NotContains(t, strings.Join(l.args, " "), "guard-config")
+	require.Contains(t, written, "maxPods: 1\n")
+	require.FileExists(t, c.pki.cert(nodeClientCertificate("other")))
+
+	_, written = prepare()
+	require.Contains(t, written, "maxPods: 50", "options hold for one start")
+}
+
+func TestStateSurvives(t *testing.T) {
+	dir := t.TempDir()
+	want := &state{Name: "a", Index: 7, BootID: "b", Ready: true, Processes: map[string]identity{"etcd": {PID: 1, StartTime: 2}}}
+	require.NoError(t, want.write(dir))
+	got, err := readState(dir)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, stateFile), []byte("{"), 0o644))
+	_, err = readState(dir)
+	require.ErrorContains(t, err, filepath.Join(dir, stateFile))
+}
+
+func TestLockIsExclusive(t *testing.T) {
+	dir := t.TempDir()
+	lock, err := lockDir(dir)
+	require.NoError(t, err)
+	_, err = lockDir(dir)
+	require.ErrorContains(t, err, dir)
+	require.NoError(t, lock.Close())
+	lock, err = lockDir(dir)
+	require.NoError(t, err)
+	require.NoError(t, lock.Close())
+}
+
+func TestListSkipsWhatIsOnlyLogs(t *testing.T) {
+	parent := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(parent, "old", logsFolder), 0o755))
+	crashed := filepath.Join(parent, "crashed")
+	require.NoError(t, os.Mkdir(crashed, 0o755))
+	require.NoError(t, (&state{Name: "crashed", Ready: true, BootID: "another", Processes: map[string]identity{"etcd": {PID: 1}}}).write(crashed))
+	clusters, err := List(parent)
+	require.NoError(t, err)
+	require.Equal(t, []Summary{{Name: "crashed", Dir: crashed, Kubeconfig: filepath.Join(crashed, kubeconfigFile)}}, clusters)
+
+	clusters, err = List(filepath.Join(parent, "none"))
+	require.NoError(t, err)
+	require.Empty(t, clusters)
+}
+
+func TestRemoveFilesKeepsLogs(t *testing.T) {
+	dir := t.TempDir()
+	for _, folder := range []string{logsFolder, "etcd/member"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, folder), 0o755))
+	}
+	for _, file := range []string{stateFile, lockFile, kubeconfigFile} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, file), nil, 0o644))
+	}
+	require.NoError(t, removeFiles(dir))
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	require.Equal(t, []string{lockFile, logsFolder}, names)
+	require.NoError(t, removeFiles(filepath.Join(dir, "none")))
+}

@@ -1,0 +1,536 @@
+package kuberuntime
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	cadvisorapi "github.com/google/cadvisor/info/v1"
+	noopoteltrace "go.opentelemetry.io/otel/trace/noop"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/util/flowcontrol"
+	featuregatetesting "k8s.io/component-base/featuregate/testing"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	apitest "k8s.io/cri-api/pkg/apis/testing"
+	"k8s.io/kubernetes/pkg/features"
+	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
+	containertest "k8s.io/kubernetes/pkg/kubelet/container/testing"
+	"k8s.io/kubernetes/pkg/kubelet/guard"
+	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
+	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
+	proberesults "k8s.io/kubernetes/pkg/kubelet/prober/results"
+	"k8s.io/kubernetes/test/utils/ktesting"
+)
+
+// guardTest is a runtime manager over a fake runtime in which one pod runs, with
+// the last line of defence between the two.
+type guardTest struct {
+	*guardtest.Node
+	ctx ktesting.TContext
+	m   *kubeGenericRuntimeManager
+	pod *v1.Pod
+	// containers of the pod by name.
+	containers map[string]*apitest.FakeContainer
+	sandbox    *apitest.FakePodSandbox
+}
+
+func newGuardTest(t *testing.T, kind guardtest.Kind, pod *v1.Pod) *guardTest {
+	t.Helper()
+	ctx := ktesting.Init(t)
+	node := guardtest.Install(t)
+	m, err := newFakeKubeRuntimeManager(ctx, node.Guard.RuntimeService(node.Runtime), apitest.NewFakeImageService(),
+		&cadvisorapi.MachineInfo{MemoryCapacity: 1 << 34}, &containertest.FakeOS{}, &containertest.FakeRuntimeHelper{}, noopoteltrace.NewTracerProvider().Tracer(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kind.Change(pod)
+	sandbox, containers := makeAndSetFakePod(ctx, m, node.Runtime, pod)
+	sandbox.Annotations = pod.Annotations
+	g := &guardTest{Node: node, ctx: ctx, m: m, pod: pod, sandbox: sandbox, containers: map[string]*apitest.FakeContainer{}}
+	for _, c := range containers {
+		g.containers[c.Metadata.Name] = c
+	}
+	return g
+}
+
+func newGuardTestPod() *v1.Pod {
+	return &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", UID: "web-uid"},
+		Spec: v1.PodSpec{
+			RestartPolicy: v1.RestartPolicyAlways,
+			Containers:    []v1.Container{{Name: "server", Image: "server:1", ImagePullPolicy: v1.PullIfNotPresent}},
+		},
+	}
+}
+
+// status returns what the manager reads from the runtime.
+func (g *guardTest) status(t *testing.T) *kubecontainer.PodStatus {
+	t.Helper()
+	running, err := g.m.GetPod(g.ctx, g.pod.UID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := g.m.GetPodStatus(g.ctx, running)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status
+}
+
+func (g *guardTest) sync(t *testing.T) error {
+	t.Helper()
+	result := g.m.SyncPod(g.ctx, g.pod, g.status(t), nil, flowcontrol.NewBackOff(time.Second, time.Minute), false)
+	return result.Error()
+}
+
+// calls returns how often the runtime was told to stop or to remove something.
+func (g *guardTest) calls() int {
+	n := 0
+	for _, call := range g.Runtime.GetCalls() {
+		switch call {
+		case "StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox":
+			n++
+		}
+	}
+	return n
+}
+
+// What computePodActions concludes from damaged records is not followed for
+// protected pods.
+func TestGuardSyncPodWithDamagedRecords(t *testing.T) {
+	always := v1.ContainerRestartPolicyAlways
+	damages := []struct {
+		name   string
+		pod    func(*v1.Pod)
+		damage func(*guardTest)
+		cause  guard.Cause
+	}{
+		{
+			name:   "sandbox is not ready",
+			damage: func(g *guardTest) { g.sandbox.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY },
+			cause:  guard.SandboxChanged,
+		},
+		{
+			name:   "sandbox is gone",
+			damage: func(g *guardTest) { delete(g.Runtime.Sandboxes, g.sandbox.Id) },
+			cause:  guard.SandboxChanged,
+		},
+		{
+			name:   "hash of a container differs",
+			damage: func(g *guardTest) { g.containers["server"].Annotations[containerHashLabel] = "1" },
+			cause:  guard.ContainerHashChanged,
+		},
+		{
+			name: "hash of a sidecar differs",
+			pod: func(pod *v1.Pod) {
+				pod.Spec.InitContainers = []v1.Container{{Name: "sidecar", Image: "sidecar:1", RestartPolicy: &always}}
+			},
+			damage: func(g *guardTest) { g.containers["sidecar"].Annotations[containerHashLabel] = "1" },
+			cause:  guard.ContainerHashChanged,
+		},
+		{
+			name: "state of a container is unknown",
+			damage: func(g *guardTest) {
+				g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+			},
+			cause: guard.ContainerStateUnknown,
+		},
+		{
+			name: "state of a sidecar is unknown",
+			pod: func(pod *v1.Pod) {
+				pod.Spec.InitContainers = []v1.Container{{Name: "sidecar", Image: "sidecar:1", RestartPolicy: &always}}
+			},
+			damage: func(g *guardTest) {
+				g.containers["sidecar"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+			},
+			cause: guard.ContainerStateUnknown,
+		},
+	}
+	for _, damage := range damages {
+		for _, kind := range guardtest.Kinds() {
+			t.Run(damage.name+"/"+kind.Name, func(t *testing.T) {
+				pod := newGuardTestPod()
+				if damage.pod != nil {
+					damage.pod(pod)
+				}
+				g := newGuardTest(t, kind, pod)
+				damage.damage(g)
+				if kind.Kept && damage.name == "sandbox is gone" {
+					// The guard knows the pod from its object.
+					guard.ObserveSource("api", []*v1.Pod{pod})
+				}
+
+				if err := g.sync(t); err != nil {
+					t.Errorf("SyncPod: %v", err)
+				}
+
+				if got := g.calls() == 0; got != kind.Kept {
+					t.Errorf("calls %v, want none that stops: %v", g.Runtime.GetCalls(), kind.Kept)
+				}
+				if kind.Kept {
+					g.ExpectHolds(t, pod.UID, damage.cause)
+				} else {
+					g.ExpectHolds(t, pod.UID)
+				}
+			})
+		}
+	}
+}
+
+// A regular init container in an unknown state may run, too.
+func TestGuardInitContainerInUnknownState(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			pod := newGuardTestPod()
+			pod.Spec.InitContainers = []v1.Container{{Name: "init", Image: "init:1"}}
+			g := newGuardTest(t, kind, pod)
+			g.containers["init"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+			delete(g.Runtime.Containers, g.containers["server"].Id)
+
+			actions := g.m.computePodActions(g.ctx, pod, g.status(t), false)
+
+			if got := len(actions.ContainersToKill) == 0 && len(actions.InitContainersToStart) == 0; got != kind.Kept {
+				t.Errorf("kills %v, starts %v; want the container left alone: %v", actions.ContainersToKill, actions.InitContainersToStart, kind.Kept)
+			}
+			if kind.Kept {
+				g.ExpectHolds(t, pod.UID, guard.ContainerStateUnknown)
+			} else {
+				g.ExpectHolds(t, pod.UID)
+			}
+		})
+	}
+}
+
+// One restart of the container runtime can do both.
+func TestGuardSandboxLostWithContainerInUnknownState(t *testing.T) {
+	pod := newGuardTestPod()
+	g := newGuardTest(t, guardtest.Kinds()[0], pod)
+	g.sandbox.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+
+	if err := g.sync(t); err != nil {
+		t.Errorf("SyncPod: %v", err)
+	}
+
+	if g.calls() != 0 {
+		t.Errorf("calls %v, want none that stops", g.Runtime.GetCalls())
+	}
+	for _, cause := range g.Holds(pod.UID) {
+		if cause == guard.RuntimeStop {
+			t.Error("only the last line of defence kept the pod")
+		}
+	}
+}
+
+func TestGuardSandboxOfPodInWhichNothingRunsIsReplaced(t *testing.T) {
+	pod := newGuardTestPod()
+	g := newGuardTest(t, guardtest.Kinds()[0], pod)
+	g.sandbox.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_EXITED
+
+	if err := g.sync(t); err != nil {
+		t.Errorf("SyncPod: %v", err)
+	}
+
+	if n := len(g.Runtime.Sandboxes); n != 2 {
+		t.Errorf("%d sandboxes, want the old and a new one", n)
+	}
+	g.ExpectHolds(t, pod.UID)
+}
+
+// enableResize gives the pod resources whose change restarts the container.
+func enableResize(pod *v1.Pod) {
+	pod.Spec.Containers[0].Resources = v1.ResourceRequirements{
+		Requests: v1.ResourceList{v1.ResourceCPU: resource.MustParse("100m"), v1.ResourceMemory: resource.MustParse("100Mi")},
+		Limits:   v1.ResourceList{v1.ResourceCPU: resource.MustParse("200m"), v1.ResourceMemory: resource.MustParse("200Mi")},
+	}
+	pod.Spec.Containers[0].ResizePolicy = []v1.ContainerResizePolicy{
+		{ResourceName: v1.ResourceCPU, RestartPolicy: v1.NotRequired},
+		{ResourceName: v1.ResourceMemory, RestartPolicy: v1.RestartContainer},
+	}
+}
+
+// Without the record every resource looks changed.
+func TestGuardLostRecordOfResources(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.InPlacePodVerticalScaling, true)
+			pod := newGuardTestPod()
+			enableResize(pod)
+			g := newGuardTest(t, kind, pod)
+			status := g.status(t)
+			if resizable := len(g.m.computePodActions(g.ctx, pod, status, false).ContainersToKill); resizable == 0 && !kind.Kept {
+				t.Skip("pods of this kind are not resized")
+			}
+
+			actions := g.m.computePodActions(g.ctx, pod, status, false)
+
+			if got := len(actions.ContainersToKill) == 0; got != kind.Kept {
+				t.Errorf("kills %v, want the container kept: %v", actions.ContainersToKill, kind.Kept)
+			}
+			if !kind.Kept {
+				g.ExpectHolds(t, pod.UID)
+				return
+			}
+			g.ExpectHolds(t, pod.UID, guard.ContainerHashChanged)
+			if len(actions.ContainersToUpdate[v1.ResourceMemory]) == 0 {
+				t.Error("the resources are not brought up to date in place")
+			}
+		})
+	}
+}
+
+// A resize that restarts is what the pod's author declared.
+func TestGuardResizeThatRestartsIsAllowed(t *testing.T) {
+	featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.InPlacePodVerticalScaling, true)
+	pod := newGuardTestPod()
+	enableResize(pod)
+	g := newGuardTest(t, guardtest.Kinds()[0], pod)
+	if err := g.m.actuatedState.SetContainerResources(pod.UID, "server", *pod.Spec.Containers[0].Resources.DeepCopy()); err != nil {
+		t.Fatal(err)
+	}
+	pod.Spec.Containers[0].Resources.Limits[v1.ResourceMemory] = resource.MustParse("400Mi")
+
+	actions := g.m.computePodActions(g.ctx, pod, g.status(t), false)
+
+	if len(actions.ContainersToKill) != 1 {
+		t.Errorf("kills %v, want the container restarted", actions.ContainersToKill)
+	}
+	g.ExpectHolds(t, pod.UID)
+}
+
+// What the author of the pod declared passes the last line of defence.
+func TestGuardDeclaredStopsOfProtectedPods(t *testing.T) {
+	always := v1.ContainerRestartPolicyAlways
+	stops := []struct {
+		name string
+		pod  func(*v1.Pod)
+		// prepare makes the reason for the stop.
+		prepare func(*guardTest)
+		// stopped is the container that must be stopped.
+		stopped string
+	}{
+		{
+			name: "liveness probe failed",
+			prepare: func(g *guardTest) {
+				g.m.livenessManager.Set(kubecontainer.ContainerID{Type: g.m.runtimeName, ID: g.containers["server"].Id}, proberesults.Failure, g.pod)
+			},
+			stopped: "server",
+		},
+		{
+			name: "startup probe failed",
+			prepare: func(g *guardTest) {
+				g.m.startupManager.Set(kubecontainer.ContainerID{Type: g.m.runtimeName, ID: g.containers["server"].Id}, proberesults.Failure, g.pod)
+			},
+			stopped: "server",
+		},
+		{
+			name:    "image changed",
+			prepare: func(g *guardTest) { g.pod.Spec.Containers[0].Image = "server:2" },
+			stopped: "server",
+		},
+		{
+			name: "image of a sidecar changed",
+			pod: func(pod *v1.Pod) {
+				pod.Spec.InitContainers = []v1.Container{{Name: "sidecar", Image: "sidecar:1", RestartPolicy: &always, ImagePullPolicy: v1.PullIfNotPresent}}
+			},
+			prepare: func(g *guardTest) { g.pod.Spec.InitContainers[0].Image = "sidecar:2" },
+			stopped: "sidecar",
+		},
+		{
+			name: "the pod is done and its sidecar runs",
+			pod: func(pod *v1.Pod) {
+				pod.Spec.RestartPolicy = v1.RestartPolicyNever
+				pod.Spec.InitContainers = []v1.Container{{Name: "sidecar", Image: "sidecar:1", RestartPolicy: &always}}
+			},
+			prepare: func(g *guardTest) { g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_EXITED },
+			stopped: "sidecar",
+		},
+	}
+	for _, stop := range stops {
+		t.Run(stop.name, func(t *testing.T) {
+			pod := newGuardTestPod()
+			if stop.pod != nil {
+				stop.pod(pod)
+			}
+			g := newGuardTest(t, guardtest.Kinds()[0], pod)
+			stop.prepare(g)
+
+			if err := g.sync(t); err != nil {
+				t.Errorf("SyncPod: %v", err)
+			}
+
+			if state := g.containers[stop.stopped].State; state != runtimeapi.ContainerState_CONTAINER_EXITED {
+				t.Errorf("container %s is %s, want it stopped", stop.stopped, state)
+			}
+			g.ExpectHolds(t, pod.UID)
+		})
+	}
+}
+
+func TestGuardRestartOfAllContainersIsAllowed(t *testing.T) {
+	featuregatetesting.SetFeatureGatesDuringTest(t, utilfeature.DefaultFeatureGate, featuregatetesting.FeatureOverrides{
+		features.ContainerRestartRules:                true,
+		features.NodeDeclaredFeatures:                 true,
+		features.RestartAllContainersOnContainerExits: true,
+	})
+	pod := newGuardTestPod()
+	pod.Spec.Containers = append(pod.Spec.Containers, v1.Container{Name: "source", Image: "source:1"})
+	g := newGuardTest(t, guardtest.Kinds()[0], pod)
+	g.containers["source"].State = runtimeapi.ContainerState_CONTAINER_EXITED
+
+	result := g.m.SyncPod(g.ctx, pod, g.status(t), nil, flowcontrol.NewBackOff(time.Second, time.Minute), true)
+
+	if err := result.Error(); err != nil {
+		t.Errorf("SyncPod: %v", err)
+	}
+	if n := len(g.Runtime.Containers); n != 0 {
+		t.Errorf("%d containers are left, want all removed", n)
+	}
+	g.ExpectHolds(t, pod.UID)
+}
+
+func TestGuardFailedPostStartHookStopsTheContainer(t *testing.T) {
+	pod := newGuardTestPod()
+	g := newGuardTest(t, guardtest.Kinds()[0], pod)
+	g.m.runner = lifecycle.NewHandlerRunner(&fakeHTTP{}, &containertest.FakeContainerCommandRunner{Err: errors.New("exit 1")}, nil, nil)
+	container := pod.Spec.Containers[0].DeepCopy()
+	container.Lifecycle = &v1.Lifecycle{PostStart: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"register"}}}}
+	config, err := g.m.generatePodSandboxConfig(g.ctx, pod, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Runtime.Containers = map[string]*apitest.FakeContainer{}
+
+	_, err = g.m.startContainer(g.ctx, g.sandbox.Id, config, containerStartSpec(container), pod, &kubecontainer.PodStatus{}, nil, "", nil, nil)
+
+	if err == nil {
+		t.Fatal("startContainer succeeded although the hook failed")
+	}
+	if n := len(g.Runtime.Containers); n != 1 {
+		t.Fatalf("%d containers, want one", n)
+	}
+	for _, c := range g.Runtime.Containers {
+		if c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("the container is %s, want it stopped", c.State)
+		}
+	}
+	g.ExpectHolds(t, pod.UID)
+}
+
+func TestGuardGarbageCollectionOfContainerInUnknownState(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			pod := newGuardTestPod()
+			g := newGuardTest(t, kind, pod)
+			if pod.DeletionTimestamp != nil {
+				guard.RefuseTermination(pod, false, false, false)
+			}
+			g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+			g.containers["server"].CreatedAt = 1
+			provider := g.m.podStateProvider.(*fakePodStateProvider)
+			provider.removed = map[types.UID]struct{}{pod.UID: {}}
+			provider.terminated = map[types.UID]struct{}{pod.UID: {}}
+
+			if err := g.m.containerGC.evictContainers(g.ctx, kubecontainer.GCPolicy{MaxPerPodContainer: 0, MaxContainers: 0}, true, true); err != nil {
+				t.Errorf("evictContainers: %v", err)
+			}
+
+			if got := len(g.Runtime.Containers) == 1; got != kind.Kept {
+				t.Errorf("%d containers, want it kept: %v", len(g.Runtime.Containers), kind.Kept)
+			}
+			if kind.Kept {
+				g.ExpectHolds(t, pod.UID, guard.ContainerStateUnknown)
+			} else {
+				g.ExpectHolds(t, pod.UID)
+			}
+		})
+	}
+}
+
+// The last line of defence: a stop that no other hook had allowed.
+func TestGuardLastLine(t *testing.T) {
+	calls := []struct {
+		name string
+		call func(*guardTest) error
+	}{
+		{"KillPod", func(g *guardTest) error {
+			running := kubecontainer.ConvertPodStatusToRunningPod(g.m.runtimeName, &kubecontainer.PodStatus{
+				ID: g.pod.UID, Name: g.pod.Name, Namespace: g.pod.Namespace,
+				ContainerStatuses: []*kubecontainer.Status{{ID: kubecontainer.ContainerID{Type: g.m.runtimeName, ID: g.containers["server"].Id}, Name: "server", State: kubecontainer.ContainerStateRunning}},
+				SandboxStatuses:   []*runtimeapi.PodSandboxStatus{{Id: g.sandbox.Id}},
+			})
+			return g.m.KillPod(g.ctx, g.pod, running, nil)
+		}},
+		{"StopContainer", func(g *guardTest) error { return g.m.runtimeService.StopContainer(g.ctx, g.containers["server"].Id, 0) }},
+		{"RemoveContainer", func(g *guardTest) error { return g.m.removeContainer(g.ctx, g.containers["server"].Id, false) }},
+		{"StopPodSandbox", func(g *guardTest) error { return g.m.runtimeService.StopPodSandbox(g.ctx, g.sandbox.Id) }},
+		{"RemovePodSandbox", func(g *guardTest) error { return g.m.runtimeService.RemovePodSandbox(g.ctx, g.sandbox.Id) }},
+	}
+	for _, call := range calls {
+		for _, kind := range guardtest.Kinds() {
+			t.Run(call.name+"/"+kind.Name, func(t *testing.T) {
+				pod := newGuardTestPod()
+				g := newGuardTest(t, kind, pod)
+				if pod.DeletionTimestamp != nil {
+					guard.RefuseTermination(pod, false, false, false)
+				}
+
+				err := call.call(g)
+
+				if (err != nil) != kind.Kept {
+					t.Errorf("error %v, want one: %v", err, kind.Kept)
+				}
+				if got := g.calls() == 0; got != kind.Kept {
+					t.Errorf("calls %v, want none that stops: %v", g.Runtime.GetCalls(), kind.Kept)
+				}
+				if kind.Kept {
+					g.ExpectHolds(t, pod.UID, guard.RuntimeStop)
+				} else {
+					g.ExpectHolds(t, pod.UID)
+				}
+			})
+		}
+	}
+}
+
+func TestGuardLastLineWhileTheRuntimeDoesNotAnswer(t *testing.T) {
+	pod := newGuardTestPod()
+	g := newGuardTest(t, guardtest.Kinds()[0], pod)
+	g.Runtime.InjectError("ListContainers", errors.New("unavailable"))
+
+	if err := g.m.runtimeService.StopContainer(g.ctx, g.containers["server"].Id, 0); err == nil {
+		t.Error("a container was stopped although the runtime could not tell whose it is")
+	}
+	if g.calls() != 0 {
+		t.Errorf("calls %v, want none that stops", g.Runtime.GetCalls())
+	}
+}
+
+// After the declared restart the new container is protected again.
+func TestGuardRestartedContainerIsProtected(t *testing.T) {
+	pod := newGuardTestPod()
+	g := newGuardTest(t, guardtest.Kinds()[0], pod)
+	g.m.livenessManager.Set(kubecontainer.ContainerID{Type: g.m.runtimeName, ID: g.containers["server"].Id}, proberesults.Failure, pod)
+	if err := g.sync(t); err != nil {
+		t.Fatalf("SyncPod: %v", err)
+	}
+
+	stopped := 0
+	for id, c := range g.Runtime.Containers {
+		if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			continue
+		}
+		if err := g.m.runtimeService.StopContainer(g.ctx, id, 0); !errors.Is(err, guard.ErrRefused) {
+			t.Errorf("stop of the restarted container: %v, want a refusal", err)
+		}
+		stopped++
+	}
+	if stopped != 1 {
+		t.Errorf("%d containers run after the restart, want one", stopped)
+	}
+}

@@ -1,0 +1,273 @@
+package guard
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestHoldIsCountedAndReportedOnce(t *testing.T) {
+	for _, cause := range causes {
+		t.Run(string(cause), func(t *testing.T) {
+			f := newFixture(t)
+			pod := protectedPod("p")
+			f.running(pod)
+			for range 20 {
+				require.True(t, f.attempt(pod, cause))
+				f.pass(time.Minute)
+			}
+			counted := f.series()
+			assert.Equal(t, 1140.0+60, counted["oldest_hold_seconds{}"])
+			delete(counted, "oldest_hold_seconds{}")
+			assert.Equal(t, map[string]float64{
+				"refused_kills_total{cause=" + string(cause) + "}": 1,
+				"held_pods{cause=" + string(cause) + "}":           1,
+				"protected_pods{}":                                 1,
+			}, counted)
+			assert.Equal(t, []string{"Warning KillRefused Pod/p"}, f.events.take())
+
+			f.observe(deleted(pod))
+			assert.Equal(t, []string{"Normal HoldReleased Pod/p"}, f.events.take())
+			f.observe(deleted(pod))
+			assert.Empty(t, f.events.take())
+			assert.NotContains(t, f.series(), "oldest_hold_seconds{}")
+		})
+	}
+}
+
+func TestHoldEnds(t *testing.T) {
+	for _, cause := range causes {
+		t.Run(string(cause), func(t *testing.T) {
+			for name, test := range map[string]struct {
+				happens func(*fixture, *v1.Pod)
+				held    bool
+			}{
+				"not while the attempts may come again": {happens: func(f *fixture, _ *v1.Pod) { f.pass(holdLinger) }, held: true},
+				"with the attempts, unless the reason lasts": {
+					happens: func(f *fixture, _ *v1.Pod) { f.pass(holdLinger + tidyInterval) },
+					held:    cause.lasting(),
+				},
+				"with evidence":       {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
+				"with the label":      {happens: func(f *fixture, _ *v1.Pod) { f.ObserveSource(apiSource, []*v1.Pod{plainPod("p")}) }},
+				"with the pod":        {happens: func(f *fixture, p *v1.Pod) { f.AllowCompletion(p.UID) }},
+				"not with the object": {happens: func(f *fixture, _ *v1.Pod) { f.ObserveSource(apiSource, nil) }, held: true},
+				"with the object's return, or its phase": {
+					happens: func(f *fixture, p *v1.Pod) { f.ObserveSource(apiSource, []*v1.Pod{p}) },
+					held:    cause != PodVanished && cause != OrphanedRuntimePod && cause != TerminalPhaseReported,
+				},
+				"not when another source says anything": {happens: func(f *fixture, p *v1.Pod) { f.ObserveSource("file", nil) }, held: true},
+			} {
+				t.Run(name, func(t *testing.T) {
+					f := newFixture(t)
+					pod := protectedPod("p")
+					f.running(pod)
+					require.True(t, f.attempt(pod, cause))
+					f.events.take()
+					test.happens(f, pod)
+					want := []Cause{cause}
+					if !test.held {
+						want = nil
+						assert.Len(t, f.events.take(), 1)
+					}
+					assert.Equal(t, want, append([]Cause(nil), f.held(pod)...))
+				})
+			}
+		})
+	}
+}
+
+func TestHoldThatBeginsAnewCountsAgain(t *testing.T) {
+	f := newFixture(t)
+	pod := protectedPod("p")
+	f.running(pod)
+	require.True(t, f.Refuse(pod, Evicted, ""))
+	f.pass(holdLinger + time.Minute)
+	require.True(t, f.Refuse(pod, Evicted, ""))
+	assert.Equal(t, 2.0, f.series()["refused_kills_total{cause=Evicted}"])
+	assert.Equal(t, []string{"Warning KillRefused Pod/p", "Normal HoldReleased Pod/p", "Warning KillRefused Pod/p"}, f.events.take())
+}
+
+func TestEventsGoToTheNodeWhenTheObjectIsGone(t *testing.T) {
+	f := newFixture(t)
+	pod := protectedPod("p")
+	f.running(pod)
+	f.ObserveSource(apiSource, nil)
+	require.True(t, f.HoldVanished(apiSource, pod))
+	assert.Equal(t, []string{
+		"Warning KillRefused Pod/p: The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.",
+		"Warning KillRefused Node/node-1: Pod default/p (UID p-uid): The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.",
+	}, f.events.events)
+	f.events.take()
+	f.clock.Step(90 * time.Second)
+	f.ObserveSource(apiSource, []*v1.Pod{pod})
+	assert.Equal(t, []string{
+		"Normal HoldReleased Pod/p: No longer held (PodVanished) after 1m30s: its object is back in the API.",
+	}, f.events.events)
+}
+
+func TestPodCondition(t *testing.T) {
+	f := newFixture(t)
+	pod := protectedPod("p")
+	pod.Generation = 7
+	f.running(pod)
+	complete := func() []v1.PodCondition {
+		status := &v1.PodStatus{Conditions: []v1.PodCondition{{Type: v1.PodReady}}}
+		f.CompletePodStatus(pod, &v1.PodStatus{}, status)
+		require.Equal(t, v1.PodReady, status.Conditions[0].Type)
+		return status.Conditions[1:]
+	}
+	assert.Empty(t, complete(), "not held")
+
+	require.True(t, f.Refuse(pod, Evicted, "memory"))
+	want := []v1.PodCondition{{
+		Type: PodKillRefused, Status: v1.ConditionTrue, Reason: "Evicted", ObservedGeneration: 7,
+		Message: "Evicted since 2026-01-02T03:04:05Z (memory)", LastTransitionTime: metav1.NewTime(epoch),
+	}}
+	assert.Equal(t, want, complete())
+
+	f.clock.Step(time.Minute)
+	require.True(t, f.Refuse(pod, Evicted, "memory again"))
+	assert.Equal(t, want, complete(), "a retry changes nothing")
+
+	require.True(t, f.Refuse(pod, AdmissionRejected, "NodeAffinity"))
+	want[0].Reason = "AdmissionRejected"
+	want[0].Message = "AdmissionRejected since 2026-01-02T03:05:05Z (NodeAffinity); Evicted since 2026-01-02T03:04:05Z (memory)"
+	assert.Equal(t, want, complete(), "two causes")
+
+	f.pass(holdLinger + tidyInterval)
+	want[0].Message = "AdmissionRejected since 2026-01-02T03:05:05Z (NodeAffinity)"
+	assert.Equal(t, want, complete(), "held ever since, though the first cause is over")
+
+	f.observe(deleted(pod))
+	assert.Empty(t, complete(), "released")
+
+	status := &v1.PodStatus{}
+	f.CompletePodStatus(plainPod("p"), &v1.PodStatus{}, status)
+	assert.Equal(t, &v1.PodStatus{}, status, "unprotected")
+}
+
+func TestPodKeepsItsAddressesWhenItsSandboxIsLost(t *testing.T) {
+	old := &v1.PodStatus{PodIP: "10.0.0.7", PodIPs: []v1.PodIP{{IP: "10.0.0.7"}, {IP: "fd00::7"}}}
+	for name, test := range map[string]struct {
+		cause Cause
+		now   v1.PodStatus
+		want  []v1.PodIP
+	}{
+		"lost sandbox":                  {cause: SandboxChanged, want: old.PodIPs},
+		"lost sandbox, another address": {cause: SandboxChanged, now: v1.PodStatus{PodIP: "10.0.0.9", PodIPs: []v1.PodIP{{IP: "10.0.0.9"}}}, want: []v1.PodIP{{IP: "10.0.0.9"}}},
+		"another hold":                  {cause: Evicted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			pod := protectedPod("p")
+			f.running(pod)
+			require.True(t, f.attempt(pod, test.cause))
+			f.CompletePodStatus(pod, old, &test.now)
+			assert.Equal(t, test.want, test.now.PodIPs)
+		})
+	}
+}
+
+func TestNodeCondition(t *testing.T) {
+	f := newFixture(t)
+	pod := protectedPod("p")
+	f.running(pod, protectedPod("q"))
+	node := &v1.Node{Status: v1.NodeStatus{Conditions: []v1.NodeCondition{{Type: v1.NodeReady}}}}
+	at := func(d time.Duration) metav1.Time { return metav1.NewTime(epoch.Add(d)) }
+	expect := func(status v1.ConditionStatus, reason, message string, heartbeat, transition time.Duration) {
+		t.Helper()
+		f.SetNodeCondition(node)
+		assert.Equal(t, []v1.NodeCondition{{Type: v1.NodeReady}, {
+			Type: NodeHoldingPods, Status: status, Reason: reason, Message: message,
+			LastHeartbeatTime: at(heartbeat), LastTransitionTime: at(transition),
+		}}, node.Status.Conditions)
+	}
+	expect(v1.ConditionFalse, "NoPodsHeld", "kubelet guard holds no pods", 0, 0)
+	f.clock.Step(time.Minute)
+	expect(v1.ConditionFalse, "NoPodsHeld", "kubelet guard holds no pods", time.Minute, 0)
+	require.True(t, f.Refuse(pod, Evicted, ""))
+	require.True(t, f.Refuse(pod, AdmissionRejected, ""))
+	const held = "kubelet guard holds 1 pods that the kubelet would have stopped; see GET /guard/pods on the kubelet"
+	expect(v1.ConditionTrue, "PodsHeld", held, time.Minute, time.Minute)
+	f.clock.Step(time.Minute)
+	expect(v1.ConditionTrue, "PodsHeld", held, 2*time.Minute, time.Minute)
+	f.observe(deleted(pod))
+	expect(v1.ConditionFalse, "NoPodsHeld", "kubelet guard holds no pods", 2*time.Minute, 2*time.Minute)
+}
+
+func TestServeHTTP(t *testing.T) {
+	f := newFixture(t)
+	held, kept, going, done := protectedPod("held"), protectedPod("kept"), protectedPod("going"), protectedPod("done")
+	other := protectedPod("held")
+	other.Namespace, other.UID = "another", "other-uid"
+	orphan := protectedPod("orphan")
+	f.running(kept, held, going, done, other, plainPod("plain"))
+	f.runtime.run(orphan, runtimeapi.ContainerState_CONTAINER_RUNNING)
+	require.True(t, f.Refuse(held, Evicted, "The node was low on resource: memory."))
+	f.clock.Step(time.Minute)
+	require.True(t, f.Refuse(held, Evicted, "again"))
+	require.True(t, f.Refuse(held, AdmissionRejected, "NodeAffinity: node(s) didn't match"))
+	require.True(t, f.RefuseUID(orphan.UID, OrphanedRuntimePod, "the kubelet has no object of this running pod"))
+	f.observe(deleted(going))
+	f.AllowCompletion(done.UID)
+	f.ObserveSource(apiSource, []*v1.Pod{kept, held, done, other, plainPod("plain")})
+
+	answer := httptest.NewRecorder()
+	f.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, PodsPath, nil))
+	assert.Equal(t, http.StatusOK, answer.Code)
+	assert.Equal(t, http.Header{"Content-Type": {"application/json"}}, answer.Header())
+	var list PodList
+	require.NoError(t, json.Unmarshal(answer.Body.Bytes(), &list))
+	assert.Equal(t, Version(), list.Version)
+	list.Version = "v1.36.3+guard.0.1.0"
+	got, err := json.MarshalIndent(list, "", "  ")
+	require.NoError(t, err)
+	const golden = "testdata/pods.json"
+	if *rewrite {
+		require.NoError(t, os.WriteFile(golden, append(got, '\n'), 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	require.NoError(t, err)
+	assert.Equal(t, string(want), string(got)+"\n")
+
+	t.Run("answers GET only", func(t *testing.T) {
+		for _, method := range []string{http.MethodPost, http.MethodDelete, http.MethodPut, http.MethodPatch} {
+			answer := httptest.NewRecorder()
+			f.ServeHTTP(answer, httptest.NewRequest(method, PodsPath, nil))
+			assert.Equal(t, http.StatusMethodNotAllowed, answer.Code)
+			assert.Equal(t, http.MethodGet, answer.Header().Get("Allow"))
+		}
+	})
+	t.Run("shows what Audit let through", func(t *testing.T) {
+		f := newFixture(t, inMode(Audit))
+		f.running(held)
+		f.RefuseUID(held.UID, VolumeUnmount, "detail")
+		assert.Equal(t, PodList{Version: Version(), Mode: Audit, Items: []PodState{{
+			Namespace: "default", Name: "held", UID: held.UID, State: Protected, ObjectPresent: true, Holds: []HoldState{},
+			Audited: []HoldState{{Cause: VolumeUnmount, Since: epoch, LastAttempt: epoch, Message: "detail"}},
+		}}}, f.Pods())
+	})
+	t.Run("is an empty list, not null, on a node without protected pods", func(t *testing.T) {
+		answer := httptest.NewRecorder()
+		newFixture(t).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, PodsPath, nil))
+		assert.JSONEq(t, `{"version": "`+Version()+`", "mode": "Enforce", "items": []}`, answer.Body.String())
+	})
+}
+
+func TestEvidenceIsACopy(t *testing.T) {
+	f := newFixture(t)
+	pod := protectedPod("p")
+	f.running(pod)
+	f.observe(deleted(pod))
+	f.Pods().Items[0].Evidence.Kind = "changed"
+	assert.Equal(t, &Evidence{Kind: DeletionTimestampSeen, Time: epoch}, f.Pods().Items[0].Evidence)
+}
