@@ -7,8 +7,9 @@ SHELL := /bin/bash
 KUBE_VERSION ?=
 # Architecture of the kubelets and the control plane; empty means this machine's.
 GOARCH ?=
-# Target version of patches-rebase.
+# Target version of patches-rebase; FINISH=1 writes a rebase without conflicts back.
 TO ?=
+FINISH ?=
 # Anything here leaves the demonstration's clusters up.
 KEEP ?=
 # Label filter of test-e2e (Ginkgo syntax); empty means all.
@@ -72,6 +73,10 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 test-e2e: binaries ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
 	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
 
+.PHONY: prove
+prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
+	@$(guard_build) prove
+
 .PHONY: bench
 bench: ## Measure what a decision costs
 	@$(go) test -run='^$$' -bench=. -benchmem ./pkg/kubelet/guard
@@ -96,7 +101,7 @@ patches-verify: ## Check that the series is complete, small, applies without fuz
 
 .PHONY: patches-rebase
 patches-rebase: ## Carry the series over to another upstream version (TO=v1.36.4)
-	@$(guard_build) patches rebase --to='$(TO)'
+	@$(guard_build) patches rebase --to='$(TO)' $(if $(FINISH),--finish)
 
 .PHONY: series
 series: ## Write the series with the guard package as mails for git am: _output/series/<version>/

@@ -69,13 +69,17 @@ func (e EditTree) Apply(ctx context.Context, force bool) error {
 	if err := e.sync(force); err != nil {
 		return err
 	}
-	for _, p := range series.Patches {
-		if err := e.am(ctx, p, false); err != nil {
-			return err
-		}
-	}
+	// After every step: commits of an apply that was cut short are nobody's work.
 	if _, err := e.git.run(ctx, "update-ref", refExported, "HEAD"); err != nil {
 		return err
+	}
+	for _, p := range series.Patches {
+		if err := e.am(ctx, p); err != nil {
+			return err
+		}
+		if _, err := e.git.run(ctx, "update-ref", refExported, "HEAD"); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(e.out, "%s: %s, the guard package and %d patches. Commit hooks there, one commit per patch, then run guard-build patches export.\n",
 		e.repo.rel(e.Dir()), e.upstream.Version, len(series.Patches))
@@ -101,7 +105,7 @@ func (e EditTree) unexported(ctx context.Context) (string, error) {
 	}
 	head, err := e.git.run(ctx, "rev-parse", "HEAD", refExported)
 	if err != nil {
-		// The first apply was cut short: nothing was ever handed to a developer.
+		// Without refExported the first apply was cut short: nothing was handed over.
 		return "", nil
 	}
 	if now, exported, _ := strings.Cut(head, "\n"); now != exported {
@@ -187,13 +191,12 @@ func initBase(ctx context.Context, g gitTree, u Upstream, fingerprint string) er
 	return nil
 }
 
-// am applies one patch as a commit.
-func (e EditTree) am(ctx context.Context, p Patch, threeWay bool) error {
-	args := []string{"am", "-q", "--keep-cr", "--no-gpg-sign", "--committer-date-is-author-date", "--whitespace=nowarn"}
-	if threeWay {
-		args = append(args, "-3")
-	}
-	if _, err := e.git.raw(ctx, p.Data, args...); err != nil {
+// amArgs apply mails without a merge, a signature or a change of the bytes.
+var amArgs = []string{"am", "-q", "--no-3way", "--keep-cr", "--no-gpg-sign", "--committer-date-is-author-date", "--whitespace=nowarn"}
+
+// am applies one patch as a commit, exactly as it is.
+func (e EditTree) am(ctx context.Context, p Patch) error {
+	if _, err := e.git.raw(ctx, p.Data, amArgs...); err != nil {
 		return fmt.Errorf("%s does not apply: %w", p.Name, err)
 	}
 	return nil

@@ -118,7 +118,7 @@ func (r Repo) Rebase(ctx context.Context, from Upstream, version string, force b
 		}
 		old := EditTree{repo: r, upstream: from, git: g, out: out}
 		for _, p := range series.Patches {
-			if err := old.am(ctx, p, false); err != nil {
+			if err := old.am(ctx, p); err != nil {
 				return err
 			}
 		}
@@ -188,7 +188,7 @@ func (e EditTree) amAll(ctx context.Context, series Series) error {
 		mails.Write(p.Data)
 		mails.WriteString("\n")
 	}
-	_, err := e.git.raw(ctx, mails.Bytes(), "am", "-q", "-3", "--keep-cr", "--no-gpg-sign", "--committer-date-is-author-date", "--whitespace=nowarn")
+	_, err := e.git.raw(ctx, mails.Bytes(), append(append([]string{}, amArgs...), "--3way")...)
 	if err == nil {
 		return nil
 	}

@@ -52,7 +52,8 @@ func (r Repo) stampFile(u Upstream, t Tree) string {
 // nothing changed it only looks at the files; when the guard package or the
 // patches changed it writes only the files that differ, so that the go command
 // builds only what depends on them. Concurrent calls for one version wait for each
-// other. Progress is written to out.
+// other; a build or a test run that is under way does not keep the tree from being
+// brought up to date below it. Progress is written to out.
 func (r Repo) Prepare(ctx context.Context, u Upstream, t Tree, out io.Writer) (string, error) {
 	unlock, err := lockFile(filepath.Join(filepath.Dir(r.TreeDir(u, t)), "lock"))
 	if err != nil {

@@ -109,7 +109,7 @@ func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out
 		return err
 	}
 	for _, p := range series.Patches {
-		if err := tree.am(ctx, p, false); err != nil {
+		if err := tree.am(ctx, p); err != nil {
 			return err
 		}
 	}
@@ -289,7 +289,7 @@ func (r Repo) WriteSeries(ctx context.Context, u Upstream, out io.Writer) (strin
 		return "", err
 	}
 	for _, p := range series.Patches {
-		if err := tree.am(ctx, p, false); err != nil {
+		if err := tree.am(ctx, p); err != nil {
 			return "", err
 		}
 	}

@@ -29,7 +29,7 @@ var _ = ReportAfterSuite("results", func(report Report) {
 	for _, spec := range report.SpecReports {
 		if spec.Failed() {
 			recorded.Failed++
-			recorded.Failures = append(recorded.Failures, specTitle(spec)+": "+firstLine(spec.FailureMessage()))
+			recorded.Failures = append(recorded.Failures, specTitle(spec)+": "+brief(spec.FailureMessage()))
 		} else if spec.State.Is(types.SpecStatePassed) && spec.LeafNodeText != "" {
 			recorded.Passed++
 		}
@@ -38,7 +38,7 @@ var _ = ReportAfterSuite("results", func(report Report) {
 			if !ok {
 				continue
 			}
-			result.Failure = firstLine(spec.FailureMessage())
+			result.Failure = brief(spec.FailureMessage())
 			recorded.Incidents = append(recorded.Incidents, *result)
 		}
 	}
@@ -54,7 +54,7 @@ var _ = ReportAfterEach(func(spec SpecReport) {
 	switch {
 	case spec.State.Is(types.SpecStateSkipped | types.SpecStatePending):
 	case spec.Failed():
-		progress("%s: FAILED after %.0f s: %s", specTitle(spec), spec.RunTime.Seconds(), firstLine(spec.FailureMessage()))
+		progress("%s: FAILED after %.0f s: %s", specTitle(spec), spec.RunTime.Seconds(), brief(spec.FailureMessage()))
 	default:
 		progress("%s: ok, %.0f s", specTitle(spec), spec.RunTime.Seconds())
 	}
@@ -63,15 +63,23 @@ var _ = ReportAfterEach(func(spec SpecReport) {
 // specTitle is how a person is told about a spec: incidents have titles of their
 // own, the others read as a sentence with their container.
 func specTitle(spec SpecReport) string {
-	if slices.Contains(spec.Labels(), labelIncident) {
+	switch {
+	case slices.Contains(spec.Labels(), labelIncident):
 		return spec.LeafNodeText
+	case spec.FullText() == "":
+		return spec.LeafNodeType.String()
 	}
 	return spec.FullText()
 }
 
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
-	return line
+// brief is a failure message on one line, as far as it fits a progress line.
+func brief(message string) string {
+	const limit = 300
+	line := []rune(strings.Join(strings.Fields(message), " "))
+	if len(line) > limit {
+		return string(line[:limit]) + "..."
+	}
+	return string(line)
 }
 
 var notInFileNames = regexp.MustCompile(`[^a-zA-Z0-9]+`)

@@ -219,7 +219,7 @@ var _ = Describe("Kubelet restart", func() {
 		repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod) },
 	})
 
-	describeIncident(emptyEtcd("etcd replaced by an empty one, restarted", true))
+	describeIncident(emptyEtcd("empty etcd, then kubelet restarted", true))
 })
 
 var _ = Describe("Live", func() {

@@ -72,6 +72,8 @@ type Node interface {
 	Runtime() Runtime
 	Storage() Storage
 	ControlPlane() ControlPlane
+	// KubeletDir is the kubelet's root directory, as the suite's process sees it.
+	KubeletDir() string
 	// WriteStaticPod puts a manifest into the folder that the kubelet watches, and
 	// RemoveStaticPod takes it away; removing one that is not there is no error.
 	WriteStaticPod(name string, manifest []byte) error
@@ -176,7 +178,7 @@ func NewProvider(name string, options Options) (Provider, error) {
 	case "local":
 		return newLocalProvider(options), nil
 	case "kind":
-		return nil, fmt.Errorf("provider kind is not supported by this release: use -provider=local")
+		return nil, fmt.Errorf("kind is not supported by this release: use local")
 	}
-	return nil, fmt.Errorf("provider %q is not known: use -provider=local", name)
+	return nil, fmt.Errorf("provider %q is not known: use local", name)
 }

@@ -83,6 +83,8 @@ func (n localNode) Runtime() Runtime           { return localRuntime(n) }
 func (n localNode) Storage() Storage           { return localStorage{n.cluster.Etcd()} }
 func (n localNode) ControlPlane() ControlPlane { return localControlPlane(n) }
 
+func (n localNode) KubeletDir() string { return n.cluster.HostPath("/var/lib/kubelet") }
+
 func (n localNode) WriteStaticPod(name string, manifest []byte) error {
 	// The kubelet ignores names that begin with a dot, so it never reads half a
 	// manifest.

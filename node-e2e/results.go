@@ -36,16 +36,19 @@ type IncidentResult struct {
 	Protected   Fate     `json:"protected"`
 	Unprotected Fate     `json:"unprotected"`
 	Deletion    Deletion `json:"deletion"`
-	// Failure is the first line of the failed assertion; empty if the spec passed.
+	// Failure is what the failed assertion said, shortened; empty if the spec passed.
 	Failure string `json:"failure,omitempty"`
 }
 
 // Results is what one run of the suite found.
 type Results struct {
-	Kubelet   Variant          `json:"kubelet"`
-	Version   string           `json:"version"`
-	Passed    int              `json:"passed"`
-	Failed    int              `json:"failed"`
+	Kubelet Variant `json:"kubelet"`
+	// Version is what the node reports of its kubelet.
+	Version string `json:"version"`
+	// Passed counts specs, Failed also what comes before and after them.
+	Passed int `json:"passed"`
+	Failed int `json:"failed"`
+	// Failures has one line for each that failed.
 	Failures  []string         `json:"failures,omitempty"`
 	Duration  time.Duration    `json:"durationNanoseconds"`
 	Incidents []IncidentResult `json:"incidents"`

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -54,6 +56,7 @@ var (
 	outputFlag   = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
 	clusterFlag  = flag.String("cluster", "", "name of the cluster (default: the value of -kubelet)")
 	resultsFlag  = flag.String("results", "", "file that receives the results as JSON")
+	attachedFlag = flag.Bool("attached", false, "clean up and end, as on an interrupt, when standard input ends: for a caller that may die")
 	keepFlag     = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
 )
 
@@ -77,6 +80,12 @@ func TestNode(t *testing.T) {
 	if provider, err = suiteProvider(); err != nil {
 		t.Fatal(err)
 	}
+	if *attachedFlag {
+		// A caller that dies leaves a broken pipe where the progress goes, which must
+		// not end this program before its cluster is removed.
+		signal.Ignore(syscall.SIGPIPE)
+		go interruptAtEOF(os.Stdin)
+	}
 	klog.LogToStderr(false)
 	klog.SetOutput(GinkgoWriter)
 	RegisterFailHandler(Fail)
@@ -89,6 +98,13 @@ func TestNode(t *testing.T) {
 	// Cleaning up takes a cluster's stop, which must not be cut short after Ctrl-C.
 	suiteConfig.GracePeriod = clusterStop
 	RunSpecs(t, fmt.Sprintf("Node suite, %s kubelet", variant), suiteConfig, reporterConfig)
+}
+
+// interruptAtEOF interrupts this process, once, when the input ends. A second
+// interrupt would be an order to skip the clean-up.
+func interruptAtEOF(input io.Reader) {
+	_, _ = io.Copy(io.Discard, input)
+	_ = syscall.Kill(os.Getpid(), syscall.SIGINT)
 }
 
 // suiteProvider makes the provider that the flags ask for and checks that the
@@ -118,12 +134,16 @@ func suiteProvider() (Provider, error) {
 	if clusterLog, err = os.Create(filepath.Join(artifactsDir(), "cluster.log")); err != nil {
 		return nil, fmt.Errorf("-output: %w", err)
 	}
-	return NewProvider(*providerFlag, Options{
+	p, err := NewProvider(*providerFlag, Options{
 		ClusterName:   name,
 		OutputDir:     outputDir,
 		KubeletBinary: binary,
 		Log:           clusterLog,
 	})
+	if err != nil {
+		return nil, fmt.Errorf("-provider: %w", err)
+	}
+	return p, nil
 }
 
 // kubeletBinary is where the build puts a kubelet.

@@ -46,6 +46,8 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		// Only with something to run does cobra refuse an unknown subcommand.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.PersistentFlags().StringVar(&o.kubeVersion, "kube-version", os.Getenv("KUBE_VERSION"),
 		"upstream version, for example v1.36.3 or 1.36; the default is the newest supported (environment: KUBE_VERSION)")
@@ -56,6 +58,7 @@ func newCommand() *cobra.Command {
 		newNodePartsCommand(),
 		newUnitCommand(),
 		newTestCommand(o),
+		newProveCommand(o),
 		newTreeCommand(o),
 		newPinCommand(o),
 		newPatchesCommand(o),

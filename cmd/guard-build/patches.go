@@ -9,6 +9,7 @@ func newPatchesCommand(o *options) *cobra.Command {
 		Use:   "patches",
 		Short: "Edit, check and move the patch series",
 		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newApplyCommand(o), newExportCommand(o), newSyncCommand(o), newVerifyCommand(o), newRebaseCommand(o), newSeriesCommand(o), newReadmeCommand(o))
 	return cmd

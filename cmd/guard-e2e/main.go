@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	e2e "kubelet-guard.io/node-e2e"
 )
 
 func main() {
@@ -31,6 +33,12 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if _, err := e2e.NewProvider(o.provider, e2e.Options{}); err != nil {
+				return fmt.Errorf("--provider: %w", err)
+			}
+			return nil
+		},
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&o.outputDir, "output", "_output", "folder with the built programs; receives clusters/ and e2e/")

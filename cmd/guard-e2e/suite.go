@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -94,6 +93,7 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 		"-output="+o.outputDir,
 		"-results="+resultsFile,
 		fmt.Sprintf("-keep=%t", o.keep),
+		"-attached",
 		"-ginkgo.label-filter="+labelFilter,
 		fmt.Sprintf("-ginkgo.fail-fast=%t", o.failFast),
 		"-ginkgo.no-color", "-ginkgo.v",
@@ -103,18 +103,19 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 	if err != nil {
 		return results, err
 	}
+	// Held open until the suite has ended; the suite cleans up when it closes
+	// because this program was killed.
+	if _, err := cmd.StdinPipe(); err != nil {
+		return results, err
+	}
 	// A group of its own keeps the terminal's Ctrl-C from the suite, which would
-	// take a second one, from here, as an order to leave its cluster behind. When
-	// this program dies without a word, the kernel sends the interrupt.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGINT}
+	// take a second one, from here, as an order to leave its cluster behind.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
 		report("interrupted, cleaning up")
 		return cmd.Process.Signal(os.Interrupt)
 	}
 	cmd.WaitDelay = cleanupTime
-	// Pdeathsig is about the thread that started the process.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		return results, err
 	}

@@ -270,7 +270,9 @@ func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Ver
 	case AllowedByEvidence:
 		g.countAllowedLocked(r, ExplicitDeletion)
 	case AllowedNothingRuns:
-		if cause.endsPod() {
+		// A victim of a preemption may not be chosen in the end. When it is, the
+		// pod workers ask again before they stop it.
+		if cause.endsPod() && cause != Preempted {
 			return g.permitLocked(r, cause, "nothing of the pod runs any more")
 		}
 	}

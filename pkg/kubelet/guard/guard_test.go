@@ -82,12 +82,12 @@ func (f *fixture) attempt(pod *v1.Pod, cause Cause) bool {
 		return f.RefuseCgroupRemoval([]string{"kubepods", "pod" + string(pod.UID)})
 	case SandboxChanged:
 		f.runtime.mu.Lock()
-		running := 0
-		if c := f.runtime.containers[string(pod.UID)+"-c"]; c != nil && mayRun(c) {
-			running = 1
+		known := 0
+		if f.runtime.containers[string(pod.UID)+"-c"] != nil {
+			known = 1
 		}
 		f.runtime.mu.Unlock()
-		return f.RefuseSandboxChange(pod, running)
+		return f.RefuseSandboxChange(pod, known)
 	case ContainerHashChanged:
 		return f.RefuseContainerChange(pod, &pod.Spec.Containers[0], string(pod.UID)+"-c")
 	case RuntimeStop:
@@ -438,6 +438,26 @@ func TestPermits(t *testing.T) {
 			},
 			refused: func(c Cause) bool { return c != TerminalPhaseReported },
 		},
+		"a pod that vanished while nothing ran is protected again when it is back": {
+			before: func(f *fixture, p *v1.Pod) {
+				f.runtime.remove(p)
+				f.ObserveSource(apiSource, nil)
+				assert.False(f.t, f.HoldVanished(apiSource, p))
+				assert.Equal(f.t, Terminating, f.state(p))
+				f.running(p)
+				assert.Equal(f.t, Protected, f.state(p))
+			},
+			refused: func(Cause) bool { return true },
+		},
+		"a pod that vanished by an exempt cause is still being stopped when it is back": {
+			options: []func(*Configuration){allowing(PodVanished)},
+			before: func(f *fixture, p *v1.Pod) {
+				f.ObserveSource(apiSource, nil)
+				assert.False(f.t, f.HoldVanished(apiSource, p))
+				f.ObserveSource(apiSource, []*v1.Pod{p})
+			},
+			refused: func(Cause) bool { return false },
+		},
 		"completion of an unknown pod is no permit": {
 			before:  func(f *fixture, _ *v1.Pod) { f.AllowCompletion("unknown") },
 			refused: func(Cause) bool { return true },
@@ -453,6 +473,16 @@ func TestPermits(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a victim of which nothing runs is protected until it is stopped", func(t *testing.T) {
+		f := newFixture(t)
+		victim, other := protectedPod("victim"), protectedPod("other")
+		f.ObserveSource(apiSource, []*v1.Pod{victim, other})
+		f.runtime.run(other, runtimeapi.ContainerState_CONTAINER_RUNNING)
+		assert.Equal(t, []*v1.Pod{victim}, f.Stoppable([]*v1.Pod{victim, other}, Preempted, ""))
+		assert.Empty(t, f.Unguarded([]*v1.Pod{victim, other}, Preempted), "others are chosen")
+		f.runtime.run(victim, runtimeapi.ContainerState_CONTAINER_RUNNING)
+		assert.True(t, f.Refuse(victim, Evicted, ""))
+	})
 	t.Run("an end that is allowed, or finds nothing, ends the holds", func(t *testing.T) {
 		for name, end := range map[string]func(*fixture, *v1.Pod){
 			"completion": endOfPod,
@@ -541,6 +571,7 @@ func TestAudit(t *testing.T) {
 
 func TestOff(t *testing.T) {
 	f := newFixture(t, inMode(Off))
+	assert.Equal(t, Off, f.Mode())
 	pod := protectedPod("p")
 	f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
 	claim := inPhase(pod, v1.PodFailed)
@@ -682,6 +713,13 @@ func TestPodKnownFromItsSandboxOnly(t *testing.T) {
 		f.runtime.fail(nil)
 		assert.True(t, f.RefuseUID("p-uid", CgroupCleanup, ""))
 	})
+	t.Run("is not judged by the sandboxes of other pods", func(t *testing.T) {
+		f := newFixture(t)
+		f.runtime.run(protectedPod("p"), runtimeapi.ContainerState_CONTAINER_RUNNING)
+		f.runtime.unfiltered = true
+		assert.False(t, f.RefuseUID("nobody", CgroupCleanup, ""))
+		assert.Empty(t, f.records)
+	})
 	t.Run("that does not exist is nobody's", func(t *testing.T) {
 		f := newFixture(t)
 		assert.False(t, f.RefuseUID("nobody", CgroupCleanup, ""))
@@ -750,6 +788,18 @@ func TestNoRecordOutlivesItsPod(t *testing.T) {
 		f.pass(time.Minute)
 		assert.Empty(t, f.records)
 		assert.Equal(t, []string{"Normal HoldReleased Pod/p", "Normal HoldReleased Node/node-1"}, f.events.take())
+	})
+	t.Run("nor does a refusal get lost with one that is forgotten just then", func(t *testing.T) {
+		f := newFixture(t)
+		pod := protectedPod("p")
+		f.running(pod)
+		f.runtime.during = func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			delete(f.records, pod.UID)
+		}
+		require.True(t, f.Refuse(pod, Evicted, ""))
+		assert.Equal(t, []Cause{Evicted}, f.held(pod))
 	})
 	t.Run("nor while the runtime cannot tell", func(t *testing.T) {
 		f := newFixture(t)

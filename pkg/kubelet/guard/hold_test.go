@@ -150,6 +150,16 @@ func TestPodCondition(t *testing.T) {
 	f.observe(deleted(pod))
 	assert.Empty(t, complete(), "released")
 
+	again := protectedPod("again")
+	f.running(again)
+	for range 2 {
+		require.True(t, f.Refuse(again, Evicted, "memory"))
+		status := &v1.PodStatus{}
+		f.CompletePodStatus(again, &v1.PodStatus{}, status)
+		assert.Equal(t, metav1.NewTime(f.clock.Now()), status.Conditions[0].LastTransitionTime)
+		f.pass(holdLinger + time.Minute)
+	}
+
 	status := &v1.PodStatus{}
 	f.CompletePodStatus(plainPod("p"), &v1.PodStatus{}, status)
 	assert.Equal(t, &v1.PodStatus{}, status, "unprotected")
@@ -196,12 +206,15 @@ func TestNodeCondition(t *testing.T) {
 	expect(v1.ConditionFalse, "NoPodsHeld", "kubelet guard holds no pods", time.Minute, 0)
 	require.True(t, f.Refuse(pod, Evicted, ""))
 	require.True(t, f.Refuse(pod, AdmissionRejected, ""))
-	const held = "kubelet guard holds 1 pods that the kubelet would have stopped; see GET /guard/pods on the kubelet"
+	const held = "kubelet guard holds pods that the kubelet would have stopped: 1, see GET /guard/pods on the kubelet"
 	expect(v1.ConditionTrue, "PodsHeld", held, time.Minute, time.Minute)
 	f.clock.Step(time.Minute)
 	expect(v1.ConditionTrue, "PodsHeld", held, 2*time.Minute, time.Minute)
 	f.observe(deleted(pod))
 	expect(v1.ConditionFalse, "NoPodsHeld", "kubelet guard holds no pods", 2*time.Minute, 2*time.Minute)
+
+	newFixture(t, inMode(Off)).SetNodeCondition(node)
+	assert.Equal(t, []v1.NodeCondition{{Type: v1.NodeReady}}, node.Status.Conditions, "nobody would bring it up to date in mode Off")
 }
 
 func TestServeHTTP(t *testing.T) {
@@ -263,11 +276,61 @@ func TestServeHTTP(t *testing.T) {
 	})
 }
 
-func TestEvidenceIsACopy(t *testing.T) {
+func TestEvidenceIsShownAsItWasFirstSeen(t *testing.T) {
 	f := newFixture(t)
 	pod := protectedPod("p")
 	f.running(pod)
 	f.observe(deleted(pod))
+	f.clock.Step(time.Minute)
+	f.observe(deleted(pod))
 	f.Pods().Items[0].Evidence.Kind = "changed"
 	assert.Equal(t, &Evidence{Kind: DeletionTimestampSeen, Time: epoch}, f.Pods().Items[0].Evidence)
+}
+
+func TestCorrectPhase(t *testing.T) {
+	terminated := func(reason string) v1.ContainerState {
+		return v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: reason, ExitCode: 137}}
+	}
+	lost, failed := terminated(statusUnknown), terminated("Error")
+	waiting, running := v1.ContainerState{Waiting: &v1.ContainerStateWaiting{}}, v1.ContainerState{Running: &v1.ContainerStateRunning{}}
+	for name, test := range map[string]struct {
+		pod        *v1.Pod
+		phase      v1.PodPhase
+		containers []v1.ContainerStatus
+		before     func(*fixture, *v1.Pod)
+		want       v1.PodPhase
+	}{
+		"a lost container that may run":        {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: failed}, {State: lost}}, want: v1.PodRunning},
+		"a lost container that waits":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: waiting, LastTerminationState: lost}}, want: v1.PodRunning},
+		"a container that runs again":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: running, LastTerminationState: lost}}, want: v1.PodFailed},
+		"containers that have exited":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: failed}}, want: v1.PodFailed},
+		"success":                              {phase: v1.PodSucceeded, containers: []v1.ContainerStatus{{State: terminated("Completed")}}, want: v1.PodSucceeded},
+		"a lost container of a pod in Running": {phase: v1.PodRunning, containers: []v1.ContainerStatus{{State: lost}}, want: v1.PodRunning},
+		"a lost container that does not run": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: lost}},
+			before: func(f *fixture, p *v1.Pod) { f.runtime.remove(p) }, want: v1.PodFailed},
+		"a lost container of an unprotected pod": {pod: plainPod("p"), phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: lost}}, want: v1.PodFailed},
+		"a lost container of a pod that is deleted": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: lost}},
+			before: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }, want: v1.PodFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			pod := test.pod
+			if pod == nil {
+				pod = protectedPod("p")
+			}
+			f.running(pod)
+			f.runtime.setContainer(pod, runtimeapi.ContainerState_CONTAINER_UNKNOWN)
+			if test.before != nil {
+				test.before(f, pod)
+			}
+			status := &v1.PodStatus{Phase: test.phase, ContainerStatuses: test.containers}
+			f.CorrectPhase(pod, status)
+			assert.Equal(t, test.want, status.Phase)
+			var held []Cause
+			if test.want != test.phase {
+				held = []Cause{ContainerStateUnknown}
+			}
+			assert.Equal(t, held, append([]Cause(nil), f.held(pod)...))
+		})
+	}
 }

@@ -85,9 +85,9 @@ func RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bool {
 }
 
 // RefuseSandboxChange: see Guard.RefuseSandboxChange.
-func RefuseSandboxChange(pod *v1.Pod, runningContainers int) bool {
+func RefuseSandboxChange(pod *v1.Pod, containers int) bool {
 	g := installed.Load()
-	return g != nil && g.RefuseSandboxChange(pod, runningContainers)
+	return g != nil && g.RefuseSandboxChange(pod, containers)
 }
 
 // RefuseContainerChange: see Guard.RefuseContainerChange.

@@ -39,6 +39,11 @@ func hooks(pod *v1.Pod, source *listerWatcher) map[string]any {
 		"Handler":               Handler() != nil,
 	}
 	CompletePodStatus(pod, &v1.PodStatus{}, status)
+	lost := &v1.PodStatus{Phase: v1.PodFailed, ContainerStatuses: []v1.ContainerStatus{
+		{State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: statusUnknown}}},
+	}}
+	CorrectPhase(pod, lost)
+	answers["CorrectPhase"] = lost.Phase
 	answers["pod conditions"], answers["node conditions"] = len(status.Conditions), len(node.Status.Conditions)
 	AllowStop(pod, "c")
 	AllowRestart(pod)
@@ -50,13 +55,13 @@ func TestHooks(t *testing.T) {
 	stock := map[string]any{
 		"Refuse": false, "RefuseUID": false, "RefuseTermination": false, "RefuseSandboxChange": false,
 		"RefuseContainerChange": false, "RefuseCgroupRemoval": false, "CheckKill": false, "HoldVanished": false,
-		"Stoppable": 1, "Unguarded": 1, "WatchSource": false, "ObserveSource": v1.PodFailed,
+		"Stoppable": 1, "Unguarded": 1, "WatchSource": false, "ObserveSource": v1.PodFailed, "CorrectPhase": v1.PodFailed,
 		"SetNodeCondition": nil, "Handler": false, "pod conditions": 0, "node conditions": 0,
 	}
 	guarded := map[string]any{
 		"Refuse": true, "RefuseUID": true, "RefuseTermination": true, "RefuseSandboxChange": true,
 		"RefuseContainerChange": true, "RefuseCgroupRemoval": true, "CheckKill": true, "HoldVanished": true,
-		"Stoppable": 0, "Unguarded": 0, "WatchSource": true, "ObserveSource": v1.PodPhase(""),
+		"Stoppable": 0, "Unguarded": 0, "WatchSource": true, "ObserveSource": v1.PodPhase(""), "CorrectPhase": v1.PodRunning,
 		"SetNodeCondition": nil, "Handler": true, "pod conditions": 1, "node conditions": 1,
 	}
 	pod := protectedPod("p")

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -31,7 +32,8 @@ type modelPod struct {
 	name                   string
 	static, mirror         bool
 	labelled, sandboxLabel bool // label of the object, and of the sandbox
-	inAPI, stamped, claim  bool // object exists; has a deletionTimestamp; says Failed
+	inAPI, wasInAPI        bool // object exists; existed in the message before
+	stamped, claim         bool // object has a deletionTimestamp; says Failed
 	object                 bool // the kubelet has the object
 	made, ready, running   bool // a sandbox exists; is ready; a container runs
 
@@ -39,6 +41,7 @@ type modelPod struct {
 	known, unprotected  bool // as protected; as unprotected
 	seen                bool // evidence
 	ended, endedByClaim bool
+	endedByVanishing    bool
 	restarting          bool
 	declared            time.Time
 	goneSince           time.Time
@@ -50,7 +53,8 @@ func (p *modelPod) eligible() bool { return p.labelled && !p.static && !p.mirror
 
 // forget is the end of a record.
 func (p *modelPod) forget() {
-	p.known, p.seen, p.ended, p.endedByClaim, p.restarting, p.counted = false, false, false, false, false, false
+	p.known, p.seen, p.restarting, p.counted = false, false, false, false
+	p.ended, p.endedByClaim, p.endedByVanishing = false, false, false
 	p.held, p.goneSince = map[Cause]time.Time{}, time.Time{}
 }
 
@@ -141,11 +145,12 @@ func (n *modelNode) expect(p *modelPod, c Cause) (refused bool) {
 	}
 	_, held := p.held[c]
 	switch alive := p.alive(c) || n.down || held && c.lasting(); {
-	case c == SandboxChanged && !p.running:
+	case c == SandboxChanged && !p.made:
 		return false
 	case !alive:
-		if c.endsPod() {
-			p.ended, p.endedByClaim, p.held = true, c == TerminalPhaseReported, map[Cause]time.Time{}
+		if c.endsPod() && c != Preempted {
+			p.ended, p.held = true, map[Cause]time.Time{}
+			p.endedByClaim, p.endedByVanishing = c == TerminalPhaseReported, c == PodVanished || c == OrphanedRuntimePod
 		}
 		return false
 	}
@@ -239,6 +244,9 @@ func (n *modelNode) message() {
 			p.unprotected = true
 			continue
 		}
+		if p.endedByVanishing && !p.wasInAPI {
+			p.ended, p.endedByVanishing = false, false
+		}
 		p.known, p.unprotected, p.goneSince = true, false, time.Time{}
 		delete(p.held, PodVanished)
 		delete(p.held, OrphanedRuntimePod)
@@ -266,6 +274,7 @@ func (n *modelNode) message() {
 		}
 	}
 	for _, p := range slices.Clone(n.pods) {
+		p.wasInAPI = p.inAPI
 		switch {
 		case p.inAPI:
 			p.object = true
@@ -295,7 +304,7 @@ func (n *modelNode) relist() {
 			n.eventInModel(p)
 		}
 	}
-	_, err := n.WatchSource(&listerWatcher{list: list}).List(metav1.ListOptions{})
+	_, err := cache.ToListerWatcherWithContext(n.WatchSource(&listerWatcher{list: list})).ListWithContext(context.Background(), metav1.ListOptions{})
 	require.NoError(n.t, err)
 	n.message()
 }
@@ -387,7 +396,7 @@ func (n *modelNode) step() {
 		{"completes", p.object && p.made && !p.static, func() {
 			n.AllowCompletion(p.pod().UID)
 			if p.known {
-				p.endedByClaim = p.ended && p.endedByClaim
+				p.endedByClaim, p.endedByVanishing = p.ended && p.endedByClaim, p.ended && p.endedByVanishing
 				p.ended, p.held = true, map[Cause]time.Time{}
 			}
 			n.stop(p)
@@ -432,7 +441,11 @@ func (n *modelNode) step() {
 		case !p.object && !slices.Contains([]Cause{OrphanedRuntimePod, VolumeUnmount, CgroupCleanup, RuntimeStop}, c):
 			return // the kubelet has no object to ask with
 		}
-		if !n.try(p, c) && c.endsPod() {
+		refused := n.try(p, c)
+		if c == Preempted && !refused {
+			refused = n.try(p, Evicted) // what the pod workers ask about a victim
+		}
+		if !refused && c.endsPod() {
 			n.stop(p)
 		}
 		return
@@ -507,7 +520,11 @@ func TestModel(t *testing.T) {
 		return otherwise
 	}
 	first := number("GUARD_MODEL_SEED", rand.Uint64N(1<<32))
-	sequences := number("GUARD_MODEL_SEQUENCES", 2000)
+	usual := uint64(2000)
+	if testing.Short() {
+		usual = 200
+	}
+	sequences := number("GUARD_MODEL_SEQUENCES", usual)
 	var n *modelNode
 	seed := first
 	defer func() {

@@ -190,15 +190,19 @@ func runsImage(status *runtimeapi.ContainerStatus, image string) bool {
 }
 
 // RefuseSandboxChange reports whether the pod's sandbox is to be kept although
-// the kubelet would make a new one: containers still run in it.
-func (g *Guard) RefuseSandboxChange(pod *v1.Pod, runningContainers int) bool {
+// the kubelet would make a new one: something still runs in it. containers is how
+// many containers of the pod the kubelet knows, in whatever state; the runtime
+// is asked about them.
+func (g *Guard) RefuseSandboxChange(pod *v1.Pod, containers int) bool {
 	r := g.recordOf(pod)
 	if r == nil {
 		return false
 	}
-	running := runningContainers > 0
-	return g.refuse(r, SandboxChanged,
-		fmt.Sprintf("its sandbox is gone or changed, and %d containers run in it", runningContainers), &running)
+	var running *bool
+	if containers == 0 {
+		running = new(bool)
+	}
+	return g.refuse(r, SandboxChanged, "its sandbox is gone or changed while its containers run", running)
 }
 
 // RefuseCgroupRemoval reports whether a pod's cgroup is to be kept. The name is

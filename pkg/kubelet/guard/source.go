@@ -111,6 +111,11 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 			continue
 		}
 		r := g.recordLocked(pod)
+		// It vanished while nothing of it ran and was let go. The kubelet starts it
+		// again now. An exempt cause may still be stopping it.
+		if !r.present && (r.permit == PodVanished || r.permit == OrphanedRuntimePod) && !g.exempt[r.permit] {
+			r.permit = ""
+		}
 		r.pod, r.pass, r.present = pod, g.pass, true
 		after = append(after, g.releaseLocked(r, PodVanished, "its object is back in the API")...)
 		after = append(after, g.releaseLocked(r, OrphanedRuntimePod, "its object is back in the API")...)

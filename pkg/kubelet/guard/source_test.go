@@ -232,12 +232,12 @@ func TestWatchSource(t *testing.T) {
 			f.running(pod)
 			events := watch.NewFake()
 			list := &v1.PodList{Items: test.list}
-			source := f.WatchSource(&listerWatcher{list: list, watch: events})
+			source := cache.ToListerWatcherWithContext(f.WatchSource(&listerWatcher{list: list, watch: events}))
 
-			listed, err := source.List(metav1.ListOptions{})
+			listed, err := source.ListWithContext(context.Background(), metav1.ListOptions{})
 			require.NoError(t, err)
 			assert.Same(t, list, listed)
-			watching, err := source.Watch(metav1.ListOptions{})
+			watching, err := source.WatchWithContext(context.Background(), metav1.ListOptions{})
 			require.NoError(t, err)
 			for _, e := range test.events {
 				go events.Action(e.Type, e.Object)
@@ -259,9 +259,28 @@ func TestWatchSource(t *testing.T) {
 	})
 	t.Run("other lists are handed on", func(t *testing.T) {
 		list := &v1.NodeList{}
-		got, err := newFixture(t).WatchSource(&listerWatcher{list: list}).List(metav1.ListOptions{})
+		got, err := cache.ToListerWatcherWithContext(newFixture(t).WatchSource(&listerWatcher{list: list})).ListWithContext(context.Background(), metav1.ListOptions{})
 		require.NoError(t, err)
 		assert.Same(t, list, got)
+	})
+	t.Run("callers without a context are answered", func(t *testing.T) {
+		type withoutContext interface {
+			List(metav1.ListOptions) (runtime.Object, error)
+			Watch(metav1.ListOptions) (watch.Interface, error)
+		}
+		f := newFixture(t)
+		events := watch.NewFake()
+		source := f.WatchSource(&listerWatcher{list: &v1.PodList{Items: []v1.Pod{*deleted(pod)}}, watch: events}).(withoutContext)
+		_, err := source.List(metav1.ListOptions{})
+		require.NoError(t, err)
+		assert.Equal(t, Terminating, f.state(pod))
+		other := protectedPod("other")
+		watching, err := source.Watch(metav1.ListOptions{})
+		require.NoError(t, err)
+		go events.Delete(deleted(other))
+		<-watching.ResultChan()
+		watching.Stop()
+		assert.Equal(t, Terminating, f.state(other))
 	})
 	t.Run("says whether the initial list can be streamed", func(t *testing.T) {
 		type asked interface{ IsWatchListSemanticsUnSupported() bool }

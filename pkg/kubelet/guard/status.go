@@ -2,6 +2,7 @@ package guard
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,9 +78,10 @@ func (g *Guard) CorrectPhase(pod *v1.Pod, status *v1.PodStatus) {
 }
 
 // SetNodeCondition brings the condition HoldingPods of a node up to date. It is
-// True while pods are held and False otherwise.
+// True while pods are held and False otherwise; mode Off removes it.
 func (g *Guard) SetNodeCondition(node *v1.Node) {
 	if g.config.Mode == Off {
+		node.Status.Conditions = slices.DeleteFunc(node.Status.Conditions, func(c v1.NodeCondition) bool { return c.Type == NodeHoldingPods })
 		return
 	}
 	held := g.heldPods()
@@ -92,7 +94,7 @@ func (g *Guard) SetNodeCondition(node *v1.Node) {
 	if held > 0 {
 		condition.Status = v1.ConditionTrue
 		condition.Reason = "PodsHeld"
-		condition.Message = fmt.Sprintf("kubelet guard holds %d pods that the kubelet would have stopped; see GET %s on the kubelet", held, PodsPath)
+		condition.Message = fmt.Sprintf("kubelet guard holds pods that the kubelet would have stopped: %d, see GET %s on the kubelet", held, PodsPath)
 	}
 	now := metav1.NewTime(g.clock.Now())
 	condition.LastHeartbeatTime, condition.LastTransitionTime = now, now

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/tools/record"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
@@ -101,4 +102,36 @@ func TestGuardEvictionWithNobodyElseToEvict(t *testing.T) {
 		t.Error("the node does not report its memory pressure")
 	}
 	node.ExpectHolds(t, only.UID, guard.Evicted)
+}
+
+// Limits of local storage evict a pod without any pressure on the node.
+func TestGuardEvictionBecauseOfALocalStorageLimit(t *testing.T) {
+	limit := resource.MustParse("1Gi")
+	volumes := []v1.Volume{{Name: "scratch", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: &limit}}}}
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			ctx := ktesting.Init(t)
+			node := guardtest.Install(t)
+			pod, stats := makePodWithDiskStats("greedy", defaultPriority, nil, nil, "", "", "2Gi", volumes)
+			kind.Change(pod)
+			node.Run(pod)
+			m, killer := newGuardTestManager(nil)
+			m.localStorageCapacityIsolation = true
+			m.summaryProvider = &fakeSummaryProvider{result: makeDiskStats(diskStats{rootFsAvailableBytes: "20Gi", imageFsAvailableBytes: "20Gi", podStats: map[*v1.Pod]statsapi.PodStats{pod: stats}})}
+
+			if _, err := m.synchronize(ctx, &mockDiskInfoProvider{dedicatedImageFs: ptr.To(false)}, func() []*v1.Pod { return []*v1.Pod{pod} }); err != nil {
+				t.Fatalf("synchronize: %v", err)
+			}
+
+			// Upstream does not evict static and mirror pods here either.
+			if want := !kind.Kept && !kubelettypes.IsCriticalPod(pod); (killer.pod != nil) != want {
+				t.Errorf("killed %v, want the pod killed: %v", killer.pod, want)
+			}
+			if kind.Kept {
+				node.ExpectHolds(t, pod.UID, guard.Evicted)
+			} else {
+				node.ExpectHolds(t, pod.UID)
+			}
+		})
+	}
 }

@@ -1,0 +1,515 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+)
+
+const (
+	// guardTests are the in-tree tests of the hooks, by name.
+	guardTests = "^TestGuard"
+	// proveTimeout ends the tests of one package when a hook is out. All of them
+	// take a few seconds; some wait for ever for what the missing hook does.
+	proveTimeout = 2 * time.Minute
+)
+
+// Hook is one place where the patches change what the kubelet does: a hunk that
+// is more than an import.
+type Hook struct {
+	// Patch is the file name of the patch.
+	Patch string
+	// File is the slash-separated path in the Kubernetes tree.
+	File string
+	// Function is what the hunk is in; a method goes by its name.
+	Function string
+	// Calls are the functions and causes of the guard that the hunk names, in order.
+	Calls []string
+
+	old, new []string
+}
+
+// String names the hook in a line of a table.
+func (h Hook) String() string {
+	what := strings.Join(h.Calls, " ")
+	if what == "" {
+		what = "(" + strings.TrimSuffix(h.Patch, ".patch") + ")"
+	}
+	return h.File + " " + h.Function + ": " + what
+}
+
+// Proof says which tests notice that a hook is missing.
+type Proof struct {
+	Hook Hook
+	// Noticed are the tests that fail without the hook, sorted, without subtests.
+	Noticed []string
+	// Problem says why there is no answer: the tree does not compile without the
+	// hook, for example.
+	Problem string
+}
+
+// Proved reports whether at least one test fails without the hook.
+func (p Proof) Proved() bool { return p.Problem == "" && len(p.Noticed) > 0 }
+
+var (
+	// Git names the function above the hunk; the one that the change is in may begin
+	// inside it.
+	hunkFunction = regexp.MustCompile(`^(?:@@ [^@]* @@)? *(?:(?:func|var|const|type) )?(?:\([^)]*\) )?([A-Za-z0-9_]*)`)
+	guardName    = regexp.MustCompile(`\bguard\.([A-Z]\w*)`)
+	importLine   = regexp.MustCompile(`^\s*(?:\w+ )?"[^"]+"$`)
+)
+
+// Hooks returns the hooks of the patches, in the order of the series.
+func (s Series) Hooks() ([]Hook, error) {
+	var hooks []Hook
+	for _, p := range s.Patches {
+		found, err := p.hooks()
+		if err != nil {
+			return nil, err
+		}
+		hooks = append(hooks, found...)
+	}
+	return hooks, nil
+}
+
+// hooks splits the patch into hunks and leaves out those that only import.
+func (p Patch) hooks() ([]Hook, error) {
+	var hooks []Hook
+	file := ""
+	lines := strings.Split(string(p.Data), "\n")
+	for i := 0; i < len(lines); i++ {
+		if strings.HasPrefix(lines[i], "diff --git a/") {
+			_, file, _ = strings.Cut(lines[i], " b/")
+			continue
+		}
+		if file == "" || !strings.HasPrefix(lines[i], "@@ ") {
+			continue
+		}
+		oldLeft, newLeft, err := hunkLengths(lines[i])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", p.Name, file, err)
+		}
+		h := Hook{Patch: p.Name, File: file}
+		if m := hunkFunction.FindStringSubmatch(lines[i]); m != nil {
+			h.Function = m[1]
+		}
+		isHook := false
+		for i++; i < len(lines) && (oldLeft > 0 || newLeft > 0); i++ {
+			line := lines[i]
+			switch {
+			case strings.HasPrefix(line, "+"):
+				newLeft--
+				h.new = append(h.new, line[1:])
+				for _, m := range guardName.FindAllStringSubmatch(line, -1) {
+					h.Calls = append(h.Calls, m[1])
+				}
+				isHook = isHook || strings.TrimSpace(line[1:]) != "" && !importLine.MatchString(line[1:])
+			case strings.HasPrefix(line, "-"):
+				oldLeft--
+				h.old = append(h.old, line[1:])
+				isHook = true
+			case strings.HasPrefix(line, `\`):
+			default:
+				oldLeft--
+				newLeft--
+				if !isHook && strings.HasPrefix(line, " func ") {
+					h.Function = hunkFunction.FindStringSubmatch(line)[1]
+				}
+				// An empty context line may have lost its blank.
+				h.old = append(h.old, strings.TrimPrefix(line, " "))
+				h.new = append(h.new, strings.TrimPrefix(line, " "))
+			}
+		}
+		i--
+		if isHook {
+			hooks = append(hooks, h)
+		}
+	}
+	return hooks, nil
+}
+
+// Without returns the content of the hook's file as upstream has it at this
+// place. Other hooks stay. It is an error when the place cannot be found, or not
+// for sure, because a later patch changes the same lines.
+//
+// The hunk is taken out as a whole, instead of replacing each call of the guard
+// by the answer of a kubelet without one: what is then compiled is upstream's own
+// code, for any shape of hook. An import that nothing uses any more is kept in use
+// by a declaration at the end, since it stands in a hunk of its own.
+func (h Hook) Without(content []byte) ([]byte, error) {
+	text := string(content)
+	old, new := h.old, h.new
+	// A neighbour may have changed the context: do with less of it.
+	for {
+		block := strings.Join(new, "\n") + "\n"
+		switch n := strings.Count("\n"+text, "\n"+block); {
+		case n == 1:
+			i := strings.Index("\n"+text, "\n"+block)
+			out := text[:i] + strings.Join(old, "\n") + "\n" + text[i+len(block):]
+			if !guardName.MatchString(out) {
+				out += "\nvar _ = guard.Install\n"
+			}
+			return []byte(out), nil
+		case n > 1:
+			return nil, fmt.Errorf("%s: %s: the lines of the hook in %s stand there %d times; give its patch more context", h.Patch, h.File, h.Function, n)
+		}
+		first := len(old) > 0 && len(new) > 0 && old[0] == new[0]
+		last := len(old) > 0 && len(new) > 0 && old[len(old)-1] == new[len(new)-1]
+		switch {
+		case first && (!last || len(leading(old, new)) >= len(trailing(old, new))):
+			old, new = old[1:], new[1:]
+		case last:
+			old, new = old[:len(old)-1], new[:len(new)-1]
+		default:
+			return nil, fmt.Errorf("%s: the hook in %s of %s is not in the guarded tree; a later patch changes it", h.Patch, h.Function, h.File)
+		}
+	}
+}
+
+// leading and trailing return the context before and behind a change.
+func leading(a, b []string) []string {
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return a[:n]
+}
+
+func trailing(a, b []string) []string {
+	n := 0
+	for n < min(len(a), len(b)) && a[len(a)-1-n] == b[len(b)-1-n] {
+		n++
+	}
+	return a[len(a)-n:]
+}
+
+// ProveHooks takes the hooks out of the guarded tree, one at a time, and runs the
+// in-tree hook tests: at least one has to fail. The go command is given the
+// changed file as an overlay, so that everything else comes out of the build
+// cache. Patches may be edited meanwhile: what is proved is the tree as it was at
+// the start. only, when not nil, selects hooks by what String
+// returns. Progress is written to out.
+func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, out io.Writer) ([]Proof, error) {
+	scratch := r.path("_output", "prove", u.Version)
+	dir := filepath.Join(scratch, "tree")
+	series, err := r.snapshot(ctx, u, dir, out)
+	if err != nil {
+		return nil, err
+	}
+	hooks, err := series.Hooks()
+	if err != nil {
+		return nil, err
+	}
+	if only != nil {
+		hooks = slices.DeleteFunc(hooks, func(h Hook) bool { return !only.MatchString(h.String()) })
+	}
+	if len(hooks) == 0 {
+		return nil, fmt.Errorf("no hook of %s matches", r.rel(series.Dir))
+	}
+	tested, err := r.guardTestPackages(u)
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(scratch, "tests.jsonl"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p := prover{runner: testRunner{dir: dir, log: log, tags: buildTags}, scratch: scratch, tested: tested, green: map[string]bool{}}
+	var proofs []Proof
+	for i, h := range hooks {
+		start := time.Now()
+		proof, err := p.prove(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		proofs = append(proofs, proof)
+		answer := fmt.Sprintf("%d tests fail without it", len(proof.Noticed))
+		switch {
+		case proof.Problem != "":
+			answer = "no answer: " + proof.Problem
+		case len(proof.Noticed) == 0:
+			answer = "NOTHING notices that it is missing"
+		}
+		fmt.Fprintf(out, "[%d/%d] %s: %s (%s)\n", i+1, len(hooks), h, answer, time.Since(start).Round(time.Second))
+	}
+	return proofs, nil
+}
+
+// snapshot makes dir a copy of the guarded tree, of links: Prepare replaces files
+// and never writes into them. It returns the series that is in the copy.
+func (r Repo) snapshot(ctx context.Context, u Upstream, dir string, out io.Writer) (Series, error) {
+	for {
+		tree, err := r.Prepare(ctx, u, Guarded, out)
+		if err != nil {
+			return Series{}, err
+		}
+		before, err := os.ReadFile(r.stampFile(u, Guarded))
+		if err != nil {
+			return Series{}, err
+		}
+		series, err := LoadSeries(r.patchDir(u))
+		if err != nil {
+			return Series{}, err
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return Series{}, err
+		}
+		if err := linkTree(ctx, tree, dir); err != nil {
+			return Series{}, err
+		}
+		// Somebody else may have prepared the tree anew in between.
+		after, err := os.ReadFile(r.stampFile(u, Guarded))
+		if err == nil && string(after) == string(before) {
+			if now, err := LoadSeries(r.patchDir(u)); err == nil && overlayFingerprint(now, nil) == overlayFingerprint(series, nil) {
+				return series, nil
+			}
+		}
+	}
+}
+
+// linkTree makes to a copy of from whose files are hard links.
+func linkTree(ctx context.Context, from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.MkdirAll(filepath.Join(to, rel), 0o755)
+		}
+		return os.Link(path, filepath.Join(to, rel))
+	})
+}
+
+// guardTestPackages returns the patterns of the packages that the in-tree tests
+// are in, sorted.
+func (r Repo) guardTestPackages(u Upstream) ([]string, error) {
+	tests := map[string][]byte{}
+	if err := readTree(filepath.Join(r.patchDir(u), "tests"), "", tests); err != nil {
+		return nil, err
+	}
+	var packages []string
+	for name := range tests {
+		if pattern := "./" + path.Dir(name); strings.HasSuffix(name, "_test.go") && !slices.Contains(packages, pattern) {
+			packages = append(packages, pattern)
+		}
+	}
+	if len(packages) == 0 {
+		return nil, fmt.Errorf("%s/tests has no tests", r.rel(r.patchDir(u)))
+	}
+	sort.Strings(packages)
+	return packages, nil
+}
+
+type prover struct {
+	runner  testRunner
+	scratch string
+	// tested are the packages with hook tests.
+	tested []string
+	// green are those whose tests pass with every hook in place.
+	green map[string]bool
+}
+
+// check returns an error when hook tests of the packages fail although every hook
+// is in place: they would prove nothing.
+func (p prover) check(ctx context.Context, packages []string) error {
+	packages = slices.DeleteFunc(slices.Clone(packages), func(pkg string) bool { return p.green[pkg] })
+	if len(packages) == 0 {
+		return nil
+	}
+	run, err := p.runner.run(ctx, packages, []string{"-run", guardTests, "-timeout", proveTimeout.String()}, nil)
+	if err != nil {
+		return err
+	}
+	var failures []string
+	for _, id := range run.failures() {
+		failures = append(failures, "  "+id.String())
+	}
+	if len(failures) > 0 {
+		return fmt.Errorf("these hook tests fail although every hook is in place, so they prove nothing; see guard-build test:\n%s", strings.Join(failures, "\n"))
+	}
+	for _, pkg := range packages {
+		p.green[pkg] = true
+	}
+	return nil
+}
+
+// prove runs the tests of the hook's package first. Only when those do not notice
+// are all others asked, which takes longer.
+func (p prover) prove(ctx context.Context, h Hook) (Proof, error) {
+	proof := Proof{Hook: h}
+	original := filepath.Join(p.runner.dir, filepath.FromSlash(h.File))
+	content, err := os.ReadFile(original)
+	if err != nil {
+		return proof, err
+	}
+	changed, err := h.Without(content)
+	if err != nil {
+		return proof, err
+	}
+	replacement := filepath.Join(p.scratch, "without.go")
+	if _, err := writeFile(replacement, changed, 0o644); err != nil {
+		return proof, err
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: replacement}})
+	if err != nil {
+		return proof, err
+	}
+	overlayFile := filepath.Join(p.scratch, "overlay.json")
+	if _, err := writeFile(overlayFile, overlay, 0o644); err != nil {
+		return proof, err
+	}
+	own := "./" + path.Dir(h.File)
+	var others []string
+	for _, pkg := range p.tested {
+		if pkg != own {
+			others = append(others, pkg)
+		}
+	}
+	groups := [][]string{others}
+	if len(others) < len(p.tested) {
+		groups = [][]string{{own}, others}
+	}
+	flags := []string{"-overlay", overlayFile, "-run", guardTests, "-timeout", proveTimeout.String()}
+	for _, group := range groups {
+		if len(group) == 0 {
+			continue
+		}
+		if err := p.check(ctx, group); err != nil {
+			return proof, err
+		}
+		run, err := p.runner.run(ctx, group, flags, nil)
+		if err != nil {
+			return proof, err
+		}
+		proof.take(run)
+		if proof.Problem != "" || len(proof.Noticed) > 0 {
+			break
+		}
+	}
+	return proof, nil
+}
+
+// take reads the answer out of a test run.
+func (p *Proof) take(run *testRun) {
+	for _, id := range run.failures() {
+		if id.Test == "" {
+			// A panic ends the package, but it is one test that panics.
+			if text := run.output[id]; text != nil && strings.Contains(text.String(), "[build failed]") {
+				p.Problem = tail(text.String(), 3)
+			}
+			continue
+		}
+		name := path.Base(id.Package) + "." + id.top()
+		if !slices.Contains(p.Noticed, name) {
+			p.Noticed = append(p.Noticed, name)
+		}
+	}
+	sort.Strings(p.Noticed)
+}
+
+// causesOf has the causes of functions of the guard that do not take one.
+var causesOf = map[string][]string{
+	"RefuseTermination":     {"TerminalPhaseReported", "Evicted", "PodVanished"},
+	"HoldVanished":          {"PodVanished"},
+	"WatchSource":           {"PodVanished"},
+	"ObserveSource":         {"TerminalPhaseReported"},
+	"RefuseSandboxChange":   {"SandboxChanged"},
+	"RefuseContainerChange": {"ContainerHashChanged"},
+	"RefuseCgroupRemoval":   {"CgroupCleanup"},
+	"RefuseCompletion":      {"ContainerStateUnknown"},
+	"CheckKill":             {"RuntimeStop"},
+	"Start":                 {"RuntimeStop"},
+}
+
+var causeConstant = regexp.MustCompile(`(?m)^\t(\w+) +Cause = "`)
+
+// causes returns the causes that the guard package declares, in its order.
+func (r Repo) causes() ([]string, error) {
+	file := r.path(filepath.FromSlash(GuardDir), "cause.go")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var causes []string
+	for _, m := range causeConstant.FindAllSubmatch(data, -1) {
+		causes = append(causes, string(m[1]))
+	}
+	if len(causes) == 0 {
+		return nil, fmt.Errorf("%s declares no constants of type Cause", r.rel(file))
+	}
+	return causes, nil
+}
+
+// PrintProofs writes which tests notice each hook, and which tests stand for each
+// cause. It returns an error that counts the hooks and causes that no test stands
+// for. Causes are not counted when only some of the hooks were proved.
+func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
+	causes, err := r.causes()
+	if err != nil {
+		return err
+	}
+	byCause := map[string][]string{}
+	unproved := 0
+	for _, p := range proofs {
+		fmt.Fprintf(out, "\n%s\n", p.Hook)
+		switch {
+		case p.Problem != "":
+			fmt.Fprintf(out, "    NO ANSWER: %s\n", p.Problem)
+		case len(p.Noticed) == 0:
+			fmt.Fprintln(out, "    NOTHING notices that it is missing")
+		}
+		for _, name := range p.Noticed {
+			fmt.Fprintf(out, "    %s\n", name)
+		}
+		if !p.Proved() {
+			unproved++
+			continue
+		}
+		for _, call := range p.Hook.Calls {
+			for _, cause := range append([]string{call}, causesOf[call]...) {
+				for _, name := range p.Noticed {
+					if !slices.Contains(byCause[cause], name) {
+						byCause[cause] = append(byCause[cause], name)
+					}
+				}
+			}
+		}
+	}
+	uncovered := 0
+	fmt.Fprintf(out, "\nTests that fail when a hook of the cause is out:\n")
+	for _, cause := range causes {
+		tests := byCause[cause]
+		if len(tests) == 0 {
+			uncovered++
+		}
+		sort.Strings(tests)
+		fmt.Fprintf(out, "    %-23s %d  %s\n", cause, len(tests), strings.Join(tests, " "))
+	}
+	fmt.Fprintf(out, "\n%d hooks, %d noticed by a test when missing; %d causes, %d with such a test\n",
+		len(proofs), len(proofs)-unproved, len(causes), len(causes)-uncovered)
+	if !all {
+		uncovered = 0
+	}
+	if unproved > 0 || uncovered > 0 {
+		return fmt.Errorf("%d hooks and %d causes have no test that fails without them; add one to patches/v1.NN/tests", unproved, uncovered)
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+package build
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const hookPatch = `From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
+From: Kubelet Guard <noreply@kubelet-guard.io>
+Date: Thu, 1 Jan 2026 00:00:00 +0000
+Subject: [PATCH] kubelet: ask before the kill
+
+Forwarded: no
+Drop-When: never
+
+diff --git a/pkg/a/a.go b/pkg/a/a.go
+index 1111111111111111111111111111111111111111..2222222222222222222222222222222222222222 100644
+--- a/pkg/a/a.go
++++ b/pkg/a/a.go
+@@ -1,5 +1,6 @@
+ package a
+ 
+ import (
+ 	"fmt"
++	"k8s.io/kubernetes/pkg/kubelet/guard"
+ )
+@@ -7,5 +8,8 @@ import (
+ func (m *manager) stop(pod string) bool {
+ 	fmt.Println(pod)
++	if guard.Refuse(pod, guard.Evicted) {
++		return false
++	}
+ 	return true
+ }
+ 
+@@ -13,3 +17,3 @@ func (m *manager) stop(pod string) bool {
+ func list() []string {
+-	return pods
++	return guard.Stoppable(pods)
+ }
+`
+
+const hookedFile = `package a
+
+import (
+	"fmt"
+	"k8s.io/kubernetes/pkg/kubelet/guard"
+)
+
+func (m *manager) stop(pod string) bool {
+	fmt.Println(pod)
+	if guard.Refuse(pod, guard.Evicted) {
+		return false
+	}
+	return true
+}
+
+func list() []string {
+	return guard.Stoppable(pods)
+}
+`
+
+func parseHooks(t *testing.T) []Hook {
+	t.Helper()
+	p, err := ParsePatch("a.patch", []byte(hookPatch))
+	require.NoError(t, err)
+	hooks, err := Series{Patches: []Patch{p}}.Hooks()
+	require.NoError(t, err)
+	require.Len(t, hooks, 2, "the import is no hook")
+	return hooks
+}
+
+func TestHooksNameTheirPlace(t *testing.T) {
+	hooks := parseHooks(t)
+
+	assert.Equal(t, "pkg/a/a.go stop: Refuse Evicted", hooks[0].String())
+	assert.Equal(t, "pkg/a/a.go list: Stoppable", hooks[1].String())
+}
+
+func TestHookIsTakenOut(t *testing.T) {
+	hooks := parseHooks(t)
+
+	out, err := hooks[0].Without([]byte(hookedFile))
+	require.NoError(t, err)
+	assert.NotContains(t, string(out), "guard.Refuse")
+	assert.Contains(t, string(out), "guard.Stoppable", "the other hook stays")
+	assert.NotContains(t, string(out), "var _ = guard.Install", "the import is still used")
+
+	out, err = hooks[1].Without(out)
+	require.NoError(t, err)
+	assert.Contains(t, string(out), "\treturn pods\n")
+	assert.True(t, strings.HasSuffix(string(out), "\nvar _ = guard.Install\n"), "the import is kept in use")
+}
+
+func TestHookIsFoundWithChangedNeighbours(t *testing.T) {
+	hooks := parseHooks(t)
+	changed := strings.Replace(hookedFile, "fmt.Println(pod)", "fmt.Println(pod, 1)", 1)
+
+	out, err := hooks[0].Without([]byte(changed))
+
+	require.NoError(t, err)
+	assert.NotContains(t, string(out), "guard.Refuse")
+	assert.Contains(t, string(out), "fmt.Println(pod, 1)")
+}
+
+func TestHookThatIsNotThereOrTwice(t *testing.T) {
+	hooks := parseHooks(t)
+
+	_, err := hooks[0].Without([]byte("package a\n"))
+	assert.ErrorContains(t, err, "is not in the guarded tree")
+
+	_, err = hooks[0].Without([]byte(hookedFile + strings.TrimPrefix(hookedFile, "package a\n")))
+	assert.ErrorContains(t, err, "2 times")
+}
+
+func TestProofNamesTestsAndBuildFailures(t *testing.T) {
+	run := newTestRun()
+	run.results[testID{"k8s.io/kubernetes/pkg/a", "TestGuardStop"}] = "fail"
+	run.results[testID{"k8s.io/kubernetes/pkg/a", "TestGuardStop/kept"}] = "fail"
+	run.results[testID{"k8s.io/kubernetes/pkg/a", "TestGuardOther"}] = "pass"
+	run.packages["k8s.io/kubernetes/pkg/a"] = "fail"
+	run.write(testID{"k8s.io/kubernetes/pkg/a", ""}, "FAIL\n")
+	var p Proof
+	p.take(run)
+	assert.Equal(t, []string{"a.TestGuardStop"}, p.Noticed)
+	assert.True(t, p.Proved())
+
+	run = newTestRun()
+	run.packages["k8s.io/kubernetes/pkg/a"] = "fail"
+	run.write(testID{"k8s.io/kubernetes/pkg/a", ""}, "FAIL\tk8s.io/kubernetes/pkg/a [build failed]\n")
+	p = Proof{}
+	p.take(run)
+	assert.Contains(t, p.Problem, "build failed")
+	assert.False(t, p.Proved())
+}

@@ -1,0 +1,93 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+var _ = Describe("A held pod", Label(labelGuarded), func() {
+	It("keeps its exclusive CPU over a kubelet restart", func(ctx SpecContext) {
+		if nodeMilliCPU(ctx) < 2000 {
+			Skip("one CPU is reserved and one is given away: the node needs two")
+		}
+		s := newScene(ctx)
+		labelNode(ctx, ptr.To("a"))
+		DeferCleanup(labelNode, (*string)(nil))
+		static := KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			c.CPUManagerPolicy = "static"
+			c.ReservedSystemCPUs = "0"
+		}}
+		By("starting the kubelet with the static CPU manager policy")
+		stopKubelet(ctx)
+		forgetCPUs()
+		// Before the kubelet's return to its normal policy, which a state of another
+		// policy would keep from starting.
+		DeferCleanup(func(ctx context.Context) {
+			endKubelet(ctx, provider.Node().Kubelet().Stop)
+			forgetCPUs()
+		})
+		startKubelet(ctx, static)
+
+		pods := s.run(ctx, s.newPod("exclusive", protected, exclusiveCPU, func(pod *corev1.Pod) {
+			pod.Spec.NodeSelector = map[string]string{poolLabel: "a"}
+		}), s.newPod("shared"))
+		exclusive, shared := pods[0], pods[1]
+		own := allowedCPUs(exclusive.process)
+		Expect(own).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", exclusive)
+
+		By("restarting the kubelet with a node label that no longer suits the pod")
+		labelNode(ctx, ptr.To("b"))
+		restartKubelet(ctx, static)
+		s.awaitHeld(ctx, exclusive, guard.AdmissionRejected)
+		// The CPU manager reconciles every 10 s, and at once for what it admits.
+		Consistently(func(g Gomega) {
+			exclusive.expectAlive(g)
+			g.Expect(allowedCPUs(exclusive.process)).To(Equal(own), "CPUs of pod %s", exclusive)
+			g.Expect(allowedCPUs(shared.process)).NotTo(ContainSubstring(own), "CPUs of pod %s", shared)
+		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "nobody else gets the CPU of pod %s", exclusive)
+		s.deleteExplicitly(ctx, exclusive, metav1.DeleteOptions{})
+	})
+})
+
+// exclusiveCPU makes a pod one to which the static policy gives a whole CPU.
+func exclusiveCPU(pod *corev1.Pod) {
+	resources := &pod.Spec.Containers[0].Resources
+	resources.Requests = cpuAndMemory(1000)
+	resources.Limits = resources.Requests
+}
+
+// forgetCPUs removes what the stopped kubelet noted about CPUs: it refuses to start
+// with the notes of another policy.
+func forgetCPUs() {
+	GinkgoHelper()
+	err := os.Remove(filepath.Join(provider.Node().KubeletDir(), "cpu_manager_state"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		Expect(err).NotTo(HaveOccurred(), "remove the CPU manager's state")
+	}
+}
+
+var cpusAllowed = regexp.MustCompile(`(?m)^Cpus_allowed_list:\s*(\S+)$`)
+
+// allowedCPUs returns the CPUs that a process may use, in the kernel's list format.
+func allowedCPUs(p Process) string {
+	GinkgoHelper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
+	Expect(err).NotTo(HaveOccurred(), "read the status of %s", p)
+	found := cpusAllowed.FindSubmatch(status)
+	Expect(found).NotTo(BeNil(), "Cpus_allowed_list in the status of %s", p)
+	return string(found[1])
+}
