@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"fmt"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -14,6 +15,11 @@ const (
 	// deletionTimestamp, in a list, in a watch event or in the last object that a
 	// DELETED event carried.
 	DeletionTimestampSeen EvidenceKind = "DeletionTimestampSeen"
+	// PodDeletionRecord: a PodDeletion with the pod's UID exists in the API.
+	PodDeletionRecord EvidenceKind = "PodDeletionRecord"
+	// ReleaseFile: an administrator of the node put a file named after the pod's
+	// UID into the folder release of the state directory.
+	ReleaseFile EvidenceKind = "ReleaseFile"
 )
 
 // Evidence is proof that a deletion is explicit. It is sticky: once there, it
@@ -34,10 +40,18 @@ func (g *Guard) noteDeletion(pod *v1.Pod) {
 		g.mu.Unlock()
 		return
 	}
-	r.evidence = &Evidence{Kind: DeletionTimestampSeen, Time: g.clock.Now()}
-	after := g.releaseAllLocked(r, "its deletion was asked for")
+	after := g.evidenceLocked(r, DeletionTimestampSeen)
 	g.mu.Unlock()
 	for _, f := range after {
 		f()
 	}
+	g.save(r)
+}
+
+// evidenceLocked gives the pod its evidence and ends its holds. The caller saves
+// the record.
+func (g *Guard) evidenceLocked(r *podRecord, kind EvidenceKind) []func() {
+	r.evidence = &Evidence{Kind: kind, Time: g.clock.Now().UTC()}
+	r.dirty = r.saved != nil
+	return g.releaseAllLocked(r, fmt.Sprintf("its deletion was asked for (%s)", kind))
 }

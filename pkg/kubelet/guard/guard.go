@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -17,7 +16,6 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/component-base/version"
 	internalapi "k8s.io/cri-api/pkg/apis"
-	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 )
 
@@ -44,7 +42,7 @@ const (
 	// object was last seen. It has to outlast any termination.
 	unprotectedLinger = 24 * time.Hour
 	// tidyInterval is the period of the housekeeping of Run.
-	tidyInterval = 10 * time.Second
+	tidyInterval = 5 * time.Second
 )
 
 // Dependencies are what a Guard is built from. Everything but Configuration may
@@ -60,6 +58,8 @@ type Dependencies struct {
 	Recorder record.EventRecorder
 	// Runtime is the CRI client before it is wrapped (Guard.RuntimeService).
 	Runtime internalapi.RuntimeService
+	// Deletions may be nil: no records then.
+	Deletions Deletions
 	// Clock defaults to the real one.
 	Clock clock.WithTicker
 }
@@ -76,6 +76,8 @@ type Guard struct {
 	runtime  internalapi.RuntimeService
 	clock    clock.WithTicker
 	metrics  *guardMetrics
+	// deletions is nil without an API server.
+	deletions Deletions
 
 	// sync asks the kubelet to sync a pod soon, so that its condition follows
 	// its holds. Never called with mu held.
@@ -95,6 +97,12 @@ type Guard struct {
 	unprotected map[types.UID]time.Time
 	// pass counts messages of the API source.
 	pass uint64
+
+	// store is nil when there is no state directory.
+	store *store
+	// loaded has what an earlier kubelet saved, until the first message of the
+	// API source.
+	loaded map[types.UID]savedPod
 }
 
 // podRecord is what is known about one protected pod.
@@ -122,6 +130,22 @@ type podRecord struct {
 
 	// heldSince is when the first of the present holds was made.
 	heldSince time.Time
+	// saved is what is on disk or about to be; savedVersion the resource version
+	// that was compared last. dirty: the disk is behind.
+	saved             *v1.Pod
+	savedVersion      string
+	dirty, saveFailed bool
+	// forgotten: nothing of the pod is to be written any more.
+	forgotten bool
+	// saving is held while the file is written or removed; saves counts writes
+	// under way.
+	saving sync.Mutex
+	saves  sync.WaitGroup
+
+	// nextLookup is when the pod's PodDeletion record is looked for again.
+	nextLookup time.Time
+	lookupWait time.Duration
+
 	// aliveAt and runningAt are when the runtime last said so.
 	aliveAt, runningAt time.Time
 	goneSince          time.Time
@@ -155,10 +179,12 @@ func New(d Dependencies) (*Guard, error) {
 		recorder:    d.Recorder,
 		runtime:     d.Runtime,
 		clock:       d.Clock,
+		deletions:   d.Deletions,
 		syncs:       make(chan types.UID, 256),
 		records:     map[types.UID]*podRecord{},
 		stops:       map[string]time.Time{},
 		unprotected: map[types.UID]time.Time{},
+		loaded:      map[types.UID]savedPod{},
 	}
 	for _, cause := range d.Configuration.AllowedCauses {
 		g.exempt[cause] = true
@@ -167,13 +193,7 @@ func New(d Dependencies) (*Guard, error) {
 	if g.stateDir == "" && d.RootDir != "" {
 		g.stateDir = filepath.Join(d.RootDir, "guard")
 	}
-	if g.stateDir != "" && g.config.Mode != Off {
-		if err := os.MkdirAll(g.stateDir, 0o700); err != nil {
-			// A node whose disk is in trouble is the last one to leave unguarded.
-			g.metrics.errors.WithLabelValues(opStateDir).Inc()
-			klog.ErrorS(err, "Cannot create the guard's state directory, continuing without it", "path", g.stateDir)
-		}
-	}
+	g.openState()
 	return g, nil
 }
 
@@ -478,10 +498,11 @@ func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
 	})
 }
 
-// Run keeps the guard's books until the context ends: holds whose attempts have
-// stopped, records of pods that are gone. sync asks the kubelet to sync a pod
-// soon; it is called from this goroutine only.
-func (g *Guard) Run(ctx context.Context, sync func(types.UID)) {
+// Run keeps the guard's books until the context ends: evidence that arrives on
+// the node, holds whose attempts have stopped, records of pods that are gone.
+// sync asks the kubelet to sync a pod soon, or, when the pod was released, to
+// end it; it is called from this goroutine only.
+func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)) {
 	ticker := g.clock.NewTicker(tidyInterval)
 	defer ticker.Stop()
 	for {
@@ -489,10 +510,11 @@ func (g *Guard) Run(ctx context.Context, sync func(types.UID)) {
 		case <-ctx.Done():
 			return
 		case uid := <-g.syncs:
-			if sync != nil {
-				sync(uid)
-			}
+			sync(uid, false)
 		case <-ticker.C():
+			for _, uid := range append(g.readReleases(), g.lookUpDeletions(ctx)...) {
+				sync(uid, true)
+			}
 			g.tidy()
 		}
 	}
@@ -502,9 +524,12 @@ func (g *Guard) Run(ctx context.Context, sync func(types.UID)) {
 func (g *Guard) tidy() {
 	now := g.clock.Now()
 	var after []func()
-	var gone []*podRecord
+	var gone, unsaved []*podRecord
 	g.mu.Lock()
 	for _, r := range g.records {
+		if r.dirty {
+			unsaved = append(unsaved, r)
+		}
 		for cause, h := range r.holds {
 			if !cause.lasting() && now.Sub(h.last) > holdLinger {
 				after = append(after, g.releaseLocked(r, cause, "the kubelet has stopped trying")...)
@@ -538,6 +563,9 @@ func (g *Guard) tidy() {
 	for _, f := range after {
 		f()
 	}
+	for _, r := range unsaved {
+		g.save(r)
+	}
 	for _, r := range gone {
 		if g.alive(r, false) {
 			continue
@@ -547,11 +575,15 @@ func (g *Guard) tidy() {
 		// A held pod that the kubelet manages ends through AllowCompletion: its
 		// sandbox may be missing just because it is being made anew.
 		managed := r.pod != nil && len(r.holds) > 0
-		if !r.present && !managed {
+		over := !r.present && !managed
+		if over {
 			after = g.releaseAllLocked(r, "nothing of the pod runs any more")
 			delete(g.records, r.uid)
 		}
 		g.mu.Unlock()
+		if over {
+			g.forget(r)
+		}
 		for _, f := range after {
 			f()
 		}

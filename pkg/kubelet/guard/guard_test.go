@@ -836,7 +836,7 @@ func TestRun(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		f.Run(ctx, func(uid types.UID) { synced <- uid })
+		f.Run(ctx, func(uid types.UID, _ bool) { synced <- uid })
 	}()
 	require.True(t, f.Refuse(pod, Evicted, ""))
 	assert.Equal(t, pod.UID, <-synced, "a hold")
@@ -874,7 +874,7 @@ func TestConcurrentUse(t *testing.T) {
 	f.running(pods...)
 	service := f.RuntimeService(f.runtime)
 	ctx, cancel := context.WithCancel(context.Background())
-	go f.Run(ctx, func(types.UID) {})
+	go f.Run(ctx, func(types.UID, bool) {})
 	var workers sync.WaitGroup
 	work := func(do func(i int, pod *v1.Pod)) {
 		workers.Go(func() {

@@ -119,8 +119,7 @@ func (g *Guard) event(r *podRecord, eventType, reason, message string) {
 	}
 	g.recorder.Event(pod, eventType, reason, message)
 	if !present {
-		node := &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: string(g.nodeName)}
-		g.recorder.Event(node, eventType, reason, fmt.Sprintf("Pod %s/%s (UID %s): %s", r.namespace, r.name, r.uid, message))
+		g.recorder.Event(g.nodeReference(), eventType, reason, fmt.Sprintf("Pod %s/%s (UID %s): %s", r.namespace, r.name, r.uid, message))
 	}
 }
 
@@ -131,4 +130,9 @@ func (g *Guard) requestSync(r *podRecord) {
 	case g.syncs <- r.uid:
 	default:
 	}
+}
+
+// nodeReference is what events on the node are about.
+func (g *Guard) nodeReference() *v1.ObjectReference {
+	return &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: string(g.nodeName)}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	internalapi "k8s.io/cri-api/pkg/apis"
@@ -35,12 +36,16 @@ func AddFlags(fs *pflag.FlagSet) {
 // the CRI client that the kubelet is to use from now on. It must be called
 // before the pod sources are made. An error means that the kubelet must not
 // start.
-func Start(rootDir string, nodeName types.NodeName, recorder record.EventRecorder, runtime internalapi.RuntimeService) (internalapi.RuntimeService, error) {
+func Start(rootDir string, nodeName types.NodeName, client kubernetes.Interface, recorder record.EventRecorder, runtime internalapi.RuntimeService) (internalapi.RuntimeService, error) {
 	config, err := LoadConfiguration(configPath)
 	if err != nil {
 		return nil, err
 	}
-	g, err := New(Dependencies{Configuration: config, RootDir: rootDir, NodeName: nodeName, Recorder: recorder, Runtime: runtime})
+	var deletions Deletions
+	if client != nil {
+		deletions = NewDeletions(client.CoreV1().RESTClient())
+	}
+	g, err := New(Dependencies{Configuration: config, RootDir: rootDir, NodeName: nodeName, Deletions: deletions, Recorder: recorder, Runtime: runtime})
 	if err != nil {
 		return nil, fmt.Errorf("--guard-config: %w", err)
 	}
@@ -59,7 +64,7 @@ func Install(g *Guard) *Guard { return installed.Swap(g) }
 
 // Run keeps the books of the installed Guard until the context ends. See
 // Guard.Run.
-func Run(ctx context.Context, sync func(types.UID)) {
+func Run(ctx context.Context, sync func(uid types.UID, released bool)) {
 	if g := installed.Load(); g != nil {
 		g.Run(ctx, sync)
 	}
@@ -174,6 +179,20 @@ func CorrectPhase(pod *v1.Pod, status *v1.PodStatus) {
 	if g := installed.Load(); g != nil {
 		g.CorrectPhase(pod, status)
 	}
+}
+
+// Vanished: see Guard.Vanished.
+func Vanished(uid types.UID) bool {
+	g := installed.Load()
+	return g != nil && g.Vanished(uid)
+}
+
+// MountContext: see Guard.MountContext.
+func MountContext(ctx context.Context, uid types.UID) (context.Context, context.CancelFunc) {
+	if g := installed.Load(); g != nil {
+		return g.MountContext(ctx, uid)
+	}
+	return ctx, func() {}
 }
 
 // CompletePodStatus: see Guard.CompletePodStatus.

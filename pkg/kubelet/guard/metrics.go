@@ -10,9 +10,10 @@ const (
 	opRuntime  = "Runtime"
 	opStateDir = "StateDirectory"
 	opHTTP     = "HTTP"
+	opDeletion = "PodDeletion"
 )
 
-var operations = []string{opRuntime, opStateDir, opHTTP}
+var operations = []string{opRuntime, opStateDir, opHTTP, opDeletion}
 
 const subsystem = "kubelet_guard"
 

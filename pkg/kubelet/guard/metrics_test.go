@@ -19,6 +19,7 @@ func TestAllSeriesExistAtZeroFromTheStart(t *testing.T) {
 				"allowed_kills_total{cause=ExplicitDeletion}":               0,
 				"errors_total{operation=Runtime}":                           0,
 				"errors_total{operation=StateDirectory}":                    0,
+				"errors_total{operation=PodDeletion}":                       0,
 				"errors_total{operation=HTTP}":                              0,
 				"info{mode=" + string(mode) + ",version=" + Version() + "}": 1,
 			}

@@ -288,14 +288,18 @@ func (l *lastLine) RemovePodSandbox(ctx context.Context, sandboxID string) error
 	return l.RuntimeService.RemovePodSandbox(ctx, sandboxID)
 }
 
-// RunPodSandbox ends the permission to stop the pod's containers: what runs in
-// the new sandbox is protected again.
+// RunPodSandbox waits until the pod is saved, and ends the permission to stop its
+// containers: what runs in the new sandbox is protected again.
 func (l *lastLine) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	l.guard.mu.Lock()
-	if r := l.guard.records[types.UID(config.GetMetadata().GetUid())]; r != nil {
+	r := l.guard.records[types.UID(config.GetMetadata().GetUid())]
+	if r != nil {
 		r.restarting = false
 	}
 	l.guard.mu.Unlock()
+	if r != nil {
+		l.guard.awaitSaved(ctx, r)
+	}
 	return l.RuntimeService.RunPodSandbox(ctx, config, handler)
 }
 

@@ -85,7 +85,8 @@ func (g *Guard) observe(pod *v1.Pod) {
 
 // ObserveSource is shown every message of a config source, that is the full set
 // of its pods, and returns the set that the kubelet is to work with. Only the
-// API source is looked at.
+// API source is looked at. To its first message the saved pods are added that it
+// does not have and that are alive; from then on HoldVanished keeps them.
 //
 // A protected pod whose object claims that it has ended although it is alive is
 // handed on without the claim: its phase is emptied in a copy. The whole kubelet
@@ -100,12 +101,14 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 	var suspects []int
 	now := g.clock.Now()
 	g.mu.Lock()
+	first := g.pass == 0
 	g.pass++
 	for i, pod := range pods {
 		if !g.Protects(pod) {
 			if r := g.records[pod.UID]; r != nil {
 				after = append(after, g.releaseAllLocked(r, "the pod is no longer labelled for protection")...)
 				delete(g.records, pod.UID)
+				after = append(after, func() { g.forget(r) })
 			}
 			g.unprotected[pod.UID] = now
 			continue
@@ -117,6 +120,11 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 			r.permit = ""
 		}
 		r.pod, r.pass, r.present = pod, g.pass, true
+		if saved, ok := g.loaded[pod.UID]; ok {
+			r.saved, r.evidence = saved.Pod, saved.Evidence
+			delete(g.loaded, pod.UID)
+		}
+		g.saveSoonLocked(r, pod)
 		after = append(after, g.releaseLocked(r, PodVanished, "its object is back in the API")...)
 		after = append(after, g.releaseLocked(r, OrphanedRuntimePod, "its object is back in the API")...)
 		switch pod.Status.Phase {
@@ -142,10 +150,14 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 	for _, f := range after {
 		f()
 	}
-	if len(suspects) == 0 {
+	var restored []*v1.Pod
+	if first {
+		restored = g.restore()
+	}
+	if len(suspects)+len(restored) == 0 {
 		return pods
 	}
-	corrected := append([]*v1.Pod(nil), pods...)
+	corrected := append(append([]*v1.Pod(nil), pods...), restored...)
 	for _, i := range suspects {
 		pod := pods[i]
 		g.awaitRuntime()

@@ -1,0 +1,282 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	testingclock "k8s.io/utils/clock/testing"
+)
+
+// node is a fixture whose state directory outlives the Guard.
+func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restart func() *fixture) {
+	t.Helper()
+	stateDir := t.TempDir()
+	runtime := newFakeRuntime()
+	start := func() *fixture {
+		config := DefaultConfiguration()
+		config.StateDir = stateDir
+		for _, option := range options {
+			option(config)
+		}
+		f := &fixture{t: t, runtime: runtime, events: &fakeRecorder{}, clock: testingclock.NewFakeClock(epoch)}
+		g, err := New(Dependencies{Configuration: config, NodeName: "node-1", Recorder: f.events, Runtime: runtime, Clock: f.clock})
+		require.NoError(t, err)
+		f.Guard, f.events.guard = g, g
+		return f
+	}
+	return start(), start
+}
+
+// saved waits for the writes that are under way.
+func (f *fixture) saved() {
+	f.mu.Lock()
+	var records []*podRecord
+	for _, r := range f.records {
+		records = append(records, r)
+	}
+	f.mu.Unlock()
+	for _, r := range records {
+		r.saves.Wait()
+	}
+}
+
+func names(pods []*v1.Pod) []string {
+	var names []string
+	for _, pod := range pods {
+		names = append(names, pod.Name)
+	}
+	return names
+}
+
+func TestRestore(t *testing.T) {
+	pod := protectedPod("p")
+	for name, test := range map[string]struct {
+		// change happens after the pod was saved; the kubelet restarts then.
+		change func(f *fixture)
+		// listed is the first message of the API source.
+		listed []*v1.Pod
+		want   []string
+		held   []Cause
+	}{
+		"brings back a pod that the API no longer has": {
+			want: []string{"p"}, held: []Cause{PodVanished},
+		},
+		"leaves a pod alone that the API has": {
+			listed: []*v1.Pod{pod}, want: []string{"p"}, held: []Cause{},
+		},
+		"keeps a pod beside its successor of the same name": {
+			listed: []*v1.Pod{func() *v1.Pod { p := protectedPod("p"); p.UID = "new"; return p }()},
+			want:   []string{"p", "p"}, held: []Cause{PodVanished},
+		},
+		"forgets a pod of which nothing is left": {
+			change: func(f *fixture) { f.runtime.remove(pod) },
+		},
+		"does not bring back a pod whose deletion was asked for": {
+			change: func(f *fixture) { f.noteDeletion(deleted(pod)) },
+			held:   []Cause{},
+		},
+		"does not bring back a pod that lost its label": {
+			change: func(f *fixture) {
+				plain := pod.DeepCopy()
+				plain.Labels = nil
+				f.ObserveSource(apiSource, []*v1.Pod{plain})
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, restart := node(t)
+			f.running(pod)
+			f.saved()
+			if test.change != nil {
+				test.change(f)
+			}
+			f = restart()
+			got := f.ObserveSource(apiSource, test.listed)
+			assert.Equal(t, test.want, names(got))
+			assert.Equal(t, test.held, f.held(pod))
+			assert.Equal(t, test.want, names(got), "only the first message is added to")
+			assert.Empty(t, f.ObserveSource(apiSource, nil))
+		})
+	}
+}
+
+func TestRestoredPodIsHeldUntilItsObjectIsBack(t *testing.T) {
+	pod := protectedPod("p")
+	f, restart := node(t)
+	f.running(pod)
+	f.saved()
+	for range 3 {
+		f = restart()
+		require.Equal(t, []string{"p"}, names(f.ObserveSource(apiSource, nil)))
+		require.True(t, f.HoldVanished(apiSource, pod))
+		require.True(t, f.Vanished(pod.UID))
+	}
+	f.ObserveSource(apiSource, []*v1.Pod{pod})
+	assert.Empty(t, f.held(pod))
+	assert.False(t, f.Vanished(pod.UID))
+	assert.Equal(t, Protected, f.state(pod))
+}
+
+func TestEvidenceSurvivesARestart(t *testing.T) {
+	pod := protectedPod("p")
+	f, restart := node(t)
+	f.running(pod)
+	f.saved()
+	f.noteDeletion(deleted(pod))
+	f = restart()
+	f.ObserveSource(apiSource, nil)
+	assert.False(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""), "what is left of it may be stopped")
+}
+
+func TestOnlyChangesOfSpecOrMetadataAreSaved(t *testing.T) {
+	f, _ := node(t)
+	pod := protectedPod("p")
+	pod.ResourceVersion = "1"
+	f.running(pod)
+	f.saved()
+	path := f.store.path(pod.UID)
+	first, err := os.Stat(path)
+	require.NoError(t, err)
+
+	status := pod.DeepCopy()
+	status.ResourceVersion, status.Status.PodIP = "2", "10.0.0.1"
+	f.ObserveSource(apiSource, []*v1.Pod{status})
+	f.saved()
+	same, err := os.Stat(path)
+	require.NoError(t, err)
+	assert.True(t, os.SameFile(first, same), "a new status is not written")
+
+	label := status.DeepCopy()
+	label.ResourceVersion, label.Labels["app"] = "3", "other"
+	f.ObserveSource(apiSource, []*v1.Pod{label})
+	f.saved()
+	pods, bad := f.store.load()
+	assert.Empty(t, bad)
+	require.Len(t, pods, 1)
+	assert.Equal(t, "other", pods[0].Pod.Labels["app"])
+}
+
+func TestPodIsSavedBeforeItsSandboxRuns(t *testing.T) {
+	f, _ := node(t)
+	pod := protectedPod("p")
+	f.ObserveSource(apiSource, []*v1.Pod{pod})
+	_, err := f.RuntimeService(f.runtime).RunPodSandbox(context.Background(), &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Uid: string(pod.UID)}}, "")
+	require.NoError(t, err)
+	assert.FileExists(t, f.store.path(pod.UID))
+}
+
+func TestFileGoesWhenNothingOfThePodIsLeft(t *testing.T) {
+	f, _ := node(t)
+	pod := protectedPod("p")
+	f.running(pod)
+	f.saved()
+	f.noteDeletion(deleted(pod))
+	f.ObserveSource(apiSource, nil)
+	f.pass(goneLinger + 2*tidyInterval)
+	assert.FileExists(t, f.store.path(pod.UID), "it still runs")
+	f.runtime.remove(pod)
+	f.pass(goneLinger + 2*tidyInterval)
+	assert.NoFileExists(t, f.store.path(pod.UID))
+	assert.Empty(t, f.Pods().Items)
+}
+
+func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
+	f, _ := node(t)
+	require.NoError(t, os.RemoveAll(f.store.dir))
+	require.NoError(t, os.WriteFile(f.store.dir, nil, 0o600), "a file in place of the folder")
+	pod := protectedPod("p")
+	f.running(pod)
+	f.saved()
+	f.pass(4 * tidyInterval)
+	assert.True(t, f.Refuse(pod, Evicted, ""), "the pod is protected all the same")
+	assert.GreaterOrEqual(t, f.series()["errors_total{operation=StateDirectory}"], 2.0, "and it is tried again")
+	events := 0
+	for _, event := range f.events.take() {
+		if strings.Contains(event, EventSavedPodUnusable) {
+			events++
+		}
+	}
+	assert.Equal(t, 1, events, "one event while it lasts")
+
+	require.NoError(t, os.Remove(f.store.dir))
+	require.NoError(t, os.Mkdir(f.store.dir, 0o700))
+	f.pass(2 * tidyInterval)
+	assert.FileExists(t, f.store.path(pod.UID))
+}
+
+func TestReleaseFile(t *testing.T) {
+	f, restart := node(t)
+	pod := protectedPod("p")
+	f.running(pod)
+	f.saved()
+	f = restart()
+	f.ObserveSource(apiSource, nil)
+	require.Equal(t, []Cause{PodVanished}, f.held(pod))
+	assert.Empty(t, f.readReleases())
+
+	require.NoError(t, os.WriteFile(filepath.Join(releaseDir(f.stateDir), string(pod.UID)), nil, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(releaseDir(f.stateDir), "somebody-else"), nil, 0o600))
+	assert.Equal(t, []types.UID{pod.UID}, f.readReleases())
+	assert.Empty(t, f.readReleases(), "once")
+	assert.False(t, f.HoldVanished(apiSource, pod))
+	assert.Equal(t, ReleaseFile, f.Pods().Items[0].Evidence.Kind)
+
+	f.runtime.remove(pod)
+	f.pass(goneLinger + 2*tidyInterval)
+	assert.NoFileExists(t, filepath.Join(releaseDir(f.stateDir), string(pod.UID)))
+}
+
+type fakeDeletions struct {
+	recorded map[types.UID]bool
+	err      error
+	asked    []types.UID
+}
+
+func (d *fakeDeletions) Recorded(_ context.Context, uid types.UID) (bool, error) {
+	d.asked = append(d.asked, uid)
+	return d.recorded[uid], d.err
+}
+
+func TestPodDeletionRecords(t *testing.T) {
+	ctx := context.Background()
+	f, _ := node(t)
+	deletions := &fakeDeletions{recorded: map[types.UID]bool{}}
+	f.deletions = deletions
+	held, present := protectedPod("held"), protectedPod("present")
+	f.running(held, present)
+	assert.Empty(t, f.lookUpDeletions(ctx))
+	assert.Empty(t, deletions.asked, "nothing is held, nothing is asked")
+
+	require.True(t, f.Refuse(present, Evicted, ""))
+	f.ObserveSource(apiSource, []*v1.Pod{present})
+	require.True(t, f.HoldVanished(apiSource, held))
+	assert.Empty(t, f.lookUpDeletions(ctx))
+	assert.Empty(t, f.lookUpDeletions(ctx))
+	assert.Equal(t, []types.UID{held.UID}, deletions.asked, "not twice in an interval, and not for a pod that has its object")
+
+	deletions.err = errors.New("no answer")
+	for range 4 {
+		f.clock.Step(maxLookupInterval)
+		assert.Empty(t, f.lookUpDeletions(ctx))
+	}
+	assert.Equal(t, 4.0, f.series()["errors_total{operation=PodDeletion}"])
+
+	deletions.err, deletions.recorded[held.UID] = nil, true
+	f.clock.Step(maxLookupInterval)
+	assert.Equal(t, []types.UID{held.UID}, f.lookUpDeletions(ctx))
+	assert.False(t, f.HoldVanished(apiSource, held))
+	f.clock.Step(time.Hour)
+	asked := len(deletions.asked)
+	assert.Empty(t, f.lookUpDeletions(ctx))
+	assert.Len(t, deletions.asked, asked, "evidence ends the questions")
+}
