@@ -66,6 +66,7 @@ var (
 	// inside it.
 	hunkFunction = regexp.MustCompile(`^(?:@@ [^@]* @@)? *(?:(?:func|var|const|type) )?(?:\([^)]*\) )?([A-Za-z0-9_]*)`)
 	guardName    = regexp.MustCompile(`\bguard\.([A-Z]\w*)`)
+	guardImport  = regexp.MustCompile(`(?m)^\s*"k8s\.io/kubernetes/pkg/kubelet/guard"$`)
 	importLine   = regexp.MustCompile(`^\s*(?:\w+ )?"[^"]+"$`)
 )
 
@@ -156,7 +157,7 @@ func (h Hook) Without(content []byte) ([]byte, error) {
 		case n == 1:
 			i := strings.Index("\n"+text, "\n"+block)
 			out := text[:i] + strings.Join(old, "\n") + "\n" + text[i+len(block):]
-			if !guardName.MatchString(out) {
+			if guardImport.MatchString(out) && !guardName.MatchString(out) {
 				out += "\nvar _ = guard.Install\n"
 			}
 			return []byte(out), nil
@@ -327,14 +328,13 @@ type prover struct {
 	green map[string]bool
 }
 
-// check returns an error when hook tests of the packages fail although every hook
+// check returns an error when hook tests of the package fail although every hook
 // is in place: they would prove nothing.
-func (p prover) check(ctx context.Context, packages []string) error {
-	packages = slices.DeleteFunc(slices.Clone(packages), func(pkg string) bool { return p.green[pkg] })
-	if len(packages) == 0 {
+func (p prover) check(ctx context.Context, pkg string) error {
+	if p.green[pkg] {
 		return nil
 	}
-	run, err := p.runner.run(ctx, packages, []string{"-run", guardTests, "-timeout", proveTimeout.String()}, nil)
+	run, err := p.runner.run(ctx, []string{pkg}, []string{"-run", guardTests, "-timeout", proveTimeout.String()}, nil)
 	if err != nil {
 		return err
 	}
@@ -345,14 +345,29 @@ func (p prover) check(ctx context.Context, packages []string) error {
 	if len(failures) > 0 {
 		return fmt.Errorf("these hook tests fail although every hook is in place, so they prove nothing; see guard-build test:\n%s", strings.Join(failures, "\n"))
 	}
-	for _, pkg := range packages {
-		p.green[pkg] = true
-	}
+	p.green[pkg] = true
 	return nil
 }
 
-// prove runs the tests of the hook's package first. Only when those do not notice
-// are all others asked, which takes longer.
+// order returns the packages with tests in the order in which they are asked about
+// a hook in own: own first, and the one that takes longest to build last.
+func (p prover) order(own string) []string {
+	const slowest = "./pkg/kubelet"
+	rank := func(pkg string) int {
+		switch pkg {
+		case own:
+			return 0
+		case slowest:
+			return 2
+		}
+		return 1
+	}
+	packages := slices.Clone(p.tested)
+	slices.SortStableFunc(packages, func(a, b string) int { return rank(a) - rank(b) })
+	return packages
+}
+
+// prove runs the tests package by package, until one notices.
 func (p prover) prove(ctx context.Context, h Hook) (Proof, error) {
 	proof := Proof{Hook: h}
 	original := filepath.Join(p.runner.dir, filepath.FromSlash(h.File))
@@ -376,26 +391,12 @@ func (p prover) prove(ctx context.Context, h Hook) (Proof, error) {
 	if _, err := writeFile(overlayFile, overlay, 0o644); err != nil {
 		return proof, err
 	}
-	own := "./" + path.Dir(h.File)
-	var others []string
-	for _, pkg := range p.tested {
-		if pkg != own {
-			others = append(others, pkg)
-		}
-	}
-	groups := [][]string{others}
-	if len(others) < len(p.tested) {
-		groups = [][]string{{own}, others}
-	}
 	flags := []string{"-overlay", overlayFile, "-run", guardTests, "-timeout", proveTimeout.String()}
-	for _, group := range groups {
-		if len(group) == 0 {
-			continue
-		}
-		if err := p.check(ctx, group); err != nil {
+	for _, pkg := range p.order("./" + path.Dir(h.File)) {
+		if err := p.check(ctx, pkg); err != nil {
 			return proof, err
 		}
-		run, err := p.runner.run(ctx, group, flags, nil)
+		run, err := p.runner.run(ctx, []string{pkg}, flags, nil)
 		if err != nil {
 			return proof, err
 		}

@@ -24,7 +24,7 @@ var advice = map[string]string{
 	"refused_kills_total": "Warn on any increase: something wanted a healthy pod dead. Page on `cause=\"RuntimeStop\"`: the kubelet took a path that no hook knows, which is a bug of this project.",
 	"audited_kills_total": "Before a pool goes from `Audit` to `Enforce`, every increase should be understood: it is a pod that was stopped and will be held from then on.",
 	"allowed_kills_total": "No alert. Beside `refused_kills_total` it tells ordinary deletions (`ExplicitDeletion`) from what `allowedCauses` let through.",
-	"errors_total":        "Warn on a rate that stays above zero for 10 minutes. With `operation=\"Runtime\"` the container runtime does not answer, so that pods that are gone may count as alive.",
+	"errors_total":        "Warn on a rate that stays above zero for 10 minutes. With `operation=\"Runtime\"` the container runtime does not answer, so that pods that are gone may count as alive; with `StateDirectory` pods are not saved for the next start of the kubelet; with `PodDeletion` records that release held pods cannot be read.",
 	"decision_duration_seconds": "Warn when the 99th percentile stays above 0.1 s: decisions are asked under locks of the kubelet. " +
 		"A question to the runtime is given up after 2 s.",
 	"info":                "Warn when the mode of a node is not that of its pool, and when nodes that should be guarded have no such series: they run a stock kubelet.",
@@ -101,7 +101,7 @@ func guardMetrics() ([]*dto.MetricFamily, error) {
 	}
 	defer func() { _ = os.RemoveAll(root) }()
 	if guard.Handler() == nil {
-		if _, err := guard.Start(root, "node", nil, nil); err != nil {
+		if _, err := guard.Start(root, "node", nil, nil, nil); err != nil {
 			return nil, err
 		}
 	}

@@ -741,10 +741,19 @@ func TestPodKnownFromItsSandboxOnly(t *testing.T) {
 	})
 }
 
+func TestSandboxOfAPodWithoutContainersIsMadeAnewWithoutAQuestion(t *testing.T) {
+	f := newFixture(t)
+	pod := protectedPod("p")
+	f.running(pod)
+	assert.False(t, f.RefuseSandboxChange(pod, 0))
+	assert.Zero(t, f.runtime.questions())
+	assert.True(t, f.RefuseSandboxChange(pod, 1))
+}
+
 func TestRefuseCgroupRemovalIgnoresOtherCgroups(t *testing.T) {
 	f := newFixture(t)
 	f.running(protectedPod("p"))
-	for _, name := range [][]string{nil, {}, {"kubepods"}, {"kubepods", "burstable"}, {"podp-uid", "container"}} {
+	for _, name := range [][]string{nil, {}, {"kubepods"}, {"kubepods", "burstable"}, {"podp-uid", "container"}, {"kubepods", "p-uid"}} {
 		assert.False(t, f.RefuseCgroupRemoval(name), name)
 	}
 	assert.True(t, f.RefuseCgroupRemoval([]string{"kubepods", "burstable", "podp-uid"}))

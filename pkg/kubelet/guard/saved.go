@@ -165,6 +165,10 @@ func (g *Guard) restore() []*v1.Pod {
 	g.mu.Unlock()
 	for uid, saved := range loaded {
 		if !g.Protects(saved.Pod) {
+			// The selector has changed. It may change back while the pod runs.
+			if r := newRecord(uid, saved.Pod.Namespace, saved.Pod.Name); !g.alive(r, false) {
+				g.forget(r)
+			}
 			continue
 		}
 		g.mu.Lock()

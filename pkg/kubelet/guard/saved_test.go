@@ -32,6 +32,7 @@ func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restar
 		g, err := New(Dependencies{Configuration: config, NodeName: "node-1", Recorder: f.events, Runtime: runtime, Clock: f.clock})
 		require.NoError(t, err)
 		f.Guard, f.events.guard = g, g
+		t.Cleanup(f.saved)
 		return f
 	}
 	return start(), start
@@ -136,6 +137,24 @@ func TestEvidenceSurvivesARestart(t *testing.T) {
 	f = restart()
 	f.ObserveSource(apiSource, nil)
 	assert.False(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""), "what is left of it may be stopped")
+}
+
+func TestEvidenceOfTheFirstListIsKeptAndSaved(t *testing.T) {
+	pod := protectedPod("p")
+	f, restart := node(t)
+	f.running(pod)
+	f.saved()
+
+	f = restart()
+	f.observe(deleted(pod)) // the reflector lists before the first message is merged
+	f.running(pod)
+	assert.Equal(t, Terminating, f.state(pod))
+	f.tidy()
+	f.saved()
+
+	f = restart()
+	f.running(pod)
+	assert.Equal(t, Terminating, f.state(pod))
 }
 
 func TestOnlyChangesOfSpecOrMetadataAreSaved(t *testing.T) {

@@ -121,7 +121,13 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 		}
 		r.pod, r.pass, r.present = pod, g.pass, true
 		if saved, ok := g.loaded[pod.UID]; ok {
-			r.saved, r.evidence = saved.Pod, saved.Evidence
+			// The list that this message comes from may have brought evidence already.
+			r.saved = saved.Pod
+			if r.evidence == nil {
+				r.evidence = saved.Evidence
+			} else {
+				r.dirty = saved.Evidence == nil
+			}
 			delete(g.loaded, pod.UID)
 		}
 		g.saveSoonLocked(r, pod)

@@ -538,6 +538,55 @@ func TestGuardSyncPodBeyondTheVolumeAttachLimit(t *testing.T) {
 	}
 }
 
+// waitingVolumes is a volume manager some of whose volumes are never mounted.
+type waitingVolumes struct {
+	volumemanager.VolumeManager
+	// limited: the last caller was not going to wait as long as it takes.
+	limited bool
+}
+
+func (v *waitingVolumes) WaitForAttachAndMount(ctx context.Context, _ *v1.Pod) error {
+	deadline, ok := ctx.Deadline()
+	v.limited = ok && time.Until(deadline) < 10*time.Second
+	return context.DeadlineExceeded
+}
+
+// The claims, secrets and tokens of a pod that is gone from the API cannot be
+// read, so its containers would never be started again.
+func TestGuardSyncPodOfVanishedPodGoesOnWithoutItsVolumes(t *testing.T) {
+	for _, vanished := range []bool{true, false} {
+		t.Run(map[bool]string{true: "vanished", false: "present"}[vanished], func(t *testing.T) {
+			ctx := ktesting.Init(t)
+			node := guardtest.Install(t)
+			testKubelet := newTestKubelet(t, false)
+			defer testKubelet.Cleanup()
+			kubelet := testKubelet.kubelet
+			volumes := &waitingVolumes{VolumeManager: volumemanager.NewFakeVolumeManager(nil, 0, nil, false)}
+			kubelet.volumeManager = volumes
+			pod := newGuardTestPod()
+			guardtest.Protect(pod)
+			node.Run(pod)
+			observe(pod)
+			if vanished {
+				guard.ObserveSource(kubetypes.ApiserverSource, nil)
+				guard.HoldVanished(kubetypes.ApiserverSource, pod)
+			}
+
+			isTerminal, _, err := kubelet.SyncPod(ctx, kubetypes.SyncPodUpdate, pod, nil, runningStatus(pod))
+
+			if isTerminal {
+				t.Error("the pod counts as ended")
+			}
+			if (err == nil) != vanished || (len(testKubelet.fakeRuntime.StartedPods) == 1) != vanished {
+				t.Errorf("error %v, synced %v; want the sync to go on: %v", err, testKubelet.fakeRuntime.StartedPods, vanished)
+			}
+			if volumes.limited != vanished {
+				t.Errorf("the wait for the volumes was limited: %v, want %v", volumes.limited, vanished)
+			}
+		})
+	}
+}
+
 // A container in an unknown state may run: it must not count as an exit that
 // completes the pod.
 func TestGuardSyncPodWithContainerInUnknownStateIsNoCompletion(t *testing.T) {

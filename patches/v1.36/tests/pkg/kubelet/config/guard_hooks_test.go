@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/record"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
 	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
@@ -25,11 +26,11 @@ type guardTest struct {
 	updates <-chan kubetypes.PodUpdate
 }
 
-func newGuardTest(t *testing.T, source string) *guardTest {
+func newGuardTest(t *testing.T, source string, change ...func(*guard.Configuration)) *guardTest {
 	t.Helper()
 	ctx := ktesting.Init(t)
 	config := NewPodConfig(record.NewBroadcaster(record.WithContext(ctx)).NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet"}), &mockPodStartupSLIObserver{})
-	return &guardTest{Node: guardtest.Install(t), source: config.Channel(ctx, source), updates: config.Updates()}
+	return &guardTest{Node: guardtest.Install(t, change...), source: config.Channel(ctx, source), updates: config.Updates()}
 }
 
 // await returns the operations by pod name that the kubelet is told, until it is
@@ -41,11 +42,13 @@ func (g *guardTest) await(t *testing.T, op kubetypes.PodOperation, name string) 
 	for {
 		select {
 		case update := <-g.updates:
+			found := false
 			for _, pod := range update.Pods {
 				seen[pod.Name] = update.Op
-				if update.Op == op && pod.Name == name {
-					return seen
-				}
+				found = found || update.Op == op && pod.Name == name
+			}
+			if found {
+				return seen
 			}
 		case <-timeout:
 			t.Fatalf("waited 10 s for operation %v of pod %s, saw %v", op, name, seen)
@@ -59,6 +62,15 @@ func (g *guardTest) newPod(kind guardtest.Kind) *v1.Pod {
 	kind.Change(pod)
 	g.Run(pod)
 	return pod
+}
+
+// runSandbox makes a sandbox for the pod, as the kubelet does.
+func (g *guardTest) runSandbox(t *testing.T, pod *v1.Pod) {
+	t.Helper()
+	sandbox := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Uid: string(pod.UID), Name: pod.Name, Namespace: pod.Namespace}}
+	if _, err := g.Guard.RuntimeService(g.Runtime).RunPodSandbox(ktesting.Init(t), sandbox, ""); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // marker is a pod that is added behind an event, to see that the event was dealt
@@ -134,6 +146,62 @@ func TestGuardHoldEndsWhenThePodIsBack(t *testing.T) {
 	g.source <- createSourceUpdate(second)
 	g.await(t, kubetypes.REMOVE, "web")
 	g.ExpectHolds(t, pod.UID)
+}
+
+// The permission to remove a pod of which nothing ran ends when it runs again.
+func TestGuardPodThatComesBackIsProtectedAgain(t *testing.T) {
+	g := newGuardTest(t, kubetypes.ApiserverSource)
+	pod := g.newPod(guardtest.Kinds()[0])
+	g.source <- createSourceUpdate(pod)
+	g.await(t, kubetypes.ADD, "web")
+	g.Exit()
+	g.source <- createSourceUpdate()
+	g.await(t, kubetypes.REMOVE, "web")
+
+	g.source <- createSourceUpdate(pod.DeepCopy())
+	g.await(t, kubetypes.ADD, "web")
+	g.runSandbox(t, pod)
+	g.Run(pod)
+
+	g.source <- createSourceUpdate(marker())
+	if seen := g.await(t, kubetypes.ADD, "marker"); len(seen) != 1 {
+		t.Errorf("the kubelet is told %v, want the pod that runs again kept", seen)
+	}
+	g.ExpectHolds(t, pod.UID, guard.PodVanished)
+}
+
+// The kubelet was restarted, and the API no longer has what ran before.
+func TestGuardSavedPodIsInTheFirstMessageAfterARestart(t *testing.T) {
+	for _, alive := range []bool{true, false} {
+		t.Run(map[bool]string{true: "alive", false: "ended meanwhile"}[alive], func(t *testing.T) {
+			dir := t.TempDir()
+			state := func(c *guard.Configuration) { c.StateDir = dir }
+			before := newGuardTest(t, kubetypes.ApiserverSource, state)
+			pod := before.newPod(guardtest.Kinds()[0])
+			before.source <- createSourceUpdate(pod)
+			before.await(t, kubetypes.ADD, "web")
+			// The file is there before the pod's first sandbox is.
+			before.runSandbox(t, pod)
+
+			after := newGuardTest(t, kubetypes.ApiserverSource, state)
+			after.Run(pod)
+			if !alive {
+				after.Exit()
+			}
+			after.source <- createSourceUpdate(marker())
+
+			// One message: the kubelet believes that a source is complete after its first.
+			seen := after.await(t, kubetypes.ADD, "marker")
+			if _, added := seen["web"]; added != alive {
+				t.Errorf("the kubelet is told %v, want the pod added: %v", seen, alive)
+			}
+			if alive {
+				after.ExpectHolds(t, pod.UID, guard.PodVanished)
+			} else {
+				after.ExpectHolds(t, pod.UID)
+			}
+		})
+	}
 }
 
 // A StatefulSet makes a pod of the same name when the first one's object is gone.

@@ -1,0 +1,57 @@
+package volumemanager
+
+import (
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/kubernetes/pkg/kubelet/guard"
+	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
+	kubepod "k8s.io/kubernetes/pkg/kubelet/pod"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/util"
+	"k8s.io/kubernetes/pkg/volume/util/operationexecutor"
+	"k8s.io/kubernetes/test/utils/ktesting"
+)
+
+// After a restart a mount is uncertain until its claim is read. The claim of a pod
+// that is gone from the API may never be read, so what is there has to do.
+func TestGuardVolumesOfVanishedPod(t *testing.T) {
+	for _, vanished := range []bool{true, false} {
+		t.Run(map[bool]string{true: "vanished", false: "present"}[vanished], func(t *testing.T) {
+			logger, _ := ktesting.NewTestContext(t)
+			guarded := guardtest.Install(t)
+			node, pod, _, _ := createObjects(v1.PersistentVolumeFilesystem, v1.PersistentVolumeFilesystem)
+			guardtest.Protect(pod)
+			guarded.Run(pod)
+			guard.ObserveSource("api", []*v1.Pod{pod})
+			vm := newTestVolumeManager(t, t.TempDir(), kubepod.NewBasicPodManager(), fake.NewSimpleClientset(node), node).(*volumeManager)
+			spec := &volume.Spec{Volume: &v1.Volume{Name: "data", VolumeSource: v1.VolumeSource{RBD: &v1.RBDVolumeSource{RBDImage: "data"}}}}
+			name, err := vm.desiredStateOfWorld.AddPodToVolume(logger, util.GetUniquePodName(pod), pod, spec, spec.Name(), "", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := vm.actualStateOfWorld.MarkVolumeAsAttached(logger, name, spec, testHostname, ""); err != nil {
+				t.Fatal(err)
+			}
+			if err := vm.actualStateOfWorld.MarkVolumeMountAsUncertain(operationexecutor.MarkVolumeOpts{
+				PodName: util.GetUniquePodName(pod), PodUID: pod.UID, VolumeName: name, VolumeSpec: spec,
+				VolumeMountState: operationexecutor.VolumeMountUncertain,
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if vanished {
+				guard.ObserveSource("api", nil)
+				if !guard.HoldVanished("api", pod) {
+					t.Fatal("the guard does not hold the pod")
+				}
+			}
+
+			volumes := vm.getMountedVolumes(util.GetUniquePodName(pod))
+
+			if got := len(volumes) == 1; got != vanished {
+				t.Errorf("volumes %v, want the uncertain one to count: %v", volumes, vanished)
+			}
+		})
+	}
+}
