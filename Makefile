@@ -38,6 +38,10 @@ control-plane: ## Build the unpatched control plane and kubectl: _output/<versio
 node-parts: ## Build etcd, containerd, runc, CNI plugins and test images: _output/node/bin/
 	@$(guard_build) node-parts
 
+.PHONY: kubectl-guard
+kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
+	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/kubectl-guard ./cmd/kubectl-guard
+
 .PHONY: binaries
 binaries: kubelet kubelet-stock control-plane node-parts ## Build all of the above
 

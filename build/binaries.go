@@ -59,26 +59,33 @@ func (r Repo) Build(ctx context.Context, u Upstream, goarch string, binaries []B
 		dir = filepath.Join(dir, "linux-"+goarch)
 	}
 	for _, b := range binaries {
-		tree, err := r.Prepare(ctx, u, b.Tree, out)
-		if err != nil {
+		if err := r.buildOne(ctx, u, goarch, b, filepath.Join(dir, b.Name), out); err != nil {
 			return err
 		}
-		flags, err := r.linkerFlags(u, b.Tree)
-		if err != nil {
-			return err
-		}
-		result := filepath.Join(dir, b.Name)
-		start := time.Now()
-		if err := goBuild(ctx, tree, goarch, flags, result, b.Package, out); err != nil {
-			return err
-		}
-		if goarch == runtime.GOARCH && (b == Kubelet || b == StockKubelet) {
-			if err := linkInto(result, r.path("_output", "bin", b.Name)); err != nil {
-				return err
-			}
-		}
-		fmt.Fprintf(out, "%s: %s (%.0f s)\n", r.rel(result), r.version(u, b.Tree), time.Since(start).Seconds())
 	}
+	return nil
+}
+
+func (r Repo) buildOne(ctx context.Context, u Upstream, goarch string, b Binary, result string, out io.Writer) error {
+	tree, release, err := r.hold(ctx, u, b.Tree, out)
+	if err != nil {
+		return err
+	}
+	defer release()
+	flags, err := r.linkerFlags(u, b.Tree)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := goBuild(ctx, tree, goarch, flags, result, b.Package, out); err != nil {
+		return err
+	}
+	if goarch == runtime.GOARCH && (b == Kubelet || b == StockKubelet) {
+		if err := linkInto(result, r.path("_output", "bin", b.Name)); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "%s: %s (%.0f s)\n", r.rel(result), r.version(u, b.Tree), time.Since(start).Seconds())
 	return nil
 }
 

@@ -36,7 +36,8 @@ type Hook struct {
 	// Calls are the functions and causes of the guard that the hunk names, in order.
 	Calls []string
 
-	old, new []string
+	// before are the lines of the hunk upstream, after are those with the hook.
+	before, after []string
 }
 
 // String names the hook in a line of a table.
@@ -110,14 +111,14 @@ func (p Patch) hooks() ([]Hook, error) {
 			switch {
 			case strings.HasPrefix(line, "+"):
 				newLeft--
-				h.new = append(h.new, line[1:])
+				h.after = append(h.after, line[1:])
 				for _, m := range guardName.FindAllStringSubmatch(line, -1) {
 					h.Calls = append(h.Calls, m[1])
 				}
 				isHook = isHook || strings.TrimSpace(line[1:]) != "" && !importLine.MatchString(line[1:])
 			case strings.HasPrefix(line, "-"):
 				oldLeft--
-				h.old = append(h.old, line[1:])
+				h.before = append(h.before, line[1:])
 				isHook = true
 			case strings.HasPrefix(line, `\`):
 			default:
@@ -127,8 +128,8 @@ func (p Patch) hooks() ([]Hook, error) {
 					h.Function = hunkFunction.FindStringSubmatch(line)[1]
 				}
 				// An empty context line may have lost its blank.
-				h.old = append(h.old, strings.TrimPrefix(line, " "))
-				h.new = append(h.new, strings.TrimPrefix(line, " "))
+				h.before = append(h.before, strings.TrimPrefix(line, " "))
+				h.after = append(h.after, strings.TrimPrefix(line, " "))
 			}
 		}
 		i--
@@ -149,14 +150,14 @@ func (p Patch) hooks() ([]Hook, error) {
 // by a declaration at the end, since it stands in a hunk of its own.
 func (h Hook) Without(content []byte) ([]byte, error) {
 	text := string(content)
-	old, new := h.old, h.new
+	before, after := h.before, h.after
 	// A neighbour may have changed the context: do with less of it.
 	for {
-		block := strings.Join(new, "\n") + "\n"
+		block := strings.Join(after, "\n") + "\n"
 		switch n := strings.Count("\n"+text, "\n"+block); {
 		case n == 1:
 			i := strings.Index("\n"+text, "\n"+block)
-			out := text[:i] + strings.Join(old, "\n") + "\n" + text[i+len(block):]
+			out := text[:i] + strings.Join(before, "\n") + "\n" + text[i+len(block):]
 			if guardImport.MatchString(out) && !guardName.MatchString(out) {
 				out += "\nvar _ = guard.Install\n"
 			}
@@ -164,13 +165,13 @@ func (h Hook) Without(content []byte) ([]byte, error) {
 		case n > 1:
 			return nil, fmt.Errorf("%s: %s: the lines of the hook in %s stand there %d times; give its patch more context", h.Patch, h.File, h.Function, n)
 		}
-		first := len(old) > 0 && len(new) > 0 && old[0] == new[0]
-		last := len(old) > 0 && len(new) > 0 && old[len(old)-1] == new[len(new)-1]
+		first := len(before) > 0 && len(after) > 0 && before[0] == after[0]
+		last := len(before) > 0 && len(after) > 0 && before[len(before)-1] == after[len(after)-1]
 		switch {
-		case first && (!last || len(leading(old, new)) >= len(trailing(old, new))):
-			old, new = old[1:], new[1:]
+		case first && (!last || len(leading(before, after)) >= len(trailing(before, after))):
+			before, after = before[1:], after[1:]
 		case last:
-			old, new = old[:len(old)-1], new[:len(new)-1]
+			before, after = before[:len(before)-1], after[:len(after)-1]
 		default:
 			return nil, fmt.Errorf("%s: the hook in %s of %s is not in the guarded tree; a later patch changes it", h.Patch, h.Function, h.File)
 		}

@@ -14,9 +14,10 @@ import (
 	"sort"
 	"strings"
 	"syscall"
+	"time"
 )
 
-// Tree names one of the two prepared source trees of an upstream version.
+// Tree names a prepared source tree of an upstream version.
 type Tree string
 
 const (
@@ -24,6 +25,9 @@ const (
 	Stock Tree = "stock"
 	// Guarded is Stock with the guard package, the patches and the in-tree tests.
 	Guarded Tree = "guarded"
+	// tested has the same files as Guarded. Tests take minutes; in a tree of their own
+	// they are not mixed up with what a build brings up to date meanwhile.
+	tested Tree = "tested"
 )
 
 // treeStamp is written beside a tree when it is complete.
@@ -51,28 +55,46 @@ func (r Repo) stampFile(u Upstream, t Tree) string {
 // Prepare brings a prepared tree up to date and returns its directory. When
 // nothing changed it only looks at the files; when the guard package or the
 // patches changed it writes only the files that differ, so that the go command
-// builds only what depends on them. Concurrent calls for one version wait for each
-// other; a build or a test run that is under way does not keep the tree from being
-// brought up to date below it. Progress is written to out.
+// builds only what depends on them. Concurrent calls for one tree wait for each
+// other. Progress is written to out.
 func (r Repo) Prepare(ctx context.Context, u Upstream, t Tree, out io.Writer) (string, error) {
-	unlock, err := lockFile(filepath.Join(filepath.Dir(r.TreeDir(u, t)), "lock"))
+	dir, release, err := r.hold(ctx, u, t, out)
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
+	release()
+	return dir, nil
+}
+
+// hold is Prepare for callers that need the tree to stay as it is until they call
+// release. The stock tree is not held: it only changes with the pin.
+func (r Repo) hold(ctx context.Context, u Upstream, t Tree, out io.Writer) (dir string, release func(), err error) {
+	dir = r.TreeDir(u, t)
 	base, err := r.baseFingerprint(u)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	if err := r.prepareBase(ctx, u, Stock, base, out); err != nil {
-		return "", err
+	unlock, err := lockFile(ctx, r.TreeDir(u, Stock)+".lock", out)
+	if err != nil {
+		return "", nil, err
 	}
-	if t == Guarded {
-		if err := r.prepareGuarded(ctx, u, base, out); err != nil {
-			return "", err
-		}
+	err = r.prepareBase(ctx, u, Stock, base, out)
+	unlock()
+	if err != nil {
+		return "", nil, err
 	}
-	return r.TreeDir(u, t), nil
+	if t == Stock {
+		return dir, func() {}, nil
+	}
+	unlock, err = lockFile(ctx, dir+".lock", out)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := r.prepareGuarded(ctx, u, t, base, out); err != nil {
+		unlock()
+		return "", nil, err
+	}
+	return dir, unlock, nil
 }
 
 // prepareBase makes a tree of upstream's files, unless a complete one is there.
@@ -99,8 +121,8 @@ func (r Repo) prepareBase(ctx context.Context, u Upstream, t Tree, base string, 
 	return r.writeStamp(u, t, treeStamp{Base: base})
 }
 
-func (r Repo) prepareGuarded(ctx context.Context, u Upstream, base string, out io.Writer) error {
-	dir := r.TreeDir(u, Guarded)
+func (r Repo) prepareGuarded(ctx context.Context, u Upstream, t Tree, base string, out io.Writer) error {
+	dir := r.TreeDir(u, t)
 	series, err := LoadSeries(r.patchDir(u))
 	if err != nil {
 		return err
@@ -111,7 +133,7 @@ func (r Repo) prepareGuarded(ctx context.Context, u Upstream, base string, out i
 	}
 	overlay := overlayFingerprint(series, added)
 
-	stamp, err := readStamp(r.stampFile(u, Guarded))
+	stamp, err := readStamp(r.stampFile(u, t))
 	if err != nil {
 		return err
 	}
@@ -131,14 +153,14 @@ func (r Repo) prepareGuarded(ctx context.Context, u Upstream, base string, out i
 		listing, err := listingOf(dir)
 		intact = err == nil && listing == stamp.Listing
 	}
-	if err := r.dropStamp(u, Guarded); err != nil {
+	if err := r.dropStamp(u, t); err != nil {
 		return err
 	}
 	if !intact {
-		if err := r.prepareBase(ctx, u, Guarded, base, out); err != nil {
+		if err := r.prepareBase(ctx, u, t, base, out); err != nil {
 			return err
 		}
-		if err := r.dropStamp(u, Guarded); err != nil {
+		if err := r.dropStamp(u, t); err != nil {
 			return err
 		}
 		stamp.Files = nil
@@ -165,8 +187,8 @@ func (r Repo) prepareGuarded(ctx context.Context, u Upstream, base string, out i
 		}
 	}
 	sort.Strings(files)
-	fmt.Fprintf(out, "Guarded tree of %s: %d patches, %d added files; %d files written\n", u.Version, len(series.Patches), len(added), changed)
-	return r.writeStamp(u, Guarded, treeStamp{Base: base, Overlay: overlay, Files: files})
+	fmt.Fprintf(out, "The %s tree of %s: %d patches, %d added files; %d files written\n", t, u.Version, len(series.Patches), len(added), changed)
+	return r.writeStamp(u, t, treeStamp{Base: base, Overlay: overlay, Files: files})
 }
 
 // restoreFile gives a file of the guarded tree the stock content, or removes it
@@ -446,8 +468,8 @@ func (r Repo) writeStamp(u Upstream, t Tree, s treeStamp) error {
 }
 
 // lockFile takes an exclusive lock that the kernel gives back when the process
-// ends, however it ends.
-func lockFile(path string) (unlock func(), err error) {
+// ends, however it ends. While another process has it, that is said once on out.
+func lockFile(ctx context.Context, path string, out io.Writer) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -455,9 +477,25 @@ func lockFile(path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+	// Asked for again and again, because a flock that waits cannot be interrupted.
+	const interval = 200 * time.Millisecond
+	for said := false; ; said = true {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		if !said {
+			fmt.Fprintf(out, "Waiting for another run that uses %s\n", strings.TrimSuffix(path, ".lock"))
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, ctx.Err()
+		case <-time.After(interval):
+		}
 	}
-	return func() { f.Close() }, nil
 }

@@ -195,6 +195,33 @@ func TestBuild(t *testing.T) {
 	require.NotEqual(t, f.read("_output/bin/kubelet"), f.read("_output/v1.36.3/linux-arm64/kubelet"))
 }
 
+func TestATreeInUseStaysAsItIs(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	u := f.upstream()
+	dir, release, err := f.hold(context.Background(), u, Guarded, t.Output())
+	require.NoError(t, err)
+	before := snapshot(t, dir)
+	f.write(GuardDir+"/guard.go", "package guard\n")
+
+	waiting, stop := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer stop()
+	var out bytes.Buffer
+	_, err = f.Prepare(waiting, u, Guarded, &out)
+	require.ErrorIs(t, err, context.DeadlineExceeded, "waiting can be interrupted")
+	require.Equal(t, "Waiting for another run that uses "+dir+"\n", out.String())
+	require.Equal(t, before, snapshot(t, dir))
+
+	other, releaseOther, err := f.hold(context.Background(), u, tested, t.Output())
+	require.NoError(t, err, "tests have a tree of their own")
+	defer releaseOther()
+	require.NotEqual(t, dir, other)
+
+	release()
+	_, err = f.Prepare(context.Background(), u, Guarded, t.Output())
+	require.NoError(t, err)
+	require.Equal(t, "package guard\n", snapshot(t, dir)[GuardDir+"/guard.go"])
+}
+
 func TestSourceFingerprintLeavesTestsOut(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
 	u := f.upstream()

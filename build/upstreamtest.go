@@ -252,10 +252,15 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 	if err != nil {
 		return TestSummary{}, err
 	}
-	dir, err := r.Prepare(ctx, u, t, out)
+	source := t
+	if t == Guarded {
+		source = tested
+	}
+	dir, release, err := r.hold(ctx, u, source, out)
 	if err != nil {
 		return TestSummary{}, err
 	}
+	defer release()
 	logDir := r.path("_output", "test")
 	if err := os.MkdirAll(logDir, 0o755); err != nil {
 		return TestSummary{}, err

@@ -99,7 +99,7 @@ func (r Repo) VerifyPatches(ctx context.Context, u Upstream, out io.Writer) erro
 
 // verifyReexport applies the series strictly, as commits, and exports it again.
 func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out io.Writer) error {
-	unlock, err := lockFile(r.path("_output", "verify", "lock"))
+	unlock, err := lockFile(ctx, r.path("_output", "verify", u.Minor()+".lock"), out)
 	if err != nil {
 		return err
 	}
@@ -268,7 +268,7 @@ func (r Repo) WriteSeries(ctx context.Context, u Upstream, out io.Writer) (strin
 	if err != nil {
 		return "", err
 	}
-	unlock, err := lockFile(r.path("_output", "verify", "lock"))
+	unlock, err := lockFile(ctx, r.path("_output", "verify", u.Minor()+".lock"), out)
 	if err != nil {
 		return "", err
 	}

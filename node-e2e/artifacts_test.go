@@ -84,13 +84,6 @@ func brief(message string) string {
 
 var notInFileNames = regexp.MustCompile(`[^a-zA-Z0-9]+`)
 
-// Before any clean-up, which takes away what explains a failure.
-var _ = JustAfterEach(func(ctx SpecContext) {
-	if CurrentSpecReport().Failed() && current != nil {
-		current.collect(ctx)
-	}
-}, NodeTimeout(time.Minute))
-
 // collect writes what explains a failure into the artifacts folder. It must not
 // fail itself: it runs when something is broken already.
 func (s *scene) collect(ctx context.Context) {

@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -15,6 +17,10 @@ import (
 
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
+
+// releaseTimeout covers the 10 s after which the guard looks for release files, and
+// the grace period.
+const releaseTimeout = 30 * time.Second
 
 // hold makes the kubelet want to stop a pod, by a fault that needs no restart, and
 // waits until the guard holds it.
@@ -42,6 +48,9 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", nodeMilliCPU(ctx)*3/4)}
 		}})
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
+		// A kubelet that has just started shows pods as not ready until it has probed
+		// them.
+		s.awaitServing(ctx, pod.name, pod.uid)
 		// Volumes are reconstructed, and cleaned up, within the first seconds.
 		Consistently(func(g Gomega) {
 			pod.expectAlive(g)
@@ -107,7 +116,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})
 
-	It("whose object was lost while the kubelet was down is restarted when its container ends", Label(labelIssue3), func(ctx SpecContext) {
+	It("whose object was lost while the kubelet was down is restarted when its container ends", func(ctx SpecContext) {
 		s := newScene(ctx)
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		stopKubelet(ctx)
@@ -118,6 +127,22 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		Eventually(containersOf).WithContext(ctx).WithArguments(pod.uid).WithTimeout(restartTimeout).
 			Should(HaveKey(workloadContainer), "the kubelet restarts the container of pod %s", pod)
+		s.restoreKey(ctx, pod)
+		s.awaitKnownAgain(ctx, pod)
+		s.deleteExplicitly(ctx, s.observe(ctx, pod.name, workloadContainer), metav1.DeleteOptions{})
+	})
+
+	It("whose object is gone ends when its release file is written", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s.loseKey(ctx, pod)
+		s.awaitHeld(ctx, pod, guard.PodVanished)
+		folder := filepath.Join(provider.Node().KubeletDir(), "guard", "release")
+		Expect(os.MkdirAll(folder, 0o700)).To(Succeed())
+		asked := time.Now()
+		Expect(os.WriteFile(filepath.Join(folder, string(pod.uid)), nil, 0o600)).To(Succeed())
+		pod.awaitDeath(ctx, asked, releaseTimeout)
+		s.awaitGone(ctx, pod, gracePeriod+deletionSlack)
 	})
 
 	It("keeps all its containers, sidecars included, and loses all when deleted", func(ctx SpecContext) {
@@ -142,6 +167,7 @@ var _ = Describe("Protection", func() {
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		killKubelet(ctx)
 		startKubelet(ctx, KubeletChange{})
+		s.awaitServing(ctx, pod.name, pod.uid)
 		Consistently(func(g Gomega) {
 			pod.expectAlive(g)
 			s.expectServing(g, ctx, pod.name, pod.uid)

@@ -30,9 +30,8 @@ const unsafeSysctl = "net.core.somaxconn"
 // wrongName is a name under which the node is not known.
 const wrongName = "e2e-wrong-name"
 
-// unknownPod are the attempts of a kubelet that starts without an object of a
-// running pod: on its containers and on its volumes.
-var unknownPod = []guard.Cause{guard.OrphanedRuntimePod, guard.VolumeUnmount}
+// unknownPod is what a kubelet that starts without an object of a pod attempts.
+var unknownPod = []guard.Cause{guard.PodVanished}
 
 var _ = Describe("Kubelet restart", func() {
 	describeIncident(incident{
@@ -197,7 +196,8 @@ var _ = Describe("Kubelet restart", func() {
 		restarts: true,
 		vanished: true,
 		nodeName: wrongName,
-		causes:   unknownPod,
+		// The restored pod is bound to the node's right name.
+		causes: []guard.Cause{guard.AdmissionRejected, guard.PodVanished},
 		repair: func(ctx context.Context, s *scene, pod *subject) {
 			restartKubelet(ctx, KubeletChange{})
 			s.awaitKnownAgain(ctx, pod)

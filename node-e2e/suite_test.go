@@ -196,7 +196,7 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	// Specs poll; the client's default of 5 requests a second would make their
 	// figures those of its rate limiter.
 	config.QPS, config.Burst = 200, 400
-	DeferCleanup(expectNoFailures)
+	DeferCleanup(func(ctx SpecContext) { takeFailures(ctx).expectNone() }, NodeTimeout(kubeletStart))
 	var err error
 	client, err = kubernetes.NewForConfig(config)
 	Expect(err).NotTo(HaveOccurred())

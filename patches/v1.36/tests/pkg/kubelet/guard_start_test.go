@@ -14,8 +14,10 @@ import (
 	"github.com/spf13/pflag"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/tools/record"
 	kubeletconfiginternal "k8s.io/kubernetes/pkg/kubelet/apis/config"
+	"k8s.io/kubernetes/pkg/kubelet/config"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
 	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
@@ -117,6 +119,8 @@ func TestGuardRunsWithTheKubelet(t *testing.T) {
 	kubelet := testKubelet.kubelet
 	kubelet.kubeClient = nil
 	kubelet.volumeManager = volumemanager.NewFakeVolumeManager(nil, 0, nil, false)
+	// Or housekeeping would sync the pod.
+	kubelet.sourcesReady = config.NewSourcesReady(func(sets.Set[string]) bool { return false })
 	pod := newGuardTestPod()
 	guardtest.Protect(pod)
 	node.Run(pod)

@@ -38,6 +38,12 @@ func mountGuardTestVolume(t *testing.T, rc *reconciler, plugin *volumetesting.Fa
 	rc.actualStateOfWorld.MarkVolumeAsAttached(logger, name, spec, nodeName, "fake/path")
 	rc.mountOrAttachVolumes(logger)
 	waitForMount(t, plugin, name, rc.actualStateOfWorld)
+	// The reconciler leaves a volume alone while the mount is being finished.
+	if err := retryWithExponentialBackOff(testOperationBackOffDuration, func() (bool, error) {
+		return !rc.operationExecutor.IsOperationPending(name, util.GetUniquePodName(pod), ""), nil
+	}); err != nil {
+		t.Fatalf("waited for the mount of %s to be finished: %v", name, err)
+	}
 	return name
 }
 

@@ -1,0 +1,23 @@
+package cli
+
+import "kubelet-guard.io/pkg/kubelet/guard"
+
+// advice is what to look at for each cause; docs/holds.md has the longer text.
+var advice = map[guard.Cause]string{
+	guard.AdmissionRejected:      "See what changed before the last kubelet restart: flags, configuration, node labels, reserved resources, maxPods. Correct it and restart the kubelet; the pod is not touched.",
+	guard.PodVanished:            "See whether a key was lost in etcd, a backup restored, or the pod deleted by force while its node was cut off, and whether the kubelet runs under the right node name. The object coming back ends the hold without a restart.",
+	guard.OrphanedRuntimePod:     "The kubelet has no object of this pod, so it neither probes nor restarts it. The object coming back makes it a managed pod again.",
+	guard.TerminalPhaseReported:  "Find out who writes pod statuses besides the kubelet.",
+	guard.Evicted:                "If the pressure is real, free the resource or delete a pod: protected pods are not available to the eviction manager. If not, correct the eviction thresholds.",
+	guard.Preempted:              "A critical pod does not fit and was rejected. Make room for it, by deleting a pod if need be.",
+	guard.NodeShutdown:           "Drain the node before it goes down, or let its guard configuration allow NodeShutdown.",
+	guard.ActiveDeadlineExceeded: "The pod's own deadline has passed: delete the pod, or remove its label to let the deadline act.",
+	guard.VolumeLimitExceeded:    "Detach volumes from the node, or see what its CSI driver reports as the limit.",
+	guard.PodCgroupMissing:       "See whether cgroup root or driver of the kubelet were changed. The limits still apply in the old place.",
+	guard.CgroupCleanup:          "See whether cgroup root or driver of the kubelet were changed. The limits still apply in the old place.",
+	guard.SandboxChanged:         "The pause process died, or the runtime lost the sandbox. The pod serves on, but a container that exits cannot start again: delete the pod when it suits.",
+	guard.ContainerHashChanged:   "See whether the runtime or the kubelet was upgraded or crashed: what they recorded about a container differs from its spec.",
+	guard.ContainerStateUnknown:  "See the log of the container runtime: it does not know the state of a container.",
+	guard.VolumeUnmount:          "See whether PVC, PV and CSI driver of the pod can be read.",
+	guard.RuntimeStop:            "A path that no hook knows. Please report it with the kubelet's log.",
+}

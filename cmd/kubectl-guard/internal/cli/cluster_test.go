@@ -1,0 +1,384 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+var update = flag.Bool("update", false, "rewrite the files in testdata")
+
+// nodeTimeout is what a silent node costs, and more than an answer of this
+// process takes on a busy machine.
+const nodeTimeout = "1s"
+
+// now is when everything in these tests happens.
+var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+// cluster is an API server with just what the plugin asks for, nodes included.
+type cluster struct {
+	t      *testing.T
+	server *httptest.Server
+
+	mu     sync.Mutex
+	nodes  []*fakeNode
+	pods   map[string]*corev1.Pod
+	events []corev1.Event
+	// owners are objects of apps/v1, by resource/name.
+	owners map[string]map[string]any
+	// records by name; nil: the cluster does not know the kind.
+	records map[string]json.RawMessage
+	// writes are the requests that change something: verb, path and body.
+	writes []string
+}
+
+// fakeNode is a node with its kubelet.
+type fakeNode struct {
+	name, version string
+	// status is what the proxy answers with; 200 with the list when zero.
+	status int
+	// silent: the kubelet never answers.
+	silent bool
+	mode   guard.Mode
+	pods   []guard.PodState
+	// asked is called before each answer, with the cluster's lock held.
+	asked func(*fakeNode)
+}
+
+func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
+	c := &cluster{
+		t: t, nodes: nodes,
+		pods: map[string]*corev1.Pod{}, owners: map[string]map[string]any{}, records: map[string]json.RawMessage{},
+	}
+	mux := http.NewServeMux()
+	handle := func(pattern string, answer func(w http.ResponseWriter, r *http.Request) any) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if body := answer(w, r); body != nil {
+				w.Header().Set("Content-Type", "application/json")
+				if status, ok := body.(*metav1.Status); ok {
+					w.WriteHeader(int(status.Code))
+				}
+				if err := json.NewEncoder(w).Encode(body); err != nil {
+					t.Errorf("%s: %v", pattern, err)
+				}
+			}
+		})
+	}
+	handle("GET /api", func(http.ResponseWriter, *http.Request) any {
+		return &metav1.APIVersions{TypeMeta: metav1.TypeMeta{Kind: "APIVersions"}, Versions: []string{"v1"}}
+	})
+	handle("GET /apis", func(http.ResponseWriter, *http.Request) any {
+		version := metav1.GroupVersionForDiscovery{GroupVersion: "apps/v1", Version: "v1"}
+		return &metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}, Groups: []metav1.APIGroup{
+			{Name: "apps", Versions: []metav1.GroupVersionForDiscovery{version}, PreferredVersion: version},
+		}}
+	})
+	handle("GET /api/v1", func(http.ResponseWriter, *http.Request) any {
+		return resources("v1", metav1.APIResource{Name: "pods", SingularName: "pod", Kind: "Pod", Namespaced: true, ShortNames: []string{"po"}},
+			metav1.APIResource{Name: "nodes", SingularName: "node", Kind: "Node"})
+	})
+	handle("GET /apis/apps/v1", func(http.ResponseWriter, *http.Request) any {
+		return resources("apps/v1", metav1.APIResource{Name: "deployments", SingularName: "deployment", Kind: "Deployment", Namespaced: true, ShortNames: []string{"deploy"}},
+			metav1.APIResource{Name: "replicasets", SingularName: "replicaset", Kind: "ReplicaSet", Namespaced: true},
+			metav1.APIResource{Name: "statefulsets", SingularName: "statefulset", Kind: "StatefulSet", Namespaced: true})
+	})
+	handle("GET /api/v1/nodes", func(http.ResponseWriter, *http.Request) any {
+		list := &corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}}
+		for _, n := range c.nodes {
+			list.Items = append(list.Items, *n.object())
+		}
+		return list
+	})
+	handle("GET /api/v1/nodes/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		if n := c.node(r.PathValue("name")); n != nil {
+			return n.object()
+		}
+		return notFound("nodes", r.PathValue("name"))
+	})
+	mux.HandleFunc("GET /api/v1/nodes/{name}/proxy/guard/pods", c.proxy)
+	handle("GET /api/v1/namespaces/{namespace}/pods", func(_ http.ResponseWriter, r *http.Request) any {
+		selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
+		if err != nil {
+			t.Error(err)
+		}
+		list := &corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
+		for _, name := range sortedKeys(c.pods) {
+			if pod := c.pods[name]; pod.Namespace == r.PathValue("namespace") && selector.Matches(labels.Set(pod.Labels)) {
+				list.Items = append(list.Items, *pod)
+			}
+		}
+		return list
+	})
+	handle("GET /api/v1/namespaces/{namespace}/pods/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		if r.PathValue("namespace") == "closed" {
+			return failure(http.StatusForbidden, metav1.StatusReasonForbidden, "pods is forbidden")
+		}
+		if pod := c.pods[r.PathValue("namespace")+"/"+r.PathValue("name")]; pod != nil {
+			return pod
+		}
+		return notFound("pods", r.PathValue("name"))
+	})
+	handle("PATCH /api/v1/namespaces/{namespace}/pods/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		c.note(r)
+		return c.pods[r.PathValue("namespace")+"/"+r.PathValue("name")]
+	})
+	handle("GET /api/v1/namespaces/{namespace}/events", func(_ http.ResponseWriter, r *http.Request) any {
+		return &corev1.EventList{TypeMeta: metav1.TypeMeta{Kind: "EventList", APIVersion: "v1"}, Items: c.events}
+	})
+	handle("GET /apis/apps/v1/namespaces/{namespace}/{resource}/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		if owner := c.owners[r.PathValue("resource")+"/"+r.PathValue("name")]; owner != nil {
+			return owner
+		}
+		return notFound(r.PathValue("resource"), r.PathValue("name"))
+	})
+	handle("POST /apis/authentication.k8s.io/v1/selfsubjectreviews", func(http.ResponseWriter, *http.Request) any {
+		return map[string]any{"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview", "status": map[string]any{"userInfo": map[string]any{"username": "ada"}}}
+	})
+	handle("GET /api/v1/namespaces/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		return &corev1.Namespace{TypeMeta: metav1.TypeMeta{Kind: "Namespace", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: r.PathValue("name")}}
+	})
+	const recordsPath = "/apis/kubelet-guard.io/v1alpha1/poddeletions"
+	handle("GET "+recordsPath+"/{name}", func(w http.ResponseWriter, r *http.Request) any {
+		if c.records == nil {
+			http.NotFound(w, r)
+			return nil
+		}
+		if record, found := c.records[r.PathValue("name")]; found {
+			return record
+		}
+		return notFound("poddeletions.kubelet-guard.io", r.PathValue("name"))
+	})
+	handle("POST "+recordsPath, func(w http.ResponseWriter, r *http.Request) any {
+		if c.records == nil {
+			http.NotFound(w, r)
+			return nil
+		}
+		body := c.note(r)
+		var record metav1.PartialObjectMetadata
+		if err := json.Unmarshal(body, &record); err != nil {
+			t.Error(err)
+		}
+		if _, exists := c.records[record.Name]; exists {
+			return failure(http.StatusConflict, metav1.StatusReasonAlreadyExists, "already exists")
+		}
+		if r.URL.Query().Get("dryRun") == "" {
+			c.records[record.Name] = body
+		}
+		return json.RawMessage(body)
+	})
+	c.server = httptest.NewServer(mux)
+	t.Cleanup(c.server.Close)
+	return c
+}
+
+func (c *cluster) node(name string) *fakeNode {
+	for _, n := range c.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (n *fakeNode) object() *corev1.Node {
+	return &corev1.Node{
+		TypeMeta:   metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
+		ObjectMeta: metav1.ObjectMeta{Name: n.name},
+		Status:     corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: n.version}},
+	}
+}
+
+// proxy answers for a kubelet as the API server hands it on.
+func (c *cluster) proxy(w http.ResponseWriter, r *http.Request) {
+	n := c.node(r.PathValue("name"))
+	if n == nil || n.silent {
+		<-r.Context().Done()
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n.asked != nil {
+		n.asked(n)
+	}
+	switch n.status {
+	case 0:
+		list := guard.PodList{Version: n.version, Mode: n.mode, Items: n.pods}
+		if list.Mode == "" {
+			list.Mode = guard.Enforce
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(list); err != nil {
+			c.t.Error(err)
+		}
+	case http.StatusNotFound:
+		http.NotFound(w, r)
+	case http.StatusForbidden:
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(n.status)
+		_ = json.NewEncoder(w).Encode(failure(n.status, metav1.StatusReasonForbidden, `nodes "`+n.name+`" is forbidden: User "ada" cannot get resource "nodes/proxy"`))
+	default:
+		http.Error(w, "error trying to reach service: dial tcp: connection refused", n.status)
+	}
+}
+
+// note keeps a request that changes something, and returns its body.
+func (c *cluster) note(r *http.Request) []byte {
+	var body bytes.Buffer
+	if _, err := body.ReadFrom(r.Body); err != nil {
+		c.t.Error(err)
+	}
+	path := r.URL.Path
+	if dry := r.URL.Query().Get("dryRun"); dry != "" {
+		path += "?dryRun=" + dry
+	}
+	c.writes = append(c.writes, r.Method+" "+path+" "+strings.TrimSpace(body.String()))
+	return body.Bytes()
+}
+
+func resources(version string, list ...metav1.APIResource) *metav1.APIResourceList {
+	for i := range list {
+		list[i].Verbs = metav1.Verbs{"get", "list", "patch"}
+	}
+	return &metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: version, APIResources: list}
+}
+
+func failure(code int, reason metav1.StatusReason, message string) *metav1.Status {
+	return &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: int32(code), Reason: reason, Message: message}
+}
+
+func notFound(kind, name string) *metav1.Status {
+	status := failure(http.StatusNotFound, metav1.StatusReasonNotFound, fmt.Sprintf("%s %q not found", kind, name))
+	status.Details = &metav1.StatusDetails{Name: name, Kind: kind}
+	return status
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	return slices.Sorted(maps.Keys(m))
+}
+
+// result is what a run of the command printed.
+type result struct {
+	out, errOut string
+	err         error
+}
+
+// run runs the command with answers on stdin.
+func (c *cluster) run(stdin string, arguments ...string) result {
+	c.t.Helper()
+	folder := c.t.TempDir()
+	kubeconfig := filepath.Join(folder, "kubeconfig")
+	require.NoError(c.t, os.WriteFile(kubeconfig, fmt.Appendf(nil, `
+apiVersion: v1
+kind: Config
+clusters: [{name: test, cluster: {server: %q}}]
+contexts: [{name: test, context: {cluster: test, namespace: web}}]
+current-context: test
+`, c.server.URL), 0o600))
+	streams, in, out, errOut := genericiooptions.NewTestIOStreams()
+	in.WriteString(stdin)
+	command := newCommand(&settings{
+		IOStreams: streams,
+		flags:     genericclioptions.NewConfigFlags(true),
+		now:       func() time.Time { return now },
+		poll:      time.Millisecond,
+	})
+	// After the verb, which __complete wants first.
+	verb := 1
+	if arguments[0] == cobra.ShellCompRequestCmd {
+		verb = 2
+	}
+	command.SetArgs(slices.Insert(slices.Clone(arguments), verb, "--kubeconfig", kubeconfig, "--cache-dir", filepath.Join(folder, "cache"), "--node-timeout", nodeTimeout))
+	err := command.ExecuteContext(context.Background())
+	return result{out: out.String(), errOut: errOut.String(), err: err}
+}
+
+// golden compares text with a file in testdata. Lines of tables and of running
+// text are at most 100 columns wide, unless wide is true.
+func golden(t *testing.T, name, text string, wide bool) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		require.NoError(t, os.MkdirAll("testdata", 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
+	}
+	want, err := os.ReadFile(path)
+	require.NoError(t, err, "run go test with -update to make it")
+	require.Equal(t, string(want), text, "%s; run go test with -update if this is right", path)
+	for _, line := range strings.Split(text, "\n") {
+		// Commands to copy are kept in one piece.
+		if !wide && !strings.HasPrefix(line, "    -p '") {
+			require.LessOrEqual(t, len(line), 100, "line too wide for a terminal: %s", line)
+		}
+	}
+}
+
+// uidOf makes up the UID of a pod: n in every group.
+func uidOf(n int) types.UID {
+	return types.UID(fmt.Sprintf("%08d-0000-4000-8000-%012d", n, n))
+}
+
+// heldPod is a pod that a kubelet holds for the causes, the first for the longest.
+func heldPod(namespace, name string, n int, present bool, causes ...guard.Cause) guard.PodState {
+	pod := guard.PodState{Namespace: namespace, Name: name, UID: uidOf(n), State: guard.Held, ObjectPresent: present}
+	for i, cause := range causes {
+		pod.Holds = append(pod.Holds, guard.HoldState{
+			Cause: cause, Since: now.Add(-time.Duration(10-i) * time.Minute), LastAttempt: now.Add(-30 * time.Second), Message: "told by the test",
+		})
+	}
+	return pod
+}
+
+// protectedPod is a pod that nothing tries to stop.
+func protectedPod(namespace, name string, n int) guard.PodState {
+	return guard.PodState{Namespace: namespace, Name: name, UID: uidOf(n), State: guard.Protected, ObjectPresent: true}
+}
+
+// addPod puts an object into the API.
+func (c *cluster) addPod(namespace, name string, n int, node string, change ...func(*corev1.Pod)) {
+	pod := &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: uidOf(n), Labels: map[string]string{}},
+		Spec:       corev1.PodSpec{NodeName: node},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning},
+	}
+	for _, f := range change {
+		f(pod)
+	}
+	c.pods[namespace+"/"+name] = pod
+}
+
+func labelled(key, value string) func(*corev1.Pod) {
+	return func(pod *corev1.Pod) { pod.Labels[key] = value }
+}
+
+func ownedBy(kind, name string, uid types.UID) func(*corev1.Pod) {
+	return func(pod *corev1.Pod) {
+		controller := true
+		pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: name, UID: uid, Controller: &controller}}
+	}
+}

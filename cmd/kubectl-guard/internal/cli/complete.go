@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+const (
+	// completionTimeout bounds what a press of the Tab key may take.
+	completionTimeout = 3 * time.Second
+	// completionLimit bounds what is read for it.
+	completionLimit = 500
+)
+
+// completeFlags registers the completion of the flags that all verbs have.
+func (s *settings) completeFlags(command *cobra.Command) {
+	_ = command.RegisterFlagCompletionFunc("namespace", s.completeNamespaces)
+	_ = command.RegisterFlagCompletionFunc("context", s.completeContexts)
+	_ = command.RegisterFlagCompletionFunc("node-timeout", cobra.NoFileCompletions)
+}
+
+func (s *settings) completeContexts(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	config, err := s.flags.ToRawKubeConfigLoader().RawConfig()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for name := range config.Contexts {
+		names = append(names, name)
+	}
+	return withPrefix(names, prefix, nil)
+}
+
+func (s *settings) completeNamespaces(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return s.completeFrom(command, nil, prefix, func(ctx context.Context, c *clients) []string {
+		list, err := c.kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{Limit: completionLimit})
+		if err != nil {
+			return nil
+		}
+		var names []string
+		for _, namespace := range list.Items {
+			names = append(names, namespace.Name)
+		}
+		return names
+	})
+}
+
+func (s *settings) completeNodes(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return s.completeFrom(command, arguments, prefix, func(ctx context.Context, c *clients) []string {
+		list, err := c.kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{Limit: completionLimit})
+		if err != nil {
+			return nil
+		}
+		var names []string
+		for _, node := range list.Items {
+			names = append(names, node.Name)
+		}
+		return names
+	})
+}
+
+// completeHeldPods offers the held pods whose object the kubelet misses.
+func (s *settings) completeHeldPods(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return s.completeKnownPods(command, arguments, prefix, func(pod guard.PodState) bool {
+		return len(pod.Holds) > 0 && !pod.ObjectPresent
+	})
+}
+
+// completeProtectedPods offers all protected pods.
+func (s *settings) completeProtectedPods(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return s.completeKnownPods(command, arguments, prefix, func(guard.PodState) bool { return true })
+}
+
+func (s *settings) completeKnownPods(command *cobra.Command, arguments []string, prefix string, match func(guard.PodState) bool) ([]string, cobra.ShellCompDirective) {
+	if len(arguments) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return s.completeFrom(command, nil, prefix, func(ctx context.Context, c *clients) []string {
+		var on []string
+		if node := command.Flag("node"); node != nil {
+			on = nonEmpty(node.Value.String())
+		}
+		answers, err := c.ask(ctx, on...)
+		if err != nil {
+			return nil
+		}
+		pods, _ := podsOf(answers, func(pod guard.PodState) bool { return pod.Namespace == c.namespace && match(pod) })
+		var names []string
+		for _, pod := range pods {
+			names = append(names, pod.Name)
+		}
+		return names
+	})
+}
+
+// completeWorkloads offers what protect can be given: pod/NAME and the like.
+func (s *settings) completeWorkloads(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	kind, _, slash := strings.Cut(prefix, "/")
+	if !slash {
+		names, _ := withPrefix([]string{"deployment/", "statefulset/", "daemonset/", "replicaset/", "job/", "cronjob/", "pod/"}, prefix, nil)
+		return names, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	}
+	return s.completeFrom(command, arguments, prefix, func(ctx context.Context, c *clients) []string {
+		mapper, err := s.flags.ToRESTMapper()
+		if err != nil {
+			return nil
+		}
+		resource, err := resourceOf(mapper, kind)
+		if err != nil {
+			return nil
+		}
+		list, err := c.metadata.Resource(resource).Namespace(c.namespace).List(ctx, metav1.ListOptions{Limit: completionLimit})
+		if err != nil {
+			return nil
+		}
+		var names []string
+		for _, item := range list.Items {
+			names = append(names, kind+"/"+item.Name)
+		}
+		return names
+	})
+}
+
+// completeFrom offers what read returns, without what was given before. Errors
+// offer nothing: a shell has no place for them.
+func (s *settings) completeFrom(command *cobra.Command, given []string, prefix string, read func(context.Context, *clients) []string) ([]string, cobra.ShellCompDirective) {
+	c, err := s.connect()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(command.Context(), completionTimeout)
+	defer cancel()
+	return withPrefix(read(ctx, c), prefix, given)
+}
+
+func withPrefix(names []string, prefix string, given []string) ([]string, cobra.ShellCompDirective) {
+	taken := map[string]bool{}
+	for _, name := range given {
+		taken[name] = true
+	}
+	var offered []string
+	for _, name := range names {
+		if strings.HasPrefix(name, prefix) && !taken[name] {
+			offered = append(offered, name)
+			taken[name] = true
+		}
+	}
+	return offered, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+const (
+	deploymentUID types.UID = "d0000000-0000-4000-8000-000000000000"
+	replicaSetUID types.UID = "e0000000-0000-4000-8000-000000000000"
+)
+
+// withDeployment is a cluster with the deployment web: two pods, one of them
+// labelled, and pods beside it that look alike.
+func withDeployment(t *testing.T) *cluster {
+	c := newCluster(t,
+		&fakeNode{name: "worker-1", version: guarded},
+		&fakeNode{name: "worker-3", version: "v1.36.3", status: http.StatusNotFound},
+	)
+	c.owners["deployments/web"] = workloadObject("Deployment", "web", deploymentUID, "", map[string]any{"app": "web"})
+	c.owners["replicasets/web-1"] = workloadObject("ReplicaSet", "web-1", replicaSetUID, deploymentUID, nil)
+	c.owners["replicasets/other-1"] = workloadObject("ReplicaSet", "other-1", "f0000000-0000-4000-8000-000000000000", "", nil)
+	web := labelled("app", "web")
+	c.addPod("web", "web-1-a", 1, "worker-1", web, ownedBy("ReplicaSet", "web-1", replicaSetUID))
+	c.addPod("web", "web-1-b", 2, "worker-3", web, ownedBy("ReplicaSet", "web-1", replicaSetUID), labelled(protectionLabel, protectionValue))
+	c.addPod("web", "other-1-a", 3, "worker-1", web, ownedBy("ReplicaSet", "other-1", "f0000000-0000-4000-8000-000000000000"))
+	c.addPod("web", "orphan-1", 4, "worker-1", web, ownedBy("ReplicaSet", "gone-1", "a0000000-0000-4000-8000-000000000000"))
+	c.addPod("web", "single", 5, "worker-1", web)
+	return c
+}
+
+func workloadObject(kind, name string, uid, controller types.UID, templateLabels map[string]any) map[string]any {
+	metadata := map[string]any{"name": name, "namespace": "web", "uid": string(uid)}
+	if controller != "" {
+		metadata["ownerReferences"] = []any{map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": string(controller), "controller": true}}
+	}
+	return map[string]any{"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": map[string]any{
+		"selector": map[string]any{"matchLabels": map[string]any{"app": "web"}},
+		"template": map[string]any{"metadata": map[string]any{"labels": templateLabels}},
+	}}
+}
+
+func labelPatch(name string, n int, value string) string {
+	return fmt.Sprintf(`PATCH /api/v1/namespaces/web/pods/%s {"metadata":{"labels":{"%s":%s},"uid":"%s"}}`, name, protectionLabel, value, uidOf(n))
+}
+
+func TestProtectLabelsThePodsOfAWorkloadAndNothingElse(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	r := c.run("", "protect", "deploy/web")
+	require.NoError(t, r.err)
+	require.Equal(t, []string{labelPatch("web-1-a", 1, `"required"`)}, c.writes)
+	golden(t, "protect.txt", r.out, false)
+	require.Equal(t, "Warning: node worker-3 runs kubelet v1.36.3, which has no guard: the label has no effect there\n", r.errOut)
+}
+
+func TestProtectSinglePods(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	c.addPod("web", "static", 6, "worker-1", func(pod *corev1.Pod) {
+		pod.Annotations = map[string]string{staticAnnotation: "x"}
+	})
+	c.addPod("web", "done", 7, "worker-1", func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodSucceeded })
+	r := c.run("", "protect", "pod/single", "pod/static", "pod/done", "pod/web-1-a")
+	require.NoError(t, r.err)
+	require.Equal(t, []string{labelPatch("single", 5, `"required"`), labelPatch("web-1-a", 1, `"required"`)}, c.writes)
+	golden(t, "protect-pods.txt", r.out, false)
+}
+
+func TestProtectBySelector(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	r := c.run("", "protect", "pods", "-l", protectionLabel, "-o", "yaml")
+	require.NoError(t, r.err)
+	golden(t, "protect.yaml", r.out, false)
+	require.Empty(t, c.writes)
+}
+
+func TestProtectDryRun(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	r := c.run("", "protect", "deploy", "web", "--dry-run=client")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "pod/web-1-a protected (dry run)\n")
+	require.Empty(t, c.writes)
+
+	r = c.run("", "protect", "deploy", "web", "--dry-run=server")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "pod/web-1-a protected (server dry run)\n")
+	require.Len(t, c.writes, 1)
+	require.Contains(t, c.writes[0], "?dryRun=All ")
+
+	r = c.run("", "protect", "deploy/web", "--dry-run=often")
+	require.ErrorContains(t, r.err, "must be none, client or server")
+}
+
+func TestProtectErrors(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		arguments []string
+		err       string
+	}{
+		"no argument":      {nil, "which pods?"},
+		"not there":        {[]string{"deploy/nope"}, `deployments "nope" not found`},
+		"no pods":          {[]string{"statefulset/idle"}, "statefulset/idle has no pods"},
+		"not in namespace": {[]string{"node/worker-1"}, "not a pod and not a workload in a namespace"},
+		"no such kind":     {[]string{"thing/web"}, `doesn't have a resource type "thing"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := withDeployment(t)
+			c.owners["statefulsets/idle"] = workloadObject("StatefulSet", "idle", "c0000000-0000-4000-8000-000000000000", "", nil)
+			r := c.run("", append([]string{"protect"}, test.arguments...)...)
+			require.ErrorContains(t, r.err, test.err)
+			require.Empty(t, r.out)
+			require.Empty(t, c.writes)
+		})
+	}
+}
+
+func TestUnprotect(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	template := c.owners["deployments/web"]["spec"].(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)
+	template["labels"] = map[string]any{"app": "web", protectionLabel: protectionValue}
+	r := c.run("", "unprotect", "deploy/web")
+	require.NoError(t, r.err)
+	require.Equal(t, []string{labelPatch("web-1-b", 2, "null")}, c.writes)
+	golden(t, "unprotect.txt", r.out, false)
+	require.Empty(t, r.errOut)
+}
+
+func TestUnprotectAsksAboutHeldPods(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	c.pods["web/web-1-b"].Status.Conditions = []corev1.PodCondition{{Type: guard.PodKillRefused, Status: corev1.ConditionTrue, Reason: string(guard.Evicted)}}
+	r := c.run("n\n", "unprotect", "deploy/web")
+	require.ErrorContains(t, r.err, "not confirmed")
+	require.Contains(t, r.out, "1 of the pods is held. Without the label the kubelet does at once what it wanted to do:\n  web/web-1-b (Evicted)\n")
+	require.Empty(t, c.writes)
+
+	r = c.run("", "unprotect", "deploy/web", "-o", "json")
+	require.ErrorContains(t, r.err, "give --yes to go on")
+	require.Empty(t, c.writes)
+
+	r = c.run("", "unprotect", "deploy/web", "--yes")
+	require.NoError(t, r.err)
+	require.Len(t, c.writes, 1)
+}
+
+func TestHowToDependsOnTheKind(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		kind, group, strategy string
+		owner                 bool
+		want                  string
+	}{
+		"Deployment":            {kind: "Deployment", group: "apps/v1", want: "starts a roll-out"},
+		"StatefulSet":           {kind: "StatefulSet", group: "apps/v1", strategy: "RollingUpdate", want: "starts a roll-out"},
+		"StatefulSet, OnDelete": {kind: "StatefulSet", group: "apps/v1", strategy: "OnDelete", want: "Running pods are not touched"},
+		"ReplicaSet":            {kind: "ReplicaSet", group: "apps/v1", want: "Running pods are not touched"},
+		"owned ReplicaSet":      {kind: "ReplicaSet", group: "apps/v1", owner: true, want: "controlled by Deployment web"},
+		"Job":                   {kind: "Job", group: "batch/v1", want: "cannot be changed"},
+		"CronJob":               {kind: "CronJob", group: "batch/v1", want: "the next ones take it"},
+		"custom":                {kind: "CloneSet", group: "apps.example/v1", want: "up to the workload's controller"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			object := &unstructured.Unstructured{Object: workloadObject(test.kind, "web-1", replicaSetUID, "", nil)}
+			object.Object["apiVersion"] = test.group
+			object.Object["spec"].(map[string]any)["updateStrategy"] = map[string]any{"type": test.strategy}
+			if test.owner {
+				controller := true
+				object.SetOwnerReferences([]metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: "web", UID: deploymentUID, Controller: &controller}})
+			}
+			o := &protectOptions{protect: true}
+			text := o.howTo(object, []string{"spec", "template", "metadata", "labels"}, protectionValue)
+			require.Contains(t, text, test.want)
+			for _, line := range strings.Split(text, "\n") {
+				require.LessOrEqual(t, len(line), 110, "a command to copy may be a little wider")
+			}
+		})
+	}
+}

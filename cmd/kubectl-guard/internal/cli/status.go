@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+// nodeStatus is one item of kubectl guard status.
+type nodeStatus struct {
+	Node  string      `json:"node"`
+	State nodes.State `json:"state"`
+	// Detail says why a node has no further figures.
+	Detail string `json:"detail,omitempty"`
+	// Version of the kubelet.
+	Version string     `json:"version"`
+	Mode    guard.Mode `json:"mode,omitempty"`
+	// Figures are nil unless the node is guarded and answered. Protected includes
+	// Held, but not Terminating.
+	Protected   *int64 `json:"protected,omitempty"`
+	Held        *int64 `json:"held,omitempty"`
+	Terminating *int64 `json:"terminating,omitempty"`
+	// HeldByCause counts holds; a pod may be held for several causes.
+	HeldByCause map[string]int64 `json:"heldByCause,omitempty"`
+	OldestHold  *metav1.Time     `json:"oldestHold,omitempty"`
+}
+
+type nodeStatusList struct {
+	APIVersion string       `json:"apiVersion"`
+	Kind       string       `json:"kind"`
+	Items      []nodeStatus `json:"items"`
+}
+
+type statusOptions struct {
+	*settings
+	output *output
+	nodes  []string
+}
+
+func newStatusCommand(s *settings) *cobra.Command {
+	o := &statusOptions{settings: s, output: newOutput(outputTable, outputWide)}
+	command := &cobra.Command{
+		Use:   "status [NODE...]",
+		Short: "Show which nodes are guarded, and how many pods they protect and hold",
+		Long: `Show which nodes are guarded, and how many pods they protect and hold.
+
+STATE is Guarded, Unguarded (the kubelet has no guard), NoAnswer (nothing usable
+came within --node-timeout), or Forbidden (you may not get nodes/proxy).`,
+		Example: `  kubectl guard status
+  kubectl guard status worker-3 -o wide`,
+		ValidArgsFunction: s.completeNodes,
+		RunE: func(command *cobra.Command, arguments []string) error {
+			o.nodes = arguments
+			return o.run(command.Context())
+		},
+	}
+	o.output.addFlags(command)
+	return command
+}
+
+func (o *statusOptions) run(ctx context.Context) error {
+	if err := o.output.check(); err != nil {
+		return err
+	}
+	c, err := o.connect()
+	if err != nil {
+		return err
+	}
+	answers, err := c.ask(ctx, o.nodes...)
+	if err != nil {
+		return err
+	}
+	list := nodeStatusList{APIVersion: outputVersion, Kind: "NodeStatusList", Items: []nodeStatus{}}
+	for _, answer := range answers {
+		list.Items = append(list.Items, statusOf(answer))
+	}
+	if !o.output.forPeople() {
+		return o.output.object(o.Out, &list)
+	}
+	if len(list.Items) == 0 {
+		fmt.Fprintln(o.ErrOut, "The cluster has no nodes.")
+		return nil
+	}
+	return o.table(list.Items)
+}
+
+// ask asks the named nodes, or all.
+func (c *clients) ask(ctx context.Context, names ...string) ([]nodes.Answer, error) {
+	if len(names) > 0 {
+		return c.nodes.Named(ctx, names...)
+	}
+	return c.nodes.All(ctx)
+}
+
+func statusOf(answer nodes.Answer) nodeStatus {
+	status := nodeStatus{
+		Node: answer.Node.Name, State: answer.State, Detail: answer.Detail,
+		Version: answer.Node.Status.NodeInfo.KubeletVersion,
+	}
+	if answer.Pods == nil {
+		return status
+	}
+	// The kubelet itself is newer than what it last wrote to the API.
+	status.Version, status.Mode = answer.Pods.Version, answer.Pods.Mode
+	var protected, held, terminating int64
+	var oldest time.Time
+	for _, pod := range answer.Pods.Items {
+		switch pod.State {
+		case guard.Terminating:
+			terminating++
+		case guard.Held:
+			held++
+			protected++
+		default:
+			protected++
+		}
+		for _, hold := range pod.Holds {
+			if status.HeldByCause == nil {
+				status.HeldByCause = map[string]int64{}
+			}
+			status.HeldByCause[string(hold.Cause)]++
+			if oldest.IsZero() || hold.Since.Before(oldest) {
+				oldest = hold.Since
+			}
+		}
+	}
+	status.Protected, status.Held, status.Terminating = &protected, &held, &terminating
+	if !oldest.IsZero() {
+		status.OldestHold = &metav1.Time{Time: oldest}
+	}
+	return status
+}
+
+func (o *statusOptions) table(items []nodeStatus) error {
+	columns := []column{
+		{name: "Node"}, {name: "State"}, {name: "Version"}, {name: "Mode"},
+		{name: "Protected"}, {name: "Held"}, {name: "Oldest"},
+		{name: "Ending", wide: true}, {name: "Causes", wide: true}, {name: "Detail", wide: true},
+	}
+	var rows [][]any
+	for _, item := range items {
+		row := []any{item.Node, string(item.State), item.Version, none, none, none, none, none, none, item.Detail}
+		if item.State == nodes.Guarded {
+			row[3], row[4], row[5] = string(item.Mode), *item.Protected, *item.Held
+			if item.OldestHold != nil {
+				row[6] = age(o.now(), item.OldestHold.Time)
+			}
+			row[7], row[8] = *item.Terminating, causeCounts(item.HeldByCause)
+		}
+		rows = append(rows, row)
+	}
+	return table(o.Out, o.output.wide(), columns, rows)
+}
+
+// causeCounts is "Evicted=2,PodVanished=1", in the order of the causes.
+func causeCounts(counts map[string]int64) string {
+	text := ""
+	for _, cause := range guard.Causes() {
+		if n := counts[string(cause)]; n > 0 {
+			if text != "" {
+				text += ","
+			}
+			text += fmt.Sprintf("%s=%d", cause, n)
+		}
+	}
+	if text == "" {
+		return none
+	}
+	return text
+}

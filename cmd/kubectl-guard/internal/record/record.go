@@ -1,0 +1,152 @@
+// Package record writes PodDeletion records: the proof, for the kubelet of a held
+// pod whose object is gone, that the deletion of the pod was asked for.
+package record
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+)
+
+// Resource of the records; manifests/crds defines it.
+var Resource = schema.GroupVersionResource{Group: "kubelet-guard.io", Version: "v1alpha1", Resource: "poddeletions"}
+
+// Kind of the records.
+const Kind = "PodDeletion"
+
+// PodDeletion is one record. Its name is the pod's UID.
+type PodDeletion struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              Spec `json:"spec"`
+}
+
+// Spec is for people, except for the clean-up of expired records.
+type Spec struct {
+	// Namespace and Name of the pod.
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Reason in the words of who asked for the deletion.
+	Reason string `json:"reason,omitempty"`
+	// RequestedBy is the user name of who asked.
+	RequestedBy string `json:"requestedBy,omitempty"`
+	// Expires is when the record may be removed; nil means never.
+	Expires *metav1.Time `json:"expires,omitempty"`
+}
+
+// New returns the record of the pod with the UID.
+func New(uid types.UID, spec Spec) *PodDeletion {
+	return &PodDeletion{
+		TypeMeta:   metav1.TypeMeta{APIVersion: Resource.GroupVersion().String(), Kind: Kind},
+		ObjectMeta: metav1.ObjectMeta{Name: string(uid)},
+		Spec:       spec,
+	}
+}
+
+// Unstructured converts the record for a dynamic client or a printer.
+func (p *PodDeletion) Unstructured() (*unstructured.Unstructured, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(p)
+	if err != nil {
+		return nil, fmt.Errorf("convert %s %s: %w", Kind, p.Name, err)
+	}
+	// A zero time is null, which the schema of no object's metadata wants.
+	unstructured.RemoveNestedField(content, "metadata", "creationTimestamp")
+	return &unstructured.Unstructured{Object: content}, nil
+}
+
+// Client reads and writes records.
+type Client struct {
+	Dynamic dynamic.Interface
+	// FieldManager of what is written.
+	FieldManager string
+}
+
+// Create writes the record. It reports false without an error when there is one
+// for the UID already: that is as good. dryRun has the server check it only.
+func (c Client) Create(ctx context.Context, record *PodDeletion, dryRun bool) (bool, error) {
+	object, err := record.Unstructured()
+	if err != nil {
+		return false, err
+	}
+	options := metav1.CreateOptions{FieldManager: c.FieldManager}
+	if dryRun {
+		options.DryRun = []string{metav1.DryRunAll}
+	}
+	_, err = c.Dynamic.Resource(Resource).Create(ctx, object, options)
+	switch {
+	case apierrors.IsAlreadyExists(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("write %s %s: %w", Kind, record.Name, explain(err))
+	}
+	return true, nil
+}
+
+// ErrNoDefinition says that the cluster does not know PodDeletion objects.
+var ErrNoDefinition = errors.New("this cluster does not know " + Kind + " objects")
+
+// Find returns the record of the pod with the UID, or nil when there is none. In
+// a cluster without the definition, the error is ErrNoDefinition.
+func (c Client) Find(ctx context.Context, uid types.UID) (*PodDeletion, error) {
+	object, err := c.Dynamic.Resource(Resource).Get(ctx, string(uid), metav1.GetOptions{})
+	if err != nil {
+		switch {
+		case missingResource(err):
+			return nil, ErrNoDefinition
+		case apierrors.IsNotFound(err):
+			return nil, nil
+		}
+		return nil, fmt.Errorf("get %s %s: %w", Kind, uid, err)
+	}
+	var record PodDeletion
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, &record); err != nil {
+		return nil, fmt.Errorf("read %s %s: %w", Kind, uid, err)
+	}
+	return &record, nil
+}
+
+// Expiry returns a time as records have it.
+func Expiry(now time.Time, ttl time.Duration) *metav1.Time {
+	expires := metav1.NewTime(now.Add(ttl).UTC().Truncate(time.Second))
+	return &expires
+}
+
+// explain adds what to do about the error that a cluster without the definition
+// gives.
+func explain(err error) error {
+	if missingResource(err) {
+		return fmt.Errorf("%w; apply the project's manifests (kubectl apply -k manifests/), or release the pod on its node with a file named after its UID in <kubelet root dir>/guard/release", ErrNoDefinition)
+	}
+	return err
+}
+
+// missingResource reports whether the path was unknown to the API server. A
+// missing object has details with its name instead.
+func missingResource(err error) bool {
+	if !apierrors.IsNotFound(err) {
+		return false
+	}
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return false
+	}
+	details := status.Status().Details
+	if details == nil {
+		return true
+	}
+	for _, cause := range details.Causes {
+		if cause.Type == metav1.CauseTypeUnexpectedServerResponse {
+			return true
+		}
+	}
+	return details.Name == "" && details.Kind == ""
+}
