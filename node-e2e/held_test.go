@@ -22,6 +22,18 @@ import (
 // the grace period.
 const releaseTimeout = 30 * time.Second
 
+// settling is the age from which on the kubelet keeps a container's readiness over
+// its restart: upstream's prober takes a younger one for new and shows it as not
+// ready until it has probed it.
+const settling = 11 * time.Second
+
+// awaitSettled waits until a pod, just seen to serve, is that old.
+func awaitSettled(ctx context.Context) {
+	GinkgoHelper()
+	seen := time.Now()
+	Eventually(func() time.Duration { return time.Since(seen) }).WithContext(ctx).WithTimeout(2 * settling).Should(BeNumerically(">", settling))
+}
+
 // hold makes the kubelet want to stop a pod, by a fault that needs no restart, and
 // waits until the guard holds it.
 func (s *scene) hold(ctx context.Context, pod *subject) {
@@ -44,13 +56,11 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s := newScene(ctx)
 		pod := s.run(ctx, s.newPod("protected", protected, requesting(nodeMilliCPU(ctx)/2),
 			withArgs("--file=/data/file", "--content="+content), withEmptyDir("/data")))[0]
+		awaitSettled(ctx)
 		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", nodeMilliCPU(ctx)*3/4)}
 		}})
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
-		// A kubelet that has just started shows pods as not ready until it has probed
-		// them.
-		s.awaitServing(ctx, pod.name, pod.uid)
 		// Volumes are reconstructed, and cleaned up, within the first seconds.
 		Consistently(func(g Gomega) {
 			pod.expectAlive(g)
@@ -165,9 +175,9 @@ var _ = Describe("Protection", func() {
 	It("is no burden to a kubelet that is killed and started again", Label(labelTransparency), func(ctx SpecContext) {
 		s := newScene(ctx)
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		awaitSettled(ctx)
 		killKubelet(ctx)
 		startKubelet(ctx, KubeletChange{})
-		s.awaitServing(ctx, pod.name, pod.uid)
 		Consistently(func(g Gomega) {
 			pod.expectAlive(g)
 			s.expectServing(g, ctx, pod.name, pod.uid)

@@ -374,8 +374,12 @@ func (s *scene) loseKey(ctx context.Context, pod *subject) {
 	Expect(err).NotTo(HaveOccurred(), "read key %s", podKey(pod))
 	DeferCleanup(func(ctx context.Context) error {
 		_, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-		if ended(pod) || !apierrors.IsNotFound(err) {
+		if !apierrors.IsNotFound(err) {
 			return nil
+		}
+		running, err := containersOf(ctx, pod.uid)
+		if err != nil || len(running) == 0 {
+			return err
 		}
 		return storage.Put(ctx, podKey(pod), value)
 	})

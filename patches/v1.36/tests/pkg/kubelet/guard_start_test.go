@@ -31,13 +31,14 @@ func startWithGuardConfig(t *testing.T, file string, deps *Dependencies) (err er
 	t.Helper()
 	flags := pflag.NewFlagSet("kubelet", pflag.ContinueOnError)
 	guard.AddFlags(flags)
+	was := flags.Lookup("guard-config").Value.String()
 	if err := flags.Set("guard-config", file); err != nil {
 		t.Fatal(err)
 	}
 	before := guard.Install(nil)
 	t.Cleanup(func() {
 		guard.Install(before)
-		if err := flags.Set("guard-config", ""); err != nil {
+		if err := flags.Set("guard-config", was); err != nil {
 			t.Error(err)
 		}
 	})
