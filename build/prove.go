@@ -231,7 +231,16 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	var proofs []Proof
 	for i, h := range hooks {
 		start := time.Now()
-		proof, err := p.prove(ctx, h)
+		proof, err := p.prove(ctx, h, []Hook{h})
+		if err == nil && proof.Problem != "" {
+			// Hunks that share a variable only go together.
+			together := slices.DeleteFunc(slices.Clone(hooks), func(o Hook) bool {
+				return o.Patch != h.Patch || o.File != h.File || o.Function != h.Function
+			})
+			if len(together) > 1 {
+				proof, err = p.prove(ctx, h, together)
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -368,17 +377,20 @@ func (p prover) order(own string) []string {
 	return packages
 }
 
-// prove runs the tests package by package, until one notices.
-func (p prover) prove(ctx context.Context, h Hook) (Proof, error) {
+// prove runs the tests without the hunks in out, which are h and what only goes
+// together with it, package by package, until one notices.
+func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 	proof := Proof{Hook: h}
 	original := filepath.Join(p.runner.dir, filepath.FromSlash(h.File))
 	content, err := os.ReadFile(original)
 	if err != nil {
 		return proof, err
 	}
-	changed, err := h.Without(content)
-	if err != nil {
-		return proof, err
+	changed := content
+	for _, o := range out {
+		if changed, err = o.Without(changed); err != nil {
+			return proof, err
+		}
 	}
 	replacement := filepath.Join(p.scratch, "without.go")
 	if _, err := writeFile(replacement, changed, 0o644); err != nil {

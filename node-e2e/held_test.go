@@ -135,11 +135,16 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.awaitHeld(ctx, pod, guard.PodVanished)
 		Expect(syscall.Kill(pod.process.PID, syscall.SIGKILL)).To(Succeed())
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
-		Eventually(containersOf).WithContext(ctx).WithArguments(pod.uid).WithTimeout(restartTimeout).
-			Should(HaveKey(workloadContainer), "the kubelet restarts the container of pod %s", pod)
-		s.restoreKey(ctx, pod)
-		s.awaitKnownAgain(ctx, pod)
-		s.deleteExplicitly(ctx, s.observe(ctx, pod.name, workloadContainer), metav1.DeleteOptions{})
+		restarted := *pod
+		Eventually(func(g Gomega) {
+			running, err := containersOf(ctx, pod.uid)
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(running).To(HaveKey(workloadContainer))
+			restarted.process = running[workloadContainer].Process
+		}).WithContext(ctx).WithTimeout(restartTimeout).Should(Succeed(), "the kubelet restarts the container of pod %s", pod)
+		restarted.death = watchDeath(restarted.process)
+		s.restoreKey(ctx, &restarted)
+		s.deleteExplicitly(ctx, &restarted, metav1.DeleteOptions{})
 	})
 
 	It("whose object is gone ends when its release file is written", func(ctx SpecContext) {

@@ -31,9 +31,6 @@ const (
 	labelGuarded = "guarded"
 	// labelTransparency marks specs in which both kubelets must behave alike.
 	labelTransparency = "transparency"
-	// labelIssue3 marks specs that wait for pods saved across a restart. They are
-	// left out unless the label filter names them.
-	labelIssue3 = "issue3"
 )
 
 // Waits that concern the whole suite.
@@ -152,8 +149,8 @@ func kubeletBinary(v Variant) string {
 	return filepath.Join(outputDir, "bin", name)
 }
 
-// labelFilter adds to the user's filter what a kubelet cannot pass: guarded specs
-// on a stock one, and pending specs unless they are asked for by name.
+// labelFilter adds to the user's filter that a stock kubelet cannot pass guarded
+// specs.
 func labelFilter(user string, v Variant) string {
 	var terms []string
 	if user != "" {
@@ -161,9 +158,6 @@ func labelFilter(user string, v Variant) string {
 	}
 	if v == Stock {
 		terms = append(terms, "!"+labelGuarded)
-	}
-	if !strings.Contains(user, labelIssue3) {
-		terms = append(terms, "!"+labelIssue3)
 	}
 	return strings.Join(terms, " && ")
 }
@@ -174,9 +168,10 @@ func TestLabelFilter(t *testing.T) {
 		v    Variant
 		want string
 	}{
-		{"", Guarded, "!issue3"},
-		{"", Stock, "!guarded && !issue3"},
-		{"incident || issue3", Stock, "(incident || issue3) && !guarded"},
+		{"", Guarded, ""},
+		{"", Stock, "!guarded"},
+		{"incident", Guarded, "(incident)"},
+		{"incident || transparency", Stock, "(incident || transparency) && !guarded"},
 	} {
 		if got := labelFilter(tc.user, tc.v); got != tc.want {
 			t.Errorf("labelFilter(%q, %s) = %q, want %q", tc.user, tc.v, got, tc.want)
