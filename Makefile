@@ -43,7 +43,12 @@ kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
 	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/kubectl-guard ./cmd/kubectl-guard
 
 .PHONY: binaries
-binaries: kubelet kubelet-stock control-plane node-parts ## Build all of the above
+binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node runs: both kubelets, control plane, node parts
+
+.PHONY: node-e2e
+node-e2e: ## Build the node suite and guard-node: _output/bin/
+	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e
+	@$(go) build -o _output/bin/guard-node ./cmd/guard-node
 
 .PHONY: verify-reproducible
 verify-reproducible: ## Build the kubelet again elsewhere with an empty cache and compare the bytes (10 minutes)
@@ -52,7 +57,7 @@ verify-reproducible: ## Build the kubelet again elsewhere with an empty cache an
 ##@ See it
 
 .PHONY: demo
-demo: binaries ## Run the incidents on the stock and the guarded kubelet and print a table (KEEP=1 leaves the clusters up)
+demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubelet and print a table (KEEP=1 leaves the clusters up)
 	@$(go) run ./cmd/guard-e2e demo $(if $(KEEP),--keep)
 
 ##@ Test
@@ -74,7 +79,7 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 	@$(guard_build) test
 
 .PHONY: test-e2e
-test-e2e: binaries ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
+test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
 	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
 
 .PHONY: prove
