@@ -137,10 +137,11 @@ type podRecord struct {
 	dirty, saveFailed bool
 	// forgotten: nothing of the pod is to be written any more.
 	forgotten bool
-	// saving is held while the file is written or removed; saves counts writes
-	// under way.
-	saving sync.Mutex
-	saves  sync.WaitGroup
+	// saving is held while the file is written or removed; saveDone is closed when
+	// the newest write, and with it every earlier one, is over. Nil before the
+	// first.
+	saving   sync.Mutex
+	saveDone chan struct{}
 
 	// nextLookup is when the pod's PodDeletion record is looked for again.
 	nextLookup time.Time

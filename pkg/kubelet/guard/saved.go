@@ -66,9 +66,13 @@ func (g *Guard) saveSoonLocked(r *podRecord, pod *v1.Pod) {
 	// The kubelet goes on to write annotations into this very object.
 	r.saved = pod.DeepCopy()
 	r.dirty = true
-	r.saves.Add(1)
+	before, done := r.saveDone, make(chan struct{})
+	r.saveDone = done
 	go func() {
-		defer r.saves.Done()
+		defer close(done)
+		if before != nil {
+			<-before
+		}
 		g.save(r)
 	}()
 }
@@ -124,11 +128,12 @@ func (g *Guard) save(r *podRecord) {
 
 // awaitSaved returns when the pod's file is on disk, or after saveTimeout.
 func (g *Guard) awaitSaved(ctx context.Context, r *podRecord) {
-	done := make(chan struct{})
-	go func() {
-		r.saves.Wait()
-		close(done)
-	}()
+	g.mu.Lock()
+	done := r.saveDone
+	g.mu.Unlock()
+	if done == nil {
+		return
+	}
 	select {
 	case <-done:
 	case <-ctx.Done():

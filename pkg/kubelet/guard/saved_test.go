@@ -41,13 +41,15 @@ func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restar
 // saved waits for the writes that are under way.
 func (f *fixture) saved() {
 	f.mu.Lock()
-	var records []*podRecord
+	var writes []chan struct{}
 	for _, r := range f.records {
-		records = append(records, r)
+		if r.saveDone != nil {
+			writes = append(writes, r.saveDone)
+		}
 	}
 	f.mu.Unlock()
-	for _, r := range records {
-		r.saves.Wait()
+	for _, done := range writes {
+		<-done
 	}
 }
 
