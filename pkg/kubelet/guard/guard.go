@@ -103,6 +103,8 @@ type Guard struct {
 	// loaded has what an earlier kubelet saved, until the first message of the
 	// API source.
 	loaded map[types.UID]savedPod
+	// unusable has the pods whose files could not be used, until then.
+	unusable []types.UID
 }
 
 // podRecord is what is known about one protected pod.
@@ -132,7 +134,9 @@ type podRecord struct {
 	heldSince time.Time
 	// saved is what is on disk or about to be; savedVersion the resource version
 	// that was compared last. dirty: the disk is behind.
-	saved             *v1.Pod
+	saved *v1.Pod
+	// volumes are saved with the pod; the slice is replaced, never changed.
+	volumes           []savedVolume
 	savedVersion      string
 	dirty, saveFailed bool
 	// forgotten: nothing of the pod is to be written any more.

@@ -187,6 +187,29 @@ func Vanished(uid types.UID) bool {
 	return g != nil && g.Vanished(uid)
 }
 
+// SaveVolume: see Guard.SaveVolume.
+func SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume *v1.PersistentVolume) {
+	if g := installed.Load(); g != nil {
+		g.SaveVolume(pod, claim, volume)
+	}
+}
+
+// SavedClaim: see Guard.SavedClaim.
+func SavedClaim(pod *v1.Pod, name string) *v1.PersistentVolumeClaim {
+	if g := installed.Load(); g != nil {
+		return g.SavedClaim(pod, name)
+	}
+	return nil
+}
+
+// SavedVolume: see Guard.SavedVolume.
+func SavedVolume(pod *v1.Pod, claim types.UID) *v1.PersistentVolume {
+	if g := installed.Load(); g != nil {
+		return g.SavedVolume(pod, claim)
+	}
+	return nil
+}
+
 // MountContext: see Guard.MountContext.
 func MountContext(ctx context.Context, uid types.UID) (context.Context, context.CancelFunc) {
 	if g := installed.Load(); g != nil {

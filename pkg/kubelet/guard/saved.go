@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -38,6 +39,10 @@ func (g *Guard) openState() {
 	pods, bad := store.load()
 	for _, err := range bad {
 		g.stateFailed(err)
+		var unusable *unusableError
+		if errors.As(err, &unusable) {
+			g.unusable = append(g.unusable, unusable.uid)
+		}
 	}
 	for _, saved := range pods {
 		g.loaded[saved.Pod.UID] = saved
@@ -65,6 +70,11 @@ func (g *Guard) saveSoonLocked(r *podRecord, pod *v1.Pod) {
 	}
 	// The kubelet goes on to write annotations into this very object.
 	r.saved = pod.DeepCopy()
+	g.writeSoonLocked(r)
+}
+
+// writeSoonLocked starts to write the pod's file, after the write under way.
+func (g *Guard) writeSoonLocked(r *podRecord) {
 	r.dirty = true
 	before, done := r.saveDone, make(chan struct{})
 	r.saveDone = done
@@ -108,7 +118,7 @@ func (g *Guard) save(r *podRecord) {
 		g.mu.Unlock()
 		return
 	}
-	content := savedPod{Pod: r.saved, Evidence: r.evidence, SavedAt: g.clock.Now().UTC()}
+	content := savedPod{Pod: r.saved, Volumes: r.volumes, Evidence: r.evidence, SavedAt: g.clock.Now().UTC()}
 	r.dirty = false
 	g.mu.Unlock()
 
@@ -178,10 +188,7 @@ func (g *Guard) restore() []*v1.Pod {
 		}
 		g.mu.Lock()
 		r := g.recordLocked(saved.Pod)
-		r.saved = saved.Pod.DeepCopy()
-		if r.evidence == nil {
-			r.evidence = saved.Evidence
-		}
+		r.adopt(saved)
 		released := r.evidence != nil
 		g.mu.Unlock()
 		if released {
@@ -202,7 +209,42 @@ func (g *Guard) restore() []*v1.Pod {
 			restored = append(restored, saved.Pod)
 		}
 	}
+	g.forgetUnusable()
 	return restored
+}
+
+// adopt takes over what an earlier kubelet saved.
+func (r *podRecord) adopt(saved savedPod) {
+	r.saved, r.volumes = saved.Pod.DeepCopy(), saved.Volumes
+	if r.evidence == nil {
+		r.evidence = saved.Evidence
+		return
+	}
+	// The list that the first message comes from may have brought evidence already.
+	r.dirty = saved.Evidence == nil
+}
+
+// forgetUnusable removes the files that could not be used and whose pods neither
+// the API nor the runtime has any more. Those of living pods stay; they are
+// written anew when the pod has its object.
+func (g *Guard) forgetUnusable() {
+	for _, uid := range g.unusable {
+		g.mu.Lock()
+		_, known := g.records[uid]
+		g.mu.Unlock()
+		if known {
+			continue
+		}
+		g.awaitRuntime()
+		if pod, err := g.sandboxPod(uid); err != nil || pod != nil {
+			continue
+		}
+		klog.InfoS("Removing an unusable file of a pod that is neither in the API nor in the runtime", "file", g.store.path(uid))
+		if err := g.store.remove(uid); err != nil {
+			g.stateFailed(fmt.Errorf("remove the unusable file of a pod that is gone: %w", err))
+		}
+	}
+	g.unusable = nil
 }
 
 // releasePath is the release file of a pod: an empty file is enough.

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -29,6 +30,11 @@ type observedListerWatcher struct {
 	guard    *Guard
 	original cache.ListerWatcher
 	lw       cache.ListerWatcherWithContext
+
+	mu sync.Mutex
+	// seen has the pods that the server has shown since its storage went back; nil
+	// when it did not, or when the reflector has listed since. See rewind.go.
+	seen map[cache.ObjectName]*v1.Pod
 }
 
 func (o *observedListerWatcher) List(options metav1.ListOptions) (runtime.Object, error) {
@@ -38,6 +44,7 @@ func (o *observedListerWatcher) List(options metav1.ListOptions) (runtime.Object
 func (o *observedListerWatcher) ListWithContext(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 	list, err := o.lw.ListWithContext(ctx, options)
 	if pods, ok := list.(*v1.PodList); ok && err == nil {
+		o.relisted()
 		for i := range pods.Items {
 			o.guard.observe(&pods.Items[i])
 		}
@@ -50,16 +57,18 @@ func (o *observedListerWatcher) Watch(options metav1.ListOptions) (watch.Interfa
 }
 
 func (o *observedListerWatcher) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	initial := options.ResourceVersion == "" || options.ResourceVersion == "0" || options.SendInitialEvents != nil
+	if !initial && o.guard.config.Mode == Enforce {
+		return o.watchFrom(ctx, options)
+	}
+	if options.SendInitialEvents != nil {
+		o.relisted()
+	}
 	w, err := o.lw.WatchWithContext(ctx, options)
 	if err != nil {
 		return w, err
 	}
-	return watch.Filter(w, func(event watch.Event) (watch.Event, bool) {
-		if pod, ok := event.Object.(*v1.Pod); ok {
-			o.guard.observe(pod)
-		}
-		return event, true
-	}), nil
+	return watch.Filter(w, func(event watch.Event) (watch.Event, bool) { o.observe(event); return event, true }), nil
 }
 
 // IsWatchListSemanticsUnSupported is how client-go asks whether the initial
@@ -121,13 +130,7 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 		}
 		r.pod, r.pass, r.present = pod, g.pass, true
 		if saved, ok := g.loaded[pod.UID]; ok {
-			// The list that this message comes from may have brought evidence already.
-			r.saved = saved.Pod
-			if r.evidence == nil {
-				r.evidence = saved.Evidence
-			} else {
-				r.dirty = saved.Evidence == nil
-			}
+			r.adopt(saved)
 			delete(g.loaded, pod.UID)
 		}
 		g.saveSoonLocked(r, pod)

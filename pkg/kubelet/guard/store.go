@@ -28,6 +28,8 @@ const (
 type savedPod struct {
 	// Pod is the whole object as it came from the API.
 	Pod *v1.Pod `json:"pod"`
+	// Volumes behind the pod's claims.
+	Volumes []savedVolume `json:"volumes,omitempty"`
 	// Evidence that came in for the pod. It is here because it has to survive the
 	// kubelet even when the object does not.
 	Evidence *Evidence `json:"evidence,omitempty"`
@@ -109,13 +111,26 @@ func (s *store) load() (pods []savedPod, bad []error) {
 			err = fmt.Errorf("holds pod UID %q", saved.Pod.UID)
 		}
 		if err != nil {
-			bad = append(bad, fmt.Errorf("saved pod %s cannot be used: %w", path, err))
+			bad = append(bad, &unusableError{uid: types.UID(name), path: path, err: err})
 			continue
 		}
 		pods = append(pods, saved)
 	}
 	return pods, bad
 }
+
+// unusableError is about one file that cannot be used.
+type unusableError struct {
+	uid  types.UID
+	path string
+	err  error
+}
+
+func (e *unusableError) Error() string {
+	return fmt.Sprintf("saved pod %s cannot be used: %v", e.path, e.err)
+}
+
+func (e *unusableError) Unwrap() error { return e.err }
 
 func readSaved(path string) (savedPod, error) {
 	content, err := os.ReadFile(path)
