@@ -61,6 +61,8 @@ type Provider interface {
 	// cluster, and Down the one that removes a cluster that was kept.
 	Kubectl() string
 	Down() string
+	// Kubeconfig is the administrator's kubeconfig file.
+	Kubeconfig() string
 	Node() Node
 }
 
@@ -78,6 +80,24 @@ type Node interface {
 	// RemoveStaticPod takes it away; removing one that is not there is no error.
 	WriteStaticPod(name string, manifest []byte) error
 	RemoveStaticPod(name string) error
+	// Run runs a program on the node, as root and among the node's own mounts, and
+	// returns what it printed.
+	Run(ctx context.Context, command ...string) (string, error)
+	// NewLink makes a connection to the API server that can be cut, for a kubelet to
+	// be started with. Whoever makes it closes it.
+	NewLink() (Link, error)
+}
+
+// Link is a connection between a kubelet and the API server. While it is cut,
+// nothing passes in either direction and nobody is told, as on a network that drops
+// packets; once it is mended, what was on the way arrives.
+type Link interface {
+	Cut()
+	Mend()
+	// Reset ends all connections, and what was on the way is lost, as after a long
+	// time without a network.
+	Reset() error
+	Close() error
 }
 
 // KubeletChange says how a kubelet is started. The zero value is the normal
@@ -92,6 +112,8 @@ type KubeletChange struct {
 	// NodeName registers the kubelet under another name, with credentials for it;
 	// empty is the node's own name.
 	NodeName string
+	// Link is how the kubelet reaches the API server; nil is directly.
+	Link Link
 }
 
 // Kubelet controls the kubelet's process.

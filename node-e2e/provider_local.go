@@ -69,6 +69,8 @@ func (p *localProvider) Kubectl() string {
 	return kubectl + " --kubeconfig " + p.cluster.Kubeconfig()
 }
 
+func (p *localProvider) Kubeconfig() string { return p.cluster.Kubeconfig() }
+
 func (p *localProvider) Down() string {
 	return filepath.Join(filepath.Dir(p.config.KubeDir), "bin", "guard-node") + " down " + p.config.Name
 }
@@ -103,6 +105,12 @@ func (n localNode) RemoveStaticPod(name string) error {
 	return err
 }
 
+func (n localNode) Run(ctx context.Context, command ...string) (string, error) {
+	return n.cluster.RunOnNode(ctx, command...)
+}
+
+func (n localNode) NewLink() (Link, error) { return n.cluster.NewLink() }
+
 type localKubelet struct{ cluster *embedded.Cluster }
 
 func (k localKubelet) Start(ctx context.Context, change KubeletChange) error {
@@ -118,6 +126,9 @@ func (k localKubelet) Start(ctx context.Context, change KubeletChange) error {
 	}
 	if change.NodeName != "" {
 		options = append(options, embedded.WithNodeName(change.NodeName))
+	}
+	if change.Link != nil {
+		options = append(options, embedded.WithLink(change.Link.(*embedded.Link)))
 	}
 	err := k.cluster.Kubelet().Start(ctx, options...)
 	var exit *embedded.ExitError

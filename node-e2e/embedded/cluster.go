@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -522,6 +523,22 @@ func (c *Cluster) Scheduler() *Component { return c.scheduler }
 // Containerd controls the container runtime. Containers keep running while it
 // is stopped or restarted.
 func (c *Cluster) Containerd() *Component { return c.containerd }
+
+// RunOnNode runs a program as root in the node's mount namespace and returns what
+// it printed. What it mounts there ends with the cluster at the latest.
+func (c *Cluster) RunOnNode(ctx context.Context, command ...string) (string, error) {
+	var output []byte
+	err := c.mounts.do(func() (err error) {
+		run := exec.CommandContext(ctx, command[0], command[1:]...)
+		run.Env = append(os.Environ(), markerEnv+"="+c.config.Dir)
+		output, err = run.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		return string(output), fmt.Errorf("running %q on the node: %w: %s", strings.Join(command, " "), err, lastLines(string(output), 10))
+	}
+	return string(output), nil
+}
 
 // KubeletGet returns the body of a GET on the kubelet's authenticated port,
 // through the API server's node proxy. Path begins with a slash and may have a

@@ -32,6 +32,7 @@ type kubeletSpec struct {
 	binary      string
 	nodeName    string
 	guardConfig string
+	server      string
 	flags       []string
 	configure   []func(*kubeletconfigv1beta1.KubeletConfiguration)
 }
@@ -68,6 +69,11 @@ func WithNodeName(name string) KubeletOption {
 	return func(s *kubeletSpec) { s.nodeName = name }
 }
 
+// WithLink lets the kubelet reach the API server through the link only.
+func WithLink(link *Link) KubeletOption {
+	return func(s *kubeletSpec) { s.server = link.URL() }
+}
+
 // Start starts the kubelet as Config says, changed by the options, and returns
 // when it is healthy and its resource managers have started. The options hold for this start only: a later start
 // without options is as Config says again. A kubelet that exits before it is
@@ -94,7 +100,7 @@ func (k *Kubelet) Restart(ctx context.Context, options ...KubeletOption) error {
 
 // kubeletSpec is Config changed by the options.
 func (c *Cluster) kubeletSpec(options []KubeletOption) kubeletSpec {
-	spec := kubeletSpec{binary: c.config.Kubelet, nodeName: c.NodeName(), guardConfig: c.config.GuardConfig}
+	spec := kubeletSpec{binary: c.config.Kubelet, nodeName: c.NodeName(), guardConfig: c.config.GuardConfig, server: c.url("https", apiServerPort)}
 	for _, option := range options {
 		option(&spec)
 	}
@@ -108,7 +114,7 @@ func (c *Cluster) prepareKubelet(spec kubeletSpec) (launch, error) {
 		}
 	}
 	kubeconfig := filepath.Join(c.config.Dir, "config", "kubelet-"+spec.nodeName+".kubeconfig")
-	err := writeKubeconfig(kubeconfig, c.pki, c.url("https", apiServerPort), "system:node:"+spec.nodeName, nodeClientCertificate(spec.nodeName))
+	err := writeKubeconfig(kubeconfig, c.pki, spec.server, "system:node:"+spec.nodeName, nodeClientCertificate(spec.nodeName))
 	if err != nil {
 		return launch{}, err
 	}
