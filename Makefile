@@ -46,7 +46,7 @@ kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
 binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node runs: both kubelets, control plane, node parts
 
 .PHONY: node-e2e
-node-e2e: ## Build the node suite and guard-node: _output/bin/
+node-e2e: kubectl-guard ## Build the node suite, guard-node and the kubectl plugin: _output/bin/
 	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e
 	@$(go) build -o _output/bin/guard-node ./cmd/guard-node
 

@@ -91,16 +91,18 @@ func mustReadMetrics(ctx context.Context) metricFamilies {
 }
 
 // deletionLookups is the operation that fails whenever the API server is away,
-// which some incidents are about.
-const deletionLookups = "PodDeletion"
+// which some incidents are about; stateDirectory the one that fails with the state
+// directory.
+const (
+	deletionLookups = "PodDeletion"
+	stateDirectory  = "StateDirectory"
+)
 
-// failures are what the guard's counters say about the guard itself: kill attempts
-// that only the last line of defence refused, because no hook did before, and
-// operations on the node that failed. Both are zero in a correct build.
-type failures struct {
-	runtimeStops int
-	errors       float64
-}
+// failures are what the guard's counters say about the guard itself: operations on
+// the node that failed, by name, and, as operation RuntimeStop, kill attempts that
+// only the last line of defence refused, because no hook did before. A correct
+// build on a healthy node has none.
+type failures map[string]float64
 
 // counters follows those counters over restarts of the kubelet, which set them to
 // zero.
@@ -110,53 +112,96 @@ var counters struct {
 	open, reported failures
 }
 
+// tolerated are the operations that the running spec makes fail.
+var tolerated []string
+
+// tolerate lets an operation fail until the end of the spec. It must come before
+// the first change of the kubelet, so that the clean-up may fail, too.
+func tolerate(operation string) {
+	GinkgoHelper()
+	tolerated = append(tolerated, operation)
+	DeferCleanup(func(ctx SpecContext) {
+		counters.open = takeFailures(ctx)
+		tolerated = nil
+	}, NodeTimeout(time.Minute))
+}
+
 // keepCounters notes the counters of a kubelet that is about to be stopped.
 func keepCounters(ctx context.Context) {
-	now, ok := readFailures(ctx)
-	if !ok {
-		return
+	if now, ok := readFailures(ctx); ok {
+		counters.open = counters.open.plus(now.minus(counters.reported))
+		counters.reported = nil
 	}
-	counters.open.runtimeStops += now.runtimeStops - counters.reported.runtimeStops
-	counters.open.errors += now.errors - counters.reported.errors
-	counters.reported = failures{}
 }
 
 // readFailures reads the counters. A kubelet that does not answer, because it is
 // stopped already, has nothing to tell.
 func readFailures(ctx context.Context) (failures, bool) {
 	if variant != Guarded {
-		return failures{}, false
+		return nil, false
 	}
 	metrics, err := readMetrics(ctx)
 	if err != nil {
-		return failures{}, false
+		return nil, false
 	}
-	found := failures{runtimeStops: metrics.byCause(refusedKills)[guard.RuntimeStop]}
-	for _, metric := range metrics[guardErrors].GetMetric() {
-		if metric.GetLabel()[0].GetValue() != deletionLookups {
-			found.errors += metric.GetCounter().GetValue()
-		}
+	found := metrics.failedOperations()
+	delete(found, deletionLookups)
+	if stops := metrics.byCause(refusedKills)[guard.RuntimeStop]; stops > 0 {
+		found[string(guard.RuntimeStop)] = float64(stops)
 	}
 	return found, true
 }
 
-// takeFailures returns what was counted since the last call.
+// failedOperations returns how often each operation of the guard failed.
+func (m metricFamilies) failedOperations() failures {
+	found := failures{}
+	for _, metric := range m[guardErrors].GetMetric() {
+		if count := metric.GetCounter().GetValue(); count > 0 {
+			found[metric.GetLabel()[0].GetValue()] = count
+		}
+	}
+	return found
+}
+
+// takeFailures returns what was counted since the last call and is not tolerated.
 func takeFailures(ctx context.Context) failures {
 	seen := counters.open
 	if now, ok := readFailures(ctx); ok {
-		seen.runtimeStops += now.runtimeStops - counters.reported.runtimeStops
-		seen.errors += now.errors - counters.reported.errors
+		seen = seen.plus(now.minus(counters.reported))
 		counters.reported = now
 	}
-	counters.open = failures{}
+	counters.open = nil
+	for _, operation := range tolerated {
+		delete(seen, operation)
+	}
 	return seen
+}
+
+// plus and minus leave out what is zero.
+func (f failures) plus(other failures) failures {
+	sum := failures{}
+	maps.Copy(sum, f)
+	for operation, count := range other {
+		if sum[operation] += count; sum[operation] == 0 {
+			delete(sum, operation)
+		}
+	}
+	return sum
+}
+
+func (f failures) minus(other failures) failures {
+	negative := failures{}
+	for operation, count := range other {
+		negative[operation] = -count
+	}
+	return f.plus(negative)
 }
 
 // expectNone fails if the guard's own counters are not zero.
 func (f failures) expectNone() {
 	GinkgoHelper()
-	Expect(f.runtimeStops).To(BeZero(), "kill attempts that only the last line of defence refused (%s{cause=%q})", refusedKills, guard.RuntimeStop)
-	Expect(f.errors).To(BeZero(), "failed operations of the guard (%s)", guardErrors)
+	Expect(f).To(BeEmpty(), "failed operations of the guard (%s), and kill attempts that only the last line of defence refused (%s{cause=%q})",
+		guardErrors, refusedKills, guard.RuntimeStop)
 }
 
 // After each spec, so that a failure names it, and before any clean-up, which
@@ -164,7 +209,7 @@ func (f failures) expectNone() {
 // next spec or the end of the suite.
 var _ = JustAfterEach(func(ctx SpecContext) {
 	seen := takeFailures(ctx)
-	if (CurrentSpecReport().Failed() || seen != failures{}) && current != nil {
+	if (CurrentSpecReport().Failed() || len(seen) > 0) && current != nil {
 		current.collect(ctx)
 	}
 	seen.expectNone()

@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -17,10 +15,6 @@ import (
 
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
-
-// releaseTimeout covers the 10 s after which the guard looks for release files, and
-// the grace period.
-const releaseTimeout = 30 * time.Second
 
 // settling is the age from which on the kubelet keeps a container's readiness over
 // its restart: upstream's prober takes a younger one for new and shows it as not
@@ -48,6 +42,27 @@ func (s *scene) awaitHeld(ctx context.Context, pod *subject, causes ...guard.Cau
 		pod.expectAlive(g)
 		expectState(g, ctx, pod, guard.Held, causes...)
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held for %v", pod, causes)
+}
+
+// awaitOrphaned waits until a pod is held that the kubelet knows from the runtime
+// only. Its volumes are held with it when the kubelet has come to clean them up.
+func (s *scene) awaitOrphaned(ctx context.Context, pod *subject) {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		pod.expectAlive(g)
+		found, err := guardPod(ctx, pod.uid)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+		g.Expect(found.State).To(Equal(guard.Held), "state of pod %s in %s", pod, guard.PodsPath)
+		g.Expect(found.ObjectPresent).To(BeFalse(), "the kubelet sees the object of pod %s", pod)
+		held := []guard.Cause{}
+		for _, hold := range found.Holds {
+			if hold.Cause != guard.VolumeUnmount {
+				held = append(held, hold.Cause)
+			}
+		}
+		g.Expect(held).To(ConsistOf(guard.OrphanedRuntimePod), "causes of pod %s in %s beside %s", pod, guard.PodsPath, guard.VolumeUnmount)
+	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held as one that only the runtime knows", pod)
 }
 
 var _ = Describe("A held pod", Label(labelGuarded), func() {
@@ -135,29 +150,9 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.awaitHeld(ctx, pod, guard.PodVanished)
 		Expect(syscall.Kill(pod.process.PID, syscall.SIGKILL)).To(Succeed())
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
-		restarted := *pod
-		Eventually(func(g Gomega) {
-			running, err := containersOf(ctx, pod.uid)
-			g.Expect(err).NotTo(HaveOccurred())
-			g.Expect(running).To(HaveKey(workloadContainer))
-			restarted.process = running[workloadContainer].Process
-		}).WithContext(ctx).WithTimeout(restartTimeout).Should(Succeed(), "the kubelet restarts the container of pod %s", pod)
-		restarted.death = watchDeath(restarted.process)
-		s.restoreKey(ctx, &restarted)
-		s.deleteExplicitly(ctx, &restarted, metav1.DeleteOptions{})
-	})
-
-	It("whose object is gone ends when its release file is written", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
-		s.loseKey(ctx, pod)
-		s.awaitHeld(ctx, pod, guard.PodVanished)
-		folder := filepath.Join(provider.Node().KubeletDir(), "guard", "release")
-		Expect(os.MkdirAll(folder, 0o700)).To(Succeed())
-		asked := time.Now()
-		Expect(os.WriteFile(filepath.Join(folder, string(pod.uid)), nil, 0o600)).To(Succeed())
-		pod.awaitDeath(ctx, asked, releaseTimeout)
-		s.awaitGone(ctx, pod, gracePeriod+deletionSlack)
+		restarted := awaitRestarted(ctx, pod)
+		s.restoreKey(ctx, restarted)
+		s.deleteExplicitly(ctx, restarted, metav1.DeleteOptions{})
 	})
 
 	It("keeps all its containers, sidecars included, and loses all when deleted", func(ctx SpecContext) {

@@ -60,6 +60,9 @@ type incident struct {
 	restarts bool
 	// vanished: the fault takes the pods' objects out of the kubelet's sight.
 	vanished bool
+	// unregistered: it takes the node's object, too, and the kubelet does not bring
+	// that back before the repair.
+	unregistered bool
 	// nodeName is the name that the fault gives the node; empty leaves its own.
 	nodeName string
 	// terminal: the fault shows the pods in a terminal phase, until the kubelet has
@@ -126,7 +129,7 @@ func (i incident) run(ctx context.Context) {
 	if i.repair != nil && (variant == Guarded || i.survives) {
 		i.repair(ctx, s, guardedPod)
 	}
-	if i.vanished && variant == Stock {
+	if i.vanished && variant == Stock && !i.survives {
 		return
 	}
 	asked := time.Now()
@@ -184,6 +187,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 	Eventually(func(g Gomega) {
 		s.expectEvents(g, ctx, pod, i)
 		switch {
+		case i.unregistered:
 		case i.vanished:
 			// The object has no condition to show; the node has.
 			expectNodeCondition(g, ctx, cmp.Or(i.nodeName, provider.Node().Name()), corev1.ConditionTrue)

@@ -169,15 +169,7 @@ var _ = Describe("Kubelet restart", func() {
 	describeIncident(incident{
 		title: "API server away while kubelet restarts",
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
-			down := true
-			start := func(ctx context.Context) {
-				if down {
-					Expect(provider.Node().ControlPlane().StartAPIServer(ctx)).To(Succeed(), "start the API server")
-					down = false
-				}
-			}
-			DeferCleanup(start)
-			Expect(provider.Node().ControlPlane().StopAPIServer(ctx)).To(Succeed(), "stop the API server")
+			start := stopAPIServer(ctx)
 			restartKubelet(ctx, KubeletChange{})
 			start(ctx)
 		},
@@ -297,11 +289,11 @@ var _ = Describe("Live", func() {
 	describeIncident(emptyEtcd("etcd replaced by an empty one, live", false))
 })
 
-// emptyEtcd is the loss of the whole storage. A running kubelet does not notice:
-// its watch stays silent. One that starts anew finds no pods.
+// emptyEtcd is the loss of the whole storage. A running stock kubelet does not
+// notice: its watch stays silent. One that starts anew finds no pods.
 func emptyEtcd(title string, restart bool) incident {
 	var snapshot string
-	i := incident{
+	return incident{
 		title: title,
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			snapshot = filepath.Join(GinkgoT().TempDir(), "etcd.snapshot")
@@ -316,7 +308,11 @@ func emptyEtcd(title string, restart bool) incident {
 				restartKubelet(ctx, KubeletChange{})
 			}
 		},
-		survives: !restart,
+		restarts:     restart,
+		survives:     !restart,
+		vanished:     true,
+		unregistered: !restart,
+		causes:       unknownPod,
 		repair: func(ctx context.Context, s *scene, pod *subject) {
 			restoreStorage(ctx, snapshot)
 			snapshot = ""
@@ -324,10 +320,6 @@ func emptyEtcd(title string, restart bool) incident {
 			s.awaitServing(ctx, pod.name, pod.uid)
 		},
 	}
-	if restart {
-		i.restarts, i.vanished, i.causes = true, true, unknownPod
-	}
-	return i
 }
 
 // restoreStorage brings a snapshot back, and the kubelet in step with it: its

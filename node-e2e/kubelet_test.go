@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"io"
+	"os"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -60,6 +62,39 @@ func normalKubelet(ctx context.Context) {
 	keepCounters(ctx)
 	Expect(provider.Node().Kubelet().Stop(ctx)).To(Succeed(), "stop the kubelet")
 	startKubelet(ctx, KubeletChange{})
+}
+
+// stopAPIServer stops the API server; the returned function, or the spec's end,
+// starts it again.
+func stopAPIServer(ctx context.Context) (start func(context.Context)) {
+	GinkgoHelper()
+	down := true
+	start = func(ctx context.Context) {
+		if down {
+			Expect(provider.Node().ControlPlane().StartAPIServer(ctx)).To(Succeed(), "start the API server")
+			down = false
+		}
+	}
+	DeferCleanup(start)
+	Expect(provider.Node().ControlPlane().StopAPIServer(ctx)).To(Succeed(), "stop the API server")
+	return start
+}
+
+// kubeletLog returns a function that returns what the kubelet has logged since.
+func kubeletLog() (since func() string) {
+	GinkgoHelper()
+	path := provider.Node().Kubelet().LogPath()
+	before, err := os.Stat(path)
+	Expect(err).NotTo(HaveOccurred(), "read the kubelet's log")
+	return func() string {
+		GinkgoHelper()
+		log, err := os.Open(path)
+		Expect(err).NotTo(HaveOccurred(), "read the kubelet's log")
+		defer log.Close()
+		text, err := io.ReadAll(io.NewSectionReader(log, before.Size(), 1<<30))
+		Expect(err).NotTo(HaveOccurred(), "read the kubelet's log")
+		return string(text)
+	}
 }
 
 // nodeMilliCPU is the node's capacity in thousandths of a core. Specs ask for

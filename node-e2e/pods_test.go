@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -176,6 +178,7 @@ func httpGet(path string, port int32) corev1.ProbeHandler {
 type subject struct {
 	name, namespace string
 	uid             types.UID
+	ip              string
 	process         Process
 	sandbox         Process
 	death           *deathWatch
@@ -217,7 +220,7 @@ func (s *scene) observe(ctx context.Context, pod, container string) *subject {
 	GinkgoHelper()
 	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod, metav1.GetOptions{})
 	Expect(err).NotTo(HaveOccurred(), "read pod %s", pod)
-	found := &subject{name: pod, namespace: s.namespace, uid: object.UID}
+	found := &subject{name: pod, namespace: s.namespace, uid: object.UID, ip: object.Status.PodIP}
 	Eventually(func(g Gomega) {
 		running, err := containersOf(ctx, object.UID)
 		g.Expect(err).NotTo(HaveOccurred())
@@ -302,6 +305,32 @@ func (s *scene) tell(ctx context.Context, pod, path string, query map[string]str
 	answer, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), path, query).DoRaw(ctx)
 	Expect(err).NotTo(HaveOccurred(), "GET %s of pod %s", path, pod)
 	return string(answer)
+}
+
+// ask asks a pod's workload for something at the pod's own address, which works
+// without the pod's object and without an API server.
+func ask(ctx context.Context, pod *subject, port int32, path string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path), nil)
+	if err != nil {
+		return "", err
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s of pod %s: %s: %.200s", path, pod, answer.Status, body)
+	}
+	return string(body), err
+}
+
+// expectFile checks the file that a container of a pod serves.
+func expectFile(g Gomega, ctx context.Context, pod *subject, port int32, content string) {
+	served, err := ask(ctx, pod, port, "/file")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(served).To(Equal(content), "file that pod %s serves on port %d", pod, port)
 }
 
 // deathWatch notes when a process ends.

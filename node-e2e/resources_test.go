@@ -27,21 +27,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s := newScene(ctx)
 		labelNode(ctx, ptr.To("a"))
 		DeferCleanup(labelNode, (*string)(nil))
-		static := KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
-			c.CPUManagerPolicy = "static"
-			c.ReservedSystemCPUs = "0"
-		}}
-		By("starting the kubelet with the static CPU manager policy")
-		stopKubelet(ctx)
-		forgetCPUs()
-		// Before the kubelet's return to its normal policy, which a state of another
-		// policy would keep from starting.
-		DeferCleanup(func(ctx context.Context) {
-			endKubelet(ctx, provider.Node().Kubelet().Stop)
-			forgetCPUs()
-		})
-		startKubelet(ctx, static)
-
+		static := startStaticCPUs(ctx)
 		pods := s.run(ctx, s.newPod("exclusive", protected, exclusiveCPU, func(pod *corev1.Pod) {
 			pod.Spec.NodeSelector = map[string]string{poolLabel: "a"}
 		}), s.newPod("shared"))
@@ -61,7 +47,74 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "nobody else gets the CPU of pod %s", exclusive)
 		s.deleteExplicitly(ctx, exclusive, metav1.DeleteOptions{})
 	})
+
+	It("whose object is gone keeps its exclusive CPU and its port over a kubelet restart", func(ctx SpecContext) {
+		if nodeMilliCPU(ctx) < 2000 {
+			Skip("one CPU is reserved and one is given away: the node needs two")
+		}
+		s := newScene(ctx)
+		static := startStaticCPUs(ctx)
+		pod := s.run(ctx, s.newPod("exclusive", protected, exclusiveCPU, withHostPort))[0]
+		own := allowedCPUs(pod.process)
+		Expect(own).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", pod)
+		stopKubelet(ctx)
+		s.loseKey(ctx, pod)
+		startKubelet(ctx, static)
+		s.awaitHeld(ctx, pod, guard.PodVanished)
+
+		By("asking for all CPUs, and for the same port")
+		all := s.create(ctx, s.newPod("all-cpus", requesting(nodeMilliCPU(ctx)-1000)))
+		port := s.create(ctx, s.newPod("same-port", withHostPort))
+		s.expectRejected(ctx, all, "OutOfcpu")
+		s.expectRejected(ctx, port, "NodePorts")
+		shared := s.run(ctx, s.newPod("shared"))[0]
+		// The CPU manager reconciles every 10 s.
+		Consistently(func(g Gomega) {
+			pod.expectAlive(g)
+			g.Expect(allowedCPUs(pod.process)).To(Equal(own), "CPUs of pod %s", pod)
+			g.Expect(allowedCPUs(shared.process)).NotTo(ContainSubstring(own), "CPUs of pod %s", shared)
+		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "nobody else gets the CPU of pod %s", pod)
+		s.restoreKey(ctx, pod)
+		Expect(allowedCPUs(pod.process)).To(Equal(own), "CPUs of pod %s", pod)
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
 })
+
+// startStaticCPUs restarts the kubelet with the static CPU manager policy and CPU 0
+// reserved, and returns how to do so again.
+func startStaticCPUs(ctx context.Context) KubeletChange {
+	GinkgoHelper()
+	static := KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		c.CPUManagerPolicy = "static"
+		c.ReservedSystemCPUs = "0"
+	}}
+	By("starting the kubelet with the static CPU manager policy")
+	stopKubelet(ctx)
+	forgetCPUs()
+	// Before the kubelet's return to its normal policy, which a state of another
+	// policy would keep from starting.
+	DeferCleanup(func(ctx context.Context) {
+		endKubelet(ctx, provider.Node().Kubelet().Stop)
+		forgetCPUs()
+	})
+	startKubelet(ctx, static)
+	return static
+}
+
+// withHostPort asks for a port of the node. Nobody maps it here; the kubelet admits
+// one pod only that asks for it.
+func withHostPort(pod *corev1.Pod) { pod.Spec.Containers[0].Ports[0].HostPort = 32080 }
+
+// expectRejected waits until the kubelet turns a pod down for the reason.
+func (s *scene) expectRejected(ctx context.Context, pod *corev1.Pod, reason string) {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(object.Status.Phase).To(Equal(corev1.PodFailed), "phase of pod %s", pod.Name)
+		g.Expect(object.Status.Reason).To(Equal(reason), "why pod %s was rejected: %s", pod.Name, object.Status.Message)
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the kubelet rejects pod %s", pod.Name)
+}
 
 // exclusiveCPU makes a pod one to which the static policy gives a whole CPU.
 func exclusiveCPU(pod *corev1.Pod) {

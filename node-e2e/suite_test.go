@@ -52,6 +52,7 @@ var (
 	binaryFlag   = flag.String("kubelet-binary", "", "path of the kubelet (default <output>/bin/kubelet-stock or <output>/bin/kubelet)")
 	outputFlag   = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
 	clusterFlag  = flag.String("cluster", "", "name of the cluster (default: the value of -kubelet)")
+	manifestFlag = flag.String("manifests", "manifests", "folder with the manifests that a cluster of guarded nodes needs")
 	resultsFlag  = flag.String("results", "", "file that receives the results as JSON")
 	attachedFlag = flag.Bool("attached", false, "clean up and end, as on an interrupt, when standard input ends: for a caller that may die")
 	keepFlag     = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
