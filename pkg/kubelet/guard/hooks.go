@@ -195,17 +195,17 @@ func SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume *v1.Persist
 }
 
 // SavedClaim: see Guard.SavedClaim.
-func SavedClaim(pod *v1.Pod, name string) *v1.PersistentVolumeClaim {
+func SavedClaim(pod *v1.Pod, name string, err error) *v1.PersistentVolumeClaim {
 	if g := installed.Load(); g != nil {
-		return g.SavedClaim(pod, name)
+		return g.SavedClaim(pod, name, err)
 	}
 	return nil
 }
 
 // SavedVolume: see Guard.SavedVolume.
-func SavedVolume(pod *v1.Pod, claim types.UID) *v1.PersistentVolume {
+func SavedVolume(pod *v1.Pod, claim types.UID, err error) *v1.PersistentVolume {
 	if g := installed.Load(); g != nil {
-		return g.SavedVolume(pod, claim)
+		return g.SavedVolume(pod, claim, err)
 	}
 	return nil
 }

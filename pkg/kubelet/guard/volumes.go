@@ -59,31 +59,31 @@ func metaToSave(meta metav1.ObjectMeta) metav1.ObjectMeta {
 	}
 }
 
-// SavedClaim returns the claim of a vanished pod that the API does not give, or
-// nil.
-func (g *Guard) SavedClaim(pod *v1.Pod, name string) *v1.PersistentVolumeClaim {
-	if v := g.savedVolume(pod.UID, func(v savedVolume) bool { return v.Claim.Name == name }); v != nil {
+// SavedClaim returns the claim of a vanished pod that the API did not give but for
+// the error, or nil.
+func (g *Guard) SavedClaim(pod *v1.Pod, name string, err error) *v1.PersistentVolumeClaim {
+	if v := g.savedVolume(pod, err, func(v savedVolume) bool { return v.Claim.Name == name }); v != nil {
 		return v.Claim.DeepCopy()
 	}
 	return nil
 }
 
-// SavedVolume returns the volume behind the claim of a vanished pod that the API
-// does not give, or nil.
-func (g *Guard) SavedVolume(pod *v1.Pod, claim types.UID) *v1.PersistentVolume {
-	if v := g.savedVolume(pod.UID, func(v savedVolume) bool { return v.Claim.UID == claim }); v != nil {
+// SavedVolume returns the volume behind the claim of a vanished pod that the API did
+// not give but for the error, or nil.
+func (g *Guard) SavedVolume(pod *v1.Pod, claim types.UID, err error) *v1.PersistentVolume {
+	if v := g.savedVolume(pod, err, func(v savedVolume) bool { return v.Claim.UID == claim }); v != nil {
 		return v.Volume.DeepCopy()
 	}
 	return nil
 }
 
-func (g *Guard) savedVolume(pod types.UID, wanted func(savedVolume) bool) *savedVolume {
-	if !g.Vanished(pod) {
+func (g *Guard) savedVolume(pod *v1.Pod, err error, wanted func(savedVolume) bool) *savedVolume {
+	if err == nil || pod == nil || !g.Vanished(pod.UID) {
 		return nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if r := g.records[pod]; r != nil {
+	if r := g.records[pod.UID]; r != nil {
 		for i := range r.volumes {
 			if wanted(r.volumes[i]) {
 				return &r.volumes[i]

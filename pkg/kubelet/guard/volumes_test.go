@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -26,24 +27,27 @@ func TestClaimsAreAnsweredForVanishedPodsOnly(t *testing.T) {
 	f, restart := node(t)
 	pod, plain := protectedPod("p"), plainPod("q")
 	claim, volume := boundClaim("claim")
+	refused := errors.New("no relationship found between node and this object")
 	f.running(pod, plain)
 	f.SaveVolume(pod, claim, volume)
 	f.SaveVolume(plain, claim, volume)
 	f.saved()
-	assert.Nil(t, f.SavedClaim(pod, "claim"), "the API has the pod")
+	assert.Nil(t, f.SavedClaim(pod, "claim", refused), "the API has the pod")
 
 	f = restart()
 	f.ObserveSource(apiSource, []*v1.Pod{plain})
 	want := claim.DeepCopy()
 	want.ResourceVersion = ""
-	assert.Equal(t, want, f.SavedClaim(pod, "claim"))
-	assert.Equal(t, volume, f.SavedVolume(pod, "claim-uid"))
-	assert.Nil(t, f.SavedClaim(pod, "other"))
-	assert.Nil(t, f.SavedVolume(pod, "other"))
-	assert.Nil(t, f.SavedClaim(plain, "claim"))
+	assert.Equal(t, want, f.SavedClaim(pod, "claim", refused))
+	assert.Equal(t, volume, f.SavedVolume(pod, "claim-uid", refused))
+	assert.Nil(t, f.SavedClaim(pod, "claim", nil), "the API gave it")
+	assert.Nil(t, f.SavedClaim(nil, "claim", refused))
+	assert.Nil(t, f.SavedClaim(pod, "other", refused))
+	assert.Nil(t, f.SavedVolume(pod, "other", refused))
+	assert.Nil(t, f.SavedClaim(plain, "claim", refused))
 
 	f.ObserveSource(apiSource, []*v1.Pod{pod, plain})
-	assert.Nil(t, f.SavedClaim(pod, "claim"), "the API has the pod again")
+	assert.Nil(t, f.SavedClaim(pod, "claim", refused), "the API has the pod again")
 	f.saved()
 	pods, bad := f.store.load()
 	require.Empty(t, bad)
