@@ -14,6 +14,9 @@ FINISH ?=
 KEEP ?=
 # Label filter of test-e2e (Ginkgo syntax); empty means all.
 LABELS ?=
+# Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
+KILLS ?= 200
+SEED ?=
 
 # A variable from the command line reaches every recipe's environment; the tools
 # themselves must still be built for this machine.
@@ -81,6 +84,10 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 .PHONY: test-e2e
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
 	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
+
+.PHONY: chaos
+chaos: kubelet control-plane node-parts node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)
+	@$(go) run ./cmd/guard-e2e chaos --kills='$(KILLS)' --seed='$(or $(SEED),0)'
 
 .PHONY: prove
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
