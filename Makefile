@@ -17,6 +17,9 @@ LABELS ?=
 # Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
 KILLS ?= 200
 SEED ?=
+# Blocks of bench-node, a multiple of 4, and pods of each kind in a block.
+BLOCKS ?= 12
+PODS ?= 6
 
 # A variable from the command line reaches every recipe's environment; the tools
 # themselves must still be built for this machine.
@@ -96,6 +99,11 @@ prove: ## Take out one hook after the other and fail for one that no test misses
 .PHONY: bench
 bench: ## Measure what a decision costs
 	@$(go) test -run='^$$' -bench=. -benchmem ./pkg/kubelet/guard
+
+.PHONY: bench-node
+bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory with the stock kubelet (BLOCKS=12 PODS=6; 10 minutes)
+	@$(go) run ./cmd/guard-e2e bench --blocks='$(BLOCKS)' --pods='$(PODS)'
+	@$(go) tool benchstat -col /kubelet _output/e2e/guarded/bench.txt
 
 .PHONY: verify
 verify: ## Check format, vet, staticcheck, scripts, patches and generated files
