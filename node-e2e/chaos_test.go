@@ -490,7 +490,9 @@ func (c *chaosRun) concludeOpen(ctx context.Context) (kept, released int) {
 		// Termination may be under way; a hold would stay.
 		Eventually(func(g Gomega) {
 			s := c.look(g, ctx)
-			if _, running := s.containers[p.uid]; !running {
+			known := s.guarded[p.uid]
+			// A sandbox without a container can be held, too.
+			if _, running := s.containers[p.uid]; !running && (known == nil || known.State != guard.Held) {
 				gone = true
 				return
 			}
@@ -498,7 +500,6 @@ func (c *chaosRun) concludeOpen(ctx context.Context) (kept, released int) {
 				g.Expect(p.deleting).To(BeFalse(), p.tale)
 				return
 			}
-			known := s.guarded[p.uid]
 			g.Expect(known).NotTo(BeNil(), func() string {
 				return fmt.Sprintf("runs without an object and is not in %s: %s", guard.PodsPath, p.tale())
 			})

@@ -206,6 +206,10 @@ func (p *plannedPod) apply(action chaosAction, moment chaosMoment) {
 		p.sandboxKilled = true
 		if p.protected {
 			p.faulted = true
+		} else {
+			// Until it has its new sandbox: a label that comes while the kubelet stops
+			// the containers of the old one comes too late.
+			p.settled = false
 		}
 	case writeRecord, writeReleaseFile:
 		p.fate = mustEnd
