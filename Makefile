@@ -14,6 +14,12 @@ FINISH ?=
 KEEP ?=
 # Label filter of test-e2e (Ginkgo syntax); empty means all.
 LABELS ?=
+# Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
+KILLS ?= 200
+SEED ?=
+# Blocks of bench-node, a multiple of 4, and pods of each kind in a block.
+BLOCKS ?= 12
+PODS ?= 6
 
 # A variable from the command line reaches every recipe's environment; the tools
 # themselves must still be built for this machine.
@@ -82,6 +88,10 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
 	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
 
+.PHONY: chaos
+chaos: kubelet control-plane node-parts node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)
+	@$(go) run ./cmd/guard-e2e chaos --kills='$(KILLS)' --seed='$(or $(SEED),0)'
+
 .PHONY: prove
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
 	@$(guard_build) prove
@@ -89,6 +99,11 @@ prove: ## Take out one hook after the other and fail for one that no test misses
 .PHONY: bench
 bench: ## Measure what a decision costs
 	@$(go) test -run='^$$' -bench=. -benchmem ./pkg/kubelet/guard
+
+.PHONY: bench-node
+bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory with the stock kubelet (BLOCKS=12 PODS=6; 10 minutes)
+	@$(go) run ./cmd/guard-e2e bench --blocks='$(BLOCKS)' --pods='$(PODS)'
+	@$(go) tool benchstat -col /kubelet _output/e2e/guarded/bench.txt
 
 .PHONY: verify
 verify: ## Check format, vet, staticcheck, scripts, patches and generated files

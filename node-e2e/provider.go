@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"k8s.io/client-go/rest"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
@@ -150,6 +151,8 @@ type Container struct {
 	// Name is the container's name in the pod, ID the runtime's name for it.
 	Name, ID string
 	Process  Process
+	// StartedAt is when the runtime started the process, by its own account.
+	StartedAt time.Time
 	// Sandbox is the pod's pause process.
 	Sandbox Process
 }

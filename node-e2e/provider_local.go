@@ -183,6 +183,7 @@ func (r localRuntime) Containers(ctx context.Context) ([]Container, error) {
 			Name:         c.Name,
 			ID:           c.ID,
 			Process:      Process{PID: c.PID, StartTime: c.StartTime},
+			StartedAt:    c.StartedAt,
 		}
 		if c.SandboxPID != 0 {
 			// A sandbox that ended since the listing has no identity any more.

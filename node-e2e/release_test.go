@@ -40,7 +40,7 @@ var _ = Describe("A vanished pod ends", Label(labelGuarded), func() {
 		s := newScene(ctx)
 		pod := s.runVanished(ctx)
 		startAPIServer := stopAPIServer(ctx)
-		asked := writeReleaseFile(pod)
+		asked := releaseByFile(pod)
 		expectReleased(ctx, pod, "release file, API server stopped", guard.ReleaseFile, asked, releaseFileTimeout)
 		startAPIServer(ctx)
 		s.awaitGone(ctx, pod, deletionSlack)
@@ -97,14 +97,20 @@ func awaitEvidence(ctx context.Context, pod *subject, kind guard.EvidenceKind) g
 	return evidence
 }
 
-// writeReleaseFile releases a pod on the node and returns when that was.
-func writeReleaseFile(pod *subject) time.Time {
+// releaseByFile releases a pod on the node and returns when that was.
+func releaseByFile(pod *subject) time.Time {
 	GinkgoHelper()
-	folder := filepath.Join(provider.Node().KubeletDir(), "guard", "release")
-	Expect(os.MkdirAll(folder, 0o700)).To(Succeed())
 	asked := time.Now()
-	Expect(os.WriteFile(filepath.Join(folder, string(pod.uid)), nil, 0o600)).To(Succeed())
+	Expect(writeRelease(pod.uid)).To(Succeed(), "write the release file of pod %s", pod)
 	return asked
+}
+
+func writeRelease(uid types.UID) error {
+	folder := filepath.Join(provider.Node().KubeletDir(), "guard", "release")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(folder, string(uid)), nil, 0o600)
 }
 
 // releaseLeft releases a pod at the spec's end, if it still runs then and nobody
@@ -114,7 +120,7 @@ func releaseLeft(pods ...*subject) {
 	DeferCleanup(func() {
 		for _, pod := range pods {
 			if variant == Guarded && !ended(pod) {
-				writeReleaseFile(pod)
+				releaseByFile(pod)
 			}
 		}
 	})
@@ -137,12 +143,15 @@ func applyManifests(ctx context.Context) {
 func recordDeletion(ctx context.Context, pod *subject) time.Time {
 	GinkgoHelper()
 	asked := time.Now()
-	record := fmt.Sprintf(`{"apiVersion":"kubelet-guard.io/v1alpha1","kind":"PodDeletion","metadata":{"name":%q},"spec":{"namespace":%q,"name":%q,"reason":"e2e"}}`,
-		pod.uid, pod.namespace, pod.name)
-	Expect(client.Discovery().RESTClient().Post().AbsPath(recordResource).SetHeader("Content-Type", "application/json").Body([]byte(record)).Do(ctx).Error()).
-		To(Succeed(), "write the PodDeletion record of pod %s", pod)
+	Expect(createRecord(ctx, pod)).To(Succeed(), "write the PodDeletion record of pod %s", pod)
 	DeferCleanup(forgetDeletion, pod.uid)
 	return asked
+}
+
+func createRecord(ctx context.Context, pod *subject) error {
+	record := fmt.Sprintf(`{"apiVersion":"kubelet-guard.io/v1alpha1","kind":"PodDeletion","metadata":{"name":%q},"spec":{"namespace":%q,"name":%q,"reason":"e2e"}}`,
+		pod.uid, pod.namespace, pod.name)
+	return client.Discovery().RESTClient().Post().AbsPath(recordResource).SetHeader("Content-Type", "application/json").Body([]byte(record)).Do(ctx).Error()
 }
 
 func forgetDeletion(ctx context.Context, uid types.UID) error {

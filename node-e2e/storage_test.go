@@ -66,7 +66,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", func() {
 		s.expectFollowed(ctx)
 		By("releasing the lost pod")
 		late.expectAlive(Default)
-		asked := writeReleaseFile(late)
+		asked := releaseByFile(late)
 		late.awaitDeath(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
 		s.awaitGone(ctx, late, deletionSlack)
 	})

@@ -122,7 +122,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		By("restoring one object, and releasing the other pod by file")
 		s.restoreKey(ctx, pods[0])
 		expectFile(Default, ctx, pods[0], workloadPort, pods[0].name)
-		asked := writeReleaseFile(pods[1])
+		asked := releaseByFile(pods[1])
 		pods[1].awaitDeath(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
 		s.awaitGone(ctx, pods[1], deletionSlack)
 		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})

@@ -38,8 +38,9 @@ type outcome struct {
 	err error
 }
 
-// runSuites runs the suite for each kubelet, side by side. Progress goes to w.
-func (o *options) runSuites(ctx context.Context, w io.Writer, kubelets []e2e.Variant, labelFilter string) []outcome {
+// runSuites runs the suite for each kubelet, side by side, with further arguments
+// for the suite. Progress goes to w.
+func (o *options) runSuites(ctx context.Context, w io.Writer, kubelets []e2e.Variant, labelFilter string, arguments ...string) []outcome {
 	outcomes := make([]outcome, len(kubelets))
 	var lock sync.Mutex
 	var wait sync.WaitGroup
@@ -52,7 +53,7 @@ func (o *options) runSuites(ctx context.Context, w io.Writer, kubelets []e2e.Var
 				fmt.Fprintf(w, "%s %-8s %s\n", elapsed(started), kubelet, line)
 			}
 			outcomes[i].kubelet = kubelet
-			outcomes[i].results, outcomes[i].err = o.runSuite(ctx, kubelet, labelFilter, report)
+			outcomes[i].results, outcomes[i].err = o.runSuite(ctx, kubelet, labelFilter, arguments, report)
 		})
 	}
 	wait.Wait()
@@ -66,7 +67,7 @@ func elapsed(since time.Time) string {
 
 // runSuite runs the suite for one kubelet and returns its results. The error also
 // says that specs failed, in which case the results hold which.
-func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter string, report func(string)) (results e2e.Results, err error) {
+func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter string, arguments []string, report func(string)) (results e2e.Results, err error) {
 	program := filepath.Join(o.outputDir, "bin", suiteProgram)
 	if _, err := os.Stat(program); err != nil {
 		return results, fmt.Errorf("the node suite is not built (make node-e2e): %w", err)
@@ -85,19 +86,19 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 
-	cmd := exec.CommandContext(ctx, program,
+	cmd := exec.CommandContext(ctx, program, append([]string{
 		"-test.run=^TestNode$",
-		"-provider="+o.provider,
-		"-kubelet="+string(kubelet),
-		"-cluster="+string(kubelet),
-		"-output="+o.outputDir,
-		"-results="+resultsFile,
+		"-provider=" + o.provider,
+		"-kubelet=" + string(kubelet),
+		"-cluster=" + string(kubelet),
+		"-output=" + o.outputDir,
+		"-results=" + resultsFile,
 		fmt.Sprintf("-keep=%t", o.keep),
 		"-attached",
-		"-ginkgo.label-filter="+labelFilter,
+		"-ginkgo.label-filter=" + labelFilter,
 		fmt.Sprintf("-ginkgo.fail-fast=%t", o.failFast),
 		"-ginkgo.no-color", "-ginkgo.v",
-	)
+	}, arguments...)...)
 	cmd.Stdout = log
 	progress, err := cmd.StderrPipe()
 	if err != nil {

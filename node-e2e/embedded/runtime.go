@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -168,6 +169,8 @@ type Container struct {
 	// the process for good.
 	PID       int
 	StartTime uint64
+	// StartedAt is when the runtime started that process, by its own account.
+	StartedAt time.Time
 	// SandboxPID is the pod's pause process; 0 if the sandbox is not ready.
 	SandboxPID int
 }
@@ -240,6 +243,7 @@ func describe(ctx context.Context, client runtimeapi.RuntimeServiceClient, liste
 		SandboxID:    listed.GetPodSandboxId(),
 		PID:          pid,
 		StartTime:    startTime,
+		StartedAt:    time.Unix(0, answer.GetStatus().GetStartedAt()),
 		SandboxPID:   sandbox,
 	}, nil
 }

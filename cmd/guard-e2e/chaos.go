@@ -1,0 +1,41 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	e2e "kubelet-guard.io/node-e2e"
+)
+
+func newChaosCommand(o *options) *cobra.Command {
+	var kills int
+	var seed uint64
+	cmd := &cobra.Command{
+		Use:   "chaos",
+		Short: "Kill the guarded kubelet at random moments while pods come, go and break",
+		Long: `Kill the guarded kubelet with SIGKILL at random moments, while pods are created,
+deleted, labelled, damaged and released, and check what became of each pod.
+
+The seed decides everything that the run does; it is printed first and last. The
+same seed makes the same operations in the same order, and what must become of
+each pod follows from it too. A run of fewer kills is the beginning of a longer
+one. What differs between two runs is the kubelet's own timing.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if kills < 1 {
+				return fmt.Errorf("--kills: must be at least 1, not %d", kills)
+			}
+			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), []e2e.Variant{e2e.Guarded}, "chaos",
+				fmt.Sprintf("-chaos-kills=%d", kills), fmt.Sprintf("-chaos-seed=%d", seed))[0]
+			if outcome.err == nil && outcome.results.Passed == 0 {
+				return errors.New("no chaos run took place: the node suite is older than this program (make node-e2e)")
+			}
+			return outcome.err
+		},
+	}
+	cmd.Flags().IntVar(&kills, "kills", 200, "how often to kill the kubelet")
+	cmd.Flags().Uint64Var(&seed, "seed", 0, "seed that repeats a run's decisions; 0 takes one by chance")
+	return cmd
+}
