@@ -47,7 +47,7 @@ func TestFindTellsAMissingRecordFromAMissingDefinition(t *testing.T) {
 
 // TestSchemaHasTheFieldsOfSpec keeps the Go type and the definition together.
 func TestSchemaHasTheFieldsOfSpec(t *testing.T) {
-	text, err := os.ReadFile("../../../../manifests/crds/poddeletions.kubelet-guard.io.yaml")
+	text, err := os.ReadFile("../../../../manifests/crds/kubelet-guard.io_poddeletions.yaml")
 	require.NoError(t, err)
 	var definition struct {
 		Spec struct {

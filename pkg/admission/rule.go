@@ -1,0 +1,64 @@
+package admission
+
+import "context"
+
+// RuleName names a rule in metrics, flags, audit annotations and messages. The zero
+// value is invalid.
+type RuleName string
+
+// The rules of the webhook, and of the policies that decide without it.
+const (
+	CascadingDeletion RuleName = "CascadingDeletion"
+	Replicas          RuleName = "Replicas"
+	ResourceDeletion  RuleName = "ResourceDeletion"
+	OperationWindow   RuleName = "OperationWindow"
+	PodDeletion       RuleName = "PodDeletion"
+	NodeDeletion      RuleName = "NodeDeletion"
+	// Override counts how overrides were judged.
+	Override RuleName = "Override"
+	// Protection is about the label on pods and the grant on namespaces.
+	Protection RuleName = "Protection"
+)
+
+// RuleNames returns all rules.
+func RuleNames() []RuleName {
+	return []RuleName{
+		CascadingDeletion, Replicas, ResourceDeletion, OperationWindow,
+		PodDeletion, NodeDeletion, Override, Protection,
+	}
+}
+
+// Rule judges requests. Its methods are safe for concurrent use.
+type Rule interface {
+	// Name is the same for the life of the rule.
+	Name() RuleName
+	// Review judges the request. It returns a Decision made by Allow, Refuse or
+	// Fail, and must return soon after the context ends. Requests with dry-run set
+	// get the same decision and change nothing.
+	Review(ctx context.Context, request *Request) Decision
+}
+
+// Mode says what a refusal does. The zero value is invalid.
+type Mode string
+
+const (
+	// Enforce refuses.
+	Enforce Mode = "Enforce"
+	// Audit decides the same, warns and lets the request pass.
+	Audit Mode = "Audit"
+)
+
+// Modes is the mode of each rule.
+type Modes struct {
+	// Default applies to the rules that ByRule does not name.
+	Default Mode
+	ByRule  map[RuleName]Mode
+}
+
+// Of returns the mode of the rule.
+func (m Modes) Of(rule RuleName) Mode {
+	if mode, ok := m.ByRule[rule]; ok {
+		return mode
+	}
+	return m.Default
+}
