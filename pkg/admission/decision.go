@@ -98,3 +98,11 @@ func (d Decision) Warn(format string, arguments ...any) Decision {
 	d.Warnings = append(d.Warnings[:len(d.Warnings):len(d.Warnings)], fmt.Sprintf(format, arguments...))
 	return d
 }
+
+// text returns message and next step of a refusal.
+func (d Decision) text() string {
+	if d.NextStep == "" {
+		return d.Message
+	}
+	return d.Message + ". " + d.NextStep
+}

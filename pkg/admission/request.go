@@ -15,7 +15,7 @@ import (
 type Request struct {
 	admissionv1.AdmissionRequest
 
-	object, oldObject *metav1.PartialObjectMetadata
+	object, oldObject, parent *metav1.PartialObjectMetadata
 }
 
 // NewRequest returns the request of a review.
@@ -36,6 +36,23 @@ func (r *Request) Meta() (*metav1.PartialObjectMetadata, error) {
 // (CREATE).
 func (r *Request) OldMeta() (*metav1.PartialObjectMetadata, error) {
 	return decodeOnce(&r.oldObject, r.OldObject.Raw, "oldObject")
+}
+
+// SetParent gives the metadata of the object that a subresource belongs to, for a
+// rule that had to look it up: the object of a review of /scale carries none of its
+// labels and annotations. The override is then read from there.
+func (r *Request) SetParent(parent *metav1.PartialObjectMetadata) { r.parent = parent }
+
+// overrideHolder returns the metadata in which the override is looked for, nil when
+// there is none.
+func (r *Request) overrideHolder() (*metav1.PartialObjectMetadata, error) {
+	switch {
+	case r.parent != nil:
+		return r.parent, nil
+	case r.Operation == admissionv1.Delete:
+		return r.OldMeta()
+	}
+	return r.Meta()
 }
 
 // DecodeObject reads the new object into the value, as its kind or a part of it.

@@ -37,28 +37,3 @@ type Rule interface {
 	// get the same decision and change nothing.
 	Review(ctx context.Context, request *Request) Decision
 }
-
-// Mode says what a refusal does. The zero value is invalid.
-type Mode string
-
-const (
-	// Enforce refuses.
-	Enforce Mode = "Enforce"
-	// Audit decides the same, warns and lets the request pass.
-	Audit Mode = "Audit"
-)
-
-// Modes is the mode of each rule.
-type Modes struct {
-	// Default applies to the rules that ByRule does not name.
-	Default Mode
-	ByRule  map[RuleName]Mode
-}
-
-// Of returns the mode of the rule.
-func (m Modes) Of(rule RuleName) Mode {
-	if mode, ok := m.ByRule[rule]; ok {
-		return mode
-	}
-	return m.Default
-}
