@@ -15,6 +15,8 @@ var GroupVersion = schema.GroupVersion{Group: GroupName, Version: "v1alpha1"}
 
 var schemeBuilder = runtime.NewSchemeBuilder(func(scheme *runtime.Scheme) error {
 	scheme.AddKnownTypes(GroupVersion,
+		&NodeDeletionPolicy{}, &NodeDeletionPolicyList{},
+		&OperationWindow{}, &OperationWindowList{},
 		&PodDeletion{}, &PodDeletionList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
