@@ -12,7 +12,7 @@ TO ?=
 FINISH ?=
 # Anything here leaves the demonstration's clusters up.
 KEEP ?=
-# Label filter of test-e2e (Ginkgo syntax); empty means all.
+# Label filter of test-e2e and test-controlplane (Ginkgo syntax); empty means all.
 LABELS ?=
 
 # A variable from the command line reaches every recipe's environment; the tools
@@ -42,6 +42,10 @@ node-parts: ## Build etcd, containerd, runc, CNI plugins and test images: _outpu
 kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
 	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/kubectl-guard ./cmd/kubectl-guard
 
+.PHONY: guard-webhook
+guard-webhook: ## Build the webhook server: _output/bin/guard-webhook
+	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/guard-webhook ./cmd/guard-webhook
+
 .PHONY: binaries
 binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node runs: both kubelets, control plane, node parts
 
@@ -49,6 +53,10 @@ binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node ru
 node-e2e: ## Build the node suite and guard-node: _output/bin/
 	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e
 	@$(go) build -o _output/bin/guard-node ./cmd/guard-node
+
+.PHONY: controlplane-e2e
+controlplane-e2e: ## Build the control plane suite: _output/bin/
+	@$(go) test -c -o _output/bin/controlplane-e2e.test ./node-e2e/controlplane
 
 .PHONY: verify-reproducible
 verify-reproducible: ## Build the kubelet again elsewhere with an empty cache and compare the bytes (10 minutes)
@@ -63,9 +71,9 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 ##@ Test
 
 .PHONY: test
-test: ## Run unit tests, upstream's kubelet tests in the guarded tree, and the node suite
+test: ## Run unit tests, upstream's kubelet tests in the guarded tree, the node suite and the control plane suite
 	@status=0; \
-	for part in test-unit test-upstream test-e2e; do \
+	for part in test-unit test-upstream test-e2e test-controlplane; do \
 		$(MAKE) --no-print-directory $$part || status=1; \
 	done; \
 	exit $$status
@@ -81,6 +89,12 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 .PHONY: test-e2e
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
 	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
+
+.PHONY: test-controlplane
+test-controlplane: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
+	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=controlplane -output=_output -manifests=manifests \
+		-ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
+		tail -n 1 _output/controlplane-e2e.log; exit $$status
 
 .PHONY: prove
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
