@@ -61,6 +61,11 @@ func (r *Request) DecodeObject(into any) error { return decode(r.Object.Raw, "ob
 // DecodeOldObject reads the old object into the value.
 func (r *Request) DecodeOldObject(into any) error { return decode(r.OldObject.Raw, "oldObject", into) }
 
+// DecodeOptions reads the options of the operation into the value. Those of a DELETE
+// are as the API server has completed them: gracePeriodSeconds is that of the pod when
+// the client gave none.
+func (r *Request) DecodeOptions(into any) error { return decode(r.Options.Raw, "options", into) }
+
 // Key returns namespace and name of the object. The review of one object of a
 // DELETECOLLECTION carries no name of its own, that of a CREATE with generateName
 // none yet.

@@ -13,6 +13,8 @@ const (
 	ResourceDeletion  RuleName = "ResourceDeletion"
 	OperationWindow   RuleName = "OperationWindow"
 	PodDeletion       RuleName = "PodDeletion"
+	// PodDeletionRecord is about the records that forced deletes of pods need.
+	PodDeletionRecord RuleName = "PodDeletionRecord"
 	NodeDeletion      RuleName = "NodeDeletion"
 	// Override counts how overrides were judged.
 	Override RuleName = "Override"
@@ -24,7 +26,7 @@ const (
 func RuleNames() []RuleName {
 	return []RuleName{
 		CascadingDeletion, Replicas, ResourceDeletion, OperationWindow,
-		PodDeletion, NodeDeletion, Override, Protection,
+		PodDeletion, PodDeletionRecord, NodeDeletion, Override, Protection,
 	}
 }
 

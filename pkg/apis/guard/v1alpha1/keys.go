@@ -47,6 +47,10 @@ const (
 	// "<RFC 3339 expiry> <reason>". It counts only for users who may use
 	// OverrideVerb on the object.
 	OverrideAnnotation = GroupName + "/override"
+
+	// RequestedAtAnnotation on a PodDeletion is when the deletion was last asked for
+	// (RFC 3339), where that is later than the creation of the record.
+	RequestedAtAnnotation = GroupName + "/requested-at"
 )
 
 // OverrideVerb is the RBAC verb, on the object itself, that makes its
