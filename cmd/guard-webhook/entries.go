@@ -17,7 +17,10 @@ import (
 
 // cachedResources are those of which rules keep caches: the series of the cache age.
 func cachedResources(o *options) []string {
-	var resources []string
+	resources := []string{
+		"poddisruptionbudgets.policy", "poddeletions.kubelet-guard.io",
+		"namespaces", "nodes", "operationwindows.kubelet-guard.io", "nodedeletionpolicies.kubelet-guard.io",
+	}
 	if o.certDir == "" {
 		resources = append(resources, "secrets", "validatingwebhookconfigurations.admissionregistration.k8s.io")
 	}
@@ -26,7 +29,7 @@ func cachedResources(o *options) []string {
 
 // newEntries makes the rules and says which of them each path asks. The paths are
 // those of manifests/control-plane/webhook/configuration.yaml.
-func newEntries(_ context.Context, mgr ctrl.Manager, core kubernetes.Interface, _ *options) ([]admission.Entry, error) {
+func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, o *options) ([]admission.Entry, error) {
 	metadataClient, err := metadata.NewForConfig(mgr.GetConfig())
 	if err != nil {
 		return nil, err
@@ -45,12 +48,17 @@ func newEntries(_ context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 	changes := replicas.Rule{Scale: lookup}
 	protection := grant.Rule{Pods: grant.Cluster{Metadata: metadataClient}}
 
-	return []admission.Entry{
+	podDeletion, err := newPodDeletionEntries(ctx, mgr, core, o)
+	if err != nil {
+		return nil, err
+	}
+
+	return append([]admission.Entry{
 		{Path: "/validate/cascading-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources}},
 		{Path: "/validate/resource-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources}},
 		{Path: "/validate/replicas", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{changes}},
 		{Path: "/validate/protection", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{protection}},
 		// What the policies leave to the webhook because of the annotation.
 		{Path: "/validate/override", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources, changes, protection}},
-	}, nil
+	}, podDeletion...), nil
 }

@@ -2,10 +2,13 @@ package budget
 
 import (
 	"cmp"
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
@@ -27,6 +30,9 @@ import (
 type Index struct {
 	mu         sync.RWMutex
 	namespaces map[string]*namespaceIndex
+	// filled reports whether the first list of the informer has arrived. It is set
+	// before the index is used.
+	filled func() bool
 }
 
 var _ cache.ResourceEventHandler = (*Index)(nil)
@@ -76,6 +82,31 @@ func (i *Index) Selecting(namespace string, podLabels map[string]string) []*poli
 	return found
 }
 
+// Informer is what the index is filled from.
+type Informer interface {
+	AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error)
+}
+
+// Follow fills the index from an informer of budgets. It must be called before the
+// index is used.
+func (i *Index) Follow(informer Informer) error {
+	registration, err := informer.AddEventHandler(i)
+	if err != nil {
+		return fmt.Errorf("follow poddisruptionbudgets: %w", err)
+	}
+	i.filled = registration.HasSynced
+	return nil
+}
+
+// Filled is an error as long as the informer that the index follows has not delivered
+// its first list: until then, that no budget selects a pod means nothing.
+func (i *Index) Filled() error {
+	if i.filled != nil && !i.filled() {
+		return errors.New("the poddisruptionbudgets are not all known yet, a moment after the start")
+	}
+	return nil
+}
+
 // Set adds or replaces a budget. The index keeps it: the caller must not change it
 // afterwards.
 func (i *Index) Set(budget *policyv1.PodDisruptionBudget) {
@@ -86,16 +117,16 @@ func (i *Index) Set(budget *policyv1.PodDisruptionBudget) {
 		in = &namespaceIndex{entries: map[string]*entry{}, byPair: map[pair][]*entry{}}
 		i.namespaces[budget.Namespace] = in
 	}
-	selector := selectorOf(budget)
 	if e := in.entries[budget.Name]; e != nil {
 		// The common case is a new status.
-		if e.selector.String() == selector.String() {
-			e.budget, e.selector = budget, selector
+		if equality.Semantic.DeepEqual(e.budget.Spec.Selector, budget.Spec.Selector) &&
+			(e.budget.Spec.Selector == nil) == (budget.Spec.Selector == nil) {
+			e.budget = budget
 			return
 		}
 		in.remove(e)
 	}
-	in.add(&entry{budget: budget, selector: selector})
+	in.add(&entry{budget: budget, selector: selectorOf(budget)})
 }
 
 // Delete removes a budget, if it is there.

@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -88,7 +89,8 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 	if pod == nil || !needsRecord(pod, options, request) {
 		return admission.Allow()
 	}
-	if request.IsDryRun() {
+	// kubectl drain --dry-run=server says it in the body of the eviction only.
+	if request.IsDryRun() || len(options.DryRun) > 0 {
 		return admission.Allow().Annotate("record", "none, dry run")
 	}
 	if request.SubResource == "eviction" {
@@ -268,12 +270,11 @@ func (r *Records) Write(ctx context.Context, record *guardv1alpha1.PodDeletion) 
 	return errors.New("it was removed by somebody else each time; try again")
 }
 
-// NewPodReader returns the pods that the reader, which must not cache, reaches.
-func NewPodReader(reader client.Reader) PodReader { return podReader{reader} }
+// NewPodReader returns the pods that the client reaches.
+func NewPodReader(client coreclient.PodsGetter) PodReader { return podReader{client} }
 
-type podReader struct{ reader client.Reader }
+type podReader struct{ client coreclient.PodsGetter }
 
 func (p podReader) Get(ctx context.Context, name types.NamespacedName) (*corev1.Pod, error) {
-	pod := &corev1.Pod{}
-	return pod, p.reader.Get(ctx, name, pod)
+	return p.client.Pods(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 }

@@ -143,6 +143,9 @@ type answer struct {
 // refuse it as well would leave a pod that can be ended by override only, which
 // teaches people to override; so it needs a disruption from every one.
 func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool) ([]answer, error) {
+	if err := r.index.Filled(); err != nil {
+		return nil, err
+	}
 	selecting := r.index.Selecting(pod.Namespace, pod.Labels)
 	if len(selecting) > 1 && !dryRun {
 		// Ask all before one is charged: several objects cannot be swapped at once.
