@@ -31,7 +31,7 @@ type OverrideValue struct {
 
 // String returns the value as the annotation has it.
 func (o OverrideValue) String() string {
-	return o.Expires.UTC().Format(time.RFC3339) + " " + o.Reason
+	return guardv1alpha1.FormatOverride(o.Expires, o.Reason)
 }
 
 // ParseOverride reads the value of an override annotation and checks it against the

@@ -1,5 +1,7 @@
 package v1alpha1
 
+import "time"
+
 // Labels and their values.
 const (
 	// ExplicitDeletionLabel on a pod asks for the protection of the node guard, and
@@ -56,6 +58,11 @@ const (
 // OverrideVerb is the RBAC verb, on the object itself, that makes its
 // OverrideAnnotation count.
 const OverrideVerb = "override"
+
+// FormatOverride returns the value of OverrideAnnotation: until when, and why.
+func FormatOverride(expires time.Time, reason string) string {
+	return expires.UTC().Format(time.RFC3339) + " " + reason
+}
 
 // SystemNamespace is where the webhook runs. No rule applies to its objects,
 // except those of the policies that protect the guard itself.
