@@ -32,6 +32,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/nodes"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -98,7 +99,9 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	serverOptions := webhook.Options{Port: o.port, CertDir: o.certDir, TLSOpts: []func(*tls.Config){
 		func(config *tls.Config) { config.MinVersion = tls.VersionTLS13 },
 	}}
-	cacheOptions := cache.Options{ByObject: map[client.Object]cache.ByObject{}}
+	cacheOptions := cache.Options{ByObject: map[client.Object]cache.ByObject{
+		&corev1.Node{}: {Transform: nodes.TrimNode},
+	}}
 	var serving *certificates.Serving
 	if o.certDir == "" {
 		serving, err = certificates.New(ctx, certificates.Config{
@@ -185,6 +188,11 @@ func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 	if err != nil {
 		return err
 	}
+	policies, err := newPolicyEntries(ctx, mgr, modes)
+	if err != nil {
+		return err
+	}
+	entries = append(entries, policies...)
 	overrides := admission.Overrides{
 		Access: admission.NewAccessReviewer(core.AuthorizationV1().SubjectAccessReviews()),
 		Limit:  o.overrideLimit,
