@@ -259,9 +259,9 @@ func (r *Rule) pause(ctx context.Context) error {
 }
 
 func refuse(request *admission.Request, policy string, refusal *Refusal) admission.Decision {
-	step := fmt.Sprintf("kubectl get nodedeletionpolicy %s -o yaml shows what counts", policy)
+	step := fmt.Sprintf("Look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
 	if !refusal.Next.IsZero() {
-		step = "Repeat the deletion then; " + step
+		step = fmt.Sprintf("Repeat the deletion then, or look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
 	}
 	return admission.Refuse(refusal.Reason, request.Target()+" may not be deleted now: "+refusal.Message, step)
 }
