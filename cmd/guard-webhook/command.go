@@ -139,6 +139,9 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	if err := register(ctx, mgr, core, o, modes); err != nil {
 		return err
 	}
+	if err := observe(mgr, core, metrics.Registry, o); err != nil {
+		return err
+	}
 
 	var stopping atomic.Bool
 	checks := map[string]healthz.Checker{

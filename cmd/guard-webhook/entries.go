@@ -19,7 +19,7 @@ import (
 func cachedResources(o *options) []string {
 	resources := []string{
 		"poddisruptionbudgets.policy", "poddeletions.kubelet-guard.io",
-		"namespaces", "nodes", "operationwindows.kubelet-guard.io", "nodedeletionpolicies.kubelet-guard.io",
+		"namespaces", "nodes", "pods", "operationwindows.kubelet-guard.io", "nodedeletionpolicies.kubelet-guard.io",
 	}
 	if o.certDir == "" {
 		resources = append(resources, "secrets", "validatingwebhookconfigurations.admissionregistration.k8s.io")
