@@ -83,7 +83,9 @@ spec:
 func install(ctx context.Context, overlay string) {
 	GinkgoHelper()
 	kubectl(ctx, "apply", "-k", overlayDir(overlay)).expectDone()
-	awaitWebhook(ctx)
+	if *webhookFlag {
+		awaitWebhook(ctx)
+	}
 	awaitPolicies(ctx, overlay)
 }
 

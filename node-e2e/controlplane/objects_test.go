@@ -64,8 +64,12 @@ func removeNamespace(ctx context.Context, name string) {
 			}
 		}
 	}
-	kubectl(ctx, "patch", "namespace", name, "--type=merge", "-p", disarm).expectDone()
-	err := client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
+	_, err := client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType, []byte(disarm), metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		return // the spec has deleted it
+	}
+	Expect(err).NotTo(HaveOccurred())
+	err = client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
 	if !apierrors.IsNotFound(err) {
 		Expect(err).NotTo(HaveOccurred())
 	}

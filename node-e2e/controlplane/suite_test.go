@@ -52,6 +52,7 @@ var (
 	clusterFlag   = flag.String("cluster", "", "name of the cluster; empty skips the suite")
 	outputFlag    = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
 	manifestsFlag = flag.String("manifests", "manifests", "folder with the manifests")
+	webhookFlag   = flag.Bool("webhook", true, "wait for the webhook after installing it; without it, only specs with the label policies can pass")
 	keepFlag      = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
 )
 
@@ -148,11 +149,15 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 }, NodeTimeout(clusterStart))
 
 // startCluster starts an embedded cluster that knows the webhook's image and
-// writes an audit log. More flags go to its API server.
-func startCluster(ctx context.Context, name string, apiServerFlags ...string) (*embedded.Cluster, error) {
+// writes an audit log.
+func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 	dir := filepath.Join(outputDir, "clusters", name)
 	policy := filepath.Join(artifactsDir(), "audit-policy.yaml")
 	if err := os.WriteFile(policy, []byte(auditPolicy), 0o644); err != nil {
+		return nil, err
+	}
+	admission, err := admissionConfiguration()
+	if err != nil {
 		return nil, err
 	}
 	return embedded.Start(ctx, embedded.Config{
@@ -163,12 +168,15 @@ func startCluster(ctx context.Context, name string, apiServerFlags ...string) (*
 		Kubelet: filepath.Join(outputDir, "bin", "kubelet"),
 		Log:     clusterLog,
 		Images:  []embedded.Image{{Name: webhookImage, Program: webhookProgram()}},
-		APIServerFlags: append([]string{
+		APIServerFlags: []string{
 			"--audit-policy-file=" + policy,
 			"--audit-log-path=" + filepath.Join(dir, "logs", auditLogFile),
 			// A spec waits for its own entry.
 			"--audit-log-mode=blocking",
-		}, apiServerFlags...),
+			// The folder of static manifests is empty but in one spec.
+			"--feature-gates=ManifestBasedAdmissionControlConfig=true",
+			"--admission-control-config-file=" + admission,
+		},
 	})
 }
 

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -15,6 +17,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // user is somebody as whom requests are made, by impersonation: the API server
@@ -93,6 +96,41 @@ func (u user) kubectl(ctx context.Context, args ...string) answer {
 		prefix = append(prefix, "--as-group="+group)
 	}
 	return kubectl(ctx, append(prefix, args...)...)
+}
+
+// kubeconfig writes a kubeconfig for the user and returns its path.
+func (u user) kubeconfig() string {
+	GinkgoHelper()
+	config, err := clientcmd.LoadFromFile(cluster.Kubeconfig())
+	Expect(err).NotTo(HaveOccurred())
+	for _, info := range config.AuthInfos {
+		info.Impersonate, info.ImpersonateGroups = u.name, u.groups
+	}
+	path := filepath.Join(artifactsDir(), notInFileNames.ReplaceAllString(u.name, "-")+".kubeconfig")
+	Expect(clientcmd.WriteToFile(*config, path)).To(Succeed())
+	return path
+}
+
+// followAdvice runs, as the user, the command that a refusal ends with, exactly as
+// it stands there, and returns it.
+func (u user) followAdvice(ctx context.Context, refusal error) string {
+	GinkgoHelper()
+	Expect(refusal).To(BeRefused())
+	message := refusal.Error()
+	at := strings.Index(message, ": kubectl ")
+	Expect(at).To(BeNumerically(">", 0), "a command in the refusal: %s", message)
+	command, _, _ := strings.Cut(message[at+2:], ". In an emergency")
+	return u.shell(ctx, strings.TrimSpace(command))
+}
+
+// shell runs a command line as the user, with the real kubectl in the path.
+func (u user) shell(ctx context.Context, line string) string {
+	GinkgoHelper()
+	cmd := exec.CommandContext(ctx, "sh", "-c", line)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+u.kubeconfig(), "PATH="+filepath.Dir(kubectlProgram())+":"+os.Getenv("PATH"))
+	output, err := cmd.CombinedOutput()
+	Expect(err).NotTo(HaveOccurred(), "$ %s\n%s", line, output)
+	return line
 }
 
 // warnings collects Warning headers.
