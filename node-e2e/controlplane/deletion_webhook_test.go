@@ -205,7 +205,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(specTimeout))
 
-	It("writes the decision to the audit log and counts it", func(ctx SpecContext) {
+	It("writes the decision to the audit log", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, cascading)
 		createPod(ctx, namespace, newPod("web", nil))
 		since := time.Now()
@@ -215,6 +215,25 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		})
 		Expect(entry.Annotations).To(HaveKeyWithValue("cascading-deletion.kubelet-guard.io/CascadingDeletion",
 			HavePrefix("Enforce Refused DependentsExist: namespace/"+namespace+" was not deleted")))
+	}, SpecTimeout(specTimeout))
+})
+
+var _ = Describe("replicas-protection: confirm, by the webhook", func() {
+	It("holds an update of a custom kind to the confirmation, and lets an override pass", func(ctx SpecContext) {
+		gvr := newDefinition(ctx, "herds", nil)
+		_, err := dynamicClient.Resource(gvr).Create(ctx, customObject(gvr, "north", 2, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		set := func(u user, machines int, annotation, value string) error {
+			_, err := u.dynamic().Resource(gvr).Patch(ctx, "north", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"machines":%d}}`, annotation, value, machines), metav1.PatchOptions{})
+			return err
+		}
+		Expect(set(ordinary, 3, "other", "x")).To(BeRefused("the replicas of herd.e2e.example.com/north were not changed from 2 to 3", "nothing confirms the change", "kubelet-guard.io/confirm-replicas=3"))
+		Expect(set(ordinary, 3, annotationConfirm, "many")).To(BeRefused(`"many" is neither a number such as 3 nor a range such as 2-10`))
+		Expect(set(ordinary, 3, annotationConfirm, "4")).To(BeRefused("confirms 4"))
+		Expect(set(ordinary, 3, annotationConfirm, "2-5")).To(Succeed())
+		Expect(set(ordinary, 9, annotationOverride, overrideFor(time.Hour, "x"))).To(BeRefused("may not use the verb override"))
+		Expect(set(overrider, 9, annotationOverride, overrideFor(time.Hour, "ticket 19"))).To(Succeed())
 	}, SpecTimeout(specTimeout))
 })
 
