@@ -46,6 +46,11 @@ kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
 guard-webhook: ## Build the webhook server: _output/bin/guard-webhook
 	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/guard-webhook ./cmd/guard-webhook
 
+.PHONY: promtool
+promtool: ## Build the checker of alert rules: _output/bin/promtool
+	@CGO_ENABLED=0 $(go) -C build/promtool build -trimpath -ldflags='-s -w' -tags=remove_all_sd \
+		-o ../../_output/bin/promtool github.com/prometheus/prometheus/cmd/promtool
+
 .PHONY: binaries
 binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node runs: both kubelets, control plane, node parts
 
@@ -71,9 +76,9 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 ##@ Test
 
 .PHONY: test
-test: ## Run unit tests, upstream's kubelet tests in the guarded tree, the node suite and the control plane suite
+test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, the node suite and the control plane suite
 	@status=0; \
-	for part in test-unit test-upstream test-e2e test-controlplane; do \
+	for part in test-unit test-alerts test-upstream test-e2e test-controlplane; do \
 		$(MAKE) --no-print-directory $$part || status=1; \
 	done; \
 	exit $$status
@@ -91,10 +96,15 @@ test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded k
 	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
 
 .PHONY: test-controlplane
-test-controlplane: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
+test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
 	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=controlplane -output=_output -manifests=manifests \
 		-ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
 		tail -n 1 _output/controlplane-e2e.log; exit $$status
+
+.PHONY: test-alerts
+test-alerts: promtool ## Check the alert rules and run their tests with Prometheus' own engine
+	@_output/bin/promtool check rules --lint=all --lint-fatal manifests/monitoring/rules/kubelet-guard.yaml
+	@_output/bin/promtool test rules manifests/monitoring/rules/kubelet-guard_test.yaml
 
 .PHONY: prove
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)

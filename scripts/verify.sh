@@ -36,7 +36,7 @@ formatted() {
 }
 
 modules() {
-	go mod verify >/dev/null && go -C build/node mod verify >/dev/null
+	go mod verify >/dev/null && go -C build/node mod verify >/dev/null && go -C build/promtool mod verify >/dev/null
 }
 
 check 'gofmt' formatted
