@@ -157,6 +157,17 @@ func awaitPolicies(ctx context.Context, overlay string) {
 		}
 		g.Expect(err).To(BeRefused())
 	}).WithTimeout(policyWait).Should(Succeed(), "the policies of overlay %s to be in force", overlay)
+
+	// These have parameters, of which the API server keeps a cache.
+	deployments := client.AppsV1().Deployments(metav1.NamespaceDefault)
+	_, err = deployments.Create(ctx, newDeployment(name, 0, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		Expect(err).NotTo(HaveOccurred())
+	}
+	Eventually(ctx, func() string {
+		scaled := ordinary.kubectl(ctx, "scale", "deployment", name, "-n", metav1.NamespaceDefault, "--replicas=1", "--dry-run=server")
+		return scaled.stderr
+	}).WithTimeout(policyWait).Should(ContainSubstring("were not changed from 0 to 1"), "the policies of /scale to be in force")
 }
 
 // webhookPods lists the pods of the webhook.

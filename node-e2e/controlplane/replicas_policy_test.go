@@ -13,6 +13,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
@@ -178,11 +179,11 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		kubectl(ctx, "apply", "-k", example).expectDone()
 
 		gvr := schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "fleets"}
-		fleet := toUnstructured(map[string]any{
+		fleet := &unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": "example.com/v1", "kind": "Fleet",
 			"metadata": map[string]any{"name": "web", "labels": map[string]any{labelReplicasProtection: "confirm"}},
 			"spec":     map[string]any{"replicas": int64(1)},
-		})
+		}}
 		Eventually(ctx, func() error {
 			_, err := dynamicClient.Resource(gvr).Namespace(namespace).Create(ctx, fleet, metav1.CreateOptions{})
 			return err
