@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -113,7 +114,7 @@ func later(policies func(context.Context, client.Object) []string) handler.Event
 }
 
 // Reconcile writes the status of one policy, and comes back when a deletion counts
-// no longer. A conflict with a charge is an error, after which it is tried again.
+// no longer, or after a conflict with a charge.
 func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
 	policy := &guardv1alpha1.NodeDeletionPolicy{}
 	if err := c.Client.Get(ctx, request.NamespacedName, policy); err != nil {
@@ -135,7 +136,9 @@ func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Requ
 	before := policy.DeepCopy()
 	policy.Status = Status(policy, others, nodes, now)
 	if !equality.Semantic.DeepEqual(before.Status, policy.Status) {
-		if err := c.Client.Status().Update(ctx, policy); err != nil {
+		if err := c.Client.Status().Update(ctx, policy); apierrors.IsConflict(err) {
+			return reconcile.Result{RequeueAfter: settle}, nil
+		} else if err != nil {
 			return reconcile.Result{}, client.IgnoreNotFound(err)
 		}
 	}
