@@ -27,6 +27,10 @@ const (
 	chargeAttempts = 10
 	// conflictPause is the mean pause after a conflict.
 	conflictPause = 20 * time.Millisecond
+	// chargeTimeout bounds the wait for other charges. It is shorter than the time-out
+	// of the webhook entry: a flood of deletions has to be refused here, since the API
+	// server lets deletions of unlabelled nodes pass that get no answer in time.
+	chargeTimeout = 3 * time.Second
 	// refundTimeout bounds taking back a charge, for which the request's own time may
 	// be over.
 	refundTimeout = 3 * time.Second
@@ -153,11 +157,13 @@ func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha
 
 // charge writes the deletion into the ledgers of all policies, or of none.
 func (r *Rule) charge(ctx context.Context, request *admission.Request, policies []string, node Node) admission.Decision {
+	waiting, cancel := context.WithTimeout(ctx, chargeTimeout)
+	defer cancel()
 	select {
 	case r.charging <- struct{}{}:
 		defer func() { <-r.charging }()
-	case <-ctx.Done():
-		return admission.Fail("wait for other deletions of nodes to be written down: %w", ctx.Err())
+	case <-waiting.Done():
+		return refuse(request, policies[0], tooMany(policies[0]))
 	}
 	var done []string
 	for _, policy := range policies {
@@ -205,12 +211,18 @@ func (r *Rule) chargeOne(ctx context.Context, name string, node Node, user strin
 			// the deletion is in the ledger, and the next attempt of the client is free.
 			return false, nil, fmt.Errorf("write the deletion into its status: %w", err)
 		} else if attempt == chargeAttempts {
-			return false, nil, fmt.Errorf("write the deletion into its status: %d attempts met another writer, the last: %w", attempt, err)
+			return false, tooMany(name), nil
 		}
 		if err := r.pause(ctx); err != nil {
 			return false, nil, err
 		}
 	}
+}
+
+// tooMany refuses a deletion that could not be written down for want of time.
+func tooMany(policy string) *Refusal {
+	return &Refusal{Reason: admission.ReasonNodeLimit,
+		Message: fmt.Sprintf("so many nodes are being deleted at once that NodeDeletionPolicy %s cannot count them in time. Try again one by one", policy)}
 }
 
 // refund takes back the charges. The error says which could not be.

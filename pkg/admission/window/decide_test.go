@@ -2,8 +2,12 @@ package window
 
 import (
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
@@ -189,4 +193,45 @@ func TestWindowSelectsByKindAndLabels(t *testing.T) {
 	require.False(t, window.Selects("Deployment", map[string]string{"tier": "db"}))
 	require.False(t, window.Selects("StatefulSet", map[string]string{"tier": "web"}))
 	require.True(t, windowOf("all", guardv1alpha1.OperationWindowSpec{Weekly: spec.Weekly}).Selects("DaemonSet", nil))
+}
+
+// TestNextIsTheFirstMinuteThatSuits compares the search over openings and closings
+// with a look at every minute.
+func TestNextIsTheFirstMinuteThatSuits(t *testing.T) {
+	const seed = 42
+	random := rand.New(rand.NewPCG(seed, seed))
+	clock := func() string { return fmt.Sprintf("%02d:%02d", random.IntN(24), 15*random.IntN(4)) }
+	sets := []guardv1alpha1.FieldSet{{}, fields(guardv1alpha1.AllFields), fields(guardv1alpha1.ImageFields), fields(guardv1alpha1.ReplicasField)}
+	changes := [][]Path{paths("spec.replicas"), paths("spec.template.spec.containers[web].image"), paths("spec.replicas", "spec.template.spec.containers[web].image")}
+	const days = 5
+	for run := range 60 {
+		var windows []*Window
+		for i := range 1 + random.IntN(3) {
+			entry := weekly(clock(), clock(), everyDay[random.IntN(7)], everyDay[random.IntN(7)])
+			if entry.From == entry.To {
+				continue
+			}
+			windows = append(windows, windowOf(fmt.Sprint(i), guardv1alpha1.OperationWindowSpec{
+				TimeZone: []string{"Europe/Berlin", "Asia/Kathmandu", "America/New_York"}[i],
+				Weekly:   []guardv1alpha1.WeeklyWindow{entry}, Inside: sets[random.IntN(4)], Outside: sets[random.IntN(4)]}))
+		}
+		changed := changes[run%len(changes)]
+		now := at(t, "2026-10-23T10:07:00Z").Add(time.Duration(random.IntN(24*60)) * time.Minute)
+		verdict := Decide(windows, changed, now)
+		if len(verdict.Refused) == 0 {
+			continue
+		}
+		var want time.Time
+		for minute := now; minute.Before(now.AddDate(0, 0, days)); minute = minute.Add(time.Minute) {
+			if !slices.ContainsFunc(changed, func(field Path) bool { return !anyAllows(windows, field, minute) }) {
+				want = minute
+				break
+			}
+		}
+		if want.IsZero() {
+			require.False(t, !verdict.Next.IsZero() && verdict.Next.Before(now.AddDate(0, 0, days)), "run %d: %s", run, verdict.Next)
+			continue
+		}
+		require.True(t, want.Equal(verdict.Next), "run %d: want %s, got %s", run, want, verdict.Next)
+	}
 }
