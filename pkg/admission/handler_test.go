@@ -278,6 +278,16 @@ func TestHandleSeveralRules(t *testing.T) {
 	})
 }
 
+func TestOverrideOfANamespaceIsAskedInIt(t *testing.T) {
+	access := &accessTable{}
+	overrides := Overrides{Access: access, Limit: time.Hour}
+	review := deleteReview(t, map[string]string{"kubelet-guard.io/override": "2026-05-04T10:15:00Z x"})
+	review.Resource.Resource, review.Namespace = "namespaces", "web"
+	_, err := overrides.judge(t.Context(), NewRequest(review.AdmissionRequest), now)
+	require.ErrorContains(t, err, `user "ann" may not use the verb override`)
+	require.Equal(t, []string{"ann override  namespaces web/web"}, access.asked)
+}
+
 func TestNewHandler(t *testing.T) {
 	for name, test := range map[string]struct {
 		entry Entry

@@ -96,8 +96,14 @@ func (o Overrides) judge(ctx context.Context, request *Request, now time.Time) (
 		return OverrideValue{}, err
 	}
 	key := request.Key()
+	namespace := key.Namespace
+	if isNamespace(request) {
+		// As the API server authorizes requests about a namespace: in that namespace, so
+		// that a role in it counts.
+		namespace = key.Name
+	}
 	allowed, err := o.Access.MayAccess(ctx, request.UserInfo, authorizationv1.ResourceAttributes{
-		Namespace: key.Namespace,
+		Namespace: namespace,
 		Verb:      guardv1alpha1.OverrideVerb,
 		Group:     request.Resource.Group,
 		Version:   request.Resource.Version,

@@ -71,7 +71,7 @@ func (r *Request) DecodeOptions(into any) error { return decode(r.Options.Raw, "
 // none yet.
 func (r *Request) Key() types.NamespacedName {
 	key := types.NamespacedName{Namespace: r.Namespace, Name: r.Name}
-	if r.Kind.Kind == "Namespace" && r.Kind.Group == "" {
+	if isNamespace(r) {
 		// The API server sets the namespace of a Namespace to its own name.
 		key.Namespace = ""
 	}
@@ -84,6 +84,10 @@ func (r *Request) Key() types.NamespacedName {
 		}
 	}
 	return key
+}
+
+func isNamespace(r *Request) bool {
+	return r.Resource.Resource == "namespaces" && r.Resource.Group == ""
 }
 
 // Target returns how kubectl names the object, with its namespace: "deployment.apps/web
