@@ -116,7 +116,8 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		cacheOptions.ByObject[&corev1.Secret{}] = serving.CacheOptions()
 	}
 
-	server := webhook.NewServer(serverOptions)
+	var stopping atomic.Bool
+	server := drainingServer{Server: webhook.NewServer(serverOptions), stopping: &stopping}
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme:                        scheme,
 		Cache:                         cacheOptions,
@@ -143,7 +144,6 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		return err
 	}
 
-	var stopping atomic.Bool
 	checks := map[string]healthz.Checker{
 		"caches": func(*http.Request) error { return synced(ctx, mgr.GetCache()) },
 		// It calls the server over TLS, so it also says that a certificate is served.
