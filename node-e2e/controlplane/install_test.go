@@ -31,6 +31,7 @@ const (
 
 	overlayAudit   = "audit"
 	overlayEnforce = "enforce"
+	overlayCanary  = "canary"
 )
 
 const (
@@ -102,6 +103,12 @@ func awaitWebhook(ctx context.Context) {
 			To(HaveEach(*deployment.Spec.Replicas), "replicas, updated, available")
 		g.Expect(*deployment.Spec.Replicas).To(BeEquivalentTo(webhookReplicas))
 	}).WithTimeout(rolloutWait).Should(Succeed(), "roll-out of the webhook")
+	// A replica that is stopping still answers, as it was started.
+	Eventually(ctx, func(g Gomega) {
+		pods, err := client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(pods.Items).To(HaveLen(webhookReplicas), "pods of the webhook, terminating ones included")
+	}).WithTimeout(rolloutWait).Should(Succeed(), "the end of the webhook's earlier pods")
 	Eventually(ctx, func(g Gomega) {
 		configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, "kubelet-guard", metav1.GetOptions{})
 		g.Expect(err).NotTo(HaveOccurred())

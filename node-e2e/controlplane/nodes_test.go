@@ -10,9 +10,11 @@ import (
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
@@ -227,4 +229,51 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 		_, err := client.CoreV1().Nodes().Get(ctx, pool+"-000", metav1.GetOptions{})
 		Expect(err).To(Satisfy(apierrors.IsNotFound))
 	}, SpecTimeout(specTimeout))
+
+	It("hold the last ready node with its kubelet", func(ctx SpecContext) {
+		policy := fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: real},
+spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}, minReady: 100%%}}`, cluster.NodeName()))
+		createNodePolicy(ctx, policy)
+		deleted := ordinary.kubectl(ctx, "delete", "node", cluster.NodeName(), "--wait=false")
+		Expect(deleted.stderr).To(ContainSubstring("NodeDeletionPolicy real keeps 1 nodes of its pool ready, and only 1 are"), "%s", deleted)
+		_, err := client.CoreV1().Nodes().Get(ctx, cluster.NodeName(), metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+	}, SpecTimeout(specTimeout))
+})
+
+var _ = Describe("two rules in audit mode beside others that enforce", Label(labelInstall), Serial, func() {
+	It("warn with the same decision and let the request pass", func(ctx SpecContext) {
+		setArguments := func(ctx context.Context, arguments string) {
+			GinkgoHelper()
+			kubectl(ctx, "patch", "deployment", webhookName, "-n", guardNamespace, "--type=json", "-p",
+				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, arguments)).expectDone()
+			awaitWebhook(ctx)
+		}
+		DeferCleanup(func(ctx SpecContext) { setArguments(ctx, `["--mode=Enforce"]`) }, NodeTimeout(clusterStart))
+		setArguments(ctx, `["--mode=Enforce","--rule-mode=OperationWindow=Audit,NodeDeletion=Audit"]`)
+
+		const pool = "audit"
+		createPool(ctx, pool, 1, 1)
+		createNodePolicy(ctx, nodePolicy(pool, pool, "maxDeletions: 0"))
+		since := time.Now()
+		as, warnings := ordinary.warned()
+		Expect(as.CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(Succeed())
+		Expect(warnings.all()).To(ContainElement(And(ContainSubstring("lets no node be deleted"), ContainSubstring("audit mode"))))
+		entry := auditEntry(ctx, since, "the deletion of the node", func(e auditv1.Event) bool {
+			return e.Verb == "delete" && e.ObjectRef.Name == pool+"-000"
+		})
+		Expect(entry.Annotations).To(HaveKeyWithValue("node-deletion.kubelet-guard.io/NodeDeletion", HavePrefix("Audit Refused NodeLimit: ")))
+
+		namespace := newNamespace(ctx, map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced})
+		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
+		_, err := ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, window("nightly", daily(2*time.Hour, 3*time.Hour)), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func(g Gomega) {
+			effective := meta.FindStatusCondition(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)
+			g.Expect(effective).NotTo(BeNil())
+			g.Expect(effective.Reason).To(Equal("AuditMode"))
+		}).WithTimeout(cacheWait).Should(Succeed(), "the condition Effective")
+		scaled := ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=0").expectDone()
+		Expect(scaled.stderr).To(And(ContainSubstring("Warning:"), ContainSubstring("nightly is closed")), "%s", scaled)
+	}, SpecTimeout(2*clusterStart))
 })
