@@ -159,13 +159,13 @@ func randomSelector(random *rand.Rand) *metav1.LabelSelector {
 
 // FuzzIndex makes the same random changes to the index and to the scan, and asks both.
 func FuzzIndex(f *testing.F) {
-	for seed := range uint64(200) {
+	for seed := range uint64(40) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, seed uint64) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		index, reference := NewIndex(), scan{}
-		for step := range 200 {
+		for step := range 100 {
 			name := types.NamespacedName{Namespace: pick(random, []string{"shop", "bank"}), Name: fmt.Sprint(random.IntN(12))}
 			switch random.IntN(4) {
 			case 0:
