@@ -220,6 +220,38 @@ var _ = Describe("operation windows", func() {
 	}, SpecTimeout(specTimeout))
 })
 
+var _ = Describe("operation windows in an outage of the webhook", Label(labelOutage), Serial, func() {
+	It("hold changes in namespaces that chose them, and nothing else", func(ctx SpecContext) {
+		chosen := newNamespace(ctx, map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced})
+		other := newNamespace(ctx, nil)
+		for _, namespace := range []string{chosen, other} {
+			createDeployment(ctx, namespace, newDeployment("web", 1, nil))
+		}
+		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
+		scaleWebhook(ctx, 0)
+
+		refused := ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2")
+		Expect(refused.stderr).To(ContainSubstring(`failed calling webhook "operation-window.kubelet-guard.io"`), "%s", refused)
+		ordinary.kubectl(ctx, "label", "-n", chosen, "deployment/web", "note=x").expectDone()
+		ordinary.kubectl(ctx, "scale", "-n", other, "deployment/web", "--replicas=2").expectDone()
+		By("controllers in the namespace that chose them: a pod is replaced, a new Deployment comes up")
+		ordinary.kubectl(ctx, "delete", "pods", "-n", chosen, "-l", "app=web").expectDone()
+		createDeployment(ctx, chosen, newDeployment("new", 1, nil))
+		Eventually(ctx, func() (int32, error) {
+			read, err := client.AppsV1().Deployments(chosen).Get(ctx, "web", metav1.GetOptions{})
+			if err != nil {
+				return 0, err
+			}
+			return read.Status.AvailableReplicas, nil
+		}).WithTimeout(podStart).Should(BeEquivalentTo(1), "the replaced pod")
+		By("the way out without the webhook")
+		ordinary.kubectl(ctx, "label", "namespace", chosen, guardv1alpha1.OperationWindowsLabel+"-").expectDone()
+		Eventually(ctx, func() error {
+			return ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2").err
+		}).WithTimeout(cacheWait).Should(Succeed(), "the change after the label is gone")
+	}, SpecTimeout(clusterStart))
+})
+
 var _ = Describe("a configuration that makes no sense is refused when it is applied", func() {
 	refusedAt := func(ctx context.Context, object *unstructured.Unstructured, field string) {
 		GinkgoHelper()
