@@ -104,7 +104,12 @@ test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard 
 .PHONY: test-alerts
 test-alerts: promtool ## Check the alert rules and run their tests with Prometheus' own engine
 	@_output/bin/promtool check rules --lint=all --lint-fatal manifests/monitoring/rules/kubelet-guard.yaml
-	@_output/bin/promtool test rules manifests/monitoring/rules/kubelet-guard_test.yaml
+	@tests=manifests/monitoring/rules/kubelet-guard_test.yaml; \
+	if _output/bin/promtool test rules "$$tests"; then \
+		echo "$$(grep -c '^  - name: ' "$$tests") passed, 0 failed"; \
+	else \
+		echo '0 passed, 1 failed'; exit 1; \
+	fi
 
 .PHONY: prove
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
