@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"strings"
 	"sync"
 	"syscall"
@@ -162,7 +163,7 @@ var _ = Describe("deletion of protected pods", func() {
 			"pod/web-1 in namespace "+namespace, "poddisruptionbudget web", "needs 3 healthy pods and has 3",
 			"kubectl get poddisruptionbudget web -n "+namespace))
 		Expect(pods(client).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(BeRefused(), "the administrator")
-		for _, name := range []string{"generic-garbage-collector", "pod-garbage-collector", "taint-eviction-controller", "namespace-controller"} {
+		for _, name := range []string{"generic-garbage-collector", "pod-garbage-collector", "node-controller", "namespace-controller"} {
 			controller := user{name: "system:serviceaccount:kube-system:" + name, groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system"}}
 			Expect(pods(controller.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(BeRefused(), name)
 		}
@@ -241,10 +242,7 @@ var _ = Describe("deletion of protected pods", func() {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 2)
 		before, since := decisions(ctx, admission.PodDeletion), time.Now()
-		evict := func(name string) error {
-			return ordinary.client().PolicyV1().Evictions(namespace).Evict(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name}})
-		}
-		Expect(evict("web-0")).To(Succeed())
+		Expect(evict(ctx, namespace, "web-0", nil)).To(Succeed())
 		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "reviews of the delete that an eviction makes")
 		auditEntry(ctx, since, "the eviction, without a charge by the webhook", func(entry auditv1.Event) bool {
 			_, charged := entry.Annotations["pod-deletion.kubelet-guard.io/budget"]
@@ -253,7 +251,7 @@ var _ = Describe("deletion of protected pods", func() {
 		awaitAllowed(ctx, namespace, "web", 1)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(Succeed())
 		By("refusing both once it is spent")
-		Expect(evict("web-2")).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
+		Expect(evict(ctx, namespace, "web-2", nil)).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
 		Expect(pods(ordinary.client()).Delete(ctx, "web-2", metav1.DeleteOptions{})).To(BeRefused())
 	})
 
@@ -270,14 +268,15 @@ var _ = Describe("deletion of protected pods", func() {
 			"one review for each pod, none for the collection")
 	})
 
-	It("needs a disruption from every budget of a pod", func(ctx SpecContext) {
+	It("refuses pods of several budgets, as eviction does", func(ctx SpecContext) {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
 		createBudget(ctx, namespace, newBudget("a", "web", 2), 2)
 		createBudget(ctx, namespace, newBudget("b", "web", 3), 1)
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("several poddisruptionbudgets select it (a,b)"))
+		Expect(evict(ctx, namespace, "web-0", nil)).To(MatchError(ContainSubstring("more than one PodDisruptionBudget")))
+		By("letting the pod go once one is left")
+		Expect(client.PolicyV1().PodDisruptionBudgets(namespace).Delete(ctx, "b", metav1.DeleteOptions{})).To(Succeed())
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
-		awaitAllowed(ctx, namespace, "a", 1)
-		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(BeRefused("poddisruptionbudget b"))
-		awaitAllowed(ctx, namespace, "a", 1)
 	})
 
 	It("lets pods go that are not ready, as their budget says", func(ctx SpecContext) {
@@ -433,27 +432,24 @@ var _ = Describe("deletion of protected pods", func() {
 			WithTimeout(podStart).Should(BeZero(), "pods of the workload")
 	})
 
-	It("is held when the namespace is deleted, until the budget goes", func(ctx SpecContext) {
+	// The namespace controller deletes pods first, but goes on to everything else when
+	// that is refused. What holds a namespace is its own label, deletion-protection.
+	It("lasts no longer than the budgets of a namespace that is deleted", func(ctx SpecContext) {
 		for _, pod := range webPods(2) {
 			createPod(ctx, namespace, pod)
 		}
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		since := time.Now()
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
-		Eventually(ctx, func(g Gomega) {
-			ending, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
-			g.Expect(ending.Status.Conditions).To(ContainElement(And(
-				HaveField("Type", corev1.NamespaceDeletionContentFailure), HaveField("Status", corev1.ConditionTrue),
-				HaveField("Message", ContainSubstring("poddisruptionbudget web, which needs 2 healthy pods")))))
-		}).WithTimeout(controllerReaction).Should(Succeed(), "the refusal in the status of the namespace")
-		Consistently(ctx, func() int { _, others := terminatingPods(ctx, namespace); return others }).
-			WithTimeout(controllerQuiet).Should(Equal(2), "pods left running")
-		Expect(ordinary.client().PolicyV1().PodDisruptionBudgets(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(Succeed())
+		auditEntry(ctx, since, "the namespace controller's first attempt, refused", func(entry auditv1.Event) bool {
+			return entry.Verb == "deletecollection" && entry.ObjectRef.Namespace == namespace && entry.ObjectRef.Resource == "pods" &&
+				entry.ResponseStatus.Code == http.StatusForbidden && entry.Annotations["pod-deletion.kubelet-guard.io/budget"] == "web: Refuse"
+		})
 		Eventually(ctx, func() error {
 			_, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 			return err
 		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
-	}, SpecTimeout(3*time.Minute))
+	})
 
 	It("gives a kubelet that was away the record of a forced delete", func(ctx SpecContext) {
 		deleted, kept := createPod(ctx, namespace, webPod("deleted")), createPod(ctx, namespace, webPod("kept"))
@@ -497,16 +493,11 @@ var _ = Describe("deletion of protected pods", func() {
 	It("leaves a record of a forced eviction, and none of one that the budget refuses", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
 		createBudget(ctx, namespace, newBudget("web", "web", 1), 1)
-		evict := func(name string) error {
-			return ordinary.client().PolicyV1().Evictions(namespace).Evict(ctx, &policyv1.Eviction{
-				ObjectMeta: metav1.ObjectMeta{Name: name}, DeleteOptions: metav1.NewDeleteOptions(0),
-			})
-		}
-		Expect(evict("web-0")).To(Succeed())
+		Expect(evict(ctx, namespace, "web-0", metav1.NewDeleteOptions(0))).To(Succeed())
 		record, err := getRecord(ctx, created[0].UID)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(record.Spec.Reason).To(Equal("evicted with grace period 0"))
-		Expect(evict("web-1")).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
+		Expect(evict(ctx, namespace, "web-1", metav1.NewDeleteOptions(0))).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
 		_, err = getRecord(ctx, created[1].UID)
 		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
 	})
@@ -542,6 +533,13 @@ var _ = Describe("deletion of protected pods", func() {
 // podDeleter is what the specs use of a client.
 type podDeleter interface {
 	Delete(ctx context.Context, name string, options metav1.DeleteOptions) error
+}
+
+// evict evicts a pod as an ordinary user.
+func evict(ctx context.Context, namespace, name string, options *metav1.DeleteOptions) error {
+	return ordinary.client().PolicyV1().Evictions(namespace).Evict(ctx, &policyv1.Eviction{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, DeleteOptions: options,
+	})
 }
 
 // webTemplate is the template of protected pods of the workload web.

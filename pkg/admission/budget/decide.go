@@ -121,6 +121,8 @@ const (
 	accountUnhealthy account = "Unhealthy"
 	// accountUnselected: the budget is gone or does not select the pod any more.
 	accountUnselected account = "Unselected"
+	// accountSeveral: it may not go, because several budgets select it.
+	accountSeveral account = "Several"
 	// accountRefuse: it may not go.
 	accountRefuse account = "Refuse"
 )
@@ -174,19 +176,4 @@ func charge(budget *policyv1.PodDisruptionBudget, pod string, now time.Time) *po
 	}
 	charged.Status.DisruptedPods[pod] = metav1.NewTime(now)
 	return charged
-}
-
-// giveBack returns a copy of the budget without the pod's disruption of that time,
-// and whether there was one. It leaves disruptionsAllowed to the disruption
-// controller, which counts again after each change: only that knows whether it has
-// counted since.
-func giveBack(budget *policyv1.PodDisruptionBudget, pod string, at time.Time) (*policyv1.PodDisruptionBudget, bool) {
-	charged, ok := budget.Status.DisruptedPods[pod]
-	// The API keeps seconds.
-	if !ok || charged.Unix() != at.Unix() {
-		return budget, false
-	}
-	returned := budget.DeepCopy()
-	delete(returned.Status.DisruptedPods, pod)
-	return returned, true
 }

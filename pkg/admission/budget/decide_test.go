@@ -199,14 +199,3 @@ func TestTheLastDisruptionTurnsTheCondition(t *testing.T) {
 	require.EqualValues(t, 2, budget.Status.DisruptionsAllowed, "the original is not changed")
 	require.Empty(t, budget.Status.DisruptedPods)
 }
-
-func TestOnlyTheOwnChargeIsGivenBack(t *testing.T) {
-	budget := charge(newBudget("web", matching("app", "web")), "web-1", noon)
-	returned, ok := giveBack(budget, "web-1", noon.Add(300*time.Millisecond))
-	require.True(t, ok, "the API keeps seconds")
-	require.Empty(t, returned.Status.DisruptedPods)
-	_, ok = giveBack(budget, "web-1", noon.Add(-time.Minute))
-	require.False(t, ok, "charged by somebody else")
-	_, ok = giveBack(budget, "web-2", noon)
-	require.False(t, ok)
-}

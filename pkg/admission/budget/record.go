@@ -96,11 +96,11 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 	if request.SubResource == "eviction" {
 		// An eviction that its budget will refuse deletes nothing, and is tried again and
 		// again by a drain: the pod must not have a record all that time.
-		answers, err := r.reservations.Reserve(ctx, pod, true)
+		answer, err := r.reservations.Reserve(ctx, pod, true)
 		switch {
 		case err != nil:
 			return admission.Fail("%w", err)
-		case passes(pod, request) == "" && (len(answers) > 1 || refusal(answers) != nil):
+		case passes(pod, request) == "" && answer.refuses():
 			return admission.Allow().Annotate("record", "none, the eviction will be refused")
 		}
 	}

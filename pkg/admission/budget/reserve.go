@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	policyclient "k8s.io/client-go/kubernetes/typed/policy/v1"
-	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 )
 
@@ -55,9 +55,6 @@ func (b apiBudgets) UpdateStatus(ctx context.Context, budget *policyv1.PodDisrup
 // controller, and is over soon. Together they stay below the time that the API
 // server gives a review.
 var conflictRetries = wait.Backoff{Duration: 4 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 300 * time.Millisecond}
-
-// giveBackTime bounds the return of a disruption after its review has ended.
-const giveBackTime = 5 * time.Second
 
 // Reservations takes disruptions from budgets. It is safe for concurrent use.
 type Reservations struct {
@@ -123,7 +120,7 @@ func (r *Reservations) forget(name types.NamespacedName, t *turn) {
 	}
 }
 
-// answer is what one budget says.
+// answer is what the budget of a pod says.
 type answer struct {
 	budget  types.NamespacedName
 	account account
@@ -131,60 +128,55 @@ type answer struct {
 	why string
 	// left is the number of disruptions after a charge.
 	left int32
-	// at is the time of the charge.
+	// at is the time of the charge. It is zero in a dry run.
 	at time.Time
 }
 
-// Reserve takes one disruption for the pod from each budget that selects it, and
-// returns what they say; a refusal is the last answer. When one refuses, none is
-// charged. With dryRun nothing is written.
+// Reserve takes one disruption for the pod from the budget that selects it, and
+// returns what that says. With dryRun nothing is written.
 //
-// A pod that several budgets select is one that eviction does not handle at all. To
-// refuse it as well would leave a pod that can be ended by override only, which
-// teaches people to override; so it needs a disruption from every one.
-func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool) ([]answer, error) {
+// A pod that several budgets select is refused, as by eviction. The disruption
+// controller looks at one of them only, which it picks arbitrarily, when such a pod
+// changes, so the figures of the others may be old: to charge them all would rest on
+// numbers that nobody keeps.
+func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool) (answer, error) {
 	if err := r.index.Filled(); err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	selecting := r.index.Selecting(pod.Namespace, pod.Labels)
-	if len(selecting) > 1 && !dryRun {
-		// Ask all before one is charged: several objects cannot be swapped at once.
-		answers, err := r.reserve(ctx, selecting, pod, true)
-		if err != nil || refusal(answers) != nil {
-			return answers, err
+	switch len(selecting) {
+	case 0:
+		return answer{account: accountUnselected}, nil
+	case 1:
+		return r.reserve(ctx, selecting[0], pod, dryRun)
+	}
+	// The index may not have seen yet that all but one are gone.
+	var still []string
+	for _, budget := range selecting {
+		live, err := r.budgets.Get(ctx, types.NamespacedName{Namespace: budget.Namespace, Name: budget.Name})
+		switch {
+		case apierrors.IsNotFound(err):
+			continue
+		case err != nil:
+			return answer{}, fmt.Errorf("read poddisruptionbudget %s/%s: %w", budget.Namespace, budget.Name, err)
+		case selectorOf(live).Matches(labels.Set(pod.Labels)):
+			still = append(still, live.Name)
+			selecting[0] = live
 		}
 	}
-	return r.reserve(ctx, selecting, pod, dryRun)
-}
-
-func (r *Reservations) reserve(ctx context.Context, budgets []*policyv1.PodDisruptionBudget, pod *corev1.Pod, dryRun bool) ([]answer, error) {
-	var answers []answer
-	for _, budget := range budgets {
-		answer, err := r.reserveOne(ctx, budget, pod, dryRun)
-		if err == nil {
-			answers = append(answers, answer)
-		}
-		if err != nil || answer.account == accountRefuse {
-			if !dryRun {
-				r.GiveBack(ctx, pod, answers)
-			}
-			return answers, err
-		}
+	switch len(still) {
+	case 0:
+		return answer{account: accountUnselected}, nil
+	case 1:
+		return r.reserve(ctx, selecting[0], pod, dryRun)
 	}
-	return answers, nil
+	return answer{
+		budget:  types.NamespacedName{Namespace: pod.Namespace, Name: strings.Join(still, ",")},
+		account: accountSeveral,
+	}, nil
 }
 
-// refusal returns the answer that refuses, or nil.
-func refusal(answers []answer) *answer {
-	for i := range answers {
-		if answers[i].account == accountRefuse {
-			return &answers[i]
-		}
-	}
-	return nil
-}
-
-func (r *Reservations) reserveOne(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, dryRun bool) (answer, error) {
+func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, dryRun bool) (answer, error) {
 	name := types.NamespacedName{Namespace: cached.Namespace, Name: cached.Name}
 	result := answer{budget: name}
 	budget, live := cached, false
@@ -275,43 +267,4 @@ func (r *Reservations) pause(ctx context.Context, duration time.Duration) error 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// GiveBack returns the disruptions that the answers took for the pod, because it will
-// not be deleted. Where it fails, the disruption controller does it after two minutes.
-func (r *Reservations) GiveBack(ctx context.Context, pod *corev1.Pod, answers []answer) {
-	// Also when the review has timed out.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTime)
-	defer cancel()
-	for _, answer := range answers {
-		if answer.account != accountCharge {
-			continue
-		}
-		retries := r.retries
-		err := wait.ExponentialBackoffWithContext(ctx, retries, func(ctx context.Context) (bool, error) {
-			budget, err := r.budgets.Get(ctx, answer.budget)
-			if err != nil {
-				return apierrors.IsNotFound(err), ignoreNotFound(err)
-			}
-			returned, charged := giveBack(budget, pod.Name, answer.at)
-			if !charged {
-				return true, nil
-			}
-			if _, err = r.budgets.UpdateStatus(ctx, returned); apierrors.IsConflict(err) {
-				return false, nil
-			}
-			return err == nil || apierrors.IsNotFound(err), ignoreNotFound(err)
-		})
-		if err != nil {
-			klog.FromContext(ctx).Error(err, "A reserved disruption stays reserved until the disruption controller drops it",
-				"pod", klog.KObj(pod), "podDisruptionBudget", answer.budget)
-		}
-	}
-}
-
-func ignoreNotFound(err error) error {
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
 }

@@ -121,27 +121,19 @@ func newReservations(s *server, c clock.PassiveClock) *Reservations {
 	return r
 }
 
-func accounts(answers []answer) []account {
-	var all []account
-	for _, answer := range answers {
-		all = append(all, answer.account)
-	}
-	return all
-}
-
 func TestReserve(t *testing.T) {
-	reserve := func(t *testing.T, r *Reservations, pod *corev1.Pod, dryRun bool) []answer {
+	reserve := func(t *testing.T, r *Reservations, pod *corev1.Pod, dryRun bool) answer {
 		t.Helper()
-		answers, err := r.Reserve(t.Context(), pod, dryRun)
+		answer, err := r.Reserve(t.Context(), pod, dryRun)
 		require.NoError(t, err)
-		return answers
+		return answer
 	}
 	clock := testclock.NewFakePassiveClock(noon)
 
 	t.Run("a delete takes one disruption, with one write and no read", func(t *testing.T) {
 		s := newServer(allowing("web", 2))
-		answers := reserve(t, newReservations(s, clock), newPod(), false)
-		require.Equal(t, []answer{{budget: types.NamespacedName{Namespace: "shop", Name: "web"}, account: accountCharge, left: 1, at: noon}}, answers)
+		got := reserve(t, newReservations(s, clock), newPod(), false)
+		require.Equal(t, answer{budget: types.NamespacedName{Namespace: "shop", Name: "web"}, account: accountCharge, left: 1, at: noon}, got)
 		require.Equal(t, []int{0, 1}, []int{s.reads, s.writes})
 		require.Equal(t, map[string]metav1.Time{"web-1": metav1.NewTime(noon)}, s.budget("web").Status.DisruptedPods)
 	})
@@ -149,7 +141,7 @@ func TestReserve(t *testing.T) {
 		s := newServer(allowing("web", 0))
 		pod := newPod()
 		pod.Labels["app"] = "api"
-		require.Empty(t, reserve(t, newReservations(s, clock), pod, false))
+		require.Equal(t, answer{account: accountUnselected}, reserve(t, newReservations(s, clock), pod, false))
 		require.Equal(t, []int{0, 0}, []int{s.reads, s.writes})
 	})
 	t.Run("the second review of a delete is not charged, also from an old cache", func(t *testing.T) {
@@ -157,7 +149,7 @@ func TestReserve(t *testing.T) {
 		first, second := newReservations(s, clock), newReservations(s, clock)
 		reserve(t, first, newPod(), false)
 		for _, r := range []*Reservations{first, second} {
-			require.Equal(t, []account{accountCharged}, accounts(reserve(t, r, newPod(), false)))
+			require.Equal(t, accountCharged, reserve(t, r, newPod(), false).account)
 		}
 		require.EqualValues(t, 1, s.budget("web").Status.DisruptionsAllowed)
 	})
@@ -165,13 +157,13 @@ func TestReserve(t *testing.T) {
 		s := newServer(allowing("web", 0))
 		r := newReservations(s, clock)
 		s.put(allowing("web", 1))
-		require.Equal(t, []account{accountCharge}, accounts(reserve(t, r, newPod(), false)))
+		require.Equal(t, accountCharge, reserve(t, r, newPod(), false).account)
 	})
 	t.Run("nor is its word that the pod was charged", func(t *testing.T) {
 		s := newServer(charge(allowing("web", 1), "web-1", noon))
 		r := newReservations(s, clock)
 		s.put(allowing("web", 0)) // counted again: the pod is a new one of the name
-		require.Equal(t, []account{accountRefuse}, accounts(reserve(t, r, newPod(), false)))
+		require.Equal(t, accountRefuse, reserve(t, r, newPod(), false).account)
 	})
 	t.Run("nor is its word that enough are healthy without the pod", func(t *testing.T) {
 		healthy := allowing("web", 0)
@@ -180,53 +172,57 @@ func TestReserve(t *testing.T) {
 		r := newReservations(s, clock)
 		healthy.Status.CurrentHealthy = 2
 		s.put(healthy)
-		require.Equal(t, []account{accountRefuse}, accounts(reserve(t, r, newPod(unready), false)))
+		require.Equal(t, accountRefuse, reserve(t, r, newPod(unready), false).account)
 	})
 	t.Run("disruptions that an old cache shows are not spent", func(t *testing.T) {
 		s := newServer(allowing("web", 1))
 		r := newReservations(s, clock)
 		s.put(charge(allowing("web", 1), "web-2", noon)) // an eviction was faster
-		require.Equal(t, []account{accountRefuse}, accounts(reserve(t, r, newPod(), false)))
+		require.Equal(t, accountRefuse, reserve(t, r, newPod(), false).account)
 		require.Zero(t, s.writes)
 	})
-	t.Run("a budget that is gone or selects others now refuses nothing", func(t *testing.T) {
-		s := newServer(allowing("web", 0), allowing("other", 1))
+	t.Run("a budget that is gone refuses nothing", func(t *testing.T) {
+		s := newServer(allowing("web", 0))
 		r := newReservations(s, clock)
 		delete(s.budgets, types.NamespacedName{Namespace: "shop", Name: "web"})
-		moved := allowing("other", 0)
+		require.Equal(t, accountUnselected, reserve(t, r, newPod(), false).account)
+	})
+	t.Run("nor does one that goes before it is charged", func(t *testing.T) {
+		s := newServer(allowing("web", 1))
+		s.beforeWrite = func() { delete(s.budgets, types.NamespacedName{Namespace: "shop", Name: "web"}) }
+		require.Equal(t, accountUnselected, reserve(t, newReservations(s, clock), newPod(), false).account)
+	})
+	t.Run("nor does one that selects others now", func(t *testing.T) {
+		s := newServer(allowing("web", 0))
+		r := newReservations(s, clock)
+		moved := allowing("web", 0)
 		moved.Spec.Selector = matching("app", "api")
 		s.put(moved)
-		require.Equal(t, []account{accountUnselected, accountUnselected}, accounts(reserve(t, r, newPod(), false)))
+		require.Equal(t, accountUnselected, reserve(t, r, newPod(), false).account)
 		require.Zero(t, s.writes)
 	})
 	t.Run("a dry run gives the same answer and writes nothing", func(t *testing.T) {
 		s := newServer(allowing("web", 1))
 		r := newReservations(s, clock)
 		for range 3 {
-			require.Equal(t, []account{accountCharge}, accounts(reserve(t, r, newPod(), true)))
+			require.Equal(t, accountCharge, reserve(t, r, newPod(), true).account)
 		}
 		s.put(allowing("web", 0))
-		require.Equal(t, []account{accountRefuse}, accounts(reserve(t, r, newPod(), true)))
+		require.Equal(t, accountRefuse, reserve(t, r, newPod(), true).account)
 		require.Zero(t, s.writes)
 	})
-	t.Run("several budgets are all charged", func(t *testing.T) {
+	t.Run("a pod of several budgets may not go, and none is charged", func(t *testing.T) {
 		s := newServer(allowing("a", 1), allowing("b", 2))
-		require.Equal(t, []account{accountCharge, accountCharge}, accounts(reserve(t, newReservations(s, clock), newPod(), false)))
-		require.Equal(t, []int32{0, 1}, []int32{s.budget("a").Status.DisruptionsAllowed, s.budget("b").Status.DisruptionsAllowed})
-	})
-	t.Run("of several budgets none is charged when one refuses", func(t *testing.T) {
-		s := newServer(allowing("a", 1), allowing("b", 0))
-		require.Equal(t, []account{accountCharge, accountRefuse}, accounts(reserve(t, newReservations(s, clock), newPod(), false)))
+		require.Equal(t, answer{budget: types.NamespacedName{Namespace: "shop", Name: "a,b"}, account: accountSeveral},
+			reserve(t, newReservations(s, clock), newPod(), false))
 		require.Zero(t, s.writes)
 	})
-	t.Run("what was charged is given back when a later budget refuses after all", func(t *testing.T) {
-		s := newServer(allowing("a", 1), allowing("b", 1))
-		var once sync.Once
-		s.beforeWrite = func() {
-			once.Do(func() { s.put(allowing("b", 0)) }) // between the questions and the charges
-		}
-		require.Equal(t, []account{accountCharge, accountRefuse}, accounts(reserve(t, newReservations(s, clock), newPod(), false)))
-		require.Empty(t, s.budget("a").Status.DisruptedPods)
+	t.Run("several budgets of an old cache, of which one is left, are one", func(t *testing.T) {
+		s := newServer(allowing("a", 1), allowing("b", 2))
+		r := newReservations(s, clock)
+		delete(s.budgets, types.NamespacedName{Namespace: "shop", Name: "a"})
+		require.Equal(t, answer{budget: types.NamespacedName{Namespace: "shop", Name: "b"}, account: accountCharge, left: 1, at: noon},
+			reserve(t, r, newPod(), false))
 	})
 	t.Run("attempts are bounded", func(t *testing.T) {
 		s := newServer(allowing("web", 5))
@@ -292,11 +288,11 @@ func TestManyDeletesSpendABudgetOnce(t *testing.T) {
 		for review := range 2 {
 			reviews.Go(func() {
 				pod := newPod(named(fmt.Sprint("web-", i)))
-				answers, err := all[(i+review)%replicas].Reserve(t.Context(), pod, false)
+				answer, err := all[(i+review)%replicas].Reserve(t.Context(), pod, false)
 				if !assert.NoError(t, err) {
 					return
 				}
-				if refusal(answers) == nil {
+				if !answer.refuses() {
 					mu.Lock()
 					passed[pod.Name] = true
 					mu.Unlock()
@@ -325,6 +321,13 @@ func TestRule(t *testing.T) {
 			NextStep:    "Try again once ALLOWED DISRUPTIONS is above 0: kubectl get poddisruptionbudget web -n shop --watch",
 			Annotations: map[string]string{"budget": "web: Refuse"},
 		}, rule.Review(t.Context(), deletion(t, newPod(), ordinary, metav1.DeleteOptions{})))
+	})
+	t.Run("a refusal because of several budgets names them", func(t *testing.T) {
+		decision := NewRule(newReservations(newServer(allowing("a", 1), allowing("b", 1)), clock)).
+			Review(t.Context(), deletion(t, newPod(), ordinary, metav1.DeleteOptions{}))
+		require.Equal(t, admission.ReasonDisruptionBudget, decision.Reason)
+		require.Equal(t, "pod/web-1 in namespace shop is protected, and several poddisruptionbudgets select it (a,b), of which Kubernetes keeps only one up to date, so that it can be neither deleted nor evicted", decision.Message)
+		require.Equal(t, "Change them so that one selects the pod, or delete the others: kubectl get poddisruptionbudgets -n shop -o wide", decision.NextStep)
 	})
 	t.Run("what was charged is in the audit log", func(t *testing.T) {
 		rule := NewRule(newReservations(newServer(allowing("web", 2)), clock))

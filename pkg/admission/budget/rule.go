@@ -3,7 +3,6 @@ package budget
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -37,22 +36,24 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 		}
 		return admission.Allow().Annotate("budget", string(why))
 	}
-	answers, err := r.reservations.Reserve(ctx, pod, request.IsDryRun())
+	answer, err := r.reservations.Reserve(ctx, pod, request.IsDryRun())
 	if err != nil {
 		return admission.Fail("%w", err)
 	}
-	if refusal := refusal(answers); refusal != nil {
-		return refuse(request, *refusal)
+	decision := admission.Allow()
+	switch answer.account {
+	case accountUnselected:
+		return decision
+	case accountRefuse:
+		decision = refuse(request, answer)
+	case accountSeveral:
+		decision = refuseSeveral(request, answer)
 	}
-	if len(answers) == 0 {
-		return admission.Allow()
-	}
-	told := make([]string, len(answers))
-	for i, answer := range answers {
-		told[i] = answer.String()
-	}
-	return admission.Allow().Annotate("budget", strings.Join(told, "; "))
+	return decision.Annotate("budget", answer.String())
 }
+
+// refuses reports whether the pod may not go.
+func (a answer) refuses() bool { return a.account == accountRefuse || a.account == accountSeveral }
 
 // String is for the audit log.
 func (a answer) String() string {
@@ -69,6 +70,11 @@ func refuse(request *admission.Request, refusal answer) admission.Decision {
 	name, namespace := refusal.budget.Name, refusal.budget.Namespace
 	return admission.Refuse(admission.ReasonDisruptionBudget,
 		fmt.Sprintf("%s is protected, and its deletion is held to poddisruptionbudget %s, which %s", request.Target(), name, refusal.why),
-		fmt.Sprintf("Try again once ALLOWED DISRUPTIONS is above 0: kubectl get poddisruptionbudget %s -n %s --watch", name, namespace)).
-		Annotate("budget", refusal.String())
+		fmt.Sprintf("Try again once ALLOWED DISRUPTIONS is above 0: kubectl get poddisruptionbudget %s -n %s --watch", name, namespace))
+}
+
+func refuseSeveral(request *admission.Request, refusal answer) admission.Decision {
+	return admission.Refuse(admission.ReasonDisruptionBudget,
+		fmt.Sprintf("%s is protected, and several poddisruptionbudgets select it (%s), of which Kubernetes keeps only one up to date, so that it can be neither deleted nor evicted", request.Target(), refusal.budget.Name),
+		fmt.Sprintf("Change them so that one selects the pod, or delete the others: kubectl get poddisruptionbudgets -n %s -o wide", refusal.budget.Namespace))
 }
