@@ -3,6 +3,8 @@ package controlplane
 import (
 	"context"
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -13,7 +15,7 @@ import (
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 )
 
-// annotate sets or, with "", removes the override annotation of an object.
+// overridePatch sets or, with "", removes the override annotation of an object.
 func overridePatch(value string) []byte {
 	if value == "" {
 		return fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}}}`, annotationOverride)
@@ -104,13 +106,24 @@ var _ = Describe("the override", func() {
 	It("takes the label off a running pod, by kubectl guard unprotect", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
-		patch := func(u user) error {
-			_, err := u.client().CoreV1().Pods(namespace).Patch(ctx, "web", types.MergePatchType,
-				fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:%q}}}`, labelExplicitDeletion, annotationOverride, overrideFor(time.Hour, "retired")), metav1.PatchOptions{})
-			return err
+		unprotect := func(u user, arguments ...string) (string, error) {
+			arguments = append([]string{"--kubeconfig=" + u.kubeconfig(), "unprotect", "pod/web", "-n", namespace}, arguments...)
+			output, err := exec.CommandContext(ctx, filepath.Join(outputDir, "bin", "kubectl-guard"), arguments...).CombinedOutput()
+			return string(output), err
 		}
-		Expect(patch(ordinary)).To(BeRefused("pod/web in namespace "+namespace+" keeps the label", "kubectl guard unprotect pod/web -n "+namespace, "may not use the verb override"))
-		Expect(patch(overrider)).To(Succeed())
+		output, err := unprotect(overrider)
+		Expect(err).To(HaveOccurred(), output)
+		Expect(output).To(ContainSubstring("pod web keeps the label"))
+		output, err = unprotect(ordinary, "--override=node pool is retired")
+		Expect(err).To(HaveOccurred(), output)
+		Expect(output).To(And(ContainSubstring("pod/web in namespace "+namespace+" keeps the label"), ContainSubstring("may not use the verb override")))
+		output, err = unprotect(overrider, "--override=node pool is retired")
+		Expect(err).NotTo(HaveOccurred(), output)
+		Expect(output).To(ContainSubstring("pod/web no longer protected"))
+		pod, err := client.CoreV1().Pods(namespace).Get(ctx, "web", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(pod.Labels).NotTo(HaveKey(labelExplicitDeletion))
+		Expect(pod.Annotations).To(HaveKeyWithValue(annotationOverride, HaveSuffix("node pool is retired")))
 	}, SpecTimeout(specTimeout))
 })
 
