@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,6 +39,16 @@ import (
 
 // leaseName is what the replicas elect the leader with.
 const leaseName = "guard-webhook"
+
+// A leader that cannot renew its lease stops, and its part of the reviews with it. The
+// times are long, so that a slow API server does not have that come of it: what the
+// leader does can wait a minute, and a replica that stops in order hands its lease on
+// at once.
+const (
+	leaseDuration = 60 * time.Second
+	renewDeadline = 45 * time.Second
+	renewPeriod   = 5 * time.Second
+)
 
 func newCommand() *cobra.Command {
 	options := newOptions(os.Getenv("POD_NAMESPACE"))
@@ -128,6 +139,9 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		LeaderElectionID:              leaseName,
 		LeaderElectionNamespace:       o.namespace,
 		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 ptr.To(leaseDuration),
+		RenewDeadline:                 ptr.To(renewDeadline),
+		RetryPeriod:                   ptr.To(renewPeriod),
 	})
 	if err != nil {
 		return err
