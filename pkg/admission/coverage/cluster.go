@@ -24,7 +24,8 @@ type Cluster struct {
 	pods  cache.SharedIndexInformer
 }
 
-// NewCluster returns a Cluster that has not started. The reader of nodes is a cache.
+// NewCluster returns a Cluster that has not started. The reader of nodes is a cache that
+// keeps the versions of the kubelets.
 func NewCluster(core kubernetes.Interface, nodes client.Reader) (*Cluster, error) {
 	selector := labels.Set{guardv1alpha1.ExplicitDeletionLabel: guardv1alpha1.ExplicitDeletionRequired}.String()
 	factory := informers.NewSharedInformerFactoryWithOptions(core, 0, informers.WithTweakListOptions(func(options *metav1.ListOptions) {

@@ -327,8 +327,9 @@ func (l LiveLedgers) UpdateStatus(ctx context.Context, policy *guardv1alpha1.Nod
 	return l.Writer.Status().Update(ctx, policy)
 }
 
-// TrimNode is a transformation for the cache of nodes: it takes off what the rule
-// does not read, which is most of it.
+// TrimNode is a transformation for the cache of nodes: it takes off what nobody here
+// reads, which is most of it. The rule reads the condition Ready, the metrics of
+// package coverage the kubelet's version.
 func TrimNode(object any) (any, error) {
 	node, ok := object.(*corev1.Node)
 	if !ok {
@@ -336,8 +337,11 @@ func TrimNode(object any) (any, error) {
 	}
 	node.ManagedFields, node.Annotations = nil, nil
 	node.Spec = corev1.NodeSpec{}
-	node.Status = corev1.NodeStatus{Conditions: slices.DeleteFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type != corev1.NodeReady
-	})}
+	node.Status = corev1.NodeStatus{
+		Conditions: slices.DeleteFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type != corev1.NodeReady
+		}),
+		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: node.Status.NodeInfo.KubeletVersion},
+	}
 	return node, nil
 }

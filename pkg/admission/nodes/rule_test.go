@@ -278,3 +278,25 @@ func BenchmarkReview(b *testing.B) {
 		})
 	}
 }
+
+func TestTrimNodeKeepsWhatIsRead(t *testing.T) {
+	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue}
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"pool": "a"}, Annotations: map[string]string{"a": "b"}},
+		Spec:       corev1.NodeSpec{PodCIDR: "10.0.0.0/24"},
+		Status: corev1.NodeStatus{
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeDiskPressure, Status: corev1.ConditionFalse}, ready},
+			NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: "v1.36.3+guard.0.1.0", OSImage: "os"},
+			Images:     []corev1.ContainerImage{{Names: []string{"image"}}},
+		},
+	}
+	trimmed, err := TrimNode(node)
+	require.NoError(t, err)
+	require.Equal(t, &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"pool": "a"}},
+		Status: corev1.NodeStatus{
+			Conditions: []corev1.NodeCondition{ready},
+			NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: "v1.36.3+guard.0.1.0"},
+		},
+	}, trimmed)
+}
