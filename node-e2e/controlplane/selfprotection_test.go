@@ -105,24 +105,35 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 		awaitWebhook(ctx)
 	}, SpecTimeout(specTimeout))
 
-	It("goes in two steps and leaves nothing", func(ctx SpecContext) {
-		dir := overlayDir(overlayEnforce)
-		DeferCleanup(func(ctx SpecContext) {
-			// As the documentation says: the API server does not start its cache of
-			// parameters again once no policy had a use for it.
-			Expect(cluster.APIServer().Restart(ctx)).To(Succeed())
-			install(ctx, overlayEnforce)
-		}, NodeTimeout(clusterStart))
+	// As the documentation says: the API server does not start its cache of
+	// parameters again once no policy had a use for it.
+	installAgain := func(ctx SpecContext) {
+		GinkgoHelper()
+		Expect(cluster.APIServer().Restart(ctx)).To(Succeed())
+		install(ctx, overlayEnforce)
+	}
 
-		By("deleting it without the first step, as by accident")
-		accident := kubectl(ctx, "delete", "-k", dir, "--dry-run=server")
+	It("keeps what matters when all of it is deleted by accident, and is repaired by applying it again", func(ctx SpecContext) {
+		dir := overlayDir(overlayEnforce)
+		webhook, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(installAgain, NodeTimeout(clusterStart))
+		accident := ordinary.kubectl(ctx, "delete", "-k", dir, "--wait=false")
 		Expect(accident.err).To(HaveOccurred())
 		Expect(accident.stderr).To(And(
 			ContainSubstring("namespaces "+guardNamespace+" was not deleted"),
 			ContainSubstring("customresourcedefinitions.apiextensions.k8s.io poddeletions.kubelet-guard.io was not deleted"),
-			ContainSubstring("validatingwebhookconfigurations.admissionregistration.k8s.io kubelet-guard was not deleted"),
+			ContainSubstring("deployments.apps "+webhookName+" was not deleted"),
 		))
+		kept, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(kept.UID).To(Equal(webhook.UID))
+		Expect(kept.DeletionTimestamp).To(BeNil())
+	}, SpecTimeout(specTimeout))
 
+	It("goes in two steps and leaves nothing", func(ctx SpecContext) {
+		dir := overlayDir(overlayEnforce)
+		DeferCleanup(installAgain, NodeTimeout(clusterStart))
 		By("the two steps of the documentation")
 		kubectl(ctx, "label", "-k", dir, labelDeletionProtection+"-").expectDone()
 		kubectl(ctx, "delete", "-k", dir, "--timeout=90s").expectDone()

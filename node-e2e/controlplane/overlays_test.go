@@ -56,3 +56,37 @@ var _ = Describe("the overlay audit", Label(labelInstall), Serial, Ordered, func
 		Expect(strings.Join(slices.Collect(maps.Values(entry.Annotations)), "\n")).To(ContainSubstring("Audit"))
 	}, SpecTimeout(specTimeout))
 })
+
+var _ = Describe("the overlay canary", Label(labelInstall), Serial, func() {
+	It("refuses in labelled namespaces only", func(ctx SpecContext) {
+		const label = "kubelet-guard.io/canary"
+		DeferCleanup(func(ctx SpecContext) {
+			install(ctx, overlayEnforce)
+			kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, label+"-").expectDone()
+		}, NodeTimeout(clusterStart))
+		// The probes of the installation are there.
+		kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, label+"=true").expectDone()
+		install(ctx, overlayCanary)
+
+		canary := newNamespace(ctx, map[string]string{label: "true", labelProtectPods: "allowed"})
+		other := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		for _, namespace := range []string{canary, other} {
+			_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
+				ObjectMeta: metav1.ObjectMeta{Name: "labelled", Labels: map[string]string{labelDeletionProtection: "always"}},
+			}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
+		}
+		as := ordinary.client()
+		takeGrant := func(namespace string) error {
+			_, err := as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{})
+			return err
+		}
+		Eventually(ctx, func() error {
+			return as.CoreV1().ConfigMaps(other).Delete(ctx, "labelled", metav1.DeleteOptions{})
+		}).WithTimeout(policyWait).Should(Succeed(), "a policy, elsewhere")
+		Expect(as.CoreV1().ConfigMaps(canary).Delete(ctx, "labelled", metav1.DeleteOptions{})).To(BeRefused(), "a policy, in the canary")
+		Expect(takeGrant(other)).To(Succeed(), "the webhook, elsewhere")
+		Expect(takeGrant(canary)).To(BeRefused(), "the webhook, in the canary")
+	}, SpecTimeout(clusterStart))
+})
