@@ -20,14 +20,14 @@ import (
 // It listens to the watch streams themselves, because an informer shows neither
 // bookmarks nor a stream that is silent.
 type CacheAge struct {
-	clock   clock.PassiveClock
-	started time.Time
-	metric  *prometheus.Desc
+	clock  clock.PassiveClock
+	metric *prometheus.Desc
 
 	mu sync.Mutex
 	// heard holds the time of the last read in nanoseconds since the epoch, by
-	// resource. Resources are those of which this process keeps caches, so the label
-	// is closed.
+	// resource, 0 before the first watch. Only the leader watches some resources, and
+	// a replica whose caches never filled is not ready; neither has an age. Resources
+	// are those of which this process keeps caches, so the label is closed.
 	heard map[string]*atomic.Int64
 }
 
@@ -37,11 +37,10 @@ func NewCacheAge(registerer prometheus.Registerer, clock clock.PassiveClock, res
 	c := &CacheAge{
 		clock: clock,
 		metric: prometheus.NewDesc(CacheAgeMetric,
-			"Seconds since the watch of the resource last brought an event or a bookmark; since the start, when it never did.",
+			"Seconds since the watch of the resource last brought an event or a bookmark; 0 before its first watch.",
 			[]string{"resource"}, nil),
 		heard: map[string]*atomic.Int64{},
 	}
-	c.started = clock.Now()
 	for _, resource := range resources {
 		c.of(resource)
 	}
@@ -56,7 +55,10 @@ func (c *CacheAge) Collect(metrics chan<- prometheus.Metric) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for resource, heard := range c.heard {
-		age := c.clock.Since(time.Unix(0, heard.Load()))
+		var age time.Duration
+		if at := heard.Load(); at != 0 {
+			age = c.clock.Since(time.Unix(0, at))
+		}
 		metrics <- prometheus.MustNewConstMetric(c.metric, prometheus.GaugeValue, age.Seconds(), resource)
 	}
 }
@@ -67,7 +69,6 @@ func (c *CacheAge) of(resource string) *atomic.Int64 {
 	heard := c.heard[resource]
 	if heard == nil {
 		heard = &atomic.Int64{}
-		heard.Store(c.started.UnixNano())
 		c.heard[resource] = heard
 	}
 	return heard
@@ -82,7 +83,9 @@ func (c *CacheAge) Wrap(next http.RoundTripper) http.RoundTripper {
 			return response, err
 		}
 		if resource := watchedResource(request.URL.Path); resource != "" {
-			response.Body = &heardBody{ReadCloser: response.Body, clock: c.clock, heard: c.of(resource)}
+			heard := c.of(resource)
+			heard.Store(c.clock.Now().UnixNano())
+			response.Body = &heardBody{ReadCloser: response.Body, clock: c.clock, heard: heard}
 		}
 		return response, nil
 	})

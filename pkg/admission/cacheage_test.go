@@ -36,9 +36,9 @@ func TestCacheAge(t *testing.T) {
 	clock.SetTime(now.Add(90 * time.Second))
 
 	require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
-# HELP guard_webhook_cache_age_seconds Seconds since the watch of the resource last brought an event or a bookmark; since the start, when it never did.
+# HELP guard_webhook_cache_age_seconds Seconds since the watch of the resource last brought an event or a bookmark; 0 before its first watch.
 # TYPE guard_webhook_cache_age_seconds gauge
-guard_webhook_cache_age_seconds{resource="poddisruptionbudgets.policy"} 90
+guard_webhook_cache_age_seconds{resource="poddisruptionbudgets.policy"} 0
 guard_webhook_cache_age_seconds{resource="pods"} 30
 `)))
 }
