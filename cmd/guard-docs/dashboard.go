@@ -90,7 +90,7 @@ func rows() []row {
 			title: "Control plane",
 			graphs: []graph{
 				{title: "Refused by the webhook", description: "By rule. In mode Audit these requests passed with a warning.", unit: "ops", queries: []query{{`sum by (rule, mode) (rate(guard_webhook_decisions_total{decision="Refused"}[$__rate_interval])) > 0`, "{{rule}} ({{mode}})"}}},
-				{title: "Refused by policies", description: "The rules that the API server decides without the webhook.", unit: "ops", queries: []query{{`sum by (policy, enforcement_action) (rate(apiserver_validating_admission_policy_check_total{policy=~".+[.]kubelet-guard[.].+",enforcement_action=~"deny|audit"}[$__rate_interval])) > 0`, "{{policy}} ({{enforcement_action}})"}}},
+				{title: "Refused by policies", description: "The rules that the API server decides without the webhook.", unit: "ops", queries: []query{{`sum by (policy, enforcement_action) (rate(apiserver_validating_admission_policy_check_total{policy=~".+[.]kubelet-guard[.].+",enforcement_action=~"deny|warn"}[$__rate_interval])) > 0`, "{{policy}} ({{enforcement_action}})"}}},
 				{title: "Reviews by decision", description: "Everything that reaches the webhook.", unit: "ops", queries: []query{{`sum by (decision) (rate(guard_webhook_decisions_total[$__rate_interval]))`, "{{decision}}"}}},
 				{title: "Overrides and failures", description: "By rule, in five minutes.", unit: "short", queries: []query{
 					{`sum by (rule) (increase(guard_webhook_decisions_total{decision="Overridden"}[5m])) > 0`, "overridden {{rule}}"},

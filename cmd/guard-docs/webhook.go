@@ -118,7 +118,7 @@ What the API server knows about the webhook and the policies, and the alerts use
 |---|---|
 | ` + "`apiserver_admission_webhook_rejection_count{name,error_type}`" + ` | ` + "`error_type=\"calling_webhook_error\"`" + `: the webhook could not be called |
 | ` + "`apiserver_admission_webhook_fail_open_count{name}`" + ` | could not be called, and the request passed |
-| ` + "`apiserver_validating_admission_policy_check_total{policy,enforcement_action}`" + ` | refusals of policies (` + "`deny`" + `), and what would be refused in audit mode (` + "`audit`" + `). A policy has no series before its first refusal |
+| ` + "`apiserver_validating_admission_policy_check_total{policy,enforcement_action}`" + ` | refusals of policies (` + "`deny`" + `), and what the overlay audit lets through with a warning (` + "`warn`" + `). A policy has no series before its first refusal |
 `)
 	return page.String(), nil
 }
