@@ -99,6 +99,7 @@ test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded k
 test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
 	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=controlplane -output=_output -manifests=manifests \
 		-ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
+		[[ $$status -eq 0 ]] || echo 'See _output/controlplane-e2e.log and _output/e2e/controlplane/'; \
 		tail -n 1 _output/controlplane-e2e.log; exit $$status
 
 .PHONY: test-alerts
@@ -118,6 +119,12 @@ prove: ## Take out one hook after the other and fail for one that no test misses
 .PHONY: bench
 bench: ## Measure what a decision costs
 	@$(go) test -run='^$$' -bench=. -benchmem ./pkg/kubelet/guard
+
+.PHONY: bench-webhook
+bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure pod deletion with 10 and 10,000 budgets, with the guard and by eviction, on a cluster
+	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/budget
+	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=bench-webhook -output=_output -manifests=manifests \
+		-bench -ginkgo.label-filter=bench -ginkgo.no-color > _output/bench-webhook.log
 
 .PHONY: verify
 verify: ## Check format, vet, staticcheck, scripts, patches and generated files

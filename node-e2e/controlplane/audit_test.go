@@ -18,11 +18,14 @@ import (
 // auditLogFile is in the cluster's log folder.
 const auditLogFile = "audit.log"
 
-// auditPolicy logs writes. Annotations of admission are part of the metadata.
+// auditPolicy logs writes, and all that the webhook does itself, which shows what of its
+// rights it uses. Annotations of admission are part of the metadata.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
+  - level: Metadata
+    users: ["system:serviceaccount:kubelet-guard-system:guard-webhook"]
   - level: None
     resources:
       - group: coordination.k8s.io

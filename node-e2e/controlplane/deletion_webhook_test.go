@@ -65,7 +65,8 @@ func newDefinition(ctx context.Context, plural string, labels map[string]string)
 		resource := dynamicClient.Resource(definitions)
 		if _, err := resource.Patch(ctx, definition.Name, types.MergePatchType, disarm, metav1.PatchOptions{}); !apierrors.IsNotFound(err) {
 			Expect(err).NotTo(HaveOccurred())
-			Expect(resource.Delete(ctx, definition.Name, metav1.DeleteOptions{})).To(Succeed())
+			// The spec may have deleted it, and its end come only now.
+			Expect(resource.Delete(ctx, definition.Name, metav1.DeleteOptions{})).To(Or(Succeed(), Satisfy(apierrors.IsNotFound)))
 		}
 	}, NodeTimeout(definitionWait))
 	Eventually(ctx, func() error {
