@@ -53,6 +53,7 @@ var (
 	outputFlag    = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
 	manifestsFlag = flag.String("manifests", "manifests", "folder with the manifests")
 	webhookFlag   = flag.Bool("webhook", true, "wait for the webhook after installing it; without it, only specs with the label policies can pass")
+	benchFlag     = flag.Bool("bench", false, "measure (specs with the label bench); they are skipped otherwise")
 	keepFlag      = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
 )
 
