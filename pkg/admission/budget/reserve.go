@@ -83,9 +83,10 @@ type turn struct {
 	busy chan struct{}
 	// waiting counts those that have or want the turn.
 	waiting int
-	// latest is what was written last. It is kept only as long as somebody waits:
-	// after that the index knows better.
-	latest *policyv1.PodDisruptionBudget
+	// latest is what the last one read or wrote, at that time. It is kept only as long
+	// as somebody waits: after that the index knows better.
+	latest   *policyv1.PodDisruptionBudget
+	latestAt time.Time
 }
 
 // enter waits for the turn on the budget. leave must be called when it returned one.
@@ -179,33 +180,40 @@ func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool
 func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, dryRun bool) (answer, error) {
 	name := types.NamespacedName{Namespace: cached.Namespace, Name: cached.Name}
 	result := answer{budget: name}
-	budget, live := cached, false
+	budget, live, at := cached, false, time.Time{}
 	if !dryRun {
+		started := r.clock.Now()
 		turn, err := r.enter(ctx, name)
 		if err != nil {
 			return result, fmt.Errorf("waiting for other deletes under poddisruptionbudget %s: %w", name, err)
 		}
 		defer r.leave(name, turn)
 		if turn.latest != nil {
-			budget = turn.latest
+			// What came from the API server while this review waited is as good as if it
+			// had asked itself: of many deletes that have to be refused, few ask.
+			budget, live, at = turn.latest, turn.latestAt.After(started), turn.latestAt
+		}
+		if live && !selectorOf(budget).Matches(labels.Set(pod.Labels)) {
+			result.account = accountUnselected
+			return result, nil
 		}
 		defer func() {
-			// Whoever comes next may start from it; a conflict shows when it is old.
 			if live {
-				turn.latest = budget
+				turn.latest, turn.latestAt = budget, at
 			}
 		}()
 	}
 	refresh := func() error {
-		var err error
-		if budget, err = r.budgets.Get(ctx, name); err != nil {
+		asked := r.clock.Now()
+		read, err := r.budgets.Get(ctx, name)
+		if err != nil {
 			if apierrors.IsNotFound(err) {
 				result.account = accountUnselected
 				return nil
 			}
 			return fmt.Errorf("read poddisruptionbudget %s: %w", name, err)
 		}
-		live = true
+		budget, live, at = read, true, asked
 		if !selectorOf(budget).Matches(labels.Set(pod.Labels)) {
 			result.account = accountUnselected
 		}
@@ -230,7 +238,7 @@ func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisrupti
 		written, err := r.budgets.UpdateStatus(ctx, charge(budget, pod.Name, now))
 		switch {
 		case err == nil:
-			budget, live = written, true
+			budget, live, at = written, true, now
 			result.left, result.at = written.Status.DisruptionsAllowed, now
 			return result, nil
 		case apierrors.IsNotFound(err):

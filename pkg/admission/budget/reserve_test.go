@@ -242,6 +242,24 @@ func TestReserve(t *testing.T) {
 		_, err := NewReservations(index, newServer(), clock).Reserve(t.Context(), newPod(), false)
 		require.EqualError(t, err, "the poddisruptionbudgets are not all known yet, a moment after the start")
 	})
+	t.Run("a review that waited need not ask what was read meanwhile", func(t *testing.T) {
+		s, clock := newServer(allowing("web", 1)), testclock.NewFakeClock(noon)
+		r := newReservations(s, clock)
+		name := types.NamespacedName{Namespace: "shop", Name: "web"}
+		turn, err := r.enter(t.Context(), name)
+		require.NoError(t, err)
+		got := make(chan answer)
+		go func() {
+			answer, err := r.Reserve(t.Context(), newPod(), false)
+			assert.NoError(t, err)
+			got <- answer
+		}()
+		require.Eventually(t, func() bool { r.mu.Lock(); defer r.mu.Unlock(); return turn.waiting == 2 }, time.Minute, time.Millisecond)
+		turn.latest, turn.latestAt = allowing("web", 0), noon.Add(time.Second)
+		r.leave(name, turn)
+		require.Equal(t, accountRefuse, (<-got).account)
+		require.Zero(t, s.reads)
+	})
 	t.Run("a review that is over stops waiting for its turn", func(t *testing.T) {
 		s := newServer(allowing("web", 5))
 		r := newReservations(s, clock)
