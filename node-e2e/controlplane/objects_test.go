@@ -17,6 +17,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
@@ -44,6 +45,19 @@ func newNamespace(ctx context.Context, labels map[string]string) string {
 	return namespace.Name
 }
 
+// disarmed are the kinds that specs protect.
+var disarmed = []schema.GroupVersionResource{
+	{Group: "apps", Version: "v1", Resource: "deployments"},
+	{Group: "apps", Version: "v1", Resource: "replicasets"},
+	{Group: "apps", Version: "v1", Resource: "statefulsets"},
+	{Group: "apps", Version: "v1", Resource: "daemonsets"},
+	{Version: "v1", Resource: "replicationcontrollers"},
+	{Version: "v1", Resource: "services"},
+	{Version: "v1", Resource: "persistentvolumeclaims"},
+	{Version: "v1", Resource: "configmaps"},
+	{Version: "v1", Resource: "pods"},
+}
+
 // removeNamespace disarms what is protected in a namespace, by override, and
 // deletes it. It does not wait for the end of the namespace.
 func removeNamespace(ctx context.Context, name string) {
@@ -53,14 +67,18 @@ func removeNamespace(ctx context.Context, name string) {
 		annotationOverride, overrideFor(time.Hour, "end of the spec"))
 	// Budgets first: the namespace controller deletes pods under them.
 	Expect(client.PolicyV1().PodDisruptionBudgets(name).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})).To(Succeed())
-	for _, resource := range []string{"deployments.apps", "replicasets.apps", "statefulsets.apps", "daemonsets.apps", "services", "persistentvolumeclaims", "configmaps", "pods"} {
-		listed := kubectl(ctx, "get", resource, "-n", name, "-o", "name",
-			"-l", labelDeletionProtection).expectDone().stdout +
-			kubectl(ctx, "get", resource, "-n", name, "-o", "name", "-l", labelExplicitDeletion).expectDone().stdout
-		for _, object := range nonEmptyLines(listed) {
-			patched := kubectl(ctx, "patch", object, "-n", name, "--type=merge", "-p", disarm)
-			if patched.err != nil {
-				GinkgoWriter.Printf("clean-up: %s\n", patched)
+	for _, gvr := range disarmed {
+		resource := dynamicClient.Resource(gvr).Namespace(name)
+		list, err := resource.List(ctx, metav1.ListOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		for _, object := range list.Items {
+			labels := object.GetLabels()
+			if labels[labelDeletionProtection] == "" && labels[labelExplicitDeletion] == "" {
+				continue
+			}
+			_, err := resource.Patch(ctx, object.GetName(), types.MergePatchType, []byte(disarm), metav1.PatchOptions{})
+			if err != nil && !apierrors.IsNotFound(err) {
+				GinkgoWriter.Printf("clean-up: %s %s: %v\n", gvr.Resource, object.GetName(), err)
 			}
 		}
 	}

@@ -121,6 +121,15 @@ func prepare() error {
 	if err := os.MkdirAll(artifactsDir(), 0o755); err != nil {
 		return fmt.Errorf("-output: %w", err)
 	}
+	// A copy: a run is of one state of the manifests, also while somebody edits them.
+	manifests := filepath.Join(artifactsDir(), "manifests")
+	if err := os.RemoveAll(manifests); err != nil {
+		return fmt.Errorf("-output: %w", err)
+	}
+	if err := os.CopyFS(manifests, os.DirFS(manifestsDir)); err != nil {
+		return fmt.Errorf("-manifests: %w", err)
+	}
+	manifestsDir = manifests
 	if clusterLog, err = os.Create(filepath.Join(artifactsDir(), "cluster.log")); err != nil {
 		return fmt.Errorf("-output: %w", err)
 	}
