@@ -12,7 +12,7 @@ TO ?=
 FINISH ?=
 # Anything here leaves the demonstration's clusters up.
 KEEP ?=
-# Label filter of test-e2e (Ginkgo syntax); empty means all.
+# Label filter of test-e2e and test-controlplane (Ginkgo syntax); empty means all.
 LABELS ?=
 # Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
 KILLS ?= 200
@@ -48,6 +48,15 @@ node-parts: ## Build etcd, containerd, runc, CNI plugins and test images: _outpu
 kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
 	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/kubectl-guard ./cmd/kubectl-guard
 
+.PHONY: guard-webhook
+guard-webhook: ## Build the webhook server: _output/bin/guard-webhook
+	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/guard-webhook ./cmd/guard-webhook
+
+.PHONY: promtool
+promtool: ## Build the checker of alert rules: _output/bin/promtool
+	@CGO_ENABLED=0 $(go) -C build/promtool build -trimpath -ldflags='-s -w' -tags=remove_all_sd \
+		-o ../../_output/bin/promtool github.com/prometheus/prometheus/cmd/promtool
+
 .PHONY: binaries
 binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node runs: both kubelets, control plane, node parts
 
@@ -55,6 +64,10 @@ binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node ru
 node-e2e: kubectl-guard ## Build the node suite, guard-node and the kubectl plugin: _output/bin/
 	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e
 	@$(go) build -o _output/bin/guard-node ./cmd/guard-node
+
+.PHONY: controlplane-e2e
+controlplane-e2e: ## Build the control plane suite: _output/bin/
+	@$(go) test -c -o _output/bin/controlplane-e2e.test ./node-e2e/controlplane
 
 .PHONY: verify-reproducible
 verify-reproducible: ## Build the kubelet again elsewhere with an empty cache and compare the bytes (10 minutes)
@@ -69,9 +82,9 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 ##@ Test
 
 .PHONY: test
-test: ## Run unit tests, upstream's kubelet tests in the guarded tree, and the node suite
+test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, the node suite and the control plane suite
 	@status=0; \
-	for part in test-unit test-upstream test-e2e; do \
+	for part in test-unit test-alerts test-upstream test-e2e test-controlplane; do \
 		$(MAKE) --no-print-directory $$part || status=1; \
 	done; \
 	exit $$status
@@ -92,6 +105,23 @@ test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded k
 chaos: kubelet control-plane node-parts node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)
 	@$(go) run ./cmd/guard-e2e chaos --kills='$(KILLS)' --seed='$(or $(SEED),0)'
 
+.PHONY: test-controlplane
+test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
+	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=controlplane -output=_output -manifests=manifests \
+		-ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
+		[[ $$status -eq 0 ]] || echo 'See _output/controlplane-e2e.log and _output/e2e/controlplane/'; \
+		tail -n 1 _output/controlplane-e2e.log; exit $$status
+
+.PHONY: test-alerts
+test-alerts: promtool ## Check the alert rules and run their tests with Prometheus' own engine
+	@_output/bin/promtool check rules --lint=all --lint-fatal manifests/monitoring/rules/kubelet-guard.yaml
+	@tests=manifests/monitoring/rules/kubelet-guard_test.yaml; \
+	if _output/bin/promtool test rules "$$tests"; then \
+		echo "$$(grep -c '^  - name: ' "$$tests") passed, 0 failed"; \
+	else \
+		echo '0 passed, 1 failed'; exit 1; \
+	fi
+
 .PHONY: prove
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
 	@$(guard_build) prove
@@ -104,6 +134,12 @@ bench: ## Measure what a decision costs
 bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory with the stock kubelet (BLOCKS=12 PODS=6; 10 minutes)
 	@$(go) run ./cmd/guard-e2e bench --blocks='$(BLOCKS)' --pods='$(PODS)'
 	@$(go) tool benchstat -col /kubelet _output/e2e/guarded/bench.txt
+
+.PHONY: bench-webhook
+bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure pod deletion with 10 and 10,000 budgets, with the guard and by eviction, on a cluster
+	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/budget
+	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=bench-webhook -output=_output -manifests=manifests \
+		-bench -ginkgo.label-filter=bench -ginkgo.no-color > _output/bench-webhook.log
 
 .PHONY: verify
 verify: ## Check format, vet, staticcheck, scripts, patches and generated files

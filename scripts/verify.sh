@@ -36,11 +36,12 @@ formatted() {
 }
 
 modules() {
-	go mod verify >/dev/null && go -C build/node mod verify >/dev/null
+	go mod verify >/dev/null && go -C build/node mod verify >/dev/null && go -C build/promtool mod verify >/dev/null
 }
 
 check 'gofmt' formatted
 check 'module sums' modules
+check 'go mod tidy' go mod tidy -diff
 check 'go vet' go vet ./...
 check 'go vet build/node' go -C build/node vet ./...
 check 'staticcheck' go tool staticcheck ./...

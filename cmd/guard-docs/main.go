@@ -1,13 +1,15 @@
-// Command guard-docs writes the parts of docs/ that the guard package knows
-// best: docs/metrics.md, and in docs/configuration.md what stands between the
-// markers. The rest of docs/configuration.md is written by hand.
+// Command guard-docs writes what the code knows best: the pages of metrics, in
+// docs/configuration.md what stands between the markers (the rest is written by
+// hand), the dashboard, and the alerts as an object of the Prometheus operator.
 package main
 
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 //go:generate go run . -root ../..
@@ -27,13 +29,15 @@ func run(root string) error {
 	if err != nil {
 		return err
 	}
-	for _, path := range []string{metricsPath, configurationPath} {
-		path := filepath.Join(root, path)
+	for _, path := range slices.Sorted(maps.Keys(files)) {
 		old, err := os.ReadFile(path)
 		if err != nil && !os.IsNotExist(err) {
 			return err
 		}
 		if content := files[path]; string(old) != content {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return err
+			}
 			if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 				return err
 			}
@@ -45,9 +49,21 @@ func run(root string) error {
 
 // generate returns the content of each file by its path.
 func generate(root string) (map[string]string, error) {
-	metrics, err := metricsPage()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", metricsPath, err)
+	files := map[string]string{}
+	for _, file := range []struct {
+		path  string
+		write func() (string, error)
+	}{
+		{metricsPath, metricsPage},
+		{webhookMetricsPath, webhookMetricsPage},
+		{dashboardPath, dashboardJSON},
+		{prometheusRulePath, func() (string, error) { return prometheusRule(root) }},
+	} {
+		text, err := file.write()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file.path, err)
+		}
+		files[filepath.Join(root, file.path)] = text
 	}
 	path := filepath.Join(root, configurationPath)
 	page, err := os.ReadFile(path)
@@ -62,5 +78,6 @@ func generate(root string) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return map[string]string{filepath.Join(root, metricsPath): metrics, path: configuration}, nil
+	files[path] = configuration
+	return files, nil
 }

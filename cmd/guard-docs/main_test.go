@@ -26,6 +26,7 @@ func TestDocsAreUpToDate(t *testing.T) {
 func TestRunWritesWhatIsMissingOrOld(t *testing.T) {
 	work := t.TempDir()
 	require.NoError(t, os.CopyFS(filepath.Join(work, guardPackage), os.DirFS(filepath.Join(root, guardPackage))))
+	require.NoError(t, os.CopyFS(filepath.Join(work, filepath.Dir(rulesPath)), os.DirFS(filepath.Join(root, filepath.Dir(rulesPath)))))
 	require.NoError(t, os.Mkdir(filepath.Join(work, "docs"), 0o755))
 	page, err := os.ReadFile(filepath.Join(root, configurationPath))
 	require.NoError(t, err)
@@ -34,7 +35,7 @@ func TestRunWritesWhatIsMissingOrOld(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(work, configurationPath), []byte(old), 0o644))
 
 	require.NoError(t, run(work))
-	for _, path := range []string{metricsPath, configurationPath} {
+	for _, path := range []string{metricsPath, webhookMetricsPath, configurationPath, dashboardPath, prometheusRulePath} {
 		want, err := os.ReadFile(filepath.Join(root, path))
 		require.NoError(t, err)
 		got, err := os.ReadFile(filepath.Join(work, path))

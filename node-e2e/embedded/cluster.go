@@ -56,6 +56,11 @@ type Config struct {
 	// GuardConfig is passed as --guard-config. Empty leaves the flag out, which
 	// is what the stock kubelet needs.
 	GuardConfig string
+	// APIServerFlags are appended to the API server's command line; a repeated
+	// flag's last value counts. They hold for every start.
+	APIServerFlags []string
+	// Images are known to the runtime in addition to PauseImage and WorkloadImage.
+	Images []Image
 	// KubeletConfig changes the kubelet's configuration before it is written.
 	// Nil leaves it as it is.
 	KubeletConfig func(*kubeletconfigv1beta1.KubeletConfiguration)
@@ -98,6 +103,16 @@ func (config Config) complete() (Config, error) {
 	}
 	for _, name := range []string{programEtcd, programContainerd, "etcdutl", "containerd-shim-runc-v2", "ctr", "runc", "runc-unfiltered", "bridge", "host-local", "loopback", "pause", "workload"} {
 		required["NodeDir"] = append(required["NodeDir"], filepath.Join(config.NodeDir, name))
+	}
+	for i, extra := range config.Images {
+		if extra.Name == "" {
+			return config, fmt.Errorf("field Config.Images[%d].Name: must not be empty", i)
+		}
+		program, err := filepath.Abs(extra.Program)
+		if err != nil {
+			return config, err
+		}
+		required[fmt.Sprintf("Images[%d].Program", i)] = []string{program}
 	}
 	var missing []error
 	for field, paths := range required {
@@ -277,7 +292,8 @@ func (c *Cluster) claim(ctx context.Context) error {
 	c.state = &state{
 		Name: c.config.Name, Index: index, Created: c.begin.UTC(), BootID: boot,
 		KubeDir: c.config.KubeDir, NodeDir: c.config.NodeDir, Kubelet: c.config.Kubelet, GuardConfig: c.config.GuardConfig,
-		Processes: map[string]identity{},
+		APIServerFlags: c.config.APIServerFlags,
+		Processes:      map[string]identity{},
 	}
 	if err := c.update(func(*state) {}); err != nil {
 		return err
@@ -404,7 +420,7 @@ func Attach(dir string) (*Cluster, error) {
 		return nil, fmt.Errorf("the cluster in %s did not start, or is from before the last boot; remove it (guard-node down %s)", dir, s.Name)
 	}
 	c := &Cluster{
-		config: Config{Name: s.Name, Dir: dir, KubeDir: s.KubeDir, NodeDir: s.NodeDir, Kubelet: s.Kubelet, GuardConfig: s.GuardConfig, Log: io.Discard},
+		config: Config{Name: s.Name, Dir: dir, KubeDir: s.KubeDir, NodeDir: s.NodeDir, Kubelet: s.Kubelet, GuardConfig: s.GuardConfig, APIServerFlags: s.APIServerFlags, Log: io.Discard},
 		begin:  time.Now(),
 		state:  s,
 	}

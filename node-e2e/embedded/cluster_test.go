@@ -145,12 +145,13 @@ func TestCertificates(t *testing.T) {
 
 func TestImages(t *testing.T) {
 	programs := t.TempDir()
+	images := append(nodeImages(programs), Image{Name: "localhost/guard/other:dev", Program: filepath.Join(programs, "other")})
 	for _, i := range images {
-		require.NoError(t, os.WriteFile(filepath.Join(programs, i.program), []byte("program "+i.program), 0o755))
+		require.NoError(t, os.WriteFile(i.Program, []byte("program "+i.Name), 0o755))
 	}
 	var first, second bytes.Buffer
-	require.NoError(t, writeImages(&first, programs))
-	require.NoError(t, writeImages(&second, programs))
+	require.NoError(t, writeImages(&first, images))
+	require.NoError(t, writeImages(&second, images))
 	require.True(t, bytes.Equal(first.Bytes(), second.Bytes()), "the same programs must give the same archive")
 
 	files := map[string][]byte{}
@@ -167,10 +168,10 @@ func TestImages(t *testing.T) {
 	require.NoError(t, json.Unmarshal(files["manifest.json"], &manifests))
 	require.Len(t, manifests, len(images))
 	for n, manifest := range manifests {
-		require.Equal(t, []string{images[n].name}, manifest.RepoTags)
+		require.Equal(t, []string{images[n].Name}, manifest.RepoTags)
 		var config imageConfig
 		require.NoError(t, json.Unmarshal(files[manifest.Config], &config))
-		require.Equal(t, []string{"/" + images[n].program}, config.Config.Entrypoint)
+		require.Equal(t, []string{"/" + filepath.Base(images[n].Program)}, config.Config.Entrypoint)
 		require.Contains(t, files, manifest.Layers[0])
 	}
 }

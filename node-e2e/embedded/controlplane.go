@@ -84,7 +84,7 @@ func (c *Cluster) etcdHealthy(ctx context.Context) error {
 func (c *Cluster) prepareAPIServer() (launch, error) {
 	return launch{
 		path: filepath.Join(c.config.KubeDir, programAPIServer),
-		args: []string{
+		args: append([]string{
 			"--bind-address=" + c.NodeIP(),
 			"--advertise-address=" + c.NodeIP(),
 			"--secure-port=" + apiServerPort,
@@ -114,9 +114,11 @@ func (c *Cluster) prepareAPIServer() (launch, error) {
 			"--service-account-key-file=" + c.pki.key("sa"),
 			"--service-account-signing-key-file=" + c.pki.key("sa"),
 			"--service-cluster-ip-range=" + serviceNetwork,
+			// There is no service proxy: webhooks are called at their pods' addresses.
+			"--enable-aggregator-routing",
 			"--profiling=false",
 			"--v=1",
-		},
+		}, c.config.APIServerFlags...),
 	}, nil
 }
 

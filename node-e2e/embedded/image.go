@@ -12,15 +12,22 @@ import (
 	"runtime"
 )
 
-// image is a container image with one program in one layer.
-type image struct {
-	name    string
-	program string
+// Image is a container image with one static program in one layer. Its
+// entrypoint is the program, at the root of the file system.
+type Image struct {
+	// Name is the full reference, such as localhost/guard/workload:dev. It should
+	// name no registry, so that nothing tries to pull it.
+	Name string
+	// Program is the path of the program's file.
+	Program string
 }
 
-var images = []image{
-	{name: PauseImage, program: "pause"},
-	{name: WorkloadImage, program: "workload"},
+// nodeImages are the images that every cluster has.
+func nodeImages(nodeDir string) []Image {
+	return []Image{
+		{Name: PauseImage, Program: filepath.Join(nodeDir, "pause")},
+		{Name: WorkloadImage, Program: filepath.Join(nodeDir, "workload")},
+	}
 }
 
 // imageConfig is the part of an image's configuration that is used here, as the
@@ -45,15 +52,15 @@ type imageManifest struct {
 	Layers   []string `json:"Layers"`
 }
 
-// writeImages writes one archive with all images, in the form of `docker save`.
+// writeImages writes one archive with the images, in the form of `docker save`.
 // The same programs give the same bytes.
-func writeImages(w io.Writer, programDir string) error {
+func writeImages(w io.Writer, images []Image) error {
 	archive := tar.NewWriter(w)
 	var manifests []imageManifest
 	for _, i := range images {
-		manifest, err := i.write(archive, programDir)
+		manifest, err := i.write(archive)
 		if err != nil {
-			return fmt.Errorf("building the image %s: %w", i.name, err)
+			return fmt.Errorf("building the image %s: %w", i.Name, err)
 		}
 		manifests = append(manifests, manifest)
 	}
@@ -67,8 +74,8 @@ func writeImages(w io.Writer, programDir string) error {
 	return archive.Close()
 }
 
-func (i image) write(archive *tar.Writer, programDir string) (imageManifest, error) {
-	program, err := os.ReadFile(filepath.Join(programDir, i.program))
+func (i Image) write(archive *tar.Writer) (imageManifest, error) {
+	program, err := os.ReadFile(i.Program)
 	if err != nil {
 		return imageManifest{}, err
 	}
@@ -84,7 +91,8 @@ func (i image) write(archive *tar.Writer, programDir string) (imageManifest, err
 			return imageManifest{}, err
 		}
 	}
-	if err := addFile(content, i.program, 0o755, program); err != nil {
+	name := filepath.Base(i.Program)
+	if err := addFile(content, name, 0o755, program); err != nil {
 		return imageManifest{}, err
 	}
 	if err := content.Close(); err != nil {
@@ -92,7 +100,7 @@ func (i image) write(archive *tar.Writer, programDir string) (imageManifest, err
 	}
 
 	config := imageConfig{Architecture: runtime.GOARCH, OS: "linux"}
-	config.Config.Entrypoint = []string{"/" + i.program}
+	config.Config.Entrypoint = []string{"/" + name}
 	config.Config.WorkingDir = "/"
 	config.RootFS.Type = "layers"
 	config.RootFS.DiffIDs = []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer.Bytes()))}
@@ -102,8 +110,8 @@ func (i image) write(archive *tar.Writer, programDir string) (imageManifest, err
 	}
 	manifest := imageManifest{
 		Config:   fmt.Sprintf("%x.json", sha256.Sum256(encoded)),
-		RepoTags: []string{i.name},
-		Layers:   []string{i.program + "/layer.tar"},
+		RepoTags: []string{i.Name},
+		Layers:   []string{name + "/layer.tar"},
 	}
 	if err := addFile(archive, manifest.Layers[0], 0o644, layer.Bytes()); err != nil {
 		return imageManifest{}, err

@@ -137,7 +137,7 @@ func (c *Cluster) importImages(ctx context.Context) error {
 		return err
 	}
 	defer file.Close()
-	if err := writeImages(file, c.config.NodeDir); err != nil {
+	if err := writeImages(file, append(nodeImages(c.config.NodeDir), c.config.Images...)); err != nil {
 		return err
 	}
 	if err := file.Close(); err != nil {

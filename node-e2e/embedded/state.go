@@ -34,6 +34,8 @@ type state struct {
 	NodeDir     string `json:"nodeDir"`
 	Kubelet     string `json:"kubelet"`
 	GuardConfig string `json:"guardConfig,omitempty"`
+	// APIServerFlags are the API server's flags beside the usual ones.
+	APIServerFlags []string `json:"apiServerFlags,omitempty"`
 	// RegisteredName is the node name of the kubelet's last start.
 	RegisteredName string `json:"registeredName"`
 	// Ready says that Start completed.

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,6 +22,7 @@ import (
 	"k8s.io/cli-runtime/pkg/resource"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/workload"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -61,6 +64,10 @@ type protectOptions struct {
 	dryRun   dryRun
 	selector string
 	yes      bool
+	// override is why the label may go although a policy of the cluster keeps it on
+	// running pods; overrideFor is how long that counts.
+	override    string
+	overrideFor time.Duration
 	// protect: put the label on; otherwise take it off.
 	protect bool
 }
@@ -89,9 +96,15 @@ func newUnprotectCommand(s *settings) *cobra.Command {
 		Long: `Remove the protection label from running pods, in place.
 
 A held pod loses its hold with the label: the kubelet does at once what it wanted to
-do. The command asks before that.`,
+do. The command asks before that.
+
+Where the policies of the control plane are installed, the label stays on a running
+pod unless --override gives a reason. It is written to the pod with an expiry, counted
+and audited, and needs the verb override on the pod (kubectl auth can-i override
+pods).`,
 		Example: `  kubectl guard unprotect deploy/web
-  kubectl guard unprotect pod/web-0 --dry-run=client`,
+  kubectl guard unprotect pod/web-0 --dry-run=client
+  kubectl guard unprotect pod/web-0 --override 'node pool is retired, ticket 17'`,
 	})
 }
 
@@ -104,6 +117,9 @@ func (o *protectOptions) command(command *cobra.Command) *cobra.Command {
 		if err := o.output.check(); err != nil {
 			return err
 		}
+		if err := o.checkOverride(command.Flags()); err != nil {
+			return err
+		}
 		return o.run(command.Context(), arguments)
 	}
 	o.output.addFlags(command)
@@ -112,8 +128,27 @@ func (o *protectOptions) command(command *cobra.Command) *cobra.Command {
 	_ = command.RegisterFlagCompletionFunc("selector", cobra.NoFileCompletions)
 	if !o.protect {
 		command.Flags().BoolVarP(&o.yes, "yes", "y", false, "Do not ask about held pods")
+		command.Flags().StringVar(&o.override, "override", "", "Reason to take the label off although a policy keeps it; written to the pod and to the audit log")
+		command.Flags().DurationVar(&o.overrideFor, "override-for", defaultOverrideFor, "How long the override counts, for anything that is done to the pod")
 	}
 	return command
+}
+
+// defaultOverrideFor is enough for a retry and short enough not to be forgotten.
+const defaultOverrideFor = 15 * time.Minute
+
+// checkOverride reports an override that the webhook would not count.
+func (o *protectOptions) checkOverride(flags *pflag.FlagSet) error {
+	o.override = strings.TrimSpace(o.override)
+	switch {
+	case flags.Changed("override") && o.override == "":
+		return errors.New("--override: give the reason, such as --override 'ticket 17'")
+	case flags.Changed("override-for") && o.override == "":
+		return errors.New("--override-for goes with --override REASON")
+	case o.override != "" && o.overrideFor < time.Minute:
+		return fmt.Errorf("--override-for: %s is less than a minute", o.overrideFor)
+	}
+	return nil
 }
 
 func (o *protectOptions) run(ctx context.Context, arguments []string) error {
@@ -326,11 +361,18 @@ func (o *protectOptions) apply(ctx context.Context, c *clients, pod *corev1.Pod)
 	if o.protect {
 		newValue = protectionValue
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+	metadata := map[string]any{
 		// A later pod of the same name is not meant.
 		"uid":    pod.UID,
 		"labels": map[string]any{protectionLabel: newValue},
-	}})
+	}
+	if o.override != "" {
+		// In the same request: the override counts for the object as it will be.
+		metadata["annotations"] = map[string]any{
+			guardv1alpha1.OverrideAnnotation: guardv1alpha1.FormatOverride(o.now().Add(o.overrideFor), o.override),
+		}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": metadata})
 	if err != nil {
 		return result, err
 	}

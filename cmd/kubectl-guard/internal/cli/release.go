@@ -379,7 +379,7 @@ func (o *releaseOptions) printRecords(records []*record.PodDeletion) error {
 		Items      []map[string]any `json:"items"`
 	}{APIVersion: "v1", Kind: "List"}
 	for _, r := range records {
-		object, err := r.Unstructured()
+		object, err := record.Unstructured(r)
 		if err != nil {
 			return err
 		}

@@ -12,36 +12,23 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
+
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // Resource of the records; manifests/crds defines it.
-var Resource = schema.GroupVersionResource{Group: "kubelet-guard.io", Version: "v1alpha1", Resource: "poddeletions"}
+var Resource = guardv1alpha1.GroupVersion.WithResource("poddeletions")
 
 // Kind of the records.
-const Kind = "PodDeletion"
+const Kind = guardv1alpha1.PodDeletionKind
 
 // PodDeletion is one record. Its name is the pod's UID.
-type PodDeletion struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata"`
-	Spec              Spec `json:"spec"`
-}
+type PodDeletion = guardv1alpha1.PodDeletion
 
 // Spec is for people, except for the clean-up of expired records.
-type Spec struct {
-	// Namespace and Name of the pod.
-	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
-	// Reason in the words of who asked for the deletion.
-	Reason string `json:"reason,omitempty"`
-	// RequestedBy is the user name of who asked.
-	RequestedBy string `json:"requestedBy,omitempty"`
-	// Expires is when the record may be removed; nil means never.
-	Expires *metav1.Time `json:"expires,omitempty"`
-}
+type Spec = guardv1alpha1.PodDeletionSpec
 
 // New returns the record of the pod with the UID.
 func New(uid types.UID, spec Spec) *PodDeletion {
@@ -53,7 +40,7 @@ func New(uid types.UID, spec Spec) *PodDeletion {
 }
 
 // Unstructured converts the record for a dynamic client or a printer.
-func (p *PodDeletion) Unstructured() (*unstructured.Unstructured, error) {
+func Unstructured(p *PodDeletion) (*unstructured.Unstructured, error) {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(p)
 	if err != nil {
 		return nil, fmt.Errorf("convert %s %s: %w", Kind, p.Name, err)
@@ -73,7 +60,7 @@ type Client struct {
 // Create writes the record. It reports false without an error when there is one
 // for the UID already: that is as good. dryRun has the server check it only.
 func (c Client) Create(ctx context.Context, record *PodDeletion, dryRun bool) (bool, error) {
-	object, err := record.Unstructured()
+	object, err := Unstructured(record)
 	if err != nil {
 		return false, err
 	}

@@ -47,7 +47,7 @@ func TestFindTellsAMissingRecordFromAMissingDefinition(t *testing.T) {
 
 // TestSchemaHasTheFieldsOfSpec keeps the Go type and the definition together.
 func TestSchemaHasTheFieldsOfSpec(t *testing.T) {
-	text, err := os.ReadFile("../../../../manifests/crds/poddeletions.kubelet-guard.io.yaml")
+	text, err := os.ReadFile("../../../../manifests/crds/kubelet-guard.io_poddeletions.yaml")
 	require.NoError(t, err)
 	var definition struct {
 		Spec struct {
@@ -71,7 +71,7 @@ func TestSchemaHasTheFieldsOfSpec(t *testing.T) {
 	require.Equal(t, Kind, definition.Spec.Names.Kind)
 	require.Equal(t, Resource.Version, definition.Spec.Versions[0].Name)
 
-	full, err := New("u", Spec{Namespace: "n", Name: "p", Reason: "r", RequestedBy: "b", Expires: Expiry(time.Now(), time.Hour)}).Unstructured()
+	full, err := Unstructured(New("u", Spec{Namespace: "n", Name: "p", Reason: "r", RequestedBy: "b", Expires: Expiry(time.Now(), time.Hour)}))
 	require.NoError(t, err)
 	defined := definition.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties
 	written := full.Object["spec"].(map[string]any)

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/config"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
+	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/nodes"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+// leaseName is what the replicas elect the leader with.
+const leaseName = "guard-webhook"
+
+// A leader that cannot renew its lease stops, and its part of the reviews with it. The
+// times are long, so that a slow API server does not have that come of it: what the
+// leader does can wait a minute, and a replica that stops in order hands its lease on
+// at once.
+const (
+	leaseDuration = 60 * time.Second
+	renewDeadline = 45 * time.Second
+	renewPeriod   = 5 * time.Second
+)
+
+func newCommand() *cobra.Command {
+	options := newOptions(os.Getenv("POD_NAMESPACE"))
+	command := &cobra.Command{
+		Use:   "guard-webhook",
+		Short: "Serve the admission rules of Kubelet Guard that need state or a clock",
+		Long: `Serve the admission rules of Kubelet Guard that need state or a clock.
+
+The API server calls it as manifests/control-plane says; docs/control-plane has a page
+for each rule. Every replica decides; one of them, elected, also collects records and
+keeps the status of the policies.`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(command *cobra.Command, _ []string) error {
+			modes, err := options.validate()
+			if err != nil {
+				return err
+			}
+			return run(command.Context(), options, modes)
+		},
+	}
+	options.addFlags(command.Flags())
+	logging := flag.NewFlagSet("", flag.ContinueOnError)
+	klog.InitFlags(logging)
+	command.Flags().AddGoFlag(logging.Lookup("v"))
+	return command
+}
+
+// run serves until the context ends.
+func run(ctx context.Context, o *options, modes admission.Modes) error {
+	ctrl.SetLogger(klog.NewKlogr())
+	ctx = klog.NewContext(ctx, klog.NewKlogr())
+
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, guardv1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return err
+		}
+	}
+	ages, err := admission.NewCacheAge(metrics.Registry, clock.RealClock{}, cachedResources(o)...)
+	if err != nil {
+		return err
+	}
+	restConfig, err := loadConfig(o.kubeconfig)
+	if err != nil {
+		return err
+	}
+	restConfig.UserAgent = "guard-webhook"
+	// A request that waits for a token of the client's own rate limit is an admission
+	// review that times out. The API server limits by priority and fairness.
+	restConfig.QPS = -1
+	restConfig.Wrap(ages.Wrap)
+
+	core, err := kubernetes.NewForConfig(protobuf(restConfig))
+	if err != nil {
+		return err
+	}
+	serverOptions := webhook.Options{Port: o.port, CertDir: o.certDir, TLSOpts: []func(*tls.Config){
+		func(config *tls.Config) { config.MinVersion = tls.VersionTLS13 },
+	}}
+	cacheOptions := cache.Options{ByObject: map[client.Object]cache.ByObject{
+		&corev1.Node{}: {Transform: nodes.TrimNode},
+	}}
+	var serving *certificates.Serving
+	if o.certDir == "" {
+		serving, err = certificates.New(ctx, certificates.Config{
+			Secret:   types.NamespacedName{Namespace: o.namespace, Name: o.secret},
+			Service:  o.service,
+			Webhooks: []string{o.webhookConfiguration},
+		}, core.CoreV1())
+		if err != nil {
+			return err
+		}
+		serverOptions.TLSOpts = append(serverOptions.TLSOpts, serving.TLS)
+		cacheOptions.ByObject[&corev1.Secret{}] = serving.CacheOptions()
+	}
+
+	var stopping atomic.Bool
+	server := drainingServer{Server: webhook.NewServer(serverOptions), stopping: &stopping}
+	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+		Scheme:                        scheme,
+		Cache:                         cacheOptions,
+		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
+		HealthProbeBindAddress:        o.healthAddress,
+		WebhookServer:                 server,
+		LeaderElection:                o.leaderElect,
+		LeaderElectionID:              leaseName,
+		LeaderElectionNamespace:       o.namespace,
+		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 ptr.To(leaseDuration),
+		RenewDeadline:                 ptr.To(renewDeadline),
+		RetryPeriod:                   ptr.To(renewPeriod),
+	})
+	if err != nil {
+		return err
+	}
+	if serving != nil {
+		if err := serving.SetupWithManager(ctx, mgr); err != nil {
+			return err
+		}
+	}
+	if err := register(ctx, mgr, core, o, modes); err != nil {
+		return err
+	}
+	if err := observe(mgr, core, metrics.Registry, o); err != nil {
+		return err
+	}
+
+	checks := map[string]healthz.Checker{
+		"caches": func(*http.Request) error { return synced(ctx, mgr.GetCache()) },
+		// It calls the server over TLS, so it also says that a certificate is served.
+		"webhook": server.StartedChecker(),
+		"signal": func(*http.Request) error {
+			if stopping.Load() {
+				return errors.New("stopping")
+			}
+			return nil
+		},
+	}
+	if serving != nil {
+		checks["certificate"] = serving.Ready
+	}
+	for name, check := range checks {
+		if err := mgr.AddReadyzCheck(name, check); err != nil {
+			return err
+		}
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return err
+	}
+
+	serve, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		stopping.Store(true)
+		// Connections come as long as the API server has the address.
+		timer := time.NewTimer(o.shutdownDelay)
+		defer timer.Stop()
+		<-timer.C
+		stop()
+	}()
+	return mgr.Start(serve)
+}
+
+// register puts the handlers of all entries onto the server.
+func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, o *options, modes admission.Modes) error {
+	counts, err := admission.NewMetrics(metrics.Registry, modes)
+	if err != nil {
+		return err
+	}
+	entries, err := newEntries(ctx, mgr, core, o)
+	if err != nil {
+		return err
+	}
+	policies, err := newPolicyEntries(ctx, mgr, modes)
+	if err != nil {
+		return err
+	}
+	entries = append(entries, policies...)
+	overrides := admission.Overrides{
+		Access: admission.NewAccessReviewer(core.AuthorizationV1().SubjectAccessReviews()),
+		Limit:  o.overrideLimit,
+	}
+	for _, entry := range entries {
+		handler, err := admission.NewHandler(entry, modes, overrides, counts, clock.RealClock{})
+		if err != nil {
+			return err
+		}
+		mgr.GetWebhookServer().Register(handler.Path(), &webhook.Admission{Handler: handler})
+	}
+	return nil
+}
+
+// syncedWithin bounds how long a readiness probe waits for caches.
+const syncedWithin = 200 * time.Millisecond
+
+func synced(ctx context.Context, caches cache.Cache) error {
+	ctx, cancel := context.WithTimeout(ctx, syncedWithin)
+	defer cancel()
+	if !caches.WaitForCacheSync(ctx) {
+		return errors.New("caches are not filled yet")
+	}
+	return nil
+}
+
+func loadConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig != "" {
+		c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+		if err != nil {
+			return nil, fmt.Errorf("--kubeconfig: %w", err)
+		}
+		return c, nil
+	}
+	c, err := config.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("no access to a cluster: run it in a pod with a service account, or give --kubeconfig: %w", err)
+	}
+	return c, nil
+}
+
+// protobuf returns a copy of the configuration for Kubernetes' own kinds.
+func protobuf(config *rest.Config) *rest.Config {
+	config = rest.CopyConfig(config)
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	return config
+}

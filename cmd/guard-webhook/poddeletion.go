@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"net/http"
+
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/budget"
+)
+
+// newPodDeletionEntries makes the rules about the deletion of pods, and has the
+// manager fill their index and run the collector of records.
+func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, o *options) ([]admission.Entry, error) {
+	informer, err := mgr.GetCache().GetInformer(ctx, &policyv1.PodDisruptionBudget{})
+	if err != nil {
+		return nil, err
+	}
+	index := budget.NewIndex()
+	if err := index.Follow(informer); err != nil {
+		return nil, err
+	}
+	if err := mgr.AddReadyzCheck("budgets", func(*http.Request) error { return index.Filled() }); err != nil {
+		return nil, err
+	}
+	now := clock.RealClock{}
+	reservations := budget.NewReservations(index, budget.NewBudgets(core.PolicyV1()), now)
+	records, err := budget.NewRecordRule(reservations, budget.NewPodReader(core.CoreV1()),
+		budget.NewRecords(mgr.GetClient(), mgr.GetAPIReader(), now), o.recordTTL, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := budget.NewCollector(mgr.GetClient(), mgr.GetAPIReader(), now).SetupWithManager(mgr); err != nil {
+		return nil, err
+	}
+	return []admission.Entry{
+		// The record last: it must be written exactly when the delete passes, also by
+		// override or in audit mode.
+		{Path: "/validate/pod-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{budget.NewRule(reservations), records}},
+		{Path: "/validate/pod-eviction", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{records}},
+	}, nil
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/nodes"
+	"kubelet-guard.io/pkg/admission/window"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+// newPolicyEntries makes the rules that objects of our own configure, has the
+// manager keep the status of these objects, and puts the validation of them onto the
+// server.
+func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Modes) ([]admission.Entry, error) {
+	namespaces := &metav1.PartialObjectMetadata{}
+	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	// Every replica fills these caches before it is ready, not with its first review.
+	for _, object := range []client.Object{
+		&guardv1alpha1.OperationWindow{}, &guardv1alpha1.NodeDeletionPolicy{}, &corev1.Node{}, namespaces,
+	} {
+		if _, err := mgr.GetCache().GetInformer(ctx, object); err != nil {
+			return nil, err
+		}
+	}
+	now := clock.RealClock{}
+	windows := &window.StatusController{Client: mgr.GetClient(), Clock: now, Mode: modes.Of(admission.OperationWindow)}
+	if err := windows.SetupWithManager(mgr); err != nil {
+		return nil, err
+	}
+	ledgers := &nodes.StatusController{Client: mgr.GetClient(), Clock: now}
+	if err := ledgers.SetupWithManager(mgr); err != nil {
+		return nil, err
+	}
+
+	policies := nodes.CachedPolicies{Reader: mgr.GetClient()}
+	server := mgr.GetWebhookServer()
+	server.Register(window.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), window.Configuration{Namespaces: mgr.GetClient()}))
+	server.Register(nodes.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), nodes.Configuration{Policies: policies}))
+
+	operations := window.NewRule(window.CachedWindows{Reader: mgr.GetClient()}, window.LiveWorkloads{Reader: mgr.GetAPIReader()}, now)
+	deletions := nodes.NewRule(policies, nodes.CachedNodes{Reader: mgr.GetClient()},
+		nodes.LiveLedgers{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}, now)
+	return []admission.Entry{
+		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{operations}},
+		// A deletion that cannot be judged is refused for labelled nodes only.
+		{Path: "/validate/node-deletion", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletions}},
+		{Path: "/validate/labelled-node-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{deletions}},
+	}, nil
+}

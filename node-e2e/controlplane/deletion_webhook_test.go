@@ -1,0 +1,276 @@
+package controlplane
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+	"k8s.io/utils/ptr"
+)
+
+// definitions is the resource of custom definitions.
+var definitions = schema.GroupVersionResource{Group: apiextensionsv1.GroupName, Version: "v1", Resource: "customresourcedefinitions"}
+
+// definitionWait covers the time until the API server serves a new kind, and until
+// all objects of a deleted one are gone.
+const definitionWait = 30 * time.Second
+
+// newDefinition creates a cluster-scoped custom kind with a scale subresource, whose
+// replicas are not where the built-in kinds have theirs, and returns its resource. At
+// the end it goes, with its objects.
+func newDefinition(ctx context.Context, plural string, labels map[string]string) schema.GroupVersionResource {
+	GinkgoHelper()
+	gvr := schema.GroupVersionResource{Group: "e2e.example.com", Version: "v1", Resource: plural}
+	kind := strings.ToUpper(plural[:1]) + strings.TrimSuffix(plural[1:], "s")
+	number := apiextensionsv1.JSONSchemaProps{Type: "integer", Format: "int64"}
+	object := func(name string) apiextensionsv1.JSONSchemaProps {
+		return apiextensionsv1.JSONSchemaProps{Type: "object", Properties: map[string]apiextensionsv1.JSONSchemaProps{name: number}}
+	}
+	definition := &apiextensionsv1.CustomResourceDefinition{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "apiextensions.k8s.io/v1", Kind: "CustomResourceDefinition"},
+		ObjectMeta: metav1.ObjectMeta{Name: plural + "." + gvr.Group, Labels: labels},
+		Spec: apiextensionsv1.CustomResourceDefinitionSpec{
+			Group: gvr.Group, Scope: apiextensionsv1.ClusterScoped,
+			Names: apiextensionsv1.CustomResourceDefinitionNames{Plural: plural, Singular: strings.ToLower(kind), Kind: kind, ListKind: kind + "List"},
+			Versions: []apiextensionsv1.CustomResourceDefinitionVersion{{
+				Name: gvr.Version, Served: true, Storage: true,
+				Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{
+					Type:       "object",
+					Properties: map[string]apiextensionsv1.JSONSchemaProps{"spec": object("machines"), "status": object("ready")},
+				}},
+				Subresources: &apiextensionsv1.CustomResourceSubresources{
+					Status: &apiextensionsv1.CustomResourceSubresourceStatus{},
+					Scale:  &apiextensionsv1.CustomResourceSubresourceScale{SpecReplicasPath: ".spec.machines", StatusReplicasPath: ".status.ready"},
+				},
+			}},
+		},
+	}
+	_, err := dynamicClient.Resource(definitions).Create(ctx, toUnstructured(definition), metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func(ctx SpecContext) {
+		disarm := fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelDeletionProtection)
+		resource := dynamicClient.Resource(definitions)
+		if _, err := resource.Patch(ctx, definition.Name, types.MergePatchType, disarm, metav1.PatchOptions{}); !apierrors.IsNotFound(err) {
+			Expect(err).NotTo(HaveOccurred())
+			// The spec may have deleted it, and its end come only now.
+			Expect(resource.Delete(ctx, definition.Name, metav1.DeleteOptions{})).To(Or(Succeed(), Satisfy(apierrors.IsNotFound)))
+		}
+	}, NodeTimeout(definitionWait))
+	Eventually(ctx, func() error {
+		_, err := dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{})
+		return err
+	}).WithTimeout(definitionWait).Should(Succeed(), "the API server to serve %s", gvr)
+	return gvr
+}
+
+// customObject is an object of a definition made by newDefinition, not yet created.
+func customObject(gvr schema.GroupVersionResource, name string, machines int64, labels map[string]string) *unstructured.Unstructured {
+	kind := strings.ToUpper(gvr.Resource[:1]) + strings.TrimSuffix(gvr.Resource[1:], "s")
+	object := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"machines": machines}}}
+	object.SetGroupVersionKind(gvr.GroupVersion().WithKind(kind))
+	object.SetName(name)
+	object.SetLabels(labels)
+	return object
+}
+
+var cascading = map[string]string{labelDeletionProtection: "cascading"}
+
+var _ = Describe("deletion-protection: cascading, by the webhook", func() {
+	deleteNamespace := func(ctx context.Context, name string, options metav1.DeleteOptions) error {
+		return ordinary.client().CoreV1().Namespaces().Delete(ctx, name, options)
+	}
+
+	It("keeps a namespace while it has pods or bound claims, and lets an empty one go", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, cascading)
+		pod := createPod(ctx, namespace, newPod("web", nil))
+		refusal := deleteNamespace(ctx, namespace, metav1.DeleteOptions{})
+		Expect(refusal).To(BeRefused("namespace/"+namespace+" was not deleted", "deletion-protection=cascading", "1 pod (web)", "kubectl get pods,persistentvolumeclaims -n "+namespace))
+		deleted := ordinary.kubectl(ctx, "delete", "namespace", namespace, "--wait=false")
+		Expect(deleted.err).To(HaveOccurred())
+		Expect(deleted.stderr).To(ContainSubstring("1 pod (web)"))
+
+		By("deleting the pod")
+		Expect(client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{})).To(Succeed())
+		awaitGone(ctx, pod.UID, func() (metav1.Object, error) {
+			return client.CoreV1().Pods(namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+		})
+		claim := &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{Name: "data"},
+			Spec: corev1.PersistentVolumeClaimSpec{
+				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")}},
+				// No class: only the controller manager's binding of the volume below.
+				StorageClassName: ptr.To(""), VolumeName: "claim-" + namespace,
+			},
+		}
+		_, err := client.CoreV1().PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
+			ObjectMeta: metav1.ObjectMeta{Name: claim.Spec.VolumeName},
+			Spec: corev1.PersistentVolumeSpec{
+				AccessModes: claim.Spec.AccessModes, Capacity: claim.Spec.Resources.Requests,
+				PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
+				PersistentVolumeSource:        corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/tmp/" + namespace}},
+			},
+		}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			Expect(client.CoreV1().PersistentVolumes().Delete(ctx, claim.Spec.VolumeName, metav1.DeleteOptions{})).To(Succeed())
+		}, NodeTimeout(podStart))
+		_, err = client.CoreV1().PersistentVolumeClaims(namespace).Create(ctx, claim, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func() (corev1.PersistentVolumeClaimPhase, error) {
+			bound, err := client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, "data", metav1.GetOptions{})
+			if err != nil {
+				return "", err
+			}
+			return bound.Status.Phase, nil
+		}).WithTimeout(controllerWait).Should(Equal(corev1.ClaimBound))
+		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("1 bound persistent volume claim (data)"))
+
+		By("deleting the claim")
+		Expect(client.CoreV1().PersistentVolumeClaims(namespace).Delete(ctx, "data", metav1.DeleteOptions{})).To(Succeed())
+		Eventually(ctx, func() error {
+			return deleteNamespace(ctx, namespace, metav1.DeleteOptions{})
+		}).WithTimeout(controllerWait).Should(Succeed(), "the deletion of the namespace, now empty")
+	}, SpecTimeout(specTimeout))
+
+	It("does not stand in the way of the namespace controller once the namespace may go", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, cascading)
+		_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "left"}}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		object, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
+		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
+			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		})
+	}, SpecTimeout(specTimeout))
+
+	It("keeps a claim that a pod mounts and a service that has endpoints", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name, Labels: cascading} }
+		core := client.CoreV1()
+		for _, name := range []string{"used", "unused"} {
+			_, err := core.PersistentVolumeClaims(namespace).Create(ctx, &corev1.PersistentVolumeClaim{ObjectMeta: meta(name), Spec: corev1.PersistentVolumeClaimSpec{
+				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")}},
+			}}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		waiting := newPod("waiting", nil)
+		waiting.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "used"}}}}
+		_, err := core.Pods(namespace).Create(ctx, waiting, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		claims := ordinary.client().CoreV1().PersistentVolumeClaims(namespace)
+		Expect(claims.Delete(ctx, "used", metav1.DeleteOptions{})).To(BeRefused("persistentvolumeclaim/used in namespace "+namespace, "is mounted by 1 pod (waiting)"))
+		Expect(claims.Delete(ctx, "unused", metav1.DeleteOptions{})).To(Succeed())
+
+		createPod(ctx, namespace, newPod("web", nil))
+		for _, name := range []string{"web", "idle"} {
+			_, err = core.Services(namespace).Create(ctx, &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Selector: workloadLabels(name), Ports: []corev1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		services := ordinary.client().CoreV1().Services(namespace)
+		Eventually(ctx, func() error {
+			return services.Delete(ctx, "web", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+		}).WithTimeout(controllerWait).Should(BeRefused("service/web in namespace "+namespace, "1 ready endpoint (web)"), "the endpoint controller has seen the pod")
+		Expect(services.Delete(ctx, "idle", metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("reads the replicas of a custom kind where its definition has them", func(ctx SpecContext) {
+		gvr := newDefinition(ctx, "fleets", nil)
+		as := ordinary.dynamic().Resource(gvr)
+		_, err := as.Create(ctx, customObject(gvr, "north", 2, cascading), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("fleet.e2e.example.com/north was not deleted", "asks for 2 replicas", "kubectl scale fleet.e2e.example.com/north --replicas=0"))
+
+		By("following the advice")
+		ordinary.kubectl(ctx, "scale", "fleet.e2e.example.com/north", "--replicas=0").expectDone()
+		_, err = as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":1}}`), metav1.PatchOptions{}, "status")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("still has 1 pod"))
+		_, err = as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":0}}`), metav1.PatchOptions{}, "status")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("writes the decision to the audit log", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, cascading)
+		createPod(ctx, namespace, newPod("web", nil))
+		since := time.Now()
+		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused())
+		entry := auditEntry(ctx, since, "the refusal", func(event auditv1.Event) bool {
+			return event.Verb == "delete" && event.ObjectRef != nil && event.ObjectRef.Name == namespace
+		})
+		Expect(entry.Annotations).To(HaveKeyWithValue("cascading-deletion.kubelet-guard.io/CascadingDeletion",
+			HavePrefix("Enforce Refused DependentsExist: namespace/"+namespace+" was not deleted")))
+	}, SpecTimeout(specTimeout))
+})
+
+var _ = Describe("replicas-protection: confirm, by the webhook", func() {
+	It("holds an update of a custom kind to the confirmation, and lets an override pass", func(ctx SpecContext) {
+		gvr := newDefinition(ctx, "herds", nil)
+		_, err := dynamicClient.Resource(gvr).Create(ctx, customObject(gvr, "north", 2, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		set := func(u user, machines int, annotation, value string) error {
+			_, err := u.dynamic().Resource(gvr).Patch(ctx, "north", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"machines":%d}}`, annotation, value, machines), metav1.PatchOptions{})
+			return err
+		}
+		Expect(set(ordinary, 3, "other", "x")).To(BeRefused("the replicas of herd.e2e.example.com/north were not changed from 2 to 3", "nothing confirms the change", "kubelet-guard.io/confirm-replicas=3"))
+		Expect(set(ordinary, 3, annotationConfirm, "many")).To(BeRefused(`"many" is neither a number such as 3 nor a range such as 2-10`))
+		Expect(set(ordinary, 3, annotationConfirm, "4")).To(BeRefused("confirms 4"))
+		Expect(set(ordinary, 3, annotationConfirm, "2-5")).To(Succeed())
+		Expect(set(ordinary, 9, annotationOverride, overrideFor(time.Hour, "x"))).To(BeRefused("may not use the verb override"))
+		Expect(set(overrider, 9, annotationOverride, overrideFor(time.Hour, "ticket 19"))).To(Succeed())
+	}, SpecTimeout(specTimeout))
+})
+
+var _ = Describe("the incident of the deleted definition", func() {
+	const objects = 1000
+
+	It("is stopped: a definition with 1,000 objects is deleted by hand", func(ctx SpecContext) {
+		gvr := newDefinition(ctx, "machines", cascading)
+		template := customObject(gvr, "", 1, nil)
+		list := &unstructured.UnstructuredList{Object: map[string]any{"apiVersion": "v1", "kind": "List"}}
+		for i := range objects {
+			object := template.DeepCopy()
+			object.SetName(fmt.Sprintf("machine-%04d", i))
+			list.Items = append(list.Items, *object)
+		}
+		text, err := json.Marshal(list)
+		Expect(err).NotTo(HaveOccurred())
+		kubectlInput(ctx, string(text), "create", "-f", "-").expectDone()
+		count := func() int {
+			left, err := dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			return len(left.Items)
+		}
+		Expect(count()).To(Equal(objects))
+
+		By("deleting the definition as an ordinary user and as the administrator")
+		deleted := ordinary.kubectl(ctx, "delete", "crd", "machines.e2e.example.com", "--wait=false")
+		Expect(deleted.err).To(HaveOccurred())
+		Expect(deleted.stderr).To(ContainSubstring("its deletion would delete 1000 custom resources (such as machine-0000)"))
+		Expect(dynamicClient.Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(BeRefused("1000 custom resources"))
+		AddReportEntry("objects left after the refused deletion", count())
+		Expect(count()).To(Equal(objects), "objects that are left")
+
+		By("deleting the objects first, as the refusal says")
+		ordinary.kubectl(ctx, "delete", "machines.e2e.example.com", "--all", "--wait=false").expectDone()
+		Eventually(ctx, count).WithTimeout(definitionWait).Should(BeZero())
+		Expect(ordinary.dynamic().Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+})

@@ -1,0 +1,202 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// Names from the manifests.
+const (
+	guardNamespace     = "kubelet-guard-system"
+	webhookName        = "guard-webhook"
+	webhookSelector    = "app.kubernetes.io/name=guard-webhook"
+	webhookReplicas    = 2
+	webhookHealthPort  = "8081"
+	webhookMetricsPort = "8080"
+
+	// webhookImage is what the manifests name as the image.
+	webhookImage = "localhost/guard/webhook:dev"
+
+	overlayAudit   = "audit"
+	overlayEnforce = "enforce"
+	overlayCanary  = "canary"
+)
+
+const (
+	// rolloutWait covers two pods that start one after the other, each with its
+	// caches, on a loaded machine.
+	rolloutWait = 2 * time.Minute
+	// policyWait covers the time until the API server has compiled new policies; it
+	// looks for changes every second.
+	policyWait = 20 * time.Second
+)
+
+// overlayDir writes an overlay over one of the project's for this cluster and
+// returns its folder. It adds the one thing that a cluster without a service proxy
+// needs: pods must be told where the API server is.
+func overlayDir(overlay string) string {
+	GinkgoHelper()
+	dir := filepath.Join(artifactsDir(), "overlays", overlay)
+	Expect(os.MkdirAll(dir, 0o755)).To(Succeed())
+	base, err := filepath.Rel(dir, filepath.Join(manifestsDir, "control-plane", "overlays", overlay))
+	Expect(err).NotTo(HaveOccurred())
+	server, err := url.Parse(adminConfig.Host)
+	Expect(err).NotTo(HaveOccurred())
+	host, port, err := net.SplitHostPort(server.Host)
+	Expect(err).NotTo(HaveOccurred())
+	environment := fmt.Sprintf(`apiVersion: apps/v1
+kind: Deployment
+metadata: {name: %s, namespace: %s}
+spec:
+  template:
+    spec:
+      containers:
+        - name: webhook
+          env:
+            - {name: KUBERNETES_SERVICE_HOST, value: %q}
+            - {name: KUBERNETES_SERVICE_PORT, value: %q}
+`, webhookName, guardNamespace, host, port)
+	content, err := yaml.Marshal(map[string]any{
+		"apiVersion": "kustomize.config.k8s.io/v1beta1",
+		"kind":       "Kustomization",
+		"resources":  []string{base},
+		"patches":    []map[string]string{{"patch": environment}},
+	})
+	Expect(err).NotTo(HaveOccurred())
+	Expect(os.WriteFile(filepath.Join(dir, "kustomization.yaml"), content, 0o644)).To(Succeed())
+	return dir
+}
+
+// install applies an overlay, on a new cluster or over another overlay, and returns
+// when its rules are in force.
+func install(ctx context.Context, overlay string) {
+	GinkgoHelper()
+	kubectl(ctx, "apply", "-k", overlayDir(overlay)).expectDone()
+	if *webhookFlag {
+		awaitWebhook(ctx)
+	}
+	awaitPolicies(ctx, overlay)
+}
+
+// awaitWebhook waits until the roll-out is complete and the API server can reach
+// both replicas.
+func awaitWebhook(ctx context.Context) {
+	GinkgoHelper()
+	Eventually(ctx, func(g Gomega) {
+		deployment, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		status := deployment.Status
+		g.Expect(status.ObservedGeneration).To(Equal(deployment.Generation), "the roll-out is not seen yet")
+		g.Expect([]int32{status.Replicas, status.UpdatedReplicas, status.AvailableReplicas}).
+			To(HaveEach(*deployment.Spec.Replicas), "replicas, updated, available")
+		g.Expect(*deployment.Spec.Replicas).To(BeEquivalentTo(webhookReplicas))
+	}).WithTimeout(rolloutWait).Should(Succeed(), "roll-out of the webhook")
+	// A replica that is stopping still answers, as it was started.
+	Eventually(ctx, func(g Gomega) {
+		pods, err := client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(pods.Items).To(HaveLen(webhookReplicas), "pods of the webhook, terminating ones included")
+	}).WithTimeout(rolloutWait).Should(Succeed(), "the end of the webhook's earlier pods")
+	Eventually(ctx, func(g Gomega) {
+		configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, "kubelet-guard", metav1.GetOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, webhook := range configuration.Webhooks {
+			g.Expect(webhook.ClientConfig.CABundle).NotTo(BeEmpty(), webhook.Name)
+		}
+	}).WithTimeout(rolloutWait).Should(Succeed(), "the webhook to write its certificate authority into the configuration")
+	Eventually(ctx, func(g Gomega) {
+		g.Expect(probeWebhook(ctx)).To(Succeed())
+	}).WithTimeout(rolloutWait).Should(Succeed(), "an answer of the webhook to the API server")
+}
+
+// probeName is the object of dry runs that show whether rules are in force.
+const probeName = "kubelet-guard-e2e-probe"
+
+// probeWebhook makes the API server call the webhook, without changing anything:
+// an object with an override annotation is the webhook's to decide.
+func probeWebhook(ctx context.Context) error {
+	probe := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+		Name:        probeName,
+		Labels:      map[string]string{labelDeletionProtection: "always"},
+		Annotations: map[string]string{annotationOverride: "not a time"},
+	}}
+	_, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Create(ctx, probe, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	err = client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, probeName, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+	if err == nil || apierrors.IsForbidden(err) {
+		return nil // it answered, in Audit or in Enforce
+	}
+	return err
+}
+
+// awaitPolicies waits until the API server has taken up the policies of an overlay
+// and its binding's actions.
+func awaitPolicies(ctx context.Context, overlay string) {
+	GinkgoHelper()
+	const name = probeName + "-policy"
+	_, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Labels: map[string]string{labelDeletionProtection: "always"},
+	}}, metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		Expect(err).NotTo(HaveOccurred())
+	}
+	Eventually(ctx, func(g Gomega) {
+		guarded, seen := ordinary.warned()
+		err := guarded.CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, name, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+		if overlay == overlayAudit {
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(seen.all()).NotTo(BeEmpty(), "warnings")
+			return
+		}
+		g.Expect(err).To(BeRefused())
+	}).WithTimeout(policyWait).Should(Succeed(), "the policies of overlay %s to be in force", overlay)
+
+	// These have parameters, of which the API server keeps a cache.
+	deployments := client.AppsV1().Deployments(metav1.NamespaceDefault)
+	_, err = deployments.Create(ctx, newDeployment(name, 0, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		Expect(err).NotTo(HaveOccurred())
+	}
+	Eventually(ctx, func() string {
+		scaled := ordinary.kubectl(ctx, "scale", "deployment", name, "-n", metav1.NamespaceDefault, "--replicas=1", "--dry-run=server")
+		return scaled.stderr
+	}).WithTimeout(policyWait).Should(ContainSubstring("were not changed from 0 to 1"), "the policies of /scale to be in force")
+}
+
+// webhookPods lists the pods of the webhook.
+func webhookPods(ctx context.Context) []corev1.Pod {
+	GinkgoHelper()
+	pods, err := client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})
+	Expect(err).NotTo(HaveOccurred())
+	return pods.Items
+}
+
+// scaleWebhook sets the number of replicas and returns when it is reached; with 0,
+// when no pod is left.
+func scaleWebhook(ctx context.Context, replicas int) {
+	GinkgoHelper()
+	kubectl(ctx, "scale", "-n", guardNamespace, "deployment/"+webhookName, fmt.Sprintf("--replicas=%d", replicas)).expectDone()
+	if replicas > 0 {
+		awaitWebhook(ctx)
+		return
+	}
+	Eventually(ctx, func(g Gomega) {
+		pods, err := client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(pods.Items).To(BeEmpty(), "pods of the webhook")
+	}).WithTimeout(rolloutWait).Should(Succeed(), "end of the webhook's pods")
+}

@@ -1,0 +1,152 @@
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"slices"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/coverage"
+)
+
+// gaugeWait covers the way of an object into the caches of the replicas.
+const gaugeWait = 15 * time.Second
+
+// scrapePath reads metrics by way of the API server.
+func scrapePath(ctx context.Context, path string) map[string]*dto.MetricFamily {
+	GinkgoHelper()
+	text, err := client.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(ctx)
+	Expect(err).NotTo(HaveOccurred())
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	Expect(err).NotTo(HaveOccurred())
+	return families
+}
+
+// series returns the series of a family that have these labels, among others.
+func series(family *dto.MetricFamily, labels map[string]string) []*dto.Metric {
+	return slices.DeleteFunc(slices.Clone(family.GetMetric()), func(metric *dto.Metric) bool {
+		has := labelsOf(metric)
+		for name, value := range labels {
+			if has[name] != value {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// byKubelet reads a gauge of the coverage from one replica.
+func byKubelet(ctx context.Context, pod *corev1.Pod, name string) map[coverage.Kubelet]float64 {
+	GinkgoHelper()
+	numbers := map[coverage.Kubelet]float64{}
+	for _, metric := range scrape(ctx, pod)[name].GetMetric() {
+		numbers[coverage.Kubelet(labelsOf(metric)["kubelet"])] = metric.GetGauge().GetValue()
+	}
+	return numbers
+}
+
+var _ = Describe("what the alerts are made from", func() {
+	It("counts nodes without the guard that run protected pods, in every replica", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		replicas := webhookPods(ctx)
+		before := byKubelet(ctx, &replicas[0], coverage.ProtectedNodesMetric)
+
+		By("a node whose kubelet is a stock one")
+		node, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "stock-"}}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			Expect(client.CoreV1().Nodes().Delete(ctx, node.Name, metav1.DeleteOptions{})).To(Succeed())
+		}, NodeTimeout(specTimeout))
+		_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType,
+			fmt.Appendf(nil, `{"status":{"nodeInfo":{"kubeletVersion":%q}}}`, kubeVersion), metav1.PatchOptions{}, "status")
+		Expect(err).NotTo(HaveOccurred())
+
+		By("with a protected pod")
+		pod := newPod("protected", map[string]string{labelExplicitDeletion: "required"})
+		pod.Spec.NodeName = node.Name
+		pod.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}}
+		_, err = client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			// No kubelet is there to end it.
+			Expect(client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)})).To(Succeed())
+		}, NodeTimeout(specTimeout))
+
+		for i := range replicas {
+			Eventually(ctx, func() map[coverage.Kubelet]float64 {
+				return byKubelet(ctx, &replicas[i], coverage.ProtectedNodesMetric)
+			}).WithTimeout(gaugeWait).Should(Equal(map[coverage.Kubelet]float64{
+				coverage.Guarded: before[coverage.Guarded], coverage.Unguarded: before[coverage.Unguarded] + 1, coverage.Missing: before[coverage.Missing],
+			}), replicas[i].Name)
+		}
+
+		By("beside the node of this cluster, whose kubelet is guarded")
+		createPod(ctx, namespace, newPod("guarded", map[string]string{labelExplicitDeletion: "required"}))
+		Eventually(ctx, func() float64 {
+			return byKubelet(ctx, &replicas[0], coverage.ProtectedNodesMetric)[coverage.Guarded]
+		}).WithTimeout(gaugeWait).Should(BeEquivalentTo(1))
+		Expect(byKubelet(ctx, &replicas[0], coverage.NodesMetric)).To(HaveKeyWithValue(coverage.Guarded, 1.0))
+	}, SpecTimeout(specTimeout))
+
+	It("knows when the certificate expires", func(ctx SpecContext) {
+		secret, err := client.CoreV1().Secrets(guardNamespace).Get(ctx, "guard-webhook-tls", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		block, _ := pem.Decode(secret.Data[corev1.TLSCertKey])
+		Expect(block).NotTo(BeNil())
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		Expect(err).NotTo(HaveOccurred())
+		replicas := webhookPods(ctx)
+		for i := range replicas {
+			family := scrape(ctx, &replicas[i])[admission.CertificateMetric]
+			Expect(family.GetMetric()).To(HaveLen(1))
+			Expect(int64(family.GetMetric()[0].GetGauge().GetValue())).To(Equal(certificate.NotAfter.Unix()))
+		}
+	}, SpecTimeout(specTimeout))
+
+	It("is in the API server, for what policies refuse", Label(labelPolicies), func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelDeletionProtection: "always"})
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused())
+		family := scrapePath(ctx, "/metrics")["apiserver_validating_admission_policy_check_total"]
+		found := series(family, map[string]string{"policy": "always.deletion.kubelet-guard.io", "enforcement_action": "deny"})
+		Expect(found).To(HaveLen(1))
+		Expect(found[0].GetCounter().GetValue()).To(BeNumerically(">=", 1))
+	}, SpecTimeout(specTimeout))
+
+	It("is in the API server, for calls of the webhook that fail", Label(labelOutage), Serial, func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelDeletionProtection: "cascading"})
+		DeferCleanup(scaleWebhook, webhookReplicas, NodeTimeout(rolloutWait))
+		scaleWebhook(ctx, 0)
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).NotTo(Succeed())
+		family := scrapePath(ctx, "/metrics")["apiserver_admission_webhook_rejection_count"]
+		found := series(family, map[string]string{"name": "cascading-deletion.kubelet-guard.io", "error_type": "calling_webhook_error"})
+		Expect(found).NotTo(BeEmpty())
+	}, SpecTimeout(2*rolloutWait))
+
+	It("is in the guarded kubelet", Label(labelPolicies), func(ctx SpecContext) {
+		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		for _, node := range nodes.Items {
+			if node.Status.DaemonEndpoints.KubeletEndpoint.Port == 0 {
+				continue // an object without a kubelet
+			}
+			families := scrapePath(ctx, "/api/v1/nodes/"+node.Name+"/proxy/metrics")
+			Expect(families).To(HaveKey("kubelet_guard_info"))
+			Expect(series(families["kubelet_guard_refused_kills_total"], map[string]string{"cause": "RuntimeStop"})).To(HaveLen(1))
+		}
+	}, SpecTimeout(specTimeout))
+})

@@ -1,0 +1,279 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
+
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+// poolLabel tells the pools of the specs apart.
+const poolLabel = "kubelet-guard-e2e/pool"
+
+// nodeController is the real identity of the controller that deletes nodes whose
+// machines are gone.
+var nodeController = user{name: "system:serviceaccount:kube-system:node-controller", groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system"}}
+
+// unthrottled is client without the limit that a client puts on itself.
+func (u user) unthrottled() kubernetes.Interface {
+	config := u.config()
+	config.QPS = -1
+	return kubernetes.NewForConfigOrDie(config)
+}
+
+// administrator is client without that limit.
+func administrator() kubernetes.Interface {
+	config := rest.CopyConfig(adminConfig)
+	config.QPS = -1
+	return kubernetes.NewForConfigOrDie(config)
+}
+
+// createPool creates Node objects of a pool of that name, without machines. The first
+// ones say that they are ready; the controller manager believes it for 50 seconds
+// after that, in which a spec has to be done with them.
+func createPool(ctx context.Context, pool string, nodes, ready int) {
+	GinkgoHelper()
+	admin := administrator()
+	DeferCleanup(removePool, pool, NodeTimeout(podStart))
+	errs := make([]error, nodes)
+	workqueue.ParallelizeUntil(ctx, 8, nodes, func(i int) {
+		status := corev1.ConditionFalse
+		if i < ready {
+			status = corev1.ConditionTrue
+		}
+		_, errs[i] = admin.CoreV1().Nodes().Create(ctx, &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%03d", pool, i), Labels: map[string]string{poolLabel: pool}},
+			Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{
+				Type: corev1.NodeReady, Status: status, Reason: "Spec", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
+			}}},
+		}, metav1.CreateOptions{})
+	})
+	Expect(errs).To(HaveEach(BeNil()))
+}
+
+// removePool removes the policy of the pool first.
+func removePool(ctx context.Context, pool string) {
+	GinkgoHelper()
+	Eventually(ctx, func() error {
+		return administrator().CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
+	}).WithTimeout(cacheWait).Should(Succeed())
+}
+
+func nodesOf(ctx context.Context, pool string) []corev1.Node {
+	GinkgoHelper()
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
+	Expect(err).NotTo(HaveOccurred())
+	return nodes.Items
+}
+
+// nodePolicy is a NodeDeletionPolicy of a pool with more fields of its spec.
+func nodePolicy(name, pool, more string) *unstructured.Unstructured {
+	GinkgoHelper()
+	return fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: %s},
+spec: {nodeSelector: {matchLabels: {%s: %s}}, %s}}`, name, poolLabel, pool, more))
+}
+
+// createNodePolicy creates the policy as the ordinary user, and waits until the
+// webhook knows it and, if there are nodes, counts them. At the end of the spec it
+// goes before the nodes.
+func createNodePolicy(ctx context.Context, policy *unstructured.Unstructured) {
+	GinkgoHelper()
+	_, err := ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func(ctx SpecContext) {
+		err := dynamicClient.Resource(nodePolicyResource).Delete(ctx, policy.GetName(), metav1.DeleteOptions{})
+		Expect(err).NotTo(HaveOccurred())
+	}, NodeTimeout(podStart))
+	Eventually(ctx, func(g Gomega) {
+		status := nodePolicyStatus(ctx, g, policy.GetName())
+		g.Expect(status.Conditions).NotTo(BeEmpty(), "conditions in the status")
+	}).WithTimeout(cacheWait).Should(Succeed(), "the status of NodeDeletionPolicy %s", policy.GetName())
+}
+
+func nodePolicyStatus(ctx context.Context, g Gomega, name string) guardv1alpha1.NodeDeletionPolicyStatus {
+	read, err := dynamicClient.Resource(nodePolicyResource).Get(ctx, name, metav1.GetOptions{})
+	g.Expect(err).NotTo(HaveOccurred())
+	policy := &guardv1alpha1.NodeDeletionPolicy{}
+	g.Expect(runtime.DefaultUnstructuredConverter.FromUnstructured(read.Object, policy)).To(Succeed())
+	return policy.Status
+}
+
+var _ = Describe("node deletion policies", func() {
+	dryRun := metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}}
+
+	It("stop the deletion of 300 nodes in a loop at the limit", func(ctx SpecContext) {
+		const pool, nodes, limit = "loop", 300, 20
+		createPool(ctx, pool, nodes, nodes)
+		createNodePolicy(ctx, nodePolicy(pool, pool, fmt.Sprintf("maxDeletions: %d, period: 1h", limit)))
+		started := time.Now()
+		looping := ordinary.unthrottled()
+		deleted, refused := 0, error(nil)
+		for i := range nodes {
+			err := looping.CoreV1().Nodes().Delete(ctx, fmt.Sprintf("%s-%03d", pool, i), metav1.DeleteOptions{})
+			if err == nil {
+				deleted++
+				continue
+			}
+			Expect(err).To(BeRefused(fmt.Sprintf("NodeDeletionPolicy %s allows %d deletions in 1h", pool, limit), "The next is allowed at "))
+			refused = err
+		}
+		By(fmt.Sprintf("%d of %d deleted in %s; then: %v", deleted, nodes, time.Since(started).Round(time.Millisecond), refused))
+		Expect(deleted).To(Equal(limit))
+		Expect(nodesOf(ctx, pool)).To(HaveLen(nodes - limit))
+		status := nodePolicyStatus(ctx, Default, pool)
+		Expect(status.Deletions).To(HaveLen(limit))
+		Expect(status.Deletions[0].User).To(Equal(ordinary.name))
+		Expect(refused.Error()).To(ContainSubstring(status.Deletions[0].Time.Add(time.Hour).UTC().Format("2006-01-02T15:04")), "the time of the next")
+
+		By("kubectl delete nodes, DELETECOLLECTION and the node controller stop there too")
+		all := ordinary.kubectl(ctx, "delete", "nodes", "-l", poolLabel+"="+pool, "--wait=false")
+		Expect(all.err).To(HaveOccurred())
+		Expect(all.stderr).To(ContainSubstring("allows 20 deletions in 1h"))
+		err := looping.CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
+		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
+		err = nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-299", metav1.DeleteOptions{})
+		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
+		Expect(nodesOf(ctx, pool)).To(HaveLen(nodes - limit))
+
+		By("both replicas of the webhook restart, and remember")
+		kubectl(ctx, "delete", "pods", "-n", guardNamespace, "-l", webhookSelector, "--wait=true").expectDone()
+		awaitWebhook(ctx)
+		err = looping.CoreV1().Nodes().Delete(ctx, pool+"-298", metav1.DeleteOptions{})
+		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
+
+		By("whoever may override does")
+		ordinary.kubectl(ctx, "annotate", "node", pool+"-297", annotationOverride+"="+overrideFor(time.Hour, "INC-2")).expectDone()
+		Expect(overrider.client().CoreV1().Nodes().Delete(ctx, pool+"-297", metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(2*specTimeout))
+
+	It("hold the floor of ready nodes when eight delete 300 at once", func(ctx SpecContext) {
+		const pool, nodes = "floor", 300
+		createPool(ctx, pool, nodes, nodes)
+		createNodePolicy(ctx, nodePolicy(pool, pool, `minReady: 95%`))
+		Eventually(ctx, func(g Gomega) {
+			g.Expect(nodePolicyStatus(ctx, g, pool).ReadyNodes).To(BeEquivalentTo(nodes))
+		}).WithTimeout(cacheWait).Should(Succeed(), "ready nodes in the status")
+		errs := make([]error, nodes)
+		started := time.Now()
+		clients := []kubernetes.Interface{ordinary.unthrottled(), ordinary.unthrottled()}
+		workqueue.ParallelizeUntil(ctx, 8, nodes, func(i int) {
+			errs[i] = clients[i%2].CoreV1().Nodes().Delete(ctx, fmt.Sprintf("%s-%03d", pool, i), metav1.DeleteOptions{})
+		})
+		deleted := 0
+		for _, err := range errs {
+			if err == nil {
+				deleted++
+				continue
+			}
+			Expect(err).To(BeRefused("NodeDeletionPolicy floor keeps 285 nodes of its pool ready"))
+		}
+		By(fmt.Sprintf("%d of %d deleted in %s", deleted, nodes, time.Since(started).Round(time.Millisecond)))
+		Expect(deleted).To(Equal(15))
+		Expect(nodesOf(ctx, pool)).To(HaveLen(285))
+	}, SpecTimeout(specTimeout))
+
+	It("charge what is deleted, once, and nothing else", func(ctx SpecContext) {
+		const pool = "charge"
+		createPool(ctx, pool, 6, 4)
+		createNodePolicy(ctx, nodePolicy("charge-a", pool, "maxDeletions: 2, period: 1h, minReady: 3"))
+		createNodePolicy(ctx, fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: charge-b},
+spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge, other]}]}, maxDeletions: 3}}`, poolLabel)))
+		nodes := ordinary.client().CoreV1().Nodes()
+		charged := func() []int {
+			return []int{len(nodePolicyStatus(ctx, Default, "charge-a").Deletions), len(nodePolicyStatus(ctx, Default, "charge-b").Deletions)}
+		}
+		Expect(nodes.Delete(ctx, pool+"-000", dryRun)).To(Succeed())
+		Expect(charged()).To(Equal([]int{0, 0}), "after a dry run")
+
+		_, err := client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":["kubelet-guard-e2e/stays"]}}`), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		for range 3 {
+			Expect(nodes.Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(Succeed())
+		}
+		Expect(charged()).To(Equal([]int{1, 1}), "after three deletions of one node that a finalizer keeps")
+		_, err = client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+
+		Expect(nodes.Delete(ctx, pool+"-001", metav1.DeleteOptions{})).To(BeRefused("charge-a keeps 3 nodes of its pool ready, and only 3 are"))
+		Expect(charged()).To(Equal([]int{1, 1}), "after a refusal")
+		Expect(nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-005", metav1.DeleteOptions{})).To(Succeed(), "a node that is not ready, by the node controller")
+		Expect(charged()).To(Equal([]int{2, 2}))
+		Expect(nodes.Delete(ctx, pool+"-004", dryRun)).To(BeRefused("charge-a allows 2 deletions in 1h"), "a dry run at the limit")
+		Eventually(ctx, func(g Gomega) {
+			status := nodePolicyStatus(ctx, g, "charge-a")
+			g.Expect([]int32{status.Nodes, status.ReadyNodes, status.DeletionsAllowed}).To(Equal([]int32{4, 3, 0}), "nodes, ready, allowed")
+		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
+		By(strings.TrimSpace(ordinary.kubectl(ctx, "get", "nodedeletionpolicies").expectDone().stdout))
+	}, SpecTimeout(specTimeout))
+
+	It("let nodes go that no policy selects", func(ctx SpecContext) {
+		const pool = "free"
+		createPool(ctx, pool, 3, 3)
+		createNodePolicy(ctx, nodePolicy("elsewhere", "elsewhere", "maxDeletions: 0"))
+		Expect(ordinary.client().CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})).To(Succeed())
+		_, err := client.CoreV1().Nodes().Get(ctx, pool+"-000", metav1.GetOptions{})
+		Expect(err).To(Satisfy(apierrors.IsNotFound))
+	}, SpecTimeout(specTimeout))
+
+	It("hold the last ready node with its kubelet", func(ctx SpecContext) {
+		policy := fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: real},
+spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}, minReady: 100%%}}`, cluster.NodeName()))
+		createNodePolicy(ctx, policy)
+		deleted := ordinary.kubectl(ctx, "delete", "node", cluster.NodeName(), "--wait=false")
+		Expect(deleted.stderr).To(ContainSubstring("NodeDeletionPolicy real keeps 1 nodes of its pool ready, and only 1 are"), "%s", deleted)
+		_, err := client.CoreV1().Nodes().Get(ctx, cluster.NodeName(), metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+	}, SpecTimeout(specTimeout))
+})
+
+var _ = Describe("two rules in audit mode beside others that enforce", Label(labelInstall), Serial, func() {
+	It("warn with the same decision and let the request pass", func(ctx SpecContext) {
+		setArguments := func(ctx context.Context, arguments string) {
+			GinkgoHelper()
+			kubectl(ctx, "patch", "deployment", webhookName, "-n", guardNamespace, "--type=json", "-p",
+				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, arguments)).expectDone()
+			awaitWebhook(ctx)
+		}
+		DeferCleanup(func(ctx SpecContext) { setArguments(ctx, `["--mode=Enforce"]`) }, NodeTimeout(clusterStart))
+		setArguments(ctx, `["--mode=Enforce","--rule-mode=OperationWindow=Audit,NodeDeletion=Audit"]`)
+
+		const pool = "audit"
+		createPool(ctx, pool, 1, 1)
+		createNodePolicy(ctx, nodePolicy(pool, pool, "maxDeletions: 0"))
+		since := time.Now()
+		as, warnings := ordinary.warned()
+		Expect(as.CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(Succeed())
+		Expect(warnings.all()).To(ContainElement(And(ContainSubstring("lets no node be deleted"), ContainSubstring("audit mode"))))
+		entry := auditEntry(ctx, since, "the deletion of the node", func(e auditv1.Event) bool {
+			return e.Verb == "delete" && e.ObjectRef.Name == pool+"-000"
+		})
+		Expect(entry.Annotations).To(HaveKeyWithValue("node-deletion.kubelet-guard.io/NodeDeletion", HavePrefix("Audit Refused NodeLimit: ")))
+
+		namespace := newNamespace(ctx, map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced})
+		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
+		_, err := ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, window("nightly", daily(2*time.Hour, 3*time.Hour)), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func(g Gomega) {
+			effective := meta.FindStatusCondition(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)
+			g.Expect(effective).NotTo(BeNil())
+			g.Expect(effective.Reason).To(Equal("AuditMode"))
+		}).WithTimeout(cacheWait).Should(Succeed(), "the condition Effective")
+		scaled := ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=0").expectDone()
+		Expect(scaled.stderr).To(And(ContainSubstring("Warning:"), ContainSubstring("nightly is closed")), "%s", scaled)
+	}, SpecTimeout(2*clusterStart))
+})

@@ -1,0 +1,247 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/format"
+	"github.com/onsi/gomega/gcustom"
+	gomegatypes "github.com/onsi/gomega/types"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/node-e2e/embedded"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+// podStart covers sandbox, network and container on a loaded machine.
+const podStart = time.Minute
+
+// newNamespace makes the spec's namespace, with labels beside the suite's own. At
+// the end it goes, with all that is in it, whatever protects them.
+func newNamespace(ctx context.Context, labels map[string]string) string {
+	GinkgoHelper()
+	namespace, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-", Labels: labels},
+	}, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func(ctx SpecContext) { removeNamespace(ctx, namespace.Name) }, NodeTimeout(podStart))
+	Eventually(ctx, func() error {
+		_, err := client.CoreV1().ServiceAccounts(namespace.Name).Get(ctx, "default", metav1.GetOptions{})
+		return err
+	}).WithTimeout(podStart).Should(Succeed(), "the default service account of the namespace")
+	return namespace.Name
+}
+
+// disarmed are the kinds that specs protect.
+var disarmed = []schema.GroupVersionResource{
+	{Group: "apps", Version: "v1", Resource: "deployments"},
+	{Group: "apps", Version: "v1", Resource: "replicasets"},
+	{Group: "apps", Version: "v1", Resource: "statefulsets"},
+	{Group: "apps", Version: "v1", Resource: "daemonsets"},
+	{Version: "v1", Resource: "replicationcontrollers"},
+	{Version: "v1", Resource: "services"},
+	{Version: "v1", Resource: "persistentvolumeclaims"},
+	{Version: "v1", Resource: "configmaps"},
+	{Version: "v1", Resource: "pods"},
+}
+
+// removeNamespace disarms what is protected in a namespace, by override, and
+// deletes it. It does not wait for the end of the namespace.
+func removeNamespace(ctx context.Context, name string) {
+	GinkgoHelper()
+	disarm := fmt.Sprintf(`{"metadata":{"labels":{%q:null,%q:null,%q:null},"annotations":{%q:%q}}}`,
+		labelExplicitDeletion, labelDeletionProtection, labelReplicasProtection,
+		annotationOverride, overrideFor(time.Hour, "end of the spec"))
+	// Budgets first: the namespace controller deletes pods under them.
+	Expect(client.PolicyV1().PodDisruptionBudgets(name).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})).To(Succeed())
+	for _, gvr := range disarmed {
+		resource := dynamicClient.Resource(gvr).Namespace(name)
+		list, err := resource.List(ctx, metav1.ListOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		for _, object := range list.Items {
+			labels := object.GetLabels()
+			if labels[labelDeletionProtection] == "" && labels[labelExplicitDeletion] == "" {
+				continue
+			}
+			_, err := resource.Patch(ctx, object.GetName(), types.MergePatchType, []byte(disarm), metav1.PatchOptions{})
+			if err != nil && !apierrors.IsNotFound(err) {
+				GinkgoWriter.Printf("clean-up: %s %s: %v\n", gvr.Resource, object.GetName(), err)
+			}
+		}
+	}
+	_, err := client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType, []byte(disarm), metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		return // the spec has deleted it
+	}
+	Expect(err).NotTo(HaveOccurred())
+	err = client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
+	if !apierrors.IsNotFound(err) {
+		Expect(err).NotTo(HaveOccurred())
+	}
+}
+
+// The keys of the project, under short names.
+const (
+	labelExplicitDeletion   = guardv1alpha1.ExplicitDeletionLabel
+	labelProtectPods        = guardv1alpha1.ProtectPodsLabel
+	labelDeletionProtection = guardv1alpha1.DeletionProtectionLabel
+	labelReplicasProtection = guardv1alpha1.ReplicasProtectionLabel
+	annotationConfirm       = guardv1alpha1.ConfirmReplicasAnnotation
+	annotationOverride      = guardv1alpha1.OverrideAnnotation
+)
+
+// overrideFor is the value of an override annotation.
+func overrideFor(life time.Duration, reason string) string {
+	return time.Now().Add(life).UTC().Format(time.RFC3339) + " " + reason
+}
+
+// workloadLabels select the pods of a workload with the given name.
+func workloadLabels(name string) map[string]string { return map[string]string{"app": name} }
+
+// podTemplate is a pod that runs the workload and ends at once on SIGTERM.
+func podTemplate(labels map[string]string) corev1.PodTemplateSpec {
+	return corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: labels},
+		Spec: corev1.PodSpec{
+			TerminationGracePeriodSeconds: ptr.To[int64](5),
+			AutomountServiceAccountToken:  ptr.To(false),
+			Containers: []corev1.Container{{
+				Name: "workload", Image: embedded.WorkloadImage, ImagePullPolicy: corev1.PullNever,
+			}},
+		},
+	}
+}
+
+// newDeployment is a Deployment of the workload, not yet created. The labels are
+// those of the object, not of its pods.
+func newDeployment(name string, replicas int, labels map[string]string) *appsv1.Deployment {
+	return &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: ptr.To(int32(replicas)),
+			Selector: &metav1.LabelSelector{MatchLabels: workloadLabels(name)},
+			Template: podTemplate(workloadLabels(name)),
+		},
+	}
+}
+
+// newPod is a pod of the workload, not yet created, with the label app and others.
+func newPod(name string, labels map[string]string) *corev1.Pod {
+	all := workloadLabels(name)
+	maps.Copy(all, labels)
+	template := podTemplate(all)
+	pod := &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
+	pod.Name = name
+	return pod
+}
+
+// newBudget is a budget, not yet created, over the pods with the label app.
+func newBudget(name, app string, minAvailable int) *policyv1.PodDisruptionBudget {
+	return &policyv1.PodDisruptionBudget{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: policyv1.PodDisruptionBudgetSpec{
+			MinAvailable: ptr.To(intstr.FromInt(minAvailable)),
+			Selector:     &metav1.LabelSelector{MatchLabels: workloadLabels(app)},
+		},
+	}
+}
+
+// createPod creates a pod as the administrator and waits until it is Ready.
+func createPod(ctx context.Context, namespace string, pod *corev1.Pod) *corev1.Pod {
+	GinkgoHelper()
+	created, err := client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	return awaitPodReady(ctx, namespace, created.Name)
+}
+
+// awaitPodReady waits until a pod is Ready and returns it.
+func awaitPodReady(ctx context.Context, namespace, name string) *corev1.Pod {
+	GinkgoHelper()
+	var pod *corev1.Pod
+	Eventually(ctx, func() (string, error) {
+		var err error
+		if pod, err = client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{}); err != nil {
+			return "", err
+		}
+		for _, condition := range pod.Status.Conditions {
+			if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue {
+				return "Ready", nil
+			}
+		}
+		return string(pod.Status.Phase), nil
+	}).WithTimeout(podStart).Should(Equal("Ready"), "pod %s/%s", namespace, name)
+	return pod
+}
+
+// createDeployment creates a Deployment as the administrator and waits until all
+// its replicas are available.
+func createDeployment(ctx context.Context, namespace string, deployment *appsv1.Deployment) *appsv1.Deployment {
+	GinkgoHelper()
+	created, err := client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	Eventually(ctx, func() (int32, error) {
+		var err error
+		if created, err = client.AppsV1().Deployments(namespace).Get(ctx, deployment.Name, metav1.GetOptions{}); err != nil {
+			return 0, err
+		}
+		return created.Status.AvailableReplicas, nil
+	}).WithTimeout(podStart).Should(Equal(*deployment.Spec.Replicas), "available replicas of Deployment %s/%s", namespace, deployment.Name)
+	return created
+}
+
+// awaitGone waits until get does not find its object any more, or finds another of
+// the same name.
+func awaitGone(ctx context.Context, uid types.UID, get func() (metav1.Object, error)) {
+	GinkgoHelper()
+	Eventually(ctx, func() error {
+		object, err := get()
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if object.GetUID() != uid {
+			return nil
+		}
+		return fmt.Errorf("%s is still there", object.GetName())
+	}).WithTimeout(podStart).Should(Succeed())
+}
+
+// BeRefused succeeds for the error of a request that a policy or the webhook has
+// refused, with every one of the texts in its message.
+func BeRefused(texts ...string) gomegatypes.GomegaMatcher {
+	return gcustom.MakeMatcher(func(err error) (bool, error) {
+		var status apierrors.APIStatus
+		if !errors.As(err, &status) || !apierrors.IsForbidden(err) {
+			return false, nil
+		}
+		// A refusal by authorization is none of ours.
+		message := status.Status().Message
+		matched, matchErr := And(ContainSubstring("kubelet-guard"), haveSubstrings(texts)).Match(message)
+		return matched, matchErr
+	}).WithTemplate("Expected\n{{.FormattedActual}}\n{{.To}} be a refusal by the guard whose message has\n{{format .Data 1}}", texts)
+}
+
+func haveSubstrings(texts []string) gomegatypes.GomegaMatcher {
+	matchers := []gomegatypes.GomegaMatcher{Not(BeEmpty())}
+	for _, text := range texts {
+		matchers = append(matchers, ContainSubstring(text))
+	}
+	return And(matchers...)
+}
+
+func init() { format.MaxLength = 8000 }

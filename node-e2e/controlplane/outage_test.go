@@ -1,0 +1,106 @@
+package controlplane
+
+import (
+	"fmt"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// leaseWait is longer than the time after which a kubelet renews its lease.
+const leaseWait = 30 * time.Second
+
+var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() {
+	It("refuses what is labelled, lets everything else work, and ends by itself", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		required := map[string]string{labelExplicitDeletion: "required"}
+		cascading := map[string]string{labelDeletionProtection: "cascading"}
+		as := ordinary.client()
+		protected := createPod(ctx, namespace, newPod("protected", required))
+		createPod(ctx, namespace, newPod("unlabelled", nil))
+		unscheduled := newPod("unscheduled", required)
+		unscheduled.Spec.NodeSelector = map[string]string{"no": "node"}
+		_, err := client.CoreV1().Pods(namespace).Create(ctx, unscheduled, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		_, err = client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: "labelled", Labels: cascading}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone},
+		}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		always, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: "always", Labels: map[string]string{labelDeletionProtection: "always"}},
+		}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		for name, labels := range map[string]map[string]string{namespace + "-node": nil, namespace + "-labelled-node": cascading} {
+			_, err = client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(func(ctx SpecContext) {
+				kubectl(ctx, "label", "node", name, labelDeletionProtection+"-", "--overwrite")
+				kubectl(ctx, "delete", "node", name, "--ignore-not-found")
+			}, NodeTimeout(podStart))
+		}
+
+		By("a protected pod that is still terminating when the webhook stops")
+		lingering := newPod("lingering", required)
+		lingering.Spec.TerminationGracePeriodSeconds = new(int64(60))
+		lingering.Spec.Containers[0].Args = []string{"--term-delay=20s"}
+		createdLingering := createPod(ctx, namespace, lingering)
+		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "lingering", metav1.DeleteOptions{})).To(Succeed())
+
+		By("stopping the webhook")
+		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
+		scaleWebhook(ctx, 0)
+		stopped := time.Now()
+		lease := func() (time.Time, error) {
+			lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, cluster.NodeName(), metav1.GetOptions{})
+			if err != nil {
+				return time.Time{}, err
+			}
+			return lease.Spec.RenewTime.Time, nil
+		}
+
+		By("labelled: refused, and the message names the webhook")
+		outage := func(entry string) OmegaMatcher {
+			return MatchError(And(ContainSubstring(`failed calling webhook "`+entry+`.kubelet-guard.io"`), ContainSubstring("guard-webhook")))
+		}
+		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "protected", metav1.DeleteOptions{})).To(outage("pod-deletion"))
+		Expect(as.CoreV1().Services(namespace).Delete(ctx, "labelled", metav1.DeleteOptions{})).To(outage("cascading-deletion"))
+		Expect(as.CoreV1().Nodes().Delete(ctx, namespace+"-labelled-node", metav1.DeleteOptions{})).To(outage("labelled.node-deletion"))
+		_, err = as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{})
+		Expect(err).To(outage("protection"))
+		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(BeRefused("configmaps always was not deleted"), "a policy needs no webhook")
+		_, err = overrider.client().CoreV1().ConfigMaps(namespace).Patch(ctx, always.Name, types.MergePatchType,
+			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Hour, "outage")), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(outage("deletion.override"), "nobody can judge the override")
+
+		By("everything else: works")
+		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "unlabelled", metav1.DeleteOptions{})).To(Succeed())
+		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "unscheduled", metav1.DeleteOptions{})).To(Succeed(), "a protected pod that runs nowhere")
+		Expect(as.CoreV1().Nodes().Delete(ctx, namespace+"-node", metav1.DeleteOptions{})).To(Succeed(), "an unlabelled node")
+		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
+		ordinary.kubectl(ctx, "scale", "deployment", "web", "-n", namespace, "--replicas=0").expectDone()
+		ordinary.kubectl(ctx, "delete", "deployment", "web", "-n", namespace).expectDone()
+		createPod(ctx, namespace, newPod("another", required))
+		ordinary.kubectl(ctx, "create", "namespace", namespace+"-other").expectDone()
+		ordinary.kubectl(ctx, "delete", "namespace", namespace+"-other").expectDone()
+		awaitGone(ctx, createdLingering.UID, func() (metav1.Object, error) {
+			return client.CoreV1().Pods(namespace).Get(ctx, "lingering", metav1.GetOptions{})
+		})
+		Eventually(ctx, lease).WithTimeout(leaseWait).Should(BeTemporally(">", stopped), "the lease of the node to be renewed")
+
+		By("starting it again")
+		scaleWebhook(ctx, webhookReplicas)
+		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "protected", metav1.DeleteOptions{})).To(Succeed())
+		awaitGone(ctx, protected.UID, func() (metav1.Object, error) {
+			return client.CoreV1().Pods(namespace).Get(ctx, "protected", metav1.GetOptions{})
+		})
+		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(Succeed())
+		_, err = client.CoreV1().ConfigMaps(namespace).Get(ctx, always.Name, metav1.GetOptions{})
+		Expect(apierrors.IsNotFound(err)).To(BeTrue(), "%v", err)
+	}, SpecTimeout(clusterStart))
+})

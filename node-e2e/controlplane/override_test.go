@@ -1,0 +1,158 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+)
+
+// overridePatch sets or, with "", removes the override annotation of an object.
+func overridePatch(value string) []byte {
+	if value == "" {
+		return fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}}}`, annotationOverride)
+	}
+	return fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, value)
+}
+
+var _ = Describe("the override", func() {
+	// protectedMap creates a ConfigMap that policies keep.
+	protectedMap := func(ctx context.Context, namespace string) {
+		GinkgoHelper()
+		_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+			Name: "kept", Labels: map[string]string{labelDeletionProtection: "always"},
+		}}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+	}
+	annotate := func(ctx context.Context, namespace, value string) {
+		GinkgoHelper()
+		_, err := client.CoreV1().ConfigMaps(namespace).Patch(ctx, "kept", types.MergePatchType, overridePatch(value), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+	}
+
+	DescribeTable("does not count when it is not right, and says why",
+		func(ctx SpecContext, value func() string, who *user, why string) {
+			namespace := newNamespace(ctx, nil)
+			protectedMap(ctx, namespace)
+			annotate(ctx, namespace, value())
+			err := who.client().CoreV1().ConfigMaps(namespace).Delete(ctx, "kept", metav1.DeleteOptions{})
+			Expect(err).To(BeRefused("configmap/kept in namespace "+namespace+" was not deleted", "does not count", why))
+		},
+		Entry("expired", SpecTimeout(specTimeout), func() string { return overrideFor(-time.Minute, "late") }, &overrider, "it expired at"),
+		Entry("too far ahead", SpecTimeout(specTimeout), func() string { return overrideFor(48*time.Hour, "for ever") }, &overrider, "more than 24h0m0s ahead"),
+		Entry("without a reason", SpecTimeout(specTimeout), func() string { return time.Now().Add(time.Hour).UTC().Format(time.RFC3339) }, &overrider, "has no reason"),
+		Entry("without a time", SpecTimeout(specTimeout), func() string { return "please" }, &overrider, "does not begin with a time"),
+		Entry("by somebody without the permission", SpecTimeout(specTimeout), func() string { return overrideFor(time.Hour, "mine") }, &ordinary, `user "ordinary" may not use the verb override`),
+	)
+
+	It("lets one object go, with a warning and an entry in the audit log", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		protectedMap(ctx, namespace)
+		annotate(ctx, namespace, overrideFor(time.Hour, "ticket 17"))
+		since := time.Now()
+		as, seen := overrider.warned()
+		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, "kept", metav1.DeleteOptions{})).To(Succeed())
+		Expect(seen.all()).To(ContainElement(And(ContainSubstring("CascadingDeletion was overridden"), ContainSubstring("ticket 17"))))
+		entry := auditEntry(ctx, since, "the override", func(event auditv1.Event) bool {
+			return event.Verb == "delete" && event.ObjectRef != nil && event.ObjectRef.Namespace == namespace && event.ObjectRef.Name == "kept"
+		})
+		Expect(entry.Annotations).To(And(
+			HaveKeyWithValue("deletion.override.kubelet-guard.io/override", ContainSubstring("ticket 17 by overrider")),
+			HaveKeyWithValue("deletion.override.kubelet-guard.io/CascadingDeletion", HavePrefix("Enforce Overridden DeletionProtected")),
+		))
+	}, SpecTimeout(specTimeout))
+
+	It("is not needed for what the rule allows anyway", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, cascading)
+		annotated, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch("not a time"), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, annotated.Name, metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("counts for a namespace with pods, whose controller then ends them", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, cascading)
+		createPod(ctx, namespace, newPod("web", nil))
+		object, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "retired")), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("1 pod (web)", "may not use the verb override"))
+		Expect(overrider.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
+		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
+			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		})
+	}, SpecTimeout(specTimeout))
+
+	It("counts for replicas when it comes in the same update", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		deployment := newDeployment("web", 1, map[string]string{labelReplicasProtection: "confirm"})
+		createDeployment(ctx, namespace, deployment)
+		patch := func(u user, value string) error {
+			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"replicas":2}}`, annotationOverride, value), metav1.PatchOptions{})
+			return err
+		}
+		Expect(patch(ordinary, overrideFor(time.Hour, "x"))).To(BeRefused("the replicas of deployment.apps/web in namespace "+namespace+" were not changed from 1 to 2", "may not use the verb override"))
+		Expect(patch(overrider, "x")).To(BeRefused("does not begin with a time"))
+		Expect(patch(overrider, overrideFor(time.Hour, "ticket 18"))).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("takes the label off a running pod, by kubectl guard unprotect", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
+		unprotect := func(u user, arguments ...string) (string, error) {
+			arguments = append([]string{"--kubeconfig=" + u.kubeconfig(), "unprotect", "pod/web", "-n", namespace}, arguments...)
+			output, err := exec.CommandContext(ctx, filepath.Join(outputDir, "bin", "kubectl-guard"), arguments...).CombinedOutput()
+			return string(output), err
+		}
+		output, err := unprotect(overrider)
+		Expect(err).To(HaveOccurred(), output)
+		Expect(output).To(ContainSubstring("pod web keeps the label"))
+		output, err = unprotect(ordinary, "--override=node pool is retired")
+		Expect(err).To(HaveOccurred(), output)
+		Expect(output).To(And(ContainSubstring("pod/web in namespace "+namespace+" keeps the label"), ContainSubstring("may not use the verb override")))
+		output, err = unprotect(overrider, "--override=node pool is retired")
+		Expect(err).NotTo(HaveOccurred(), output)
+		Expect(output).To(ContainSubstring("pod/web no longer protected"))
+		pod, err := client.CoreV1().Pods(namespace).Get(ctx, "web", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(pod.Labels).NotTo(HaveKey(labelExplicitDeletion))
+		Expect(pod.Annotations).To(HaveKeyWithValue(annotationOverride, HaveSuffix("node pool is retired")))
+	}, SpecTimeout(specTimeout))
+})
+
+var _ = Describe("the grant of a namespace", func() {
+	regrant := func(ctx context.Context, u user, namespace, value string) error {
+		_, err := u.client().CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType,
+			fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, labelProtectPods, value), metav1.PatchOptions{})
+		return err
+	}
+
+	It("stays while protected pods run, and goes with the last of them", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		pod := createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
+		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("namespace/"+namespace+" keeps the grant", "1 protected pod runs in it (web)"))
+		Expect(regrant(ctx, ordinary, namespace, `"default"`)).To(Succeed(), "another kind of grant")
+
+		Expect(client.CoreV1().Pods(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(Succeed())
+		awaitGone(ctx, pod.UID, func() (metav1.Object, error) {
+			return client.CoreV1().Pods(namespace).Get(ctx, "web", metav1.GetOptions{})
+		})
+		Expect(regrant(ctx, ordinary, namespace, "null")).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("goes with an override while they run", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
+		_, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "moved")), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("may not use the verb override"))
+		Expect(regrant(ctx, overrider, namespace, "null")).To(Succeed())
+	}, SpecTimeout(specTimeout))
+})

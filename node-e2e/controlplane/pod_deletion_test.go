@@ -1,0 +1,578 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/pkg/admission"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+const (
+	// budgetCount covers the time in which the disruption controller counts pods.
+	budgetCount = 20 * time.Second
+	// controllerReaction covers what a controller does about an event, with the
+	// back-off after a refusal or two.
+	controllerReaction = 30 * time.Second
+	// controllerQuiet is long enough for a controller to try again several times.
+	controllerQuiet = 5 * time.Second
+	// recordTaken is how soon a kubelet looks for the record of a pod that it holds.
+	recordTaken = time.Minute
+)
+
+// granted are the labels of a namespace whose pods may be protected.
+var granted = map[string]string{labelProtectPods: guardv1alpha1.ProtectPodsAllowed}
+
+// webPod is a protected pod of the workload web.
+func webPod(name string) *corev1.Pod {
+	pod := newPod("web", map[string]string{labelExplicitDeletion: guardv1alpha1.ExplicitDeletionRequired})
+	pod.Name = name
+	return pod
+}
+
+func webPods(count int) []*corev1.Pod {
+	pods := make([]*corev1.Pod, count)
+	for i := range pods {
+		pods[i] = webPod(fmt.Sprintf("web-%d", i))
+	}
+	return pods
+}
+
+// createBudget creates a budget and waits until it allows as many disruptions.
+func createBudget(ctx context.Context, namespace string, budget *policyv1.PodDisruptionBudget, allowed int) {
+	GinkgoHelper()
+	_, err := client.PolicyV1().PodDisruptionBudgets(namespace).Create(ctx, budget, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	awaitAllowed(ctx, namespace, budget.Name, allowed)
+}
+
+func awaitAllowed(ctx context.Context, namespace, name string, allowed int) {
+	GinkgoHelper()
+	Eventually(ctx, func(g Gomega) {
+		budget, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, name, metav1.GetOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(budget.Status.ObservedGeneration).To(Equal(budget.Generation))
+		g.Expect(budget.Status.DisruptedPods).To(BeEmpty(), "unconfirmed disruptions")
+		g.Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(allowed), "allowed disruptions")
+	}).WithTimeout(budgetCount).Should(Succeed(), "the count of budget %s", name)
+}
+
+// terminatingPods returns the names of the pods of web that are being deleted, and
+// how many pods of web are not.
+func terminatingPods(ctx context.Context, namespace string) (terminating []string, others int) {
+	GinkgoHelper()
+	pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"})
+	Expect(err).NotTo(HaveOccurred())
+	for _, pod := range pods.Items {
+		if pod.DeletionTimestamp != nil {
+			terminating = append(terminating, pod.Name)
+		} else {
+			others++
+		}
+	}
+	return terminating, others
+}
+
+// decisions adds up what all replicas of the webhook have counted for a rule, by
+// verdict.
+func decisions(ctx context.Context, rule admission.RuleName) map[admission.Verdict]int {
+	GinkgoHelper()
+	sum := map[admission.Verdict]int{}
+	for _, pod := range webhookPods(ctx) {
+		text, err := client.CoreV1().RESTClient().Get().Namespace(guardNamespace).Resource("pods").
+			Name(pod.Name + ":" + webhookMetricsPort).SubResource("proxy").Suffix("metrics").DoRaw(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		parser := expfmt.NewTextParser(model.UTF8Validation)
+		families, err := parser.TextToMetricFamilies(strings.NewReader(string(text)))
+		Expect(err).NotTo(HaveOccurred())
+		for _, metric := range families[admission.DecisionsMetric].GetMetric() {
+			labels := map[string]string{}
+			for _, label := range metric.GetLabel() {
+				labels[label.GetName()] = label.GetValue()
+			}
+			if labels["rule"] == string(rule) {
+				sum[admission.Verdict(labels["decision"])] += int(metric.GetCounter().GetValue())
+			}
+		}
+	}
+	return sum
+}
+
+// counted returns what was counted since before.
+func counted(ctx context.Context, rule admission.RuleName, before map[admission.Verdict]int) map[admission.Verdict]int {
+	GinkgoHelper()
+	since := map[admission.Verdict]int{}
+	for verdict, count := range decisions(ctx, rule) {
+		if count != before[verdict] {
+			since[verdict] = count - before[verdict]
+		}
+	}
+	return since
+}
+
+func getRecord(ctx context.Context, uid types.UID) (*guardv1alpha1.PodDeletion, error) {
+	object, err := dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Get(ctx, string(uid), metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return fromUnstructured[guardv1alpha1.PodDeletion](object)
+}
+
+var _ = Describe("deletion of protected pods", func() {
+	var (
+		namespace string
+		pods      func(kubernetes.Interface) podDeleter
+	)
+	BeforeEach(func(ctx SpecContext) {
+		namespace = newNamespace(ctx, granted)
+		pods = func(c kubernetes.Interface) podDeleter { return c.CoreV1().Pods(namespace) }
+	})
+
+	It("is held to the budget, for each who asks", func(ctx SpecContext) {
+		node := createSilentNode(ctx, nil)
+		createSilentPods(ctx, namespace, node, webPods(4)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+
+		By("letting one pass")
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
+		By("refusing the next, with the budget and the next step")
+		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(BeRefused(
+			"pod/web-1 in namespace "+namespace, "poddisruptionbudget web", "needs 3 healthy pods and has 3",
+			"kubectl get poddisruptionbudget web -n "+namespace))
+		Expect(pods(client).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(BeRefused(), "the administrator")
+		for _, name := range []string{"generic-garbage-collector", "pod-garbage-collector", "node-controller", "namespace-controller"} {
+			controller := user{name: "system:serviceaccount:kube-system:" + name, groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system"}}
+			Expect(pods(controller.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(BeRefused(), name)
+		}
+		scheduler := user{name: "system:kube-scheduler"}
+		Expect(pods(scheduler.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(BeRefused(), "preemption")
+		By("letting the terminating one be deleted again, sooner")
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(1))).To(Succeed())
+		By("letting the node delete its pods")
+		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(Succeed())
+		_, err := client.CoreV1().Pods(namespace).Get(ctx, "web-2", metav1.GetOptions{})
+		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
+	})
+
+	It("leaves pods alone that are not labelled", func(ctx SpecContext) {
+		node := createSilentNode(ctx, nil)
+		plain := webPod("plain")
+		delete(plain.Labels, labelExplicitDeletion)
+		createSilentPods(ctx, namespace, node, plain)
+		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		before := decisions(ctx, admission.PodDeletion)
+		Expect(pods(ordinary.client()).Delete(ctx, "plain", metav1.DeleteOptions{})).To(Succeed())
+		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "the webhook is not even asked")
+	})
+
+	It("charges nothing for a dry run", func(ctx SpecContext) {
+		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 1), 1)
+		dry := metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}}
+		before, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		for range 3 {
+			Expect(pods(ordinary.client()).Delete(ctx, "web-0", dry)).To(Succeed())
+		}
+		forced := *metav1.NewDeleteOptions(0)
+		forced.DryRun = dry.DryRun
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", forced)).To(Succeed())
+		pod, err := client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		_, err = getRecord(ctx, pod.UID)
+		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a dry run")
+		after, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(after.ResourceVersion).To(Equal(before.ResourceVersion), "resource version of the budget")
+		By("giving the answer of a real one")
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
+		Expect(pods(ordinary.client()).Delete(ctx, "web-1", dry)).To(BeRefused())
+	})
+
+	It("charges a forced delete once, which the API server reviews twice", func(ctx SpecContext) {
+		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 2), 2)
+		before, since := decisions(ctx, admission.PodDeletion), time.Now()
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
+		budget, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(1), "allowed disruptions")
+		Expect(counted(ctx, admission.PodDeletion, before)).To(Equal(map[admission.Verdict]int{admission.Allowed: 2}), "reviews")
+
+		By("writing its record, and that into the audit log")
+		record, err := getRecord(ctx, created[0].UID)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(record.Spec).To(HaveField("RequestedBy", "ordinary"))
+		Expect(record.Spec.Expires.Time).To(BeTemporally("~", time.Now().Add(7*24*time.Hour), time.Minute))
+		auditEntry(ctx, since, "the forced delete, with its record", func(entry auditv1.Event) bool {
+			return entry.Verb == "delete" && entry.ObjectRef.Name == "web-0" &&
+				entry.Annotations["pod-deletion.kubelet-guard.io/record"] == string(created[0].UID)
+		})
+		By("going on until the budget is spent")
+		Expect(pods(ordinary.client()).Delete(ctx, "web-1", *metav1.NewDeleteOptions(0))).To(Succeed())
+		Expect(pods(ordinary.client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(BeRefused("needs 2 healthy pods and has"))
+		_, err = getRecord(ctx, created[2].UID)
+		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
+	})
+
+	It("shares the budget with evictions, which are charged once", func(ctx SpecContext) {
+		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 2), 2)
+		before, since := decisions(ctx, admission.PodDeletion), time.Now()
+		Expect(evict(ctx, namespace, "web-0", nil)).To(Succeed())
+		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "reviews of the delete that an eviction makes")
+		auditEntry(ctx, since, "the eviction, without a charge by the webhook", func(entry auditv1.Event) bool {
+			_, charged := entry.Annotations["pod-deletion.kubelet-guard.io/budget"]
+			return entry.ObjectRef.Subresource == "eviction" && entry.ObjectRef.Name == "web-0" && !charged
+		})
+		awaitAllowed(ctx, namespace, "web", 1)
+		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(Succeed())
+		By("refusing both once it is spent")
+		Expect(evict(ctx, namespace, "web-2", nil)).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
+		Expect(pods(ordinary.client()).Delete(ctx, "web-2", metav1.DeleteOptions{})).To(BeRefused())
+	})
+
+	It("holds DELETECOLLECTION to the budget, pod by pod", func(ctx SpecContext) {
+		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(5)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 3), 2)
+		before := decisions(ctx, admission.PodDeletion)
+		err := ordinary.client().CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "app=web"})
+		Expect(err).To(BeRefused("pod/web-2 in namespace "+namespace, "needs 3 healthy pods"))
+		terminating, others := terminatingPods(ctx, namespace)
+		Expect(terminating).To(ConsistOf("web-0", "web-1"))
+		Expect(others).To(Equal(3))
+		Expect(counted(ctx, admission.PodDeletion, before)).To(Equal(map[admission.Verdict]int{admission.Allowed: 2, admission.Refused: 1}),
+			"one review for each pod, none for the collection")
+	})
+
+	It("refuses pods of several budgets, as eviction does", func(ctx SpecContext) {
+		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
+		createBudget(ctx, namespace, newBudget("a", "web", 2), 2)
+		createBudget(ctx, namespace, newBudget("b", "web", 3), 1)
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("several poddisruptionbudgets select it (a,b)"))
+		Expect(evict(ctx, namespace, "web-0", nil)).To(MatchError(ContainSubstring("more than one PodDisruptionBudget")))
+		By("letting the pod go once one is left")
+		Expect(client.PolicyV1().PodDisruptionBudgets(namespace).Delete(ctx, "b", metav1.DeleteOptions{})).To(Succeed())
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
+	})
+
+	It("lets pods go that are not ready, as their budget says", func(ctx SpecContext) {
+		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(3)...)
+		for _, pod := range created[:2] {
+			pod.Status.Conditions[0].Status = corev1.ConditionFalse
+			_, err := client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		budget := newBudget("web", "web", 2)
+		createBudget(ctx, namespace, budget, 0)
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("needs 2 healthy pods and has 1"))
+		patch := []byte(`{"spec":{"unhealthyPodEvictionPolicy":"AlwaysAllow"}}`)
+		_, err := client.PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		awaitAllowed(ctx, namespace, "web", 0)
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
+		Expect(pods(ordinary.client()).Delete(ctx, "web-2", metav1.DeleteOptions{})).To(BeRefused(), "the one that is ready")
+	})
+
+	It("lets exactly 3 of 200 concurrent deletes pass, while a replica of the webhook is killed", func(ctx SpecContext) {
+		const count, allowed = 200, 3
+		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(count)...)
+		createBudget(ctx, namespace, newBudget("web", "web", count-allowed), allowed)
+		Expect(webhookPods(ctx)).To(HaveLen(webhookReplicas))
+
+		asked := ordinary.client()
+		type answers struct{ passed, refused, failed int }
+		// wave deletes all pods at once; those whose review fails, because it went to the
+		// killed replica, are asked for again until there is an answer.
+		wave := func(onAnswer func()) answers {
+			var (
+				mu    sync.Mutex
+				all   answers
+				tasks sync.WaitGroup
+			)
+			for i := range count {
+				tasks.Go(func() {
+					defer GinkgoRecover()
+					Eventually(ctx, func() error {
+						// The UID makes sure that no pod is counted twice.
+						err := pods(asked).Delete(ctx, fmt.Sprintf("web-%d", i), metav1.DeleteOptions{})
+						refused, _ := BeRefused("poddisruptionbudget web").Match(err)
+						mu.Lock()
+						switch {
+						case err == nil:
+							all.passed++
+						case refused:
+							all.refused++
+						default:
+							all.failed++
+						}
+						mu.Unlock()
+						if err != nil && !refused {
+							return err
+						}
+						onAnswer()
+						return nil
+					}).WithTimeout(time.Minute).Should(Succeed(), "an answer for web-%d", i)
+				})
+			}
+			tasks.Wait()
+			return all
+		}
+		var killed sync.Once
+		victim := webhookPods(ctx)[0]
+		var processes []embedded.Container
+		first := wave(func() {
+			killed.Do(func() {
+				processes = killContainers(ctx, victim.UID)
+			})
+		})
+		Expect(processes).NotTo(BeEmpty(), "killed processes of the webhook")
+		Expect(first.passed).To(Equal(allowed), "deletes that passed; refused %d, to be asked again %d", first.refused, first.failed)
+		terminating, others := terminatingPods(ctx, namespace)
+		Expect(terminating).To(HaveLen(allowed))
+		Expect(others).To(Equal(count - allowed))
+
+		By("asking all again, with the replica back")
+		awaitWebhook(ctx)
+		second := wave(func() {})
+		Expect(second.refused).To(Equal(count-allowed), "deletes that were refused, of those not terminating; failed: %d", second.failed)
+		terminating, _ = terminatingPods(ctx, namespace)
+		Expect(terminating).To(HaveLen(allowed))
+		progress("200 deletes: %d passed, %d refused, %d asked again since their replica was killed", first.passed, first.refused, first.failed)
+	}, SpecTimeout(4*time.Minute))
+
+	It("is held for kubectl delete --all", func(ctx SpecContext) {
+		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+		answer := ordinary.kubectl(ctx, "delete", "pods", "--all", "-n", namespace, "--wait=false")
+		Expect(answer.err).To(HaveOccurred())
+		Expect(answer.stdout).To(ContainSubstring(`pod "web-0" deleted`))
+		Expect(strings.Count(answer.stderr, "poddisruptionbudget web, which")).To(Equal(3), "%s", answer)
+		terminating, _ := terminatingPods(ctx, namespace)
+		Expect(terminating).To(ConsistOf("web-0"))
+	})
+
+	DescribeTable("is held for kubectl drain",
+		func(ctx SpecContext, refusal string, flags ...string) {
+			node := createSilentNode(ctx, nil)
+			createSilentPods(ctx, namespace, node, webPods(4)...)
+			createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+			answer := ordinary.kubectl(ctx, append([]string{"drain", node, "--force", "--timeout=8s"}, flags...)...)
+			Expect(answer.err).To(HaveOccurred(), "%s", answer)
+			Expect(answer.stderr).To(ContainSubstring(refusal), "%s", answer)
+			terminating, others := terminatingPods(ctx, namespace)
+			Expect(terminating).To(HaveLen(1), "%s", answer)
+			Expect(others).To(Equal(3))
+		},
+		Entry("by eviction", "Cannot evict pod as it would violate the pod's disruption budget"),
+		Entry("by deletion", "poddisruptionbudget web, which needs 3 healthy pods", "--disable-eviction"),
+	)
+
+	It("is held for taint eviction", func(ctx SpecContext) {
+		node := createSilentNode(ctx, nil)
+		createSilentPods(ctx, namespace, node, webPods(4)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+		kubectl(ctx, "taint", "node", node, "spec=broken:NoExecute").expectDone()
+		Eventually(ctx, func() []string {
+			terminating, _ := terminatingPods(ctx, namespace)
+			return terminating
+		}).WithTimeout(controllerReaction).Should(HaveLen(1))
+		Consistently(ctx, func() []string {
+			terminating, _ := terminatingPods(ctx, namespace)
+			return terminating
+		}).WithTimeout(controllerQuiet).Should(HaveLen(1))
+	})
+
+	It("is held for the garbage collector, when the owner is gone", func(ctx SpecContext) {
+		owner, err := client.AppsV1().ReplicaSets(namespace).Create(ctx, &appsv1.ReplicaSet{
+			ObjectMeta: metav1.ObjectMeta{Name: "web"},
+			Spec: appsv1.ReplicaSetSpec{
+				Replicas: ptr.To[int32](3), Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("web")},
+				Template: webTemplate(),
+			},
+		}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		createBudget(ctx, namespace, newBudget("web", "web", 2), 1)
+		Expect(ordinary.client().AppsV1().ReplicaSets(namespace).Delete(ctx, owner.Name, metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)})).To(Succeed())
+		remaining := func() int { _, others := terminatingPods(ctx, namespace); return others }
+		Eventually(ctx, remaining).WithTimeout(controllerReaction).Should(Equal(2))
+		Consistently(ctx, remaining).WithTimeout(controllerQuiet).Should(Equal(2), "pods left running")
+	})
+
+	It("lets a workload's own controller scale it down below the budget", func(ctx SpecContext) {
+		deployment := newDeployment("web", 3, nil)
+		deployment.Spec.Template = webTemplate()
+		createDeployment(ctx, namespace, deployment)
+		createBudget(ctx, namespace, newBudget("web", "web", 2), 1)
+		ordinary.kubectl(ctx, "scale", "deployment/web", "-n", namespace, "--replicas=0").expectDone()
+		Eventually(ctx, func() int { terminating, others := terminatingPods(ctx, namespace); return len(terminating) + others }).
+			WithTimeout(podStart).Should(BeZero(), "pods of the workload")
+	})
+
+	// The namespace controller deletes pods first, but goes on to everything else when
+	// that is refused. What holds a namespace is its own label, deletion-protection.
+	It("lasts no longer than the budgets of a namespace that is deleted", func(ctx SpecContext) {
+		for _, pod := range webPods(2) {
+			createPod(ctx, namespace, pod)
+		}
+		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		since := time.Now()
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
+		auditEntry(ctx, since, "the namespace controller's first attempt, refused", func(entry auditv1.Event) bool {
+			return entry.Verb == "deletecollection" && entry.ObjectRef.Namespace == namespace && entry.ObjectRef.Resource == "pods" &&
+				entry.ResponseStatus.Code == http.StatusForbidden && entry.Annotations["pod-deletion.kubelet-guard.io/budget"] == "web: Refuse"
+		})
+		Eventually(ctx, func() error {
+			_, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+			return err
+		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
+	})
+
+	It("gives a kubelet that was away the record of a forced delete", func(ctx SpecContext) {
+		deleted, kept := createPod(ctx, namespace, webPod("deleted")), createPod(ctx, namespace, webPod("kept"))
+		running := func(uid types.UID) func() ([]embedded.Container, error) {
+			return func() ([]embedded.Container, error) { return containersOf(ctx, uid) }
+		}
+		before, err := running(kept.UID)()
+		Expect(err).NotTo(HaveOccurred())
+
+		By("stopping the kubelet and deleting the pod by force")
+		Expect(cluster.Kubelet().Stop(ctx)).To(Succeed())
+		DeferCleanup(func(ctx SpecContext) {
+			if cluster.Kubelet().PID() == 0 {
+				Expect(cluster.Kubelet().Start(ctx)).To(Succeed())
+			}
+		}, NodeTimeout(time.Minute))
+		ordinary.kubectl(ctx, "delete", "pod", "deleted", "-n", namespace, "--force", "--grace-period=0").expectDone()
+		_, err = client.CoreV1().Pods(namespace).Get(ctx, "deleted", metav1.GetOptions{})
+		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
+		record, err := getRecord(ctx, deleted.UID)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(record.Spec).To(And(HaveField("Namespace", namespace), HaveField("Name", "deleted"), HaveField("RequestedBy", "ordinary")))
+		Expect(running(deleted.UID)()).NotTo(BeEmpty(), "nobody has stopped it yet")
+		By("losing another pod without a word, as from etcd")
+		Expect(cluster.Etcd().DeleteKey(ctx, "/registry/pods/"+namespace+"/kept")).To(Succeed())
+
+		By("starting the kubelet")
+		Expect(cluster.Kubelet().Start(ctx)).To(Succeed())
+		Eventually(ctx, running(deleted.UID)).WithTimeout(recordTaken).Should(BeEmpty(), "containers of the deleted pod")
+		Expect(running(kept.UID)()).To(Equal(before), "the other is held")
+		By("releasing the other")
+		_, err = dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
+			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
+			ObjectMeta: metav1.ObjectMeta{Name: string(kept.UID)},
+			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "kept", Reason: "end of the spec"},
+		}), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, running(kept.UID)).WithTimeout(recordTaken).Should(BeEmpty(), "containers of the released pod")
+	}, SpecTimeout(4*time.Minute))
+
+	It("leaves a record of a forced eviction, and none of one that the budget refuses", func(ctx SpecContext) {
+		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 1), 1)
+		Expect(evict(ctx, namespace, "web-0", metav1.NewDeleteOptions(0))).To(Succeed())
+		record, err := getRecord(ctx, created[0].UID)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(record.Spec.Reason).To(Equal("evicted with grace period 0"))
+		Expect(evict(ctx, namespace, "web-1", metav1.NewDeleteOptions(0))).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
+		_, err = getRecord(ctx, created[1].UID)
+		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
+	})
+
+	It("removes the record of a delete that did not happen", func(ctx SpecContext) {
+		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
+		_, err := dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
+			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
+			ObjectMeta: metav1.ObjectMeta{Name: string(created[0].UID), Labels: map[string]string{"app.kubernetes.io/managed-by": "guard-webhook"}},
+			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "web-0", Reason: "as the webhook writes it"},
+		}), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func() error {
+			_, err := getRecord(ctx, created[0].UID)
+			return err
+		}).WithTimeout(3*time.Minute).WithPolling(time.Second).Should(MatchError(apierrors.IsNotFound, "is not found"), "the collector to remove the record")
+	}, SpecTimeout(4*time.Minute))
+
+	It("passes by override, with its record", func(ctx SpecContext) {
+		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		Expect(pods(overrider.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(BeRefused())
+		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Minute, "spec"))
+		_, err := overrider.client().CoreV1().Pods(namespace).Patch(ctx, "web-0", types.MergePatchType, patch, metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(BeRefused("may not use the verb override"))
+		Expect(pods(overrider.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
+		_, err = getRecord(ctx, created[0].UID)
+		Expect(err).NotTo(HaveOccurred())
+	})
+})
+
+// podDeleter is what the specs use of a client.
+type podDeleter interface {
+	Delete(ctx context.Context, name string, options metav1.DeleteOptions) error
+}
+
+// evict evicts a pod as an ordinary user.
+func evict(ctx context.Context, namespace, name string, options *metav1.DeleteOptions) error {
+	return ordinary.client().PolicyV1().Evictions(namespace).Evict(ctx, &policyv1.Eviction{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, DeleteOptions: options,
+	})
+}
+
+// webTemplate is the template of protected pods of the workload web.
+func webTemplate() corev1.PodTemplateSpec {
+	labels := workloadLabels("web")
+	maps.Copy(labels, map[string]string{labelExplicitDeletion: guardv1alpha1.ExplicitDeletionRequired})
+	return podTemplate(labels)
+}
+
+// containersOf returns the running containers of a pod.
+func containersOf(ctx context.Context, uid types.UID) ([]embedded.Container, error) {
+	all, err := cluster.Containers(ctx)
+	var found []embedded.Container
+	for _, container := range all {
+		if container.PodUID == string(uid) {
+			found = append(found, container)
+		}
+	}
+	return found, err
+}
+
+// killContainers kills the processes of a pod, as a crash would.
+func killContainers(ctx context.Context, uid types.UID) []embedded.Container {
+	GinkgoHelper()
+	containers, err := containersOf(ctx, uid)
+	Expect(err).NotTo(HaveOccurred())
+	for _, container := range containers {
+		Expect(syscall.Kill(container.PID, syscall.SIGKILL)).To(Succeed(), "kill %s of %s", container.Name, container.PodName)
+	}
+	return containers
+}
+
+func fromUnstructured[T any](object *unstructured.Unstructured) (*T, error) {
+	into := new(T)
+	return into, runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, into)
+}

@@ -1,0 +1,113 @@
+package controlplane
+
+import (
+	"fmt"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
+	required := map[string]string{labelExplicitDeletion: "required"}
+	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	label := func(value string) []byte {
+		return fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, labelExplicitDeletion, value)
+	}
+
+	It("is refused where the namespace does not grant it, and the advice grants it", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		pods := ordinary.client().CoreV1().Pods(namespace)
+		_, refusal := pods.Create(ctx, newPod("web", required), dryRun)
+		Expect(refusal).To(BeRefused("pod web was not accepted", namespace+" does not"))
+		_, err := pods.Create(ctx, newPod("web", nil), dryRun)
+		Expect(err).NotTo(HaveOccurred(), "a pod without the label")
+
+		created := createPod(ctx, namespace, newPod("running", nil))
+		_, err = pods.Patch(ctx, created.Name, types.MergePatchType, label(`"required"`), metav1.PatchOptions{})
+		Expect(err).To(BeRefused("pod running was not accepted"), "the label on a running pod")
+
+		ordinary.followAdvice(ctx, refusal)
+		Eventually(ctx, func() error {
+			_, err := pods.Create(ctx, newPod("web", required), dryRun)
+			return err
+		}).WithTimeout(policyWait).Should(Succeed())
+		_, err = pods.Patch(ctx, created.Name, types.MergePatchType, label(`"required"`), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+	}, SpecTimeout(specTimeout))
+
+	It("is refused to a controller too, which says so in an event", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		deployment := newDeployment("web", 1, nil)
+		deployment.Spec.Template.Labels[labelExplicitDeletion] = "required"
+		_, err := client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func(g Gomega) {
+			events, err := client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(events.Items).To(ContainElement(HaveField("Message", ContainSubstring("kubectl label namespace "+namespace))))
+		}).WithTimeout(controllerWait).Should(Succeed(), "an event of the ReplicaSet")
+	}, SpecTimeout(specTimeout))
+
+	DescribeTable("has no other value",
+		func(ctx SpecContext, value string) {
+			namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+			_, err := ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", map[string]string{labelExplicitDeletion: value}), dryRun)
+			Expect(err).To(BeRefused(`has the one value "required"`))
+		},
+		Entry(nil, SpecTimeout(specTimeout), "Required"), Entry(nil, SpecTimeout(specTimeout), "true"), Entry("the empty one", SpecTimeout(specTimeout), ""),
+	)
+
+	It("is given to every new pod where the namespace says default", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "default"})
+		created, err := ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", nil), dryRun)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(created.Labels).To(HaveKeyWithValue(labelExplicitDeletion, "required"))
+		bare := newPod("bare", nil)
+		bare.Labels = nil
+		created, err = ordinary.client().CoreV1().Pods(namespace).Create(ctx, bare, dryRun)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(created.Labels).To(Equal(required), "a pod without any label")
+
+		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
+		pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(pods.Items).To(HaveEach(HaveField("Labels", HaveKeyWithValue(labelExplicitDeletion, "required"))), "pods of a Deployment")
+	}, SpecTimeout(specTimeout))
+
+	It("stays on a running pod, and comes off one that has not started or has finished", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		pods := ordinary.client().CoreV1().Pods(namespace)
+		createPod(ctx, namespace, newPod("running", required))
+		for _, body := range [][]byte{label("null"), label(`"no"`)} {
+			_, err := pods.Patch(ctx, "running", types.MergePatchType, body, metav1.PatchOptions{})
+			Expect(err).To(BeRefused(), string(body))
+		}
+		_, err := pods.Patch(ctx, "running", types.MergePatchType, []byte(`{"metadata":{"labels":{"other":"x"}}}`), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred(), "another label")
+
+		pending := newPod("pending", required)
+		pending.Spec.NodeSelector = map[string]string{"no": "node"}
+		_, err = client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		_, err = pods.Patch(ctx, "pending", types.MergePatchType, label("null"), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred(), "a pod without a node")
+
+		finished := newPod("finished", required)
+		finished.Spec.RestartPolicy = corev1.RestartPolicyNever
+		finished.Spec.Containers[0].Args = []string{"--listen=false", "--run-for=1ms"}
+		_, err = client.CoreV1().Pods(namespace).Create(ctx, finished, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func() (corev1.PodPhase, error) {
+			pod, err := client.CoreV1().Pods(namespace).Get(ctx, "finished", metav1.GetOptions{})
+			if err != nil {
+				return "", err
+			}
+			return pod.Status.Phase, nil
+		}).WithTimeout(podStart).Should(Equal(corev1.PodSucceeded))
+		_, err = pods.Patch(ctx, "finished", types.MergePatchType, label("null"), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred(), "a pod that has finished")
+	}, SpecTimeout(specTimeout))
+})

@@ -1,0 +1,204 @@
+package controlplane
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
+)
+
+// fleetDefinition defines a custom kind with a scale subresource.
+//
+//go:embed testdata/fleet.yaml
+var fleetDefinition string
+
+var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
+	protected := map[string]string{labelReplicasProtection: "confirm"}
+
+	// A way is how somebody changes the replicas of a Deployment.
+	type way func(ctx context.Context, u user, namespace, name string, replicas int) error
+	ways := map[string]way{
+		"PUT": func(ctx context.Context, u user, namespace, name string, replicas int) error {
+			return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+				d, err := u.client().AppsV1().Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
+				if err != nil {
+					return err
+				}
+				*d.Spec.Replicas = int32(replicas)
+				_, err = u.client().AppsV1().Deployments(namespace).Update(ctx, d, metav1.UpdateOptions{})
+				return err
+			})
+		},
+		"PATCH": func(ctx context.Context, u user, namespace, name string, replicas int) error {
+			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.StrategicMergePatchType,
+				fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{})
+			return err
+		},
+		"server-side apply": func(ctx context.Context, u user, namespace, name string, replicas int) error {
+			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.ApplyPatchType,
+				fmt.Appendf(nil, `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":%q},"spec":{"replicas":%d}}`, name, replicas),
+				metav1.PatchOptions{FieldManager: "spec", Force: new(true)})
+			return err
+		},
+		"PUT of /scale": func(ctx context.Context, u user, namespace, name string, replicas int) error {
+			_, err := u.client().AppsV1().Deployments(namespace).UpdateScale(ctx, name, &autoscalingv1.Scale{
+				ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: int32(replicas)},
+			}, metav1.UpdateOptions{})
+			return err
+		},
+		"PATCH of /scale": func(ctx context.Context, u user, namespace, name string, replicas int) error {
+			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.MergePatchType,
+				fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}, "scale")
+			return err
+		},
+	}
+	annotate := func(ctx context.Context, namespace, name, confirmation string) {
+		GinkgoHelper()
+		ordinary.kubectl(ctx, "annotate", "deployment", name, "-n", namespace, "--overwrite", annotationConfirm+"="+confirmation).expectDone()
+	}
+
+	for _, name := range slices.Sorted(maps.Keys(ways)) {
+		change := ways[name]
+		It("needs a confirmation of the new number: "+name, func(ctx SpecContext) {
+			namespace := newNamespace(ctx, nil)
+			createDeployment(ctx, namespace, newDeployment("web", 0, protected))
+			_, err := client.AppsV1().Deployments(namespace).Create(ctx, newDeployment("other", 0, nil), metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+
+			refusal := change(ctx, ordinary, namespace, "web", 1)
+			Expect(refusal).To(BeRefused("deployments.apps web were not changed from 0 to 1", "nothing confirms the change"))
+			ordinary.followAdvice(ctx, refusal)
+			// /scale looks the Deployment up in a cache, which follows in an instant.
+			Eventually(ctx, func() error { return change(ctx, ordinary, namespace, "web", 1) }).WithTimeout(policyWait).Should(Succeed())
+			Expect(change(ctx, ordinary, namespace, "web", 0)).To(BeRefused(`kubelet-guard.io/confirm-replicas is "1"`))
+
+			for _, c := range []struct {
+				confirmation string
+				replicas     int
+				ok           bool
+			}{
+				{"0-3", 2, true}, {"0-3", 0, true}, {"1-3", 4, false}, {"2-4", 1, false},
+				{"many", 1, false}, {"1-", 1, false}, {"-1", 1, false}, {"99999999999999999999", 1, false}, {" 1", 1, false},
+			} {
+				annotate(ctx, namespace, "web", c.confirmation)
+				if c.ok {
+					Eventually(ctx, func() error { return change(ctx, ordinary, namespace, "web", c.replicas) }).
+						WithTimeout(policyWait).Should(Succeed(), "%d with the confirmation %q", c.replicas, c.confirmation)
+					continue
+				}
+				// Awaited for the same cache: it may still have the one before.
+				Eventually(ctx, func() error {
+					return change(ctx, ordinary, namespace, "web", c.replicas)
+				}).WithTimeout(policyWait).Should(BeRefused(fmt.Sprintf("is %q", c.confirmation)), "%d with the confirmation %q", c.replicas, c.confirmation)
+			}
+			Expect(change(ctx, ordinary, namespace, "other", 1)).To(Succeed(), "an unlabelled Deployment in the same namespace")
+		}, SpecTimeout(specTimeout))
+	}
+
+	DescribeTable("holds for kubectl scale of every kind",
+		func(ctx SpecContext, name string) {
+			namespace, gvr := newNamespace(ctx, nil), workloadResource(name)
+			_, err := resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 0, protected)), metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			scale := func() answer {
+				return ordinary.kubectl(ctx, "scale", name, "web", "-n", namespace, "--replicas=1")
+			}
+			Eventually(ctx, func() string { return scale().stderr }).WithTimeout(policyWait).
+				Should(ContainSubstring(name + " web were not changed from 0 to 1"))
+			ordinary.kubectl(ctx, "annotate", name, "web", "-n", namespace, annotationConfirm+"=1").expectDone()
+			Eventually(ctx, func() error { return scale().err }).WithTimeout(policyWait).Should(Succeed())
+		},
+		Entry(nil, SpecTimeout(specTimeout), "deployments.apps"), Entry(nil, SpecTimeout(specTimeout), "statefulsets.apps"), Entry(nil, SpecTimeout(specTimeout), "replicasets.apps"), Entry(nil, SpecTimeout(specTimeout), "replicationcontrollers"),
+	)
+
+	It("lets an autoscaler move inside the range and not outside", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		deployment := newDeployment("web", 0, protected)
+		deployment.Annotations = map[string]string{annotationConfirm: "0-2"}
+		createDeployment(ctx, namespace, deployment)
+		scale := ways["PUT of /scale"]
+		Eventually(ctx, func() error { return scale(ctx, autoscaler, namespace, "web", 2) }).WithTimeout(policyWait).Should(Succeed())
+		Expect(scale(ctx, autoscaler, namespace, "web", 3)).To(BeRefused("were not changed from 2 to 3", `"0-2"`))
+		Expect(scale(ctx, autoscaler, namespace, "web", 1)).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("takes confirmation and number in one request, but not the number with the label's removal", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		createDeployment(ctx, namespace, newDeployment("web", 0, protected))
+		patch := func(body string) error {
+			_, err := ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{})
+			return err
+		}
+		Expect(patch(fmt.Sprintf(`{"metadata":{"labels":{%q:null}},"spec":{"replicas":1}}`, labelReplicasProtection))).To(BeRefused())
+		Expect(patch(fmt.Sprintf(`{"metadata":{"annotations":{%q:"1"}},"spec":{"replicas":1}}`, annotationConfirm))).To(Succeed())
+		Expect(patch(`{"spec":{"minReadySeconds":1}}`)).To(Succeed(), "a change of something else")
+	}, SpecTimeout(specTimeout))
+
+	It("leaves a roll-out to the controller, also when the template carries the label", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		deployment := newDeployment("web", 1, protected)
+		deployment.Spec.Template.Labels[labelReplicasProtection] = "confirm"
+		created := createDeployment(ctx, namespace, deployment)
+		_, err := ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.StrategicMergePatchType,
+			[]byte(`{"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func(g Gomega) {
+			var sets *appsv1.ReplicaSetList
+			sets, err = client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(sets.Items).To(HaveLen(2), "ReplicaSets")
+			g.Expect(sets.Items).To(ContainElement(HaveField("Status.Replicas", BeZero())), "the old ReplicaSet")
+			now, err := client.AppsV1().Deployments(namespace).Get(ctx, "web", metav1.GetOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(now.Generation).To(BeNumerically(">", created.Generation))
+			g.Expect(now.Status.UpdatedReplicas).To(BeEquivalentTo(1), "updated replicas")
+		}).WithTimeout(podStart).Should(Succeed(), "the roll-out to complete")
+	}, SpecTimeout(specTimeout))
+
+	It("covers a custom kind by the component", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		example := filepath.Join(manifestsDir, "control-plane", "components", "scale-custom-kind")
+		kubectlInput(ctx, fleetDefinition, "apply", "-f", "-").expectDone()
+		DeferCleanup(func(ctx SpecContext) {
+			kubectl(ctx, "delete", "-k", example).expectDone()
+			kubectlInput(ctx, fleetDefinition, "delete", "-f", "-", "--wait=false").expectDone()
+		}, NodeTimeout(podStart))
+		kubectl(ctx, "wait", "--for=condition=Established", "crd/fleets.example.com").expectDone()
+		kubectl(ctx, "apply", "-k", example).expectDone()
+
+		gvr := schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "fleets"}
+		fleet := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "example.com/v1", "kind": "Fleet",
+			"metadata": map[string]any{"name": "web", "labels": map[string]any{labelReplicasProtection: "confirm"}},
+			"spec":     map[string]any{"replicas": int64(1)},
+		}}
+		Eventually(ctx, func() error {
+			_, err := dynamicClient.Resource(gvr).Namespace(namespace).Create(ctx, fleet, metav1.CreateOptions{})
+			return err
+		}).WithTimeout(controllerWait).Should(Succeed(), "the API server to serve the kind")
+		patch := func(body string, subresources ...string) error {
+			_, err := ordinary.dynamic().Resource(gvr).Namespace(namespace).Patch(ctx, "web", types.MergePatchType, []byte(body),
+				metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, subresources...)
+			return err
+		}
+		const five = `{"spec":{"replicas":5}}`
+		Eventually(ctx, func() error { return patch(five) }).WithTimeout(policyWait).Should(BeRefused("fleets.example.com web were not changed from 1 to 5"))
+		Eventually(ctx, func() error { return patch(five, "scale") }).WithTimeout(policyWait).Should(BeRefused("fleets.example.com web were not changed from 1 to 5"))
+		ordinary.kubectl(ctx, "annotate", "fleets.example.com", "web", "-n", namespace, annotationConfirm+"=2-5").expectDone()
+		Expect(patch(five)).To(Succeed())
+		Eventually(ctx, func() error { return patch(five, "scale") }).WithTimeout(policyWait).Should(Succeed())
+		Expect(patch(`{"spec":{"replicas":6}}`, "scale")).To(BeRefused())
+	}, SpecTimeout(specTimeout))
+})

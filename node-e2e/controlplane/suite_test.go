@@ -1,0 +1,231 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	"github.com/onsi/ginkgo/v2/types"
+	. "github.com/onsi/gomega"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"kubelet-guard.io/node-e2e/embedded"
+)
+
+// Labels of specs.
+const (
+	// labelPolicies marks specs of what the API server decides by itself.
+	labelPolicies = "policies"
+	// labelOutage marks specs that stop the webhook.
+	labelOutage = "outage"
+	// labelInstall marks specs that install, switch over or remove the manifests.
+	labelInstall = "install"
+)
+
+// kubeVersion names the folder with the programs of the control plane.
+const kubeVersion = "v1.36.3"
+
+// Waits that concern the whole suite.
+const (
+	// clusterStart covers a first start on a loaded two-core machine and the roll-out
+	// of the webhook; together they take half a minute on an idle one.
+	clusterStart = 4 * time.Minute
+	// clusterStop covers the end of all containers and of the control plane.
+	clusterStop = 2 * time.Minute
+	// specTimeout bounds a spec that sets none of its own.
+	specTimeout = 2 * time.Minute
+	// pollInterval is short against what a controller needs to react.
+	pollInterval = 200 * time.Millisecond
+)
+
+var (
+	clusterFlag   = flag.String("cluster", "", "name of the cluster; empty skips the suite")
+	outputFlag    = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
+	manifestsFlag = flag.String("manifests", "manifests", "folder with the manifests")
+	webhookFlag   = flag.Bool("webhook", true, "wait for the webhook after installing it; without it, only specs with the label policies can pass")
+	benchFlag     = flag.Bool("bench", false, "measure (specs with the label bench); they are skipped otherwise")
+	keepFlag      = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
+)
+
+// The run that this process makes: set before the first spec, read by all.
+var (
+	outputDir    string
+	manifestsDir string
+	cluster      *embedded.Cluster
+	adminConfig  *rest.Config
+	// client and dynamicClient act as the administrator.
+	client        kubernetes.Interface
+	dynamicClient dynamic.Interface
+	clusterLog    *os.File
+)
+
+// TestMain ends with the line that all parts of make test end with.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if *clusterFlag != "" {
+		if code != 0 && failed == 0 {
+			failed = 1 // it broke before a spec could fail
+		}
+		fmt.Printf("%d passed, %d failed\n", passed, failed)
+	}
+	os.Exit(code)
+}
+
+func TestControlPlane(t *testing.T) {
+	if *clusterFlag == "" {
+		t.Skip("the suite starts a cluster: run it with -cluster=NAME (see make test-controlplane)")
+	}
+	if err := prepare(); err != nil {
+		t.Fatal(err)
+	}
+	klog.LogToStderr(false)
+	klog.SetOutput(GinkgoWriter)
+	ctrllog.SetLogger(GinkgoLogr)
+	RegisterFailHandler(Fail)
+	SetDefaultEventuallyPollingInterval(pollInterval)
+	SetDefaultConsistentlyPollingInterval(pollInterval)
+	EnforceDefaultTimeoutsWhenUsingContexts()
+
+	suiteConfig, reporterConfig := GinkgoConfiguration()
+	// Cleaning up takes a cluster's stop, which must not be cut short after Ctrl-C.
+	suiteConfig.GracePeriod = clusterStop
+	RunSpecs(t, "Control plane suite", suiteConfig, reporterConfig)
+}
+
+// prepare checks that the programs are built, so that a missing one is reported
+// before a cluster starts.
+func prepare() error {
+	var err error
+	if outputDir, err = filepath.Abs(*outputFlag); err != nil {
+		return fmt.Errorf("-output: %w", err)
+	}
+	if manifestsDir, err = filepath.Abs(*manifestsFlag); err != nil {
+		return fmt.Errorf("-manifests: %w", err)
+	}
+	for _, needed := range []string{webhookProgram(), kubectlProgram(), manifestsDir} {
+		if _, err := os.Stat(needed); err != nil {
+			return fmt.Errorf("not built (make test-controlplane builds all): %w", err)
+		}
+	}
+	if err := os.MkdirAll(artifactsDir(), 0o755); err != nil {
+		return fmt.Errorf("-output: %w", err)
+	}
+	// A copy: a run is of one state of the manifests, also while somebody edits them.
+	manifests := filepath.Join(artifactsDir(), "manifests")
+	if err := os.RemoveAll(manifests); err != nil {
+		return fmt.Errorf("-output: %w", err)
+	}
+	if err := os.CopyFS(manifests, os.DirFS(manifestsDir)); err != nil {
+		return fmt.Errorf("-manifests: %w", err)
+	}
+	manifestsDir = manifests
+	if clusterLog, err = os.Create(filepath.Join(artifactsDir(), "cluster.log")); err != nil {
+		return fmt.Errorf("-output: %w", err)
+	}
+	return nil
+}
+
+func webhookProgram() string { return filepath.Join(outputDir, "bin", "guard-webhook") }
+func kubectlProgram() string { return filepath.Join(outputDir, kubeVersion, "kubectl") }
+
+// artifactsDir is where a run leaves what explains it.
+func artifactsDir() string { return filepath.Join(outputDir, "e2e", "controlplane") }
+
+var _ = BeforeSuite(func(ctx SpecContext) {
+	progress("starting a cluster")
+	started := time.Now()
+	var err error
+	cluster, err = startCluster(ctx, *clusterFlag)
+	Expect(err).NotTo(HaveOccurred(), "start the cluster; its log is %s", clusterLog.Name())
+	DeferCleanup(stopCluster, NodeTimeout(clusterStop))
+	adminConfig = cluster.RESTConfig()
+	client = kubernetes.NewForConfigOrDie(adminConfig)
+	dynamicClient = dynamic.NewForConfigOrDie(adminConfig)
+	progress("node %s is Ready after %.0f s", cluster.NodeName(), time.Since(started).Seconds())
+	createUsers(ctx)
+	install(ctx, overlayEnforce)
+	progress("the control plane is installed and in force after %.0f s", time.Since(started).Seconds())
+}, NodeTimeout(clusterStart))
+
+// startCluster starts an embedded cluster that knows the webhook's image and
+// writes an audit log.
+func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
+	dir := filepath.Join(outputDir, "clusters", name)
+	policy := filepath.Join(artifactsDir(), "audit-policy.yaml")
+	if err := os.WriteFile(policy, []byte(auditPolicy), 0o644); err != nil {
+		return nil, err
+	}
+	admission, err := admissionConfiguration()
+	if err != nil {
+		return nil, err
+	}
+	return embedded.Start(ctx, embedded.Config{
+		Name:    name,
+		Dir:     dir,
+		KubeDir: filepath.Join(outputDir, kubeVersion),
+		NodeDir: filepath.Join(outputDir, "node", "bin"),
+		Kubelet: filepath.Join(outputDir, "bin", "kubelet"),
+		Log:     clusterLog,
+		Images:  []embedded.Image{{Name: webhookImage, Program: webhookProgram()}},
+		APIServerFlags: []string{
+			"--audit-policy-file=" + policy,
+			"--audit-log-path=" + filepath.Join(dir, "logs", auditLogFile),
+			// A spec waits for its own entry.
+			"--audit-log-mode=blocking",
+			// The folder of static manifests is empty but in one spec.
+			"--feature-gates=ManifestBasedAdmissionControlConfig=true",
+			"--admission-control-config-file=" + admission,
+		},
+	})
+}
+
+func stopCluster(ctx context.Context) {
+	if *keepFlag {
+		Expect(errors.Join(cluster.Detach(), clusterLog.Close())).To(Succeed(), "leave the cluster up")
+		progress("the cluster is left up; use it with\n    %s --kubeconfig %s get pods -A\nand remove it with\n    %s down %s",
+			kubectlProgram(), cluster.Kubeconfig(), filepath.Join(outputDir, "bin", "guard-node"), cluster.Name())
+		return
+	}
+	progress("stopping the cluster")
+	Expect(errors.Join(cluster.Stop(ctx), clusterLog.Close())).To(Succeed(), "stop the cluster")
+}
+
+// progress tells the person who waits what happens, apart from Ginkgo's report,
+// which goes to standard output.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}
+
+// passed counts specs, failed also what comes before and after them.
+var passed, failed int
+
+var _ = ReportAfterSuite("count", func(report Report) {
+	for _, spec := range report.SpecReports {
+		if spec.Failed() {
+			failed++
+		} else if spec.State.Is(types.SpecStatePassed) && spec.LeafNodeText != "" {
+			passed++
+		}
+	}
+})
+
+var _ = ReportAfterEach(func(spec SpecReport) {
+	switch {
+	case spec.State.Is(types.SpecStateSkipped | types.SpecStatePending):
+	case spec.Failed():
+		progress("%s: FAILED after %.1f s: %s", spec.FullText(), spec.RunTime.Seconds(), brief(spec.FailureMessage()))
+	default:
+		progress("%s: ok, %.1f s", spec.FullText(), spec.RunTime.Seconds())
+	}
+})

@@ -1,0 +1,179 @@
+package budget
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/apps/poddisruptionbudget"
+
+	"kubelet-guard.io/pkg/admission"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+// Limits that the eviction subresource and the disruption controller have, and that
+// an account shared with them has to keep.
+const (
+	// deletionTimeout is how long the disruption controller believes that a pod in
+	// disruptedPods is about to go.
+	deletionTimeout = 2 * time.Minute
+	// maxDisruptedPods is the size of disruptedPods beyond which nothing is added.
+	maxDisruptedPods = 2000
+)
+
+// passage says why the deletion of a pod is none of the budgets' business. The zero
+// value means that it is.
+type passage string
+
+const (
+	notProtected   passage = "NotProtected"
+	terminating    passage = "Terminating"
+	finished       passage = "Finished"
+	neverScheduled passage = "NeverScheduled"
+	notStarted     passage = "NotStarted"
+	byItsNode      passage = "ByItsNode"
+	mirror         passage = "MirrorPod"
+	byItsOwner     passage = "ByItsWorkloadController"
+)
+
+// passes returns why the requested deletion of the pod passes without a look at the
+// budgets, or "".
+func passes(pod *corev1.Pod, request *admission.Request) passage {
+	switch {
+	case pod.Labels[guardv1alpha1.ExplicitDeletionLabel] != guardv1alpha1.ExplicitDeletionRequired:
+		return notProtected
+	case pod.DeletionTimestamp != nil:
+		return terminating
+	case isFinished(pod):
+		return finished
+	case pod.Spec.NodeName == "":
+		return neverScheduled
+	case request.IsNode(pod.Spec.NodeName):
+		return byItsNode
+	case isMirror(pod):
+		// Its object is a picture of a static pod, which goes on without it.
+		return mirror
+	case pod.Status.Phase == corev1.PodPending:
+		// As for eviction: it does not count as healthy anywhere yet.
+		return notStarted
+	case isItsController(request.UserInfo.Username, pod):
+		return byItsOwner
+	}
+	return ""
+}
+
+func isFinished(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+func isMirror(pod *corev1.Pod) bool {
+	_, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok
+}
+
+// workloadControllers are the identities of the controllers that run a number of
+// replicas, by the kind that owns their pods. What they delete follows from replicas
+// and template of the workload: a roll-out or a scale-down that somebody asked for,
+// held to rules of its own (Replicas, OperationWindow). Budgets do not limit these
+// upstream either. A budget that wants two healthy pods would keep a workload from
+// ever reaching 0 replicas, which is what has to be done before it may be deleted.
+//
+// The garbage collector is not among them: that the owner is gone does not say that
+// the pods should go.
+var workloadControllers = map[string]string{
+	"ReplicaSet":            "system:serviceaccount:kube-system:replicaset-controller",
+	"ReplicationController": "system:serviceaccount:kube-system:replication-controller",
+	"StatefulSet":           "system:serviceaccount:kube-system:statefulset-controller",
+}
+
+func isItsController(username string, pod *corev1.Pod) bool {
+	owner := metav1.GetControllerOf(pod)
+	if owner == nil {
+		return false
+	}
+	controller, known := workloadControllers[owner.Kind]
+	return known && username == controller
+}
+
+// isReady is what the disruption controller counts as healthy.
+func isReady(pod *corev1.Pod) bool {
+	for _, condition := range pod.Status.Conditions {
+		if condition.Type == corev1.PodReady {
+			return condition.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// account is what a budget says about the deletion of one pod. The zero value is
+// invalid.
+type account string
+
+const (
+	// accountCharge: it may go, and has to be charged.
+	accountCharge account = "Charge"
+	// accountCharged: it was charged before, by an earlier review or an eviction.
+	accountCharged account = "Charged"
+	// accountUnhealthy: it counts nowhere, and the budget lets such pods go.
+	accountUnhealthy account = "Unhealthy"
+	// accountUnselected: the budget is gone or does not select the pod any more.
+	accountUnselected account = "Unselected"
+	// accountSeveral: it may not go, because several budgets select it.
+	accountSeveral account = "Several"
+	// accountRefuse: it may not go.
+	accountRefuse account = "Refuse"
+)
+
+// judge returns what the budget says about the deletion of a pod that passes does
+// not let through, and why when it refuses. It follows the eviction subresource, so
+// that both give the same answer.
+func judge(budget *policyv1.PodDisruptionBudget, pod *corev1.Pod, now time.Time) (account, string) {
+	status := budget.Status
+	if !isReady(pod) {
+		if policy := budget.Spec.UnhealthyPodEvictionPolicy; policy != nil && *policy == policyv1.AlwaysAllow {
+			return accountUnhealthy, ""
+		}
+		if status.CurrentHealthy >= status.DesiredHealthy && status.DesiredHealthy > 0 {
+			return accountUnhealthy, ""
+		}
+	}
+	if charged, ok := status.DisruptedPods[pod.Name]; ok && now.Before(charged.Add(deletionTimeout)) {
+		// The disruption controller does not count it as healthy, also when the entry
+		// is that of a predecessor of the same name: whatever the budget allows, it
+		// allows without this pod.
+		return accountCharged, ""
+	}
+	switch {
+	case status.ObservedGeneration < budget.Generation:
+		return accountRefuse, "was changed and the disruption controller has not counted its pods since"
+	case len(status.DisruptedPods) > maxDisruptedPods:
+		return accountRefuse, fmt.Sprintf("has %d disruptions that are not confirmed by the disruption controller", len(status.DisruptedPods))
+	case status.DisruptionsAllowed > 0:
+		return accountCharge, ""
+	}
+	failure := meta.FindStatusCondition(status.Conditions, policyv1.DisruptionAllowedCondition)
+	switch {
+	case failure != nil && failure.Status == metav1.ConditionFalse && failure.Reason == policyv1.SyncFailedReason:
+		return accountRefuse, "allows no disruption, because the disruption controller cannot work it out: " + failure.Message
+	case status.CurrentHealthy <= status.DesiredHealthy:
+		return accountRefuse, fmt.Sprintf("needs %d healthy pods and has %d", status.DesiredHealthy, status.CurrentHealthy)
+	}
+	return accountRefuse, "has no disruption left; those that it allowed are under way"
+}
+
+// charge returns a copy of the budget with one disruption taken for the pod.
+func charge(budget *policyv1.PodDisruptionBudget, pod string, now time.Time) *policyv1.PodDisruptionBudget {
+	charged := budget.DeepCopy()
+	charged.Status.DisruptionsAllowed--
+	if charged.Status.DisruptionsAllowed == 0 {
+		poddisruptionbudget.UpdateDisruptionAllowedCondition(charged)
+	}
+	if charged.Status.DisruptedPods == nil {
+		charged.Status.DisruptedPods = map[string]metav1.Time{}
+	}
+	charged.Status.DisruptedPods[pod] = metav1.NewTime(now)
+	return charged
+}

@@ -1,0 +1,101 @@
+package grant
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/pkg/admission"
+)
+
+type fixedPods struct {
+	protected Protected
+	err       error
+}
+
+func (f fixedPods) ProtectedPods(context.Context, string) (Protected, error) {
+	return f.protected, f.err
+}
+
+func review(t *testing.T, rule Rule, resource, kind, old, object string) admission.Decision {
+	t.Helper()
+	raw := func(text string) runtime.RawExtension {
+		json, err := yaml.YAMLToJSON([]byte(text))
+		require.NoError(t, err)
+		return runtime.RawExtension{Raw: json}
+	}
+	var meta metav1.PartialObjectMetadata
+	require.NoError(t, yaml.Unmarshal([]byte(old), &meta))
+	return rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
+		Kind:      metav1.GroupVersionKind{Version: "v1", Kind: kind},
+		Resource:  metav1.GroupVersionResource{Version: "v1", Resource: resource},
+		Namespace: meta.Namespace, Name: meta.Name, Operation: admissionv1.Update,
+		Object: raw(object), OldObject: raw(old),
+	}))
+}
+
+func TestReviewPod(t *testing.T) {
+	pod := func(metadata, spec, status string) string {
+		return "{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: db-0, " + metadata + "}, spec: {" + spec + "}, status: {" + status + "}}"
+	}
+	const label = "labels: {kubelet-guard.io/explicit-deletion: required}"
+	refused := admission.Refuse(admission.ReasonProtectionRemoved,
+		"pod/db-0 in namespace shop keeps the label kubelet-guard.io/explicit-deletion: without it, its node may stop it for any reason of its own",
+		"Delete the pod if it is to end. To take the label off while it runs: kubectl guard unprotect pod/db-0 -n shop --override '<reason>'")
+	tests := []struct {
+		name, old, new string
+		want           admission.Decision
+	}{
+		{"the label goes from a running pod", pod(label, "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", "phase: Running"), refused},
+		{"the label gets another value", pod(label, "nodeName: node-1", "phase: Running"), pod("labels: {kubelet-guard.io/explicit-deletion: wanted}", "nodeName: node-1", ""), refused},
+		{"the label stays", pod(label, "nodeName: node-1", "phase: Running"), pod(label, "nodeName: node-1", "phase: Running"), admission.Allow()},
+		{"the pod was never protected", pod("", "nodeName: node-1", ""), pod(label, "nodeName: node-1", ""), admission.Allow()},
+		{"the pod is on no node", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"), admission.Allow()},
+		{"the pod has finished", pod(label, "nodeName: node-1", "phase: Succeeded"), pod("", "nodeName: node-1", "phase: Succeeded"), admission.Allow()},
+		{"the pod is being deleted", pod(label+`, deletionTimestamp: "2026-05-04T10:00:00Z"`, "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", ""), admission.Allow()},
+		{"a mirror pod is never protected", pod(label+", annotations: {kubernetes.io/config.mirror: x}", "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", ""), admission.Allow()},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			require.Equal(t, test.want, review(t, Rule{}, "pods", "Pod", test.old, test.new))
+		})
+	}
+}
+
+func TestReviewNamespace(t *testing.T) {
+	namespace := func(grant string) string {
+		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {kubelet-guard.io/protect-pods: " + grant + "}}}"
+	}
+	refused := func(pods string) admission.Decision {
+		return admission.Refuse(admission.ReasonProtectionRemoved,
+			"namespace/shop keeps the grant kubelet-guard.io/protect-pods=allowed: "+pods+", and pods that replace them would be refused",
+			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")
+	}
+	tests := []struct {
+		name, old, new string
+		pods           fixedPods
+		want           admission.Decision
+	}{
+		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, refused("1 protected pod runs in it (db-0)")},
+		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: Protected{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 protected pods run in it (such as db-0)")},
+		{"the grant goes and none runs", namespace("default"), namespace(`""`), fixedPods{}, admission.Allow()},
+		{"the grant changes its kind", namespace("default"), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
+		{"the grant comes", namespace(`""`), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			require.Equal(t, test.want, review(t, Rule{test.pods}, "namespaces", "Namespace", test.old, test.new))
+		})
+	}
+	t.Run("the pods cannot be listed", func(t *testing.T) {
+		got := review(t, Rule{fixedPods{err: errors.New("timeout")}}, "namespaces", "Namespace", namespace("allowed"), namespace(`""`))
+		require.Equal(t, admission.Failed, got.Verdict)
+		require.EqualError(t, got.Err, "find the protected pods of the namespace: timeout")
+	})
+}

@@ -1,0 +1,21 @@
+// Package nodes holds rule 6: a NodeDeletionPolicy limits how many Node objects of a
+// pool are deleted in a period, and keeps a floor of ready nodes.
+//
+// Invariants:
+//
+//   - A deletion is written into the ledger, the policy's status, before it is
+//     allowed. The write is a compare-and-swap on the live object, so that all
+//     replicas of the webhook share one ledger and a restart forgets nothing.
+//   - All policies that select the node have to allow it. They are charged in the
+//     order of their names; when a later one refuses, the charges of the earlier ones
+//     are taken back. A charge that cannot be taken back counts until its period is
+//     over: the error is on the side of fewer deletions.
+//   - A node, told by its UID, is charged once, however often its deletion is
+//     reviewed. A dry run is decided the same way and charges nothing.
+//   - The floor counts what a cache shows, less the nodes in the ledger: a node whose
+//     deletion was allowed is gone, whether or not the cache knows.
+//   - A policy that cannot be understood lets no node of its pool go. When the pool
+//     is what cannot be understood, there is no pool.
+//
+// ledger.go is pure; rule.go reads and charges, status.go keeps the status.
+package nodes

@@ -1,0 +1,347 @@
+package nodes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelet-guard.io/pkg/admission"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+const (
+	// chargeAttempts bounds the writes of one charge. Within a replica charges wait
+	// for each other, so a conflict needs another replica or the status controller.
+	chargeAttempts = 10
+	// conflictPause is the mean pause after a conflict.
+	conflictPause = 20 * time.Millisecond
+	// chargeTimeout bounds the wait for other charges. It is shorter than the time-out
+	// of the webhook entry: a flood of deletions has to be refused here, since the API
+	// server lets deletions of unlabelled nodes pass that get no answer in time.
+	chargeTimeout = 3 * time.Second
+	// refundTimeout bounds taking back a charge, for which the request's own time may
+	// be over.
+	refundTimeout = 3 * time.Second
+)
+
+// Policies reads NodeDeletionPolicies, from a cache.
+type Policies interface {
+	// List returns all policies, which must not be changed.
+	List(ctx context.Context) ([]guardv1alpha1.NodeDeletionPolicy, error)
+}
+
+// Nodes reads nodes, from a cache.
+type Nodes interface {
+	// List returns the nodes that the selector selects.
+	List(ctx context.Context, selector labels.Selector) ([]Node, error)
+}
+
+// Ledgers reads policies live and writes their status.
+type Ledgers interface {
+	Get(ctx context.Context, name string) (*guardv1alpha1.NodeDeletionPolicy, error)
+	// UpdateStatus fails with a conflict when the policy has changed since it was
+	// read.
+	UpdateStatus(ctx context.Context, policy *guardv1alpha1.NodeDeletionPolicy) error
+}
+
+// Rule holds deletions of nodes to the policies that select them. It is safe for
+// concurrent use.
+type Rule struct {
+	policies Policies
+	nodes    Nodes
+	ledgers  Ledgers
+	clock    clock.Clock
+	// charging has room for the one request that charges.
+	charging chan struct{}
+}
+
+var _ admission.Rule = &Rule{}
+
+// NewRule returns the rule.
+func NewRule(policies Policies, nodes Nodes, ledgers Ledgers, clock clock.Clock) *Rule {
+	return &Rule{policies: policies, nodes: nodes, ledgers: ledgers, clock: clock, charging: make(chan struct{}, 1)}
+}
+
+// Name implements admission.Rule.
+func (r *Rule) Name() admission.RuleName { return admission.NodeDeletion }
+
+// Review implements admission.Rule. It first asks all policies and then charges
+// them, so that a charge has to be taken back only when somebody else was faster in
+// between.
+func (r *Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
+	if request.Operation != admissionv1.Delete || request.Resource.Group != "" ||
+		request.Resource.Resource != "nodes" || request.SubResource != "" {
+		return admission.Allow()
+	}
+	object := &corev1.Node{}
+	if err := request.DecodeOldObject(object); err != nil {
+		return admission.Fail("%w", err)
+	}
+	node := NodeOf(object)
+	if node.Terminating {
+		return admission.Allow()
+	}
+	policies, err := r.selecting(ctx, node)
+	if err != nil {
+		return admission.Fail("list the NodeDeletionPolicies: %w", err)
+	}
+	for _, policy := range policies {
+		_, refusal, err := r.judge(ctx, policy, node)
+		if err != nil {
+			return admission.Fail("NodeDeletionPolicy %s: %w", policy, err)
+		}
+		if refusal != nil {
+			return refuse(request, policy, refusal)
+		}
+	}
+	if len(policies) == 0 || request.IsDryRun() {
+		return admission.Allow()
+	}
+	return r.charge(ctx, request, policies, node)
+}
+
+// selecting returns the names of the policies that select the node, ordered.
+func (r *Rule) selecting(ctx context.Context, node Node) ([]string, error) {
+	policies, err := r.policies.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for i := range policies {
+		if selector, err := metav1.LabelSelectorAsSelector(&policies[i].Spec.NodeSelector); err == nil && selector.Matches(labels.Set(node.Labels)) {
+			names = append(names, policies[i].Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// judge reads a policy live and asks it. The policy is nil when it is gone, or does
+// not select the node any more.
+func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha1.NodeDeletionPolicy, *Refusal, error) {
+	policy, err := r.ledgers.Get(ctx, name)
+	if apierrors.IsNotFound(err) {
+		return nil, nil, nil
+	} else if err != nil {
+		return nil, nil, fmt.Errorf("get: %w", err)
+	}
+	selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.NodeSelector)
+	if err != nil || !selector.Matches(labels.Set(node.Labels)) {
+		return nil, nil, nil
+	}
+	if errs := ValidateNodeDeletionPolicy(policy, nil); len(errs) > 0 {
+		return policy, &Refusal{Reason: admission.ReasonMalformed,
+			Message: fmt.Sprintf("NodeDeletionPolicy %s is not valid and so lets no node of its pool be deleted (%v)", name, errs.ToAggregate())}, nil
+	}
+	nodes, err := r.nodes.List(ctx, selector)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the nodes of its pool: %w", err)
+	}
+	now := r.clock.Now()
+	usage := Measure(policy, nodes, now)
+	policy.Status.Deletions = usage.Deletions
+	return policy, usage.Judge(name, node, now), nil
+}
+
+// charge writes the deletion into the ledgers of all policies, or of none.
+func (r *Rule) charge(ctx context.Context, request *admission.Request, policies []string, node Node) admission.Decision {
+	waiting, cancel := context.WithTimeout(ctx, chargeTimeout)
+	defer cancel()
+	select {
+	case r.charging <- struct{}{}:
+		defer func() { <-r.charging }()
+	case <-waiting.Done():
+		return refuse(request, policies[0], tooMany(policies[0]))
+	}
+	var done []string
+	for _, policy := range policies {
+		written, refusal, err := r.chargeOne(ctx, policy, node, request.UserInfo.Username)
+		if err == nil && refusal == nil {
+			if written {
+				done = append(done, policy)
+			}
+			continue
+		}
+		left := r.refund(ctx, done, node)
+		if err != nil {
+			return admission.Fail("NodeDeletionPolicy %s: %w", policy, errors.Join(err, left))
+		}
+		decision := refuse(request, policy, refusal)
+		if left != nil {
+			decision = decision.Warn("the deletion was refused but counts: %v", left)
+		}
+		return decision
+	}
+	decision := admission.Allow()
+	if len(done) > 0 {
+		decision = decision.Annotate("charged", strings.Join(done, ","))
+	}
+	return decision
+}
+
+// chargeOne writes the deletion into one ledger, and reports whether it did: not
+// when it is in there already, nor when the policy is not about the node any more.
+func (r *Rule) chargeOne(ctx context.Context, name string, node Node, user string) (bool, *Refusal, error) {
+	for attempt := 1; ; attempt++ {
+		policy, refusal, err := r.judge(ctx, name, node)
+		if err != nil || refusal != nil || policy == nil {
+			return false, refusal, err
+		}
+		deletions, added := Charge(policy.Status.Deletions, node, user, r.clock.Now())
+		if !added {
+			return false, nil, nil
+		}
+		policy.Status.Deletions = deletions
+		if err := r.ledgers.UpdateStatus(ctx, policy); err == nil {
+			return true, nil, nil
+		} else if !apierrors.IsConflict(err) {
+			// Whether an error without an answer was a write is not known. If it was,
+			// the deletion is in the ledger, and the next attempt of the client is free.
+			return false, nil, fmt.Errorf("write the deletion into its status: %w", err)
+		} else if attempt == chargeAttempts {
+			return false, tooMany(name), nil
+		}
+		if err := r.pause(ctx); err != nil {
+			return false, nil, err
+		}
+	}
+}
+
+// tooMany refuses a deletion that could not be written down for want of time.
+func tooMany(policy string) *Refusal {
+	return &Refusal{Reason: admission.ReasonNodeLimit,
+		Message: fmt.Sprintf("so many nodes are being deleted at once that NodeDeletionPolicy %s cannot count them in time. Try again one by one", policy)}
+}
+
+// refund takes back the charges. The error says which could not be.
+func (r *Rule) refund(ctx context.Context, policies []string, node Node) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refundTimeout)
+	defer cancel()
+	var errs []error
+	for _, policy := range policies {
+		if err := r.refundOne(ctx, policy, node); err != nil {
+			errs = append(errs, fmt.Errorf("NodeDeletionPolicy %s counts node %s until its period is over: %w", policy, node.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Rule) refundOne(ctx context.Context, name string, node Node) error {
+	for {
+		policy, err := r.ledgers.Get(ctx, name)
+		if err != nil {
+			return client.IgnoreNotFound(err)
+		}
+		deletions, changed := Refund(policy.Status.Deletions, node.UID)
+		if !changed {
+			return nil
+		}
+		policy.Status.Deletions = deletions
+		if err := r.ledgers.UpdateStatus(ctx, policy); !apierrors.IsConflict(err) {
+			return client.IgnoreNotFound(err)
+		}
+		if err := r.pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits after a conflict, for a time that differs between replicas.
+func (r *Rule) pause(ctx context.Context) error {
+	timer := r.clock.NewTimer(conflictPause/2 + rand.N(conflictPause))
+	defer timer.Stop()
+	select {
+	case <-timer.C():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func refuse(request *admission.Request, policy string, refusal *Refusal) admission.Decision {
+	step := fmt.Sprintf("Look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
+	if !refusal.Next.IsZero() {
+		step = fmt.Sprintf("Repeat the deletion then, or look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
+	}
+	return admission.Refuse(refusal.Reason, request.Target()+" may not be deleted now: "+refusal.Message, step)
+}
+
+// CachedPolicies reads policies through a client, which should be that of a manager.
+type CachedPolicies struct{ Reader client.Reader }
+
+// List implements Policies.
+func (c CachedPolicies) List(ctx context.Context) ([]guardv1alpha1.NodeDeletionPolicy, error) {
+	list := &guardv1alpha1.NodeDeletionPolicyList{}
+	if err := c.Reader.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, err
+	}
+	return list.Items, nil
+}
+
+// CachedNodes reads nodes through a client, which should be that of a manager.
+type CachedNodes struct{ Reader client.Reader }
+
+// List implements Nodes.
+func (c CachedNodes) List(ctx context.Context, selector labels.Selector) ([]Node, error) {
+	list := &corev1.NodeList{}
+	if err := c.Reader.List(ctx, list, client.MatchingLabelsSelector{Selector: selector}, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, err
+	}
+	nodes := make([]Node, len(list.Items))
+	for i := range list.Items {
+		nodes[i] = NodeOf(&list.Items[i])
+	}
+	return nodes, nil
+}
+
+// LiveLedgers reads policies past the cache and writes their status.
+type LiveLedgers struct {
+	// Reader must not be a cache: it is a manager's API reader.
+	Reader client.Reader
+	Writer client.StatusClient
+}
+
+// Get implements Ledgers.
+func (l LiveLedgers) Get(ctx context.Context, name string) (*guardv1alpha1.NodeDeletionPolicy, error) {
+	policy := &guardv1alpha1.NodeDeletionPolicy{}
+	if err := l.Reader.Get(ctx, client.ObjectKey{Name: name}, policy); err != nil {
+		return nil, err
+	}
+	return policy, nil
+}
+
+// UpdateStatus implements Ledgers.
+func (l LiveLedgers) UpdateStatus(ctx context.Context, policy *guardv1alpha1.NodeDeletionPolicy) error {
+	return l.Writer.Status().Update(ctx, policy)
+}
+
+// TrimNode is a transformation for the cache of nodes: it takes off what nobody here
+// reads, which is most of it. The rule reads the condition Ready, the metrics of
+// package coverage the kubelet's version.
+func TrimNode(object any) (any, error) {
+	node, ok := object.(*corev1.Node)
+	if !ok {
+		return object, nil
+	}
+	node.ManagedFields, node.Annotations = nil, nil
+	node.Spec = corev1.NodeSpec{}
+	node.Status = corev1.NodeStatus{
+		Conditions: slices.DeleteFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type != corev1.NodeReady
+		}),
+		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: node.Status.NodeInfo.KubeletVersion},
+	}
+	return node, nil
+}

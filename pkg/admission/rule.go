@@ -1,0 +1,41 @@
+package admission
+
+import "context"
+
+// RuleName names a rule in metrics, flags, audit annotations and messages. The zero
+// value is invalid.
+type RuleName string
+
+// The rules of the webhook, and of the policies that decide without it.
+const (
+	CascadingDeletion RuleName = "CascadingDeletion"
+	Replicas          RuleName = "Replicas"
+	ResourceDeletion  RuleName = "ResourceDeletion"
+	OperationWindow   RuleName = "OperationWindow"
+	PodDeletion       RuleName = "PodDeletion"
+	// PodDeletionRecord is about the records that forced deletes of pods need.
+	PodDeletionRecord RuleName = "PodDeletionRecord"
+	NodeDeletion      RuleName = "NodeDeletion"
+	// Override counts how overrides were judged.
+	Override RuleName = "Override"
+	// Protection is about the label on pods and the grant on namespaces.
+	Protection RuleName = "Protection"
+)
+
+// RuleNames returns all rules.
+func RuleNames() []RuleName {
+	return []RuleName{
+		CascadingDeletion, Replicas, ResourceDeletion, OperationWindow,
+		PodDeletion, PodDeletionRecord, NodeDeletion, Override, Protection,
+	}
+}
+
+// Rule judges requests. Its methods are safe for concurrent use.
+type Rule interface {
+	// Name is the same for the life of the rule.
+	Name() RuleName
+	// Review judges the request. It returns a Decision made by Allow, Refuse or
+	// Fail, and must return soon after the context ends. Requests with dry-run set
+	// get the same decision and change nothing.
+	Review(ctx context.Context, request *Request) Decision
+}

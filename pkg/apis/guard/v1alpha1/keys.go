@@ -1,0 +1,69 @@
+package v1alpha1
+
+import "time"
+
+// Labels and their values.
+const (
+	// ExplicitDeletionLabel on a pod asks for the protection of the node guard, and
+	// for its deletion to be held to the disruption budgets.
+	ExplicitDeletionLabel = GroupName + "/explicit-deletion"
+	// ExplicitDeletionRequired is the only value of ExplicitDeletionLabel.
+	ExplicitDeletionRequired = "required"
+
+	// ProtectPodsLabel on a namespace grants its pods ExplicitDeletionLabel. A
+	// protected pod cannot be evicted, so protection is a grant and not a wish.
+	ProtectPodsLabel = GroupName + "/protect-pods"
+	// ProtectPodsAllowed lets pods of the namespace carry the label.
+	ProtectPodsAllowed = "allowed"
+	// ProtectPodsDefault also gives the label to every pod that is created without.
+	ProtectPodsDefault = "default"
+
+	// DeletionProtectionLabel on an object of any kind restricts its deletion.
+	DeletionProtectionLabel = GroupName + "/deletion-protection"
+	// DeletionProtectionAlways refuses every deletion.
+	DeletionProtectionAlways = "always"
+	// DeletionProtectionCascading refuses the deletion while something depends on
+	// the object.
+	DeletionProtectionCascading = "cascading"
+
+	// ReplicasProtectionLabel on a workload restricts changes of its replicas.
+	ReplicasProtectionLabel = GroupName + "/replicas-protection"
+	// ReplicasProtectionConfirm wants the new number in ConfirmReplicasAnnotation.
+	ReplicasProtectionConfirm = "confirm"
+
+	// OperationWindowsLabel on a namespace puts the OperationWindows in it into
+	// force. Without it a window is reported as not effective: the webhook is in
+	// the path of updates only where somebody chose that.
+	OperationWindowsLabel = GroupName + "/operation-windows"
+	// OperationWindowsEnforced is the only value of OperationWindowsLabel.
+	OperationWindowsEnforced = "enforced"
+)
+
+// Annotations.
+const (
+	// ConfirmReplicasAnnotation on a workload confirms a change of its replicas: a
+	// number, or a range "<min>-<max>" in which an autoscaler may move.
+	ConfirmReplicasAnnotation = GroupName + "/confirm-replicas"
+
+	// OverrideAnnotation on an object lets one operation pass that a rule refuses:
+	// "<RFC 3339 expiry> <reason>". It counts only for users who may use
+	// OverrideVerb on the object.
+	OverrideAnnotation = GroupName + "/override"
+
+	// RequestedAtAnnotation on a PodDeletion is when the deletion was last asked for
+	// (RFC 3339), where that is later than the creation of the record.
+	RequestedAtAnnotation = GroupName + "/requested-at"
+)
+
+// OverrideVerb is the RBAC verb, on the object itself, that makes its
+// OverrideAnnotation count.
+const OverrideVerb = "override"
+
+// FormatOverride returns the value of OverrideAnnotation: until when, and why.
+func FormatOverride(expires time.Time, reason string) string {
+	return expires.UTC().Format(time.RFC3339) + " " + reason
+}
+
+// SystemNamespace is where the webhook runs. No rule applies to its objects,
+// except those of the policies that protect the guard itself.
+const SystemNamespace = "kubelet-guard-system"
