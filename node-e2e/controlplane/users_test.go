@@ -187,14 +187,3 @@ func kubectlInput(ctx context.Context, input string, args ...string) answer {
 	err := cmd.Run()
 	return answer{command: "kubectl " + strings.Join(args, " "), stdout: stdout.String(), stderr: stderr.String(), err: err}
 }
-
-// nonEmptyLines splits the output of a command.
-func nonEmptyLines(text string) []string {
-	var lines []string
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" {
-			lines = append(lines, line)
-		}
-	}
-	return lines
-}
