@@ -1,0 +1,45 @@
+package controlplane
+
+import (
+	"fmt"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+var _ = Describe("a label with a value that protects nothing", Label(labelPolicies), func() {
+	dryRun := []string{metav1.DryRunAll}
+
+	DescribeTable("is refused when it is set, and the message has the values",
+		func(ctx SpecContext, label, value, want string) {
+			name := newNamespace(ctx, nil)
+			_, err := client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun})
+			Expect(err).To(BeRefused(fmt.Sprintf("metadata.labels[%s] is %q", label, value), want))
+			_, err = client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+				GenerateName: "labels-", Labels: map[string]string{label: value},
+			}}, metav1.CreateOptions{DryRun: dryRun})
+			Expect(err).To(BeRefused(want))
+		},
+		Entry(nil, SpecTimeout(specTimeout), labelDeletionProtection, "Always", `Set it to "always" or "cascading"`),
+		Entry(nil, SpecTimeout(specTimeout), labelReplicasProtection, "true", `Set it to "confirm"`),
+		Entry(nil, SpecTimeout(specTimeout), labelProtectPods, "yes", `Set it to "allowed" or "default"`),
+		Entry(nil, SpecTimeout(specTimeout), guardv1alpha1.OperationWindowsLabel, "on", `Set it to "enforced"`),
+	)
+
+	It("is refused on a workload, and its true values are not", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		deployments := ordinary.client().AppsV1().Deployments(namespace)
+		_, err := deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: "ALWAYS"}), metav1.CreateOptions{DryRun: dryRun})
+		Expect(err).To(BeRefused(`deployments web was not accepted`))
+		for _, value := range []string{"always", "cascading"} {
+			_, err = deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: value}), metav1.CreateOptions{DryRun: dryRun})
+			Expect(err).NotTo(HaveOccurred(), value)
+		}
+	}, SpecTimeout(specTimeout))
+})
