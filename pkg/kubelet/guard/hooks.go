@@ -195,9 +195,9 @@ func SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume *v1.Persist
 }
 
 // SavedClaim: see Guard.SavedClaim.
-func SavedClaim(pod *v1.Pod, name string, err error) *v1.PersistentVolumeClaim {
+func SavedClaim(pod *v1.Pod, name string, claim *v1.PersistentVolumeClaim, err error) *v1.PersistentVolumeClaim {
 	if g := installed.Load(); g != nil {
-		return g.SavedClaim(pod, name, err)
+		return g.SavedClaim(pod, name, claim, err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -28,21 +30,40 @@ import (
 // Protected pods that it does not have are shown as deleted, so that they are
 // held and seen to be held. Unprotected ones are not mentioned: they stay, as with
 // the stock kubelet, until it lists anew.
+//
+// What the storage has is what the API says. A pod whose restored object is older than
+// its label or its newest image is taken as that object has it, as after a restart of
+// the kubelet.
 
 // EventStorageWentBack is a Warning on the node.
 const EventStorageWentBack = "StorageWentBack"
 
 const (
-	// versionTimeout bounds the question how far the server is.
-	versionTimeout = 10 * time.Second
-	// versionRetry is how long after an unanswered question it is repeated.
-	versionRetry = 5 * time.Second
+	// quickVersionTimeout bounds the question that a server answers from its cache,
+	// versionTimeout the one that it has to ask its storage.
+	quickVersionTimeout = 2 * time.Second
+	versionTimeout      = 10 * time.Second
+	// versionRetry is how long after an unanswered question it is repeated, and how
+	// long after a list that led nowhere another is made. It doubles up to
+	// maxVersionRetry.
+	versionRetry    = 5 * time.Second
+	maxVersionRetry = time.Minute
+	// rewindReports is the least time between two events on the node.
+	rewindReports = 10 * time.Minute
 )
 
-// behind reports whether the server has not come to the resource version. The
-// question is a list of at most one pod of this node.
+// behind reports whether the server has not come to the resource version. A server
+// that has says so from its cache. What it says otherwise may be that of one that
+// lags, so the storage decides. Both are lists of at most one pod of this node.
 func (o *observedListerWatcher) behind(ctx context.Context, version string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	quick, cancel := context.WithTimeout(ctx, quickVersionTimeout)
+	defer cancel()
+	if _, err := o.lw.ListWithContext(quick, metav1.ListOptions{
+		Limit: 1, ResourceVersion: version, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
+	}); err == nil {
+		return false, nil
+	}
+	ctx, cancel = context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
 	list, err := o.lw.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
@@ -60,52 +81,53 @@ func (o *observedListerWatcher) behind(ctx context.Context, version string) (boo
 func (o *observedListerWatcher) watchFrom(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 	behind, err := o.behind(ctx, options.ResourceVersion)
 	if behind {
-		events, version, err := o.resync(ctx)
-		if err == nil {
+		events, version, listErr := o.resync(ctx, true)
+		if listErr == nil {
 			o.reportRewind(options.ResourceVersion, version)
 			options.ResourceVersion = version
-			return o.follow(ctx, options, events)
+			return o.follow(ctx, options, events, false)
 		}
-		klog.ErrorS(err, "The storage of the API server went back, but its pods cannot be listed; the watch goes on in silence")
+		err = listErr
+		klog.ErrorS(err, "The storage of the API server went back, but its pods cannot be listed yet")
 	}
-	if o.rewound() {
-		return o.follow(ctx, options, nil)
+	if err != nil || o.rewound() {
+		return o.follow(ctx, options, nil, err != nil)
 	}
-	w, watchErr := o.lw.WatchWithContext(ctx, options)
-	if watchErr != nil {
-		return w, watchErr
+	w, err := o.lw.WatchWithContext(ctx, options)
+	if err != nil {
+		return w, err
 	}
-	w = watch.Filter(w, func(event watch.Event) (watch.Event, bool) { o.observe(event); return event, true })
-	if err != nil || behind {
-		go o.askAgain(ctx, w, options.ResourceVersion)
-	}
-	return w, nil
+	return watch.Filter(w, func(event watch.Event) (watch.Event, bool) { o.observe(event); return event, true }), nil
 }
 
-// askAgain repeats a question that was not answered before the watch was opened,
-// and ends the watch when the answer is that it would be silent. The reflector
-// then opens another.
-func (o *observedListerWatcher) askAgain(ctx context.Context, w watch.Interface, version string) {
-	for {
+// askAgain repeats the question that was not answered before a watch was opened, and
+// closes silent when the answer is that the watch will be. It ends with the context.
+func (o *observedListerWatcher) askAgain(ctx context.Context, version string, silent chan<- struct{}) {
+	for after := versionRetry; ; after = min(2*after, maxVersionRetry) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-o.guard.clock.After(versionRetry):
+		case <-o.guard.clock.After(jitter(after)):
 		}
-		behind, err := o.behind(ctx, version)
-		if err != nil {
-			continue
+		switch behind, err := o.behind(ctx, version); {
+		case behind:
+			close(silent)
+			return
+		case err == nil, apierrors.IsForbidden(err), errors.As(err, &resourceversion.InvalidResourceVersion{}):
+			return
 		}
-		if behind {
-			w.Stop()
-		}
-		return
 	}
 }
 
+// jitter keeps the kubelets of a cluster from asking all at once.
+func jitter(d time.Duration) time.Duration { return wait.Jitter(d, 1) }
+
 // resync lists what the server has and returns it as events, and the resource
-// version from which to watch on.
-func (o *observedListerWatcher) resync(ctx context.Context) ([]watch.Event, string, error) {
+// version from which to watch on. wentBack: the server is behind what the kubelet
+// has seen, so that nothing can be said about a pod that it does not have. Otherwise
+// it has forgotten what happened since, and what it has shown and has no more is
+// deleted.
+func (o *observedListerWatcher) resync(ctx context.Context, wentBack bool) ([]watch.Event, string, error) {
 	list, err := o.lw.ListWithContext(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, "", err
@@ -117,7 +139,8 @@ func (o *observedListerWatcher) resync(ctx context.Context) ([]watch.Event, stri
 	var events []watch.Event
 	seen := make(map[cache.ObjectName]*v1.Pod, len(pods.Items))
 	for i := range pods.Items {
-		pod := &pods.Items[i]
+		pod := pods.Items[i].DeepCopy()
+		o.guard.observe(pod)
 		seen[cache.MetaObjectToName(pod)] = pod
 		events = append(events, watch.Event{Type: watch.Modified, Object: pod})
 	}
@@ -125,6 +148,9 @@ func (o *observedListerWatcher) resync(ctx context.Context) ([]watch.Event, stri
 	before := o.seen
 	o.seen = seen
 	o.mu.Unlock()
+	if wentBack {
+		before = nil
+	}
 	for name, pod := range before {
 		if seen[name] == nil {
 			events = append(events, watch.Event{Type: watch.Deleted, Object: pod})
@@ -135,19 +161,14 @@ func (o *observedListerWatcher) resync(ctx context.Context) ([]watch.Event, stri
 			events = append(events, watch.Event{Type: watch.Deleted, Object: pod})
 		}
 	}
-	for _, event := range events {
-		if event.Type == watch.Modified {
-			o.observe(event)
-		}
-	}
 	// The versions of single pods come in any order; this one counts.
 	bookmark := &v1.Pod{ObjectMeta: metav1.ObjectMeta{ResourceVersion: pods.ResourceVersion}}
 	return append(events, watch.Event{Type: watch.Bookmark, Object: bookmark}), pods.ResourceVersion, nil
 }
 
-// missingFrom returns the protected pods that are to be held when the API has
-// only the given ones. A pod of the same name takes the place of another, so that
-// one needs no event of its own.
+// missingFrom returns the protected pods that are gone when the API has only the
+// given ones. A pod of the same name takes the place of another, so that one needs no
+// event of its own.
 func (g *Guard) missingFrom(listed map[cache.ObjectName]*v1.Pod) []*v1.Pod {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -156,7 +177,7 @@ func (g *Guard) missingFrom(listed map[cache.ObjectName]*v1.Pod) []*v1.Pod {
 	}
 	var missing []*v1.Pod
 	for _, r := range g.records {
-		if r.present && r.pod != nil && r.evidence == nil && r.permit == "" && listed[cache.ObjectName{Namespace: r.namespace, Name: r.name}] == nil {
+		if r.present && r.pod != nil && listed[cache.ObjectName{Namespace: r.namespace, Name: r.name}] == nil {
 			missing = append(missing, r.pod)
 		}
 	}
@@ -177,14 +198,17 @@ func (o *observedListerWatcher) relisted() {
 	o.seen = nil
 }
 
-// follow watches on a storage that went back. first are the events to begin
-// with. A server that has forgotten the resource version would make the reflector
-// list, and the pods that the storage has lost would be killed after all; the
-// list is made here instead. When that fails the reflector is told.
-func (o *observedListerWatcher) follow(ctx context.Context, options metav1.ListOptions, first []watch.Event) (watch.Interface, error) {
+// follow watches while it is not known whether the storage went back (unanswered),
+// and after it did. first are the events to begin with. A server that has forgotten
+// the resource version would make the reflector list, and the pods that the storage
+// has lost would be killed after all; the list is made here instead. When that fails
+// the reflector is told.
+func (o *observedListerWatcher) follow(ctx context.Context, options metav1.ListOptions, first []watch.Event, unanswered bool) (watch.Interface, error) {
 	inner, err := o.lw.WatchWithContext(ctx, options)
-	if isExpired(err) {
-		first, options.ResourceVersion, err = o.resync(ctx)
+	if isExpired(err) && o.rewound() {
+		var more []watch.Event
+		more, options.ResourceVersion, err = o.resync(ctx, false)
+		first = append(first, more...)
 		if err == nil {
 			inner, err = o.lw.WatchWithContext(ctx, options)
 		}
@@ -194,51 +218,76 @@ func (o *observedListerWatcher) follow(ctx context.Context, options metav1.ListO
 	}
 	out := make(chan watch.Event)
 	proxy := watch.NewProxyWatcher(out)
+	go func() {
+		defer close(out)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		silent := make(chan struct{})
+		if unanswered {
+			go o.askAgain(ctx, options.ResourceVersion, silent)
+		}
+		o.forward(ctx, options, inner, proxy.StopChan(), silent, out, first)
+	}()
+	return proxy, nil
+}
+
+// forward hands events on until one of the two ends, or the watch turns out to be
+// silent. It stops the inner watch.
+func (o *observedListerWatcher) forward(ctx context.Context, options metav1.ListOptions, inner watch.Interface, stop, silent <-chan struct{}, out chan<- watch.Event, first []watch.Event) {
+	defer func() { inner.Stop() }()
 	send := func(events ...watch.Event) bool {
 		for _, event := range events {
 			select {
 			case out <- event:
-			case <-proxy.StopChan():
+			case <-stop:
 				return false
 			}
 		}
 		return true
 	}
-	go func() {
-		defer close(out)
-		defer func() { inner.Stop() }()
-		if !send(first...) {
+	if !send(first...) {
+		return
+	}
+	// fruitless counts lists after which the server knew nothing again.
+	for fruitless := 0; ; {
+		select {
+		case <-stop:
 			return
-		}
-		for {
-			select {
-			case <-proxy.StopChan():
+		case <-silent:
+			return
+		case event, ok := <-inner.ResultChan():
+			if !ok {
 				return
-			case event, ok := <-inner.ResultChan():
-				if !ok {
-					return
-				}
-				if event.Type == watch.Error && isExpired(apierrors.FromObject(event.Object)) {
-					if events, version, err := o.resync(ctx); err == nil {
-						options.ResourceVersion = version
-						if next, err := o.lw.WatchWithContext(ctx, options); err == nil {
-							inner.Stop()
-							inner = next
-							if !send(events...) {
-								return
-							}
-							continue
-						}
+			}
+			if event.Type != watch.Error {
+				fruitless = 0
+			} else if isExpired(apierrors.FromObject(event.Object)) && o.rewound() {
+				if fruitless > 0 {
+					select {
+					case <-o.guard.clock.After(jitter(min(versionRetry<<min(fruitless-1, 4), maxVersionRetry))):
+					case <-stop:
+						return
 					}
 				}
-				o.observe(event)
-				if !send(event) {
-					return
+				fruitless++
+				if events, version, err := o.resync(ctx, false); err == nil {
+					options.ResourceVersion = version
+					if next, err := o.lw.WatchWithContext(ctx, options); err == nil {
+						inner.Stop()
+						inner = next
+						if !send(events...) {
+							return
+						}
+						continue
+					}
 				}
 			}
+			o.observe(event)
+			if !send(event) {
+				return
+			}
 		}
-	}()
-	return proxy, nil
+	}
 }
 
 func isExpired(err error) bool {
@@ -263,10 +312,17 @@ func (o *observedListerWatcher) observe(event watch.Event) {
 	}
 }
 
-// reportRewind tells people. It happens once per restored storage.
+// reportRewind tells people.
 func (o *observedListerWatcher) reportRewind(from, to string) {
 	klog.InfoS("The resource versions of the API server went back: its storage was restored or replaced. The kubelet follows it again; protected pods that it has lost are held", "from", from, "to", to)
-	if recorder := o.guard.recorder; recorder != nil {
+	now := o.guard.clock.Now()
+	o.mu.Lock()
+	again := !o.reported.IsZero() && now.Sub(o.reported) < rewindReports
+	if !again {
+		o.reported = now
+	}
+	o.mu.Unlock()
+	if recorder := o.guard.recorder; recorder != nil && !again {
 		recorder.Event(o.guard.nodeReference(), v1.EventTypeWarning, EventStorageWentBack,
 			fmt.Sprintf("The resource versions of the API server went back from %s to %s: its storage was restored or replaced. Protected pods that it has lost are held.", from, to))
 	}

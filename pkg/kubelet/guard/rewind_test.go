@@ -33,6 +33,8 @@ type fakeServer struct {
 	watchers map[*watch.FakeWatcher]int
 	listErr  error
 	lists    int
+	// forgetful: no version is known to a watch.
+	forgetful bool
 }
 
 func newFakeServer(version int, pods ...*v1.Pod) *fakeServer {
@@ -87,12 +89,17 @@ func (s *fakeServer) awaitWatch(t *testing.T) {
 	}, 10*time.Second, 5*time.Millisecond, "a watch is open")
 }
 
-func (s *fakeServer) List(metav1.ListOptions) (runtime.Object, error) {
+func (s *fakeServer) List(options metav1.ListOptions) (runtime.Object, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lists++
 	if s.listErr != nil {
 		return nil, s.listErr
+	}
+	if options.ResourceVersionMatch == metav1.ResourceVersionMatchNotOlderThan {
+		if wanted, err := strconv.Atoi(options.ResourceVersion); err != nil || s.version < wanted {
+			return nil, apierrors.NewTimeoutError("Too large resource version", 1)
+		}
 	}
 	list := &v1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: strconv.Itoa(s.version)}}
 	for _, pod := range s.pods {
@@ -110,7 +117,7 @@ func (s *fakeServer) Watch(options metav1.ListOptions) (watch.Interface, error) 
 		return nil, err
 	}
 	w := watch.NewFakeWithChanSize(100, false)
-	if from < s.oldest {
+	if from < s.oldest || s.forgetful {
 		w.Error(&apierrors.NewResourceExpired("too old resource version").ErrStatus)
 		w.Stop()
 		return w, nil
@@ -214,6 +221,76 @@ func TestStorageThatWentBackIsFollowed(t *testing.T) {
 	server.write(watch.Deleted, deleted(kept))
 	source.expect(t, "an explicit deletion", "plain", "young")
 	assert.Contains(t, f.events.take(), "Warning StorageWentBack Node/node-1")
+}
+
+func TestStorageThatGoesBackTwiceCostsNoUnprotectedPod(t *testing.T) {
+	f := newFixture(t)
+	kept, plain := protectedPod("kept"), plainPod("plain")
+	for _, pod := range []*v1.Pod{kept, plain} {
+		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
+	}
+	server := newFakeServer(1000, kept, plain)
+	source := startSource(t, f, server)
+	source.expect(t, "first list", "kept", "plain")
+	server.awaitWatch(t)
+	server.write(watch.Modified, plain)
+	server.replace(500, kept, plain)
+	server.awaitWatch(t)
+	server.replace(5)
+	require.Eventually(t, func() bool { return slices.Equal(f.held(kept), []Cause{PodVanished}) }, 10*time.Second, 5*time.Millisecond, "the protected pod is held")
+	source.expect(t, "both stay", "kept", "plain")
+}
+
+func TestServerThatKnowsNoVersionIsAskedSlowly(t *testing.T) {
+	f := newFixture(t)
+	kept := protectedPod("kept")
+	f.runtime.run(kept, runtimeapi.ContainerState_CONTAINER_RUNNING)
+	server := newFakeServer(1000, kept)
+	source := startSource(t, f, server)
+	source.expect(t, "first list", "kept")
+	server.awaitWatch(t)
+	server.write(watch.Modified, kept)
+	server.mu.Lock()
+	server.forgetful = true
+	server.mu.Unlock()
+	server.replace(5, kept)
+	asked := func() int {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.lists
+	}
+	// The clock of the fixture stands still: the lists end where the wait begins.
+	last := -1
+	require.Eventually(t, func() bool {
+		before := last
+		last = asked()
+		return last == before && f.clock.HasWaiters()
+	}, 10*time.Second, 50*time.Millisecond, "it waits before it lists again")
+	assert.Less(t, last, 10)
+	source.expect(t, "and the pod stays", "kept")
+}
+
+func TestQuestionForTheVersionEndsWithItsWatch(t *testing.T) {
+	f := newFixture(t)
+	server := newFakeServer(1000)
+	server.listErr = errors.New("the server is not ready")
+	source := f.WatchSource(server).(cache.ListerWatcherWithContext)
+	for range 5 {
+		w, err := source.WatchWithContext(context.Background(), metav1.ListOptions{ResourceVersion: "1000"})
+		require.NoError(t, err)
+		require.Eventually(t, f.clock.HasWaiters, 10*time.Second, time.Millisecond, "a question is pending")
+		w.Stop()
+		for range w.ResultChan() {
+		}
+	}
+	asked := func() int {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.lists
+	}
+	before := asked()
+	f.clock.Step(time.Hour)
+	assert.Never(t, func() bool { return asked() > before }, 200*time.Millisecond, 20*time.Millisecond, "nobody asks for a watch that has ended")
 }
 
 func TestAPIThatForgotTheVersionIsListedAsOnStock(t *testing.T) {

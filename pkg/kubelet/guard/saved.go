@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -215,7 +216,8 @@ func (g *Guard) restore() []*v1.Pod {
 
 // adopt takes over what an earlier kubelet saved.
 func (r *podRecord) adopt(saved savedPod) {
-	r.saved, r.volumes = saved.Pod.DeepCopy(), saved.Volumes
+	r.saved = saved.Pod.DeepCopy()
+	r.volumes = slices.DeleteFunc(saved.Volumes, func(v savedVolume) bool { return v.Claim == nil || v.Volume == nil })
 	if r.evidence == nil {
 		r.evidence = saved.Evidence
 		return

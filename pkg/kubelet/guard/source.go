@@ -35,6 +35,8 @@ type observedListerWatcher struct {
 	// seen has the pods that the server has shown since its storage went back; nil
 	// when it did not, or when the reflector has listed since. See rewind.go.
 	seen map[cache.ObjectName]*v1.Pod
+	// reported is when the newest event about that was made.
+	reported time.Time
 }
 
 func (o *observedListerWatcher) List(options metav1.ListOptions) (runtime.Object, error) {

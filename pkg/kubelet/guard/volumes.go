@@ -31,7 +31,8 @@ func (g *Guard) SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume 
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.records[pod.UID]
-	if r == nil {
+	// A claim that somebody made anew under the name is not that of a vanished pod.
+	if r == nil || r.holds[PodVanished] != nil {
 		return
 	}
 	for i, known := range r.volumes {
@@ -59,26 +60,30 @@ func metaToSave(meta metav1.ObjectMeta) metav1.ObjectMeta {
 	}
 }
 
-// SavedClaim returns the claim of a vanished pod that the API did not give but for
-// the error, or nil.
-func (g *Guard) SavedClaim(pod *v1.Pod, name string, err error) *v1.PersistentVolumeClaim {
-	if v := g.savedVolume(pod, err, func(v savedVolume) bool { return v.Claim.Name == name }); v != nil {
-		return v.Claim.DeepCopy()
+// SavedClaim returns the claim of a vanished pod, when the API answered with an error
+// or with a claim that was made anew under the name, or nil.
+func (g *Guard) SavedClaim(pod *v1.Pod, name string, claim *v1.PersistentVolumeClaim, err error) *v1.PersistentVolumeClaim {
+	v := g.savedVolume(pod, func(v savedVolume) bool { return v.Claim.Name == name })
+	if v == nil || err == nil && claim != nil && claim.UID == v.Claim.UID {
+		return nil
 	}
-	return nil
+	return v.Claim.DeepCopy()
 }
 
 // SavedVolume returns the volume behind the claim of a vanished pod that the API did
 // not give but for the error, or nil.
 func (g *Guard) SavedVolume(pod *v1.Pod, claim types.UID, err error) *v1.PersistentVolume {
-	if v := g.savedVolume(pod, err, func(v savedVolume) bool { return v.Claim.UID == claim }); v != nil {
+	if err == nil {
+		return nil
+	}
+	if v := g.savedVolume(pod, func(v savedVolume) bool { return v.Claim.UID == claim }); v != nil {
 		return v.Volume.DeepCopy()
 	}
 	return nil
 }
 
-func (g *Guard) savedVolume(pod *v1.Pod, err error, wanted func(savedVolume) bool) *savedVolume {
-	if err == nil || pod == nil || !g.Vanished(pod.UID) {
+func (g *Guard) savedVolume(pod *v1.Pod, wanted func(savedVolume) bool) *savedVolume {
+	if pod == nil || !g.Vanished(pod.UID) {
 		return nil
 	}
 	g.mu.Lock()
