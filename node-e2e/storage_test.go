@@ -56,6 +56,10 @@ var _ = Describe("A storage that is replaced under a running kubelet", func() {
 	It("by a snapshot that lacks a pod is followed, and the pod held and shown", Label(labelGuarded), func(ctx SpecContext) {
 		s := newScene(ctx)
 		snapshot := saveStorage(ctx)
+		// A backup is older than what a starting control plane writes in a moment.
+		for range revisionsSince {
+			Expect(provider.Node().Storage().Put(ctx, "/e2e/age", []byte("1"))).To(Succeed(), "raise the revision of the storage")
+		}
 		late := s.run(ctx, s.newPod("late", protected))[0]
 		releaseLeft(late)
 		snapshot.restore(ctx)
@@ -78,6 +82,11 @@ func (s *scene) expectFollowed(ctx context.Context) {
 	By("creating and deleting a pod")
 	s.deleteExplicitly(ctx, s.run(ctx, s.newPod("new", protected))[0], metav1.DeleteOptions{})
 }
+
+// revisionsSince is how far the storage goes on after a snapshot. A starting control
+// plane writes some hundred times; when the server has come to the version that the
+// kubelet has seen before the kubelet asks, nothing tells that it went back.
+const revisionsSince = 1000
 
 // storageSnapshot is what the storage was at a moment of a spec.
 type storageSnapshot struct {

@@ -39,10 +39,10 @@ import (
 const EventStorageWentBack = "StorageWentBack"
 
 const (
-	// quickVersionTimeout bounds the question that a server answers from its cache,
-	// versionTimeout the one that it has to ask its storage.
-	quickVersionTimeout = 2 * time.Second
-	versionTimeout      = 10 * time.Second
+	// versionPatience is how long a watch waits for the answer how far the server is,
+	// versionTimeout how long a question that is repeated behind an open watch does.
+	versionPatience = 2 * time.Second
+	versionTimeout  = 10 * time.Second
 	// versionRetry is how long after an unanswered question it is repeated, and how
 	// long after a list that led nowhere another is made. It doubles up to
 	// maxVersionRetry.
@@ -52,18 +52,12 @@ const (
 	rewindReports = 10 * time.Minute
 )
 
-// behind reports whether the server has not come to the resource version. A server
-// that has says so from its cache. What it says otherwise may be that of one that
-// lags, so the storage decides. Both are lists of at most one pod of this node.
-func (o *observedListerWatcher) behind(ctx context.Context, version string) (bool, error) {
-	quick, cancel := context.WithTimeout(ctx, quickVersionTimeout)
-	defer cancel()
-	if _, err := o.lw.ListWithContext(quick, metav1.ListOptions{
-		Limit: 1, ResourceVersion: version, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
-	}); err == nil {
-		return false, nil
-	}
-	ctx, cancel = context.WithTimeout(ctx, versionTimeout)
+// behind reports whether the server has not come to the resource version. The
+// question is a list of at most one pod of this node. It is not put to the server's
+// cache: a cache waits until it has come to the version, and the sooner the answer
+// comes, the less the storage can have caught up with what the kubelet has seen.
+func (o *observedListerWatcher) behind(ctx context.Context, version string, timeout time.Duration) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	list, err := o.lw.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
@@ -79,7 +73,7 @@ func (o *observedListerWatcher) behind(ctx context.Context, version string) (boo
 
 // watchFrom opens a watch of the reflector, which is past its initial list.
 func (o *observedListerWatcher) watchFrom(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	behind, err := o.behind(ctx, options.ResourceVersion)
+	behind, err := o.behind(ctx, options.ResourceVersion, versionPatience)
 	if behind {
 		events, version, listErr := o.resync(ctx, true)
 		if listErr == nil {
@@ -109,7 +103,7 @@ func (o *observedListerWatcher) askAgain(ctx context.Context, version string, si
 			return
 		case <-o.guard.clock.After(jitter(after)):
 		}
-		switch behind, err := o.behind(ctx, version); {
+		switch behind, err := o.behind(ctx, version, versionTimeout); {
 		case behind:
 			close(silent)
 			return

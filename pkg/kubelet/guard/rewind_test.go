@@ -89,17 +89,12 @@ func (s *fakeServer) awaitWatch(t *testing.T) {
 	}, 10*time.Second, 5*time.Millisecond, "a watch is open")
 }
 
-func (s *fakeServer) List(options metav1.ListOptions) (runtime.Object, error) {
+func (s *fakeServer) List(metav1.ListOptions) (runtime.Object, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lists++
 	if s.listErr != nil {
 		return nil, s.listErr
-	}
-	if options.ResourceVersionMatch == metav1.ResourceVersionMatchNotOlderThan {
-		if wanted, err := strconv.Atoi(options.ResourceVersion); err != nil || s.version < wanted {
-			return nil, apierrors.NewTimeoutError("Too large resource version", 1)
-		}
 	}
 	list := &v1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: strconv.Itoa(s.version)}}
 	for _, pod := range s.pods {
