@@ -44,6 +44,9 @@ const (
 	// apiLag covers a status or an event on its way to the API; the kubelet syncs
 	// statuses at least every 10 s.
 	apiLag = 20 * time.Second
+	// controllerLag covers controllers that have lost the API server, to a spec before:
+	// they come back with a back-off of up to 30 s.
+	controllerLag = time.Minute
 	// deathPoll bounds the error of the measured kill times.
 	deathPoll = 50 * time.Millisecond
 )
@@ -194,7 +197,7 @@ func (s *scene) create(ctx context.Context, pod *corev1.Pod) *corev1.Pod {
 	Eventually(func() (err error) {
 		created, err = client.CoreV1().Pods(s.namespace).Create(ctx, pod, metav1.CreateOptions{})
 		return err
-	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "create pod %s", pod.Name)
+	}).WithContext(ctx).WithTimeout(controllerLag).Should(Succeed(), "create pod %s", pod.Name)
 	return created
 }
 
