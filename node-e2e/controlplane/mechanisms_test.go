@@ -73,7 +73,6 @@ var _ = Describe("policies and webhook", func() {
 			Expect(judge("always", 0, "always")).To(Equal(both("Refused")), "%s, always", kind)
 			Expect(judge("running", 1, "cascading")).To(Equal(both("Refused")), "%s with a replica", kind)
 			Expect(judge("empty", 0, "cascading")).To(Equal(both("Allowed")), "%s without replicas", kind)
-			Expect(judge("other", 1, "Always")).To(Equal(both("Allowed")), "%s with a value that there is not", kind)
 		}
 	}, SpecTimeout(2*specTimeout))
 
