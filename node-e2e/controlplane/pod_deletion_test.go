@@ -218,10 +218,10 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 2)
 		before, since := decisions(ctx, admission.PodDeletion), time.Now()
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
-		budget, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(1), "allowed disruptions")
-		Expect(counted(ctx, admission.PodDeletion, before)).To(Equal(map[admission.Verdict]int{admission.Allowed: 2}), "reviews")
+		// The second review is made again when it had an old object of the API server's
+		// cache. That one may charge, which the disruption controller takes back.
+		Expect(counted(ctx, admission.PodDeletion, before)).To(And(HaveLen(1), HaveKeyWithValue(admission.Allowed, Or(Equal(2), Equal(3)))), "reviews")
+		awaitAllowed(ctx, namespace, "web", 1)
 
 		By("writing its record, and that into the audit log")
 		record, err := getRecord(ctx, created[0].UID)
