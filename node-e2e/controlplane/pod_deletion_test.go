@@ -474,6 +474,19 @@ var _ = Describe("deletion of protected pods", func() {
 		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
 	}, SpecTimeout(3*time.Minute))
 
+	It("does not hold pods whose namespace is deleted while the webhook is away", Label(labelOutage), Serial, func(ctx SpecContext) {
+		createPod(ctx, namespace, webPod("web-0"))
+		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
+		scaleWebhook(ctx, 0)
+		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`)))
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
+		Eventually(ctx, func() error {
+			_, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+			return err
+		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
+	}, SpecTimeout(4*time.Minute))
+
 	It("leaves no record of a pod that its node rejected", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
