@@ -73,21 +73,20 @@ var _ = Describe("policies and webhook", func() {
 			Expect(judge("always", 0, "always")).To(Equal(both("Refused")), "%s, always", kind)
 			Expect(judge("running", 1, "cascading")).To(Equal(both("Refused")), "%s with a replica", kind)
 			Expect(judge("empty", 0, "cascading")).To(Equal(both("Allowed")), "%s without replicas", kind)
-			Expect(judge("other", 1, "Always")).To(Equal(both("Allowed")), "%s with a value that there is not", kind)
 		}
 	}, SpecTimeout(2*specTimeout))
 
 	It("judge changes of replicas alike", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
-		controlled := true
+		// The garbage collector leaves an object alone whose owner it may not look up.
+		owner := metav1.OwnerReference{APIVersion: "unknown.example.com/v1", Kind: "Owner", Name: "x", UID: "00000000-0000-4000-8000-000000000000", Controller: new(true)}
 		for _, deployment := range []*appsv1.Deployment{
 			newDeployment("plain", 0, nil),
 			newDeployment("labelled", 0, map[string]string{labelReplicasProtection: "confirm"}),
 			newDeployment("owned", 0, map[string]string{labelReplicasProtection: "confirm"}),
 		} {
 			if deployment.Name == "owned" {
-				// The garbage collector leaves an object alone whose owner it may not look up.
-				deployment.OwnerReferences = []metav1.OwnerReference{{APIVersion: "unknown.example.com/v1", Kind: "Owner", Name: "x", UID: "00000000-0000-4000-8000-000000000000", Controller: &controlled}}
+				deployment.OwnerReferences = []metav1.OwnerReference{owner}
 			}
 			_, err := client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{})
 			Expect(err).NotTo(HaveOccurred())
@@ -98,32 +97,37 @@ var _ = Describe("policies and webhook", func() {
 			confirmation any
 			unlabel      bool
 			want         string
+			own          bool
 		}
 		for _, c := range []change{
-			{"nothing confirms it", "labelled", 5, nil, false, "Refused"},
-			{"an exact number", "labelled", 5, "5", false, "Allowed"},
-			{"another number", "labelled", 5, "4", false, "Refused"},
-			{"a range", "labelled", 5, "2-10", false, "Allowed"},
-			{"the ends of a range", "labelled", 2, "2-10", false, "Allowed"},
-			{"outside of a range", "labelled", 11, "2-10", false, "Refused"},
-			{"an empty range", "labelled", 5, "10-2", false, "Refused"},
-			{"a leading zero", "labelled", 7, "007", false, "Allowed"},
-			{"a blank", "labelled", 5, " 5", false, "Refused"},
-			{"no number", "labelled", 5, "five", false, "Refused"},
-			{"an empty annotation", "labelled", 5, "", false, "Refused"},
-			{"a minus", "labelled", 5, "-5", false, "Refused"},
-			{"half a range", "labelled", 5, "5-", false, "Refused"},
-			{"ten digits", "labelled", 5, "0000000005", false, "Refused"},
-			{"without the label", "plain", 5, nil, false, "Allowed"},
-			{"taking the label off with it", "labelled", 5, nil, true, "Refused"},
-			{"no change", "labelled", 0, nil, false, "Allowed"},
-			{"what has a controller", "owned", 5, nil, false, "Allowed"},
+			{"nothing confirms it", "labelled", 5, nil, false, "Refused", false},
+			{"an exact number", "labelled", 5, "5", false, "Allowed", false},
+			{"another number", "labelled", 5, "4", false, "Refused", false},
+			{"a range", "labelled", 5, "2-10", false, "Allowed", false},
+			{"the ends of a range", "labelled", 2, "2-10", false, "Allowed", false},
+			{"outside of a range", "labelled", 11, "2-10", false, "Refused", false},
+			{"an empty range", "labelled", 5, "10-2", false, "Refused", false},
+			{"a leading zero", "labelled", 7, "007", false, "Allowed", false},
+			{"a blank", "labelled", 5, " 5", false, "Refused", false},
+			{"no number", "labelled", 5, "five", false, "Refused", false},
+			{"an empty annotation", "labelled", 5, "", false, "Refused", false},
+			{"a minus", "labelled", 5, "-5", false, "Refused", false},
+			{"half a range", "labelled", 5, "5-", false, "Refused", false},
+			{"ten digits", "labelled", 5, "0000000005", false, "Refused", false},
+			{"without the label", "plain", 5, nil, false, "Allowed", false},
+			{"taking the label off with it", "labelled", 5, nil, true, "Refused", false},
+			{"no change", "labelled", 0, nil, false, "Allowed", false},
+			{"what has a controller", "owned", 5, nil, false, "Allowed", false},
+			{"a controller that comes with it", "labelled", 5, nil, false, "Refused", true},
 		} {
 			patch := func(override any) string {
 				GinkgoHelper()
 				metadata := map[string]any{"annotations": map[string]any{annotationConfirm: c.confirmation, annotationOverride: override}}
 				if c.unlabel {
 					metadata["labels"] = map[string]any{labelReplicasProtection: nil}
+				}
+				if c.own {
+					metadata["ownerReferences"] = []metav1.OwnerReference{owner}
 				}
 				body, err := json.Marshal(map[string]any{"metadata": metadata, "spec": map[string]any{"replicas": c.replicas}})
 				Expect(err).NotTo(HaveOccurred())

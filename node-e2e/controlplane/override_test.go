@@ -128,16 +128,22 @@ var _ = Describe("the override", func() {
 })
 
 var _ = Describe("the grant of a namespace", func() {
-	regrant := func(ctx context.Context, u user, namespace, value string) error {
+	regrant := func(ctx context.Context, u user, namespace, value string, subresources ...string) error {
 		_, err := u.client().CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType,
-			fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, labelProtectPods, value), metav1.PatchOptions{})
+			fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, labelProtectPods, value), metav1.PatchOptions{}, subresources...)
 		return err
 	}
 
 	It("stays while protected pods run, and goes with the last of them", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		pod := createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
-		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("namespace/"+namespace+" keeps the grant", "1 protected pod runs in it (web)"))
+		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("namespace/"+namespace+" keeps the grant", "1 protected pod is in it (web)"))
+		Expect(regrant(ctx, ordinary, namespace, "null", "status")).To(BeRefused("keeps the grant"), "by way of the status")
+		finalized, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		delete(finalized.Labels, labelProtectPods)
+		_, err = client.CoreV1().Namespaces().Finalize(ctx, finalized, metav1.UpdateOptions{})
+		Expect(err).To(BeRefused("keeps the grant"), "by way of the finalizers")
 		Expect(regrant(ctx, ordinary, namespace, `"default"`)).To(Succeed(), "another kind of grant")
 
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(Succeed())
@@ -145,6 +151,15 @@ var _ = Describe("the grant of a namespace", func() {
 			return client.CoreV1().Pods(namespace).Get(ctx, "web", metav1.GetOptions{})
 		})
 		Expect(regrant(ctx, ordinary, namespace, "null")).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("stays while a protected pod waits for a node", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		pending := newPod("pending", map[string]string{labelExplicitDeletion: "required"})
+		pending.Spec.NodeSelector = map[string]string{"no": "node"}
+		_, err := client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("1 protected pod is in it (pending)"))
 	}, SpecTimeout(specTimeout))
 
 	It("goes with an override while they run", func(ctx SpecContext) {

@@ -77,6 +77,22 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		Expect(pods.Items).To(HaveEach(HaveField("Labels", HaveKeyWithValue(labelExplicitDeletion, "required"))), "pods of a Deployment")
 	}, SpecTimeout(specTimeout))
 
+	It("is refused by way of the status too, and leaves the status to the kubelet", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		bare := createPod(ctx, namespace, newPod("bare", nil))
+		_, err := ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "bare", types.StrategicMergePatchType, label(`"required"`), metav1.PatchOptions{}, "status")
+		Expect(err).To(BeRefused("pod bare was not accepted"))
+
+		granting := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		// Its readiness was reported by the kubelet of the cluster.
+		protected := createPod(ctx, granting, newPod("protected", required))
+		for _, pod := range []*corev1.Pod{bare, protected} {
+			_, err := nodeUser(pod.Spec.NodeName).client().CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"conditions":[{"type":"Ready","message":"still"}]}}`, pod.UID), metav1.PatchOptions{}, "status")
+			Expect(err).NotTo(HaveOccurred(), "the status of %s by its node", pod.Name)
+		}
+	}, SpecTimeout(specTimeout))
+
 	It("stays on a running pod, and comes off one that has not started or has finished", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		pods := ordinary.client().CoreV1().Pods(namespace)
@@ -87,6 +103,8 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		}
 		_, err := pods.Patch(ctx, "running", types.MergePatchType, []byte(`{"metadata":{"labels":{"other":"x"}}}`), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "another label")
+		_, err = pods.Patch(ctx, "running", types.StrategicMergePatchType, label("null"), metav1.PatchOptions{}, "status")
+		Expect(err).To(BeRefused("pod running keeps the label"), "by way of its status")
 
 		pending := newPod("pending", required)
 		pending.Spec.NodeSelector = map[string]string{"no": "node"}

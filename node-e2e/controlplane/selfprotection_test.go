@@ -8,6 +8,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -64,6 +65,23 @@ var _ = Describe("the guard's own parts", Label(labelInstall, labelPolicies), Or
 		Entry(nil, SpecTimeout(specTimeout), "apiextensions.k8s.io", "v1", "customresourcedefinitions", "", "operationwindows.kubelet-guard.io"),
 		Entry(nil, SpecTimeout(specTimeout), "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "", "kubelet-guard"),
 	)
+
+	It("are kept whatever override is on admission configuration, which no webhook sees", func(ctx SpecContext) {
+		kept := &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{
+			GenerateName: "kept-", Labels: map[string]string{labelDeletionProtection: "always"},
+			Annotations: map[string]string{annotationOverride: overrideFor(time.Hour, "not judged by anybody")},
+		}}
+		configurations := client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+		kept, err := configurations.Create(ctx, kept, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			kubectl(ctx, "label", "validatingwebhookconfiguration", kept.Name, labelDeletionProtection+"-").expectDone()
+			Expect(configurations.Delete(ctx, kept.Name, metav1.DeleteOptions{})).To(Succeed())
+		}, NodeTimeout(specTimeout))
+		for _, u := range []user{ordinary, overrider} {
+			Expect(resourceIn(u.dynamic(), ownWebhook, "").Delete(ctx, kept.Name, dryRun)).To(BeRefused(kept.Name+" was not deleted"), u.name)
+		}
+	}, SpecTimeout(specTimeout))
 
 	It("leaves policies and bindings to a policy from a file of the API server", func(ctx SpecContext) {
 		const name = "always.deletion.kubelet-guard.io"

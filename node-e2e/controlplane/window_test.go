@@ -109,6 +109,9 @@ var _ = Describe("operation windows", func() {
 		Expect(err).NotTo(HaveOccurred(), "a label of the Deployment")
 		_, err = deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"spec":{"replicas":2,"minReadySeconds":1}}`), metav1.PatchOptions{})
 		Expect(err).To(BeRefused("may not change now: spec.minReadySeconds."), "a field that may change beside one that may not")
+		_, err = deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"metadata":{"ownerReferences":[{"apiVersion":"unknown.example.com/v1","kind":"Owner","name":"x",`+
+			`"uid":"00000000-0000-4000-8000-000000000000","controller":true}]},"spec":{"minReadySeconds":1}}`), metav1.PatchOptions{})
+		Expect(err).To(BeRefused("may not change now: spec.minReadySeconds."), "with a controller that comes in the same request")
 
 		By("the field that may change outside, directly and through /scale, and the controllers go on")
 		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").expectDone()

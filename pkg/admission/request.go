@@ -106,7 +106,9 @@ func (r *Request) Target() string {
 func (r *Request) TargetArgument() string {
 	kind := strings.ToLower(r.Kind.Kind)
 	resource := r.Resource.Resource
-	if r.SubResource != "" {
+	switch r.SubResource {
+	case "", "status", "finalize":
+	default:
 		// The kind is the subresource's, such as Scale.
 		kind = resource
 	}

@@ -37,7 +37,14 @@ const (
 	byItsNode      passage = "ByItsNode"
 	mirror         passage = "MirrorPod"
 	byItsOwner     passage = "ByItsWorkloadController"
+	withNamespace  passage = "WithItsNamespace"
 )
+
+// namespaceController empties namespaces that are being deleted. It goes on to
+// everything else in them when the deletion of their pods is refused: budgets would
+// cost the pods their secrets, services and network policies, then go the same way.
+// What holds a namespace is the label deletion-protection on it.
+const namespaceController = "system:serviceaccount:kube-system:namespace-controller"
 
 // passes returns why the requested deletion of the pod passes without a look at the
 // budgets, or "".
@@ -47,12 +54,16 @@ func passes(pod *corev1.Pod, request *admission.Request) passage {
 		return notProtected
 	case pod.DeletionTimestamp != nil:
 		return terminating
-	case isFinished(pod):
+	case isFinished(pod) && (request.SubResource == "eviction" || !anyRunning(pod)):
+		// Eviction goes by the phase. A delete cannot: the pod garbage collector writes
+		// Failed before it deletes what runs on a node that is lost.
 		return finished
 	case pod.Spec.NodeName == "":
 		return neverScheduled
 	case request.IsNode(pod.Spec.NodeName):
 		return byItsNode
+	case request.UserInfo.Username == namespaceController:
+		return withNamespace
 	case isMirror(pod):
 		// Its object is a picture of a static pod, which goes on without it.
 		return mirror
@@ -69,17 +80,29 @@ func isFinished(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
+// anyRunning reports whether the last word of the node is that a container runs.
+func anyRunning(pod *corev1.Pod) bool {
+	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for _, status := range statuses {
+			if status.State.Running != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func isMirror(pod *corev1.Pod) bool {
 	_, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	return ok
 }
 
-// workloadControllers are the identities of the controllers that run a number of
-// replicas, by the kind that owns their pods. What they delete follows from replicas
-// and template of the workload: a roll-out or a scale-down that somebody asked for,
-// held to rules of its own (Replicas, OperationWindow). Budgets do not limit these
-// upstream either. A budget that wants two healthy pods would keep a workload from
-// ever reaching 0 replicas, which is what has to be done before it may be deleted.
+// workloadControllers are the identities of the controllers that run workloads, by
+// the kind that owns their pods. What they delete follows from the spec of the
+// workload: a roll-out, a scale-down or a suspension that somebody asked for, held to
+// rules of its own (Replicas, OperationWindow). Budgets do not limit these upstream
+// either. A budget that wants two healthy pods would keep a workload from ever
+// reaching 0 pods, which is what has to be done before it may be deleted.
 //
 // The garbage collector is not among them: that the owner is gone does not say that
 // the pods should go.
@@ -87,6 +110,8 @@ var workloadControllers = map[string]string{
 	"ReplicaSet":            "system:serviceaccount:kube-system:replicaset-controller",
 	"ReplicationController": "system:serviceaccount:kube-system:replication-controller",
 	"StatefulSet":           "system:serviceaccount:kube-system:statefulset-controller",
+	"DaemonSet":             "system:serviceaccount:kube-system:daemon-set-controller",
+	"Job":                   "system:serviceaccount:kube-system:job-controller",
 }
 
 func isItsController(username string, pod *corev1.Pod) bool {

@@ -79,6 +79,17 @@ func containersEnded(pod *corev1.Pod) {
 	pod.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}
 }
 
+func initContainerRuns(pod *corev1.Pod) {
+	containersEnded(pod)
+	pod.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "i", ContainerID: "id", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+}
+
+func withoutStatuses(pod *corev1.Pod) { pod.Status.ContainerStatuses = nil }
+
+func disrupted(pod *corev1.Pod) {
+	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue})
+}
+
 // deletion is the review of the pod's deletion.
 func deletion(t testing.TB, pod *corev1.Pod, user authenticationv1.UserInfo, options metav1.DeleteOptions) *admission.Request {
 	t.Helper()
@@ -105,36 +116,50 @@ func TestPodsThatPassWithoutALookAtBudgets(t *testing.T) {
 		user authenticationv1.UserInfo
 		want passage
 	}{
-		"running, by a user":                     {newPod(), ordinary, ""},
-		"not protected":                          {newPod(func(pod *corev1.Pod) { delete(pod.Labels, guardv1alpha1.ExplicitDeletionLabel) }), ordinary, notProtected},
-		"another value of the label":             {newPod(func(pod *corev1.Pod) { pod.Labels[guardv1alpha1.ExplicitDeletionLabel] = "wanted" }), ordinary, notProtected},
-		"terminating":                            {newPod(deletedAt(noon)), ordinary, terminating},
-		"succeeded":                              {newPod(inPhase(corev1.PodSucceeded)), ordinary, finished},
-		"failed":                                 {newPod(inPhase(corev1.PodFailed)), ordinary, finished},
-		"phase unknown":                          {newPod(inPhase(corev1.PodUnknown)), ordinary, ""},
-		"never scheduled":                        {newPod(inPhase(corev1.PodPending), func(pod *corev1.Pod) { pod.Spec.NodeName = "" }), ordinary, neverScheduled},
-		"scheduled, not started":                 {newPod(inPhase(corev1.PodPending)), ordinary, notStarted},
-		"not ready":                              {newPod(unready), ordinary, ""},
-		"by its node":                            {newPod(), ownNode, byItsNode},
-		"by another node":                        {newPod(), authenticationv1.UserInfo{Username: "system:node:node-2", Groups: []string{"system:nodes"}}, ""},
-		"by somebody who calls himself its node": {newPod(), authenticationv1.UserInfo{Username: "system:node:node-1"}, ""},
-		"mirror of a static pod":                 {newPod(asMirror), ordinary, mirror},
-		"by the controller of its replica set":   {newPod(ownedBy("ReplicaSet")), controller("replicaset-controller"), byItsOwner},
-		"by the controller of its stateful set":  {newPod(ownedBy("StatefulSet")), controller("statefulset-controller"), byItsOwner},
+		"running, by a user":                    {newPod(), ordinary, ""},
+		"not protected":                         {newPod(func(pod *corev1.Pod) { delete(pod.Labels, guardv1alpha1.ExplicitDeletionLabel) }), ordinary, notProtected},
+		"another value of the label":            {newPod(func(pod *corev1.Pod) { pod.Labels[guardv1alpha1.ExplicitDeletionLabel] = "wanted" }), ordinary, notProtected},
+		"terminating":                           {newPod(deletedAt(noon)), ordinary, terminating},
+		"succeeded":                             {newPod(inPhase(corev1.PodSucceeded), containersEnded), ordinary, finished},
+		"failed":                                {newPod(inPhase(corev1.PodFailed), containersEnded), ordinary, finished},
+		"rejected by its node":                  {newPod(inPhase(corev1.PodFailed), withoutStatuses), ordinary, finished},
+		"said to have failed, a container runs": {newPod(inPhase(corev1.PodFailed)), controller("pod-garbage-collector"), ""},
+		"said to have succeeded, an init container runs": {newPod(inPhase(corev1.PodSucceeded), initContainerRuns), ordinary, ""},
+		"phase unknown":                                 {newPod(inPhase(corev1.PodUnknown)), ordinary, ""},
+		"never scheduled":                               {newPod(inPhase(corev1.PodPending), func(pod *corev1.Pod) { pod.Spec.NodeName = "" }), ordinary, neverScheduled},
+		"scheduled, not started":                        {newPod(inPhase(corev1.PodPending)), ordinary, notStarted},
+		"not ready":                                     {newPod(unready), ordinary, ""},
+		"by its node":                                   {newPod(), ownNode, byItsNode},
+		"by another node":                               {newPod(), authenticationv1.UserInfo{Username: "system:node:node-2", Groups: []string{"system:nodes"}}, ""},
+		"by somebody who calls himself its node":        {newPod(), authenticationv1.UserInfo{Username: "system:node:node-1"}, ""},
+		"mirror of a static pod":                        {newPod(asMirror), ordinary, mirror},
+		"by the controller of its replica set":          {newPod(ownedBy("ReplicaSet")), controller("replicaset-controller"), byItsOwner},
+		"by the controller of its stateful set":         {newPod(ownedBy("StatefulSet")), controller("statefulset-controller"), byItsOwner},
 		"by the controller of another kind of workload": {newPod(ownedBy("StatefulSet")), controller("replicaset-controller"), ""},
-		"by the controller of daemon sets":              {newPod(ownedBy("DaemonSet")), controller("daemon-set-controller"), ""},
-		"by the controller of jobs":                     {newPod(ownedBy("Job")), controller("job-controller"), ""},
+		"by the controller of daemon sets":              {newPod(ownedBy("DaemonSet")), controller("daemon-set-controller"), byItsOwner},
+		"by the controller of jobs":                     {newPod(ownedBy("Job")), controller("job-controller"), byItsOwner},
 		"owner of a kind nobody knows, user of no name": {newPod(ownedBy("Gadget")), authenticationv1.UserInfo{}, ""},
 		"by a workload controller, owned by none":       {newPod(), controller("replicaset-controller"), ""},
 		"by the garbage collector":                      {newPod(ownedBy("ReplicaSet")), controller("generic-garbage-collector"), ""},
 		"by the pod garbage collector":                  {newPod(ownedBy("ReplicaSet")), controller("pod-garbage-collector"), ""},
 		"by the taint eviction controller":              {newPod(ownedBy("ReplicaSet")), controller("taint-eviction-controller"), ""},
-		"by the namespace controller":                   {newPod(ownedBy("ReplicaSet")), controller("namespace-controller"), ""},
+		"by the namespace controller":                   {newPod(ownedBy("ReplicaSet")), controller("namespace-controller"), withNamespace},
 		"by the scheduler, which preempts":              {newPod(), authenticationv1.UserInfo{Username: "system:kube-scheduler"}, ""},
 		"by an administrator":                           {newPod(), authenticationv1.UserInfo{Username: "admin", Groups: []string{"system:masters"}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, test.want, passes(test.pod, deletion(t, test.pod, test.user, metav1.DeleteOptions{})))
+		})
+	}
+}
+
+func TestEvictionsGoByThePhase(t *testing.T) {
+	for name, pod := range map[string]*corev1.Pod{
+		"all containers ended": newPod(inPhase(corev1.PodFailed), containersEnded),
+		"a container runs":     newPod(inPhase(corev1.PodFailed)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, finished, passes(pod, eviction(t, pod, nil)))
 		})
 	}
 }

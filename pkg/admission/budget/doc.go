@@ -17,6 +17,6 @@ Invariants:
  5. A delete with grace period 0 by anyone but the pod's node passes only when its
     PodDeletion record exists.
  6. Only the collector removes records: expired ones, and those of the webhook whose
-    delete never happened.
+    delete never happened. A writer may replace one that is about to expire.
 */
 package budget

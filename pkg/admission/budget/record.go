@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -43,7 +44,8 @@ const sameRequest = 10 * time.Second
 // RecordWriter writes records.
 type RecordWriter interface {
 	// Write returns when a record of this name exists that the collector will not
-	// take for unused before the delete is over.
+	// take for unused before the delete is over, and that lasts at least half as long
+	// as the given one.
 	Write(ctx context.Context, record *guardv1alpha1.PodDeletion) error
 }
 
@@ -154,6 +156,8 @@ func needsRecord(pod *corev1.Pod, options *metav1.DeleteOptions, request *admiss
 	switch {
 	case pod.Spec.NodeName == "", isMirror(pod), request.IsNode(pod.Spec.NodeName):
 		return false
+	case isRejected(pod):
+		return false
 	case isFinished(pod):
 		// The phase alone may be somebody else's word: the pod garbage collector writes
 		// Failed for a node that is lost. A finished pod is deleted at once.
@@ -164,6 +168,19 @@ func needsRecord(pod *corev1.Pod, options *metav1.DeleteOptions, request *admiss
 		return ptr.Deref(pod.DeletionGracePeriodSeconds, 0) == 0
 	}
 	return ptr.Deref(pod.Spec.TerminationGracePeriodSeconds, 0) == 0
+}
+
+// isRejected reports whether the pod's node has never started it. Where the pod garbage
+// collector wrote Failed it has left a condition, or found the pod terminating with a
+// grace period. The delete of a rejected pod is reviewed a second time when it has none.
+func isRejected(pod *corev1.Pod) bool {
+	if pod.Status.Phase != corev1.PodFailed || ptr.Deref(pod.DeletionGracePeriodSeconds, 0) > 0 ||
+		len(pod.Status.InitContainerStatuses)+len(pod.Status.ContainerStatuses) > 0 {
+		return false
+	}
+	return !slices.ContainsFunc(pod.Status.Conditions, func(condition corev1.PodCondition) bool {
+		return condition.Type == corev1.DisruptionTarget
+	})
 }
 
 // allTerminated reports whether the node has reported the end of every container.
@@ -258,6 +275,14 @@ func (r *Records) Write(ctx context.Context, record *guardv1alpha1.PodDeletion) 
 		} else if err != nil {
 			return err
 		}
+		if lapses(present, record, r.clock.Now()) {
+			// The spec of a record cannot be changed.
+			err := r.client.Delete(ctx, present, client.Preconditions{UID: &present.UID, ResourceVersion: &present.ResourceVersion})
+			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+				return fmt.Errorf("replace the one that expires at %s: %w", present.Spec.Expires.UTC().Format(time.RFC3339), err)
+			}
+			continue
+		}
 		if age := r.clock.Since(lastRequested(present)); age >= 0 && age < sameRequest {
 			return nil
 		}
@@ -267,7 +292,17 @@ func (r *Records) Write(ctx context.Context, record *guardv1alpha1.PodDeletion) 
 			return err
 		}
 	}
-	return errors.New("it was removed by somebody else each time; try again")
+	return errors.New("it was changed or removed by somebody else each time; try again")
+}
+
+// lapses reports whether the record that is present has expired, or has less than half
+// of the time left that the wanted one has.
+func lapses(present, wanted *guardv1alpha1.PodDeletion, now time.Time) bool {
+	if present.Spec.Expires == nil {
+		return false
+	}
+	left := present.Spec.Expires.Sub(now)
+	return left <= 0 || (wanted.Spec.Expires != nil && left < wanted.Spec.Expires.Sub(now)/2)
 }
 
 // NewPodReader returns the pods that the client reaches.

@@ -31,6 +31,7 @@ import (
 
 func TestDeletesThatNeedARecord(t *testing.T) {
 	const none = -1
+	namespaces := authenticationv1.UserInfo{Username: namespaceController}
 	noGrace := func(pod *corev1.Pod) { pod.Spec.TerminationGracePeriodSeconds = ptr.To[int64](0) }
 	for name, test := range map[string]struct {
 		pod   *corev1.Pod
@@ -38,21 +39,27 @@ func TestDeletesThatNeedARecord(t *testing.T) {
 		grace int64
 		want  bool
 	}{
-		"graceful":                                  {newPod(), ordinary, none, false},
-		"with another grace period":                 {newPod(), ordinary, 5, false},
-		"forced":                                    {newPod(), ordinary, 0, true},
-		"the pod itself wants no grace period":      {newPod(noGrace), ordinary, none, true},
-		"it wants none and is given some":           {newPod(noGrace), ordinary, 10, false},
-		"terminating, forced":                       {newPod(deletedAt(noon)), ordinary, 0, true},
-		"terminating, asked again":                  {newPod(deletedAt(noon)), ordinary, none, false},
-		"terminating, sooner":                       {newPod(deletedAt(noon)), ordinary, 5, false},
-		"forced by its node":                        {newPod(deletedAt(noon)), ownNode, 0, false},
-		"forced, scheduled and not started":         {newPod(inPhase(corev1.PodPending)), ordinary, 0, true},
-		"forced, never scheduled":                   {newPod(func(pod *corev1.Pod) { pod.Spec.NodeName = "" }), ordinary, 0, false},
-		"forced, mirror of a static pod":            {newPod(asMirror), ordinary, 0, false},
-		"finished, all containers ended":            {newPod(inPhase(corev1.PodFailed), containersEnded), ordinary, 0, false},
-		"said to have failed, a container runs":     {newPod(inPhase(corev1.PodFailed)), ordinary, none, true},
-		"said to have failed, nothing known of one": {newPod(inPhase(corev1.PodFailed), func(pod *corev1.Pod) { pod.Status.ContainerStatuses = nil }), ordinary, none, true},
+		"graceful":                                 {newPod(), ordinary, none, false},
+		"with another grace period":                {newPod(), ordinary, 5, false},
+		"forced":                                   {newPod(), ordinary, 0, true},
+		"the pod itself wants no grace period":     {newPod(noGrace), ordinary, none, true},
+		"it wants none and is given some":          {newPod(noGrace), ordinary, 10, false},
+		"terminating, forced":                      {newPod(deletedAt(noon)), ordinary, 0, true},
+		"terminating, asked again":                 {newPod(deletedAt(noon)), ordinary, none, false},
+		"terminating, sooner":                      {newPod(deletedAt(noon)), ordinary, 5, false},
+		"forced by its node":                       {newPod(deletedAt(noon)), ownNode, 0, false},
+		"forced, scheduled and not started":        {newPod(inPhase(corev1.PodPending)), ordinary, 0, true},
+		"forced, never scheduled":                  {newPod(func(pod *corev1.Pod) { pod.Spec.NodeName = "" }), ordinary, 0, false},
+		"forced, mirror of a static pod":           {newPod(asMirror), ordinary, 0, false},
+		"finished, all containers ended":           {newPod(inPhase(corev1.PodFailed), containersEnded), ordinary, 0, false},
+		"said to have failed, a container runs":    {newPod(inPhase(corev1.PodFailed)), ordinary, none, true},
+		"rejected by its node":                     {newPod(inPhase(corev1.PodFailed), withoutStatuses), ordinary, none, false},
+		"said to have failed, nothing known of it": {newPod(inPhase(corev1.PodFailed), withoutStatuses, disrupted), ordinary, none, true},
+		"the same, found terminating":              {newPod(inPhase(corev1.PodFailed), withoutStatuses, deletedAt(noon)), ordinary, 0, true},
+		"rejected, in the second review":           {newPod(inPhase(corev1.PodFailed), withoutStatuses, deletedAt(noon), func(pod *corev1.Pod) { pod.DeletionGracePeriodSeconds = ptr.To[int64](0) }), ordinary, 0, false},
+		"said to have succeeded, nothing known":    {newPod(inPhase(corev1.PodSucceeded), withoutStatuses), ordinary, none, true},
+		"its init container runs":                  {newPod(inPhase(corev1.PodFailed), initContainerRuns), ordinary, none, true},
+		"its namespace goes":                       {newPod(noGrace), namespaces, none, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			options := metav1.DeleteOptions{}
@@ -221,6 +228,50 @@ func TestRecordsAreWritten(t *testing.T) {
 	t.Run("an older one is marked, so that the collector does not take it for unused", func(t *testing.T) {
 		got := write(t, fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour)).Build())
 		require.Equal(t, noon, lastRequested(got).UTC())
+	})
+	lifetime := expiring(DefaultRecordLifetime)
+	for name, test := range map[string]struct {
+		present *guardv1alpha1.PodDeletion
+		replace bool
+	}{
+		"one that has expired is replaced":                    {recordOf(5*time.Second, expiring(-time.Second)), true},
+		"one that expires soon is replaced":                   {recordOf(time.Hour, expiring(time.Hour)), true},
+		"one that people wrote and that expires soon as well": {recordOf(time.Hour, expiring(time.Hour), byHand), true},
+		"one that lasts is kept":                              {recordOf(time.Hour, expiring(DefaultRecordLifetime-time.Hour)), false},
+		"one that does not expire is kept":                    {recordOf(time.Hour, byHand), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.present.UID = "present"
+			given := client.DeleteOptions{}
+			api := fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(test.present).
+				WithInterceptorFuncs(interceptor.Funcs{Delete: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.DeleteOption) error {
+					given.ApplyOptions(options)
+					return c.Delete(ctx, object, options...)
+				}}).Build()
+			require.NoError(t, NewRecords(api, api, clock).Write(t.Context(), recordOf(0, lifetime)))
+			got := &guardv1alpha1.PodDeletion{}
+			require.NoError(t, api.Get(t.Context(), client.ObjectKey{Name: podUID}, got))
+			if !test.replace {
+				require.True(t, test.present.Spec.Expires.Equal(got.Spec.Expires))
+				require.Nil(t, given.Preconditions)
+				return
+			}
+			require.Equal(t, noon.Add(DefaultRecordLifetime), got.Spec.Expires.UTC())
+			require.Equal(t, test.present.UID, *given.Preconditions.UID)
+			require.NotEmpty(t, *given.Preconditions.ResourceVersion)
+		})
+	}
+	t.Run("one that expires and is changed by another is looked at again", func(t *testing.T) {
+		attempts := 0
+		api := fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour, expiring(0))).
+			WithInterceptorFuncs(interceptor.Funcs{Delete: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.DeleteOption) error {
+				if attempts++; attempts == 1 {
+					return apierrors.NewConflict(schema.GroupResource{}, object.GetName(), errors.New("changed"))
+				}
+				return c.Delete(ctx, object, options...)
+			}}).Build()
+		require.NoError(t, NewRecords(api, api, clock).Write(t.Context(), recordOf(0, lifetime)))
+		require.Equal(t, 2, attempts)
 	})
 	t.Run("one that is removed under the writer's eyes is written again", func(t *testing.T) {
 		api := fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour)).

@@ -16,11 +16,12 @@ const pageSize = 500
 // Cluster finds protected pods in the cluster. It is safe for concurrent use.
 type Cluster struct{ Metadata metadata.Interface }
 
-// ProtectedPods implements Lister.
+// ProtectedPods implements Lister. Those that wait for a node count too: what a node
+// runs next follows from the grant.
 func (c Cluster) ProtectedPods(ctx context.Context, namespace string) (Protected, error) {
 	list, err := c.Metadata.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: guardv1alpha1.ExplicitDeletionLabel + "=" + guardv1alpha1.ExplicitDeletionRequired,
-		FieldSelector: "spec.nodeName!=,status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed),
+		FieldSelector: "status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed),
 		Limit:         pageSize,
 	})
 	if err != nil {

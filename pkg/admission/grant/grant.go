@@ -1,7 +1,7 @@
 /*
 Package grant holds the rule about what disarms the node guard: taking the label
 kubelet-guard.io/explicit-deletion off a running pod, and taking the grant
-kubelet-guard.io/protect-pods from a namespace in which protected pods run. Both are
+kubelet-guard.io/protect-pods from a namespace that has protected pods. Both are
 never allowed by themselves; the override is the confirmation.
 
 A policy refuses to take the label off a pod that has no override. That a namespace
@@ -21,7 +21,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// Protected says how many protected pods run in a namespace.
+// Protected says how many protected pods a namespace has that have not finished.
 type Protected struct {
 	Count int
 	// More says that there are more than Count; they were not counted.
@@ -43,7 +43,12 @@ func (Rule) Name() admission.RuleName { return admission.Protection }
 
 // Review implements admission.Rule.
 func (r Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
-	if request.Operation != admissionv1.Update || request.SubResource != "" {
+	if request.Operation != admissionv1.Update {
+		return admission.Allow()
+	}
+	switch request.SubResource {
+	case "", "status", "finalize": // all of these can change labels
+	default:
 		return admission.Allow()
 	}
 	switch (schema.GroupResource{Group: request.Resource.Group, Resource: request.Resource.Resource}) {
@@ -116,12 +121,12 @@ func decideNamespace(request *admission.Request, grant string, protected Protect
 		return admission.Allow()
 	}
 	name := request.Key().Name
-	pods := fmt.Sprintf("%d protected pods run in it (such as %s)", protected.Count, protected.Example)
+	pods := fmt.Sprintf("%d protected pods are in it (such as %s)", protected.Count, protected.Example)
 	switch {
 	case protected.More:
 		pods = "at least " + pods
 	case protected.Count == 1:
-		pods = fmt.Sprintf("1 protected pod runs in it (%s)", protected.Example)
+		pods = fmt.Sprintf("1 protected pod is in it (%s)", protected.Example)
 	}
 	return admission.Refuse(admission.ReasonProtectionRemoved,
 		fmt.Sprintf("%s keeps the grant %s=%s: %s, and pods that replace them would be refused", request.Target(), guardv1alpha1.ProtectPodsLabel, grant, pods),

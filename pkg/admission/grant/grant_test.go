@@ -23,7 +23,7 @@ func (f fixedPods) ProtectedPods(context.Context, string) (Protected, error) {
 	return f.protected, f.err
 }
 
-func review(t *testing.T, rule Rule, resource, kind, old, object string) admission.Decision {
+func review(t *testing.T, rule Rule, resource, subresource, kind, old, object string) admission.Decision {
 	t.Helper()
 	raw := func(text string) runtime.RawExtension {
 		json, err := yaml.YAMLToJSON([]byte(text))
@@ -33,8 +33,8 @@ func review(t *testing.T, rule Rule, resource, kind, old, object string) admissi
 	var meta metav1.PartialObjectMetadata
 	require.NoError(t, yaml.Unmarshal([]byte(old), &meta))
 	return rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
-		Kind:      metav1.GroupVersionKind{Version: "v1", Kind: kind},
-		Resource:  metav1.GroupVersionResource{Version: "v1", Resource: resource},
+		Kind:     metav1.GroupVersionKind{Version: "v1", Kind: kind},
+		Resource: metav1.GroupVersionResource{Version: "v1", Resource: resource}, SubResource: subresource,
 		Namespace: meta.Namespace, Name: meta.Name, Operation: admissionv1.Update,
 		Object: raw(object), OldObject: raw(old),
 	}))
@@ -63,7 +63,9 @@ func TestReviewPod(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			require.Equal(t, test.want, review(t, Rule{}, "pods", "Pod", test.old, test.new))
+			for _, subresource := range []string{"", "status"} {
+				require.Equal(t, test.want, review(t, Rule{}, "pods", subresource, "Pod", test.old, test.new), "subresource %q", subresource)
+			}
 		})
 	}
 }
@@ -82,19 +84,21 @@ func TestReviewNamespace(t *testing.T) {
 		pods           fixedPods
 		want           admission.Decision
 	}{
-		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, refused("1 protected pod runs in it (db-0)")},
-		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: Protected{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 protected pods run in it (such as db-0)")},
+		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, refused("1 protected pod is in it (db-0)")},
+		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: Protected{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 protected pods are in it (such as db-0)")},
 		{"the grant goes and none runs", namespace("default"), namespace(`""`), fixedPods{}, admission.Allow()},
 		{"the grant changes its kind", namespace("default"), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
 		{"the grant comes", namespace(`""`), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			require.Equal(t, test.want, review(t, Rule{test.pods}, "namespaces", "Namespace", test.old, test.new))
+			for _, subresource := range []string{"", "status", "finalize"} {
+				require.Equal(t, test.want, review(t, Rule{test.pods}, "namespaces", subresource, "Namespace", test.old, test.new), "subresource %q", subresource)
+			}
 		})
 	}
 	t.Run("the pods cannot be listed", func(t *testing.T) {
-		got := review(t, Rule{fixedPods{err: errors.New("timeout")}}, "namespaces", "Namespace", namespace("allowed"), namespace(`""`))
+		got := review(t, Rule{fixedPods{err: errors.New("timeout")}}, "namespaces", "", "Namespace", namespace("allowed"), namespace(`""`))
 		require.Equal(t, admission.Failed, got.Verdict)
 		require.EqualError(t, got.Err, "find the protected pods of the namespace: timeout")
 	})

@@ -108,9 +108,10 @@ func (r Rule) Review(ctx context.Context, request *admission.Request) admission.
 }
 
 // protected reports whether the label is on the old or the new object: to take it off
-// in the same request does not help. What a controller made follows its owner.
+// in the same request does not help. What a controller made follows its owner, which the
+// old object names: a request cannot give itself one.
 func protected(object, oldObject *metav1.PartialObjectMetadata) bool {
-	if object == nil || oldObject == nil || metav1.GetControllerOfNoCopy(object) != nil {
+	if object == nil || oldObject == nil || metav1.GetControllerOfNoCopy(oldObject) != nil {
 		return false
 	}
 	for _, o := range []*metav1.PartialObjectMetadata{object, oldObject} {

@@ -59,6 +59,7 @@ func TestReview(t *testing.T) {
 		return label + `, annotations: {kubelet-guard.io/confirm-replicas: "` + value + `"}`
 	}
 
+	const owner = `, ownerReferences: [{controller: true, kind: Deployment, name: web, uid: u, apiVersion: apps/v1}]`
 	tests := []struct {
 		name     string
 		resource string
@@ -75,7 +76,8 @@ func TestReview(t *testing.T) {
 		{"an empty annotation", "deployments", object(label, "replicas: 3"), object(confirm(""), "replicas: 5"), refused(admission.ReasonMalformed, "3", "5", `the annotation kubelet-guard.io/confirm-replicas cannot be read: "" is neither a number such as 3 nor a range such as 2-10`)},
 		{"taking the label off in the same request", "deployments", object(label, "replicas: 3"), object("", "replicas: 0"), refused(admission.ReasonReplicasNotConfirmed, "3", "0", "nothing confirms the change")},
 		{"a field that is not there counts as one", "deployments", object(label, ""), object(label, "replicas: 2"), refused(admission.ReasonReplicasNotConfirmed, "1", "2", "nothing confirms the change")},
-		{"what a controller made follows its owner", "replicasets", object(label, "replicas: 3"), object(label+", ownerReferences: [{controller: true, kind: Deployment, name: web, uid: u, apiVersion: apps/v1}]", "replicas: 5"), admission.Allow()},
+		{"what a controller made follows its owner", "replicasets", object(label+owner, "replicas: 3"), object(label+owner, "replicas: 5"), admission.Allow()},
+		{"an owner that comes in the same request", "deployments", object(label, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
 		{"a kind without replicas", "configmaps", object(label, "replicas: 3"), object(label, "replicas: 5"), admission.Allow()},
 		{"a custom kind, where its definition says", "shops", object(label, "tills: 3"), object(label, "tills: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
 	}

@@ -15,8 +15,11 @@ import (
 const (
 	// shownFields bounds how many changed fields a refusal names.
 	shownFields = 10
-	// maxChanges bounds how many openings and closings are looked at to find the
-	// next time that suits a change.
+	// searchCost bounds the search for the next time that suits a change, in looks at a
+	// cron entry or at a field: some 50 ms on one slow core. Somebody waits for the
+	// answer, and all requests share the webhook's CPU.
+	searchCost = 1000000
+	// maxChanges bounds how many openings and closings that search looks at.
 	maxChanges = 2000
 )
 
@@ -65,20 +68,16 @@ func (w *Window) Selects(kind string, set map[string]string) bool {
 
 func (w *Window) open(at time.Time) bool { return w.schedule != nil && w.schedule.Open(at) }
 
-func (w *Window) allows(field Path, at time.Time) bool {
-	if w.open(at) {
-		return w.inside.allows(field)
-	}
-	return w.outside.allows(field)
-}
-
 // Verdict is what the windows that select a workload say about a change of it.
 type Verdict struct {
 	// Refused are the fields that may not change now. None: the change may pass.
 	Refused []Path
 	// Next is when all of the refused fields may change. It is zero when that is not
-	// within the Horizon.
+	// within the Horizon, or not known.
 	Next time.Time
+	// NextUnknown says that the windows open and close so often that the search for
+	// Next was given up.
+	NextUnknown bool
 	// Windows are those that were asked.
 	Windows []*Window
 	at      time.Time
@@ -90,42 +89,66 @@ func Decide(windows []*Window, changed []Path, now time.Time) Verdict {
 	if len(windows) == 0 {
 		return verdict
 	}
+	allows := allowedAt(windows, now)
 	for _, field := range changed {
-		if !anyAllows(windows, field, now) {
+		if !allows(field) {
 			verdict.Refused = append(verdict.Refused, field)
 		}
 	}
 	if len(verdict.Refused) > 0 {
-		verdict.Next = nextFor(windows, changed, now)
+		verdict.Next, verdict.NextUnknown = nextFor(windows, changed, now)
 	}
 	return verdict
 }
 
-func anyAllows(windows []*Window, field Path, at time.Time) bool {
-	return slices.ContainsFunc(windows, func(w *Window) bool { return w.allows(field, at) })
+// allowedAt returns a function that reports whether a window lets the field change at
+// the time.
+func allowedAt(windows []*Window, at time.Time) func(Path) bool {
+	sets := make([]fieldSet, len(windows))
+	for i, window := range windows {
+		sets[i] = window.outside
+		if window.open(at) {
+			sets[i] = window.inside
+		}
+	}
+	return func(field Path) bool {
+		return slices.ContainsFunc(sets, func(set fieldSet) bool { return set.allows(field) })
+	}
 }
 
-// nextFor returns the first time after now at which all of the fields may change.
-// What may change differs only where a window opens or closes.
-func nextFor(windows []*Window, fields []Path, now time.Time) time.Time {
+// nextFor returns the first time after now at which all of the fields may change, zero
+// when there is none, and whether it was given up to find one. What may change differs
+// only where a window opens or closes.
+//
+// Half of searchCost is for the changes of schedules, in equal parts, so that no window
+// hides the openings of another; what is left of a window after its part counts as
+// unchanged. The other half is for the fields at each change.
+func nextFor(windows []*Window, fields []Path, now time.Time) (next time.Time, unknown bool) {
 	for _, field := range fields {
 		if !slices.ContainsFunc(windows, func(w *Window) bool {
 			return w.outside.allows(field) || w.schedule != nil && w.inside.allows(field)
 		}) {
-			return time.Time{}
+			return time.Time{}, false
 		}
 	}
-	changes := make([]time.Time, len(windows))
+	changes, steps := make([]time.Time, len(windows)), make([]int, len(windows))
+	checkCost := len(windows) * len(fields)
 	find := func(i int, after time.Time) {
 		changes[i] = time.Time{}
-		if windows[i].schedule != nil {
-			changes[i], _ = windows[i].schedule.NextChange(after)
+		if windows[i].schedule != nil && steps[i] >= 0 {
+			changes[i], steps[i] = windows[i].schedule.search(after, steps[i])
+			unknown = unknown || steps[i] < 0
 		}
 	}
-	for i := range windows {
+	for i, window := range windows {
+		if window.schedule != nil {
+			cost := window.schedule.stepCost()
+			checkCost += cost
+			steps[i] = searchCost / 2 / len(windows) / cost
+		}
 		find(i, now)
 	}
-	for range maxChanges {
+	for range min(maxChanges, searchCost/2/checkCost) {
 		var at time.Time
 		for _, change := range changes {
 			if !change.IsZero() && (at.IsZero() || change.Before(at)) {
@@ -133,10 +156,11 @@ func nextFor(windows []*Window, fields []Path, now time.Time) time.Time {
 			}
 		}
 		if at.IsZero() || at.Sub(now) > Horizon {
-			break
+			return time.Time{}, unknown
 		}
-		if !slices.ContainsFunc(fields, func(field Path) bool { return !anyAllows(windows, field, at) }) {
-			return at
+		allows := allowedAt(windows, at)
+		if !slices.ContainsFunc(fields, func(field Path) bool { return !allows(field) }) {
+			return at, false
 		}
 		for i, change := range changes {
 			if change.Equal(at) {
@@ -144,7 +168,7 @@ func nextFor(windows []*Window, fields []Path, now time.Time) time.Time {
 			}
 		}
 	}
-	return time.Time{}
+	return time.Time{}, true
 }
 
 // Message says which fields of the target may not change, why, and when they may.
@@ -167,9 +191,12 @@ func (v Verdict) Message(target string) string {
 		noun += "s"
 	}
 	fmt.Fprintf(&text, "%s: %s. ", noun, strings.Join(states, ", "))
-	if v.Next.IsZero() {
+	switch {
+	case v.NextUnknown:
+		text.WriteString("When the next opening for this change is was not found out: they open and close too often to look far ahead")
+	case v.Next.IsZero():
 		fmt.Fprintf(&text, "No window lets this change pass within the next %d days", int(Horizon/(24*time.Hour)))
-	} else {
+	default:
 		fmt.Fprintf(&text, "The next opening for this change is %s", moment(v.Next, v.zone()))
 	}
 	return text.String()

@@ -223,7 +223,8 @@ func TestNextIsTheFirstMinuteThatSuits(t *testing.T) {
 		}
 		var want time.Time
 		for minute := now; minute.Before(now.AddDate(0, 0, days)); minute = minute.Add(time.Minute) {
-			if !slices.ContainsFunc(changed, func(field Path) bool { return !anyAllows(windows, field, minute) }) {
+			allows := allowedAt(windows, minute)
+			if !slices.ContainsFunc(changed, func(field Path) bool { return !allows(field) }) {
 				want = minute
 				break
 			}
@@ -233,5 +234,56 @@ func TestNextIsTheFirstMinuteThatSuits(t *testing.T) {
 			continue
 		}
 		require.True(t, want.Equal(verdict.Next), "run %d: want %s, got %s", run, want, verdict.Next)
+	}
+}
+
+// restless is a schedule that is all but always open and whose every minute is a step
+// of the search: the most expensive that the schema lets through.
+func restless(inside guardv1alpha1.FieldSet) guardv1alpha1.OperationWindowSpec {
+	spec := guardv1alpha1.OperationWindowSpec{Inside: inside}
+	for range 16 {
+		spec.Cron = append(spec.Cron, cronFor("* * * * *", time.Minute))
+	}
+	for day := range 366 / 11 {
+		spec.ExcludedDates = append(spec.ExcludedDates, guardv1alpha1.Date(time.Date(2026, 11, 30+11*day, 0, 0, 0, 0, time.UTC).Format(time.DateOnly)))
+	}
+	return spec
+}
+
+func TestTheSearchForTheNextOpeningIsBounded(t *testing.T) {
+	both := paths("spec.replicas", "spec.template.spec.containers[web].image")
+	now := at(t, "2026-11-25T12:00:00Z")
+	some := restless(fields(guardv1alpha1.ImageFields))
+	// It opens after the horizon.
+	leap := guardv1alpha1.OperationWindowSpec{
+		Cron: []guardv1alpha1.CronWindow{cronFor("0 0 29 2 *", time.Minute)}, Inside: fields(guardv1alpha1.ReplicasField)}
+
+	t.Run("and says so when it is given up", func(t *testing.T) {
+		verdict := Decide([]*Window{windowOf("some", some), windowOf("leap", leap)}, both, now)
+		require.True(t, verdict.NextUnknown)
+		require.Zero(t, verdict.Next)
+		require.Equal(t, "deployment.apps/web: these fields may not change now: spec.replicas (Replicas). OperationWindows: some is open, but not for them, leap is closed. "+
+			"When the next opening for this change is was not found out: they open and close too often to look far ahead", verdict.Message("deployment.apps/web"))
+	})
+	t.Run("and a restless window hides no opening of another", func(t *testing.T) {
+		nightly := guardv1alpha1.OperationWindowSpec{Weekly: []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", everyDay...)}, Inside: fields(guardv1alpha1.AllFields)}
+		verdict := Decide([]*Window{windowOf("some", some), windowOf("nightly", nightly)}, both, now)
+		require.False(t, verdict.NextUnknown)
+		require.Equal(t, at(t, "2026-11-25T21:00:00Z"), verdict.Next.UTC())
+	})
+}
+
+// BenchmarkNextUnknown is the longest search for a next opening.
+func BenchmarkNextUnknown(b *testing.B) {
+	var windows []*Window
+	for i := range 4 {
+		windows = append(windows, windowOf(fmt.Sprint(i), restless(fields(guardv1alpha1.ImageFields))))
+	}
+	windows = append(windows, windowOf("leap", guardv1alpha1.OperationWindowSpec{
+		Cron: []guardv1alpha1.CronWindow{cronFor("0 0 29 2 *", time.Minute)}, Inside: fields(guardv1alpha1.ReplicasField)}))
+	changed := paths("spec.replicas", "spec.template.spec.containers[web].image")
+	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	for b.Loop() {
+		require.True(b, Decide(windows, changed, now).NextUnknown)
 	}
 }

@@ -17,7 +17,7 @@ import (
 const Horizon = 400 * 24 * time.Hour
 
 // maxSteps bounds that search where a cron entry starts every few minutes. Each
-// step is a few microseconds.
+// step is a few microseconds for one entry.
 const maxSteps = 20000
 
 const minutesPerDay = 24 * 60
@@ -121,19 +121,37 @@ func (s *Schedule) Open(at time.Time) bool {
 // reports false when that is not within the Horizon, or not found with bearable
 // effort because a cron entry starts all the time.
 func (s *Schedule) NextChange(after time.Time) (time.Time, bool) {
+	at, steps := s.search(after, maxSteps)
+	return at, steps >= 0 && !at.IsZero()
+}
+
+// search returns when the window, after the time, first opens or closes, and how many
+// of the steps are left. The time is zero when that is not within the Horizon. The
+// number is negative when the steps did not suffice.
+func (s *Schedule) search(after time.Time, steps int) (time.Time, int) {
 	open := s.Open(after)
 	end := after.Add(Horizon)
 	at := after.In(s.location)
-	for range maxSteps {
+	for steps--; steps >= 0; steps-- {
 		at = s.nextCandidate(at)
 		if at.After(end) {
-			break
+			return time.Time{}, steps
 		}
 		if s.Open(at) != open {
-			return at, true
+			return at, steps
 		}
 	}
-	return time.Time{}, false
+	return time.Time{}, steps
+}
+
+// stepCost is what a step of search costs at most, in looks at a cron entry.
+func (s *Schedule) stepCost() int {
+	cost := 1
+	for _, entry := range s.cron {
+		// Open looks at each day of the duration.
+		cost += 3 + int(entry.duration/(24*time.Hour))
+	}
+	return cost
 }
 
 // nextCandidate returns the first moment after the time at which the window could
