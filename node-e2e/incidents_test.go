@@ -211,7 +211,7 @@ var _ = Describe("Kubelet restart", func() {
 		repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod) },
 	})
 
-	describeIncident(emptyEtcd("empty etcd, then kubelet restarted", true))
+	describeIncident(emptyEtcd("etcd emptied while the kubelet is down", true))
 })
 
 var _ = Describe("Live", func() {
@@ -303,9 +303,13 @@ func emptyEtcd(title string, restart bool) incident {
 					restoreStorage(ctx, snapshot)
 				}
 			})
+			if restart {
+				// A running kubelet would hold the pod already, and the one after it again.
+				stopKubelet(ctx)
+			}
 			Expect(provider.Node().Storage().Wipe(ctx)).To(Succeed(), "replace the storage by an empty one")
 			if restart {
-				restartKubelet(ctx, KubeletChange{})
+				startKubelet(ctx, KubeletChange{})
 			}
 		},
 		restarts:     restart,
