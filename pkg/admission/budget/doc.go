@@ -11,8 +11,9 @@ Invariants:
  2. The index says which budgets select a pod. What it shows of their status may be
     old: only a compare-and-swap may rest on it. Every other answer (refused,
     charged before, not healthy) is confirmed on the live object first.
- 3. A delete is charged once, however many reviews it takes; a dry run is never
-    charged.
+ 3. A delete is charged once, however many reviews it takes, as long as the budget
+    remembers the first charge; a charge too many is taken back by the disruption
+    controller with its next count. A dry run is never charged.
  4. The price of a review does not depend on how many budgets there are.
  5. A delete with grace period 0 by anyone but the pod's node passes only when its
     PodDeletion record exists.
