@@ -14,6 +14,8 @@ FINISH ?=
 KEEP ?=
 # Label filter of test-e2e and test-controlplane (Ginkgo syntax); empty means all.
 LABELS ?=
+# How often test-controlplane tries a spec; what passed at a later attempt says so.
+ATTEMPTS ?= 2
 # Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
 KILLS ?= 200
 SEED ?=
@@ -108,9 +110,9 @@ chaos: kubelet control-plane node-parts node-e2e ## Kill the kubelet at random m
 .PHONY: test-controlplane
 test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
 	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=controlplane -output=_output -manifests=manifests \
-		-ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
+		-ginkgo.label-filter='$(LABELS)' -ginkgo.flake-attempts='$(ATTEMPTS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/controlplane-e2e.log and _output/e2e/controlplane/'; \
-		tail -n 1 _output/controlplane-e2e.log; exit $$status
+		grep '^FAILED: ' _output/controlplane-e2e.log; tail -n 1 _output/controlplane-e2e.log; exit $$status
 
 .PHONY: test-alerts
 test-alerts: promtool ## Check the alert rules and run their tests with Prometheus' own engine

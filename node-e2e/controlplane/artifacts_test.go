@@ -47,6 +47,9 @@ func collect(ctx context.Context) {
 			GinkgoWriter.Printf("artifacts: %v\n", err)
 		}
 	}
+	if report.NumAttempts < report.MaxFlakeAttempts {
+		progress("%s: failed at attempt %d and is repeated: %s", report.FullText(), report.NumAttempts, brief(report.FailureMessage()))
+	}
 	keep("failure.txt", report.StartTime.Format(time.RFC3339)+"\n"+report.FailureMessage()+"\n")
 	for file, args := range map[string][]string{
 		"objects.yaml":       {"get", "deployments,replicasets,statefulsets,pods,events,poddisruptionbudgets", "-A", "-o", "yaml"},

@@ -214,6 +214,8 @@ var _ = ReportAfterSuite("count", func(report Report) {
 	for _, spec := range report.SpecReports {
 		if spec.Failed() {
 			failed++
+			// Once more, where the last lines of a log are all that is kept.
+			fmt.Printf("FAILED: %s: %s\n", fullTitle(spec), brief(spec.FailureMessage()))
 		} else if spec.State.Is(types.SpecStatePassed) && spec.LeafNodeText != "" {
 			passed++
 		}
@@ -224,8 +226,19 @@ var _ = ReportAfterEach(func(spec SpecReport) {
 	switch {
 	case spec.State.Is(types.SpecStateSkipped | types.SpecStatePending):
 	case spec.Failed():
-		progress("%s: FAILED after %.1f s: %s", spec.FullText(), spec.RunTime.Seconds(), brief(spec.FailureMessage()))
+		progress("%s: FAILED after %.1f s: %s", fullTitle(spec), spec.RunTime.Seconds(), brief(spec.FailureMessage()))
+	case spec.NumAttempts > 1:
+		progress("%s: ok at attempt %d, %.1f s", spec.FullText(), spec.NumAttempts, spec.RunTime.Seconds())
 	default:
 		progress("%s: ok, %.1f s", spec.FullText(), spec.RunTime.Seconds())
 	}
 })
+
+// fullTitle is how a person is told about a spec; what comes before and after all
+// specs has no text.
+func fullTitle(spec SpecReport) string {
+	if text := spec.FullText(); text != "" {
+		return text
+	}
+	return spec.LeafNodeType.String()
+}
