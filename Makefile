@@ -19,6 +19,9 @@ ATTEMPTS ?= 2
 # Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
 KILLS ?= 200
 SEED ?=
+# Name of the image that webhook-image builds, and architectures of the packages.
+IMAGE ?= localhost/guard/webhook:dev
+PACKAGE_GOARCH ?= amd64 arm64
 # Blocks of bench-node, a multiple of 4, and pods of each kind in a block.
 BLOCKS ?= 12
 PODS ?= 6
@@ -58,6 +61,17 @@ guard-webhook: ## Build the webhook server: _output/bin/guard-webhook
 promtool: ## Build the checker of alert rules: _output/bin/promtool
 	@CGO_ENABLED=0 $(go) -C build/promtool build -trimpath -ldflags='-s -w' -tags=remove_all_sd \
 		-o ../../_output/bin/promtool github.com/prometheus/prometheus/cmd/promtool
+
+.PHONY: webhook-image
+webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
+	@docker build --quiet --file=build/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
+
+# The kubelets of both architectures; the module of nfpm is apart from this one.
+.PHONY: packages
+packages: ## Build deb and rpm of the guarded kubelet for amd64 and arm64: _output/packages/
+	@for goarch in $(PACKAGE_GOARCH); do $(guard_build) kubelet --goarch="$$goarch" || exit; done
+	@CGO_ENABLED=0 $(go) -C build/packages build -trimpath -o ../../_output/bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
+	@scripts/packages.sh "$$($(guard_build) version)" $(PACKAGE_GOARCH)
 
 .PHONY: binaries
 binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node runs: both kubelets, control plane, node parts
@@ -123,6 +137,15 @@ test-alerts: promtool ## Check the alert rules and run their tests with Promethe
 	else \
 		echo '0 passed, 1 failed'; exit 1; \
 	fi
+
+.PHONY: e2e-cgroup2
+e2e-cgroup2: binaries node-e2e ## Run the incidents on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 20 minutes)
+	@$(go) run ./cmd/guard-vm suite --label-filter='$(or $(LABELS),incident)'
+
+.PHONY: test-packages
+test-packages: packages binaries ## Install, use and remove deb and rpm on a node with systemd, in an emulated machine (15 minutes)
+	@$(go) test -c -o _output/bin/packages-e2e.test ./node-e2e/packages
+	@$(go) run ./cmd/guard-vm packages
 
 .PHONY: prove
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)

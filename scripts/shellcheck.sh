@@ -12,4 +12,4 @@ if ! command -v shellcheck >/dev/null; then
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq shellcheck; } >/dev/null
 fi
 
-shellcheck scripts/*.sh .ci/run
+shellcheck scripts/*.sh build/packages/scripts/*.sh node-e2e/vm/guest/*.sh .ci/run

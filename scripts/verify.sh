@@ -36,7 +36,10 @@ formatted() {
 }
 
 modules() {
-	go mod verify >/dev/null && go -C build/node mod verify >/dev/null && go -C build/promtool mod verify >/dev/null
+	local module
+	for module in . build/node build/packages build/promtool; do
+		go -C "$module" mod verify >/dev/null || return
+	done
 }
 
 check 'gofmt' formatted

@@ -55,6 +55,22 @@ func newTreeCommand(o *options) *cobra.Command {
 	}
 }
 
+func newVersionCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the upstream version that --kube-version stands for, which names folders below _output",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, u, err := o.resolve()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), u.Version)
+			return nil
+		},
+	}
+}
+
 func newPinCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "pin",

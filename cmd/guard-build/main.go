@@ -60,6 +60,7 @@ func newCommand() *cobra.Command {
 		newTestCommand(o),
 		newProveCommand(o),
 		newTreeCommand(o),
+		newVersionCommand(o),
 		newPinCommand(o),
 		newPatchesCommand(o),
 	)

@@ -1,0 +1,105 @@
+// Command guard-vm runs the node suite, or the test of the packages, in an emulated
+// machine with cgroup v2. It builds nothing: make does.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/vm"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	config := vm.Config{Log: os.Stderr}
+	cmd := &cobra.Command{
+		Use:           "guard-vm",
+		Short:         "Run tests in an emulated machine with cgroup v2",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	flags := cmd.PersistentFlags()
+	flags.StringVar(&config.OutputDir, "output", "_output", "folder with the built programs; receives cgroup2/")
+	flags.StringVar(&config.ManifestDir, "manifests", "manifests", "folder with the manifests that a cluster of guarded nodes needs")
+	cmd.AddCommand(newSuiteCommand(&config), newPackagesCommand(&config))
+	return cmd
+}
+
+func newSuiteCommand(config *vm.Config) *cobra.Command {
+	var kubelet, labelFilter, focus string
+	cmd := &cobra.Command{
+		Use:   "suite",
+		Short: "Run specs of the node suite",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := e2e.ParseVariant(kubelet); err != nil {
+				return fmt.Errorf("--kubelet: %w", err)
+			}
+			config.Command = []string{
+				"bin/node-e2e.test", "-test.run=^TestNode$", "-test.timeout=0", "-kubelet=" + kubelet,
+				"-output=/output", "-manifests=/manifests", "-results=/results/results.json",
+				"-ginkgo.label-filter=" + labelFilter, "-ginkgo.focus=" + focus, "-ginkgo.v", "-ginkgo.no-color",
+			}
+			code, err := vm.Run(cmd.Context(), *config)
+			if err != nil {
+				return err
+			}
+			results, err := e2e.ReadResults(filepath.Join(config.Results(), "results.json"))
+			if err != nil {
+				return fmt.Errorf("the suite ended with exit code %d and without results, see %s: %w", code, config.Results(), err)
+			}
+			for _, failure := range results.Failures {
+				fmt.Fprintf(cmd.OutOrStdout(), "FAILED: %s\n", failure)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "kubelet %s on cgroup v2: %d passed, %d failed\n", results.Version, results.Passed, results.Failed)
+			switch {
+			case code != 0:
+				return fmt.Errorf("the suite ended with exit code %d, see %s", code, config.Results())
+			case results.Passed == 0:
+				return errors.New("no spec ran: --label-filter or --focus selects none")
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&kubelet, "kubelet", string(e2e.Guarded), "kubelet of the node: stock or guarded")
+	flags.StringVar(&labelFilter, "label-filter", "incident", "Ginkgo label filter")
+	flags.StringVar(&focus, "focus", "", "regular expression that the names of the specs match")
+	return cmd
+}
+
+func newPackagesCommand(config *vm.Config) *cobra.Command {
+	return &cobra.Command{
+		Use:   "packages",
+		Short: "Install and remove the deb and the rpm on a node with systemd",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config.Command = []string{"bin/packages-e2e.test", "-test.v", "-test.timeout=0", "-throwaway-machine=/output"}
+			code, err := vm.Run(cmd.Context(), *config)
+			if err != nil {
+				return err
+			}
+			if code != 0 {
+				return fmt.Errorf("the test ended with exit code %d, see %s", code, filepath.Join(config.Results(), "console.log"))
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "packages on cgroup v2: 2 passed, 0 failed")
+			return nil
+		},
+	}
+}

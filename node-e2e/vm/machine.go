@@ -1,0 +1,119 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// memoryMiB is the guest's memory: a control plane, a node and their page cache.
+const memoryMiB = 4096
+
+// Config says what to run.
+type Config struct {
+	// OutputDir is the folder with the built programs. In the guest it is /output, with
+	// bin, node, packages and v1.36.3 as here and clusters and e2e of its own.
+	OutputDir string
+	// ManifestDir is in the guest at /manifests.
+	ManifestDir string
+	// Command is the program with its arguments. Its working directory is /output, and
+	// what it writes into /results is afterwards in Results.
+	Command []string
+	// Log receives progress, and the console of the guest.
+	Log io.Writer
+}
+
+// Dir is where the root file systems and the results are.
+func (c Config) Dir() string { return filepath.Join(c.OutputDir, "cgroup2") }
+
+// Results is the folder with what the guest left: its console, the logs of its
+// clusters, and what the program wrote.
+func (c Config) Results() string { return filepath.Join(c.Dir(), "results") }
+
+// Run starts the machine, runs the command in it and returns the command's exit code
+// when the machine has ended. The machine ends with the context, too.
+func Run(ctx context.Context, c Config) (int, error) {
+	for _, argument := range c.Command {
+		if strings.Contains(argument, "\n") {
+			return 0, fmt.Errorf("argument %q: a newline cannot be passed", argument)
+		}
+	}
+	if err := requirePrograms(map[string]string{"qemu-system-x86_64": "qemu-system-x86"}); err != nil {
+		return 0, err
+	}
+	for _, dir := range []*string{&c.OutputDir, &c.ManifestDir} {
+		absolute, err := filepath.Abs(*dir)
+		if err != nil {
+			return 0, err
+		}
+		*dir = absolute
+	}
+	disk, err := prepareRoot(ctx, c.Dir(), c.Log)
+	if err != nil {
+		return 0, fmt.Errorf("root file system of the emulated machine: %w", err)
+	}
+	if err := os.RemoveAll(c.Results()); err != nil {
+		return 0, err
+	}
+	if err := os.MkdirAll(c.Results(), 0o755); err != nil {
+		return 0, err
+	}
+	if err := os.WriteFile(filepath.Join(c.Results(), "command"), []byte(strings.Join(c.Command, "\n")+"\n"), 0o644); err != nil {
+		return 0, err
+	}
+	console := filepath.Join(c.Results(), "console.log")
+	fmt.Fprintf(c.Log, "Starting the emulated machine; its console is %s\n", console)
+
+	started := time.Now()
+	qemu := exec.CommandContext(ctx, "nice", append([]string{"--adjustment=10", "qemu-system-x86_64"}, arguments(c, disk, console)...)...)
+	output, err := qemu.CombinedOutput()
+	if ctx.Err() != nil {
+		return 0, fmt.Errorf("interrupted, the emulated machine is off: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("qemu: %w: %s", err, output)
+	}
+	fmt.Fprintf(c.Log, "The emulated machine has ended after %s\n", time.Since(started).Round(time.Second))
+	code, err := os.ReadFile(filepath.Join(c.Results(), "exit-code"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("the emulated machine ended without a result, see %s", console)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(code)))
+}
+
+// arguments are qemu's.
+func arguments(c Config, disk root, console string) []string {
+	arguments := []string{
+		// One thread, which executes one instruction in one nanosecond of the guest's
+		// time: the guest has a slow clock instead of a slow processor. While it waits,
+		// time passes as here, since the files come from here.
+		"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on", "-rtc", "clock=vm",
+		"-cpu", "max", "-smp", "1", "-m", strconv.Itoa(memoryMiB),
+		"-nodefaults", "-nographic", "-no-reboot",
+		"-serial", "file:" + console,
+		"-kernel", disk.kernel, "-initrd", disk.initrd,
+		"-append", "root=/dev/vda rw console=ttyS0 quiet systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
+		// What the guest writes is gone afterwards: the next run finds the same disk.
+		"-drive", "file=" + disk.image + ",format=raw,if=virtio,cache=unsafe", "-snapshot",
+		"-device", "virtio-rng-pci",
+	}
+	for _, share := range []struct{ tag, options string }{
+		{"programs", "path=" + c.OutputDir + ",readonly=on"},
+		{"manifests", "path=" + c.ManifestDir + ",readonly=on"},
+		{"results", "path=" + c.Results()},
+	} {
+		arguments = append(arguments, "-virtfs", "local,security_model=none,mount_tag="+share.tag+","+share.options)
+	}
+	return arguments
+}

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes the deb and the rpm of guarded kubelets that are built, one pair for each
+# architecture: packages.sh v1.36.3 amd64 arm64.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+upstream=${1:?the upstream version, for example v1.36.3}
+shift
+nfpm=_output/bin/nfpm
+here=$(env -u GOARCH -u GOOS go env GOARCH)
+
+# The same bytes for the same commit, whoever builds them and when.
+if [[ -z ${SOURCE_DATE_EPOCH:-} ]]; then
+	SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+fi
+export SOURCE_DATE_EPOCH
+
+# The guard's release, as the kubelet itself reports it.
+release=$(sed -n 's/^const Release = "\(.*\)"$/\1/p' build/release.go)
+export PACKAGE_VERSION=${upstream#v}+guard.$release
+
+mkdir -p _output/packages
+for GOARCH in "$@"; do
+	KUBELET=_output/$upstream/linux-$GOARCH/kubelet
+	if [[ $GOARCH == "$here" ]]; then
+		KUBELET=_output/$upstream/kubelet
+	fi
+	if [[ ! -x $KUBELET ]]; then
+		printf '%s is not built: make kubelet GOARCH=%s\n' "$KUBELET" "$GOARCH" >&2
+		exit 1
+	fi
+	export GOARCH KUBELET
+	for format in deb rpm; do
+		"$nfpm" package --config build/packages/nfpm.yaml --packager "$format" --target _output/packages/
+	done
+done
