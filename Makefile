@@ -139,11 +139,11 @@ test-alerts: promtool ## Check the alert rules and run their tests with Promethe
 	fi
 
 .PHONY: e2e-cgroup2
-e2e-cgroup2: binaries node-e2e ## Run the incidents on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 20 minutes)
+e2e-cgroup2: binaries node-e2e ## Run the incidents on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 25 minutes)
 	@$(go) run ./cmd/guard-vm suite --label-filter='$(or $(LABELS),incident)'
 
 .PHONY: test-packages
-test-packages: packages binaries ## Install, use and remove deb and rpm on a node with systemd, in an emulated machine (15 minutes)
+test-packages: packages binaries ## Install, use and remove deb and rpm on a node with systemd, in an emulated machine (10 minutes)
 	@$(go) test -c -o _output/bin/packages-e2e.test ./node-e2e/packages
 	@$(go) run ./cmd/guard-vm packages
 
