@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes the deb and the rpm of guarded kubelets that are built, one pair for each
-# architecture: packages.sh v1.36.3 amd64 arm64.
+# architecture: packages.sh v1.36.3+guard.0.1.0 amd64 arm64.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-upstream=${1:?the upstream version, for example v1.36.3}
+version=${1:?the version of the guarded kubelet, for example v1.36.3+guard.0.1.0}
+upstream=${version%%+*}
 shift
 nfpm=_output/bin/nfpm
 here=$(env -u GOARCH -u GOOS go env GOARCH)
@@ -15,9 +16,7 @@ if [[ -z ${SOURCE_DATE_EPOCH:-} ]]; then
 fi
 export SOURCE_DATE_EPOCH
 
-# The guard's release, as the kubelet itself reports it.
-release=$(sed -n 's/^const Release = "\(.*\)"$/\1/p' build/release.go)
-export PACKAGE_VERSION=${upstream#v}+guard.$release
+export PACKAGE_VERSION=${version#v}
 
 mkdir -p _output/packages
 for GOARCH in "$@"; do

@@ -58,14 +58,14 @@ func newTreeCommand(o *options) *cobra.Command {
 func newVersionCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print the upstream version that --kube-version stands for, which names folders below _output",
+		Short: "Print the version that the guarded kubelet of --kube-version reports",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, u, err := o.resolve()
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), u.Version)
+			fmt.Fprintln(cmd.OutOrStdout(), build.GuardedVersion(u.Version))
 			return nil
 		},
 	}

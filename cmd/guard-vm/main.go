@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -95,10 +96,16 @@ func newPackagesCommand(config *vm.Config) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if code != 0 {
-				return fmt.Errorf("the test ended with exit code %d, see %s", code, filepath.Join(config.Results(), "console.log"))
+			console, err := os.ReadFile(config.Console())
+			if err != nil {
+				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "packages on cgroup v2: 2 passed, 0 failed")
+			passed := strings.Count(string(console), "--- PASS: TestInstall/")
+			failed := strings.Count(string(console), "--- FAIL: TestInstall/")
+			fmt.Fprintf(cmd.OutOrStdout(), "packages on cgroup v2: %d passed, %d failed\n", passed, failed)
+			if code != 0 || passed == 0 {
+				return fmt.Errorf("the test ended with exit code %d, see %s", code, config.Console())
+			}
 			return nil
 		},
 	}

@@ -120,7 +120,7 @@ func newMachine(t *testing.T, output string) *machine {
 	m.cluster, err = embedded.Start(starting, embedded.Config{
 		Name:    "packages",
 		Dir:     filepath.Join(output, "clusters", "packages"),
-		KubeDir: filepath.Join(output, "v1.36.3"),
+		KubeDir: filepath.Join(output, upstream),
 		NodeDir: m.nodeBin,
 		Kubelet: filepath.Join(output, "bin", "kubelet"),
 		Log:     t.Output(),

@@ -27,7 +27,8 @@ type Config struct {
 	// Command is the program with its arguments. Its working directory is /output, and
 	// what it writes into /results is afterwards in Results.
 	Command []string
-	// Log receives progress, and the console of the guest.
+	// Log receives progress, and what the making of the root file system prints. The
+	// console of the guest is a file in Results.
 	Log io.Writer
 }
 
@@ -37,6 +38,9 @@ func (c Config) Dir() string { return filepath.Join(c.OutputDir, "cgroup2") }
 // Results is the folder with what the guest left: its console, the logs of its
 // clusters, and what the program wrote.
 func (c Config) Results() string { return filepath.Join(c.Dir(), "results") }
+
+// Console is the file with what the guest printed.
+func (c Config) Console() string { return filepath.Join(c.Results(), "console.log") }
 
 // Run starts the machine, runs the command in it and returns the command's exit code
 // when the machine has ended. The machine ends with the context, too.
@@ -69,11 +73,10 @@ func Run(ctx context.Context, c Config) (int, error) {
 	if err := os.WriteFile(filepath.Join(c.Results(), "command"), []byte(strings.Join(c.Command, "\n")+"\n"), 0o644); err != nil {
 		return 0, err
 	}
-	console := filepath.Join(c.Results(), "console.log")
-	fmt.Fprintf(c.Log, "Starting the emulated machine; its console is %s\n", console)
+	fmt.Fprintf(c.Log, "Starting the emulated machine; its console is %s\n", c.Console())
 
 	started := time.Now()
-	qemu := exec.CommandContext(ctx, "nice", append([]string{"--adjustment=10", "qemu-system-x86_64"}, arguments(c, disk, console)...)...)
+	qemu := exec.CommandContext(ctx, "nice", append([]string{"--adjustment=10", "qemu-system-x86_64"}, arguments(c, disk)...)...)
 	output, err := qemu.CombinedOutput()
 	if ctx.Err() != nil {
 		return 0, fmt.Errorf("interrupted, the emulated machine is off: %w", context.Cause(ctx))
@@ -84,7 +87,7 @@ func Run(ctx context.Context, c Config) (int, error) {
 	fmt.Fprintf(c.Log, "The emulated machine has ended after %s\n", time.Since(started).Round(time.Second))
 	code, err := os.ReadFile(filepath.Join(c.Results(), "exit-code"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("the emulated machine ended without a result, see %s", console)
+		return 0, fmt.Errorf("the emulated machine ended without a result, see %s", c.Console())
 	}
 	if err != nil {
 		return 0, err
@@ -93,7 +96,7 @@ func Run(ctx context.Context, c Config) (int, error) {
 }
 
 // arguments are qemu's.
-func arguments(c Config, disk root, console string) []string {
+func arguments(c Config, disk root) []string {
 	arguments := []string{
 		// One thread, which executes one instruction in one nanosecond of the guest's
 		// time: the guest has a slow clock instead of a slow processor. While it waits,
@@ -101,7 +104,7 @@ func arguments(c Config, disk root, console string) []string {
 		"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on", "-rtc", "clock=vm",
 		"-cpu", "max", "-smp", "1", "-m", strconv.Itoa(memoryMiB),
 		"-nodefaults", "-nographic", "-no-reboot",
-		"-serial", "file:" + console,
+		"-serial", "file:" + c.Console(),
 		"-kernel", disk.kernel, "-initrd", disk.initrd,
 		"-append", "root=/dev/vda rw console=ttyS0 quiet systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
 		// What the guest writes is gone afterwards: the next run finds the same disk.
