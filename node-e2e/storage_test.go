@@ -44,8 +44,8 @@ var _ = Describe("A storage that is replaced under a running kubelet", func() {
 		snapshot := saveStorage(ctx)
 		releaseLeft(pod)
 		snapshot.empty(ctx)
+		// No event is awaited: see expectEvents.
 		s.awaitHeld(ctx, pod, guard.PodVanished)
-		expectNodeEvent(ctx, guard.EventKillRefused, string(pod.uid), string(guard.PodVanished))
 		snapshot.restore(ctx)
 		s.awaitKnownAgain(ctx, pod)
 		expectState(Default, ctx, pod, guard.Protected)
