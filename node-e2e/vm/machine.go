@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"kubelet-guard.io/node-e2e/debian"
 )
 
 // memoryMiB is the guest's memory: a control plane, a node and their page cache.
@@ -50,7 +52,7 @@ func Run(ctx context.Context, c Config) (int, error) {
 			return 0, fmt.Errorf("argument %q: a newline cannot be passed", argument)
 		}
 	}
-	if err := requirePrograms(map[string]string{"qemu-system-x86_64": "qemu-system-x86"}); err != nil {
+	if err := debian.RequirePrograms(map[string]string{"qemu-system-x86_64": "qemu-system-x86"}); err != nil {
 		return 0, err
 	}
 	for _, dir := range []*string{&c.OutputDir, &c.ManifestDir} {

@@ -2,25 +2,22 @@ package vm
 
 import (
 	"context"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
+
+	"kubelet-guard.io/node-e2e/debian"
 )
 
-// Debian of the emulated machine. rpm is there for the test of the package.
+// rpm is there for the test of the package.
+var packages = []string{"systemd-sysv", "kmod", "iproute2", "initramfs-tools", "rpm"}
+
 const (
-	suite    = "bookworm"
-	mirror   = "http://deb.debian.org/debian"
-	packages = "systemd-sysv,kmod,iproute2,initramfs-tools,rpm"
-	kernel   = "linux-image-amd64"
+	kernel = "linux-image-amd64"
 	// diskSize is what the image may grow to; unused blocks are holes.
 	diskSize = 6 << 30
 )
@@ -50,11 +47,11 @@ func prepareRoot(ctx context.Context, dir string, log io.Writer) (root, error) {
 	if runtime.GOARCH != "amd64" {
 		return root{}, fmt.Errorf("the emulated machine is an amd64 one and runs the programs that are built here, for %s", runtime.GOARCH)
 	}
-	files, err := guestFiles()
+	content, err := guestTree()
 	if err != nil {
 		return root{}, err
 	}
-	dir = filepath.Join(dir, "root-"+fingerprint(files))
+	dir = filepath.Join(dir, "root-"+content.Fingerprint(kernel, diskSize))
 	made := root{
 		image:  filepath.Join(dir, "disk.img"),
 		kernel: filepath.Join(dir, "vmlinuz"),
@@ -64,52 +61,19 @@ func prepareRoot(ctx context.Context, dir string, log io.Writer) (root, error) {
 	if _, err := os.Stat(made.image); err == nil {
 		return made, nil
 	}
-	if os.Geteuid() != 0 {
-		return root{}, fmt.Errorf("making a root file system needs root")
-	}
-	if err := requirePrograms(map[string]string{"debootstrap": "debootstrap", "mke2fs": "e2fsprogs", "chroot": "coreutils"}); err != nil {
+	if err := debian.RequirePrograms(map[string]string{"mke2fs": "e2fsprogs"}); err != nil {
 		return root{}, err
 	}
 	tree := filepath.Join(dir, "tree")
 	if err := os.RemoveAll(dir); err != nil {
 		return root{}, err
 	}
-	if err := os.MkdirAll(tree, 0o755); err != nil {
+	fmt.Fprintf(log, "Making the root file system of Debian %s in %s\n", debian.Suite, dir)
+	if err := content.Make(ctx, tree, log); err != nil {
 		return root{}, err
-	}
-	fmt.Fprintf(log, "Making the root file system of Debian %s in %s\n", suite, dir)
-	if err := run(ctx, log, "debootstrap", "--variant=minbase", "--include="+packages, suite, tree, mirror); err != nil {
-		return root{}, err
-	}
-	for path, content := range files {
-		mode := fs.FileMode(0o644)
-		if strings.HasSuffix(path, ".sh") {
-			mode = 0o755
-		}
-		path = filepath.Join(tree, path)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return root{}, err
-		}
-		if err := os.WriteFile(path, content, mode); err != nil {
-			return root{}, err
-		}
-	}
-	units := filepath.Join(tree, "etc", "systemd", "system")
-	links := map[string]string{filepath.Join(units, "multi-user.target.wants", "guest.service"): "../guest.service"}
-	for _, unit := range unwanted {
-		links[filepath.Join(units, unit)] = os.DevNull
-	}
-	for link, target := range links {
-		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
-			return root{}, err
-		}
-		if err := os.Symlink(target, link); err != nil {
-			return root{}, err
-		}
 	}
 	// The kernel goes last: its installation makes the initial file system.
-	if err := run(ctx, log, "chroot", tree, "env", "DEBIAN_FRONTEND=noninteractive",
-		"apt-get", "install", "--yes", "--quiet", "--no-install-recommends", kernel); err != nil {
+	if err := debian.Install(ctx, tree, log, kernel); err != nil {
 		return root{}, err
 	}
 	for pattern, to := range map[string]string{"vmlinuz-*": made.kernel, "initrd.img-*": made.initrd} {
@@ -122,7 +86,7 @@ func prepareRoot(ctx context.Context, dir string, log io.Writer) (root, error) {
 		}
 	}
 	partial := made.image + ".partial"
-	if err := run(ctx, log, "mke2fs", "-q", "-t", "ext4", "-d", tree, partial, fmt.Sprint(diskSize>>10)); err != nil {
+	if err := debian.Run(ctx, log, "mke2fs", "-q", "-t", "ext4", "-d", tree, partial, fmt.Sprint(diskSize>>10)); err != nil {
 		return root{}, err
 	}
 	if err := os.RemoveAll(tree); err != nil {
@@ -131,51 +95,34 @@ func prepareRoot(ctx context.Context, dir string, log io.Writer) (root, error) {
 	return made, os.Rename(partial, made.image)
 }
 
-// guestFiles are the files of ours in the root file system, by path.
-func guestFiles() (map[string][]byte, error) {
-	files := map[string][]byte{
-		"etc/fstab":                        []byte("/dev/vda / ext4 defaults 0 1\n"),
-		"etc/hostname":                     []byte("guest\n"),
-		"etc/hosts":                        []byte("127.0.0.1 localhost guest\n"),
-		"etc/initramfs-tools/conf.d/guest": []byte("MODULES=list\n"),
-		"etc/initramfs-tools/modules":      []byte(initialModules),
+// guestTree is the root file system without its kernel.
+func guestTree() (debian.Tree, error) {
+	tree := debian.Tree{
+		Packages: packages,
+		Files: map[string]debian.File{
+			"etc/fstab":                        {Content: []byte("/dev/vda / ext4 defaults 0 1\n"), Mode: 0o644},
+			"etc/hostname":                     {Content: []byte("guest\n"), Mode: 0o644},
+			"etc/hosts":                        {Content: []byte("127.0.0.1 localhost guest\n"), Mode: 0o644},
+			"etc/initramfs-tools/conf.d/guest": {Content: []byte("MODULES=list\n"), Mode: 0o644},
+			"etc/initramfs-tools/modules":      {Content: []byte(initialModules), Mode: 0o644},
+		},
+		Links: map[string]string{"etc/systemd/system/multi-user.target.wants/guest.service": "../guest.service"},
 	}
-	for name, path := range map[string]string{"guest.sh": "guest.sh", "guest.service": "etc/systemd/system/guest.service"} {
+	for name, file := range map[string]struct {
+		path string
+		mode fs.FileMode
+	}{
+		"guest.sh":      {"guest.sh", 0o755},
+		"guest.service": {"etc/systemd/system/guest.service", 0o644},
+	} {
 		content, err := guest.ReadFile("guest/" + name)
 		if err != nil {
-			return nil, err
+			return debian.Tree{}, err
 		}
-		files[path] = content
+		tree.Files[file.path] = debian.File{Content: content, Mode: file.mode}
 	}
-	return files, nil
-}
-
-// fingerprint identifies what a root file system is made of.
-func fingerprint(files map[string][]byte) string {
-	// A map is printed in the order of its keys.
-	sum := sha256.Sum256(fmt.Append(nil, suite, mirror, packages, kernel, diskSize, unwanted, files))
-	return hex.EncodeToString(sum[:6])
-}
-
-// requirePrograms is an error that names the Debian packages to install.
-func requirePrograms(packageOf map[string]string) error {
-	var missing []string
-	for program, name := range packageOf {
-		if _, err := exec.LookPath(program); err != nil {
-			missing = append(missing, name)
-		}
+	for _, unit := range unwanted {
+		tree.Links["etc/systemd/system/"+unit] = os.DevNull
 	}
-	if len(missing) > 0 {
-		return fmt.Errorf("not installed: apt-get install --no-install-recommends %s", strings.Join(missing, " "))
-	}
-	return nil
-}
-
-func run(ctx context.Context, log io.Writer, command ...string) error {
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w", strings.Join(command, " "), err)
-	}
-	return nil
+	return tree, nil
 }
