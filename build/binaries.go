@@ -46,6 +46,12 @@ var ControlPlane = []Binary{
 	{Name: "kubectl", Package: "./cmd/kubectl", Tree: Stock},
 }
 
+// kindBinaries are the unpatched programs that a kind cluster has in addition.
+var kindBinaries = []Binary{
+	{Name: "kubeadm", Package: "./cmd/kubeadm", Tree: Stock},
+	{Name: "kube-proxy", Package: "./cmd/kube-proxy", Tree: Stock},
+}
+
 // Build builds programs for linux/goarch; the empty goarch means this machine's.
 // Results go to _output/<version>, those for another architecture to
 // _output/<version>/linux-<goarch>. The two kubelets of this machine's

@@ -13,10 +13,11 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// NodePart is a program that a node needs beside Kubernetes. The list of them is
-// build/node/parts.yaml, which also says what the fields mean.
+// NodePart is a program that a node needs beside Kubernetes. The lists of them are
+// build/node/parts.yaml, which also says what the fields mean, and
+// build/kind/parts.yaml.
 type NodePart struct {
-	// Name is the file name below _output/node/bin.
+	// Name is the file name below _output/node/bin or _output/kind/bin.
 	Name string `json:"name"`
 	// Module is the module that Package is in.
 	Module string `json:"module"`
@@ -64,17 +65,32 @@ func LoadNodeParts(file string) ([]NodePart, error) {
 // BuildNodeParts builds the programs of build/node/parts.yaml, for this machine,
 // into _output/node/bin. Progress is written to out.
 func (r Repo) BuildNodeParts(ctx context.Context, out io.Writer) error {
-	pinned := r.path("build", "node")
-	parts, err := LoadNodeParts(filepath.Join(pinned, "parts.yaml"))
+	return r.buildParts(ctx, r.path("build", "node", "parts.yaml"), r.path("build", "node"), r.path("_output", "node", "bin"), out)
+}
+
+// BuildKindParts builds what a node of a kind cluster needs beside the node parts, for
+// this machine: kubeadm and kube-proxy into _output/<version>, the programs of
+// build/kind/parts.yaml into _output/kind/bin. Progress is written to out.
+func (r Repo) BuildKindParts(ctx context.Context, u Upstream, out io.Writer) error {
+	if err := r.Build(ctx, u, "", kindBinaries, out); err != nil {
+		return err
+	}
+	return r.buildParts(ctx, r.path("build", "kind", "parts.yaml"), r.path("build", "kind", "coredns"), r.path("_output", "kind", "bin"), out)
+}
+
+// buildParts builds the programs of a list into a folder. Programs of other modules
+// are built in the module that pins them.
+func (r Repo) buildParts(ctx context.Context, list, module, results string, out io.Writer) error {
+	parts, err := LoadNodeParts(list)
 	if err != nil {
 		return err
 	}
 	for _, p := range parts {
-		dir := pinned
+		dir := module
 		if p.Module == ModulePath {
 			dir = r.Root
 		}
-		result := r.path("_output", "node", "bin", p.Name)
+		result := filepath.Join(results, p.Name)
 		if err := os.MkdirAll(filepath.Dir(result), 0o755); err != nil {
 			return err
 		}
@@ -89,7 +105,7 @@ func (r Repo) BuildNodeParts(ctx context.Context, out io.Writer) error {
 		cmd.Stdout, cmd.Stderr = out, out
 		start := time.Now()
 		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("build node part %s (%s): %w", p.Name, p.Package, err)
+			return fmt.Errorf("build %s (%s): %w", r.rel(result), p.Package, err)
 		}
 		fmt.Fprintf(out, "%s (%.0f s)\n", r.rel(result), time.Since(start).Seconds())
 	}

@@ -100,3 +100,18 @@ func newNodePartsCommand() *cobra.Command {
 		},
 	}
 }
+
+func newKindPartsCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "kind-parts",
+		Short: "Build what a kind cluster needs in addition: kubeadm, kube-proxy, CoreDNS, the pod network",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			repo, u, err := o.resolve()
+			if err != nil {
+				return err
+			}
+			return repo.BuildKindParts(cmd.Context(), u, cmd.OutOrStdout())
+		},
+	}
+}

@@ -56,6 +56,7 @@ func newCommand() *cobra.Command {
 		newBinariesCommand(o, "kubelet-stock", "Build the kubelet without the guard", []build.Binary{build.StockKubelet}),
 		newBinariesCommand(o, "control-plane", "Build the unpatched control plane and kubectl", build.ControlPlane),
 		newNodePartsCommand(),
+		newKindPartsCommand(o),
 		newUnitCommand(),
 		newTestCommand(o),
 		newProveCommand(o),

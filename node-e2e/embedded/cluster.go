@@ -22,16 +22,18 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
+
+	"kubelet-guard.io/node-e2e/images"
 )
 
 // Names of images that every cluster has. They name no registry, so pods must
 // use them with imagePullPolicy Never or IfNotPresent.
 const (
 	// PauseImage is the sandbox image.
-	PauseImage = "localhost/guard/pause:dev"
+	PauseImage = images.Pause
 	// WorkloadImage runs node-e2e/images/workload; `workload --help` lists what
 	// it can be told to do.
-	WorkloadImage = "localhost/guard/workload:dev"
+	WorkloadImage = images.Workload
 )
 
 // kubeconfigFile is the administrator's kubeconfig in the cluster's folder.

@@ -1,11 +1,7 @@
 package embedded
 
 import (
-	"archive/tar"
-	"bytes"
 	"crypto/x509"
-	"encoding/json"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -141,39 +137,6 @@ func TestCertificates(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "https://10.88.3.1:6443", config.Host)
 	require.NotEmpty(t, config.CertData)
-}
-
-func TestImages(t *testing.T) {
-	programs := t.TempDir()
-	images := append(nodeImages(programs), Image{Name: "localhost/guard/other:dev", Program: filepath.Join(programs, "other")})
-	for _, i := range images {
-		require.NoError(t, os.WriteFile(i.Program, []byte("program "+i.Name), 0o755))
-	}
-	var first, second bytes.Buffer
-	require.NoError(t, writeImages(&first, images))
-	require.NoError(t, writeImages(&second, images))
-	require.True(t, bytes.Equal(first.Bytes(), second.Bytes()), "the same programs must give the same archive")
-
-	files := map[string][]byte{}
-	for archive := tar.NewReader(&first); ; {
-		header, err := archive.Next()
-		if err == io.EOF {
-			break
-		}
-		require.NoError(t, err)
-		files[header.Name], err = io.ReadAll(archive)
-		require.NoError(t, err)
-	}
-	var manifests []imageManifest
-	require.NoError(t, json.Unmarshal(files["manifest.json"], &manifests))
-	require.Len(t, manifests, len(images))
-	for n, manifest := range manifests {
-		require.Equal(t, []string{images[n].Name}, manifest.RepoTags)
-		var config imageConfig
-		require.NoError(t, json.Unmarshal(files[manifest.Config], &config))
-		require.Equal(t, []string{"/" + filepath.Base(images[n].Program)}, config.Config.Entrypoint)
-		require.Contains(t, files, manifest.Layers[0])
-	}
 }
 
 func TestKubeletStartOptions(t *testing.T) {
