@@ -22,6 +22,9 @@ SEED ?=
 # Name of the image that webhook-image builds, and architectures of the packages.
 IMAGE ?= localhost/guard/webhook:dev
 PACKAGE_GOARCH ?= amd64 arm64
+# Name and pools of a kind cluster; empty pools are the default ones.
+NAME ?= guard
+POOLS ?=
 # Blocks of bench-node, a multiple of 4, and pods of each kind in a block.
 BLOCKS ?= 12
 PODS ?= 6
@@ -48,6 +51,10 @@ control-plane: ## Build the unpatched control plane and kubectl: _output/<versio
 .PHONY: node-parts
 node-parts: ## Build etcd, containerd, runc, CNI plugins and test images: _output/node/bin/
 	@$(guard_build) node-parts
+
+.PHONY: kind-parts
+kind-parts: ## Build what a kind cluster has besides: kubeadm, kube-proxy, CoreDNS, pod network: _output/kind/bin/
+	@$(guard_build) kind-parts
 
 .PHONY: kubectl-guard
 kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
@@ -127,6 +134,14 @@ test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard 
 		-ginkgo.label-filter='$(LABELS)' -ginkgo.flake-attempts='$(ATTEMPTS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/controlplane-e2e.log and _output/e2e/controlplane/'; \
 		grep '^FAILED: ' _output/controlplane-e2e.log; tail -n 1 _output/controlplane-e2e.log; exit $$status
+
+.PHONY: kind-up
+kind-up: binaries kind-parts ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)
+	@$(go) run ./cmd/guard-e2e kind up --name='$(NAME)' $(if $(POOLS),--pools='$(POOLS)')
+
+.PHONY: kind-down
+kind-down: ## Take the kind cluster down (NAME=guard)
+	@$(go) run ./cmd/guard-e2e kind down --name='$(NAME)'
 
 .PHONY: test-alerts
 test-alerts: promtool ## Check the alert rules and run their tests with Prometheus' own engine

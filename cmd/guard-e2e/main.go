@@ -45,6 +45,6 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&o.provider, "provider", "local", "who runs the clusters: local (kind is planned)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the clusters up and print how to use kubectl on them")
 	flags.BoolVar(&o.failFast, "fail-fast", false, "end a suite with its first failed spec")
-	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o))
+	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newKindCommand(&o))
 	return cmd
 }

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kubelet-guard.io/node-e2e/kind"
+)
+
+func newKindCommand(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kind",
+		Short: "Bring up and take down kind clusters with guarded nodes",
+		Long: `Bring up and take down kind clusters with pools of stock and guarded nodes. No
+registry is needed: the node image is made of Debian packages and of what
+"make binaries kind-parts" built. Needs root, unless Docker Engine runs already.
+
+Kubeconfig and state of a cluster are in _output/kind/NAME.`,
+	}
+	var name string
+	cmd.PersistentFlags().StringVar(&name, "name", "guard", "name of the cluster")
+	cmd.AddCommand(newKindUpCommand(o, &name), newKindDownCommand(o, &name), newKindLoadCommand(o, &name), newKindLogsCommand(o, &name))
+	return cmd
+}
+
+func newKindUpCommand(o *options, name *string) *cobra.Command {
+	var pools, kubeVersion string
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Bring a cluster up",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			parsed, err := kind.ParsePools(pools)
+			if err != nil {
+				return fmt.Errorf("--pools: %w", err)
+			}
+			started := time.Now()
+			cluster, err := kind.Up(cmd.Context(), kind.Config{
+				Name: *name, Pools: parsed, Output: o.outputDir, KubeVersion: kubeVersion, Log: cmd.ErrOrStderr(),
+			})
+			if err != nil {
+				return err
+			}
+			for _, node := range cluster.Nodes() {
+				kubelet := "stock"
+				if node.Guarded() {
+					kubelet = "guarded"
+				}
+				pool := node.Pool()
+				if pool == "" {
+					pool = "control plane"
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "  %-30s %-15s %-15s %s kubelet\n", node.Name(), node.Address(), pool, kubelet)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "Ready after %s\n", time.Since(started).Round(time.Second))
+			fmt.Fprintf(cmd.OutOrStdout(), "export KUBECONFIG=%s\n", cluster.Kubeconfig())
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&pools, "pools", kind.DefaultPools, "pools of workers: name=nodes, with :guarded for the guarded kubelet")
+	cmd.Flags().StringVar(&kubeVersion, "kube-version", "", "Kubernetes version that must have been built; empty accepts any")
+	return cmd
+}
+
+func newKindDownCommand(o *options, name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "Take a cluster down",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return kind.Remove(cmd.Context(), o.outputDir, *name)
+		},
+	}
+}
+
+func newKindLoadCommand(o *options, name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "load ARCHIVE",
+		Short: "Load the images in an archive of docker save into the nodes",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := os.Stat(args[0]); err != nil {
+				return err
+			}
+			cluster, err := kind.Attach(cmd.Context(), o.outputDir, *name)
+			if err != nil {
+				return err
+			}
+			return cluster.LoadImage(cmd.Context(), args[0])
+		},
+	}
+}
+
+func newKindLogsCommand(o *options, name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "logs DIR",
+		Short: "Collect the logs of the nodes and the objects of a cluster",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return errors.New("DIR is empty")
+			}
+			cluster, err := kind.Attach(cmd.Context(), o.outputDir, *name)
+			if err != nil {
+				return err
+			}
+			return cluster.CollectLogs(cmd.Context(), args[0])
+		},
+	}
+}

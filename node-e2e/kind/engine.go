@@ -1,0 +1,389 @@
+package kind
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// engineStart is how long Docker Engine may take until it answers; it is up in
+	// two seconds.
+	engineStart = time.Minute
+	// engineStop is how long it may take to stop its containers and to end.
+	engineStop = time.Minute
+)
+
+// engine is a Docker Engine.
+type engine struct {
+	// Host is its address, as in DOCKER_HOST; "" is the address that the docker
+	// command takes by itself.
+	Host string `json:"host,omitempty"`
+	// Own is set for an engine that this package started. Its files are in Dir.
+	Own bool `json:"own,omitempty"`
+	// Dir holds the data of an own engine, RunDir its sockets.
+	Dir    string `json:"dir,omitempty"`
+	RunDir string `json:"runDir,omitempty"`
+}
+
+// docker runs the docker command and returns what it printed. The error carries what
+// it printed to stderr, and wraps an *exec.ExitError.
+func (e engine) docker(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "docker", args...)
+	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0")
+	if e.Host != "" {
+		cmd.Env = append(cmd.Env, "DOCKER_HOST="+e.Host)
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return stdout.String(), fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// answers tells whether the engine is there.
+func (e engine) answers(ctx context.Context) error {
+	_, err := e.docker(ctx, nil, "version", "--format={{.Server.Version}}")
+	return err
+}
+
+// hasImage tells whether the engine has the image.
+func (e engine) hasImage(ctx context.Context, name string) bool {
+	_, err := e.docker(ctx, nil, "image", "inspect", "--format={{.Id}}", name)
+	return err == nil
+}
+
+// ownEngine is the engine that this package starts for an output folder.
+func ownEngine(output string) engine {
+	// The path of a socket must be short.
+	run := fmt.Sprintf("/run/kubelet-guard-kind-%x", sha256.Sum256([]byte(output)))[:34]
+	return engine{
+		Host:   "unix://" + filepath.Join(run, "docker.sock"),
+		Own:    true,
+		Dir:    filepath.Join(output, "kind", "engine"),
+		RunDir: run,
+	}
+}
+
+// findEngine returns an engine that can run nodes: the one that the docker command
+// finds, or one of our own, which it starts if it is not running.
+func findEngine(ctx context.Context, output string, log io.Writer) (engine, error) {
+	var found engine
+	reason := found.answers(ctx)
+	if reason == nil {
+		if reason = found.runsPrivileged(ctx, output); reason == nil {
+			return found, nil
+		}
+	}
+	if ctx.Err() != nil {
+		return engine{}, context.Cause(ctx)
+	}
+	own := ownEngine(output)
+	if own.answers(ctx) == nil {
+		return own, nil
+	}
+	fmt.Fprintf(log, "No usable Docker Engine (%s)\nStarting one of our own; its data and log are in %s\n", firstLine(reason), own.Dir)
+	if err := own.start(ctx, output, log); err != nil {
+		return engine{}, fmt.Errorf("starting Docker Engine: %w", err)
+	}
+	if err := own.runsPrivileged(ctx, output); err != nil {
+		return engine{}, errors.Join(err, own.stop(context.WithoutCancel(ctx)))
+	}
+	return own, nil
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+// runsPrivileged tries whether the engine can run a privileged container, as every
+// node is one.
+func (e engine) runsPrivileged(ctx context.Context, output string) error {
+	const probe = "localhost/guard/probe:v1"
+	if !e.hasImage(ctx, probe) {
+		program, err := os.ReadFile(filepath.Join(output, "node", "bin", "pause"))
+		if err != nil {
+			return fmt.Errorf("%w (make node-parts builds it)", err)
+		}
+		var image bytes.Buffer
+		archive := tar.NewWriter(&image)
+		if err := archive.WriteHeader(&tar.Header{Name: "pause", Mode: 0o755, Size: int64(len(program))}); err != nil {
+			return err
+		}
+		if _, err := archive.Write(program); err != nil {
+			return err
+		}
+		if err := archive.Close(); err != nil {
+			return err
+		}
+		if _, err := e.docker(ctx, &image, "import", "-", probe); err != nil {
+			return err
+		}
+	}
+	id, err := e.docker(ctx, nil, "create", "--privileged", "--network=none", probe, "/pause")
+	if err != nil {
+		return err
+	}
+	id = strings.TrimSpace(id)
+	_, err = e.docker(ctx, nil, "start", id)
+	_, removed := e.docker(context.WithoutCancel(ctx), nil, "rm", "--force", "--volumes", id)
+	if err != nil {
+		return fmt.Errorf("a privileged container does not start: %w", err)
+	}
+	return removed
+}
+
+// start starts the engine. It stays when this process ends.
+func (e engine) start(ctx context.Context, output string, log io.Writer) error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root; start Docker yourself, or set DOCKER_HOST to an engine that may run privileged containers")
+	}
+	if err := installPackages(ctx, log, map[string]string{"dockerd": "docker.io", "docker": "docker.io", "runc": "runc", "iptables": "iptables"}); err != nil {
+		return err
+	}
+	wrapper := filepath.Join(output, "kind", "bin", "runc-bounded")
+	if _, err := os.Stat(wrapper); err != nil {
+		return fmt.Errorf("%w (make kind-parts builds it)", err)
+	}
+	for _, dir := range []string{e.Dir, e.RunDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	config, err := json.MarshalIndent(map[string]any{
+		"hosts":     []string{e.Host},
+		"data-root": filepath.Join(e.Dir, "data"),
+		"exec-root": filepath.Join(e.RunDir, "exec"),
+		"pidfile":   e.pidFile(),
+		// kind makes a network of its own.
+		"bridge":          "none",
+		"default-runtime": "bounded",
+		"runtimes":        map[string]any{"bounded": map[string]any{"path": wrapper}},
+		"log-level":       "warn",
+	}, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(e.configFile(), append(config, '\n'), 0o644); err != nil {
+		return err
+	}
+	logFile, err := os.Create(filepath.Join(e.Dir, "dockerd.log"))
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+	daemon := exec.Command("dockerd", "--config-file="+e.configFile())
+	daemon.Stdout, daemon.Stderr = logFile, logFile
+	daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := daemon.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- daemon.Wait() }()
+	err = poll(ctx, engineStart, 200*time.Millisecond, func(ctx context.Context) error {
+		select {
+		case err := <-ended:
+			return final{fmt.Errorf("dockerd ended (%w), see %s", err, logFile.Name())}
+		default:
+			return e.answers(ctx)
+		}
+	})
+	if err != nil {
+		return errors.Join(err, e.stop(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+func (e engine) configFile() string { return filepath.Join(e.Dir, "daemon.json") }
+func (e engine) pidFile() string    { return filepath.Join(e.RunDir, "dockerd.pid") }
+
+// stop ends an own engine and removes what it left on the machine except its data:
+// images are worth keeping. An engine that does not run is no error.
+func (e engine) stop(ctx context.Context) error {
+	if !e.Own {
+		return nil
+	}
+	if e.answers(ctx) == nil {
+		// The engine does not remove the bridge when it ends.
+		if _, err := e.docker(ctx, nil, "network", "prune", "--force"); err != nil {
+			return err
+		}
+	}
+	pid, err := e.pid()
+	if err != nil {
+		return err
+	}
+	if pid != 0 {
+		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("ending dockerd (process %d): %w", pid, err)
+		}
+		err := poll(ctx, engineStop, 100*time.Millisecond, func(context.Context) error {
+			if unix.Kill(pid, 0) == nil && !zombie(pid) {
+				return fmt.Errorf("dockerd (process %d) is still there", pid)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{e.RunDir, e.Dir} {
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+		if err != nil {
+			return err
+		}
+		// The innermost first.
+		for i := len(mounts) - 1; i >= 0; i-- {
+			if err := unix.Unmount(mounts[i].Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+				return fmt.Errorf("unmounting %s: %w", mounts[i].Mountpoint, err)
+			}
+		}
+	}
+	return os.RemoveAll(e.RunDir)
+}
+
+// pid is the process of an own engine, 0 if there is none.
+func (e engine) pid() (int, error) {
+	content, err := os.ReadFile(e.pidFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(content)))
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", e.pidFile(), err)
+	}
+	// After a crash, the number may be another program's by now.
+	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || !strings.Contains(string(command), e.configFile()) {
+		return 0, nil
+	}
+	return pid, nil
+}
+
+// zombie tells whether a process has ended and is only not yet waited for.
+func zombie(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return strings.HasPrefix(after, "Z")
+}
+
+// installPackages installs the Debian packages of programs that are not there.
+func installPackages(ctx context.Context, log io.Writer, packageOf map[string]string) error {
+	missing := map[string]bool{}
+	for program, name := range packageOf {
+		if _, err := exec.LookPath(program); err != nil {
+			missing[name] = true
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	args := []string{"install", "--yes", "--quiet", "--no-install-recommends"}
+	for name := range missing {
+		args = append(args, name)
+	}
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return fmt.Errorf("not installed, and no apt-get that could install it: %s", strings.Join(args[4:], " "))
+	}
+	for _, args := range [][]string{{"update", "--quiet"}, args} {
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		cmd.Stdout, cmd.Stderr = log, log
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("apt-get %s: %w", strings.Join(args, " "), err)
+		}
+	}
+	return nil
+}
+
+// inotifyInstances is the kernel's limit per user. Every node's systemd, containerd
+// and kubelet take some, and the usual 128 are gone after two nodes.
+const (
+	inotifyInstances = "/proc/sys/fs/inotify/max_user_instances"
+	inotifyWanted    = 1024
+)
+
+// raiseInotify raises the limit if it is lower than wanted and returns what it was, or
+// 0 if nothing was changed.
+func raiseInotify(log io.Writer) (int, error) {
+	content, err := os.ReadFile(inotifyInstances)
+	if err != nil {
+		return 0, nil // not this kernel's to limit, or not here
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(content)))
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", inotifyInstances, err)
+	}
+	// What kind's documentation asks for.
+	if limit >= 512 {
+		return 0, nil
+	}
+	if err := setInotify(inotifyWanted); err != nil {
+		return 0, fmt.Errorf("fs.inotify.max_user_instances is %d, several nodes need 512: %w", limit, err)
+	}
+	fmt.Fprintf(log, "fs.inotify.max_user_instances: %d instead of %d while clusters are up\n", inotifyWanted, limit)
+	return limit, nil
+}
+
+func setInotify(limit int) error {
+	return os.WriteFile(inotifyInstances, []byte(strconv.Itoa(limit)), 0o644)
+}
+
+// final is an error that ends poll at once.
+type final struct{ error }
+
+func (f final) Unwrap() error { return f.error }
+
+// poll calls f until it returns nil, a final error, or the time is over.
+func poll(ctx context.Context, timeout, interval time.Duration, f func(context.Context) error) error {
+	started := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var last error
+	for {
+		err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		var end final
+		if errors.As(err, &end) {
+			return end.error
+		}
+		// What f says when its time is over tells less than what it said before.
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("after %s: %w", time.Since(started).Round(time.Second), last)
+		case <-time.After(interval):
+		}
+	}
+}
