@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -172,7 +174,7 @@ type Container struct {
 }
 
 // Containers returns the containers of pods that run on the node, as its runtime sees
-// them, whatever the API says. It works while the node is disconnected, but not while
+// them, whatever the API says, in the order of their names. It works while the node is disconnected, but not while
 // it is paused.
 func (n *Node) Containers(ctx context.Context) ([]Container, error) {
 	var containers []Container
@@ -213,6 +215,9 @@ func (n *Node) Containers(ctx context.Context) ([]Container, error) {
 	if err != nil {
 		return nil, fmt.Errorf("containers of %s: %w", n.name, err)
 	}
+	slices.SortFunc(containers, func(a, b Container) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
 	return containers, nil
 }
 
