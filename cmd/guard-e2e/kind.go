@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +26,7 @@ Kubeconfig and state of a cluster are in _output/kind/NAME.`,
 	}
 	var name string
 	cmd.PersistentFlags().StringVar(&name, "name", "guard", "name of the cluster")
-	cmd.AddCommand(newKindUpCommand(o, &name), newKindDownCommand(o, &name), newKindLoadCommand(o, &name), newKindLogsCommand(o, &name))
+	cmd.AddCommand(newKindUpCommand(o, &name), newKindDownCommand(o, &name), newKindLoadCommand(o, &name), newKindLogsCommand(o, &name), newKindRunCommand(o, &name))
 	return cmd
 }
 
@@ -111,4 +114,61 @@ func newKindLogsCommand(o *options, name *string) *cobra.Command {
 			return cluster.CollectLogs(cmd.Context(), args[0])
 		},
 	}
+}
+
+func newKindRunCommand(o *options, name *string) *cobra.Command {
+	var pools, logs string
+	cmd := &cobra.Command{
+		Use:   "run -- PROGRAM [ARGUMENTS]",
+		Short: "Run a program, such as a suite, while a cluster is up",
+		Long: `Run a program while a cluster is up. A cluster of that name that was up before is
+used and stays up; otherwise one is made, and taken down afterwards unless --keep
+is set. When the program fails, the logs of the nodes are collected first.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			parsed, err := kind.ParsePools(pools)
+			if err != nil {
+				return fmt.Errorf("--pools: %w", err)
+			}
+			ctx := cmd.Context()
+			_, notUp := kind.Attach(ctx, o.outputDir, *name)
+			cluster, err := kind.Up(ctx, kind.Config{Name: *name, Pools: parsed, Output: o.outputDir, Log: cmd.ErrOrStderr()})
+			if err != nil {
+				return err
+			}
+			defer func() {
+				always, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+				defer cancel()
+				if err != nil && logs != "" {
+					err = errors.Join(err, cluster.CollectLogs(always, logs))
+				}
+				if notUp == nil || o.keep {
+					fmt.Fprintf(cmd.ErrOrStderr(), "The cluster stays up: export KUBECONFIG=%s\n", cluster.Kubeconfig())
+					return
+				}
+				err = errors.Join(err, cluster.Down(always))
+			}()
+			return runAttached(ctx, cmd, args)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&pools, "pools", kind.DefaultPools, "pools of workers: name=nodes, with :guarded for the guarded kubelet")
+	flags.StringVar(&logs, "logs", "", "folder for the logs of the nodes when the program fails; empty collects none")
+	return cmd
+}
+
+// runAttached runs a program with this one's output. On an interrupt the program gets
+// one too, and time to clean up.
+func runAttached(ctx context.Context, cmd *cobra.Command, args []string) error {
+	program := exec.CommandContext(ctx, args[0], args[1:]...)
+	program.Stdout, program.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	// A group of its own keeps the terminal's Ctrl-C from the program, which would take a
+	// second one, from here, as an order to end at once.
+	program.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	program.Cancel = func() error { return program.Process.Signal(os.Interrupt) }
+	program.WaitDelay = cleanupTime
+	if err := program.Run(); err != nil {
+		return fmt.Errorf("%s: %w", args[0], err)
+	}
+	return nil
 }

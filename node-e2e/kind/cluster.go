@@ -65,12 +65,17 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if existing, err := Attach(ctx, config.Output, config.Name); err == nil {
-		if !slices.Equal(existing.state.Pools, config.Pools) {
-			return nil, fmt.Errorf("cluster %s is up with the pools %v: take it down first, or choose another name", config.Name, existing.state.Pools)
-		}
+	existing, err := Attach(ctx, config.Output, config.Name)
+	switch {
+	case err == nil && !slices.Equal(existing.state.Pools, config.Pools):
+		return nil, fmt.Errorf("cluster %s is up with the pools %v: take it down first, or choose another name", config.Name, existing.state.Pools)
+	case err == nil:
 		fmt.Fprintf(config.Log, "Cluster %s is up\n", config.Name)
 		return existing, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case !errors.Is(err, fs.ErrNotExist):
+		fmt.Fprintf(config.Log, "Making the cluster anew: %v\n", err)
 	}
 	p, err := findPrograms(ctx, config.Output, config.KubeVersion)
 	if err != nil {
@@ -355,11 +360,17 @@ func (c *Cluster) Down(ctx context.Context) error {
 	if err := c.remove(); err != nil {
 		return err
 	}
-	others, err := c.provider(io.Discard).List()
-	if err != nil || len(others) > 0 {
+	if used, err := e.hasClusters(ctx); err != nil || used {
 		return err
 	}
-	return errors.Join(e.stop(ctx), c.restoreLimits())
+	if err := e.stop(ctx); err != nil {
+		return err
+	}
+	// Another engine may have clusters that need the limits.
+	if used, err := (engine{}).hasClusters(ctx); err == nil && used {
+		return nil
+	}
+	return c.restoreLimits()
 }
 
 // remove removes the nodes, whatever state they are in, and the cluster's folder.

@@ -73,6 +73,12 @@ func (e engine) hasImage(ctx context.Context, name string) bool {
 	return err == nil
 }
 
+// hasClusters tells whether the engine has nodes of any kind cluster, whoever made it.
+func (e engine) hasClusters(ctx context.Context) (bool, error) {
+	ids, err := e.docker(ctx, nil, "ps", "--all", "--quiet", "--filter=label=io.x-k8s.kind.cluster")
+	return strings.TrimSpace(ids) != "", err
+}
+
 // ownEngine is the engine that this package starts for an output folder.
 func ownEngine(output string) engine {
 	// The path of a socket must be short.
