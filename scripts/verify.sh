@@ -37,7 +37,7 @@ formatted() {
 
 modules() {
 	local module
-	for module in . build/node build/packages build/promtool; do
+	for module in . build/kind/coredns build/node build/packages build/promtool; do
 		go -C "$module" mod verify >/dev/null || return
 	done
 }
@@ -46,6 +46,7 @@ check 'gofmt' formatted
 check 'module sums' modules
 check 'go mod tidy' go mod tidy -diff
 check 'go vet' go vet ./...
+check 'go vet build/kind/coredns' go -C build/kind/coredns vet ./...
 check 'go vet build/node' go -C build/node vet ./...
 check 'staticcheck' go tool staticcheck ./...
 check 'shellcheck' scripts/shellcheck.sh
