@@ -278,12 +278,6 @@ func (s *scene) expectEvents(g Gomega, ctx context.Context, pod *subject, i inci
 			onNode += occurrences(event)
 		}
 	}
-	if i.unregistered {
-		// An emptied storage has not even the namespace of events at first, and a
-		// refused event is not sent again. Log, metrics and /guard/pods tell of the hold.
-		g.Expect(onNode).To(BeNumerically("<=", len(i.causes)), "events %s on the node about pod %s", guard.EventKillRefused, pod)
-		return
-	}
 	if i.vanished {
 		// The API may refuse an event on an object that it does not have.
 		g.Expect(onNode).To(Equal(len(i.causes)), "events %s on the node about pod %s", guard.EventKillRefused, pod)

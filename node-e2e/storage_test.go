@@ -44,8 +44,9 @@ var _ = Describe("A storage that is replaced under a running kubelet", func() {
 		snapshot := saveStorage(ctx)
 		releaseLeft(pod)
 		snapshot.empty(ctx)
-		// No event is awaited: see expectEvents.
 		s.awaitHeld(ctx, pod, guard.PodVanished)
+		// An emptied storage has not even the namespace of events at first.
+		expectNodeEvent(ctx, guard.EventKillRefused, string(pod.uid), string(guard.PodVanished))
 		snapshot.restore(ctx)
 		s.awaitKnownAgain(ctx, pod)
 		expectState(Default, ctx, pod, guard.Protected)

@@ -232,12 +232,13 @@ func awaitRestarted(ctx context.Context, pod *subject) *subject {
 	return &restarted
 }
 
-// expectNodeEvent waits for an event on the node whose message has all of the words.
+// expectNodeEvent waits for an event on the node whose message has all of the words. It
+// looks where kubectl describe node does.
 func expectNodeEvent(ctx context.Context, reason string, words ...string) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		events, err := client.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
-			FieldSelector: "reason=" + reason + ",involvedObject.kind=Node",
+			FieldSelector: "reason=" + reason + ",involvedObject.kind=Node,involvedObject.uid=" + provider.Node().Name(),
 		})
 		g.Expect(err).NotTo(HaveOccurred())
 		messages := []string{}

@@ -15,9 +15,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/component-base/metrics"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -234,48 +236,115 @@ func (f *fakeRuntime) RunPodSandbox(_ context.Context, config *runtimeapi.PodSan
 	return id, f.act("RunPodSandbox", id)
 }
 
-// fakeRecorder keeps events as "type reason object: message".
-type fakeRecorder struct {
+// fakeEvents is an API server for events, and a recorder. It keeps events as
+// "type reason object: message".
+type fakeEvents struct {
 	mu     sync.Mutex
 	events []string
+	// created has the written ones by namespace and name, attempts how often each
+	// was to be written.
+	created  map[string]*v1.Event
+	attempts map[string]int
+	// refuse, when set, is the answer to an attempt.
+	refuse func(*v1.Event) error
 	// guard, when set, is asked something with every event: a guard that
 	// reports with its lock held does not return from that.
 	guard *Guard
 }
 
-func (f *fakeRecorder) Event(object runtime.Object, eventType, reason, message string) {
+func (f *fakeEvents) add(object, eventType, reason, message string) {
 	if f.guard != nil {
 		f.guard.Pods()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var on string
-	switch o := object.(type) {
-	case *v1.Pod:
-		on = "Pod/" + o.Name
-	case *v1.ObjectReference:
-		on = o.Kind + "/" + o.Name
-	}
-	f.events = append(f.events, fmt.Sprintf("%s %s %s: %s", eventType, reason, on, message))
+	f.events = append(f.events, fmt.Sprintf("%s %s %s: %s", eventType, reason, object, message))
 }
 
-func (f *fakeRecorder) Eventf(object runtime.Object, eventType, reason, format string, args ...any) {
+// Event implements record.EventRecorder for events on the node.
+func (f *fakeEvents) Event(object runtime.Object, eventType, reason, message string) {
+	about := object.(*v1.ObjectReference)
+	f.add(about.Kind+"/"+about.Name, eventType, reason, message)
+}
+
+func (f *fakeEvents) Eventf(object runtime.Object, eventType, reason, format string, args ...any) {
 	f.Event(object, eventType, reason, fmt.Sprintf(format, args...))
 }
 
-func (f *fakeRecorder) AnnotatedEventf(object runtime.Object, _ map[string]string, eventType, reason, format string, args ...any) {
+func (f *fakeEvents) AnnotatedEventf(object runtime.Object, _ map[string]string, eventType, reason, format string, args ...any) {
 	f.Eventf(object, eventType, reason, format, args...)
 }
 
-// take returns type, reason and object of the events since the last call.
-func (f *fakeRecorder) take() []string {
+// Events implements typedcorev1.EventsGetter. The guard may only create.
+func (f *fakeEvents) Events(namespace string) typedcorev1.EventInterface {
+	return &fakeEventClient{events: f, namespace: namespace}
+}
+
+type fakeEventClient struct {
+	typedcorev1.EventInterface
+	events    *fakeEvents
+	namespace string
+}
+
+func (c *fakeEventClient) Create(ctx context.Context, event *v1.Event, _ metav1.CreateOptions) (*v1.Event, error) {
+	f, key := c.events, c.namespace+"/"+event.Name
+	f.mu.Lock()
+	if f.attempts == nil {
+		f.attempts, f.created = map[string]int{}, map[string]*v1.Event{}
+	}
+	f.attempts[key]++
+	refuse := f.refuse
+	f.mu.Unlock()
+	if refuse != nil {
+		if err := refuse(event); err != nil {
+			return nil, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	_, exists := f.created[key]
+	if !exists {
+		f.created[key] = event.DeepCopy()
+	}
+	f.mu.Unlock()
+	switch {
+	case exists:
+		return nil, apierrors.NewAlreadyExists(v1.Resource("events"), event.Name)
+	case event.Namespace != c.namespace:
+		return nil, apierrors.NewBadRequest("the namespace of the event is " + event.Namespace)
+	}
+	f.add(event.InvolvedObject.Kind+"/"+event.InvolvedObject.Name, event.Type, event.Reason, event.Message)
+	return event, nil
+}
+
+// setRefuse changes the answer to attempts.
+func (f *fakeEvents) setRefuse(refuse func(*v1.Event) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	taken := make([]string, 0, len(f.events))
-	for _, e := range f.events {
-		head, _, _ := strings.Cut(e, ":")
-		taken = append(taken, head)
+	f.refuse = refuse
+}
+
+// all lets the guard write what is due, and returns the events since the last call
+// of take.
+func (f *fakeEvents) all() []string {
+	if f.guard != nil {
+		f.guard.writeDueEvents(context.Background())
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.events)
+}
+
+// take returns type, reason and object of the events since the last call.
+func (f *fakeEvents) take() []string {
+	taken := f.all()
+	for i, e := range taken {
+		taken[i], _, _ = strings.Cut(e, ":")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.events = nil
 	return taken
 }
@@ -285,7 +354,7 @@ type fixture struct {
 	*Guard
 	t       testing.TB
 	runtime *fakeRuntime
-	events  *fakeRecorder
+	events  *fakeEvents
 	clock   *testingclock.FakeClock
 }
 
@@ -296,8 +365,8 @@ func newFixture(t testing.TB, options ...func(*Configuration)) *fixture {
 	for _, option := range options {
 		option(config)
 	}
-	f := &fixture{t: t, runtime: newFakeRuntime(), events: &fakeRecorder{}, clock: testingclock.NewFakeClock(epoch)}
-	g, err := New(Dependencies{Configuration: config, NodeName: "node-1", Recorder: f.events, Runtime: f.runtime, Clock: f.clock})
+	f := &fixture{t: t, runtime: newFakeRuntime(), events: &fakeEvents{}, clock: testingclock.NewFakeClock(epoch)}
+	g, err := New(Dependencies{Configuration: config, NodeName: "node-1", Recorder: f.events, Events: f.events, Runtime: f.runtime, Clock: f.clock})
 	require.NoError(t, err)
 	f.Guard, f.events.guard = g, g
 	return f

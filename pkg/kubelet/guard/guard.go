@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/component-base/version"
 	internalapi "k8s.io/cri-api/pkg/apis"
@@ -54,8 +55,11 @@ type Dependencies struct {
 	RootDir string
 	// NodeName is used in events about pods whose object is gone.
 	NodeName types.NodeName
-	// Recorder takes events on pods and on the node.
+	// Recorder takes events on the node that may get lost: those about the state
+	// directory.
 	Recorder record.EventRecorder
+	// Events is where all others are written. Nil without an API server.
+	Events typedcorev1.EventsGetter
 	// Runtime is the CRI client before it is wrapped (Guard.RuntimeService).
 	Runtime internalapi.RuntimeService
 	// Deletions may be nil: no records then.
@@ -78,6 +82,9 @@ type Guard struct {
 	metrics  *guardMetrics
 	// deletions is nil without an API server.
 	deletions Deletions
+	// events is nil without an API server; queue has what is still to be written.
+	events typedcorev1.EventsGetter
+	queue  eventQueue
 
 	// sync asks the kubelet to sync a pod soon, so that its condition follows
 	// its holds. Never called with mu held.
@@ -185,6 +192,8 @@ func New(d Dependencies) (*Guard, error) {
 		runtime:     d.Runtime,
 		clock:       d.Clock,
 		deletions:   d.Deletions,
+		events:      d.Events,
+		queue:       eventQueue{added: make(chan struct{}, 1)},
 		syncs:       make(chan types.UID, 256),
 		records:     map[types.UID]*podRecord{},
 		stops:       map[string]time.Time{},
@@ -504,10 +513,18 @@ func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
 }
 
 // Run keeps the guard's books until the context ends: evidence that arrives on
-// the node, holds whose attempts have stopped, records of pods that are gone.
+// the node, holds whose attempts have stopped, records of pods that are gone,
+// events that the API has not accepted yet.
 // sync asks the kubelet to sync a pod soon, or, when the pod was released, to
-// end it; it is called from this goroutine only.
+// end it; it is called from this goroutine only. Run
+// returns when all of its goroutines have ended.
 func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)) {
+	written := make(chan struct{})
+	defer func() { <-written }()
+	go func() {
+		defer close(written)
+		g.writeEvents(ctx)
+	}()
 	ticker := g.clock.NewTicker(tidyInterval)
 	defer ticker.Stop()
 	for {

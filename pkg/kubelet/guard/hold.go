@@ -6,7 +6,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 )
 
@@ -23,6 +22,8 @@ type hold struct {
 	since  time.Time
 	last   time.Time
 	detail string
+	// ended is when the hold was over; zero while it lasts.
+	ended time.Time
 }
 
 // holdLocked takes note of a refusal. The returned functions report it and are
@@ -36,12 +37,13 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 	if len(r.holds) == 0 {
 		r.heldSince = now
 	}
-	r.holds[cause] = &hold{since: now, last: now, detail: detail}
+	h := &hold{since: now, last: now, detail: detail}
+	r.holds[cause] = h
 	g.metrics.refused.WithLabelValues(string(cause)).Inc()
 	return []func(){
 		func() {
 			klog.InfoS("Refused to stop a protected pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)
-			g.event(r, v1.EventTypeWarning, EventKillRefused,
+			g.event(r, h, v1.EventTypeWarning, EventKillRefused,
 				fmt.Sprintf("The kubelet did not stop this pod (%s): %s. It keeps running until its deletion is asked for.", cause, detail))
 		},
 		func() {
@@ -75,11 +77,12 @@ func (g *Guard) releaseLocked(r *podRecord, cause Cause, why string) []func() {
 		return nil
 	}
 	delete(r.holds, cause)
-	held := g.clock.Now().Sub(h.since).Round(time.Second)
+	h.ended = g.clock.Now()
+	held := h.ended.Sub(h.since).Round(time.Second)
 	return []func(){
 		func() {
 			klog.InfoS("Hold of a protected pod ended", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "why", why, "held", held)
-			g.event(r, v1.EventTypeNormal, EventHoldReleased, fmt.Sprintf("No longer held (%s) after %s: %s.", cause, held, why))
+			g.event(r, nil, v1.EventTypeNormal, EventHoldReleased, fmt.Sprintf("No longer held (%s) after %s: %s.", cause, held, why))
 		},
 		func() { g.requestSync(r) },
 	}
@@ -104,25 +107,6 @@ func (r *podRecord) heldLocked() []Cause {
 	return held
 }
 
-// event reports on the pod, and on the node when the pod's object is gone: an
-// event on an object that nobody can look up is easily missed.
-func (g *Guard) event(r *podRecord, eventType, reason, message string) {
-	if g.recorder == nil {
-		return
-	}
-	g.mu.Lock()
-	present := r.present
-	g.mu.Unlock()
-	pod := &v1.Pod{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: r.name, UID: r.uid},
-	}
-	g.recorder.Event(pod, eventType, reason, message)
-	if !present {
-		g.recorder.Event(g.nodeReference(), eventType, reason, fmt.Sprintf("Pod %s/%s (UID %s): %s", r.namespace, r.name, r.uid, message))
-	}
-}
-
 // requestSync asks for a sync of the pod, so that its condition is true soon
 // and not with the next resync only. A full queue is no loss beyond that.
 func (g *Guard) requestSync(r *podRecord) {
@@ -130,9 +114,4 @@ func (g *Guard) requestSync(r *podRecord) {
 	case g.syncs <- r.uid:
 	default:
 	}
-}
-
-// nodeReference is what events on the node are about.
-func (g *Guard) nodeReference() *v1.ObjectReference {
-	return &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: string(g.nodeName)}
 }

@@ -105,13 +105,13 @@ func TestEventsGoToTheNodeWhenTheObjectIsGone(t *testing.T) {
 	assert.Equal(t, []string{
 		"Warning KillRefused Pod/p: The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.",
 		"Warning KillRefused Node/node-1: Pod default/p (UID p-uid): The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.",
-	}, f.events.events)
+	}, f.events.all())
 	f.events.take()
 	f.clock.Step(90 * time.Second)
 	f.ObserveSource(apiSource, []*v1.Pod{pod})
 	assert.Equal(t, []string{
 		"Normal HoldReleased Pod/p: No longer held (PodVanished) after 1m30s: its object is back in the API.",
-	}, f.events.events)
+	}, f.events.all())
 }
 
 func TestPodCondition(t *testing.T) {

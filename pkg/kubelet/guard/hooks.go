@@ -41,11 +41,12 @@ func Start(rootDir string, nodeName types.NodeName, client kubernetes.Interface,
 	if err != nil {
 		return nil, err
 	}
-	var deletions Deletions
+	dependencies := Dependencies{Configuration: config, RootDir: rootDir, NodeName: nodeName, Recorder: recorder, Runtime: runtime}
 	if client != nil {
-		deletions = NewDeletions(client.CoreV1().RESTClient())
+		dependencies.Deletions = NewDeletions(client.CoreV1().RESTClient())
+		dependencies.Events = client.CoreV1()
 	}
-	g, err := New(Dependencies{Configuration: config, RootDir: rootDir, NodeName: nodeName, Deletions: deletions, Recorder: recorder, Runtime: runtime})
+	g, err := New(dependencies)
 	if err != nil {
 		return nil, fmt.Errorf("--guard-config: %w", err)
 	}

@@ -88,7 +88,7 @@ func TestStart(t *testing.T) {
 
 	t.Run("fails, and installs nothing, when the configuration cannot be read", func(t *testing.T) {
 		require.NoError(t, fs.Parse([]string{"--guard-config=testdata/config/bad/unknown-cause.yaml"}))
-		_, err := Start(t.TempDir(), "node-1", nil, &fakeRecorder{}, newFakeRuntime())
+		_, err := Start(t.TempDir(), "node-1", nil, &fakeEvents{}, newFakeRuntime())
 		assert.ErrorContains(t, err, `--guard-config: testdata/config/bad/unknown-cause.yaml: allowedCauses[1]: Unsupported value: "Eviction"`)
 		assert.Nil(t, Handler())
 	})
@@ -96,7 +96,7 @@ func TestStart(t *testing.T) {
 		require.NoError(t, fs.Parse([]string{"--guard-config="}))
 		root, runtime := t.TempDir(), newFakeRuntime()
 		for range 2 {
-			service, err := Start(root, "node-1", nil, &fakeRecorder{}, runtime)
+			service, err := Start(root, "node-1", nil, &fakeEvents{}, runtime)
 			require.NoError(t, err)
 			pod := protectedPod("p")
 			runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
@@ -118,7 +118,7 @@ func TestStart(t *testing.T) {
 	t.Run("in mode Off leaves the runtime alone", func(t *testing.T) {
 		require.NoError(t, fs.Parse([]string{"--guard-config=testdata/config/good/off-without-quotes.yaml"}))
 		runtime := newFakeRuntime()
-		service, err := Start(t.TempDir(), "node-1", nil, &fakeRecorder{}, runtime)
+		service, err := Start(t.TempDir(), "node-1", nil, &fakeEvents{}, runtime)
 		require.NoError(t, err)
 		assert.Same(t, runtime, service)
 	})

@@ -312,7 +312,7 @@ func (n *modelNode) relist() {
 func (n *modelNode) restart() {
 	n.compareMetrics()
 	old := n.fixture
-	g, err := New(Dependencies{Configuration: DefaultConfiguration(), NodeName: "node-1", Recorder: old.events, Runtime: old.runtime, Clock: old.clock})
+	g, err := New(Dependencies{Configuration: DefaultConfiguration(), NodeName: "node-1", Recorder: old.events, Events: old.events, Runtime: old.runtime, Clock: old.clock})
 	require.NoError(n.t, err)
 	n.fixture = &fixture{Guard: g, t: old.t, runtime: old.runtime, events: old.events, clock: old.clock}
 	n.events.guard = g

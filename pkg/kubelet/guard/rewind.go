@@ -316,8 +316,8 @@ func (o *observedListerWatcher) reportRewind(from, to string) {
 		o.reported = now
 	}
 	o.mu.Unlock()
-	if recorder := o.guard.recorder; recorder != nil && !again {
-		recorder.Event(o.guard.nodeReference(), v1.EventTypeWarning, EventStorageWentBack,
+	if !again {
+		o.guard.writeSoon(o.guard.nodeReference(), nil, v1.EventTypeWarning, EventStorageWentBack,
 			fmt.Sprintf("The resource versions of the API server went back from %s to %s: its storage was restored or replaced. Protected pods that it has lost are held.", from, to))
 	}
 }

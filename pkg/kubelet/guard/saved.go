@@ -55,7 +55,8 @@ func (g *Guard) stateFailed(err error) {
 	g.metrics.errors.WithLabelValues(opStateDir).Inc()
 	klog.ErrorS(err, "The guard's state directory failed; pods are still protected by what is in memory and by the labels of their sandboxes")
 	if g.recorder != nil {
-		g.recorder.Event(g.nodeReference(), v1.EventTypeWarning, EventSavedPodUnusable, err.Error())
+		about := g.nodeReference()
+		g.recorder.Event(&about, v1.EventTypeWarning, EventSavedPodUnusable, err.Error())
 	}
 }
 

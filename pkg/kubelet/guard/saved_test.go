@@ -28,8 +28,8 @@ func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restar
 		for _, option := range options {
 			option(config)
 		}
-		f := &fixture{t: t, runtime: runtime, events: &fakeRecorder{}, clock: testingclock.NewFakeClock(epoch)}
-		g, err := New(Dependencies{Configuration: config, NodeName: "node-1", Recorder: f.events, Runtime: runtime, Clock: f.clock})
+		f := &fixture{t: t, runtime: runtime, events: &fakeEvents{}, clock: testingclock.NewFakeClock(epoch)}
+		g, err := New(Dependencies{Configuration: config, NodeName: "node-1", Recorder: f.events, Events: f.events, Runtime: runtime, Clock: f.clock})
 		require.NoError(t, err)
 		f.Guard, f.events.guard = g, g
 		t.Cleanup(f.saved)
