@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"path/filepath"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -50,6 +51,13 @@ var _ = Describe("A storage that is replaced under a running kubelet", func() {
 		snapshot.restore(ctx)
 		s.awaitKnownAgain(ctx, pod)
 		expectState(Default, ctx, pod, guard.Protected)
+		Eventually(func(g Gomega) {
+			onThePod, err := client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
+				FieldSelector: "reason=" + guard.EventKillRefused + ",involvedObject.uid=" + string(pod.uid),
+			})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(onThePod.Items).To(HaveLen(1), "events %s on pod %s", guard.EventKillRefused, pod)
+		}).WithContext(ctx).WithTimeout(eventRetry).Should(Succeed(), "the event for which the emptied storage had no namespace is written again")
 		s.expectFollowed(ctx)
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})
@@ -83,6 +91,10 @@ func (s *scene) expectFollowed(ctx context.Context) {
 	By("creating and deleting a pod")
 	s.deleteExplicitly(ctx, s.run(ctx, s.newPod("new", protected))[0], metav1.DeleteOptions{})
 }
+
+// eventRetry is promised: how soon after the API accepts it a refused event is written
+// again.
+const eventRetry = time.Minute
 
 // revisionsSince is how far the storage goes on after a snapshot. A starting control
 // plane writes some hundred times; when the server has come to the version that the
