@@ -71,6 +71,9 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 		return nil, fmt.Errorf("cluster %s is up with the pools %v: take it down first, or choose another name", config.Name, existing.state.Pools)
 	case err == nil:
 		fmt.Fprintf(config.Log, "Cluster %s is up\n", config.Name)
+		if existing.outdated(ctx, config) {
+			fmt.Fprintf(config.Log, "Its node images are of other programs than those in %s now: take it down to have these\n", config.Output)
+		}
 		return existing, nil
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
@@ -110,6 +113,21 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 		return nil, errors.Join(fmt.Errorf("cluster %s: %w", config.Name, err), c.Down(always))
 	}
 	return c, nil
+}
+
+// outdated tells whether the programs that are built now make other images than those of
+// the cluster. Programs that are not there make none.
+func (c *Cluster) outdated(ctx context.Context, config Config) bool {
+	p, err := findPrograms(ctx, config.Output, config.KubeVersion)
+	if err != nil {
+		return false
+	}
+	root, _, err := findRoot(ctx, config.Output)
+	if err != nil {
+		return false
+	}
+	plan, err := planImages(ctx, p, root)
+	return err == nil && plan.images != c.state.Images
 }
 
 // prepare provides the engine and the images.

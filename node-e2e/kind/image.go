@@ -103,6 +103,38 @@ func (p programs) files() []string {
 	return files
 }
 
+// imagePlan is what the images of the nodes are made of. Their names follow from it.
+type imagePlan struct {
+	images   nodeImages
+	root     root
+	archives imagesConfig
+	node     buildContext
+}
+
+// planImages says what images the programs make. The root file system must be there.
+func planImages(ctx context.Context, p programs, root root) (imagePlan, error) {
+	archives := imagesConfig{Output: p.output, Version: p.version, Root: root.Tree, Dir: filepath.Join(p.output, "kind", "images")}
+	node, err := nodeContext(ctx, p, root, sandboxImage(archives))
+	if err != nil {
+		return imagePlan{}, err
+	}
+	stock, err := fingerprint(p.files(), layout, root.Fingerprint, buildkind.NodeDockerfile, node.content)
+	if err != nil {
+		return imagePlan{}, err
+	}
+	guarded, err := fingerprint([]string{p.guarded()}, stock, buildkind.Dockerfile)
+	if err != nil {
+		return imagePlan{}, err
+	}
+	return imagePlan{
+		images: nodeImages{
+			Stock:   "localhost/guard/kind-node:" + p.version + "-" + stock,
+			Guarded: "localhost/guard/kind-node-guarded:" + p.version + "-" + guarded,
+		},
+		root: root, archives: archives, node: node,
+	}, nil
+}
+
 // buildImages makes the images of the nodes. Images that the engine already has of the
 // same parts are not made again.
 func buildImages(ctx context.Context, e engine, p programs, log io.Writer) (nodeImages, error) {
@@ -110,27 +142,15 @@ func buildImages(ctx context.Context, e engine, p programs, log io.Writer) (node
 	if err != nil {
 		return nodeImages{}, err
 	}
-	config := imagesConfig{Output: p.output, Version: p.version, Root: root.Tree, Dir: filepath.Join(p.output, "kind", "images")}
-	node, err := nodeContext(ctx, p, root, sandboxImage(config))
+	plan, err := planImages(ctx, p, root)
 	if err != nil {
 		return nodeImages{}, err
 	}
-	stockTag, err := fingerprint(p.files(), layout, root.Fingerprint, buildkind.NodeDockerfile, node.content)
-	if err != nil {
-		return nodeImages{}, err
-	}
-	guardedTag, err := fingerprint([]string{p.guarded()}, stockTag, buildkind.Dockerfile)
-	if err != nil {
-		return nodeImages{}, err
-	}
-	images := nodeImages{
-		Stock:   "localhost/guard/kind-node:" + p.version + "-" + stockTag,
-		Guarded: "localhost/guard/kind-node-guarded:" + p.version + "-" + guardedTag,
-	}
+	images := plan.images
 	started := time.Now()
 	if !e.hasImage(ctx, images.Stock) {
 		fmt.Fprintf(log, "Making the node image %s\n", images.Stock)
-		if err := buildStock(ctx, e, images.Stock, root, node, config); err != nil {
+		if err := buildStock(ctx, e, plan); err != nil {
 			return nodeImages{}, fmt.Errorf("node image: %w", err)
 		}
 		fmt.Fprintf(log, "The node image took %s\n", time.Since(started).Round(time.Second))
@@ -203,18 +223,18 @@ func baseRuntimeSpec(ctx context.Context, p programs) ([]byte, error) {
 }
 
 // buildStock makes the image of nodes with the stock kubelet.
-func buildStock(ctx context.Context, e engine, name string, root root, c buildContext, config imagesConfig) (err error) {
-	base := "localhost/guard/kind-root:" + root.Fingerprint
+func buildStock(ctx context.Context, e engine, plan imagePlan) (err error) {
+	base := "localhost/guard/kind-root:" + plan.root.Fingerprint
 	if !e.hasImage(ctx, base) {
-		if err := importTree(ctx, e, root.Tree, base); err != nil {
+		if err := importTree(ctx, e, plan.root.Tree, base); err != nil {
 			return err
 		}
 	}
-	bare := name + "-bare"
-	if err := c.build(ctx, e, bare, "--build-arg=BASE="+base); err != nil {
+	bare := plan.images.Stock + "-bare"
+	if err := plan.node.build(ctx, e, bare, "--build-arg=BASE="+base); err != nil {
 		return err
 	}
-	archives, err := buildArchives(ctx, config)
+	archives, err := buildArchives(ctx, plan.archives)
 	if err != nil {
 		return err
 	}
@@ -248,7 +268,7 @@ func buildStock(ctx context.Context, e engine, name string, root root, c buildCo
 	if _, err := e.docker(ctx, nil, "exec", id, "sh", "-c", "pkill -x containerd && while pgrep -x containerd >/dev/null; do sleep 0.1; done"); err != nil {
 		return err
 	}
-	_, err = e.docker(ctx, nil, "commit", `--change=ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]`, "--change=CMD []", id, name)
+	_, err = e.docker(ctx, nil, "commit", `--change=ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]`, "--change=CMD []", id, plan.images.Stock)
 	return err
 }
 

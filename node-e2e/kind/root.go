@@ -37,15 +37,24 @@ type root struct {
 	Fingerprint string
 }
 
-// prepareRoot makes the root file system, or returns the one that an earlier run made
-// of the same parts.
-func prepareRoot(ctx context.Context, output string, log io.Writer) (root, error) {
+// findRoot returns the root file system with its content; it need not be made yet.
+func findRoot(ctx context.Context, output string) (root, debian.Tree, error) {
 	content, err := rootTree(ctx)
 	if err != nil {
-		return root{}, err
+		return root{}, content, err
 	}
 	r := root{Fingerprint: content.Fingerprint()}
 	r.Tree = filepath.Join(output, "kind", rootPrefix+r.Fingerprint)
+	return r, content, nil
+}
+
+// prepareRoot makes the root file system, or returns the one that an earlier run made
+// of the same parts.
+func prepareRoot(ctx context.Context, output string, log io.Writer) (root, error) {
+	r, content, err := findRoot(ctx, output)
+	if err != nil {
+		return root{}, err
+	}
 	if _, err := os.Stat(r.Tree); err == nil {
 		return r, nil
 	}
