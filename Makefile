@@ -10,9 +10,9 @@ GOARCH ?=
 # Target version of patches-rebase; FINISH=1 writes a rebase without conflicts back.
 TO ?=
 FINISH ?=
-# Anything here leaves the demonstration's clusters up.
+# Anything here leaves the clusters of demo and e2e-kind up.
 KEEP ?=
-# Label filter of test-e2e and test-controlplane (Ginkgo syntax); empty means all.
+# Label filter of test-e2e, test-controlplane and e2e-kind (Ginkgo syntax); empty means all.
 LABELS ?=
 # How often test-controlplane tries a spec; what passed at a later attempt says so.
 ATTEMPTS ?= 2
@@ -134,6 +134,18 @@ test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard 
 		-ginkgo.label-filter='$(LABELS)' -ginkgo.flake-attempts='$(ATTEMPTS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/controlplane-e2e.log and _output/e2e/controlplane/'; \
 		grep '^FAILED: ' _output/controlplane-e2e.log; tail -n 1 _output/controlplane-e2e.log; exit $$status
+
+.PHONY: fleet-e2e
+fleet-e2e: ## Build the fleet suite: _output/bin/
+	@$(go) test -c -o _output/bin/fleet-e2e.test ./node-e2e/fleet
+
+.PHONY: e2e-kind
+e2e-kind: binaries kind-parts guard-webhook kubectl-guard fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
+	@$(go) run ./cmd/guard-e2e kind run --name=fleet $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
+		_output/bin/fleet-e2e.test -test.run='^TestFleet$$' -test.timeout=0 -cluster=fleet -output=_output -manifests=manifests \
+		$(if $(KEEP),-keep) -ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/fleet-e2e.log; status=$$?; \
+		[[ $$status -eq 0 ]] || echo 'See _output/fleet-e2e.log and _output/e2e/fleet/'; \
+		grep '^FAILED: ' _output/fleet-e2e.log; tail -n 1 _output/fleet-e2e.log; exit $$status
 
 .PHONY: kind-up
 kind-up: binaries kind-parts ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)
