@@ -116,10 +116,19 @@ exit 1`
 	return nil
 }
 
+// pauseAttempts is how long Pause tries. On cgroup v1, runc gives up early where
+// processes start all the time, as they do on a busy node.
+const pauseAttempts = 30 * time.Second
+
 // Pause stops all processes of the node where they are, pods included.
 func (n *Node) Pause(ctx context.Context) error {
-	_, err := n.engine.docker(ctx, nil, "pause", n.name)
-	return err
+	return poll(ctx, pauseAttempts, 100*time.Millisecond, func(ctx context.Context) error {
+		_, err := n.engine.docker(ctx, nil, "pause", n.name)
+		if err != nil && !strings.Contains(err.Error(), "unable to freeze") {
+			return final{err}
+		}
+		return err
+	})
 }
 
 // Unpause lets the processes go on.
@@ -245,24 +254,45 @@ func (n *Node) dial(ctx context.Context, socket string) (net.Conn, error) {
 	cmd.Stdin, cmd.Stdout = theirs, theirs
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
+	// When the program has ended, what it would have read need not come.
+	cmd.WaitDelay = 100 * time.Millisecond
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, ours.Close(), theirs.Close())
 	}
+	c := &processConn{Conn: ours, kill: cmd.Process.Kill, ended: make(chan struct{})}
 	go func() {
-		_ = cmd.Wait()
+		err := cmd.Wait()
+		c.failure = fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, strings.TrimSpace(stderr.String()))
+		close(c.ended)
 		_ = theirs.Close()
 	}()
-	return processConn{Conn: ours, kill: cmd.Process.Kill}, nil
+	return c, nil
 }
 
 // processConn is a connection whose other end is a process.
 type processConn struct {
 	net.Conn
 	kill func() error
+	// failure is why there is nothing more to read, once ended is closed.
+	failure error
+	ended   chan struct{}
+}
+
+// Read tells what the process said when it ended.
+func (c *processConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		select {
+		case <-c.ended:
+			err = c.failure
+		default:
+		}
+	}
+	return n, err
 }
 
 // Close ends the process, too.
-func (c processConn) Close() error {
+func (c *processConn) Close() error {
 	err := c.Conn.Close()
 	_ = c.kill() // it may have ended by itself
 	return err
