@@ -3,6 +3,7 @@ package build
 import (
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -54,9 +55,15 @@ func TestLoadNodePartsIsStrict(t *testing.T) {
 func TestTheRepositorysOwnFilesLoad(t *testing.T) {
 	r, err := FindRepo(".")
 	require.NoError(t, err)
-	parts, err := LoadNodeParts(r.path("build", "node", "parts.yaml"))
-	require.NoError(t, err)
-	require.NotEmpty(t, parts)
+	for _, folder := range []string{"node", "kind"} {
+		parts, err := LoadNodeParts(r.path("build", folder, "parts.yaml"))
+		require.NoError(t, err)
+		for _, p := range parts {
+			if p.Module == ModulePath {
+				require.DirExists(t, r.path(strings.TrimPrefix(p.Package, ModulePath+"/")), p.Name)
+			}
+		}
+	}
 	all, err := r.Supported()
 	require.NoError(t, err)
 	for _, u := range all {
