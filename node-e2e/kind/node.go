@@ -251,14 +251,20 @@ func (n *Node) dial(ctx context.Context, socket string) (net.Conn, error) {
 		cmd.Env = append(os.Environ(), "DOCKER_HOST="+n.engine.Host)
 	}
 	ours, theirs := net.Pipe()
-	cmd.Stdin, cmd.Stdout = theirs, theirs
 	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	// When the program has ended, what it would have read need not come.
-	cmd.WaitDelay = 100 * time.Millisecond
+	cmd.Stdout, cmd.Stderr = theirs, &stderr
+	// Not cmd.Stdin: Wait would wait for more to read when the program has ended.
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, ours.Close(), theirs.Close())
 	}
+	go func() {
+		_, _ = io.Copy(stdin, theirs)
+		_ = stdin.Close()
+	}()
 	c := &processConn{Conn: ours, kill: cmd.Process.Kill, ended: make(chan struct{})}
 	go func() {
 		err := cmd.Wait()
