@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -177,13 +178,15 @@ func (e engine) start(ctx context.Context, output string, log io.Writer) error {
 			return err
 		}
 	}
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: e.bridge()}}); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("bridge %s: %w", e.bridge(), err)
+	}
 	config, err := json.MarshalIndent(map[string]any{
-		"hosts":     []string{e.Host},
-		"data-root": filepath.Join(e.Dir, "data"),
-		"exec-root": filepath.Join(e.RunDir, "exec"),
-		"pidfile":   e.pidFile(),
-		// kind makes a network of its own.
-		"bridge":          "none",
+		"hosts":           []string{e.Host},
+		"data-root":       filepath.Join(e.Dir, "data"),
+		"exec-root":       filepath.Join(e.RunDir, "exec"),
+		"pidfile":         e.pidFile(),
+		"bridge":          e.bridge(),
 		"default-runtime": "bounded",
 		"runtimes":        map[string]any{"bounded": map[string]any{"path": wrapper}},
 		"log-level":       "warn",
@@ -222,7 +225,12 @@ func (e engine) start(ctx context.Context, output string, log io.Writer) error {
 }
 
 func (e engine) configFile() string { return filepath.Join(e.Dir, "daemon.json") }
-func (e engine) pidFile() string    { return filepath.Join(e.RunDir, "dockerd.pid") }
+
+// bridge is the engine's default network. Nodes are in one that kind makes; but without
+// a bridge of its own, the engine would take or remove that of another engine.
+func (e engine) bridge() string { return "guard-" + e.RunDir[len(e.RunDir)-8:] }
+
+func (e engine) pidFile() string { return filepath.Join(e.RunDir, "dockerd.pid") }
 
 // stop ends an own engine and removes what it left on the machine except its data:
 // images are worth keeping. An engine that does not run is no error.
@@ -264,6 +272,11 @@ func (e engine) stop(ctx context.Context) error {
 			if err := unix.Unmount(mounts[i].Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 				return fmt.Errorf("unmounting %s: %w", mounts[i].Mountpoint, err)
 			}
+		}
+	}
+	if bridge, err := netlink.LinkByName(e.bridge()); err == nil {
+		if err := netlink.LinkDel(bridge); err != nil {
+			return fmt.Errorf("bridge %s: %w", e.bridge(), err)
 		}
 	}
 	return os.RemoveAll(e.RunDir)
