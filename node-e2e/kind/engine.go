@@ -178,15 +178,21 @@ func (e engine) start(ctx context.Context, output string, log io.Writer) error {
 			return err
 		}
 	}
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: e.bridge()}}); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("bridge %s: %w", e.bridge(), err)
+	// Nodes are in a network that kind makes. But an engine that is to have no bridge
+	// removes the usual one, which another engine may use.
+	bridge := "none"
+	if _, err := netlink.LinkByName("docker0"); err == nil {
+		bridge = e.bridge()
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}}); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("bridge %s: %w", bridge, err)
+		}
 	}
 	config, err := json.MarshalIndent(map[string]any{
 		"hosts":           []string{e.Host},
 		"data-root":       filepath.Join(e.Dir, "data"),
 		"exec-root":       filepath.Join(e.RunDir, "exec"),
 		"pidfile":         e.pidFile(),
-		"bridge":          e.bridge(),
+		"bridge":          bridge,
 		"default-runtime": "bounded",
 		"runtimes":        map[string]any{"bounded": map[string]any{"path": wrapper}},
 		"log-level":       "warn",
@@ -226,8 +232,7 @@ func (e engine) start(ctx context.Context, output string, log io.Writer) error {
 
 func (e engine) configFile() string { return filepath.Join(e.Dir, "daemon.json") }
 
-// bridge is the engine's default network. Nodes are in one that kind makes; but without
-// a bridge of its own, the engine would take or remove that of another engine.
+// bridge is the name of the engine's default network, where it needs one.
 func (e engine) bridge() string { return "guard-" + e.RunDir[len(e.RunDir)-8:] }
 
 func (e engine) pidFile() string { return filepath.Join(e.RunDir, "dockerd.pid") }
