@@ -61,6 +61,9 @@ func newKindUpCommand(o *options, name *string) *cobra.Command {
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "Ready after %s\n", time.Since(started).Round(time.Second))
 			fmt.Fprintf(cmd.OutOrStdout(), "export KUBECONFIG=%s\n", cluster.Kubeconfig())
+			if host := cluster.DockerHost(); host != "" {
+				fmt.Fprintf(cmd.OutOrStdout(), "export DOCKER_HOST=%s\n", host)
+			}
 			return nil
 		},
 	}

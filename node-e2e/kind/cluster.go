@@ -436,6 +436,10 @@ func (c *Cluster) Version() string { return c.state.Version }
 // Kubeconfig is the path of a kubeconfig with all rights.
 func (c *Cluster) Kubeconfig() string { return filepath.Join(c.dir, "kubeconfig") }
 
+// DockerHost is what DOCKER_HOST must be for the docker command to reach the nodes; ""
+// is the command's own choice.
+func (c *Cluster) DockerHost() string { return c.state.Engine.Host }
+
 // RESTConfig returns a copy of the configuration of the cluster's clients.
 func (c *Cluster) RESTConfig() *rest.Config { return rest.CopyConfig(c.restConfig) }
 
