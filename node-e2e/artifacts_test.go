@@ -4,17 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
-	"time"
 
 	. "github.com/onsi/ginkgo/v2"
-	"github.com/onsi/ginkgo/v2/types"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"kubelet-guard.io/node-e2e/specreport"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -26,19 +22,16 @@ var _ = ReportAfterSuite("results", func(report Report) {
 		return
 	}
 	recorded.Kubelet, recorded.Duration = variant, report.RunTime
+	counts := specFormat.Count(report)
+	recorded.Passed, recorded.Failed = counts.Passed, counts.Failed
+	recorded.Failures = specFormat.Failures(report)
 	for _, spec := range report.SpecReports {
-		if spec.Failed() {
-			recorded.Failed++
-			recorded.Failures = append(recorded.Failures, specTitle(spec)+": "+brief(spec.FailureMessage()))
-		} else if spec.State.Is(types.SpecStatePassed) && spec.LeafNodeText != "" {
-			recorded.Passed++
-		}
 		for _, entry := range spec.ReportEntries {
 			result, ok := entry.GetRawValue().(*IncidentResult)
 			if !ok {
 				continue
 			}
-			result.Failure = brief(spec.FailureMessage())
+			result.Failure = specFormat.Message(spec)
 			recorded.Incidents = append(recorded.Incidents, *result)
 		}
 	}
@@ -51,57 +44,28 @@ var _ = ReportAfterSuite("results", func(report Report) {
 })
 
 var _ = ReportAfterEach(func(spec SpecReport) {
-	switch {
-	case spec.State.Is(types.SpecStateSkipped | types.SpecStatePending):
-	case spec.Failed():
-		progress("%s: FAILED after %.0f s: %s", specTitle(spec), spec.RunTime.Seconds(), brief(spec.FailureMessage()))
-	default:
-		progress("%s: ok, %.0f s", specTitle(spec), spec.RunTime.Seconds())
+	if line := specFormat.Progress(spec); line != "" {
+		progress("%s", line)
 	}
 })
+
+// specFormat is how this suite tells about its specs.
+var specFormat = specreport.Format{Title: specTitle, MessageLimit: 300}
 
 // specTitle is how a person is told about a spec: incidents have titles of their
 // own, the others read as a sentence with their container.
 func specTitle(spec SpecReport) string {
-	switch {
-	case slices.Contains(spec.Labels(), labelIncident):
+	if slices.Contains(spec.Labels(), labelIncident) {
 		return spec.LeafNodeText
-	case spec.FullText() == "":
-		return spec.LeafNodeType.String()
 	}
-	return spec.FullText()
+	return specreport.Title(spec)
 }
-
-// brief is a failure message on one line, as far as it fits a progress line.
-func brief(message string) string {
-	const limit = 300
-	line := []rune(strings.Join(strings.Fields(message), " "))
-	if len(line) > limit {
-		return string(line[:limit]) + "..."
-	}
-	return string(line)
-}
-
-var notInFileNames = regexp.MustCompile(`[^a-zA-Z0-9]+`)
 
 // collect writes what explains a failure into the artifacts folder. It must not
 // fail itself: it runs when something is broken already.
 func (s *scene) collect(ctx context.Context) {
-	report := CurrentSpecReport()
-	dir := filepath.Join(artifactsDir(), strings.Trim(notInFileNames.ReplaceAllString(report.LeafNodeText, "-"), "-"))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		GinkgoWriter.Printf("artifacts: %v\n", err)
-		return
-	}
-	keep := func(name string, data []byte, err error) {
-		if err != nil {
-			name, data = name+".error", []byte(err.Error()+"\n")
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
-			GinkgoWriter.Printf("artifacts: %v\n", err)
-		}
-	}
-	keep("failure.txt", []byte(report.StartTime.Format(time.RFC3339)+"\n"+report.FailureMessage()+"\n"), nil)
+	artifacts := specreport.NewArtifacts(artifactsDir(), CurrentSpecReport())
+	keep := artifacts.Keep
 	log, err := os.ReadFile(provider.Node().Kubelet().LogPath())
 	keep("kubelet.log", log, err)
 	for name, path := range map[string]string{"metrics.txt": "/metrics", "guard-pods.json": guard.PodsPath, "kubelet-pods.json": "/pods"} {
@@ -121,7 +85,7 @@ func (s *scene) collect(ctx context.Context) {
 	keep("events.yaml", text, err)
 	containers, err := provider.Node().Runtime().Containers(ctx)
 	keep("containers.txt", fmt.Appendf(nil, "%+v\n", containers), err)
-	progress("artifacts: %s", dir)
+	progress("artifacts: %s", artifacts.Dir)
 }
 
 func (s *scene) describePods(ctx context.Context) ([]byte, error) {

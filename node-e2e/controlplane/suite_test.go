@@ -11,7 +11,6 @@ import (
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
-	"github.com/onsi/ginkgo/v2/types"
 	. "github.com/onsi/gomega"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -20,6 +19,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/specreport"
 )
 
 // Labels of specs.
@@ -74,10 +74,10 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	code := m.Run()
 	if *clusterFlag != "" {
-		if code != 0 && failed == 0 {
-			failed = 1 // it broke before a spec could fail
+		if code != 0 && counts.Failed == 0 {
+			counts.Failed = 1 // it broke before a spec could fail
 		}
-		fmt.Printf("%d passed, %d failed\n", passed, failed)
+		fmt.Println(counts)
 	}
 	os.Exit(code)
 }
@@ -207,38 +207,19 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
-// passed counts specs, failed also what comes before and after them.
-var passed, failed int
+// counts is what came of the specs.
+var counts specreport.Counts
 
 var _ = ReportAfterSuite("count", func(report Report) {
-	for _, spec := range report.SpecReports {
-		if spec.Failed() {
-			failed++
-			// Once more, where the last lines of a log are all that is kept.
-			fmt.Printf("FAILED: %s: %s\n", fullTitle(spec), brief(spec.FailureMessage()))
-		} else if spec.State.Is(types.SpecStatePassed) && spec.LeafNodeText != "" {
-			passed++
-		}
+	counts = specFormat.Count(report)
+	for _, failure := range specFormat.Failures(report) {
+		// Once more, where the last lines of a log are all that is kept.
+		fmt.Printf("FAILED: %s\n", failure)
 	}
 })
 
 var _ = ReportAfterEach(func(spec SpecReport) {
-	switch {
-	case spec.State.Is(types.SpecStateSkipped | types.SpecStatePending):
-	case spec.Failed():
-		progress("%s: FAILED after %.1f s: %s", fullTitle(spec), spec.RunTime.Seconds(), brief(spec.FailureMessage()))
-	case spec.NumAttempts > 1:
-		progress("%s: ok at attempt %d, %.1f s", spec.FullText(), spec.NumAttempts, spec.RunTime.Seconds())
-	default:
-		progress("%s: ok, %.1f s", spec.FullText(), spec.RunTime.Seconds())
+	if line := specFormat.Progress(spec); line != "" {
+		progress("%s", line)
 	}
 })
-
-// fullTitle is how a person is told about a spec; what comes before and after all
-// specs has no text.
-func fullTitle(spec SpecReport) string {
-	if text := spec.FullText(); text != "" {
-		return text
-	}
-	return spec.LeafNodeType.String()
-}

@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"kubelet-guard.io/node-e2e/specreport"
 )
 
 // user is somebody as whom requests are made, by impersonation: the API server
@@ -106,7 +108,7 @@ func (u user) kubeconfig() string {
 	for _, info := range config.AuthInfos {
 		info.Impersonate, info.ImpersonateGroups = u.name, u.groups
 	}
-	path := filepath.Join(artifactsDir(), notInFileNames.ReplaceAllString(u.name, "-")+".kubeconfig")
+	path := filepath.Join(artifactsDir(), specreport.FileName(u.name)+".kubeconfig")
 	Expect(clientcmd.WriteToFile(*config, path)).To(Succeed())
 	return path
 }
