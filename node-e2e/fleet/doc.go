@@ -1,0 +1,15 @@
+// Package fleet holds the suite of many nodes: its specs are the package's test files;
+// compiled with "go test -c" they form the fleet-e2e.test program.
+//
+// What every spec relies on:
+//
+//   - The cluster is one of package kind, which somebody else brings up and takes down.
+//     It has a worker in the pool stock and one in the pool guarded. A fault meets both,
+//     so that one run of a spec tells how they differ.
+//   - 'Killed' and 'kept' are statements about a container of a node's runtime,
+//     identified by its id, never about what the API says of it.
+//   - A spec has a namespace of its own, and brings what it changes in the cluster or on
+//     a node back, also when it fails.
+//   - The companion control plane acts in namespaces that ask for it and in no others,
+//     so that specs need no order.
+package fleet

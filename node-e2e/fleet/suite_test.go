@@ -1,0 +1,208 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/format"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/specreport"
+)
+
+// Pools that the suite needs. There may be others.
+const (
+	poolStock   = "stock"
+	poolGuarded = "guarded"
+)
+
+const (
+	// pollInterval is short against what kubelets and controllers need to react.
+	pollInterval = 250 * time.Millisecond
+	// specTimeout bounds a spec that sets none of its own.
+	specTimeout = 3 * time.Minute
+	// collectTimeout bounds what is asked of a cluster that may be broken.
+	collectTimeout = time.Minute
+	// cleanTimeout bounds what a spec takes back.
+	cleanTimeout = 3 * time.Minute
+)
+
+var (
+	clusterFlag   = flag.String("cluster", "", "name of a kind cluster that is up; empty skips the suite")
+	outputFlag    = flag.String("output", "_output", "folder with the built programs and kind/; receives e2e/")
+	manifestsFlag = flag.String("manifests", "manifests", "folder with the manifests")
+	keepFlag      = flag.Bool("keep", false, "leave the namespaces of failed specs as they are")
+)
+
+// The run that this process makes: set before the first spec, read by all.
+var (
+	outputDir    string
+	manifestsDir string
+	cluster      *kind.Cluster
+	adminConfig  *rest.Config
+	// client and dynamicClient act as the administrator.
+	client        kubernetes.Interface
+	dynamicClient dynamic.Interface
+)
+
+// stockNode and guardedNode are the two workers that are compared.
+func stockNode() *kind.Node   { return cluster.Pool(poolStock)[0] }
+func guardedNode() *kind.Node { return cluster.Pool(poolGuarded)[0] }
+
+func workers() []*kind.Node { return []*kind.Node{stockNode(), guardedNode()} }
+
+// specFormat is how this suite tells about its specs.
+var specFormat = specreport.Format{Decimals: 1, MessageLimit: 400, Skips: true}
+
+// counts is what came of the specs.
+var counts specreport.Counts
+
+// TestMain ends with the line that all suites end with.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if *clusterFlag != "" {
+		if code != 0 && counts.Failed == 0 {
+			counts.Failed = 1 // it broke before a spec could fail
+		}
+		fmt.Println(counts)
+	}
+	os.Exit(code)
+}
+
+func TestFleet(t *testing.T) {
+	if *clusterFlag == "" {
+		t.Skip("the suite needs a kind cluster: run it with -cluster=NAME (see make e2e-kind)")
+	}
+	if err := prepare(); err != nil {
+		t.Fatal(err)
+	}
+	klog.LogToStderr(false)
+	klog.SetOutput(GinkgoWriter)
+	ctrllog.SetLogger(GinkgoLogr)
+	format.MaxLength = 8000
+	RegisterFailHandler(Fail)
+	SetDefaultEventuallyPollingInterval(pollInterval)
+	SetDefaultConsistentlyPollingInterval(pollInterval)
+	EnforceDefaultTimeoutsWhenUsingContexts()
+
+	suiteConfig, reporterConfig := GinkgoConfiguration()
+	// A node that is cut off must be brought back, also after Ctrl-C.
+	suiteConfig.GracePeriod = cleanTimeout
+	RunSpecs(t, "Fleet suite", suiteConfig, reporterConfig)
+}
+
+// prepare checks that the programs are built, so that a missing one is reported
+// before a spec runs.
+func prepare() error {
+	var err error
+	if outputDir, err = filepath.Abs(*outputFlag); err != nil {
+		return fmt.Errorf("-output: %w", err)
+	}
+	if manifestsDir, err = filepath.Abs(*manifestsFlag); err != nil {
+		return fmt.Errorf("-manifests: %w", err)
+	}
+	for _, needed := range []string{kubectlProgram(), pluginProgram(), webhookProgram(), manifestsDir} {
+		if _, err := os.Stat(needed); err != nil {
+			return fmt.Errorf("not built (make e2e-kind builds all): %w", err)
+		}
+	}
+	if err := os.MkdirAll(artifactsDir(), 0o755); err != nil {
+		return fmt.Errorf("-output: %w", err)
+	}
+	return nil
+}
+
+// artifactsDir is where a run leaves what explains it.
+func artifactsDir() string { return filepath.Join(outputDir, "e2e", "fleet") }
+
+var _ = BeforeSuite(func(ctx SpecContext) {
+	var err error
+	cluster, err = kind.Attach(ctx, outputDir, *clusterFlag)
+	Expect(err).NotTo(HaveOccurred(), "find the cluster %s; bring it up with go run ./cmd/guard-e2e kind up --name %s", *clusterFlag, *clusterFlag)
+	adminConfig = rest.CopyConfig(cluster.RESTConfig())
+	// Specs poll; the client's default of 5 requests a second would make their figures
+	// those of its rate limiter.
+	adminConfig.QPS, adminConfig.Burst = 200, 400
+	client = kubernetes.NewForConfigOrDie(adminConfig)
+	dynamicClient = dynamic.NewForConfigOrDie(adminConfig)
+	for _, pool := range []string{poolStock, poolGuarded} {
+		Expect(cluster.Pool(pool)).NotTo(BeEmpty(), "nodes of the pool %s (--pools %s=1,%s=1:guarded)", pool, poolStock, poolGuarded)
+	}
+	Expect(stockNode().Guarded()).To(BeFalse(), "the kubelet of node %s is the guarded one", stockNode().Name())
+	Expect(guardedNode().Guarded()).To(BeTrue(), "the kubelet of node %s is the guarded one", guardedNode().Name())
+	awaitReady(ctx, cluster.Nodes()...)
+	kubectl(ctx, "apply", "-k", manifestsDir)
+	progress("comparing %s with %s", stockNode().Name(), guardedNode().Name())
+}, NodeTimeout(2*time.Minute))
+
+// progress tells the person who waits what happens, apart from Ginkgo's report,
+// which goes to standard output.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}
+
+var _ = ReportAfterSuite("count", func(report Report) {
+	counts = specFormat.Count(report)
+	for _, failure := range specFormat.Failures(report) {
+		// Once more, where the last lines of a log are all that is kept.
+		fmt.Printf("FAILED: %s\n", failure)
+	}
+	for _, finding := range findings {
+		fmt.Printf("FOUND: %s\n", finding)
+	}
+})
+
+var _ = ReportAfterEach(func(spec SpecReport) {
+	if line := specFormat.Progress(spec); line != "" {
+		progress("%s", line)
+	}
+})
+
+// findings are the figures of this run.
+var findings []string
+
+// found tells a figure that a spec is about, as progress and at the end of the log.
+func found(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	findings = append(findings, line)
+	progress("found: %s", line)
+}
+
+// inParallel calls f for several things at the same time and joins the errors.
+func inParallel[T any](things []T, f func(T) error) error {
+	errs := make([]error, len(things))
+	var wait sync.WaitGroup
+	for i, thing := range things {
+		wait.Go(func() { errs[i] = f(thing) })
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+// atOnce calls f for each of the nodes at the same time. The functions may assert.
+func atOnce(ctx context.Context, nodes []*kind.Node, f func(ctx context.Context, node *kind.Node)) {
+	GinkgoHelper()
+	var wait sync.WaitGroup
+	for _, node := range nodes {
+		wait.Go(func() {
+			defer GinkgoRecover()
+			f(ctx, node)
+		})
+	}
+	wait.Wait()
+}
