@@ -1,0 +1,208 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+const (
+	// colocatedPods is how many protected pods each of the two workers runs.
+	colocatedPods = 30
+	// colocatedStart covers the start of all of them, on workers that share two cores.
+	colocatedStart = 4 * time.Minute
+	// colocatedKill covers a kubelet that turns down all its pods at once; one of them
+	// takes it 2 s.
+	colocatedKill = time.Minute
+	// colocatedEnd covers the end of all pods.
+	colocatedEnd = 2 * time.Minute
+	// kubeletConfigFile is where kubeadm puts the kubelet's configuration.
+	kubeletConfigFile = "/var/lib/kubelet/config.yaml"
+)
+
+// The incident that this project comes from: a configuration for co-located work is
+// rolled out with the kubelet and reserves far too much. No budget is asked.
+var _ = Describe("A wrong resource reservation that comes with a kubelet", func() {
+	It("kills every pod of a stock worker, and no protected one of a guarded worker", func(ctx SpecContext) {
+		s := newScene(ctx, nil)
+		stock, guarded := newColocated(ctx, s, stockNode()), newColocated(ctx, s, guardedNode())
+		both := []*colocated{stock, guarded}
+
+		By("running the pods")
+		started := time.Now()
+		for _, w := range both {
+			w.create(ctx)
+		}
+		for _, w := range both {
+			w.awaitAvailable(ctx, colocatedPods, colocatedStart)
+			w.protected = s.ofApp(ctx, w.name, colocatedPods)
+			w.unprotected = s.ofApp(ctx, w.name+"-plain", 1)
+		}
+		progress("co-location: %d protected pods and an unprotected one run on each worker after %.0f s", colocatedPods, time.Since(started).Seconds())
+
+		By("rolling the reservation out")
+		for _, w := range both {
+			w.reserve(ctx)
+		}
+		restartKubelet(ctx, workers()...)
+		restarted := time.Now()
+
+		By("counting who is left")
+		for _, w := range both {
+			awaitEnded(ctx, restarted, colocatedKill, w.unprotected...)
+		}
+		took := awaitEnded(ctx, restarted, colocatedKill, stock.protected...)
+		guarded.awaitStates(ctx, map[guard.State]int{guard.Held: colocatedPods})
+		stayRunning(ctx, holdPeriod, guarded.protected...)
+		stock.awaitAvailable(ctx, 0, colocatedKill)
+		guarded.awaitAvailable(ctx, colocatedPods, apiLag)
+		for _, w := range both {
+			w.tell(ctx)
+		}
+		progress("co-location: the stock worker's pods were dead %.0f s after the restart", took.Seconds())
+		Expect(refused(ctx, guarded.node)).To(HaveKeyWithValue(guard.AdmissionRejected, colocatedPods), refusedKills)
+		holds := kubectl(ctx, "guard", "holds", "--namespace", s.namespace)
+		Expect(strings.Count(holds, string(guard.AdmissionRejected))).To(Equal(colocatedPods), "kubectl guard holds:\n%s", holds)
+
+		By("taking the reservation back")
+		Expect(inParallel(both, func(w *colocated) error { return w.write(ctx, w.original) })).To(Succeed())
+		restartKubelet(ctx, workers()...)
+		guarded.awaitStates(ctx, map[guard.State]int{guard.Protected: colocatedPods})
+		expectRunning(Default, ctx, guarded.protected...)
+
+		By("deleting the pods through the API")
+		asked := time.Now()
+		background := metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)}
+		for _, w := range both {
+			Expect(client.AppsV1().Deployments(s.namespace).Delete(ctx, w.name, background)).To(Succeed())
+		}
+		took = awaitEnded(ctx, asked, colocatedEnd, guarded.protected...)
+		progress("co-location: the guarded worker's pods ended %.0f s after they were deleted", took.Seconds())
+	}, SpecTimeout(9*time.Minute))
+})
+
+// colocated is one of the two workers with its pods.
+type colocated struct {
+	scene *scene
+	node  *kind.Node
+	name  string
+	// request is the CPU that each pod asks for, in thousandths of a core.
+	request int64
+	// original is the kubelet's configuration before the spec, wrong the one that
+	// leaves half of what a single pod requests.
+	original, wrong string
+	// protected and unprotected are the pods of the start.
+	protected, unprotected []*subject
+}
+
+func newColocated(ctx context.Context, s *scene, node *kind.Node) *colocated {
+	GinkgoHelper()
+	w := &colocated{scene: s, node: node, name: "colocated-" + node.Pool()}
+	// A tenth is left for others, so that a pod of the system does not end it all.
+	w.request = freeCPU(ctx, node) * 9 / 10 / (colocatedPods + 1)
+	object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	w.original, err = node.Exec(ctx, "cat", kubeletConfigFile)
+	Expect(err).NotTo(HaveOccurred())
+	var config map[string]any
+	Expect(yaml.Unmarshal([]byte(w.original), &config)).To(Succeed(), "%s of %s", kubeletConfigFile, node.Name())
+	config["systemReserved"] = map[string]string{"cpu": fmt.Sprintf("%dm", object.Status.Capacity.Cpu().MilliValue()-w.request/2)}
+	wrong, err := yaml.Marshal(config)
+	Expect(err).NotTo(HaveOccurred())
+	w.wrong = string(wrong)
+	return w
+}
+
+// create creates a Deployment of protected pods, and one of a single pod without
+// protection, which shows on each worker that the fault acts.
+func (w *colocated) create(ctx context.Context) {
+	GinkgoHelper()
+	deployments := client.AppsV1().Deployments(w.scene.namespace)
+	options := []podOption{selectingNode(w.node), requesting(w.request), patientlyProbed}
+	_, err := deployments.Create(ctx, newDeployment(w.name, colocatedPods, append(options, protected)...), metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	_, err = deployments.Create(ctx, newDeployment(w.name+"-plain", 1, options...), metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+}
+
+// patientlyProbed lets a pod answer its probe late: the reservation leaves next to no
+// CPU time to the pods of a busy machine, and that is not what the spec is about.
+func patientlyProbed(pod *corev1.PodTemplateSpec) {
+	probe := pod.Spec.Containers[0].ReadinessProbe
+	probe.PeriodSeconds, probe.TimeoutSeconds, probe.FailureThreshold = 5, 5, 6
+}
+
+// reserve writes the wrong configuration, and takes it back at the end of a spec that
+// has not.
+func (w *colocated) reserve(ctx context.Context) {
+	GinkgoHelper()
+	DeferCleanup(func(ctx SpecContext) {
+		now, err := w.node.Exec(ctx, "cat", kubeletConfigFile)
+		Expect(err).NotTo(HaveOccurred())
+		if now != w.original {
+			Expect(w.write(ctx, w.original)).To(Succeed())
+			restartKubelet(ctx, w.node)
+		}
+	}, NodeTimeout(cleanTimeout))
+	Expect(w.write(ctx, w.wrong)).To(Succeed())
+}
+
+func (w *colocated) write(ctx context.Context, config string) error {
+	_, err := w.node.ExecInput(ctx, strings.NewReader(config), "cp", "/dev/stdin", kubeletConfigFile)
+	if err != nil {
+		return fmt.Errorf("write %s of %s: %w", kubeletConfigFile, w.node.Name(), err)
+	}
+	return nil
+}
+
+// available is how many protected pods the Deployment has that serve.
+func (w *colocated) available(ctx context.Context) (int, error) {
+	deployment, err := client.AppsV1().Deployments(w.scene.namespace).Get(ctx, w.name, metav1.GetOptions{})
+	if err != nil {
+		return 0, err
+	}
+	return int(deployment.Status.AvailableReplicas), nil
+}
+
+func (w *colocated) awaitAvailable(ctx context.Context, count int, within time.Duration) {
+	GinkgoHelper()
+	Eventually(ctx, w.available).WithTimeout(within).WithPolling(time.Second).Should(Equal(count), "available replicas of %s", w.name)
+}
+
+// awaitStates waits until the worker's guard has so many pods of the spec in each
+// state.
+func (w *colocated) awaitStates(ctx context.Context, want map[guard.State]int) {
+	GinkgoHelper()
+	Eventually(ctx, func(g Gomega) {
+		list, err := guardPods(ctx, w.node)
+		g.Expect(err).NotTo(HaveOccurred())
+		states := map[guard.State]int{}
+		for _, pod := range list.Items {
+			if pod.Namespace == w.scene.namespace {
+				states[pod.State]++
+			}
+		}
+		g.Expect(states).To(Equal(want))
+	}).WithTimeout(colocatedKill).WithPolling(time.Second).Should(Succeed(), "states in %s of %s", guard.PodsPath, w.node.Name())
+}
+
+// tell tells the figures of a worker.
+func (w *colocated) tell(ctx context.Context) {
+	GinkgoHelper()
+	killed, err := ended(ctx, w.protected...)
+	Expect(err).NotTo(HaveOccurred())
+	available, err := w.available(ctx)
+	Expect(err).NotTo(HaveOccurred())
+	found("co-location, %s worker: %d of %d protected pods killed, %d replicas available", w.node.Pool(), len(killed), len(w.protected), available)
+}
