@@ -1,0 +1,151 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+const (
+	// drainTimeout is what kubectl drain is given. It tries a refused eviction again
+	// every 5 s until then.
+	drainTimeout = 12 * time.Second
+	// budgetRefusal is what the API server says about an eviction past a budget.
+	budgetRefusal = "would violate the pod's disruption budget"
+)
+
+// drain runs kubectl drain for each node at the same time, since a person would do
+// one after the other.
+func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.Node]answer {
+	GinkgoHelper()
+	DeferCleanup(func(ctx SpecContext) { setCordon(ctx, false, nodes...) }, NodeTimeout(cleanTimeout))
+	answers := make([]answer, len(nodes))
+	positions := make([]int, len(nodes))
+	for i := range nodes {
+		positions[i] = i
+	}
+	_ = inParallel(positions, func(i int) error {
+		args := append([]string{"drain", nodes[i].Name(), "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=" + drainTimeout.String()}, flags...)
+		answers[i] = tryKubectl(ctx, args...)
+		return nil
+	})
+	byNode := map[*kind.Node]answer{}
+	for i, node := range nodes {
+		byNode[node] = answers[i]
+	}
+	return byNode
+}
+
+// createDeployments creates a Deployment for each of the two workers, bound to it, and
+// waits until its pods are Ready.
+func (s *scene) createDeployments(ctx context.Context, name string, replicas int, options ...podOption) map[*kind.Node][]*subject {
+	GinkgoHelper()
+	for _, node := range workers() {
+		deployment := newDeployment(name+"-"+node.Pool(), replicas, append([]podOption{selectingNode(node)}, options...)...)
+		_, err := client.AppsV1().Deployments(s.namespace).Create(ctx, deployment, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred(), "create Deployment %s", deployment.Name)
+	}
+	pods := map[*kind.Node][]*subject{}
+	for _, node := range workers() {
+		pods[node] = s.ofApp(ctx, name+"-"+node.Pool(), replicas)
+	}
+	return pods
+}
+
+func both(pods map[*kind.Node][]*subject) []*subject {
+	var all []*subject
+	for _, node := range workers() {
+		all = append(all, pods[node]...)
+	}
+	return all
+}
+
+func expectCordoned(ctx context.Context, nodes ...*kind.Node) {
+	GinkgoHelper()
+	for _, node := range nodes {
+		object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(object.Spec.Unschedulable).To(BeTrue(), "node %s is cordoned", node.Name())
+	}
+}
+
+var _ = Describe("kubectl drain", func() {
+	It("evicts protected pods like any other, and no pod past its budget", func(ctx SpecContext) {
+		s := newScene(ctx, nil)
+		free := s.createDeployments(ctx, "free", 2, protected)
+		plain := s.createDeployments(ctx, "plain", 1)
+		kept := s.createDeployments(ctx, "kept", 1, protected)
+		for _, node := range workers() {
+			s.createBudget(ctx, "kept-"+node.Pool(), 1, 0)
+		}
+
+		By("cordoning, which changes nothing for what runs")
+		setCordon(ctx, true, workers()...)
+		stayRunning(ctx, holdPeriod, append(append(both(free), both(plain)...), both(kept)...)...)
+
+		By("draining")
+		asked := time.Now()
+		for node, answer := range drain(ctx, workers()) {
+			answer.expectRefused(budgetRefusal, "kept-"+node.Pool())
+		}
+		for _, node := range workers() {
+			took := awaitEnded(ctx, asked, drainTimeout+deletionSlack, append(free[node], plain[node]...)...)
+			progress("drain: the evicted pods of worker %s had ended %.0f s after it was asked for", node.Name(), took.Seconds())
+		}
+		expectRunning(Default, ctx, both(kept)...)
+		expectCordoned(ctx, workers()...)
+
+		By("draining by deletion, which asks no budget")
+		for _, answer := range drain(ctx, workers(), "--disable-eviction") {
+			answer.expectDone()
+		}
+		awaitEnded(ctx, asked, gracePeriod+deletionSlack, both(kept)...)
+
+		By("uncordoning, after which the replacements start")
+		setCordon(ctx, false, workers()...)
+		for _, node := range workers() {
+			s.ofApp(ctx, "free-"+node.Pool(), 2)
+			s.ofApp(ctx, "kept-"+node.Pool(), 1)
+		}
+		s.expectNothingHeld(ctx)
+	}, SpecTimeout(specTimeout))
+
+	It("is told by the companion why a protected pod stays, also with --disable-eviction", func(ctx SpecContext) {
+		installWebhook(ctx)
+		s := newScene(ctx, withWebhook)
+		kept := s.createDeployments(ctx, "kept", 1, protected)
+		for _, node := range workers() {
+			s.createBudget(ctx, "kept-"+node.Pool(), 1, 0)
+		}
+		By("draining by deletion")
+		for node, answer := range drain(ctx, workers(), "--disable-eviction") {
+			answer.expectRefused("is protected, and its deletion is held to poddisruptionbudget kept-"+node.Pool(),
+				fmt.Sprintf("kubectl get poddisruptionbudget kept-%s -n %s", node.Pool(), s.namespace))
+		}
+		stayRunning(ctx, holdPeriod, both(kept)...)
+		expectCordoned(ctx, workers()...)
+		for _, pod := range kept[guardedNode()] {
+			awaitGuardState(ctx, pod, guard.Protected)
+		}
+
+		By("removing the budgets, and draining as ever")
+		for _, node := range workers() {
+			Expect(client.PolicyV1().PodDisruptionBudgets(s.namespace).Delete(ctx, "kept-"+node.Pool(), metav1.DeleteOptions{})).To(Succeed())
+		}
+		asked := time.Now()
+		// The webhook's watch has to tell it, usually within milliseconds.
+		Eventually(ctx, func(g Gomega) {
+			for _, answer := range drain(ctx, workers(), "--disable-eviction") {
+				g.Expect(answer.err).NotTo(HaveOccurred(), "%s", answer)
+			}
+		}).WithTimeout(time.Minute).Should(Succeed())
+		awaitEnded(ctx, asked, gracePeriod+deletionSlack, both(kept)...)
+	}, SpecTimeout(specTimeout+webhookStart))
+})
