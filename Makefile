@@ -92,6 +92,10 @@ node-e2e: kubectl-guard ## Build the node suite, guard-node and the kubectl plug
 controlplane-e2e: ## Build the control plane suite: _output/bin/
 	@$(go) test -c -o _output/bin/controlplane-e2e.test ./node-e2e/controlplane
 
+.PHONY: fleet-e2e
+fleet-e2e: guard-webhook kubectl-guard ## Build the suite of many nodes, the webhook and the kubectl plugin: _output/bin/
+	@$(go) test -c -o _output/bin/fleet-e2e.test ./node-e2e/fleet
+
 .PHONY: verify-reproducible
 verify-reproducible: ## Build the kubelet again elsewhere with an empty cache and compare the bytes (10 minutes)
 	@$(guard_build) kubelet --verify-reproducible --goarch='$(GOARCH)'

@@ -128,9 +128,11 @@ var _ = Describe("A controller", func() {
 		}
 		compareEnds(ctx, "deletion of a pod of a StatefulSet", asked, first)
 		for _, node := range workers() {
-			again := s.ofApp(ctx, "db-"+node.Pool(), 2)
-			Expect(again).To(ContainElement(And(HaveField("name", first[node][0].name), HaveField("uid", Not(Equal(first[node][0].uid))))))
-			members[node] = again
+			before := first[node][0]
+			members[node] = s.ofApp(ctx, "db-"+node.Pool(), 2)
+			Expect(members[node]).To(ContainElement(Satisfy(func(after *subject) bool {
+				return after.name == before.name && after.uid != before.uid
+			})), "another pod with the name %s", before.name)
 		}
 
 		By("rolling out both")

@@ -15,6 +15,9 @@ import (
 const (
 	// shortSilence is less than the 50 s after which the node controller gives up.
 	shortSilence = 15 * time.Second
+	// reconnection covers a kubelet whose connection is broken and whose next attempt may
+	// come with a back-off.
+	reconnection = 90 * time.Second
 	// stay is how long pods stay on a node that was given up, in place of the default
 	// of five minutes.
 	stay = 5 * time.Second
@@ -23,15 +26,22 @@ const (
 )
 
 var _ = Describe("A node that is lost", func() {
-	It("keeps its pods when it was frozen for less than the node controller waits", func(ctx SpecContext) {
+	It("keeps its pods when it was cut off for less than the node controller waits, and ends those that were deleted by force", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
-		pods := s.runCompared(ctx, "short", leavingAfter(stay))
-		pause(ctx, workers()...)
-		frozen := time.Now()
-		Eventually(ctx, func() time.Duration { return time.Since(frozen) }).WithTimeout(2 * shortSilence).Should(BeNumerically(">", shortSilence))
-		unpause(ctx, workers()...)
-		stayRunning(ctx, holdPeriod, pods.all()...)
-		expectAPIShowsRunning(Default, ctx, pods.all()...)
+		kept := s.runCompared(ctx, "kept", leavingAfter(stay))
+		forced := s.runCompared(ctx, "forced", leavingAfter(stay))
+		disconnect(ctx, workers()...)
+		cut := time.Now()
+		for _, pod := range forced.all() {
+			Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, *metav1.NewDeleteOptions(0))).To(Succeed())
+		}
+		Eventually(ctx, func() time.Duration { return time.Since(cut) }).WithTimeout(2 * shortSilence).Should(BeNumerically(">", shortSilence))
+		expectRunning(Default, ctx, append(kept.all(), forced.all()...)...)
+		reconnect(ctx, workers()...)
+		// The kubelets go on watching where they were, so that they see the deletions.
+		awaitEnded(ctx, time.Now(), reconnection, forced.all()...)
+		stayRunning(ctx, holdPeriod, kept.all()...)
+		expectAPIShowsRunning(Default, ctx, kept.all()...)
 		s.expectNothingHeld(ctx)
 	}, SpecTimeout(specTimeout))
 
@@ -77,7 +87,7 @@ func lostAndBack(ctx context.Context, s *scene, take, bring func(context.Context
 		{guardedNode(), []*subject{leaving.guardedProtected, leaving.guardedPlain}},
 	} {
 		took := awaitEnded(ctx, back, time.Minute, end.pods...)
-		progress("lost: the deleted pods of worker %s had ended %.0f s after it was back", end.node.Name(), took.Seconds())
+		progress("lost: the deleted pods of worker %s had ended %.0f s after it was Ready again", end.node.Name(), took.Seconds())
 	}
 	awaitGone(ctx, gracePeriod+deletionSlack, leaving.all()...)
 	stayRunning(ctx, holdPeriod, staying.all()...)

@@ -70,7 +70,7 @@ var _ = Describe("kubectl guard", func() {
 			row(held.name, guardedNode().Name(), string(guard.PodVanished), `\S+`, "Gone"))
 		stayRunning(ctx, holdPeriod, held)
 		asked := time.Now()
-		Expect(kubectl(ctx, "guard", "release", held.name, "-n", s.namespace, "--yes", "--reason=fleet suite")).To(
+		Expect(kubectl(ctx, "guard", "release", held.name, "-n", s.namespace, "--yes", "--timeout=0", "--reason=fleet suite")).To(
 			ContainSubstring("record " + string(held.uid) + " written"))
 		released := awaitEnded(ctx, asked, releaseWait+gracePeriod, held)
 		progress("kubectl guard release: the pod had ended after %.0f s", released.Seconds())
