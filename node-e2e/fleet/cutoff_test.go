@@ -64,6 +64,8 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 			Expect(pod.old.node.Name()).To(Equal(pod.worker.Name()), "node of pod %s, which prefers it", pod.old)
 		}
 
+		abandoned := newScene(ctx, nil).runAbandoned(ctx)
+
 		By("cutting both workers off")
 		disconnect(ctx, workers()...)
 		cut := time.Now()
@@ -90,7 +92,8 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 
 		By("waiting until the API server has forgotten")
 		written := outlastHistory(ctx, busy, heard, deleted)
-		expectRunning(Default, ctx, subjectsOf(pods, (*lostPod).oldCopy)...)
+		abandoned.awaitDeletion(ctx)
+		expectRunning(Default, ctx, append(subjectsOf(pods, (*lostPod).oldCopy), abandoned.leaving.all()...)...)
 
 		By("reconnecting them")
 		found("cut-off: cut for %.0f s; a watch of the node's pods from the last resource version that its kubelet can have heard of is answered with 410 Expired (75 s and %d further events of pods)",
@@ -108,6 +111,7 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 			}
 		})
 		held.expectHeldBesideSuccessor(ctx)
+		abandoned.awaitFates(ctx)
 		expectAPIShowsRunning(Default, ctx, subjectsOf(pods, (*lostPod).newCopy)...)
 
 		By("releasing the one that is held")

@@ -26,7 +26,7 @@ const (
 )
 
 var _ = Describe("A node that is lost", func() {
-	It("keeps its pods when it was cut off for less than the node controller waits, and ends those that were deleted by force", func(ctx SpecContext) {
+	It("was cut off for less than the node controller waits: it keeps its pods, and ends those that were deleted by force", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
 		kept := s.runCompared(ctx, "kept", leavingAfter(stay))
 		forced := s.runCompared(ctx, "forced", leavingAfter(stay))
@@ -45,53 +45,57 @@ var _ = Describe("A node that is lost", func() {
 		s.expectNothingHeld(ctx)
 	}, SpecTimeout(specTimeout))
 
-	It("ends the pods that were deleted meanwhile when it was frozen, and no others", func(ctx SpecContext) {
-		lostAndBack(ctx, newScene(ctx, nil), pause, unpause)
-	}, SpecTimeout(2*specTimeout))
-
-	It("ends the pods that were deleted meanwhile when it was cut off, and no others", func(ctx SpecContext) {
+	It("was frozen for longer: it ends the pods that were deleted meanwhile, and no others", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
-		lostAndBack(ctx, s, disconnect, reconnect)
+		pods := s.runAbandoned(ctx)
+		pause(ctx, workers()...)
+		pods.awaitDeletion(ctx)
+		unpause(ctx, workers()...)
+		pods.awaitFates(ctx)
+		s.expectNothingHeld(ctx)
 	}, SpecTimeout(2*specTimeout))
 })
 
-// lostAndBack takes both workers away until the controllers have deleted the pods that
-// do not tolerate it, and brings them back. That deletion is one through the API, made
-// for anybody to see, so it is explicit.
-func lostAndBack(ctx context.Context, s *scene, take, bring func(context.Context, ...*kind.Node)) {
-	GinkgoHelper()
-	leaving := s.runCompared(ctx, "leaving", leavingAfter(stay))
-	staying := s.runCompared(ctx, "staying", leavingAfter(-1))
-	take(ctx, workers()...)
-	taken := time.Now()
+// abandoned are pods on workers that are about to go away for longer than the node
+// controller waits. Some must leave such a node soon, the others need not.
+type abandoned struct{ leaving, staying compared }
 
-	By("awaiting that the nodes are given up, and the pods deleted that do not tolerate it")
+func (s *scene) runAbandoned(ctx context.Context) abandoned {
+	GinkgoHelper()
+	return abandoned{
+		leaving: s.runCompared(ctx, "leaving", leavingAfter(stay)),
+		staying: s.runCompared(ctx, "staying", leavingAfter(-1)),
+	}
+}
+
+// awaitDeletion waits until the nodes are given up and the pods deleted that must
+// leave. That is a deletion through the API, for anybody to see, so it is explicit.
+func (a abandoned) awaitDeletion(ctx context.Context) {
+	GinkgoHelper()
 	awaitUnreachable(ctx, workers()...)
-	progress("lost: given up after %.0f s", time.Since(taken).Seconds())
 	Eventually(ctx, func(g Gomega) {
-		for _, pod := range leaving.all() {
-			object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
+		for _, pod := range a.leaving.all() {
+			object, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(object.DeletionTimestamp).NotTo(BeNil(), "deletion of pod %s", pod)
 		}
 	}).WithTimeout(stay+taintEviction).Should(Succeed(), "taint eviction deletes the pods")
+}
 
-	By("bringing the nodes back")
-	bring(ctx, workers()...)
+// awaitFates waits until the pods that were deleted have ended, on nodes that are back,
+// and checks that the others run.
+func (a abandoned) awaitFates(ctx context.Context) {
+	GinkgoHelper()
 	back := time.Now()
-	for _, end := range []struct {
-		node *kind.Node
-		pods []*subject
-	}{
-		{stockNode(), []*subject{leaving.stockProtected, leaving.stockPlain}},
-		{guardedNode(), []*subject{leaving.guardedProtected, leaving.guardedPlain}},
+	for node, pods := range map[*kind.Node][]*subject{
+		stockNode():   {a.leaving.stockProtected, a.leaving.stockPlain},
+		guardedNode(): {a.leaving.guardedProtected, a.leaving.guardedPlain},
 	} {
-		took := awaitEnded(ctx, back, time.Minute, end.pods...)
-		progress("lost: the deleted pods of worker %s had ended %.0f s after it was Ready again", end.node.Name(), took.Seconds())
+		took := awaitEnded(ctx, back, reconnection, pods...)
+		progress("lost: the pods that were deleted had ended on worker %s within %.0f s", node.Name(), took.Seconds())
 	}
-	awaitGone(ctx, gracePeriod+deletionSlack, leaving.all()...)
-	stayRunning(ctx, holdPeriod, staying.all()...)
-	Eventually(ctx, func(g Gomega) { expectAPIShowsRunning(g, ctx, staying.all()...) }).WithTimeout(apiLag).Should(Succeed())
-	awaitGuardState(ctx, staying.guardedProtected, guard.Protected)
-	s.expectNothingHeld(ctx)
+	awaitGone(ctx, gracePeriod+deletionSlack, a.leaving.all()...)
+	stayRunning(ctx, holdPeriod, a.staying.all()...)
+	Eventually(ctx, func(g Gomega) { expectAPIShowsRunning(g, ctx, a.staying.all()...) }).WithTimeout(apiLag).Should(Succeed())
+	awaitGuardState(ctx, a.staying.guardedProtected, guard.Protected)
 }
