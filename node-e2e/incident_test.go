@@ -63,6 +63,8 @@ type incident struct {
 	// unregistered: it takes the node's object, too, and the kubelet does not bring
 	// that back before the repair.
 	unregistered bool
+	// controlPlane: the fault is one of the control plane, not of this node.
+	controlPlane bool
 	// nodeName is the name that the fault gives the node; empty leaves its own.
 	nodeName string
 	// terminal: the fault shows the pods in a terminal phase, until the kubelet has
@@ -78,7 +80,11 @@ type incident struct {
 // describeIncident makes the spec of an incident. It is the same for both
 // kubelets but for the fate that it expects of the protected pod.
 func describeIncident(i incident) bool {
-	return It(i.title, Label(labelIncident), func(ctx SpecContext) { i.run(ctx) })
+	labels := Label(labelIncident)
+	if i.controlPlane {
+		labels = append(labels, labelControlPlane)
+	}
+	return It(i.title, labels, func(ctx SpecContext) { i.run(ctx) })
 }
 
 func (i incident) run(ctx context.Context) {

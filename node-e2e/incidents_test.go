@@ -27,8 +27,8 @@ const poolLabel = "e2e.kubelet-guard.io/pool"
 // unsafeSysctl is one that a kubelet lets pods set only where it is configured to.
 const unsafeSysctl = "net.core.somaxconn"
 
-// wrongName is a name under which the node is not known.
-const wrongName = "e2e-wrong-name"
+// wrongName returns a name under which the node is not known.
+func wrongName() string { return "e2e-wrong-name-" + string(variant) }
 
 // unknownPod is what a kubelet that starts without an object of a pod attempts.
 var unknownPod = []guard.Cause{guard.PodVanished}
@@ -76,8 +76,10 @@ var _ = Describe("Kubelet restart", func() {
 			Eventually(func() time.Duration { return time.Since(created.CreationTimestamp.Time) }).
 				WithContext(ctx).WithTimeout(5 * time.Second).Should(BeNumerically(">", 2*time.Second))
 		},
-		fault: func(ctx context.Context, _ *scene, _ []*subject) {
-			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = 1 }})
+		fault: func(ctx context.Context, s *scene, _ []*subject) {
+			// The pods that came with the node are older still.
+			places := int32(1 + s.podsBeside(ctx))
+			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.AdmissionRejected},
@@ -173,21 +175,22 @@ var _ = Describe("Kubelet restart", func() {
 			restartKubelet(ctx, KubeletChange{})
 			start(ctx)
 		},
-		restarts: true,
-		survives: true,
+		controlPlane: true,
+		restarts:     true,
+		survives:     true,
 	})
 
 	describeIncident(incident{
 		title: "node starts under a wrong name",
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			DeferCleanup(func(ctx context.Context) error {
-				return ignoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName, metav1.DeleteOptions{}))
+				return ignoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
 			})
-			restartKubelet(ctx, KubeletChange{NodeName: wrongName})
+			restartKubelet(ctx, KubeletChange{NodeName: wrongName()})
 		},
 		restarts: true,
 		vanished: true,
-		nodeName: wrongName,
+		nodeName: wrongName(),
 		// The restored pod is bound to the node's right name.
 		causes: []guard.Cause{guard.AdmissionRejected, guard.PodVanished},
 		repair: func(ctx context.Context, s *scene, pod *subject) {
@@ -312,6 +315,7 @@ func emptyEtcd(title string, restart bool) incident {
 				startKubelet(ctx, KubeletChange{})
 			}
 		},
+		controlPlane: true,
 		restarts:     restart,
 		survives:     !restart,
 		vanished:     true,
@@ -446,6 +450,20 @@ func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 			g.Expect(c.PodName).NotTo(Equal(mirror), "container %s of static pod %s still runs", c.Name, pod)
 		}
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "static pod %s is gone", pod)
+}
+
+// podsBeside counts the node's pods that are not the scene's.
+func (s *scene) podsBeside(ctx context.Context) int {
+	GinkgoHelper()
+	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + provider.Node().Name()})
+	Expect(err).NotTo(HaveOccurred(), "list the node's pods")
+	beside := 0
+	for _, pod := range pods.Items {
+		if pod.Namespace != s.namespace {
+			beside++
+		}
+	}
+	return beside
 }
 
 func ended(pod *subject) bool {

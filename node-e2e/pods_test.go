@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -313,20 +311,11 @@ func (s *scene) tell(ctx context.Context, pod, path string, query map[string]str
 // ask asks a pod's workload for something at the pod's own address, which works
 // without the pod's object and without an API server.
 func ask(ctx context.Context, pod *subject, port int32, path string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path), nil)
+	answer, err := provider.Node().Fetch(ctx, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path))
 	if err != nil {
-		return "", err
+		return answer, fmt.Errorf("pod %s: %w", pod, err)
 	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return "", err
-	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	if err == nil && answer.StatusCode != http.StatusOK {
-		err = fmt.Errorf("GET %s of pod %s: %s: %.200s", path, pod, answer.Status, body)
-	}
-	return string(body), err
+	return answer, nil
 }
 
 // expectFile checks the file that a container of a pod serves.

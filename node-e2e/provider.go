@@ -29,6 +29,10 @@ func ParseVariant(s string) (Variant, error) {
 	return "", fmt.Errorf("kubelet %q is not known: use %q or %q", s, Stock, Guarded)
 }
 
+// labelControlPlane marks specs whose fault is one of the control plane: where nodes
+// share it, they cannot be run for one node.
+const labelControlPlane = "control-plane"
+
 // Options says which cluster a provider brings up.
 type Options struct {
 	// ClusterName names the cluster, its folder and its network, so that clusters
@@ -37,7 +41,9 @@ type Options struct {
 	// OutputDir is the folder that holds the built programs and that receives the
 	// cluster's state.
 	OutputDir string
-	// KubeletBinary is the kubelet that the node runs.
+	// Kubelet is which kubelet the node runs, for providers that choose among nodes.
+	Kubelet Variant
+	// KubeletBinary is the kubelet that the node runs, for providers that make it.
 	KubeletBinary string
 	// Log receives the provider's progress messages.
 	Log io.Writer
@@ -84,6 +90,9 @@ type Node interface {
 	// Run runs a program on the node, as root and among the node's own mounts, and
 	// returns what it printed.
 	Run(ctx context.Context, command ...string) (string, error)
+	// Fetch returns what a server in the cluster's network answers to a GET, without the
+	// API server. An answer other than 200 is an error.
+	Fetch(ctx context.Context, url string) (string, error)
 	// NewLink makes a connection to the API server that can be cut, for a kubelet to
 	// be started with. Whoever makes it closes it.
 	NewLink() (Link, error)
@@ -93,8 +102,8 @@ type Node interface {
 // nothing passes in either direction and nobody is told, as on a network that drops
 // packets; once it is mended, what was on the way arrives.
 type Link interface {
-	Cut()
-	Mend()
+	Cut() error
+	Mend() error
 	// Reset ends all connections, and what was on the way is lost, as after a long
 	// time without a network.
 	Reset() error
@@ -203,7 +212,7 @@ func NewProvider(name string, options Options) (Provider, error) {
 	case "local":
 		return newLocalProvider(options), nil
 	case "kind":
-		return nil, fmt.Errorf("kind is not supported by this release: use local")
+		return newKindProvider(options), nil
 	}
-	return nil, fmt.Errorf("provider %q is not known: use local", name)
+	return nil, fmt.Errorf("provider %q is not known: use local or kind", name)
 }

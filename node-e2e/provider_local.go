@@ -88,17 +88,25 @@ func (n localNode) ControlPlane() ControlPlane { return localControlPlane(n) }
 func (n localNode) KubeletDir() string { return n.cluster.HostPath("/var/lib/kubelet") }
 
 func (n localNode) WriteStaticPod(name string, manifest []byte) error {
+	return writeStaticPod(n.cluster.StaticPodDir(), name, manifest)
+}
+
+func writeStaticPod(folder, name string, manifest []byte) error {
 	// The kubelet ignores names that begin with a dot, so it never reads half a
 	// manifest.
-	partial := filepath.Join(n.cluster.StaticPodDir(), "."+name)
+	partial := filepath.Join(folder, "."+name)
 	if err := os.WriteFile(partial, manifest, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(partial, filepath.Join(n.cluster.StaticPodDir(), name+".yaml"))
+	return os.Rename(partial, filepath.Join(folder, name+".yaml"))
 }
 
 func (n localNode) RemoveStaticPod(name string) error {
-	err := os.Remove(filepath.Join(n.cluster.StaticPodDir(), name+".yaml"))
+	return removeStaticPod(n.cluster.StaticPodDir(), name)
+}
+
+func removeStaticPod(folder, name string) error {
+	err := os.Remove(filepath.Join(folder, name+".yaml"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -109,7 +117,27 @@ func (n localNode) Run(ctx context.Context, command ...string) (string, error) {
 	return n.cluster.RunOnNode(ctx, command...)
 }
 
-func (n localNode) NewLink() (Link, error) { return n.cluster.NewLink() }
+func (n localNode) Fetch(ctx context.Context, url string) (string, error) {
+	body, err := get(ctx, http.DefaultClient, url)
+	return string(body), err
+}
+
+func (n localNode) NewLink() (Link, error) {
+	link, err := n.cluster.NewLink()
+	return localLink{link}, err
+}
+
+type localLink struct{ *embedded.Link }
+
+func (l localLink) Cut() error {
+	l.Link.Cut()
+	return nil
+}
+
+func (l localLink) Mend() error {
+	l.Link.Mend()
+	return nil
+}
 
 type localKubelet struct{ cluster *embedded.Cluster }
 
@@ -128,7 +156,7 @@ func (k localKubelet) Start(ctx context.Context, change KubeletChange) error {
 		options = append(options, embedded.WithNodeName(change.NodeName))
 	}
 	if change.Link != nil {
-		options = append(options, embedded.WithLink(change.Link.(*embedded.Link)))
+		options = append(options, embedded.WithLink(change.Link.(localLink).Link))
 	}
 	err := k.cluster.Kubelet().Start(ctx, options...)
 	var exit *embedded.ExitError
@@ -143,16 +171,24 @@ func (k localKubelet) Kill(ctx context.Context) error { return k.cluster.Kubelet
 func (k localKubelet) LogPath() string                { return k.cluster.Kubelet().LogPath() }
 
 func (k localKubelet) Get(ctx context.Context, path string) ([]byte, error) {
-	httpClient, err := rest.HTTPClientFor(k.cluster.RESTConfig())
+	return getFromKubelet(ctx, k.cluster.RESTConfig(), k.cluster.NodeIP(), path)
+}
+
+// getFromKubelet reads a path of the authenticated port of the kubelet at an address.
+func getFromKubelet(ctx context.Context, config *rest.Config, address, path string) ([]byte, error) {
+	httpClient, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, err
 	}
-	url := "https://" + net.JoinHostPort(k.cluster.NodeIP(), kubeletPort) + path
+	return get(ctx, httpClient, "https://"+net.JoinHostPort(address, kubeletPort)+path)
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	answer, err := httpClient.Do(request)
+	answer, err := client.Do(request)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ var _ = Describe("A vanished pod ends", Label(labelGuarded), func() {
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
 
-	It("when its release file is written, without an API server", func(ctx SpecContext) {
+	It("when its release file is written, without an API server", Label(labelControlPlane), func(ctx SpecContext) {
 		s := newScene(ctx)
 		pod := s.runVanished(ctx)
 		startAPIServer := stopAPIServer(ctx)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -125,7 +126,7 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 	GinkgoHelper()
 	tolerate(stateDirectory)
 	s := newScene(ctx)
-	folder := GinkgoT().TempDir()
+	folder := nodeDir(ctx)
 	runOnNode(ctx, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder)
 	DeferCleanup(func(ctx context.Context) {
 		// Not before the kubelet has left it.
@@ -193,8 +194,17 @@ func withFormat(content []byte, version int) []byte {
 	return append(fmt.Appendf(nil, "%s%d sha256:", savedFormat, version), rest...)
 }
 
-func runOnNode(ctx context.Context, command ...string) {
+func runOnNode(ctx context.Context, command ...string) string {
 	GinkgoHelper()
-	_, err := provider.Node().Run(ctx, command...)
+	output, err := provider.Node().Run(ctx, command...)
 	Expect(err).NotTo(HaveOccurred())
+	return output
+}
+
+// nodeDir makes a folder on the node, which the spec's end removes.
+func nodeDir(ctx context.Context) string {
+	GinkgoHelper()
+	folder := strings.TrimSpace(runOnNode(ctx, "mktemp", "-d"))
+	DeferCleanup(func(ctx context.Context) { runOnNode(ctx, "rm", "-rf", folder) })
+	return folder
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // The kubelet is not restarted in between: what it does is up to its watches.
-var _ = Describe("A storage that is replaced under a running kubelet", func() {
+var _ = Describe("A storage that is replaced under a running kubelet", Label(labelControlPlane), func() {
 	It("by an empty one and then by a snapshot costs no pod its life, not even one that the snapshot lacks", Label(labelTransparency), func(ctx SpecContext) {
 		s := newScene(ctx)
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))

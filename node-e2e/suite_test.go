@@ -47,7 +47,7 @@ const (
 )
 
 var (
-	providerFlag = flag.String("provider", "local", "who runs the cluster: local (kind is planned)")
+	providerFlag = flag.String("provider", "local", "who runs the cluster: local, or kind for one that is up (-cluster)")
 	kubeletFlag  = flag.String("kubelet", "", "which kubelet the node runs: stock or guarded; empty skips the suite")
 	binaryFlag   = flag.String("kubelet-binary", "", "path of the kubelet (default <output>/bin/kubelet-stock or <output>/bin/kubelet)")
 	outputFlag   = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
@@ -92,7 +92,7 @@ func TestNode(t *testing.T) {
 	EnforceDefaultTimeoutsWhenUsingContexts()
 
 	suiteConfig, reporterConfig := GinkgoConfiguration()
-	suiteConfig.LabelFilter = labelFilter(suiteConfig.LabelFilter, variant)
+	suiteConfig.LabelFilter = labelFilter(suiteConfig.LabelFilter, variant, *providerFlag)
 	// Cleaning up takes a cluster's stop, which must not be cut short after Ctrl-C.
 	suiteConfig.GracePeriod = clusterStop
 	RunSpecs(t, fmt.Sprintf("Node suite, %s kubelet", variant), suiteConfig, reporterConfig)
@@ -135,6 +135,7 @@ func suiteProvider() (Provider, error) {
 	p, err := NewProvider(*providerFlag, Options{
 		ClusterName:   name,
 		OutputDir:     outputDir,
+		Kubelet:       variant,
 		KubeletBinary: binary,
 		Log:           clusterLog,
 	})
@@ -151,8 +152,8 @@ func kubeletBinary(v Variant) string {
 }
 
 // labelFilter adds to the user's filter that a stock kubelet cannot pass guarded
-// specs.
-func labelFilter(user string, v Variant) string {
+// specs, and that the nodes of a kind cluster share the control plane.
+func labelFilter(user string, v Variant, provider string) string {
 	var terms []string
 	if user != "" {
 		terms = append(terms, "("+user+")")
@@ -160,22 +161,27 @@ func labelFilter(user string, v Variant) string {
 	if v == Stock {
 		terms = append(terms, "!"+labelGuarded)
 	}
+	if provider == "kind" {
+		terms = append(terms, "!"+labelControlPlane)
+	}
 	return strings.Join(terms, " && ")
 }
 
 func TestLabelFilter(t *testing.T) {
 	for _, tc := range []struct {
-		user string
-		v    Variant
-		want string
+		user     string
+		v        Variant
+		provider string
+		want     string
 	}{
-		{"", Guarded, ""},
-		{"", Stock, "!guarded"},
-		{"incident", Guarded, "(incident)"},
-		{"incident || transparency", Stock, "(incident || transparency) && !guarded"},
+		{"", Guarded, "local", ""},
+		{"", Stock, "local", "!guarded"},
+		{"incident", Guarded, "local", "(incident)"},
+		{"incident || transparency", Stock, "local", "(incident || transparency) && !guarded"},
+		{"incident", Stock, "kind", "(incident) && !guarded && !control-plane"},
 	} {
-		if got := labelFilter(tc.user, tc.v); got != tc.want {
-			t.Errorf("labelFilter(%q, %s) = %q, want %q", tc.user, tc.v, got, tc.want)
+		if got := labelFilter(tc.user, tc.v, tc.provider); got != tc.want {
+			t.Errorf("labelFilter(%q, %s, %s) = %q, want %q", tc.user, tc.v, tc.provider, got, tc.want)
 		}
 		if _, err := types.ParseLabelFilter(tc.want); err != nil {
 			t.Errorf("filter %q: %v", tc.want, err)

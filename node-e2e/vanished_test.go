@@ -175,7 +175,7 @@ func (s *scene) provideClaim(ctx context.Context) {
 			AccessModes: modes,
 			ClaimRef:    &corev1.ObjectReference{Namespace: s.namespace, Name: claim},
 			PersistentVolumeSource: corev1.PersistentVolumeSource{
-				HostPath: &corev1.HostPathVolumeSource{Path: GinkgoT().TempDir(), Type: ptr.To(corev1.HostPathDirectory)},
+				HostPath: &corev1.HostPathVolumeSource{Path: nodeDir(ctx), Type: ptr.To(corev1.HostPathDirectory)},
 			},
 		},
 	}, metav1.CreateOptions{})

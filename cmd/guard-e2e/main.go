@@ -37,12 +37,16 @@ func newCommand() *cobra.Command {
 			if _, err := e2e.NewProvider(o.provider, e2e.Options{}); err != nil {
 				return fmt.Errorf("--provider: %w", err)
 			}
+			if o.cluster != "" && o.provider != "kind" {
+				return fmt.Errorf("--cluster: suites share a cluster with --provider=kind only, not with %s", o.provider)
+			}
 			return nil
 		},
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&o.outputDir, "output", "_output", "folder with the built programs; receives clusters/ and e2e/")
-	flags.StringVar(&o.provider, "provider", "local", "who runs the clusters: local (kind is planned)")
+	flags.StringVar(&o.provider, "provider", "local", "who runs the clusters: local, or kind for one that is up (--cluster)")
+	flags.StringVar(&o.cluster, "cluster", "", "name of the cluster for all kubelets (default: one for each, named after it; kind needs a name)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the clusters up and print how to use kubectl on them")
 	flags.BoolVar(&o.failFast, "fail-fast", false, "end a suite with its first failed spec")
 	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newKindCommand(&o))

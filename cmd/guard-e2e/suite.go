@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,15 @@ const cleanupTime = 4 * time.Minute
 // options are the flags of all subcommands.
 type options struct {
 	outputDir, provider string
-	keep, failFast      bool
+	// cluster is the cluster that the suites of both kubelets use; empty gives each one
+	// of its own.
+	cluster        string
+	keep, failFast bool
+}
+
+// clusterOf is the name of the cluster that the suite of a kubelet uses.
+func (o *options) clusterOf(kubelet e2e.Variant) string {
+	return cmp.Or(o.cluster, string(kubelet))
 }
 
 // outcome is what came of one suite.
@@ -90,7 +99,7 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 		"-test.run=^TestNode$",
 		"-provider=" + o.provider,
 		"-kubelet=" + string(kubelet),
-		"-cluster=" + string(kubelet),
+		"-cluster=" + o.clusterOf(kubelet),
 		"-output=" + o.outputDir,
 		"-results=" + resultsFile,
 		fmt.Sprintf("-keep=%t", o.keep),
@@ -130,7 +139,7 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 		// Without results, the suite may not have come to its clean-up either.
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		left := e2e.RemoveCluster(cleanup, o.provider, e2e.Options{ClusterName: string(kubelet), OutputDir: o.outputDir})
+		left := e2e.RemoveCluster(cleanup, o.provider, e2e.Options{ClusterName: o.clusterOf(kubelet), OutputDir: o.outputDir, Kubelet: kubelet})
 		err = errors.Join(err, left)
 	}
 	switch {
