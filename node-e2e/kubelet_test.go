@@ -101,9 +101,14 @@ func kubeletLog() (since func() string) {
 // shares of it, so that they mean the same on every machine.
 func nodeMilliCPU(ctx context.Context) int64 {
 	GinkgoHelper()
+	return nodeCapacity(ctx).Cpu().MilliValue()
+}
+
+func nodeCapacity(ctx context.Context) *corev1.ResourceList {
+	GinkgoHelper()
 	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
 	Expect(err).NotTo(HaveOccurred(), "read the node")
-	return node.Status.Capacity.Cpu().MilliValue()
+	return &node.Status.Capacity
 }
 
 func cpuAndMemory(milliCPU int64) corev1.ResourceList {

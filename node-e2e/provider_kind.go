@@ -228,10 +228,7 @@ func (k kindKubeletControl) Start(ctx context.Context, change KubeletChange) err
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(k.path(kindDropIn)), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(k.path(kindDropIn), []byte(dropIn), 0o644); err != nil {
+	if err := k.writeDropIn(ctx, dropIn); err != nil {
 		return err
 	}
 	var before int64
@@ -240,7 +237,7 @@ func (k kindKubeletControl) Start(ctx context.Context, change KubeletChange) err
 	}
 	// /healthz answers before the resource managers have started; when the device
 	// manager's socket answers, all have. curl's error 7 is that nobody does.
-	const script = `systemctl daemon-reload && systemctl start kubelet || exit
+	const script = `systemctl start kubelet || exit
 for i in $(seq 600); do
   case $(systemctl show --property=ActiveState --value kubelet) in
   failed|inactive) exit 9 ;;
@@ -270,6 +267,23 @@ exit 8`
 		return &ExitError{Code: code, Output: output}
 	}
 	return fmt.Errorf("the kubelet of %s does not become healthy: %w: %s", k.Name(), err, output)
+}
+
+// writeDropIn makes systemd know the drop-in. It is not told when it does already:
+// when it reads its units, it makes lost cgroups anew.
+func (k kindKubeletControl) writeDropIn(ctx context.Context, dropIn string) error {
+	file := k.path(kindDropIn)
+	if before, err := os.ReadFile(file); err == nil && string(before) == dropIn {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, []byte(dropIn), 0o644); err != nil {
+		return err
+	}
+	_, err := k.node.Exec(ctx, "systemctl", "daemon-reload")
+	return err
 }
 
 // logSince returns the end of what the kubelet has written since its log had a size.
