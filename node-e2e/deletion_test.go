@@ -6,6 +6,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
@@ -29,6 +30,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		stopKubelet(ctx)
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, metav1.DeleteOptions{})).To(Succeed())
 		Expect(ended(pod)).To(BeFalse(), "nobody stops the pod yet")
+		showAllocatable(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-request-request/2)
 		By("starting the kubelet with a configuration that rejects the pod")
 		asked := time.Now()
 		startKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {

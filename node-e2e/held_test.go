@@ -72,8 +72,9 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		pod := s.run(ctx, s.newPod("protected", protected, requesting(nodeMilliCPU(ctx)/2),
 			withArgs("--file=/data/file", "--content="+content), withEmptyDir("/data")))[0]
 		awaitSettled(ctx)
-		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
-			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", nodeMilliCPU(ctx)*3/4)}
+		reserved := nodeMilliCPU(ctx) * 3 / 4
+		restartWithLess(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", reserved)}
 		}})
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
 		// Volumes are reconstructed, and cleaned up, within the first seconds.

@@ -57,7 +57,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			// A quarter of the node remains: less than either pod requests.
 			reserved := nodeMilliCPU(ctx) * 75 / 100
-			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartWithLess(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", reserved)}
 			}})
 		},
@@ -79,7 +79,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, s *scene, _ []*subject) {
 			// The pods that came with the node are older still.
 			places := int32(1 + s.podsBeside(ctx))
-			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
+			restartWithLess(ctx, corev1.ResourcePods, int64(places), KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.AdmissionRejected},
@@ -455,14 +455,14 @@ func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "static pod %s is gone", pod)
 }
 
-// podsBeside counts the node's pods that are not the scene's.
+// podsBeside counts the node's pods that are not the scene's and have not ended.
 func (s *scene) podsBeside(ctx context.Context) int {
 	GinkgoHelper()
 	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + provider.Node().Name()})
 	Expect(err).NotTo(HaveOccurred(), "list the node's pods")
 	beside := 0
 	for _, pod := range pods.Items {
-		if pod.Namespace != s.namespace {
+		if pod.Namespace != s.namespace && pod.Status.Phase != corev1.PodFailed && pod.Status.Phase != corev1.PodSucceeded {
 			beside++
 		}
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 
@@ -10,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // kubeletChanged tells whether the running spec has taken the kubelet out of its
@@ -53,6 +55,30 @@ func restartKubelet(ctx context.Context, change KubeletChange) {
 	GinkgoHelper()
 	stopKubelet(ctx)
 	startKubelet(ctx, change)
+}
+
+// restartWithLess restarts the kubelet with a change that leaves less of a resource to
+// pods, and shows that in the node's status at once. The kubelet admits its pods by what
+// the API says of its node. Whether its own new figure is there by then is a race that
+// it wins on one node and loses, until its next start, on another.
+func restartWithLess(ctx context.Context, name corev1.ResourceName, left int64, change KubeletChange) {
+	GinkgoHelper()
+	stopKubelet(ctx)
+	showAllocatable(ctx, name, left)
+	startKubelet(ctx, change)
+}
+
+// showAllocatable writes into the node's status what is left to pods of a resource: of
+// CPU, thousandths of a core.
+func showAllocatable(ctx context.Context, name corev1.ResourceName, left int64) {
+	GinkgoHelper()
+	quantity := fmt.Sprint(left)
+	if name == corev1.ResourceCPU {
+		quantity += "m"
+	}
+	patch := fmt.Sprintf(`{"status":{"allocatable":{%q:%q}}}`, name, quantity)
+	_, err := client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
+	Expect(err).NotTo(HaveOccurred(), "patch the node's status with %s", patch)
 }
 
 // normalKubelet restarts the kubelet in its normal configuration, also from within
