@@ -10,9 +10,9 @@ GOARCH ?=
 # Target version of patches-rebase; FINISH=1 writes a rebase without conflicts back.
 TO ?=
 FINISH ?=
-# Anything here leaves the clusters of demo and e2e-kind up.
+# Anything here leaves the clusters of demo, e2e-kind and e2e-kind-node up.
 KEEP ?=
-# Label filter of test-e2e, test-controlplane and e2e-kind (Ginkgo syntax); empty means all.
+# Label filter of test-e2e, test-controlplane, e2e-kind and e2e-kind-node (Ginkgo syntax); empty means all.
 LABELS ?=
 # How often test-controlplane tries a spec; what passed at a later attempt says so.
 ATTEMPTS ?= 2
@@ -150,6 +150,12 @@ e2e-kind: binaries kind-parts guard-webhook kubectl-guard fleet-e2e ## Run the f
 		$(if $(KEEP),-keep) -ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/fleet-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/fleet-e2e.log and _output/e2e/fleet/'; \
 		grep '^FAILED: ' _output/fleet-e2e.log; tail -n 1 _output/fleet-e2e.log; exit $$status
+
+.PHONY: e2e-kind-node
+e2e-kind-node: binaries kind-parts node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
+	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
+	@_output/bin/guard-e2e kind run --name=node --pools=stock=1,guarded=1:guarded --logs=_output/e2e/nodes $(if $(KEEP),--keep) -- \
+		_output/bin/guard-e2e run --provider=kind --cluster=node --label-filter='$(or $(LABELS),!chaos)'
 
 .PHONY: kind-up
 kind-up: binaries kind-parts ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)
