@@ -1,0 +1,246 @@
+package rollout
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/utils/ptr"
+)
+
+// maxPoolName keeps the names that are made from a pool's within 63 characters.
+const maxPoolName = 40
+
+// minReadySeconds is how long an installer has to be ready before its node counts.
+const minReadySeconds = 5
+
+// gracePeriodSeconds is how long an installer that is deleted may take to bring a change
+// to its end, one way or the other.
+const gracePeriodSeconds = 420
+
+// Pool is a set of nodes that a roll-out changes together.
+type Pool struct {
+	// Name is a DNS label of at most 40 characters.
+	Name string `json:"name"`
+	// Selector selects the nodes by their labels, in the form of kubectl --selector. It
+	// may not be empty.
+	Selector string `json:"selector"`
+	// MaxUnavailable is how many nodes may be in the middle of a change, or have failed,
+	// before the roll-out waits. At least 1.
+	MaxUnavailable int `json:"maxUnavailable"`
+}
+
+// Validate returns an error that names every field that is wrong.
+func (p Pool) Validate() error {
+	var errs field.ErrorList
+	name := field.NewPath("name")
+	for _, message := range validation.IsDNS1123Label(p.Name) {
+		errs = append(errs, field.Invalid(name, p.Name, message))
+	}
+	if len(p.Name) > maxPoolName {
+		errs = append(errs, field.TooLong(name, p.Name, maxPoolName))
+	}
+	if _, err := p.requirements(); err != nil {
+		errs = append(errs, field.Invalid(field.NewPath("selector"), p.Selector, err.Error()))
+	}
+	if p.MaxUnavailable < 1 {
+		errs = append(errs, field.Invalid(field.NewPath("maxUnavailable"), p.MaxUnavailable, "must be at least 1"))
+	}
+	return errs.ToAggregate()
+}
+
+// Matches reports whether the node is selected. A pool that is not valid selects none.
+func (p Pool) Matches(node *corev1.Node) bool {
+	if _, err := p.requirements(); err != nil {
+		return false
+	}
+	selector, err := labels.Parse(p.Selector)
+	return err == nil && selector.Matches(labels.Set(node.Labels))
+}
+
+var nodeOperators = map[selection.Operator]corev1.NodeSelectorOperator{
+	selection.Equals:       corev1.NodeSelectorOpIn,
+	selection.DoubleEquals: corev1.NodeSelectorOpIn,
+	selection.In:           corev1.NodeSelectorOpIn,
+	selection.NotEquals:    corev1.NodeSelectorOpNotIn,
+	selection.NotIn:        corev1.NodeSelectorOpNotIn,
+	selection.Exists:       corev1.NodeSelectorOpExists,
+	selection.DoesNotExist: corev1.NodeSelectorOpDoesNotExist,
+	selection.GreaterThan:  corev1.NodeSelectorOpGt,
+	selection.LessThan:     corev1.NodeSelectorOpLt,
+}
+
+// requirements is the selector in the form of a pod's node affinity.
+func (p Pool) requirements() ([]corev1.NodeSelectorRequirement, error) {
+	selector, err := labels.Parse(p.Selector)
+	if err != nil {
+		return nil, err
+	}
+	parsed, selectable := selector.Requirements()
+	if !selectable || len(parsed) == 0 {
+		return nil, fmt.Errorf("an empty selector would select every node, control plane included: name a label")
+	}
+	requirements := make([]corev1.NodeSelectorRequirement, 0, len(parsed))
+	for _, r := range parsed {
+		operator, ok := nodeOperators[r.Operator()]
+		if !ok {
+			return nil, fmt.Errorf("operator %q of %s is not supported for nodes", r.Operator(), r.Key())
+		}
+		requirement := corev1.NodeSelectorRequirement{Key: r.Key(), Operator: operator}
+		if operator != corev1.NodeSelectorOpExists && operator != corev1.NodeSelectorOpDoesNotExist {
+			requirement.Values = slices.Sorted(slices.Values(r.ValuesUnsorted()))
+		}
+		requirements = append(requirements, requirement)
+	}
+	return requirements, nil
+}
+
+// podLabels select the pods of a pool's installers.
+func podLabels(pool string) map[string]string {
+	return map[string]string{NameLabel: Name, PoolLabel: pool}
+}
+
+// DaemonSet returns the DaemonSet that asks the nodes of the pool for the request. It is
+// the same for the same arguments, so that a template that was used before gives the
+// revision that it had. Pool and request must be valid.
+func DaemonSet(pool Pool, request Request) (*appsv1.DaemonSet, error) {
+	if err := pool.Validate(); err != nil {
+		return nil, fmt.Errorf("pool %s: %w", pool.Name, err)
+	}
+	if err := request.Validate(); err != nil {
+		return nil, fmt.Errorf("pool %s: %w", pool.Name, err)
+	}
+	requirements, err := pool.requirements()
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: %w", pool.Name, err)
+	}
+	return &appsv1.DaemonSet{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "DaemonSet"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: DaemonSetName(pool.Name), Labels: podLabels(pool.Name)},
+		Spec: appsv1.DaemonSetSpec{
+			Selector:        &metav1.LabelSelector{MatchLabels: podLabels(pool.Name)},
+			UpdateStrategy:  RollingUpdate(pool),
+			MinReadySeconds: minReadySeconds,
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{
+					Labels: podLabels(pool.Name),
+					Annotations: map[string]string{
+						RequestAnnotation: encode(request),
+						PoolAnnotation:    encode(pool),
+					},
+				},
+				Spec: podSpec(request.Image, requirements),
+			},
+		},
+	}, nil
+}
+
+// RollingUpdate is the update strategy of the pool's DaemonSet while it is not paused.
+func RollingUpdate(pool Pool) appsv1.DaemonSetUpdateStrategy {
+	return appsv1.DaemonSetUpdateStrategy{
+		Type:          appsv1.RollingUpdateDaemonSetStrategyType,
+		RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: ptr.To(intstr.FromInt(pool.MaxUnavailable)), MaxSurge: ptr.To(intstr.FromInt(0))},
+	}
+}
+
+func podSpec(image string, requirements []corev1.NodeSelectorRequirement) corev1.PodSpec {
+	fromField := func(name, path string) corev1.EnvVar {
+		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
+	}
+	annotation := func(key string) string { return fmt.Sprintf("metadata.annotations['%s']", key) }
+	return corev1.PodSpec{
+		ServiceAccountName:            ServiceAccount,
+		PriorityClassName:             "system-node-critical",
+		TerminationGracePeriodSeconds: ptr.To[int64](gracePeriodSeconds),
+		// The processes of the node are looked at, its kubelet is asked at its own
+		// address, and a broken pod network does not matter.
+		HostPID:     true,
+		HostNetwork: true,
+		DNSPolicy:   corev1.DNSDefault,
+		// A node that is cordoned, not ready or under pressure belongs to its pool.
+		Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+		Affinity: &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+				NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: requirements}},
+			},
+		}},
+		Containers: []corev1.Container{{
+			Name:            Container,
+			Image:           image,
+			ImagePullPolicy: corev1.PullIfNotPresent,
+			Command:         []string{InstallerPath, "run"},
+			Env: []corev1.EnvVar{
+				fromField(RequestEnv, annotation(RequestAnnotation)),
+				fromField(PoolEnv, annotation(PoolAnnotation)),
+				fromField(NodeEnv, "spec.nodeName"),
+				fromField(PodEnv, "metadata.name"),
+				fromField(NamespaceEnv, "metadata.namespace"),
+			},
+			SecurityContext: &corev1.SecurityContext{Privileged: ptr.To(true), RunAsUser: ptr.To[int64](0)},
+			// No limits: an installer that is throttled or killed in the middle helps
+			// nobody.
+			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
+				corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("32Mi"),
+			}},
+			ReadinessProbe: &corev1.Probe{
+				ProbeHandler:     corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{InstallerPath, "ready"}}},
+				PeriodSeconds:    3,
+				TimeoutSeconds:   5,
+				FailureThreshold: 1,
+			},
+			VolumeMounts: []corev1.VolumeMount{{
+				// Mounts that the node gets later, such as /run of another boot, are seen.
+				Name: "host", MountPath: HostRoot, MountPropagation: ptr.To(corev1.MountPropagationHostToContainer),
+			}},
+		}},
+		Volumes: []corev1.Volume{{
+			Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/", Type: ptr.To(corev1.HostPathDirectory)}},
+		}},
+	}
+}
+
+// RequestOf returns the request of a DaemonSet that DaemonSet made. The error names the
+// DaemonSet.
+func RequestOf(ds *appsv1.DaemonSet) (Request, error) {
+	request, err := ParseRequest(ds.Spec.Template.Annotations[RequestAnnotation])
+	if err != nil {
+		return Request{}, fmt.Errorf("daemonset %s/%s: %w", ds.Namespace, ds.Name, err)
+	}
+	return request, nil
+}
+
+// PoolOf returns the pool of a DaemonSet that DaemonSet made. The error names the
+// DaemonSet.
+func PoolOf(ds *appsv1.DaemonSet) (Pool, error) {
+	pool, err := ParsePool(ds.Spec.Template.Annotations[PoolAnnotation])
+	if err != nil {
+		return Pool{}, fmt.Errorf("daemonset %s/%s: %w", ds.Namespace, ds.Name, err)
+	}
+	return pool, nil
+}
+
+// ParsePool decodes what PoolAnnotation has, strictly, and validates it.
+func ParsePool(data string) (Pool, error) {
+	var pool Pool
+	if err := decode(data, &pool); err != nil {
+		return Pool{}, fmt.Errorf("the pool of the roll-out (annotation %s): %w", PoolAnnotation, err)
+	}
+	if err := pool.Validate(); err != nil {
+		return Pool{}, fmt.Errorf("the pool of the roll-out (annotation %s): %w", PoolAnnotation, err)
+	}
+	return pool, nil
+}
+
+// Paused reports whether no installer of the DaemonSet may begin to change its node.
+func Paused(ds *appsv1.DaemonSet) bool { return ds.Annotations[PausedAnnotation] == "true" }
+
+func decodeLoose(data string, into any) error { return json.Unmarshal([]byte(data), into) }

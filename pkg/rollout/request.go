@@ -1,0 +1,213 @@
+package rollout
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+// Target is what a node should run. The zero value is invalid.
+type Target string
+
+const (
+	// Observe changes nothing. The node reports what it runs, what the image offers,
+	// and whether it could be installed.
+	Observe Target = "Observe"
+	// Audit is the guarded kubelet in mode Audit.
+	Audit Target = "Audit"
+	// Enforce is the guarded kubelet in mode Enforce.
+	Enforce Target = "Enforce"
+	// Stock is the kubelet that the node had before the first roll-out.
+	Stock Target = "Stock"
+)
+
+// Targets returns all targets, in the documented order.
+func Targets() []Target { return []Target{Observe, Audit, Enforce, Stock} }
+
+// Guarded reports whether the target runs the guarded kubelet.
+func (t Target) Guarded() bool { return t == Audit || t == Enforce }
+
+// Mode returns the mode of the guard, and Off for a target without guard.
+func (t Target) Mode() guard.Mode {
+	switch t {
+	case Audit:
+		return guard.Audit
+	case Enforce:
+		return guard.Enforce
+	default:
+		return guard.Off
+	}
+}
+
+const (
+	// DefaultVerifyTimeout is how long a node may take from the restart of its kubelet
+	// until everything is in order and has stayed so for DefaultSettle.
+	DefaultVerifyTimeout = 60 * time.Second
+	// DefaultSettle is how long everything has to stay in order. A kubelet that was
+	// started with a wrong configuration kills pods after 2 seconds, and evicts them
+	// after 10.
+	DefaultSettle = 15 * time.Second
+	// MaxVerifyTimeout bounds VerifyTimeout: pods are without a kubelet meanwhile.
+	MaxVerifyTimeout = 5 * time.Minute
+)
+
+// Request is what the nodes of a pool are asked to run.
+type Request struct {
+	Target Target `json:"target"`
+	// Image has the installer and the guarded kubelet.
+	Image string `json:"image"`
+	// KubeletVersion, when set, is the version that the image's kubelet must have, such
+	// as v1.36.3+guard.0.1.0.
+	KubeletVersion string `json:"kubeletVersion,omitempty"`
+	// KubeletChecksums, when set, has the SHA-256 checksum (64 lower case hexadecimal
+	// digits) that the image's kubelet must have, for each architecture as Go names
+	// it. It ties a request to what the nodes reported when they observed: a tag may
+	// be moved in between.
+	KubeletChecksums map[string]string `json:"kubeletChecksums,omitempty"`
+	// Configuration is a GuardConfiguration in YAML. Empty means the defaults. It may
+	// leave mode out, which is set from Target; another mode than the target's is an
+	// error.
+	Configuration string `json:"configuration,omitempty"`
+	// ReleaseHeld is the yes to releasing pods that are held: from Enforce to Audit or
+	// Stock, what the guard holds stops. Without it a node with held pods refuses.
+	ReleaseHeld bool `json:"releaseHeld,omitempty"`
+	// VerifyTimeout and Settle are DefaultVerifyTimeout and DefaultSettle when zero.
+	VerifyTimeout metav1.Duration `json:"verifyTimeout,omitzero"`
+	// Settle is how long a node has to stay in order before it counts as done.
+	Settle metav1.Duration `json:"settle,omitzero"`
+}
+
+// ID tells requests apart. It is the same for requests that ask for the same, and
+// appears in reports.
+func (r Request) ID() string {
+	data, err := json.Marshal(r)
+	if err != nil {
+		panic(fmt.Sprintf("a request of plain fields: %v", err)) // cannot happen
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:6])
+}
+
+// Verify returns VerifyTimeout or its default.
+func (r Request) Verify() time.Duration {
+	if r.VerifyTimeout.Duration > 0 {
+		return r.VerifyTimeout.Duration
+	}
+	return DefaultVerifyTimeout
+}
+
+// SettleTime returns Settle or its default.
+func (r Request) SettleTime() time.Duration {
+	if r.Settle.Duration > 0 {
+		return r.Settle.Duration
+	}
+	return DefaultSettle
+}
+
+var (
+	checksumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	archPattern     = regexp.MustCompile(`^[a-z0-9]+$`)
+)
+
+// Validate returns an error that names every field that is wrong.
+func (r Request) Validate() error {
+	var errs field.ErrorList
+	switch r.Target {
+	case Observe, Audit, Enforce, Stock:
+	default:
+		errs = append(errs, field.NotSupported(field.NewPath("target"), r.Target, Targets()))
+	}
+	if r.Image == "" {
+		errs = append(errs, field.Required(field.NewPath("image"), "name the image with the installer and the kubelet"))
+	} else if strings.ContainsAny(r.Image, " \t\n") {
+		errs = append(errs, field.Invalid(field.NewPath("image"), r.Image, "a name of an image has no spaces"))
+	}
+	for arch, sum := range r.KubeletChecksums {
+		path := field.NewPath("kubeletChecksums").Key(arch)
+		if !archPattern.MatchString(arch) {
+			errs = append(errs, field.Invalid(path, arch, "must be an architecture such as amd64"))
+		}
+		if !checksumPattern.MatchString(sum) {
+			errs = append(errs, field.Invalid(path, sum, "must be a SHA-256 checksum of 64 lower case hexadecimal digits"))
+		}
+	}
+	if _, err := r.GuardConfiguration(); err != nil {
+		errs = append(errs, field.Invalid(field.NewPath("configuration"), field.OmitValueType{}, err.Error()))
+	}
+	if d := r.VerifyTimeout.Duration; d < 0 || d > MaxVerifyTimeout {
+		errs = append(errs, field.Invalid(field.NewPath("verifyTimeout"), d.String(), fmt.Sprintf("must be between 0 (the default, %s) and %s", DefaultVerifyTimeout, MaxVerifyTimeout)))
+	}
+	if d := r.Settle.Duration; d < 0 || r.SettleTime() >= r.Verify() {
+		errs = append(errs, field.Invalid(field.NewPath("settle"), r.SettleTime().String(), fmt.Sprintf("must be shorter than verifyTimeout (%s)", r.Verify())))
+	}
+	return errs.ToAggregate()
+}
+
+// GuardConfiguration returns the file that --guard-config names on the nodes: that of
+// Configuration, complete with defaults and with the mode of the target. For a target
+// without guard it is that of Audit, so that a plan can be checked.
+func (r Request) GuardConfiguration() ([]byte, error) {
+	mode := r.Target.Mode()
+	if !r.Target.Guarded() {
+		mode = guard.Audit
+	}
+	text := r.Configuration
+	if text == "" {
+		text = fmt.Sprintf("apiVersion: %s\nkind: %s\n", guard.ConfigAPIVersion, guard.ConfigKind)
+	}
+	config, err := guard.ParseConfiguration([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	var given struct {
+		Mode guard.Mode `json:"mode"`
+	}
+	if err := yaml.Unmarshal([]byte(text), &given); err != nil {
+		return nil, err
+	}
+	if r.Target.Guarded() && given.Mode != "" && given.Mode != mode {
+		return nil, fmt.Errorf("mode: %s is not the target's (%s): leave it out, the target sets it", given.Mode, r.Target)
+	}
+	config.Mode = mode
+	return yaml.Marshal(config)
+}
+
+// ParseRequest decodes what RequestAnnotation has, strictly, and validates it.
+func ParseRequest(data string) (Request, error) {
+	var r Request
+	if err := decode(data, &r); err != nil {
+		return Request{}, fmt.Errorf("the request of the roll-out (annotation %s): %w", RequestAnnotation, err)
+	}
+	if err := r.Validate(); err != nil {
+		return Request{}, fmt.Errorf("the request of the roll-out (annotation %s): %w", RequestAnnotation, err)
+	}
+	return r, nil
+}
+
+func decode(data string, into any) error {
+	wrongFields, err := kjson.UnmarshalStrict([]byte(data), into)
+	if err != nil {
+		return err
+	}
+	return utilerrors.NewAggregate(wrongFields)
+}
+
+func encode(from any) string {
+	data, err := json.Marshal(from)
+	if err != nil {
+		panic(fmt.Sprintf("%T is made of plain fields: %v", from, err)) // cannot happen
+	}
+	return string(data)
+}
