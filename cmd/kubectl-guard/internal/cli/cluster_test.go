@@ -42,6 +42,8 @@ var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 type cluster struct {
 	t      *testing.T
 	server *httptest.Server
+	// now is the clock of the command; the time of these tests when nil.
+	now func() time.Time
 
 	mu     sync.Mutex
 	nodes  []*fakeNode
@@ -53,6 +55,8 @@ type cluster struct {
 	records map[string]json.RawMessage
 	// writes are the requests that change something: verb, path and body.
 	writes []string
+	// rollouts is what roll-outs are made of.
+	rollouts rollouts
 }
 
 // fakeNode is a node with its kubelet.
@@ -66,6 +70,9 @@ type fakeNode struct {
 	pods   []guard.PodState
 	// asked is called before each answer, with the cluster's lock held.
 	asked func(*fakeNode)
+
+	labels, annotations map[string]string
+	notReady            bool
 }
 
 func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
@@ -107,10 +114,16 @@ func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
 			metav1.APIResource{Name: "replicasets", SingularName: "replicaset", Kind: "ReplicaSet", Namespaced: true},
 			metav1.APIResource{Name: "statefulsets", SingularName: "statefulset", Kind: "StatefulSet", Namespaced: true})
 	})
-	handle("GET /api/v1/nodes", func(http.ResponseWriter, *http.Request) any {
+	handle("GET /api/v1/nodes", func(_ http.ResponseWriter, r *http.Request) any {
+		selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
+		if err != nil {
+			t.Error(err)
+		}
 		list := &corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}}
 		for _, n := range c.nodes {
-			list.Items = append(list.Items, *n.object())
+			if selector.Matches(labels.Set(n.labels)) {
+				list.Items = append(list.Items, *n.object())
+			}
 		}
 		return list
 	})
@@ -191,6 +204,7 @@ func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
 		}
 		return json.RawMessage(body)
 	})
+	c.serveRollouts(handle)
 	c.server = httptest.NewServer(mux)
 	t.Cleanup(c.server.Close)
 	return c
@@ -206,10 +220,17 @@ func (c *cluster) node(name string) *fakeNode {
 }
 
 func (n *fakeNode) object() *corev1.Node {
+	ready := corev1.ConditionTrue
+	if n.notReady {
+		ready = corev1.ConditionFalse
+	}
 	return &corev1.Node{
 		TypeMeta:   metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
-		ObjectMeta: metav1.ObjectMeta{Name: n.name},
-		Status:     corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: n.version}},
+		ObjectMeta: metav1.ObjectMeta{Name: n.name, Labels: n.labels, Annotations: n.annotations},
+		Status: corev1.NodeStatus{
+			NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: n.version},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}},
+		},
 	}
 }
 
@@ -301,16 +322,23 @@ current-context: test
 `, c.server.URL), 0o600))
 	streams, in, out, errOut := genericiooptions.NewTestIOStreams()
 	in.WriteString(stdin)
+	at := c.now
+	if at == nil {
+		at = func() time.Time { return now }
+	}
 	command := newCommand(&settings{
 		IOStreams: streams,
 		flags:     genericclioptions.NewConfigFlags(true),
-		now:       func() time.Time { return now },
+		now:       at,
 		poll:      time.Millisecond,
 	})
 	// After the verb, which __complete wants first.
 	verb := 1
 	if arguments[0] == cobra.ShellCompRequestCmd {
 		verb = 2
+	}
+	if arguments[verb-1] == "rollout" {
+		verb++
 	}
 	command.SetArgs(slices.Insert(slices.Clone(arguments), verb, "--kubeconfig", kubeconfig, "--cache-dir", filepath.Join(folder, "cache"), "--node-timeout", nodeTimeout))
 	err := command.ExecuteContext(context.Background())

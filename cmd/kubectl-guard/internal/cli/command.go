@@ -7,6 +7,7 @@
 package cli
 
 import (
+	"bufio"
 	"fmt"
 	"time"
 
@@ -59,6 +60,7 @@ otherwise is held: it runs on until its deletion is asked for, or the cause is o
 	command.AddCommand(
 		newStatusCommand(s), newHoldsCommand(s), newWhyCommand(s),
 		newReleaseCommand(s), newProtectCommand(s), newUnprotectCommand(s),
+		newRolloutCommand(s),
 	)
 	s.completeFlags(command)
 	return command
@@ -72,6 +74,8 @@ type settings struct {
 	now         func() time.Time
 	// poll is how often a kubelet is asked that something is awaited of.
 	poll time.Duration
+	// answers are what is read from In; nil before the first question.
+	answers *bufio.Reader
 }
 
 // clients are for one cluster.

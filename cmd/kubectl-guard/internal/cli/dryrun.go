@@ -56,16 +56,29 @@ func (d *dryRun) suffix() string {
 
 // confirm asks a question on stdout and returns nil when the answer is yes.
 func (s *settings) confirm(question string) error {
+	yes, err := s.ask(question)
+	if err != nil || yes {
+		return err
+	}
+	return errors.New("not confirmed, nothing was done; answer y, or give --yes")
+}
+
+// ask asks a question on stdout and reports whether the answer is yes.
+func (s *settings) ask(question string) (bool, error) {
+	if s.answers == nil {
+		// One for all questions: it reads ahead.
+		s.answers = bufio.NewReader(s.In)
+	}
 	fmt.Fprintf(s.Out, "%s [y/N] ", question)
-	answer, err := bufio.NewReader(s.In).ReadString('\n')
+	answer, err := s.answers.ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read the answer: %w", err)
+		return false, fmt.Errorf("read the answer: %w", err)
 	}
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":
-		return nil
+		return true, nil
 	case "":
 		fmt.Fprintln(s.Out)
 	}
-	return errors.New("not confirmed, nothing was done; answer y, or give --yes")
+	return false, nil
 }

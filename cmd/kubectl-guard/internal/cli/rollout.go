@@ -1,0 +1,345 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/spf13/cobra"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/tools/pager"
+	"k8s.io/client-go/util/retry"
+	"k8s.io/utils/ptr"
+
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// defaultRolloutTimeout is for a node on which nothing moves: the image is pulled, the
+// kubelet exchanged, verified and, if need be, put back in a few minutes.
+const defaultRolloutTimeout = 10 * time.Minute
+
+func newRolloutCommand(s *settings) *cobra.Command {
+	command := &cobra.Command{
+		Use:   "rollout",
+		Short: "Bring the guarded kubelet to pools of nodes, and take it away",
+		Long: `Bring the guarded kubelet to pools of nodes, and take it away.
+
+A pool is a name and a selector of nodes. Each has a DaemonSet of installers in the
+namespace ` + rollout.Namespace + `. Kubernetes replaces the installers, at most
+--max-unavailable at a time; each one exchanges the kubelet of its node, sees that it
+is healthy and guarded and that the same containers run, and otherwise puts the old
+one back and is not ready, so that the roll-out stops there.
+
+The documented order is one pool after the other, Audit first, then Enforce.`,
+		Example: `  kubectl guard rollout start --pool blue=pool=blue --mode Audit --image IMAGE
+  kubectl guard rollout status
+  kubectl guard rollout start --pool blue --mode Enforce
+  kubectl guard rollout undo --pool blue`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error { return command.Help() },
+	}
+	command.AddCommand(
+		newRolloutStartCommand(s), newRolloutStatusCommand(s), newRolloutPauseCommand(s),
+		newRolloutResumeCommand(s), newRolloutUndoCommand(s), newRolloutUninstallCommand(s),
+	)
+	return command
+}
+
+// nodePool is a pool with what the cluster has of it.
+type nodePool struct {
+	rollout.Pool
+	// set is nil for a pool that has no installers yet.
+	set *appsv1.DaemonSet
+	// asked has what was asked for, newest last; empty: nothing but to observe.
+	asked []rollout.Request
+	// nodes in the order of their names.
+	nodes []corev1.Node
+	// stale has the times of reports that do not count any more, by node.
+	stale map[string]metav1.Time
+}
+
+// current is what was asked for last; nil: nothing but to observe.
+func (p *nodePool) current() *rollout.Request {
+	if len(p.asked) == 0 {
+		return nil
+	}
+	return &p.asked[len(p.asked)-1]
+}
+
+// fleet is what the cluster has for roll-outs.
+type fleet struct {
+	nodes []corev1.Node
+	pools []*nodePool
+}
+
+func (f *fleet) pool(name string) *nodePool {
+	for _, p := range f.pools {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// fill gives a pool its nodes.
+func (f *fleet) fill(p *nodePool) {
+	for i := range f.nodes {
+		if p.Matches(&f.nodes[i]) {
+			p.nodes = append(p.nodes, f.nodes[i])
+		}
+	}
+}
+
+// readFleet reads nodes and pools.
+func (c *clients) readFleet(ctx context.Context) (*fleet, error) {
+	f := &fleet{}
+	err := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+		return c.kube.CoreV1().Nodes().List(ctx, options)
+	}).EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
+		f.nodes = append(f.nodes, *object.(*corev1.Node))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the nodes: %w", err)
+	}
+	sort.Slice(f.nodes, func(i, j int) bool { return f.nodes[i].Name < f.nodes[j].Name })
+	sets, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel})
+	if err != nil {
+		return nil, fmt.Errorf("list the pools (DaemonSets in namespace %s): %w", rollout.Namespace, err)
+	}
+	for i := range sets.Items {
+		p, err := poolOf(&sets.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		f.fill(p)
+		f.pools = append(f.pools, p)
+	}
+	return f, nil
+}
+
+// historyAnnotation on a DaemonSet has the requests that were made of the pool, newest
+// last. The one in the template is another while installers only look.
+const historyAnnotation = guardv1alpha1.GroupName + "/rollout-history"
+
+// historyLength bounds how far undo goes back.
+const historyLength = 5
+
+// poolOf reads a pool from its DaemonSet.
+func poolOf(set *appsv1.DaemonSet) (*nodePool, error) {
+	pool, err := rollout.PoolOf(set)
+	if err != nil {
+		return nil, err
+	}
+	p := &nodePool{Pool: pool, set: set}
+	request, err := rollout.RequestOf(set)
+	if err != nil {
+		return nil, err
+	}
+	if history, kept := set.Annotations[historyAnnotation]; kept {
+		if err := json.Unmarshal([]byte(history), &p.asked); err != nil {
+			return nil, fmt.Errorf("daemonset %s/%s: annotation %s: %w", set.Namespace, set.Name, historyAnnotation, err)
+		}
+	}
+	// The template may have been changed by somebody else.
+	if current := p.current(); request.Target != rollout.Observe && (current == nil || current.ID() != request.ID()) {
+		p.asked = remember(p.asked, request)
+	}
+	return p, nil
+}
+
+// remember is the history with another request.
+func remember(asked []rollout.Request, request rollout.Request) []rollout.Request {
+	asked = append(slices.Clone(asked), request)
+	return asked[max(0, len(asked)-historyLength):]
+}
+
+// put makes the DaemonSet of a pool ask for the request, and keeps the history. With
+// dry, the API server checks it only.
+func (c *clients) put(ctx context.Context, p *nodePool, request rollout.Request, asked []rollout.Request, dry bool) error {
+	wanted, err := daemonSet(p.Pool, request, asked)
+	if err != nil {
+		return err
+	}
+	var dryRun []string
+	if dry {
+		dryRun = []string{metav1.DryRunAll}
+	}
+	sets := c.kube.AppsV1().DaemonSets(rollout.Namespace)
+	var written *appsv1.DaemonSet
+	if p.set == nil {
+		written, err = sets.Create(ctx, wanted, metav1.CreateOptions{FieldManager: fieldManager, DryRun: dryRun})
+	} else {
+		err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
+			set, err := sets.Get(ctx, wanted.Name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			set.Spec = wanted.Spec
+			for key, value := range wanted.Annotations {
+				metav1.SetMetaDataAnnotation(&set.ObjectMeta, key, value)
+			}
+			// What is asked for now is to begin.
+			delete(set.Annotations, rollout.PausedAnnotation)
+			written, err = sets.Update(ctx, set, metav1.UpdateOptions{FieldManager: fieldManager, DryRun: dryRun})
+			return err
+		})
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("pool %s: %w; apply the manifests of the roll-out: kubectl apply -k manifests/rollout", p.Name, err)
+	case err != nil:
+		return fmt.Errorf("pool %s: write DaemonSet %s: %w", p.Name, wanted.Name, err)
+	}
+	if !dry {
+		p.set, p.asked = written, asked
+	}
+	return nil
+}
+
+// daemonSet is the DaemonSet of a pool with its history.
+func daemonSet(pool rollout.Pool, request rollout.Request, asked []rollout.Request) (*appsv1.DaemonSet, error) {
+	set, err := rollout.DaemonSet(pool, request)
+	if err != nil {
+		return nil, err
+	}
+	if request.Target == rollout.Observe {
+		// Installers that only look change nothing: all may be replaced at once.
+		set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = ptr.To(intstr.FromString("100%"))
+	}
+	if asked == nil {
+		asked = []rollout.Request{}
+	}
+	history, err := json.Marshal(asked)
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: its history: %w", pool.Name, err)
+	}
+	set.Annotations = map[string]string{historyAnnotation: string(history)}
+	return set, nil
+}
+
+// change changes the DaemonSet of a pool.
+func (c *clients) change(ctx context.Context, p *nodePool, change func(*appsv1.DaemonSet)) error {
+	sets := c.kube.AppsV1().DaemonSets(rollout.Namespace)
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		set, err := sets.Get(ctx, p.set.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		change(set)
+		p.set, err = sets.Update(ctx, set, metav1.UpdateOptions{FieldManager: fieldManager})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("pool %s: change DaemonSet %s: %w", p.Name, rollout.DaemonSetName(p.Name), err)
+	}
+	return nil
+}
+
+// readPool reads DaemonSet and nodes of a pool again.
+func (c *clients) readPool(ctx context.Context, p *nodePool) error {
+	set, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(p.Name), metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("pool %s: %w", p.Name, err)
+	}
+	// From the cache of the API server, as it is asked again and again.
+	list, err := c.kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: p.Selector, ResourceVersion: "0"})
+	if err != nil {
+		return fmt.Errorf("pool %s: list its nodes: %w", p.Name, err)
+	}
+	sort.Slice(list.Items, func(i, j int) bool { return list.Items[i].Name < list.Items[j].Name })
+	p.set, p.nodes = set, list.Items
+	return nil
+}
+
+// installers returns the pods of a pool.
+func (c *clients) installers(ctx context.Context, p *nodePool) ([]corev1.Pod, error) {
+	list, err := c.kube.CoreV1().Pods(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + p.Name})
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: list its installers: %w", p.Name, err)
+	}
+	return list.Items, nil
+}
+
+// removePool takes the installers of a pool away, and what they left in the API. The
+// kubelets stay as they are.
+func (o *rolloutWait) removePool(ctx context.Context, c *clients, p *nodePool) error {
+	foreground := metav1.DeletePropagationForeground
+	err := c.kube.AppsV1().DaemonSets(rollout.Namespace).Delete(ctx, rollout.DaemonSetName(p.Name), metav1.DeleteOptions{PropagationPolicy: &foreground})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("pool %s: delete its DaemonSet: %w", p.Name, err)
+	}
+	// An installer that still runs would write its report again.
+	deadline := o.now().Add(o.timeout)
+	for {
+		pods, err := c.installers(ctx, p)
+		if err != nil {
+			return err
+		}
+		if len(pods) == 0 {
+			break
+		}
+		if o.now().After(deadline) {
+			return fmt.Errorf("pool %s: its installers were deleted and %s there after %s, such as %s on node %s; give the command again", p.Name, areStill(len(pods)), o.timeout, pods[0].Name, pods[0].Spec.NodeName)
+		}
+		if err := o.sleep(ctx); err != nil {
+			return err
+		}
+	}
+	leases := c.kube.CoordinationV1().Leases(rollout.Namespace)
+	list, err := leases.List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + p.Name})
+	if err != nil {
+		return fmt.Errorf("pool %s: list its slots: %w", p.Name, err)
+	}
+	for _, lease := range list.Items {
+		if err := leases.Delete(ctx, lease.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("pool %s: delete slot %s: %w", p.Name, lease.Name, err)
+		}
+	}
+	var errs []error
+	for i := range p.nodes {
+		errs = append(errs, c.unmark(ctx, &p.nodes[i], true))
+	}
+	p.set = nil
+	return errors.Join(errs...)
+}
+
+func areStill(n int) string {
+	if n == 1 {
+		return "1 is still"
+	}
+	return fmt.Sprintf("%d are still", n)
+}
+
+// unmark takes the mark of a failure off a node, and its report with all.
+func (c *clients) unmark(ctx context.Context, node *corev1.Node, all bool) error {
+	_, reported := node.Annotations[rollout.ReportAnnotation]
+	_, marked := node.Labels[rollout.StateLabel]
+	if !marked && !(all && reported) {
+		return nil
+	}
+	metadata := map[string]any{"labels": map[string]any{rollout.StateLabel: nil}}
+	if all {
+		metadata["annotations"] = map[string]any{rollout.ReportAnnotation: nil}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": metadata})
+	if err != nil {
+		return err
+	}
+	_, err = c.kube.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("node %s: take the mark of the roll-out off: %w", node.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,275 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	appsv1 "k8s.io/api/apps/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// rolloutChangeOptions are of the verbs that change pools that exist.
+type rolloutChangeOptions struct {
+	rolloutWait
+	pools       []string
+	yes         bool
+	releaseHeld bool
+	dryRun      dryRun
+}
+
+func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.Context, *clients, []*nodePool) error) *cobra.Command {
+	command.Args = cobra.NoArgs
+	command.ValidArgsFunction = cobra.NoFileCompletions
+	command.Flags().StringArrayVar(&o.pools, "pool", nil, "Name of the pool; repeat it for several, which are done in this order")
+	_ = command.RegisterFlagCompletionFunc("pool", o.completePools)
+	command.RunE = func(command *cobra.Command, _ []string) error {
+		if len(o.pools) == 0 {
+			return errors.New("which pool? give --pool NAME; kubectl guard rollout status shows all")
+		}
+		ctx := command.Context()
+		c, err := o.connect()
+		if err != nil {
+			return err
+		}
+		f, err := c.readFleet(ctx)
+		if err != nil {
+			return err
+		}
+		pools, err := f.named(o.pools)
+		if err != nil {
+			return err
+		}
+		return run(ctx, c, pools)
+	}
+	return command
+}
+
+// waiting adds the flags of a verb that asks and waits.
+func (o *rolloutChangeOptions) waiting(command *cobra.Command, releases bool) *cobra.Command {
+	flags := command.Flags()
+	flags.BoolVarP(&o.yes, "yes", "y", false, "Do not ask, except about held pods")
+	if releases {
+		flags.BoolVar(&o.releaseHeld, "release-held", false, "Do not ask about held pods, which are stopped by that")
+		flags.Var(&o.dryRun, "dry-run", "none; client: only show what would be done")
+		flags.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
+		o.dryRun = dryRunNone
+		_ = command.RegisterFlagCompletionFunc("dry-run", cobra.FixedCompletions([]string{"none", "client"}, cobra.ShellCompDirectiveNoFileComp))
+	}
+	o.rolloutWait.addFlags(command)
+	run := command.RunE
+	command.RunE = func(command *cobra.Command, arguments []string) error {
+		if o.dryRun == dryRunServer {
+			return errors.New("--dry-run must be none or client: what happens on nodes cannot be tried on the API server")
+		}
+		if err := o.rolloutWait.check(); err != nil {
+			return err
+		}
+		return run(command, arguments)
+	}
+	return command
+}
+
+func newRolloutPauseCommand(s *settings) *cobra.Command {
+	o := &rolloutChangeOptions{rolloutWait: rolloutWait{settings: s}}
+	return o.command(&cobra.Command{
+		Use:   "pause --pool NAME",
+		Short: "Let no further node of a pool begin",
+		Long: `Let no further node of a pool begin.
+
+A node that is being changed is brought to its end, one way or the other. New nodes of
+the pool are not changed either until the roll-out is resumed.`,
+		Example: `  kubectl guard rollout pause --pool blue`,
+	}, o.pause)
+}
+
+func (o *rolloutChangeOptions) pause(ctx context.Context, c *clients, pools []*nodePool) error {
+	for _, p := range pools {
+		err := c.change(ctx, p, func(set *appsv1.DaemonSet) {
+			metav1.SetMetaDataAnnotation(&set.ObjectMeta, rollout.PausedAnnotation, "true")
+			set.Spec.UpdateStrategy = appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(o.Out, "%s: paused\n", p.Name)
+	}
+	return nil
+}
+
+func newRolloutResumeCommand(s *settings) *cobra.Command {
+	o := &rolloutChangeOptions{rolloutWait: rolloutWait{settings: s}}
+	return o.waiting(o.command(&cobra.Command{
+		Use:   "resume --pool NAME",
+		Short: "Go on with a pool that is paused, or stopped at a node",
+		Long: `Go on with a pool that is paused, or stopped at a node.
+
+A node that failed is tried once more: put it right before. The command takes the label
+` + rollout.StateLabel + `=` + rollout.StateFailed + ` off it and waits as start does.`,
+		Example: `  kubectl guard rollout resume --pool blue`,
+	}, o.resume), false)
+}
+
+func (o *rolloutChangeOptions) resume(ctx context.Context, c *clients, pools []*nodePool) error {
+	for _, p := range pools {
+		request, err := rollout.RequestOf(p.set)
+		if err != nil {
+			return err
+		}
+		if request.Target == rollout.Observe {
+			return fmt.Errorf("pool %s is only looked at; to change it, give kubectl guard rollout start --pool %s", p.Name, p.Name)
+		}
+		progress := p.progress(request)
+		failed := progress.named(stepFailed)
+		if len(failed) > 0 && !o.yes {
+			if err := o.confirm(fmt.Sprintf("Try %s of pool %s once more (%s)?", count(len(failed), "node"), p.Name, listed(failed))); err != nil {
+				return err
+			}
+		}
+		p.stale = progress.reported(stepFailed)
+		err = c.change(ctx, p, func(set *appsv1.DaemonSet) {
+			delete(set.Annotations, rollout.PausedAnnotation)
+			set.Spec.UpdateStrategy = rollout.RollingUpdate(p.Pool)
+		})
+		if err != nil {
+			return err
+		}
+		for i := range p.nodes {
+			if err := c.unmark(ctx, &p.nodes[i], false); err != nil {
+				return err
+			}
+		}
+		if err := o.complete(ctx, c, p, request); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newRolloutUndoCommand(s *settings) *cobra.Command {
+	o := &rolloutChangeOptions{rolloutWait: rolloutWait{settings: s}}
+	return o.waiting(o.command(&cobra.Command{
+		Use:   "undo --pool NAME",
+		Short: "Go back to what a pool was asked for before",
+		Long: `Go back to what a pool was asked for before.
+
+That is an earlier image, or Audit after Enforce. For the first roll-out of a pool it is
+the stock kubelet, as kubectl guard rollout uninstall does it. Nodes are changed at the
+pace of the pool; those that were not changed are left alone.`,
+		Example: `  kubectl guard rollout undo --pool blue`,
+	}, o.undo), true)
+}
+
+func (o *rolloutChangeOptions) undo(ctx context.Context, c *clients, pools []*nodePool) error {
+	for _, p := range pools {
+		template, err := rollout.RequestOf(p.set)
+		if err != nil {
+			return err
+		}
+		plan := &poolPlan{nodePool: p}
+		asked := p.asked
+		switch {
+		case template.Target == rollout.Observe && len(asked) == 0:
+			// Nothing was changed: there is only to stop looking.
+			if o.dryRun == dryRunClient {
+				fmt.Fprintf(o.Out, "%s: no node was changed; its installers go (dry run)\n", p.Name)
+				continue
+			}
+			if err := o.removePool(ctx, c, p); err != nil {
+				return err
+			}
+			fmt.Fprintf(o.Out, "%s: no node was changed; its installers are gone\n", p.Name)
+			continue
+		case template.Target == rollout.Observe:
+			plan.request = asked[len(asked)-1]
+		case len(asked) > 1:
+			asked = asked[:len(asked)-1]
+			plan.request = asked[len(asked)-1]
+		default:
+			plan.request = rollout.Request{Target: rollout.Stock, Image: template.Image, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle}
+			asked = remember(asked, plan.request)
+		}
+		plan.request.ReleaseHeld = o.releaseHeld && plan.releases()
+		if err := o.backTo(ctx, c, plan, asked); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newRolloutUninstallCommand(s *settings) *cobra.Command {
+	o := &rolloutChangeOptions{rolloutWait: rolloutWait{settings: s}}
+	return o.waiting(o.command(&cobra.Command{
+		Use:   "uninstall --pool NAME",
+		Short: "Return a pool to the stock kubelet and remove its installers",
+		Long: `Return a pool to the stock kubelet and remove its installers.
+
+The kubelet is the one that the node had before the first roll-out, or that has come in
+its place since. Containers keep running, except those of pods that are held: what the
+guard held them for is still there, so they are stopped. They are listed first.`,
+		Example: `  kubectl guard rollout uninstall --pool blue`,
+	}, o.uninstall), true)
+}
+
+func (o *rolloutChangeOptions) uninstall(ctx context.Context, c *clients, pools []*nodePool) error {
+	for _, p := range pools {
+		template, err := rollout.RequestOf(p.set)
+		if err != nil {
+			return err
+		}
+		plan := &poolPlan{nodePool: p, request: rollout.Request{
+			Target: rollout.Stock, Image: template.Image, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle, ReleaseHeld: o.releaseHeld,
+		}}
+		asked := p.asked
+		if current := p.current(); current == nil || current.Target != rollout.Stock {
+			asked = remember(asked, plan.request)
+		}
+		if err := o.backTo(ctx, c, plan, asked); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// backTo shows a plan, asks, changes the pool and, where the stock kubelet is back,
+// removes what the roll-out left.
+func (o *rolloutChangeOptions) backTo(ctx context.Context, c *clients, plan *poolPlan, asked []rollout.Request) error {
+	plans := []*poolPlan{plan}
+	c.askPool(ctx, plan)
+	if _, err := o.showPlans(plans); err != nil {
+		return err
+	}
+	if o.dryRun == dryRunClient {
+		return nil
+	}
+	if err := o.acceptRelease(plans, o.yes, o.releaseHeld); err != nil {
+		return err
+	}
+	if !o.yes {
+		if err := o.confirm(fmt.Sprintf("Change %s, %d at a time?", plan.describe(), plan.MaxUnavailable)); err != nil {
+			return err
+		}
+	}
+	asked[len(asked)-1] = plan.request
+	if err := c.put(ctx, plan.nodePool, plan.request, asked, false); err != nil {
+		return err
+	}
+	if err := o.complete(ctx, c, plan.nodePool, plan.request); err != nil {
+		return err
+	}
+	if plan.request.Target != rollout.Stock {
+		return nil
+	}
+	p := plan.nodePool
+	if absent := p.progress(plan.request).absent(); len(absent) > 0 {
+		return fmt.Errorf("pool %s: the installers stay for the nodes that are not ready: %s. Give the command again when they are back or deleted", p.Name, listed(absent))
+	}
+	if err := o.removePool(ctx, c, p); err != nil {
+		return err
+	}
+	fmt.Fprintf(o.Out, "%s: its installers are gone\n", p.Name)
+	return nil
+}

@@ -1,0 +1,251 @@
+package cli
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+const (
+	installerImage = "registry.example/kubelet-guard/installer:0.2.0"
+	stock          = "v1.36.3"
+)
+
+// rollouts are the DaemonSets of pools, with the DaemonSet controller and the
+// installers: each look of the command at a DaemonSet lets them take a step.
+type rollouts struct {
+	sets   map[string]*appsv1.DaemonSet
+	leases []string
+	// installed is what the kubelets of images are: version by image.
+	installed map[string]string
+	// outcome of a change of a node; Done when it is not there.
+	outcome map[string]rollout.Phase
+	// refused nodes say so when they look.
+	refused map[string]string
+	// pulling nodes have an installer that does not start.
+	pulling map[string]bool
+	// begun has the nodes in the order in which they were changed.
+	begun []string
+}
+
+// serveRollouts registers what roll-outs need.
+func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *http.Request) any)) {
+	c.rollouts = rollouts{
+		sets: map[string]*appsv1.DaemonSet{}, installed: map[string]string{installerImage: guarded},
+		outcome: map[string]rollout.Phase{}, refused: map[string]string{}, pulling: map[string]bool{},
+	}
+	const path = "/apis/apps/v1/namespaces/" + rollout.Namespace + "/daemonsets"
+	decode := func(body []byte) *appsv1.DaemonSet {
+		set := &appsv1.DaemonSet{}
+		// Not always JSON: clients send objects of these kinds as protobuf.
+		if _, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, set); err != nil {
+			c.t.Error(err)
+		}
+		return set
+	}
+	handle("GET "+path, func(http.ResponseWriter, *http.Request) any {
+		list := &appsv1.DaemonSetList{TypeMeta: metav1.TypeMeta{Kind: "DaemonSetList", APIVersion: "apps/v1"}}
+		for _, name := range sortedKeys(c.rollouts.sets) {
+			list.Items = append(list.Items, *c.rollouts.sets[name])
+		}
+		return list
+	})
+	handle("GET "+path+"/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		set := c.rollouts.sets[r.PathValue("name")]
+		if set == nil {
+			return notFound("daemonsets.apps", r.PathValue("name"))
+		}
+		c.step(set)
+		return set
+	})
+	handle("POST "+path, func(_ http.ResponseWriter, r *http.Request) any {
+		set := decode(c.note(r))
+		if r.URL.Query().Get("dryRun") == "" {
+			set.Generation = 1
+			c.rollouts.sets[set.Name] = set
+		}
+		return set
+	})
+	handle("PUT "+path+"/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		set := decode(c.note(r))
+		if r.URL.Query().Get("dryRun") == "" {
+			set.Generation++
+			c.rollouts.sets[set.Name] = set
+		}
+		return set
+	})
+	handle("DELETE "+path+"/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		c.note(r)
+		delete(c.rollouts.sets, r.PathValue("name"))
+		return &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess, Code: http.StatusOK}
+	})
+	handle("GET /api/v1/namespaces/"+rollout.Namespace+"/pods", func(_ http.ResponseWriter, r *http.Request) any {
+		list := &corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
+		pool := strings.TrimPrefix(r.URL.Query().Get("labelSelector"), rollout.PoolLabel+"=")
+		set := c.rollouts.sets[rollout.DaemonSetName(pool)]
+		if set == nil {
+			return list
+		}
+		for _, n := range c.poolNodes(set) {
+			pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-" + n.name}, Spec: corev1.PodSpec{NodeName: n.name}}
+			if c.rollouts.pulling[n.name] {
+				pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"}}}}
+			}
+			list.Items = append(list.Items, pod)
+		}
+		return list
+	})
+	const leases = "/apis/coordination.k8s.io/v1/namespaces/" + rollout.Namespace + "/leases"
+	handle("GET "+leases, func(http.ResponseWriter, *http.Request) any {
+		list := &coordinationv1.LeaseList{TypeMeta: metav1.TypeMeta{Kind: "LeaseList", APIVersion: "coordination.k8s.io/v1"}}
+		for _, name := range c.rollouts.leases {
+			list.Items = append(list.Items, coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}})
+		}
+		return list
+	})
+	handle("DELETE "+leases+"/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		c.note(r)
+		c.rollouts.leases = nil
+		return &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess, Code: http.StatusOK}
+	})
+	handle("PATCH /api/v1/nodes/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		var patch struct {
+			Metadata struct{ Labels, Annotations map[string]*string }
+		}
+		if err := json.Unmarshal(c.note(r), &patch); err != nil {
+			c.t.Error(err)
+		}
+		n := c.node(r.PathValue("name"))
+		for key := range patch.Metadata.Labels {
+			delete(n.labels, key)
+		}
+		for key := range patch.Metadata.Annotations {
+			delete(n.annotations, key)
+		}
+		return n.object()
+	})
+}
+
+// poolNodes returns the nodes on which a DaemonSet has pods.
+func (c *cluster) poolNodes(set *appsv1.DaemonSet) []*fakeNode {
+	pool, err := rollout.PoolOf(set)
+	if err != nil {
+		c.t.Error(err)
+	}
+	selector, err := labels.Parse(pool.Selector)
+	if err != nil {
+		c.t.Error(err)
+	}
+	var matching []*fakeNode
+	for _, n := range c.nodes {
+		if selector.Matches(labels.Set(n.labels)) {
+			matching = append(matching, n)
+		}
+	}
+	return matching
+}
+
+// step lets the installers of a DaemonSet take one step: all look at the same time, and
+// one at a time is changed, until one has failed.
+func (c *cluster) step(set *appsv1.DaemonSet) {
+	request, err := rollout.RequestOf(set)
+	if err != nil {
+		c.t.Error(err)
+		return
+	}
+	list := c.poolNodes(set)
+	set.Status = appsv1.DaemonSetStatus{ObservedGeneration: set.Generation}
+	changed := false
+	for _, n := range list {
+		if n.notReady || c.rollouts.pulling[n.name] {
+			continue
+		}
+		report, err := rollout.ReportOf(n.object())
+		if err != nil {
+			c.t.Error(err)
+		}
+		same := report != nil && report.RequestID == request.ID()
+		switch {
+		case same && report.Phase.Stopped() && (rollout.Marked(n.object()) || report.Phase == rollout.Refused):
+			if request.Target != rollout.Observe {
+				return
+			}
+		case same && (report.Phase == rollout.Done || report.Phase == rollout.Observed):
+			set.Status.UpdatedNumberScheduled++
+			set.Status.NumberAvailable++
+		case request.Target == rollout.Observe:
+			c.report(n, request, rollout.Observed)
+		case !changed && !rollout.Paused(set):
+			changed = true
+			c.change(n, request)
+		}
+	}
+}
+
+// change is what an installer does, without what goes by itself.
+func (c *cluster) change(n *fakeNode, request rollout.Request) {
+	c.rollouts.begun = append(c.rollouts.begun, n.name)
+	outcome := c.rollouts.outcome[n.name]
+	if outcome == "" {
+		outcome = rollout.Done
+	}
+	if outcome == rollout.Done {
+		switch {
+		case request.Target.Guarded():
+			n.status, n.mode, n.version = 0, request.Target.Mode(), c.rollouts.installed[request.Image]
+		default:
+			n.status, n.version, n.pods = http.StatusNotFound, stock, nil
+		}
+	} else {
+		n.labels[rollout.StateLabel] = rollout.StateFailed
+	}
+	c.report(n, request, outcome)
+}
+
+func (c *cluster) report(n *fakeNode, request rollout.Request, phase rollout.Phase) {
+	is := rollout.Kubelet{Version: n.version}
+	if n.status == 0 {
+		is.Mode = n.mode
+		if is.Mode == "" {
+			is.Mode = guard.Enforce
+		}
+	}
+	report := rollout.Report{
+		RequestID: request.ID(), Target: request.Target, Phase: phase, Architecture: "amd64",
+		Before: rollout.Kubelet{Version: stock}, Now: is,
+		Offered: rollout.Kubelet{Version: c.rollouts.installed[request.Image], SHA256: strings.Repeat("5", 64)},
+		Time:    metav1.NewTime(now.Add(-1e9)),
+	}
+	if why, refused := c.rollouts.refused[n.name]; refused {
+		report.Phase, report.Reason, report.Message, report.Offered = rollout.Refused, rollout.ReasonForeignGuard, why, rollout.Kubelet{}
+	}
+	if phase == rollout.RolledBack {
+		report.Reason, report.Message = rollout.ReasonNotStarted, "the kubelet ended 3 times within 60 s; the old one runs again"
+	}
+	if n.annotations == nil {
+		n.annotations = map[string]string{}
+	}
+	n.annotations[rollout.ReportAnnotation] = report.Annotation()
+}
+
+// twoPools is a cluster with two pools of stock nodes and a node that is in neither.
+func twoPools(t *testing.T) *cluster {
+	in := func(pool string) map[string]string { return map[string]string{"pool": pool} }
+	return newCluster(t,
+		&fakeNode{name: "blue-1", version: stock, status: http.StatusNotFound, labels: in("blue")},
+		&fakeNode{name: "blue-2", version: stock, status: http.StatusNotFound, labels: in("blue")},
+		&fakeNode{name: "green-1", version: stock, status: http.StatusNotFound, labels: in("green")},
+		&fakeNode{name: "other-1", version: stock, status: http.StatusNotFound, labels: in("other")},
+	)
+}

@@ -1,0 +1,439 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// poolPlan is what is to be done with a pool.
+type poolPlan struct {
+	*nodePool
+	request rollout.Request
+	// before is the DaemonSet of the pool as it was before the plan; nil: none.
+	before *appsv1.DaemonSet
+	// answers of the pool's kubelets, in the order of its nodes.
+	answers []nodes.Answer
+	held    []knownPod
+	// attach: the pool was asked for this already.
+	attach bool
+	// complete: and nothing is left to do.
+	complete bool
+	// found is what the installers reported that only looked.
+	found poolProgress
+}
+
+// describe is "pool blue (2 nodes)".
+func (p *poolPlan) describe() string {
+	return fmt.Sprintf("pool %s (%s)", p.Name, count(len(p.nodes), "node"))
+}
+
+// observing is the request with which the installers only look.
+func (p *poolPlan) observing() rollout.Request {
+	request := p.request
+	request.Target = rollout.Observe
+	return request
+}
+
+// unaudited returns the nodes on which neither Audit nor Enforce runs.
+func (p *poolPlan) unaudited() []string {
+	var names []string
+	for _, answer := range p.answers {
+		audited := answer.Pods != nil && (answer.Pods.Mode == guard.Audit || answer.Pods.Mode == guard.Enforce)
+		if !audited {
+			names = append(names, answer.Node.Name)
+		}
+	}
+	return names
+}
+
+// releases reports whether the change ends holds: Enforce goes.
+func (p *poolPlan) releases() bool {
+	return p.request.Target == rollout.Audit || p.request.Target == rollout.Stock
+}
+
+// plan reads the pools and says what is to be done. It changes nothing.
+func (o *rolloutStartOptions) plan(ctx context.Context, c *clients, f *fleet) ([]*poolPlan, error) {
+	var (
+		plans []*poolPlan
+		errs  []error
+	)
+	for _, argument := range o.pools {
+		p, err := o.planPool(f, argument)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		plans = append(plans, p)
+	}
+	if err := errors.Join(append(errs, overlaps(f, plans)...)...); err != nil {
+		return nil, err
+	}
+	for _, p := range plans {
+		c.askPool(ctx, p)
+	}
+	return plans, nil
+}
+
+func (o *rolloutStartOptions) planPool(f *fleet, argument string) (*poolPlan, error) {
+	name, selector, given := strings.Cut(argument, "=")
+	pool := f.pool(name)
+	switch {
+	case pool == nil && !given:
+		return nil, fmt.Errorf("--pool: there is no pool %s; to make one, say which nodes it has: --pool %s=SELECTOR", name, name)
+	case pool == nil:
+		pool = &nodePool{Pool: rollout.Pool{Name: name, Selector: selector, MaxUnavailable: 1}}
+		if err := pool.Validate(); err != nil {
+			return nil, fmt.Errorf("--pool %s: %w", argument, err)
+		}
+		f.fill(pool)
+	case given && !sameSelector(selector, pool.Selector):
+		return nil, fmt.Errorf("--pool: pool %s has the nodes with %s; to change that, uninstall it first, or make another pool with another name", name, pool.Selector)
+	}
+	if len(pool.nodes) == 0 {
+		return nil, fmt.Errorf("--pool: no node matches %s, so pool %s is empty; see kubectl get nodes --show-labels", pool.Selector, name)
+	}
+	p := &poolPlan{nodePool: pool}
+	if pool.set != nil {
+		p.before = pool.set.DeepCopy()
+	}
+	widened, err := o.widen(pool)
+	if err != nil {
+		return nil, err
+	}
+	if p.request, err = o.request(pool); err != nil {
+		return nil, fmt.Errorf("pool %s: %w", name, err)
+	}
+	if err := p.checkReady(); err != nil {
+		return nil, err
+	}
+	return p, p.compare(widened)
+}
+
+// widen sets how many nodes may be changed at a time, and reports whether that is
+// another number than before. A share is one of the nodes that the pool has now.
+func (o *rolloutStartOptions) widen(p *nodePool) (bool, error) {
+	if o.maxUnavailable == "" {
+		return false, nil
+	}
+	value := intstr.Parse(o.maxUnavailable)
+	n, err := intstr.GetScaledValueFromIntOrPercent(&value, len(p.nodes), true)
+	if err != nil || n < 1 || n > len(p.nodes) && value.Type == intstr.String {
+		return false, fmt.Errorf("--max-unavailable: %q is neither a number from 1 nor a share from 1%% to 100%%", o.maxUnavailable)
+	}
+	changed := p.MaxUnavailable != n
+	p.MaxUnavailable = n
+	return changed, nil
+}
+
+// request is what the flags ask for on top of what the pool has.
+func (o *rolloutStartOptions) request(p *nodePool) (rollout.Request, error) {
+	var request rollout.Request
+	if current := p.current(); current != nil {
+		request = *current
+	}
+	request.ReleaseHeld = false
+	if o.image != "" && o.image != request.Image {
+		// These were of the image before.
+		request.Image, request.KubeletVersion, request.KubeletChecksums = o.image, "", nil
+	}
+	if o.version != "" {
+		request.KubeletVersion = o.version
+	}
+	switch {
+	case request.Image == "":
+		return request, errors.New("which image? Give --image; make installer-image builds it")
+	case o.mode == "" && !request.Target.Guarded():
+		return request, errors.New("which mode? Give --mode=Audit or --mode=Enforce; Audit first is the documented order")
+	case o.mode != "":
+		request.Target = rollout.Target(o.mode)
+	}
+	if o.configuration != "" {
+		data, err := os.ReadFile(o.configuration)
+		if err != nil {
+			return request, fmt.Errorf("--guard-config: %w", err)
+		}
+		request.Configuration = string(data)
+	}
+	request.ReleaseHeld = o.releaseHeld && request.Target == rollout.Audit
+	return request, request.Validate()
+}
+
+// compare finds out whether the pool was asked for the same before.
+func (p *poolPlan) compare(widened bool) error {
+	current := p.current()
+	if current == nil || widened || !sameRequest(*current, p.request) {
+		return nil
+	}
+	template, err := rollout.RequestOf(p.set)
+	if err != nil {
+		return err
+	}
+	if template.Target == rollout.Observe {
+		// A start was given up after its installers had looked.
+		return nil
+	}
+	p.request = *current
+	progress := p.progress(*current)
+	switch stateOf(p.set, progress, *current) {
+	case poolStopped:
+		return fmt.Errorf("pool %s was asked for this before and is stopped at node %s; put the node right and give kubectl guard rollout resume --pool %s, or start another image", p.Name, listed(progress.named(stepFailed)), p.Name)
+	case poolPaused:
+		return fmt.Errorf("pool %s was asked for this before and is paused; to go on, give kubectl guard rollout resume --pool %s", p.Name, p.Name)
+	case poolComplete:
+		p.complete = true
+	}
+	p.attach = true
+	return nil
+}
+
+// sameRequest reports whether b asks for nothing that a did not ask for.
+func sameRequest(a, b rollout.Request) bool {
+	if len(b.KubeletChecksums) == 0 {
+		b.KubeletChecksums = a.KubeletChecksums
+	}
+	if b.KubeletVersion == "" {
+		b.KubeletVersion = a.KubeletVersion
+	}
+	b.ReleaseHeld = b.ReleaseHeld || a.ReleaseHeld
+	return a.ID() == b.ID()
+}
+
+// checkReady reports nodes that are not ready where they leave no room: Kubernetes
+// counts them as unavailable, so no node would be begun.
+func (p *poolPlan) checkReady() error {
+	var away []string
+	for i := range p.nodes {
+		if !nodeReady(&p.nodes[i]) {
+			away = append(away, p.nodes[i].Name)
+		}
+	}
+	if len(away) >= p.MaxUnavailable {
+		return fmt.Errorf("pool %s: %s not ready, and with --max-unavailable=%d no node would be begun: %s. Bring them back, take them out of the pool, or give a greater --max-unavailable",
+			p.Name, areNodes(len(away)), p.MaxUnavailable, listed(away))
+	}
+	return nil
+}
+
+func areNodes(n int) string {
+	if n == 1 {
+		return "1 node is"
+	}
+	return fmt.Sprintf("%d nodes are", n)
+}
+
+// listed names at most ten.
+func listed(names []string) string {
+	const shown = 10
+	if len(names) > shown {
+		return strings.Join(names[:shown], ", ") + fmt.Sprintf(" and %d more", len(names)-shown)
+	}
+	return strings.Join(names, ", ")
+}
+
+// overlaps returns an error for each node in two pools: two installers would change
+// the same kubelet.
+func overlaps(f *fleet, plans []*poolPlan) []error {
+	pools := append([]*nodePool(nil), f.pools...)
+	given := map[string]bool{}
+	for _, p := range plans {
+		if given[p.Name] {
+			return []error{fmt.Errorf("--pool: pool %s is given twice", p.Name)}
+		}
+		given[p.Name] = true
+		if p.set == nil {
+			pools = append(pools, p.nodePool)
+		}
+	}
+	var errs []error
+	owner := map[string]string{}
+	for _, p := range pools {
+		for i := range p.nodes {
+			name := p.nodes[i].Name
+			if other, taken := owner[name]; taken && (given[other] || given[p.Name]) {
+				errs = append(errs, fmt.Errorf("--pool: node %s is in pool %s and in pool %s; choose selectors that share no node", name, other, p.Name))
+			}
+			owner[name] = p.Name
+		}
+	}
+	return errs
+}
+
+func sameSelector(a, b string) bool {
+	left, err := labels.Parse(a)
+	if err != nil {
+		return false
+	}
+	right, err := labels.Parse(b)
+	return err == nil && left.String() == right.String()
+}
+
+// askPool asks the kubelets of a pool.
+func (c *clients) askPool(ctx context.Context, p *poolPlan) {
+	p.answers = c.nodes.Ask(ctx, p.nodes)
+	p.held, _ = podsOf(p.answers, func(pod guard.PodState) bool { return len(pod.Holds) > 0 })
+}
+
+// showPlans prints the plans and returns those that leave something to do.
+func (s *settings) showPlans(plans []*poolPlan) ([]*poolPlan, error) {
+	var open []*poolPlan
+	for _, p := range plans {
+		fmt.Fprintf(s.Out, "Pool %s: %s with %s, %d at a time\n", p.Name, count(len(p.nodes), "node"), p.Selector, p.MaxUnavailable)
+		if current := p.current(); current != nil {
+			fmt.Fprintf(s.Out, "  now:  %s\n", requestText(*current))
+		}
+		fmt.Fprintf(s.Out, "  then: %s\n\n", requestText(p.request))
+		if err := s.showNodes(p); err != nil {
+			return nil, err
+		}
+		fmt.Fprintln(s.Out)
+		_, silent := podsOf(p.answers, func(guard.PodState) bool { return false })
+		s.warnSilent(silent, len(p.answers))
+		if p.releases() && len(p.held) > 0 {
+			s.showHeld(p)
+		}
+		switch {
+		case p.complete:
+			fmt.Fprintf(s.Out, "Pool %s is as asked for; there is nothing to do.\n\n", p.Name)
+			continue
+		case p.attach:
+			fmt.Fprintf(s.Out, "Pool %s was asked for this before; the command goes on with it.\n\n", p.Name)
+		}
+		open = append(open, p)
+	}
+	return open, nil
+}
+
+// requestText is "Audit, image registry/installer:1".
+func requestText(r rollout.Request) string {
+	if r.Target == rollout.Stock {
+		return "Stock, the kubelet that the node had before the first roll-out"
+	}
+	text := fmt.Sprintf("%s, image %s", r.Target, r.Image)
+	if r.KubeletVersion != "" {
+		text += ", kubelet " + r.KubeletVersion
+	}
+	return text
+}
+
+// showNodes prints what the nodes of a pool are now.
+func (s *settings) showNodes(p *poolPlan) error {
+	columns := []column{{name: "Node"}, {name: "Ready"}, {name: "State"}, {name: "Version"}, {name: "Mode"}, {name: "Protected"}, {name: "Held"}}
+	var rows [][]any
+	for i := range p.answers {
+		status := statusOf(p.answers[i])
+		row := []any{status.Node, yesNo(nodeReady(&p.answers[i].Node)), string(status.State), status.Version, none, none, none}
+		if status.State == nodes.Guarded {
+			row[4], row[5], row[6] = string(status.Mode), *status.Protected, *status.Held
+		}
+		rows = append(rows, row)
+	}
+	return table(s.Out, false, columns, rows)
+}
+
+func yesNo(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "no"
+}
+
+// showHeld prints the held pods that a change releases.
+func (s *settings) showHeld(p *poolPlan) {
+	fmt.Fprintf(s.Out, "%s held in pool %s, and stopped by the change as soon as the new kubelet runs, because\nwhat wants them stopped is still there:\n", arePods(len(p.held)), p.Name)
+	for _, pod := range p.held {
+		fmt.Fprintf(s.Out, "  %s on %s (%s)\n", pod.key(), pod.Node, causesOf(pod.Holds, true))
+	}
+	fmt.Fprintln(s.Out)
+}
+
+func arePods(n int) string {
+	if n == 1 {
+		return "1 pod is"
+	}
+	return fmt.Sprintf("%d pods are", n)
+}
+
+// showFound prints what the installers found that only looked: what runs now, and
+// what would run.
+func (o *rolloutStartOptions) showFound(plans []*poolPlan) error {
+	columns := []column{{name: "Pool"}, {name: "Node"}, {name: "Now"}, {name: "Mode"}, {name: "Then"}, {name: "Mode"}}
+	var rows [][]any
+	for _, p := range plans {
+		for _, node := range p.found.nodes {
+			row := []any{p.Name, node.node, none, none, none, string(p.request.Target)}
+			if node.step == stepDone {
+				row[2], row[4] = node.report.Now.Version, node.report.Offered.Version
+				if mode := node.report.Now.Mode; mode != "" {
+					row[3] = string(mode)
+				}
+			}
+			rows = append(rows, row)
+		}
+	}
+	fmt.Fprintln(o.Out)
+	if err := table(o.Out, false, columns, rows); err != nil {
+		return err
+	}
+	fmt.Fprintln(o.Out)
+	return nil
+}
+
+// pin ties the request of a pool to the kubelets that its nodes were offered when they
+// looked: a tag can be moved in between.
+func (p *poolPlan) pin() error {
+	sums := map[string]string{}
+	for _, node := range p.found.nodes {
+		if node.step != stepDone || node.report.Offered.SHA256 == "" {
+			continue
+		}
+		arch, sum := node.report.Architecture, node.report.Offered.SHA256
+		if other := sums[arch]; other != "" && other != sum {
+			return fmt.Errorf("pool %s: %s has two kubelets for %s, %.12s and, on node %s, %.12s: its tag was moved. Give every build a tag of its own, or name the image by its digest",
+				p.Name, p.request.Image, arch, other, node.node, sum)
+		}
+		sums[arch] = sum
+	}
+	if len(sums) > 0 {
+		p.request.KubeletChecksums = sums
+	}
+	versions := map[string]bool{}
+	for _, node := range p.found.nodes {
+		if node.step == stepDone {
+			versions[node.report.Offered.Version] = true
+		}
+	}
+	if p.request.KubeletVersion == "" && len(versions) == 1 {
+		p.request.KubeletVersion = slices.Collect(maps.Keys(versions))[0]
+	}
+	return nil
+}
+
+// printSets prints the DaemonSets of the plans, ready for kubectl apply.
+func (o *rolloutStartOptions) printSets(plans []*poolPlan) error {
+	list := struct {
+		APIVersion string              `json:"apiVersion"`
+		Kind       string              `json:"kind"`
+		Items      []*appsv1.DaemonSet `json:"items"`
+	}{APIVersion: "v1", Kind: "List"}
+	for _, p := range plans {
+		set, err := rollout.DaemonSet(p.Pool, p.request)
+		if err != nil {
+			return err
+		}
+		list.Items = append(list.Items, set)
+	}
+	return o.output.object(o.Out, &list)
+}

@@ -1,0 +1,190 @@
+package cli
+
+import (
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// poolState says how far a pool is. The zero value is invalid.
+type poolState string
+
+const (
+	// poolObserving: installers look at the nodes and change nothing.
+	poolObserving poolState = "Observing"
+	// poolProgressing: nodes are being changed, or will be.
+	poolProgressing poolState = "Progressing"
+	// poolPaused: no further node is begun.
+	poolPaused poolState = "Paused"
+	// poolStopped: a node failed, so no further node is begun.
+	poolStopped poolState = "Stopped"
+	// poolComplete: all nodes are as asked for.
+	poolComplete poolState = "Complete"
+)
+
+// nodeStep says how far a node is with what was asked for. The zero value is
+// invalid.
+type nodeStep string
+
+const (
+	// stepPending: its installer has not said anything about this request.
+	stepPending nodeStep = "Pending"
+	// stepWorking: its installer is at it.
+	stepWorking nodeStep = "Working"
+	// stepDone: the node is as asked for.
+	stepDone nodeStep = "Done"
+	// stepFailed: the node is not as asked for, and stays so until somebody acts.
+	stepFailed nodeStep = "Failed"
+)
+
+// nodeProgress is what a node reports about a request.
+type nodeProgress struct {
+	node string
+	step nodeStep
+	// ready is the node's own condition.
+	ready bool
+	// report is the last one, also when it is about another request; nil: none.
+	report *rollout.Report
+	// problem is a report that cannot be read.
+	problem error
+}
+
+// text is the line that is printed when the progress of the node changes.
+func (p nodeProgress) text() string {
+	switch {
+	case p.problem != nil:
+		return p.problem.Error()
+	case p.step == stepPending && !p.ready:
+		return "Pending: the node is not ready"
+	case p.step == stepPending:
+		return "Pending"
+	case p.report.Message == "":
+		return string(p.report.Phase)
+	}
+	return string(p.report.Phase) + ": " + p.report.Message
+}
+
+// poolProgress is how far a pool is with a request.
+type poolProgress struct {
+	nodes []nodeProgress
+	// available: Kubernetes has rolled the request out to the installers, and all of
+	// those on nodes that are ready are ready themselves.
+	available bool
+}
+
+// count returns how many nodes are at the step.
+func (p poolProgress) count(step nodeStep) int {
+	n := 0
+	for _, node := range p.nodes {
+		if node.step == step {
+			n++
+		}
+	}
+	return n
+}
+
+// named returns the names of the nodes at the step.
+func (p poolProgress) named(step nodeStep) []string {
+	var names []string
+	for _, node := range p.nodes {
+		if node.step == step {
+			names = append(names, node.node)
+		}
+	}
+	return names
+}
+
+// absent returns the nodes that are not as asked for, and not ready. They are done
+// when they are back.
+func (p poolProgress) absent() []string {
+	var names []string
+	for _, node := range p.nodes {
+		if !node.ready && node.step != stepDone {
+			names = append(names, node.node)
+		}
+	}
+	return names
+}
+
+// finished reports whether all nodes that are ready are as asked for.
+func (p poolProgress) finished() bool {
+	for _, node := range p.nodes {
+		if node.step != stepDone && node.ready {
+			return false
+		}
+	}
+	return p.available
+}
+
+// reported returns the times of the reports of nodes at the step.
+func (p poolProgress) reported(step nodeStep) map[string]metav1.Time {
+	times := map[string]metav1.Time{}
+	for _, node := range p.nodes {
+		if node.step == step {
+			times[node.node] = node.report.Time
+		}
+	}
+	return times
+}
+
+// progress compares the reports of a pool's nodes with a request.
+func (p *nodePool) progress(request rollout.Request) poolProgress {
+	id := request.ID()
+	var progress poolProgress
+	ready := 0
+	for i := range p.nodes {
+		n := nodeProgress{node: p.nodes[i].Name, step: stepPending, ready: nodeReady(&p.nodes[i])}
+		if n.ready {
+			ready++
+		}
+		n.report, n.problem = rollout.ReportOf(&p.nodes[i])
+		if n.report != nil && n.report.RequestID == id {
+			n.step = stepOf(n.report.Phase)
+			if stale, found := p.stale[n.node]; found && n.report.Time.Equal(&stale) {
+				n.step = stepPending
+			}
+		}
+		progress.nodes = append(progress.nodes, n)
+	}
+	status := p.set.Status
+	progress.available = status.ObservedGeneration >= p.set.Generation &&
+		int(status.UpdatedNumberScheduled) >= ready && int(status.NumberAvailable) >= ready
+	return progress
+}
+
+// stepOf sorts the phases of an installer.
+func stepOf(phase rollout.Phase) nodeStep {
+	switch {
+	case phase == rollout.Observed, phase == rollout.Done:
+		return stepDone
+	case phase.Stopped():
+		return stepFailed
+	}
+	return stepWorking
+}
+
+// stateOf is how far a pool is in one word.
+func stateOf(set *appsv1.DaemonSet, p poolProgress, request rollout.Request) poolState {
+	switch {
+	case p.count(stepFailed) > 0:
+		return poolStopped
+	case request.Target == rollout.Observe:
+		return poolObserving
+	case p.finished():
+		return poolComplete
+	case set.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType:
+		return poolPaused
+	}
+	return poolProgressing
+}
+
+func nodeReady(node *corev1.Node) bool {
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			return condition.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}

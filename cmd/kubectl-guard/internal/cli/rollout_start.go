@@ -1,0 +1,338 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	appsv1 "k8s.io/api/apps/v1"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+type rolloutStartOptions struct {
+	rolloutWait
+	output *output
+	dryRun dryRun
+
+	pools          []string
+	mode           string
+	image          string
+	version        string
+	configuration  string
+	maxUnavailable string
+	pause          time.Duration
+	skipAudit      bool
+	releaseHeld    bool
+	yes            bool
+}
+
+func newRolloutStartCommand(s *settings) *cobra.Command {
+	o := &rolloutStartOptions{rolloutWait: rolloutWait{settings: s}, output: newOutput()}
+	command := &cobra.Command{
+		Use:   "start --pool NAME=SELECTOR... --mode Audit|Enforce",
+		Short: "Roll the guarded kubelet, another version or another mode out to pools of nodes",
+		Long: `Roll the guarded kubelet, another version or another mode out to pools of nodes.
+
+It begins with a plan and a question. Then installers are started on the nodes of all
+pools that only look: whether the node's kubelet is of the same minor version as the
+one in the image, and whether it can be exchanged. Nothing is changed on a node before
+all of them could look, and a second question. The pools are done one after the other
+in the order in which they are given, with a question before each.
+
+A node whose kubelet is not healthy and guarded in time gets its old one back, is
+labelled ` + rollout.StateLabel + `=` + rollout.StateFailed + `, and the roll-out stops there: the command
+ends with an error that names it.
+
+A pool that exists is given by its name alone. What is left out, image or mode, stays as
+it is.`,
+		Example: `  kubectl guard rollout start --pool blue=pool=blue --pool green=pool=green --mode Audit --image IMAGE
+  kubectl guard rollout start --pool blue --mode Enforce
+  kubectl guard rollout start --pool blue --image NEWER-IMAGE --max-unavailable 10% --yes
+  kubectl guard rollout start --pool blue=pool=blue --mode Audit --image IMAGE --dry-run=client -o yaml`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(command *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			return o.run(command.Context())
+		},
+	}
+	o.output.addFlags(command)
+	o.dryRun.addFlag(command)
+	flags := command.Flags()
+	flags.StringArrayVar(&o.pools, "pool", nil, "NAME=SELECTOR of a pool, or NAME of one that exists; repeat it for several, which are done in this order")
+	flags.StringVar(&o.mode, "mode", "", "Audit or Enforce")
+	flags.StringVar(&o.image, "image", "", "Image of the installer, which has the kubelet in it")
+	flags.StringVar(&o.version, "kubelet-version", "", "Version that the kubelet of the image must have; installers refuse any other")
+	flags.StringVar(&o.configuration, "guard-config", "", "File with the guard's configuration, for other pods or allowed causes than by default; its mode must be that of --mode, or left out")
+	flags.StringVar(&o.maxUnavailable, "max-unavailable", "", "How many nodes of a pool, or how many percent, may be changed at a time (default 1)")
+	flags.DurationVar(&o.pause, "pause-between-pools", 0, "How long to wait after a pool before the next one, to see whether it stays well")
+	flags.BoolVar(&o.skipAudit, "skip-audit", false, "Enforce on nodes where Audit has not run, without a question")
+	flags.BoolVar(&o.releaseHeld, "release-held", false, "Go from Enforce to Audit without a question about the held pods, which are stopped by that")
+	flags.BoolVarP(&o.yes, "yes", "y", false, "Do not ask, except about held pods and skipped audits, which have flags of their own")
+	o.rolloutWait.addFlags(command)
+	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
+	_ = command.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions([]string{string(guard.Audit), string(guard.Enforce)}, cobra.ShellCompDirectiveNoFileComp))
+	for _, flag := range []string{"image", "kubelet-version", "max-unavailable", "pause-between-pools"} {
+		_ = command.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
+	}
+	return command
+}
+
+func (o *rolloutStartOptions) check() error {
+	switch {
+	case len(o.pools) == 0:
+		return errors.New("which nodes? give --pool NAME=SELECTOR, such as --pool blue=pool=blue, or --pool NAME for a pool that exists")
+	case o.mode != "" && o.mode != string(guard.Audit) && o.mode != string(guard.Enforce):
+		return fmt.Errorf("--mode: %q is neither Audit nor Enforce; the stock kubelet comes back with kubectl guard rollout uninstall", o.mode)
+	case o.pause < 0:
+		return errors.New("--pause-between-pools must not be negative")
+	case !o.output.forPeople() && o.dryRun != dryRunClient:
+		return errors.New("--output goes with --dry-run=client, and prints the DaemonSets; for the state of a roll-out there is kubectl guard rollout status -o yaml")
+	}
+	return errors.Join(o.rolloutWait.check(), o.output.check())
+}
+
+func (o *rolloutStartOptions) run(ctx context.Context) error {
+	c, err := o.connect()
+	if err != nil {
+		return err
+	}
+	f, err := c.readFleet(ctx)
+	if err != nil {
+		return err
+	}
+	plans, err := o.plan(ctx, c, f)
+	if err != nil {
+		return err
+	}
+	if !o.output.forPeople() {
+		return o.printSets(plans)
+	}
+	open, err := o.showPlans(plans)
+	if err != nil {
+		return err
+	}
+	if o.dryRun == dryRunClient {
+		return nil
+	}
+	if o.dryRun == dryRunServer {
+		return o.checkOnServer(ctx, c, open)
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	if err := o.accept(open); err != nil {
+		return err
+	}
+	if err := o.observe(ctx, c, open); err != nil {
+		return err
+	}
+	return o.roll(ctx, c, open)
+}
+
+// accept asks what has to be asked before anything is done.
+func (o *rolloutStartOptions) accept(plans []*poolPlan) error {
+	var unaudited []string
+	for _, p := range plans {
+		if p.request.Target == rollout.Enforce {
+			unaudited = append(unaudited, p.unaudited()...)
+		}
+	}
+	if len(unaudited) > 0 && !o.skipAudit {
+		o.warn("Audit has not run on %s: %s. It shows what the guard would refuse, and changes nothing; the documented order is Audit for some days, then Enforce", count(len(unaudited), "node"), listed(unaudited))
+		if o.yes {
+			return errors.New("Enforce where Audit has not run needs --skip-audit; nothing was done")
+		}
+		if err := o.confirm("Enforce without Audit before it?"); err != nil {
+			return err
+		}
+	}
+	if err := o.acceptRelease(plans, o.yes, o.releaseHeld); err != nil {
+		return err
+	}
+	if o.yes {
+		return nil
+	}
+	fmt.Fprintln(o.Out, "Installers look at the nodes first. No node is changed before the next question.")
+	return o.confirm(fmt.Sprintf("Start %s?", count(nodesOf(plans), "installer")))
+}
+
+// acceptRelease asks about held pods, and puts the yes into the requests.
+func (s *settings) acceptRelease(plans []*poolPlan, yes, release bool) error {
+	held := 0
+	for _, p := range plans {
+		if p.releases() {
+			held += len(p.held)
+		}
+	}
+	switch {
+	case held == 0:
+		return nil
+	case release:
+	case yes:
+		return fmt.Errorf("%s would be stopped; nothing was done. See kubectl guard holds -A and put right what they are held for, or accept it with --release-held", count(held, "held pod"))
+	default:
+		if err := s.confirm(fmt.Sprintf("Stop %s?", count(held, "held pod"))); err != nil {
+			return err
+		}
+	}
+	for _, p := range plans {
+		if p.releases() {
+			p.request.ReleaseHeld = true
+		}
+	}
+	return nil
+}
+
+func nodesOf(plans []*poolPlan) int {
+	n := 0
+	for _, p := range plans {
+		n += len(p.nodes)
+	}
+	return n
+}
+
+// observe starts installers that only look on all pools, and shows what they found. A
+// refusal, or a no, puts the pools back as they were.
+func (o *rolloutStartOptions) observe(ctx context.Context, c *clients, plans []*poolPlan) error {
+	var begun []*poolPlan
+	for _, p := range plans {
+		if !p.attach {
+			begun = append(begun, p)
+		}
+	}
+	if len(begun) == 0 {
+		return nil
+	}
+	err := o.look(ctx, c, begun, plans)
+	if err == nil {
+		return nil
+	}
+	errs := []error{err}
+	// Also after an interrupt.
+	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), putBackTimeout)
+	defer cancel()
+	for _, p := range begun {
+		errs = append(errs, o.putBack(back, c, p))
+	}
+	return errors.Join(errs...)
+}
+
+// putBackTimeout is for the installers of a pool to end.
+const putBackTimeout = 2 * time.Minute
+
+func (o *rolloutStartOptions) look(ctx context.Context, c *clients, begun, plans []*poolPlan) error {
+	for _, p := range begun {
+		if err := c.put(ctx, p.nodePool, p.observing(), p.asked, false); err != nil {
+			return err
+		}
+	}
+	var refused []string
+	for _, p := range begun {
+		progress, err := o.await(ctx, c, p.nodePool, p.observing(), true)
+		if err != nil {
+			return err
+		}
+		p.found = progress
+		for _, node := range progress.nodes {
+			if node.step == stepFailed {
+				refused = append(refused, fmt.Sprintf("  %s/%s: %s", p.Name, node.node, node.text()))
+			}
+		}
+		if err := p.pin(); err != nil {
+			return err
+		}
+	}
+	if len(refused) > 0 {
+		return fmt.Errorf("%s cannot be changed, and none was. Put it right, or choose pools without:\n%s",
+			count(len(refused), "node"), strings.Join(refused, "\n"))
+	}
+	if err := o.showFound(begun); err != nil {
+		return err
+	}
+	if o.yes {
+		return nil
+	}
+	return o.confirm(fmt.Sprintf("Change %s, beginning with %s?", count(nodesOf(plans), "node"), plans[0].describe()))
+}
+
+// putBack undoes observe for a pool.
+func (o *rolloutStartOptions) putBack(ctx context.Context, c *clients, p *poolPlan) error {
+	switch {
+	case p.before != nil:
+		return c.change(ctx, p.nodePool, func(set *appsv1.DaemonSet) {
+			set.Spec, set.Annotations = p.before.Spec, p.before.Annotations
+		})
+	case p.set != nil:
+		return o.removePool(ctx, c, p.nodePool)
+	}
+	return nil // not even made
+}
+
+// roll changes one pool after the other.
+func (o *rolloutStartOptions) roll(ctx context.Context, c *clients, plans []*poolPlan) error {
+	for i, p := range plans {
+		if i > 0 {
+			if err := o.between(ctx, c, plans[i-1], p); err != nil {
+				return errors.Join(err, left(plans[i:]))
+			}
+		}
+		if !p.attach {
+			if err := c.put(ctx, p.nodePool, p.request, remember(p.asked, p.request), false); err != nil {
+				return errors.Join(err, left(plans[i:]))
+			}
+		}
+		if err := o.complete(ctx, c, p.nodePool, p.request); err != nil {
+			return errors.Join(err, left(plans[i+1:]))
+		}
+	}
+	return nil
+}
+
+// between waits and asks before the next pool.
+func (o *rolloutStartOptions) between(ctx context.Context, c *clients, done, next *poolPlan) error {
+	if o.pause > 0 {
+		fmt.Fprintf(o.Out, "%s: watched for %s before %s\n", done.Name, o.pause, next.describe())
+		if err := o.watch(ctx, c, done.nodePool, done.request, o.pause); err != nil {
+			return err
+		}
+	}
+	if o.yes {
+		return nil
+	}
+	yes, err := o.ask(fmt.Sprintf("Go on with %s?", next.describe()))
+	if err == nil && !yes {
+		err = errors.New("not confirmed")
+	}
+	return err
+}
+
+// left names the pools that were not begun. Their installers look on and change nothing.
+func left(plans []*poolPlan) error {
+	if len(plans) == 0 {
+		return nil
+	}
+	var names []string
+	for _, p := range plans {
+		names = append(names, p.Name)
+	}
+	return fmt.Errorf("not begun: %s. The same command goes on; kubectl guard rollout undo --pool %s takes the installers back, which only look", strings.Join(names, ", "), strings.Join(names, " --pool "))
+}
+
+// checkOnServer has the API server check the DaemonSets.
+func (o *rolloutStartOptions) checkOnServer(ctx context.Context, c *clients, plans []*poolPlan) error {
+	for _, p := range plans {
+		if err := c.put(ctx, p.nodePool, p.request, p.asked, true); err != nil {
+			return err
+		}
+		fmt.Fprintf(o.Out, "%s: DaemonSet %s accepted%s\n", p.Name, rollout.DaemonSetName(p.Name), o.dryRun.suffix())
+	}
+	return nil
+}
