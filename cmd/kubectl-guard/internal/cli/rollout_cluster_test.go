@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -35,8 +36,16 @@ type rollouts struct {
 	refused map[string]string
 	// pulling nodes have an installer that does not start.
 	pulling map[string]bool
+	// checksums of the kubelets that nodes are offered, where they differ.
+	checksums map[string]string
+	// lying nodes report what was asked for and do not run it.
+	lying map[string]bool
 	// begun has the nodes in the order in which they were changed.
 	begun []string
+	// reports counts them, for their times.
+	reports int
+	// stepped is called before each step, with the cluster's lock held.
+	stepped func(*appsv1.DaemonSet)
 }
 
 // serveRollouts registers what roll-outs need.
@@ -44,6 +53,7 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 	c.rollouts = rollouts{
 		sets: map[string]*appsv1.DaemonSet{}, installed: map[string]string{installerImage: guarded},
 		outcome: map[string]rollout.Phase{}, refused: map[string]string{}, pulling: map[string]bool{},
+		checksums: map[string]string{}, lying: map[string]bool{},
 	}
 	const path = "/apis/apps/v1/namespaces/" + rollout.Namespace + "/daemonsets"
 	decode := func(body []byte) *appsv1.DaemonSet {
@@ -65,6 +75,9 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 		set := c.rollouts.sets[r.PathValue("name")]
 		if set == nil {
 			return notFound("daemonsets.apps", r.PathValue("name"))
+		}
+		if c.rollouts.stepped != nil {
+			c.rollouts.stepped(set)
 		}
 		c.step(set)
 		return set
@@ -225,7 +238,14 @@ func (c *cluster) report(n *fakeNode, request rollout.Request, phase rollout.Pha
 		RequestID: request.ID(), Target: request.Target, Phase: phase, Architecture: "amd64",
 		Before: rollout.Kubelet{Version: stock}, Now: is,
 		Offered: rollout.Kubelet{Version: c.rollouts.installed[request.Image], SHA256: strings.Repeat("5", 64)},
-		Time:    metav1.NewTime(now.Add(-1e9)),
+		Time:    metav1.NewTime(now.Add(-10*time.Minute + time.Duration(c.rollouts.reports)*time.Second)),
+	}
+	c.rollouts.reports++
+	if sum := c.rollouts.checksums[n.name]; sum != "" {
+		report.Offered.SHA256 = sum
+	}
+	if c.rollouts.lying[n.name] && phase == rollout.Done {
+		n.status, n.version = http.StatusNotFound, stock
 	}
 	if why, refused := c.rollouts.refused[n.name]; refused {
 		report.Phase, report.Reason, report.Message, report.Offered = rollout.Refused, rollout.ReasonForeignGuard, why, rollout.Kubelet{}

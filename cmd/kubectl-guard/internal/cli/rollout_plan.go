@@ -11,6 +11,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
@@ -424,16 +425,21 @@ func (p *poolPlan) pin() error {
 // printSets prints the DaemonSets of the plans, ready for kubectl apply.
 func (o *rolloutStartOptions) printSets(plans []*poolPlan) error {
 	list := struct {
-		APIVersion string              `json:"apiVersion"`
-		Kind       string              `json:"kind"`
-		Items      []*appsv1.DaemonSet `json:"items"`
+		APIVersion string           `json:"apiVersion"`
+		Kind       string           `json:"kind"`
+		Items      []map[string]any `json:"items"`
 	}{APIVersion: "v1", Kind: "List"}
 	for _, p := range plans {
 		set, err := rollout.DaemonSet(p.Pool, p.request)
 		if err != nil {
 			return err
 		}
-		list.Items = append(list.Items, set)
+		object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(set)
+		if err != nil {
+			return fmt.Errorf("pool %s: convert its DaemonSet: %w", p.Name, err)
+		}
+		delete(object, "status")
+		list.Items = append(list.Items, object)
 	}
 	return o.output.object(o.Out, &list)
 }

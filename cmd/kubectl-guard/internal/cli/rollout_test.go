@@ -1,16 +1,543 @@
 package cli
 
 import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
 )
 
-func TestRolloutStartDoesPoolByPool(t *testing.T) {
+// start is the first roll-out of both pools of twoPools.
+var start = []string{"rollout", "start", "--pool", "blue=pool=blue", "--pool", "green=pool=green", "--mode", "Audit", "--image", installerImage}
+
+// rolledOut is twoPools after start.
+func rolledOut(t *testing.T) *cluster {
+	c := twoPools(t)
+	r := c.run("", append(start, "--yes")...)
+	require.NoError(t, r.err, r.errOut)
+	c.rollouts.begun, c.writes = nil, nil
+	return c
+}
+
+// requested is what the template of a pool asks for.
+func (c *cluster) requested(pool string) rollout.Request {
+	c.t.Helper()
+	set := c.rollouts.sets[rollout.DaemonSetName(pool)]
+	require.NotNil(c.t, set, "the pool has no DaemonSet")
+	request, err := rollout.RequestOf(set)
+	require.NoError(c.t, err)
+	return request
+}
+
+// requireUntouched demands that no node was changed and nothing of a roll-out is left.
+func (c *cluster) requireUntouched() {
+	c.t.Helper()
+	require.Empty(c.t, c.rollouts.begun)
+	require.Empty(c.t, c.rollouts.sets)
+	for _, n := range c.nodes {
+		require.NotContains(c.t, n.annotations, rollout.ReportAnnotation)
+		require.NotContains(c.t, n.labels, rollout.StateLabel)
+	}
+}
+
+func TestRolloutStartDoesOnePoolAfterTheOther(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
-	r := c.run("y\ny\ny\n", "rollout", "start", "--pool", "blue=pool=blue", "--pool", "green=pool=green", "--mode", "Audit", "--image", installerImage)
+	r := c.run("y\ny\ny\n", start...)
 	require.NoError(t, r.err, r.errOut)
 	golden(t, "rollout-start.txt", r.out, false)
 	require.Equal(t, []string{"blue-1", "blue-2", "green-1"}, c.rollouts.begun)
+	require.Equal(t, rollout.Request{
+		Target: rollout.Audit, Image: installerImage, KubeletVersion: guarded, KubeletChecksums: map[string]string{"amd64": strings.Repeat("5", 64)},
+	}, c.requested("blue"), "tied to what the nodes were offered when they looked")
+	require.Equal(t, stock, c.node("other-1").version)
+}
+
+func TestRolloutStartLooksAtAllNodesBeforeItChangesOne(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.rollouts.stepped = func(set *appsv1.DaemonSet) {
+		request, err := rollout.RequestOf(set)
+		assert.NoError(t, err)
+		pace := *set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable
+		if request.Target == rollout.Observe {
+			assert.Equal(t, intstr.FromString("100%"), pace, "nothing is changed, so all may look at once")
+			return
+		}
+		assert.Equal(t, intstr.FromInt32(1), pace)
+		for _, name := range []string{"blue-1", "blue-2", "green-1"} {
+			assert.Contains(t, c.node(name).annotations, rollout.ReportAnnotation)
+		}
+	}
+	require.NoError(t, c.run("", append(start, "--yes")...).err)
+}
+
+func TestRolloutStartTakesBackWhatItBegan(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		prepare   func(*cluster)
+		answers   string
+		arguments []string
+		err       string
+	}{
+		"no to the plan":   {answers: "n\n", err: "not confirmed, nothing was done"},
+		"no to the change": {answers: "y\nn\n", err: "not confirmed, nothing was done"},
+		"a node that refuses": {
+			prepare: func(c *cluster) {
+				c.rollouts.refused["green-1"] = "its kubelet has the guard from somewhere else"
+			},
+			arguments: []string{"--yes"},
+			err:       "1 node cannot be changed, and none was. Put it right, or choose pools without:\n  green/green-1: Refused: its kubelet has the guard from somewhere else",
+		},
+		"a tag that was moved": {
+			prepare:   func(c *cluster) { c.rollouts.checksums["blue-2"] = strings.Repeat("6", 64) },
+			arguments: []string{"--yes"},
+			err:       "its tag was moved",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := twoPools(t)
+			if test.prepare != nil {
+				test.prepare(c)
+			}
+			r := c.run(test.answers, append(start, test.arguments...)...)
+			require.ErrorContains(t, r.err, test.err)
+			c.requireUntouched()
+		})
+	}
+}
+
+func TestRolloutStartPutsAPoolBackThatWasRolledOutBefore(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	before := c.rollouts.sets["guard-installer-blue"].DeepCopy()
+	c.rollouts.installed["newer"] = "v1.36.4+guard.0.2.0"
+	r := c.run("y\nn\n", "rollout", "start", "--pool", "blue", "--image", "newer")
+	require.ErrorContains(t, r.err, "not confirmed")
+	require.Contains(t, r.out, "v1.36.4+guard.0.2.0", "what the nodes would get")
+	after := c.rollouts.sets["guard-installer-blue"]
+	require.Equal(t, before.Spec, after.Spec)
+	require.Equal(t, before.Annotations, after.Annotations)
+	require.Empty(t, c.rollouts.begun)
+}
+
+func TestRolloutStartStopsAtANodeThatFails(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.rollouts.outcome["blue-1"] = rollout.RolledBack
+	r := c.run("", append(start, "--yes")...)
+	require.Error(t, r.err)
+	golden(t, "rollout-stopped.txt", r.err.Error()+"\n", true)
+	require.Equal(t, []string{"blue-1"}, c.rollouts.begun)
+	require.Equal(t, rollout.Observe, c.requested("green").Target)
+
+	r = c.run("", "rollout", "start", "--pool", "blue", "--mode", "Audit", "--yes")
+	require.ErrorContains(t, r.err, "is stopped at node blue-1")
+
+	r = c.run("", "rollout", "status")
+	require.NoError(t, r.err)
+	golden(t, "rollout-status-stopped.table", r.out, false)
+}
+
+func TestRolloutStartNeedsAuditBeforeEnforce(t *testing.T) {
+	t.Parallel()
+	enforce := []string{"rollout", "start", "--pool", "blue=pool=blue", "--mode", "Enforce", "--image", installerImage}
+	for name, test := range map[string]struct {
+		answers   string
+		arguments []string
+		err       string
+	}{
+		"yes is not enough":    {arguments: []string{"--yes"}, err: "Enforce where Audit has not run needs --skip-audit; nothing was done"},
+		"the answer is no":     {answers: "n\n", err: "not confirmed"},
+		"the answer is yes":    {answers: "y\ny\ny\n"},
+		"a flag of its own":    {arguments: []string{"--yes", "--skip-audit"}},
+		"no answer":            {err: "not confirmed"},
+		"a flag and questions": {answers: "y\ny\n", arguments: []string{"--skip-audit"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := twoPools(t)
+			r := c.run(test.answers, append(enforce, test.arguments...)...)
+			if test.err != "" {
+				require.ErrorContains(t, r.err, test.err)
+				c.requireUntouched()
+				return
+			}
+			require.NoError(t, r.err)
+			require.Equal(t, rollout.Enforce, c.requested("blue").Target)
+		})
+	}
+	t.Run("after Audit there is nothing to ask", func(t *testing.T) {
+		t.Parallel()
+		c := rolledOut(t)
+		r := c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
+		require.NoError(t, r.err)
+		require.Empty(t, r.errOut)
+		require.Equal(t, installerImage, c.requested("blue").Image)
+		require.Equal(t, guard.Enforce, c.node("blue-2").mode)
+		require.Equal(t, guard.Audit, c.node("green-1").mode)
+	})
+}
+
+func TestRolloutStartAgain(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	r := c.run("", append(start, "--yes")...)
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "Pool green is as asked for; there is nothing to do.")
+	require.Empty(t, c.writes)
+
+	require.NoError(t, c.run("", "rollout", "pause", "--pool", "blue").err)
+	c.rollouts.sets["guard-installer-blue"].Status.NumberAvailable = 0
+	r = c.run("", append(start, "--yes")...)
+	require.ErrorContains(t, r.err, "pool blue was asked for this before and is paused")
+}
+
+func TestRolloutStartGoesOnAfterItWasLeft(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	r := c.run("y\ny\nn\n", start...)
+	require.ErrorContains(t, r.err, "not begun: green. The same command goes on")
+	require.Equal(t, []string{"blue-1", "blue-2"}, c.rollouts.begun)
+	r = c.run("", append(start, "--yes")...)
+	require.NoError(t, r.err)
+	require.Equal(t, []string{"blue-1", "blue-2", "green-1"}, c.rollouts.begun)
+}
+
+func TestRolloutStartRefusesPoolsThatMakeNoSense(t *testing.T) {
+	t.Parallel()
+	flags := []string{"--mode", "Audit", "--image", installerImage, "--yes"}
+	for name, test := range map[string]struct {
+		arguments []string
+		prepare   func(*cluster)
+		err       string
+	}{
+		"none":                {err: "which nodes? give --pool NAME=SELECTOR"},
+		"unknown":             {arguments: []string{"--pool", "red"}, err: "there is no pool red; to make one, say which nodes it has: --pool red=SELECTOR"},
+		"empty":               {arguments: []string{"--pool", "red=pool=red"}, err: "no node matches pool=red, so pool red is empty"},
+		"every node":          {arguments: []string{"--pool", "all="}, err: "an empty selector would select every node"},
+		"no selector":         {arguments: []string{"--pool", "red=pool in"}, err: "selector"},
+		"a bad name":          {arguments: []string{"--pool", "Red=pool=blue"}, err: "name: Invalid value"},
+		"twice":               {arguments: []string{"--pool", "blue=pool=blue", "--pool", "blue=pool=green"}, err: "pool blue is given twice"},
+		"a node in two":       {arguments: []string{"--pool", "blue=pool=blue", "--pool", "some=pool in (blue,green)"}, err: "node blue-1 is in pool blue and in pool some"},
+		"another mode":        {arguments: []string{"--pool", "blue=pool=blue", "--mode", "Stock"}, err: `"Stock" is neither Audit nor Enforce; the stock kubelet comes back with kubectl guard rollout uninstall`},
+		"no number":           {arguments: []string{"--pool", "blue=pool=blue", "--max-unavailable", "0"}, err: "--max-unavailable"},
+		"output for programs": {arguments: []string{"--pool", "blue=pool=blue", "-o", "yaml"}, err: "--output goes with --dry-run=client"},
+		"a configuration that is wrong": {
+			arguments: []string{"--pool", "blue=pool=blue", "--guard-config", "testdata/rollout-start.txt"}, err: "configuration: Invalid value",
+		},
+		"a node that is away": {
+			arguments: []string{"--pool", "blue=pool=blue"}, prepare: func(c *cluster) { c.nodes[0].notReady = true },
+			err: "pool blue: 1 node is not ready, and with --max-unavailable=1 no node would be begun: blue-1",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := twoPools(t)
+			if test.prepare != nil {
+				test.prepare(c)
+			}
+			// The flags of the case last: they count.
+			r := c.run("", append(append([]string{"rollout", "start"}, flags...), test.arguments...)...)
+			require.ErrorContains(t, r.err, test.err)
+			require.Empty(t, c.writes)
+		})
+	}
+	t.Run("other nodes than before", func(t *testing.T) {
+		t.Parallel()
+		c := rolledOut(t)
+		r := c.run("", append([]string{"rollout", "start", "--pool", "blue=pool=other"}, flags...)...)
+		require.ErrorContains(t, r.err, "pool blue has the nodes with pool=blue; to change that, uninstall it first")
+		r = c.run("", append([]string{"rollout", "start", "--pool", "other=pool in (other,green)"}, flags...)...)
+		require.ErrorContains(t, r.err, "node green-1 is in pool green and in pool other")
+	})
+	for name, test := range map[string]struct {
+		arguments []string
+		err       string
+	}{
+		"no image": {arguments: []string{"--mode", "Audit"}, err: "which image?"},
+		"no mode":  {arguments: []string{"--image", installerImage}, err: "which mode?"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := twoPools(t).run("", append([]string{"rollout", "start", "--pool", "blue=pool=blue"}, test.arguments...)...)
+			require.ErrorContains(t, r.err, test.err)
+		})
+	}
+}
+
+func TestRolloutStartWithANodeThatIsAway(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.node("blue-2").notReady = true
+	r := c.run("", "rollout", "start", "--pool", "blue=pool=blue", "--mode", "Audit", "--image", installerImage, "--yes", "--max-unavailable", "100%")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "blue: 1 of 2 nodes done")
+	require.Contains(t, r.errOut, "Warning: 1 node is not ready, and will be done when back: blue-2\n")
+	pool, err := rollout.PoolOf(c.rollouts.sets["guard-installer-blue"])
+	require.NoError(t, err)
+	require.Equal(t, 2, pool.MaxUnavailable)
+
+	r = c.run("", "rollout", "uninstall", "--pool", "blue", "--yes")
+	require.ErrorContains(t, r.err, "the installers stay for the nodes that are not ready: blue-2")
+	require.Contains(t, c.rollouts.sets, "guard-installer-blue")
+}
+
+func TestRolloutStartDryRun(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	r := c.run("", append(start, "--dry-run")...)
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "Pool green: 1 node with pool=green, 1 at a time\n")
+	require.Empty(t, c.writes)
+
+	r = c.run("", "rollout", "start", "--pool", "blue=pool=blue", "--mode", "Audit", "--image", installerImage, "--dry-run=client", "-o", "yaml")
+	require.NoError(t, r.err)
+	golden(t, "rollout-start-dry-run.yaml", r.out, true)
+
+	r = c.run("", append(start, "--dry-run=server")...)
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "green: DaemonSet guard-installer-green accepted (server dry run)\n")
+	require.Len(t, c.writes, 2)
+	require.Contains(t, c.writes[0], "?dryRun=All ")
+	c.requireUntouched()
+}
+
+func TestRolloutStartWithAConfiguration(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	file := filepath.Join(t.TempDir(), "guard.yaml")
+	text := "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\nallowedCauses: [NodeShutdown]\n"
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	r := c.run("", append(start, "--yes", "--guard-config", file)...)
+	require.NoError(t, r.err)
+	require.Equal(t, text, c.requested("blue").Configuration)
+
+	r = c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
+	require.NoError(t, r.err)
+	require.Equal(t, text, c.requested("blue").Configuration, "kept")
+}
+
+func TestRolloutStartDoesNotTakeAReportForTheTruth(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.rollouts.lying["blue-2"] = true
+	r := c.run("", append(start, "--yes")...)
+	require.ErrorContains(t, r.err, "node blue-2 reports v1.36.3+guard.0.2.0 in Audit, but its kubelet says v1.36.3")
+	require.ErrorContains(t, r.err, "not begun: green")
+}
+
+func TestRolloutStartGivesUpWhereNothingMoves(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.rollouts.pulling["blue-2"] = true
+	var minutes atomic.Int64
+	c.now = func() time.Time { return now.Add(time.Duration(minutes.Add(1)) * time.Minute) }
+	r := c.run("", append(start, "--yes", "--timeout=5m")...)
+	require.ErrorContains(t, r.err, "pool blue: nothing has moved for 5m0s; 1 of 2 nodes done\n  node blue-2: Pending; installer guard-installer-blue-blue-2: ImagePullBackOff: no such image")
+}
+
+func TestRolloutStartWatchesAPoolBeforeTheNext(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	var seconds atomic.Int64
+	c.now = func() time.Time { return now.Add(time.Duration(seconds.Add(1)) * time.Second) }
+	c.rollouts.stepped = func(*appsv1.DaemonSet) {
+		if seconds.Load() > 60 {
+			c.node("blue-1").notReady = true
+		}
+	}
+	r := c.run("", append(start, "--yes", "--pause-between-pools=10m")...)
+	require.ErrorContains(t, r.err, "node blue-1 of pool blue was changed and is not ready any more")
+	require.ErrorContains(t, r.err, "not begun: green")
+	require.Contains(t, r.out, "blue: watched for 10m0s before pool green (1 node)\n")
+}
+
+func TestRolloutStatus(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	for format, wide := range map[string]bool{"table": false, "wide": true, "yaml": true} {
+		r := c.run("", "rollout", "status", "-o", format)
+		require.NoError(t, r.err)
+		golden(t, "rollout-status."+format, r.out, wide)
+	}
+	r := c.run("", "rollout", "status", "--pool", "green", "-o", "jsonpath={.items[*].pool} {.items[*].state}")
+	require.NoError(t, r.err)
+	require.Equal(t, "green Complete", r.out)
+
+	r = c.run("", "rollout", "status", "--pool", "red")
+	require.ErrorContains(t, r.err, "there is no pool red")
+	r = twoPools(t).run("", "rollout", "status")
+	require.NoError(t, r.err)
+	require.Equal(t, "No pool has a roll-out. kubectl guard rollout start makes one.\n", r.errOut)
+}
+
+func TestRolloutPauseAndResume(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	r := c.run("", "rollout", "pause", "--pool", "blue", "--pool", "green")
+	require.NoError(t, r.err)
+	require.Equal(t, "blue: paused\ngreen: paused\n", r.out)
+	set := c.rollouts.sets["guard-installer-blue"]
+	require.True(t, rollout.Paused(set))
+	require.Equal(t, appsv1.OnDeleteDaemonSetStrategyType, set.Spec.UpdateStrategy.Type)
+
+	r = c.run("", "rollout", "resume", "--pool", "blue")
+	require.NoError(t, r.err)
+	set = c.rollouts.sets["guard-installer-blue"]
+	require.False(t, rollout.Paused(set))
+	require.Equal(t, intstr.FromInt32(1), *set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable)
+}
+
+func TestRolloutResumeTriesANodeOnceMore(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.rollouts.outcome["blue-1"] = rollout.RolledBack
+	require.Error(t, c.run("", append(start, "--yes")...).err)
+
+	r := c.run("n\n", "rollout", "resume", "--pool", "blue")
+	require.ErrorContains(t, r.err, "not confirmed")
+	require.Equal(t, rollout.StateFailed, c.node("blue-1").labels[rollout.StateLabel])
+
+	r = c.run("y\n", "rollout", "resume", "--pool", "blue")
+	require.ErrorContains(t, r.err, "pool blue stopped at node blue-1", "it fails again")
+
+	c.rollouts.outcome["blue-1"] = rollout.Done
+	r = c.run("", "rollout", "resume", "--pool", "blue", "--yes")
+	require.NoError(t, r.err)
+	require.Equal(t, []string{"blue-1", "blue-1", "blue-1", "blue-2"}, c.rollouts.begun)
+	require.NotContains(t, c.node("blue-1").labels, rollout.StateLabel)
+
+	r = c.run("", "rollout", "resume", "--pool", "green")
+	require.ErrorContains(t, r.err, "pool green is only looked at; to change it, give kubectl guard rollout start --pool green")
+}
+
+func TestRolloutUndoGoesBackOneStepAfterTheOther(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	r := c.run("y\n", "rollout", "undo", "--pool", "blue")
+	require.NoError(t, r.err)
+	golden(t, "rollout-undo.txt", r.out, false)
+	require.Equal(t, rollout.Audit, c.requested("blue").Target)
+	require.Equal(t, guard.Audit, c.node("blue-1").mode)
+
+	r = c.run("", "rollout", "undo", "--pool", "blue", "--yes")
+	require.NoError(t, r.err)
+	require.Equal(t, stock, c.node("blue-1").version)
+	require.NotContains(t, c.rollouts.sets, "guard-installer-blue", "what was before the first roll-out needs no installers")
+	require.NotContains(t, c.node("blue-1").annotations, rollout.ReportAnnotation)
+	require.Equal(t, guard.Audit, c.node("green-1").mode)
+}
+
+func TestRolloutUndoLeavesNodesAloneThatWereNotChanged(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	c.rollouts.installed["broken"] = guarded
+	c.rollouts.outcome["blue-1"] = rollout.RolledBack
+	r := c.run("", "rollout", "start", "--pool", "blue", "--image", "broken", "--yes")
+	require.ErrorContains(t, r.err, "pool blue stopped at node blue-1")
+	delete(c.rollouts.outcome, "blue-1")
+	c.rollouts.begun = nil
+	r = c.run("", "rollout", "undo", "--pool", "blue", "--yes")
+	require.NoError(t, r.err)
+	require.Equal(t, installerImage, c.requested("blue").Image)
+}
+
+func TestRolloutUndoOfALookTakesTheInstallersBack(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	require.Error(t, c.run("y\ny\nn\n", start...).err)
+	r := c.run("", "rollout", "undo", "--pool", "green", "--dry-run")
+	require.NoError(t, r.err)
+	require.Equal(t, "green: no node was changed; its installers go (dry run)\n", r.out)
+	r = c.run("", "rollout", "undo", "--pool", "green")
+	require.NoError(t, r.err)
+	require.Equal(t, "green: no node was changed; its installers are gone\n", r.out)
+	require.NotContains(t, c.rollouts.sets, "guard-installer-green")
+}
+
+func TestRolloutUninstallListsHeldPods(t *testing.T) {
+	t.Parallel()
+	holding := func(t *testing.T) *cluster {
+		c := rolledOut(t)
+		require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+		c.rollouts.begun = nil
+		c.rollouts.leases = []string{rollout.SlotName("blue", 0)}
+		c.node("blue-1").pods = []guard.PodState{
+			protectedPod("web", "front-1", 1), heldPod("web", "cache", 2, false, guard.PodVanished), heldPod("jobs", "import", 3, true, guard.Evicted),
+		}
+		return c
+	}
+	for name, test := range map[string]struct {
+		verb      []string
+		answers   string
+		arguments []string
+		err       string
+		request   rollout.Target
+	}{
+		"yes is not enough": {arguments: []string{"--yes"}, err: "2 held pods would be stopped; nothing was done"},
+		"no to the pods":    {answers: "n\n", err: "not confirmed"},
+		"no to the change":  {answers: "y\nn\n", err: "not confirmed"},
+		"yes to both":       {answers: "y\ny\n"},
+		"a flag of its own": {arguments: []string{"--yes", "--release-held"}},
+		"a dry run":         {arguments: []string{"--dry-run"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := holding(t)
+			r := c.run(test.answers, append([]string{"rollout", "uninstall", "--pool", "blue"}, test.arguments...)...)
+			require.Contains(t, r.out, "  web/cache on blue-1 (PodVanished)\n  jobs/import on blue-1 (Evicted)\n")
+			if test.err != "" {
+				require.ErrorContains(t, r.err, test.err)
+			}
+			if test.err != "" || name == "a dry run" {
+				require.Empty(t, c.rollouts.begun)
+				require.Equal(t, rollout.Enforce, c.requested("blue").Target)
+				return
+			}
+			require.NoError(t, r.err)
+			require.Equal(t, []string{"blue-1", "blue-2"}, c.rollouts.begun)
+			require.NotContains(t, c.rollouts.sets, "guard-installer-blue")
+			require.Empty(t, c.rollouts.leases)
+			require.Equal(t, http.StatusNotFound, c.node("blue-2").status, "the stock kubelet has no guard")
+		})
+	}
+	t.Run("Enforce to Audit releases, too", func(t *testing.T) {
+		t.Parallel()
+		c := holding(t)
+		r := c.run("", "rollout", "start", "--pool", "blue", "--mode", "Audit", "--yes")
+		require.ErrorContains(t, r.err, "2 held pods would be stopped; nothing was done")
+		require.Empty(t, c.rollouts.begun)
+		r = c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
+		require.NoError(t, r.err)
+		require.True(t, c.requested("blue").ReleaseHeld)
+		require.Equal(t, rollout.Audit, c.requested("blue").Target)
+	})
+}
+
+func TestRolloutWithoutItsManifests(t *testing.T) {
+	t.Parallel()
+	r := newCluster(t).run("", "rollout", "pause")
+	require.EqualError(t, r.err, "which pool? give --pool NAME; kubectl guard rollout status shows all")
+}
+
+func TestRolloutCompletesPools(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	r := c.run("", "__complete", "rollout", "status", "--pool", "")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "blue\ngreen\n")
 }
