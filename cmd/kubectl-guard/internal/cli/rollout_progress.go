@@ -118,6 +118,16 @@ func (p poolProgress) finished() bool {
 	return p.available
 }
 
+// settled reports whether all nodes that are ready are done or have failed.
+func (p poolProgress) settled() bool {
+	for _, node := range p.nodes {
+		if node.ready && node.step != stepDone && node.step != stepFailed {
+			return false
+		}
+	}
+	return true
+}
+
 // reported returns the times of the reports of nodes at the step.
 func (p poolProgress) reported(step nodeStep) map[string]metav1.Time {
 	times := map[string]metav1.Time{}

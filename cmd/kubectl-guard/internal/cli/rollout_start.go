@@ -148,7 +148,7 @@ func (o *rolloutStartOptions) accept(plans []*poolPlan) error {
 	if len(unaudited) > 0 && !o.skipAudit {
 		o.warn("Audit has not run on %s: %s. It shows what the guard would refuse, and changes nothing; the documented order is Audit for some days, then Enforce", count(len(unaudited), "node"), listed(unaudited))
 		if o.yes {
-			return errors.New("Enforce where Audit has not run needs --skip-audit; nothing was done")
+			return errors.New("--mode=Enforce needs --skip-audit where Audit has not run; nothing was done")
 		}
 		if err := o.confirm("Enforce without Audit before it?"); err != nil {
 			return err

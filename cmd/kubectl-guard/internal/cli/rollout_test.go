@@ -159,7 +159,7 @@ func TestRolloutStartNeedsAuditBeforeEnforce(t *testing.T) {
 		arguments []string
 		err       string
 	}{
-		"yes is not enough":    {arguments: []string{"--yes"}, err: "Enforce where Audit has not run needs --skip-audit; nothing was done"},
+		"yes is not enough":    {arguments: []string{"--yes"}, err: "--mode=Enforce needs --skip-audit where Audit has not run; nothing was done"},
 		"the answer is no":     {answers: "n\n", err: "not confirmed"},
 		"the answer is yes":    {answers: "y\ny\ny\n"},
 		"a flag of its own":    {arguments: []string{"--yes", "--skip-audit"}},

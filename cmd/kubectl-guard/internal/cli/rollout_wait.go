@@ -70,7 +70,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 			switch {
 			case failed > 0 && !all:
 				return progress, o.stopped(ctx, c, p, progress)
-			case failed > 0 && failed+progress.count(stepDone)+len(progress.absent()) >= len(progress.nodes):
+			case failed > 0 && progress.settled():
 				return progress, nil
 			case progress.finished():
 				return progress, nil
