@@ -21,6 +21,8 @@ KILLS ?= 200
 SEED ?=
 # Name of the image that webhook-image builds, and architectures of the packages.
 IMAGE ?= localhost/guard/webhook:dev
+# Name of the image that installer-image builds.
+INSTALLER_IMAGE ?= localhost/guard/installer:dev
 PACKAGE_GOARCH ?= amd64 arm64
 # Name and pools of a kind cluster; empty pools are the default ones.
 NAME ?= guard
@@ -64,6 +66,10 @@ kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
 guard-webhook: ## Build the webhook server: _output/bin/guard-webhook
 	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/guard-webhook ./cmd/guard-webhook
 
+.PHONY: guard-installer
+guard-installer: ## Build the installer of roll-outs: _output/bin/guard-installer
+	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/guard-installer ./cmd/guard-installer
+
 .PHONY: promtool
 promtool: ## Build the checker of alert rules: _output/bin/promtool
 	@CGO_ENABLED=0 $(go) -C build/promtool build -trimpath -ldflags='-s -w' -tags=remove_all_sd \
@@ -72,6 +78,11 @@ promtool: ## Build the checker of alert rules: _output/bin/promtool
 .PHONY: webhook-image
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
 	@docker build --quiet --file=build/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
+
+.PHONY: installer-image
+installer-image: kubelet guard-installer ## Build the image with the installer and the guarded kubelet (INSTALLER_IMAGE=name:tag; needs Docker)
+	@mkdir -p _output/installer && cp --remove-destination _output/bin/kubelet _output/bin/guard-installer _output/installer/
+	@docker build --quiet --file=build/installer/Dockerfile --tag='$(INSTALLER_IMAGE)' _output/installer
 
 # The kubelets of both architectures; the module of nfpm is apart from this one.
 .PHONY: packages
