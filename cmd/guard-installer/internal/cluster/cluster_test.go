@@ -1,0 +1,101 @@
+package cluster
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"kubelet-guard.io/pkg/rollout"
+)
+
+func node(name string) *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}} }
+
+func TestSlotsBoundHowManyNodesChange(t *testing.T) {
+	ctx := context.Background()
+	client := fake.NewClientset(node("a"), node("b"), node("c"))
+	on := func(name string, slots int) *Cluster {
+		return &Cluster{Client: client, Pool: rollout.Pool{Name: "blue", Selector: "x", MaxUnavailable: slots}, NodeName: name}
+	}
+	take := func(c *Cluster) (bool, []string) {
+		t.Helper()
+		taken, holders, err := c.TakeSlot(ctx)
+		require.NoError(t, err)
+		return taken, holders
+	}
+	taken, _ := take(on("a", 2))
+	assert.True(t, taken)
+	taken, _ = take(on("b", 2))
+	assert.True(t, taken)
+	taken, holders := take(on("c", 2))
+	assert.False(t, taken)
+	assert.Equal(t, []string{"a", "b"}, holders)
+	taken, _ = take(on("b", 2))
+	assert.True(t, taken, "a node keeps its slot")
+
+	// Fewer slots: what has one above the number still gives it back.
+	require.NoError(t, on("b", 1).ReleaseSlot(ctx))
+	taken, holders = take(on("c", 1))
+	assert.False(t, taken)
+	assert.Equal(t, []string{"a"}, holders)
+	taken, _ = take(on("c", 2))
+	assert.True(t, taken)
+
+	// A node that is gone from the cluster holds nothing up.
+	require.NoError(t, client.CoreV1().Nodes().Delete(ctx, "a", metav1.DeleteOptions{}))
+	taken, _ = take(on("b", 1))
+	assert.True(t, taken)
+}
+
+func TestNothingBeginsWhenPausedOrOutdated(t *testing.T) {
+	ctx := context.Background()
+	pool := rollout.Pool{Name: "blue", Selector: "x=y", MaxUnavailable: 1}
+	request := rollout.Request{Target: rollout.Audit, Image: "i"}
+	ds, err := rollout.DaemonSet(pool, request)
+	require.NoError(t, err)
+	client := fake.NewClientset(ds)
+	c := &Cluster{Client: client, Pool: pool, NodeName: "a"}
+
+	why, err := c.MayBegin(ctx, request.ID())
+	require.NoError(t, err)
+	assert.Empty(t, why)
+	why, err = c.MayBegin(ctx, "other")
+	require.NoError(t, err)
+	assert.Contains(t, why, "something else")
+
+	ds.Annotations = map[string]string{rollout.PausedAnnotation: "true"}
+	_, err = client.AppsV1().DaemonSets(rollout.Namespace).Update(ctx, ds, metav1.UpdateOptions{})
+	require.NoError(t, err)
+	why, err = c.MayBegin(ctx, request.ID())
+	require.NoError(t, err)
+	assert.Contains(t, why, "paused")
+
+	require.NoError(t, client.AppsV1().DaemonSets(rollout.Namespace).Delete(ctx, ds.Name, metav1.DeleteOptions{}))
+	why, err = c.MayBegin(ctx, request.ID())
+	require.NoError(t, err)
+	assert.Contains(t, why, "is gone")
+}
+
+func TestReportMarksAndUnmarks(t *testing.T) {
+	ctx := context.Background()
+	client := fake.NewClientset(node("a"))
+	c := &Cluster{Client: client, NodeName: "a"}
+	yes, no := true, false
+	report := rollout.Report{RequestID: "1", Phase: rollout.RolledBack}
+	for _, step := range []struct {
+		mark *bool
+		want bool
+	}{{nil, false}, {&yes, true}, {nil, true}, {&no, false}, {&no, false}} {
+		require.NoError(t, c.Report(ctx, report, step.mark))
+		got, err := c.Node(ctx)
+		require.NoError(t, err)
+		assert.Equal(t, step.want, rollout.Marked(got))
+		written, err := rollout.ReportOf(got)
+		require.NoError(t, err)
+		assert.Equal(t, &report, written)
+	}
+}

@@ -1,0 +1,180 @@
+// Package kubelet asks the kubelet of the node how it is.
+package kubelet
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+const (
+	timeout = 8 * time.Second
+	// maxAnswer bounds what is read; the metrics of a node with many pods are a few MB.
+	maxAnswer = 64 << 20
+)
+
+// Answer is what a kubelet says about itself.
+type Answer struct {
+	// Version of the kubelet.
+	Version string
+	// Guarded: it has the guard.
+	Guarded bool
+	// Mode of the guard; empty for a kubelet without.
+	Mode guard.Mode
+	// Pods are the protected pods; nil for a kubelet without the guard.
+	Pods *guard.PodList
+}
+
+// ForbiddenError says that a right is missing.
+type ForbiddenError struct{ Path, Message string }
+
+func (e *ForbiddenError) Error() string {
+	return fmt.Sprintf("the kubelet refuses GET %s: %s; apply manifests/rollout, and see that the kubelet takes tokens (authentication.webhook) and asks the API server (authorization.mode Webhook)", e.Path, e.Message)
+}
+
+// Client asks one kubelet at its authenticated port.
+type Client struct {
+	// Address is host:port.
+	Address string
+	// TokenFile has the token of the service account. It is read for each request.
+	TokenFile string
+	// Pin is the SHA-256 checksum of the certificate that the kubelet must show before
+	// it gets the token. Empty: that of the first answer is taken. The port is one that
+	// every process of the node can take while no kubelet listens.
+	Pin string
+}
+
+// Ask returns what the kubelet says. An error means that it is not in order, or that
+// it cannot be told.
+func (c *Client) Ask(ctx context.Context) (Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	pin := c.Pin
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			// Most kubelets sign their certificates themselves: the pin is the check.
+			InsecureSkipVerify: true,
+			VerifyConnection: func(state tls.ConnectionState) error {
+				sum := sha256.Sum256(state.PeerCertificates[0].Raw)
+				got := hex.EncodeToString(sum[:])
+				if pin == "" {
+					pin = got
+				}
+				if got != pin {
+					return errors.New("another certificate than before the change: it gets no token")
+				}
+				return nil
+			},
+		},
+	}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+
+	health, err := c.get(ctx, client, "/healthz")
+	if err != nil {
+		return Answer{}, err
+	}
+	if strings.TrimSpace(string(health)) != "ok" {
+		return Answer{}, fmt.Errorf("the kubelet answers GET /healthz with %.100q", health)
+	}
+	metrics, err := c.get(ctx, client, "/metrics")
+	if err != nil {
+		return Answer{}, err
+	}
+	answer, err := parseMetrics(metrics)
+	if err != nil {
+		return Answer{}, fmt.Errorf("GET /metrics of the kubelet: %w", err)
+	}
+	if answer.Guarded {
+		data, err := c.get(ctx, client, guard.PodsPath)
+		if err != nil {
+			return Answer{}, err
+		}
+		answer.Pods = &guard.PodList{}
+		if err := json.Unmarshal(data, answer.Pods); err != nil {
+			return Answer{}, fmt.Errorf("GET %s of the kubelet: %w", guard.PodsPath, err)
+		}
+	}
+	c.Pin = pin
+	return answer, nil
+}
+
+func (c *Client) get(ctx context.Context, client *http.Client, path string) ([]byte, error) {
+	token, err := os.ReadFile(c.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("the token of the service account: %w", err)
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.Address+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("the kubelet does not answer: %w", err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("the kubelet's answer to GET %s: %w", path, err)
+	}
+	switch response.StatusCode {
+	case http.StatusOK:
+		return body, nil
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return nil, &ForbiddenError{Path: path, Message: fmt.Sprintf("%.200s", strings.TrimSpace(string(body)))}
+	default:
+		return nil, fmt.Errorf("the kubelet answers GET %s with %s: %.200s", path, response.Status, strings.TrimSpace(string(body)))
+	}
+}
+
+func parseMetrics(text []byte) (Answer, error) {
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(string(text)))
+	if err != nil {
+		return Answer{}, err
+	}
+	var answer Answer
+	if build := series(families["kubernetes_build_info"]); build != nil {
+		answer.Version = build["git_version"]
+	}
+	if answer.Version == "" {
+		return Answer{}, errors.New("no kubernetes_build_info: this does not look like a kubelet")
+	}
+	if info := series(families["kubelet_guard_info"]); info != nil {
+		answer.Guarded, answer.Mode = true, guard.Mode(info["mode"])
+	}
+	return answer, nil
+}
+
+// series returns the labels of the first series of a family with the value 1.
+func series(family *dto.MetricFamily) map[string]string {
+	for _, metric := range family.GetMetric() {
+		if metric.GetGauge().GetValue() != 1 {
+			continue
+		}
+		labels := map[string]string{}
+		for _, pair := range metric.GetLabel() {
+			labels[pair.GetName()] = pair.GetValue()
+		}
+		return labels
+	}
+	return nil
+}

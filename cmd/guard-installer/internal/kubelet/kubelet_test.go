@@ -1,0 +1,82 @@
+package kubelet
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+const stockMetrics = "# TYPE kubernetes_build_info gauge\nkubernetes_build_info{git_version=\"v1.36.3\"} 1\n"
+
+func serve(t *testing.T, answers map[string]string) (*Client, *int) {
+	t.Helper()
+	withToken := new(int)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "Bearer secret" {
+			*withToken++
+		}
+		body, ok := answers[r.URL.Path]
+		if !ok {
+			http.Error(w, "Forbidden (user=x, verb=get, resource=nodes, subresource=proxy)", http.StatusForbidden)
+			return
+		}
+		_, _ = w.Write([]byte(body))
+	}))
+	t.Cleanup(server.Close)
+	token := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(token, []byte("secret\n"), 0o600))
+	return &Client{Address: strings.TrimPrefix(server.URL, "https://"), TokenFile: token}, withToken
+}
+
+func TestAskTellsStockFromGuarded(t *testing.T) {
+	stock, _ := serve(t, map[string]string{"/healthz": "ok", "/metrics": stockMetrics})
+	answer, err := stock.Ask(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, Answer{Version: "v1.36.3"}, answer)
+
+	guarded, _ := serve(t, map[string]string{
+		"/healthz":    "ok",
+		"/metrics":    stockMetrics + "# TYPE kubelet_guard_info gauge\nkubelet_guard_info{mode=\"Audit\",version=\"v1.36.3+guard.0.1.0\"} 1\n",
+		"/guard/pods": `{"version":"v1","mode":"Audit","items":[{"namespace":"a","name":"b","uid":"c","state":"Held"}]}`,
+	})
+	answer, err = guarded.Ask(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, Answer{Version: "v1.36.3", Guarded: true, Mode: guard.Audit, Pods: &guard.PodList{
+		Version: "v1", Mode: guard.Audit, Items: []guard.PodState{{Namespace: "a", Name: "b", UID: "c", State: guard.Held}},
+	}}, answer)
+	assert.Len(t, guarded.Pin, 64)
+}
+
+func TestAskSaysWhatIsWrong(t *testing.T) {
+	for want, answers := range map[string]map[string]string{
+		"GET /healthz with \"not ok\"":  {"/healthz": "not ok"},
+		"apply manifests/rollout":       {"/healthz": "ok"},
+		"does not look like a kubelet":  {"/healthz": "ok", "/metrics": "# TYPE x gauge\nx 1\n"},
+		"GET /metrics of the kubelet: ": {"/healthz": "ok", "/metrics": "{"},
+	} {
+		client, _ := serve(t, answers)
+		_, err := client.Ask(context.Background())
+		assert.ErrorContains(t, err, want)
+	}
+	client, _ := serve(t, nil)
+	client.Address = "127.0.0.1:1"
+	_, err := client.Ask(context.Background())
+	assert.ErrorContains(t, err, "the kubelet does not answer")
+}
+
+func TestAskGivesTheTokenToNobodyElse(t *testing.T) {
+	client, withToken := serve(t, map[string]string{"/healthz": "ok", "/metrics": stockMetrics})
+	client.Pin = strings.Repeat("0", 64)
+	_, err := client.Ask(context.Background())
+	assert.ErrorContains(t, err, "another certificate than before")
+	assert.Zero(t, *withToken)
+}

@@ -1,0 +1,350 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/cmd/guard-installer/internal/unit"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// work looks at the node and does what is asked for.
+func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
+	v, refusals, err := i.look(ctx)
+	if err != nil {
+		return rollout.Report{}, err
+	}
+	report := i.report(&v)
+	if i.Request.Target == rollout.Observe {
+		if len(refusals) > 0 {
+			return i.refuse(report, refusals...), nil
+		}
+		report.Phase, report.Message = rollout.Observed, "Nothing was changed"
+		return report, nil
+	}
+	if i.asAsked(&v) {
+		report.Phase, report.Message = rollout.Done, "The node runs what was asked for"
+		if err := i.cleanUp(ctx, nil); err != nil {
+			return rollout.Report{}, err
+		}
+		return i.finishWith(report), nil
+	}
+	why, err := i.Cluster.MayBegin(ctx, i.Request.ID())
+	if err != nil {
+		return rollout.Report{}, err
+	}
+	if why != "" {
+		report.Phase, report.Message = rollout.Waiting, why
+		return report, nil
+	}
+	taken, holders, err := i.Cluster.TakeSlot(ctx)
+	if err != nil {
+		return rollout.Report{}, err
+	}
+	if !taken {
+		report.Phase, report.Message = rollout.Waiting, fmt.Sprintf("%d nodes of the pool may change at a time; now %s", i.Pool.MaxUnavailable, list(holders))
+		return report, nil
+	}
+	// A node that refuses keeps the slot: the roll-out stops there.
+	if len(refusals) > 0 {
+		return i.refuse(report, refusals...), nil
+	}
+	return i.change(context.WithoutCancel(ctx), &v)
+}
+
+func (i *Installer) report(v *view) rollout.Report {
+	report := i.newReport()
+	report.Architecture = architecture()
+	report.Before, report.Now, report.Offered = v.now, v.now, v.offered
+	report.Protected, report.Held, report.HeldPods = v.protected, len(v.held), atMost20(v.heldPods)
+	report.Containers = len(v.running)
+	return report
+}
+
+// change makes the change. The context is not cancelled: what has begun comes to its
+// end.
+func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error) {
+	report := i.report(v)
+	report.Began = metav1.Now()
+	i.progress(ctx, report, "Preparing")
+	program, err := i.prepare(ctx, v)
+	if err != nil {
+		if err := i.removeUnits(); err != nil {
+			klog.ErrorS(err, "Could not remove units")
+		}
+		return i.refuse(report, refusal{rollout.ReasonPreparation, fmt.Sprintf("the preparation failed: %v", err)}), nil
+	}
+	klog.InfoS("Prepared", "installer", program, "kubelet", v.program, "configuration", v.config)
+
+	// Looked at once more, close to the change.
+	running, err := i.Running(ctx, v.socket)
+	if err != nil {
+		return i.refuse(report, refusal{rollout.ReasonRuntime, err.Error()}), nil
+	}
+	boot, err := i.Root.Boot()
+	if err != nil {
+		return i.refuse(report, refusal{rollout.ReasonPreparation, err.Error()}), nil
+	}
+	wanted := v.stock
+	if i.Request.Target.Guarded() {
+		wanted = v.offered
+		wanted.Path, wanted.Mode = v.program, i.Request.Target.Mode()
+	}
+	began := time.Now()
+	entry := journal.Entry{
+		RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: i.Request.ReleaseHeld,
+		Boot: boot, Began: began, Deadline: began.Add(i.Request.Verify()),
+		Settle:   i.Request.SettleTime(),
+		Previous: v.dropIn, Wanted: v.wanted,
+		Before: v.now, Kubelet: wanted, Offered: v.offered,
+		Protected: v.protected, HeldPods: atMost20(v.heldPods), Held: v.held,
+		Containers: running,
+		Address:    v.address, Pin: v.pin, Runtime: v.socket,
+	}
+	if err := i.store().Begin(entry); err != nil {
+		return i.refuse(report, refusal{rollout.ReasonPreparation, err.Error()}), nil
+	}
+	if err := i.Systemd.Start(ctx, takeBackTimer); err != nil {
+		// Nothing was changed yet, but a crash now must end as one later. This restarts
+		// the kubelet with what it has.
+		return i.takeBack(ctx, rollout.ReasonPreparation, fmt.Sprintf("the timer that takes the change back could not be started: %v", err))
+	}
+	report.Containers = len(running)
+	i.progress(ctx, report, fmt.Sprintf("Restarting the kubelet: %s, then %s", describe(v.now), describe(wanted)))
+	if err := i.swap(ctx, v.wanted); err != nil {
+		return i.takeBack(ctx, rollout.ReasonNotStarted, fmt.Sprintf("the kubelet could not be exchanged: %v", err))
+	}
+	current, err := i.store().Read()
+	if err != nil || current == nil {
+		return rollout.Report{}, errors.Join(errors.New("the journal is gone in the middle of a change"), err)
+	}
+	if current, err = i.finish(ctx, current); err != nil {
+		return rollout.Report{}, err
+	}
+	return i.outcome(ctx, current)
+}
+
+func (i *Installer) outcome(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
+	switch entry.State {
+	case journal.Confirmed:
+		return i.done(ctx, entry)
+	case journal.RolledBack:
+		return i.failed(ctx, entry), nil
+	default:
+		return rollout.Report{}, fmt.Errorf("the change of request %s is not at its end", entry.RequestID)
+	}
+}
+
+// prepare puts everything in its place that the change needs, and tries what takes it
+// back. It returns the path of the installer on the node.
+func (i *Installer) prepare(ctx context.Context, v *view) (string, error) {
+	like := v.command.Program
+	program := programPath(v.installerSum, rollout.Name)
+	if err := i.Root.Install(i.Program, program, v.installerSum, like); err != nil {
+		return "", err
+	}
+	if i.Request.Target.Guarded() {
+		if err := i.Root.Install(i.Kubelet, v.program, v.offered.SHA256, like); err != nil {
+			return "", err
+		}
+		got, err := i.Version(ctx, i.Root, v.program)
+		if err != nil {
+			return "", fmt.Errorf("%s cannot be run on the node (is it mounted noexec?): %w", v.program, err)
+		}
+		if got != v.offered.Version {
+			return "", fmt.Errorf("%s says that it is %s, not %s", v.program, got, v.offered.Version)
+		}
+		if err := i.Root.Write(v.config, v.configData, 0o644); err != nil {
+			return "", err
+		}
+	}
+	if err := i.writeUnits(program, i.Request.Verify()+timerMargin); err != nil {
+		return "", err
+	}
+	if err := i.Systemd.Reload(ctx); err != nil {
+		return "", err
+	}
+	if err := i.Systemd.Start(ctx, takeBackUnit); err != nil {
+		return "", fmt.Errorf("the unit that takes a change back was tried and does not work: %w", err)
+	}
+	return program, nil
+}
+
+// swap puts the drop-in into its place, or removes it, and restarts the kubelet.
+func (i *Installer) swap(ctx context.Context, dropIn *string) error {
+	var err error
+	if dropIn == nil {
+		err = i.Root.Remove(rollout.DropIn)
+	} else {
+		err = i.Root.Write(rollout.DropIn, []byte(*dropIn), 0o644)
+	}
+	if err != nil {
+		return err
+	}
+	if err := i.Systemd.Reload(ctx); err != nil {
+		return err
+	}
+	return i.Systemd.Restart(ctx, rollout.KubeletUnit)
+}
+
+// finish brings a change to its end that the journal has as Switching, and returns the
+// entry.
+func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
+	var found *failure
+	switch boot, err := i.Root.Boot(); {
+	case err != nil:
+		return nil, err
+	case boot != entry.Boot:
+		found = &failure{reason: rollout.ReasonInterrupted, message: "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out"}
+	case !i.untouched(entry):
+		found = &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped before it had exchanged the kubelet. Nothing is known to be wrong with the kubelet that was rolled out"}
+	case !i.exchanged(ctx, entry):
+		// Between the drop-in and the restart. The timer runs.
+		if err := i.swap(ctx, entry.Wanted); err != nil {
+			found = &failure{reason: rollout.ReasonNotStarted, message: fmt.Sprintf("the kubelet could not be exchanged: %v", err)}
+		} else {
+			found = i.verify(ctx, entry)
+		}
+	default:
+		found = i.verify(ctx, entry)
+	}
+	if found != nil {
+		return i.undo(ctx, found)
+	}
+	if err := i.store().Confirm(); err != nil {
+		klog.ErrorS(err, "Could not confirm the change")
+		// The timer was quicker, or the disk is full: either way it is taken back.
+		return i.undo(ctx, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was in order, but it could not be confirmed: %v", err)})
+	}
+	if err := i.Systemd.Stop(ctx, takeBackTimer); err != nil {
+		klog.ErrorS(err, "Could not stop the timer; it will find the change confirmed and do nothing")
+	}
+	return i.store().Read()
+}
+
+// exchanged reports whether the kubelet was restarted since the drop-in was changed. One
+// that does not run was.
+func (i *Installer) exchanged(ctx context.Context, entry *journal.Entry) bool {
+	state, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
+	if err != nil || !state.Running() {
+		return true
+	}
+	process, err := i.Root.Process(state.MainPID)
+	if err != nil {
+		return true
+	}
+	config, guarded := process.Flag(unit.GuardFlag)
+	if entry.Wanted == nil {
+		return !guarded
+	}
+	return process.SHA256 == entry.Kubelet.SHA256 && guarded && strings.Contains(*entry.Wanted, config)
+}
+
+// takeBack undoes a change and reports it.
+func (i *Installer) takeBack(ctx context.Context, reason rollout.Reason, message string) (rollout.Report, error) {
+	entry, err := i.undo(ctx, &failure{reason: reason, message: message})
+	if err != nil {
+		return rollout.Report{}, err
+	}
+	return i.outcome(ctx, entry)
+}
+
+// undo has the node take the change back: by the unit that was tried before, in case
+// this container dies in the middle of it, or else from here.
+func (i *Installer) undo(ctx context.Context, found *failure) (*journal.Entry, error) {
+	klog.InfoS("Taking the change back", "reason", found.reason, "message", found.message)
+	store := i.store()
+	if err := store.Change(func(entry *journal.Entry) {
+		if entry.Reason == "" {
+			entry.Reason, entry.Message, entry.Stopped = found.reason, found.message, atMost20(found.stopped)
+		}
+	}); err != nil {
+		klog.ErrorS(err, "Could not note the reason")
+	}
+	if err := i.Systemd.Start(ctx, takeBackUnit); err != nil {
+		klog.ErrorS(err, "The unit that takes the change back failed, doing it from here")
+	}
+	entry, err := store.TakeBack(ctx, i.Systemd, found.reason, found.message)
+	if err != nil {
+		return nil, err
+	}
+	if entry == nil {
+		return nil, errors.New("the journal is gone in the middle of a change")
+	}
+	if err := i.Systemd.Stop(ctx, takeBackTimer); err != nil {
+		klog.ErrorS(err, "Could not stop the timer; it will find the change taken back and do nothing")
+	}
+	if err := i.removeUnits(); err != nil {
+		klog.ErrorS(err, "Could not remove units")
+	} else if err := i.Systemd.Reload(ctx); err != nil {
+		klog.ErrorS(err, "Could not have systemd forget units")
+	}
+	i.awaitOldKubelet(ctx, entry)
+	return entry, nil
+}
+
+// done is the report of a change that was confirmed.
+func (i *Installer) done(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
+	report := reportOf(entry)
+	report.Architecture, report.Now = architecture(), entry.Kubelet
+	report.Phase = rollout.Done
+	report.Message = fmt.Sprintf("The node runs %s, and the %d containers that ran before", describe(entry.Kubelet), len(entry.Containers))
+	if entry.Ended > 0 {
+		report.Message = fmt.Sprintf("The node runs %s; %d of the %d containers that ran before have ended since, by themselves or with their pods", describe(entry.Kubelet), entry.Ended, len(entry.Containers))
+	}
+	if err := i.cleanUp(ctx, entry); err != nil {
+		return rollout.Report{}, err
+	}
+	return i.finishWith(report), nil
+}
+
+// cleanUp removes what is not needed any more. With the stock kubelet that is all that
+// a roll-out ever wrote; the guard's own state of pods is left. Otherwise the kubelet of
+// before stays, so that to go back needs no image.
+func (i *Installer) cleanUp(ctx context.Context, entry *journal.Entry) error {
+	if err := i.removeUnits(); err != nil {
+		return err
+	}
+	if err := i.Systemd.Reload(ctx); err != nil {
+		return err
+	}
+	if !i.Request.Target.Guarded() {
+		for _, dir := range []string{rollout.InstallDir, rollout.ConfigDir, rollout.StateDir} {
+			if err := i.Root.RemoveAll(dir); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if entry == nil {
+		return nil
+	}
+	keep := ""
+	for _, dropIn := range []*string{entry.Previous, entry.Wanted} {
+		if dropIn != nil {
+			keep += *dropIn
+		}
+	}
+	for dir, suffix := range map[string]string{rollout.InstallDir: "", rollout.ConfigDir: ".yaml"} {
+		names, err := i.Root.Folder(dir)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if sum := strings.TrimSuffix(name, suffix); len(sum) == 64 && !strings.Contains(keep, sum) {
+				if err := i.Root.RemoveAll(path.Join(dir, name)); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

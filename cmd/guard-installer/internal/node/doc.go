@@ -1,0 +1,23 @@
+// Package node brings a node to what a roll-out asks for, or back to what it was.
+//
+// The order of a change, and what a crash at each point leaves:
+//
+//  1. Look: nothing is written. What does not fit is a refusal.
+//  2. Prepare: the programs and the configuration are put beside what is in use, under
+//     names made of their checksums, and so are three units of systemd. One of them
+//     takes a change back; it is started once, before there is a change, to see that
+//     it can be started. A crash leaves files that nothing uses.
+//  3. The journal gets an entry with the drop-in of before, and the timer is started
+//     that takes the change back unless it is confirmed. From here on a crash ends
+//     with the old kubelet: by the timer, by the unit that runs when the node boots, or
+//     by the installer that is started next, which may also bring it to a good end.
+//  4. The drop-in is renamed into its place, or removed. systemd reads it and restarts
+//     the kubelet.
+//  5. Verify until everything was in order for a while. Then the journal is confirmed
+//     and the timer stopped; or the change is taken back at once.
+//
+// The kubelet that is being changed is the one that runs the installer: when it is
+// broken nobody restarts the installer or probes it, and when it is wrong it may kill
+// the installer. So nothing that takes a change back depends on the installer's
+// container.
+package node

@@ -1,0 +1,400 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/cri"
+	"kubelet-guard.io/cmd/guard-installer/internal/host"
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
+	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// Systemd is the systemd of the node.
+type Systemd interface {
+	journal.Systemd
+	Unit(ctx context.Context, name string) (systemd.Unit, error)
+	Start(ctx context.Context, name string) error
+	Stop(ctx context.Context, name string) error
+}
+
+// Cluster is what the installer asks the API server and tells it.
+type Cluster interface {
+	Node(ctx context.Context) (*corev1.Node, error)
+	Pods(ctx context.Context) ([]corev1.Pod, error)
+	Events(ctx context.Context, namespace string, uid types.UID) ([]corev1.Event, error)
+	Heartbeat(ctx context.Context) (time.Time, error)
+	ServerVersion(ctx context.Context) (string, error)
+	MayBegin(ctx context.Context, requestID string) (string, error)
+	TakeSlot(ctx context.Context) (bool, []string, error)
+	ReleaseSlot(ctx context.Context) error
+	Report(ctx context.Context, report rollout.Report, mark *bool) error
+	Event(ctx context.Context, kind, reason, message string) error
+}
+
+// Installer brings one node to what one request asks for.
+type Installer struct {
+	Root    host.Root
+	Systemd Systemd
+	Cluster Cluster
+	Request rollout.Request
+	Pool    rollout.Pool
+	// Program and Kubelet are the paths of the two programs of the image, here.
+	Program, Kubelet string
+	// Ask asks the kubelet of the node. The pin is that of kubelet.Client, and is
+	// returned.
+	Ask func(ctx context.Context, address, pin string) (kubelet.Answer, string, error)
+	// Running asks the container runtime at the socket of the node.
+	Running func(ctx context.Context, socket string) ([]cri.Container, error)
+	// Version runs a program with --version. The root is that of the node, or empty for
+	// a program of the image.
+	Version func(ctx context.Context, root host.Root, program string) (string, error)
+	// SetReady says whether the pod is ready.
+	SetReady func(bool) error
+	// Poll is how often a node is looked at while it is being verified: 1 second.
+	Poll time.Duration
+	// Recovery is how long the old kubelet may take to be in order again: 45 seconds.
+	Recovery time.Duration
+
+	// finished is the report of a node that has what was asked for, and finishedDropIn
+	// the drop-in that it has. From then on this process changes the node no more.
+	finished       *rollout.Report
+	finishedDropIn *string
+}
+
+const (
+	// timerMargin is how much later than the installer the timer takes a change back.
+	timerMargin = 20 * time.Second
+	// lookAgain is how long an installer waits before it looks at a node again that has
+	// refused, waitAgain one that waits.
+	lookAgain = 15 * time.Second
+	waitAgain = 3 * time.Second
+	// retell is how often an installer that is at its end sees that its report is there.
+	retell = 20 * time.Second
+)
+
+// store returns the journal of the node.
+func (i *Installer) store() journal.Store { return journal.Store{Root: i.Root} }
+
+// Run works until the context ends. A change that has begun is brought to its end
+// first. Errors are logged and tried again: an installer that ends would be started
+// again and again.
+func (i *Installer) Run(ctx context.Context) error {
+	var told rollout.Report
+	failures := 0
+	for {
+		report, err := i.Step(ctx)
+		if err != nil {
+			klog.ErrorS(err, "Could not go on, will try again")
+			failures++
+			report = i.newReport()
+			report.Phase, report.Message = rollout.Waiting, fmt.Sprintf("cannot go on, and tries again: %v", err)
+		} else {
+			failures = 0
+		}
+		wait := waitAgain
+		// What is away for a moment is not worth a report.
+		if failures == 0 || failures > 2 {
+			// Also an installer that is asked to end tells what became of its change.
+			telling := context.WithoutCancel(ctx)
+			if told.Phase != report.Phase || told.Reason != report.Reason {
+				klog.InfoS("Node", "phase", report.Phase, "reason", report.Reason, "message", report.Message)
+				i.event(telling, report)
+			}
+			if err := i.tell(telling, report); err != nil {
+				klog.ErrorS(err, "Could not report, will try again")
+			} else {
+				told = report
+				wait = pause(report.Phase)
+			}
+		}
+		if err := i.SetReady(err == nil && ready(report)); err != nil {
+			klog.ErrorS(err, "Could not say whether the node is ready")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// ready says which reports let a roll-out go on. An installer that observes changes
+// nothing: what it refuses is for who reads the report.
+func ready(report rollout.Report) bool {
+	return report.Target == rollout.Observe || report.Phase == rollout.Done
+}
+
+func pause(phase rollout.Phase) time.Duration {
+	switch phase {
+	case rollout.Done, rollout.Observed:
+		return retell
+	case rollout.Refused:
+		return lookAgain
+	default:
+		return waitAgain
+	}
+}
+
+// Step does what can be done now and returns how the node is. The error is about what
+// may be different the next time, such as an API server that does not answer.
+func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
+	if i.finished != nil {
+		return i.watch(ctx), nil
+	}
+	entry, err := i.store().Read()
+	if err != nil {
+		return i.refuse(rollout.Report{}, refusal{rollout.ReasonPreparation, err.Error()}), nil
+	}
+	if entry != nil && entry.State == journal.Switching {
+		// What was begun comes to its end, whatever is asked for now.
+		klog.InfoS("An installer was interrupted in the middle of a change", "request", entry.RequestID)
+		if entry, err = i.finish(context.WithoutCancel(ctx), entry); err != nil {
+			return rollout.Report{}, err
+		}
+	}
+	if i.Root.Exists(path.Join(units, recoverUnit)) {
+		// Of an installer that was interrupted before or after a change.
+		if err := i.removeUnits(); err != nil {
+			return rollout.Report{}, err
+		}
+		if err := i.Systemd.Reload(ctx); err != nil {
+			return rollout.Report{}, err
+		}
+	}
+	if entry != nil && entry.State == journal.RolledBack && entry.RequestID == i.Request.ID() {
+		again, err := i.again(ctx, entry)
+		if err != nil {
+			return rollout.Report{}, err
+		}
+		if !again {
+			return i.failed(ctx, entry), nil
+		}
+		if err := i.store().Clear(); err != nil {
+			return rollout.Report{}, err
+		}
+		entry = nil
+	}
+	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() && i.inForce(ctx, entry) {
+		return i.done(ctx, entry)
+	}
+	return i.work(ctx)
+}
+
+// again reports whether somebody has asked to try the request again that has failed.
+func (i *Installer) again(ctx context.Context, entry *journal.Entry) (bool, error) {
+	if !entry.Marked {
+		return false, nil
+	}
+	node, err := i.Cluster.Node(ctx)
+	if err != nil {
+		return false, err
+	}
+	return !rollout.Marked(node), nil
+}
+
+// untouched reports whether the drop-in is the one of the entry.
+func (i *Installer) untouched(entry *journal.Entry) bool {
+	current, err := i.dropIn()
+	return err == nil && same(current, entry.Wanted)
+}
+
+// inForce reports whether the node runs what the entry says.
+func (i *Installer) inForce(ctx context.Context, entry *journal.Entry) bool {
+	if !i.untouched(entry) {
+		return false
+	}
+	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
+	if err != nil || !unit.Running() {
+		return false
+	}
+	process, err := i.Root.Process(unit.MainPID)
+	return err == nil && process.SHA256 == entry.Kubelet.SHA256
+}
+
+// finishWith notes that the node has what was asked for.
+func (i *Installer) finishWith(report rollout.Report) rollout.Report {
+	// What cannot be read now was read a moment ago.
+	i.finishedDropIn, _ = i.dropIn()
+	i.finished = &report
+	return report
+}
+
+// watch looks at a node that had what was asked for. When somebody has changed it by
+// hand the installer says so and leaves it: whoever puts a node right in the night
+// shall not have to fight with it. It asks nobody but the node, so that an API server
+// that is away makes no pod unready.
+func (i *Installer) watch(ctx context.Context) rollout.Report {
+	current, err := i.dropIn()
+	changed := err == nil && !same(current, i.finishedDropIn)
+	running := ""
+	if unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit); err == nil && unit.Running() {
+		if process, err := i.Root.Process(unit.MainPID); err == nil {
+			running = process.SHA256
+			changed = changed || i.Request.Target.Guarded() && running != i.finished.Now.SHA256
+		}
+	}
+	if !changed {
+		return *i.finished
+	}
+	report := *i.finished
+	report.Now = rollout.Kubelet{SHA256: running}
+	return i.refuse(report, refusal{rollout.ReasonOtherKubelet, fmt.Sprintf(
+		"the node had what was asked for, and somebody has changed %s or its drop-ins since. To have it put right, delete this pod (kubectl delete pod -n %s --field-selector spec.nodeName=NODE); to keep the change, take the node out of the pool", rollout.KubeletUnit, rollout.Namespace)})
+}
+
+func same(a, b *string) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return *a == *b
+}
+
+func (i *Installer) newReport() rollout.Report {
+	return rollout.Report{RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target}
+}
+
+// refusal is why a node is not changed.
+type refusal struct {
+	reason  rollout.Reason
+	message string
+}
+
+func (i *Installer) refuse(report rollout.Report, refusals ...refusal) rollout.Report {
+	base := i.newReport()
+	report.RequestID, report.Pool, report.Target = base.RequestID, base.Pool, base.Target
+	var messages []string
+	for _, r := range refusals {
+		messages = append(messages, r.message)
+	}
+	report.Phase, report.Reason, report.Message = rollout.Refused, refusals[0].reason, "Nothing was changed: "+strings.Join(messages, "; ")
+	return report
+}
+
+func reportOf(entry *journal.Entry) rollout.Report {
+	return rollout.Report{
+		RequestID: entry.RequestID, Pool: entry.Pool, Target: entry.Target,
+		Before: entry.Before, Offered: entry.Offered,
+		Protected: entry.Protected, Held: len(entry.Held), HeldPods: entry.HeldPods,
+		Containers: len(entry.Containers), Stopped: entry.Stopped,
+		Began: metav1.NewTime(entry.Began),
+	}
+}
+
+// failed is the report of a change that was taken back.
+func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Report {
+	report := reportOf(entry)
+	report.Architecture = architecture()
+	report.Reason = entry.Reason
+	now, err := i.oldKubelet(ctx, entry)
+	report.Now = now
+	if err != nil {
+		report.Phase = rollout.Failed
+		report.Message = fmt.Sprintf("%s. The old kubelet was put back and is not in order: %v. Look at the node (journalctl -u kubelet)", entry.Message, err)
+		return report
+	}
+	report.Phase = rollout.RolledBack
+	report.Message = fmt.Sprintf("%s. The old kubelet (%s) runs again. To try again remove the label %s from the node", entry.Message, describe(now), rollout.StateLabel)
+	return report
+}
+
+// tell writes the report and what follows from it.
+func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
+	if report.Phase == rollout.Done || report.Phase.Stopped() {
+		// A report of these phases is written again and again; only its time differs.
+		node, err := i.Cluster.Node(ctx)
+		if err != nil {
+			return err
+		}
+		if old, err := rollout.ReportOf(node); err == nil && old != nil {
+			report.Time = old.Time
+			if old.Annotation() == report.Annotation() && rollout.Marked(node) == marks(report) {
+				return i.afterTelling(ctx, report)
+			}
+		}
+	}
+	report.Time = metav1.Now()
+	var mark *bool
+	if report.Target != rollout.Observe && (report.Phase == rollout.Done || report.Phase.Stopped()) {
+		value := marks(report)
+		mark = &value
+	}
+	if err := i.Cluster.Report(ctx, report, mark); err != nil {
+		return err
+	}
+	return i.afterTelling(ctx, report)
+}
+
+// marks reports whether a node with the report gets the label that says so.
+func marks(report rollout.Report) bool {
+	return report.Phase == rollout.RolledBack || report.Phase == rollout.Failed
+}
+
+func (i *Installer) afterTelling(ctx context.Context, report rollout.Report) error {
+	switch {
+	case report.Target == rollout.Observe:
+		return nil
+	case report.Phase == rollout.Done:
+		return i.Cluster.ReleaseSlot(ctx)
+	case marks(report):
+		return i.store().Mark()
+	}
+	return nil
+}
+
+// progress tells how far a change is. It is not worth failing for.
+func (i *Installer) progress(ctx context.Context, report rollout.Report, message string) {
+	report.Phase, report.Message, report.Time = rollout.Installing, message, metav1.Now()
+	klog.InfoS("Node", "phase", report.Phase, "message", message)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := i.Cluster.Report(ctx, report, nil); err != nil {
+		klog.ErrorS(err, "Could not report the progress")
+	}
+}
+
+func (i *Installer) event(ctx context.Context, report rollout.Report) {
+	if report.Target == rollout.Observe {
+		return
+	}
+	kind, reason := corev1.EventTypeWarning, ""
+	switch report.Phase {
+	case rollout.Done:
+		kind, reason = corev1.EventTypeNormal, rollout.EventDone
+	case rollout.Refused:
+		reason = rollout.EventRefused
+	case rollout.RolledBack:
+		reason = rollout.EventRolledBack
+	case rollout.Failed:
+		reason = rollout.EventFailed
+	default:
+		return
+	}
+	if err := i.Cluster.Event(ctx, kind, reason, report.Message); err != nil {
+		klog.ErrorS(err, "Could not write the event")
+	}
+}
+
+func describe(k rollout.Kubelet) string {
+	switch {
+	case k.Version == "":
+		return "version unknown"
+	case k.Mode == "":
+		return k.Version
+	default:
+		return fmt.Sprintf("%s, mode %s", k.Version, k.Mode)
+	}
+}
+
+var errNotRunning = errors.New("kubelet.service does not run")

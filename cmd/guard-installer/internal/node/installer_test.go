@@ -1,0 +1,482 @@
+package node
+
+import (
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
+	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+func with(r rollout.Request, change func(*rollout.Request)) rollout.Request {
+	change(&r)
+	return r
+}
+
+func TestRollOutAndBack(t *testing.T) {
+	w := newWorld(t)
+	fresh := w.tree()
+	running := slices.Clone(w.containers)
+
+	report := w.run(request(rollout.Observe))
+	assert.Equal(t, rollout.Observed, report.Phase, report.Message)
+	assert.Equal(t, stockVersion, report.Now.Version)
+	assert.Equal(t, guardedVersion, report.Offered.Version)
+	assert.Len(t, report.Offered.SHA256, 64)
+	assert.Equal(t, 3, report.Containers)
+	assert.Equal(t, fresh, w.tree(), "who observes writes nothing")
+	assert.Equal(t, 1, w.started)
+
+	report = w.run(request(rollout.Audit))
+	require.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Equal(t, stockVersion, report.Before.Version)
+	assert.Equal(t, rollout.Kubelet{Version: guardedVersion, Mode: guard.Audit, SHA256: report.Offered.SHA256, Path: "/opt/kubelet-guard/" + report.Offered.SHA256 + "/kubelet"}, report.Now)
+	assert.Equal(t, "/opt/kubelet-guard/"+report.Offered.SHA256+"/kubelet", w.command.Program)
+	assert.Regexp(t, `^\$KUBELET_CONFIG_ARGS \$KUBELET_EXTRA_ARGS --guard-config=/etc/kubernetes/kubelet-guard/[0-9a-f]{64}\.yaml$`, w.command.Arguments)
+	assert.Equal(t, 2, w.started)
+	assert.False(t, w.timer)
+	assert.False(t, w.slotTaken)
+	for _, name := range w.tree() {
+		assert.NotContains(t, name, "kubelet-guard-take-back")
+		assert.NotContains(t, name, "kubelet-guard-recover")
+	}
+
+	// The pod was started again, as after a boot.
+	report = w.run(request(rollout.Audit))
+	assert.Equal(t, rollout.Done, report.Phase)
+	assert.Equal(t, stockVersion, report.Before.Version)
+	assert.Equal(t, 2, w.started)
+
+	report = w.run(request(rollout.Enforce))
+	require.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Equal(t, guard.Enforce, report.Now.Mode)
+	assert.Equal(t, guard.Audit, report.Before.Mode)
+
+	w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
+	report = w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
+	require.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Equal(t, "v1.36.3+guard.0.2.0", report.Now.Version)
+	kept, err := w.root.Folder(rollout.InstallDir)
+	require.NoError(t, err)
+	assert.Len(t, kept, 2, "the kubelet that runs and the one of before")
+
+	report = w.run(request(rollout.Stock))
+	require.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Equal(t, rollout.Kubelet{Version: stockVersion, SHA256: report.Now.SHA256, Path: "/usr/bin/kubelet"}, report.Now)
+	assert.Equal(t, fresh, w.tree(), "nothing of a roll-out is left")
+	assert.Equal(t, running, w.containers)
+
+	report = w.run(request(rollout.Stock))
+	assert.Equal(t, rollout.Done, report.Phase)
+	assert.Equal(t, 5, w.started)
+}
+
+func TestWhatIsWrongIsTakenBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		kubelet []byte
+		want    rollout.Reason
+		stopped []string
+	}{
+		"a kubelet that does not start":       {program("version="+guardedVersion, "guarded", "nostart"), rollout.ReasonNotStarted, nil},
+		"a kubelet that does not answer":      {program("version="+guardedVersion, "guarded", "sick"), rollout.ReasonNotHealthy, nil},
+		"a kubelet that starts without guard": {program("version=" + guardedVersion), rollout.ReasonUnguarded, nil},
+		"a kubelet that stops containers":     {program("version="+guardedVersion, "guarded", "kills"), rollout.ReasonContainers, []string{"ns/b/main", "ns/c/main"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, before := range []rollout.Target{rollout.Stock, rollout.Enforce} {
+				w := newWorld(t)
+				require.Equal(t, rollout.Done, w.run(request(before)).Phase)
+				files := w.tree()
+				command, version := w.command, word(w.running, "version")
+				started := w.started
+
+				w.image(c.kubelet)
+				wanted := with(request(rollout.Audit), func(r *rollout.Request) { r.Image = "broken" })
+				report := w.run(wanted)
+				assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+				assert.Equal(t, c.want, report.Reason, report.Message)
+				assert.Equal(t, c.stopped, report.Stopped)
+				assert.Equal(t, version, report.Now.Version)
+				assert.Equal(t, command, w.command)
+				assert.Equal(t, started+2, w.started)
+				assert.True(t, w.slotTaken, "the slot is kept, so that the roll-out stops")
+				assert.True(t, rollout.Marked(w.node))
+				assert.False(t, w.timer)
+				for _, name := range files {
+					assert.True(t, w.root.Exists(name), name)
+				}
+
+				// Started again, it stays as it is.
+				report = w.run(wanted)
+				assert.Equal(t, rollout.RolledBack, report.Phase)
+				assert.Equal(t, started+2, w.started)
+
+				// Somebody takes the mark away: it is tried again.
+				delete(w.node.Labels, rollout.StateLabel)
+				w.startContainers("second")
+				report = w.run(wanted)
+				assert.Equal(t, rollout.RolledBack, report.Phase)
+				assert.Equal(t, started+4, w.started)
+
+				// Back to what was asked for before, which it has.
+				w.image(program("version="+guardedVersion, "guarded"))
+				report = w.run(request(before))
+				assert.Equal(t, rollout.Done, report.Phase, report.Message)
+				assert.Equal(t, started+4, w.started)
+				assert.False(t, rollout.Marked(w.node))
+				assert.False(t, w.slotTaken)
+			}
+		})
+	}
+}
+
+func TestRollBackWithoutTheUnit(t *testing.T) {
+	w := newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "nostart"))
+	installer := w.installer(request(rollout.Audit))
+	started := false
+	// The unit works when it is tried, and not when it is needed.
+	installer.Systemd = failSecond{w, &started}
+	report, err := installer.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+	assert.Equal(t, stockVersion, word(w.running, "version"))
+}
+
+type failSecond struct {
+	*world
+	tried *bool
+}
+
+func (f failSecond) Start(ctx context.Context, name string) error {
+	if name == takeBackUnit && *f.tried {
+		return errors.New("exec format error")
+	}
+	*f.tried = *f.tried || name == takeBackUnit
+	return f.world.Start(ctx, name)
+}
+
+// A crash at every call that the installer makes to systemd, before and after the file
+// operations around it, ends with a node that runs one of the two kubelets, as the
+// drop-in says, and no containers lost.
+func TestCrashAnywhere(t *testing.T) {
+	for name, after := range map[string]func(t *testing.T, w *world){
+		"the pod is started again": func(t *testing.T, w *world) { w.run(request(rollout.Audit)) },
+		"the timer": func(t *testing.T, w *world) {
+			if w.timer {
+				_, err := w.takeBack()
+				require.NoError(t, err)
+			}
+			w.run(request(rollout.Audit))
+		},
+		"a boot": func(t *testing.T, w *world) {
+			w.timer = false
+			w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
+			for _, name := range []string{takeBackTimer, takeBackUnit} {
+				require.NoError(t, w.root.Remove(filepath.Join(runtimeUnits, name)))
+			}
+			entry, err := journal.Store{Root: w.root}.Read()
+			require.NoError(t, err)
+			if entry != nil && entry.State == journal.Switching {
+				require.True(t, w.root.Exists(filepath.Join(wanted, recoverUnit)), "the boot would not take it back")
+			}
+			require.NoError(t, w.Reload(context.Background()))
+			_, err = journal.Store{Root: w.root}.Recover(context.Background(), w)
+			require.NoError(t, err)
+			require.NoError(t, w.Restart(context.Background(), rollout.KubeletUnit))
+			w.run(request(rollout.Audit))
+		},
+		"another request": func(t *testing.T, w *world) { w.run(request(rollout.Enforce)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			outcomes := map[rollout.Phase]int{}
+			for n := 0; ; n++ {
+				w := newWorld(t)
+				w.crash = n
+				if !dies(func() { w.run(request(rollout.Audit)) }) {
+					assert.Greater(t, n, 10)
+					break
+				}
+				w.crash = -1
+				after(t, w)
+
+				report, err := rollout.ReportOf(w.node)
+				require.NoError(t, err)
+				outcomes[report.Phase]++
+				guarded := w.root.Exists(rollout.DropIn)
+				switch report.Phase {
+				case rollout.Done:
+					assert.True(t, guarded, "crash %d", n)
+				case rollout.RolledBack:
+					assert.False(t, guarded, "crash %d", n)
+					assert.Equal(t, rollout.ReasonInterrupted, report.Reason)
+				default:
+					assert.Fail(t, "neither done nor rolled back", "crash %d: %s: %s", n, report.Phase, report.Message)
+				}
+				assert.Equal(t, guarded, slices.Contains(words(w.running), "guarded"), "crash %d: the kubelet that runs is the one of the drop-in", n)
+				assert.Len(t, w.containers, 3)
+				for _, name := range w.tree() {
+					assert.NotContains(t, name, "kubelet-guard-recover", "crash %d", n)
+				}
+			}
+			t.Log(outcomes)
+		})
+	}
+}
+
+func dies(f func()) (died bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(crashed); !ok {
+				panic(r)
+			}
+			died = true
+		}
+	}()
+	f()
+	return false
+}
+
+func TestRefusals(t *testing.T) {
+	const dropIns = "/etc/systemd/system/kubelet.service.d/"
+	reload := func(w *world) {
+		require.NoError(w.t, w.Reload(context.Background()))
+		require.NoError(w.t, w.start())
+	}
+	for name, c := range map[string]struct {
+		prepare func(w *world)
+		request rollout.Request
+		reason  rollout.Reason
+		message string
+	}{
+		"another minor version": {func(w *world) { w.image(program("version=v1.35.4+guard.0.1.0", "guarded")) }, request(rollout.Audit), rollout.ReasonVersion,
+			"the image's kubelet is v1.35.4+guard.0.1.0, the node's own (/usr/bin/kubelet) is v1.36.3: another minor version. Use an image for v1.36"},
+		"newer than the API server": {func(w *world) { w.server = "v1.35.9" }, request(rollout.Audit), rollout.ReasonVersion, "newer than the API server (v1.35.9)"},
+		"another architecture":      {func(w *world) { w.image(programFor(elf.EM_RISCV, "version="+guardedVersion)) }, request(rollout.Audit), rollout.ReasonArchitecture, "is for EM_RISCV"},
+		"no guard in the image":     {func(w *world) { w.image(program("version=" + stockVersion)) }, request(rollout.Audit), rollout.ReasonBuild, "is v1.36.3, which has no guard"},
+		"another build": {func(w *world) {}, with(request(rollout.Audit), func(r *rollout.Request) {
+			r.KubeletChecksums = map[string]string{architecture(): strings.Repeat("0", 64)}
+		}), rollout.ReasonBuild, "was the tag of the image moved?"},
+		"another version":  {func(w *world) {}, with(request(rollout.Audit), func(r *rollout.Request) { r.KubeletVersion = "v1.36.4+guard.0.1.0" }), rollout.ReasonBuild, "the request names v1.36.4+guard.0.1.0"},
+		"a wrapper script": {func(w *world) { w.file("/usr/bin/kubelet", "#!/bin/sh\n"); reload(w) }, request(rollout.Audit), rollout.ReasonUnit, "which is not a program (a script?)"},
+		"another program": {func(w *world) {
+			w.file(kubeadmFile, "[Service]\nExecStart=\nExecStart=/usr/bin/k3s agent\n")
+			w.file("/usr/bin/k3s", string(program("version=v1.36.3")))
+			reload(w)
+		}, request(rollout.Audit), rollout.ReasonUnit, "not named like a kubelet"},
+		"no command": {func(w *world) { w.file(kubeadmFile, "[Service]\nExecStart=\n") }, request(rollout.Audit), rollout.ReasonUnit, "no ExecStart="},
+		"a package": {func(w *world) {
+			w.file(dropIns+"90-kubelet-guard.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --guard-config=/x\n")
+			reload(w)
+		}, request(rollout.Audit), rollout.ReasonForeignGuard, "90-kubelet-guard.conf runs a guarded kubelet already"},
+		"the flag in a variable":           {func(w *world) { w.file("/proc/1001/cmdline", "/usr/bin/kubelet\x00--guard-config=/etc/x\x00") }, request(rollout.Audit), rollout.ReasonForeignGuard, "which no roll-out installed"},
+		"the flag, and stock is asked for": {func(w *world) { w.file("/proc/1001/cmdline", "/usr/bin/kubelet\x00--guard-config=/etc/x\x00") }, request(rollout.Stock), rollout.ReasonForeignGuard, "which no roll-out installed"},
+		"a later drop-in": {func(w *world) {
+			w.file(dropIns+"99-own.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet $A\n")
+			reload(w)
+		}, request(rollout.Audit), rollout.ReasonUnit, "99-own.conf sets ExecStart= and its name sorts behind 95-kubelet-guard-rollout.conf"},
+		"our name taken":           {func(w *world) { w.file(rollout.DropIn, "[Service]\n") }, request(rollout.Audit), rollout.ReasonUnit, "was not written by a roll-out"},
+		"not reloaded":             {func(w *world) { w.stale = true }, request(rollout.Audit), rollout.ReasonUnit, "run systemctl daemon-reload"},
+		"a kubelet in trouble":     {func(w *world) { w.running = program("sick") }, request(rollout.Audit), rollout.ReasonKubelet, "the kubelet is not in order: connection refused"},
+		"replaced, not restarted":  {func(w *world) { w.file("/usr/bin/kubelet", string(program("version=v1.36.4"))) }, request(rollout.Audit), rollout.ReasonKubelet, "was replaced without a restart"},
+		"a node that is not ready": {func(w *world) { w.node.Status.Conditions[0].Status = corev1.ConditionFalse }, request(rollout.Audit), rollout.ReasonNode, "node n is not ready"},
+		"no runtime":               {func(w *world) { require.NoError(w.t, w.root.Remove("/run/containerd/containerd.sock")) }, request(rollout.Audit), rollout.ReasonRuntime, "no container runtime found"},
+		"a unit that takes back and cannot be started": {func(w *world) { w.broken = errors.New("permission denied") }, request(rollout.Audit), rollout.ReasonPreparation, "was tried and does not work: permission denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			c.prepare(w)
+			started, running := w.started, w.running
+			report := w.run(c.request)
+			assert.Equal(t, rollout.Refused, report.Phase)
+			assert.Equal(t, c.reason, report.Reason, report.Message)
+			assert.Contains(t, report.Message, c.message)
+			assert.Contains(t, report.Message, "Nothing was changed: ")
+			assert.Equal(t, started, w.started)
+			assert.Equal(t, running, w.running)
+			assert.True(t, w.slotTaken)
+			assert.False(t, rollout.Marked(w.node))
+
+			// Who only observes tells the same and takes no slot.
+			if c.request.Target == rollout.Audit && c.reason != rollout.ReasonPreparation {
+				w.slotTaken = false
+				c.request.Target = rollout.Observe
+				observed := w.run(c.request)
+				assert.Equal(t, report.Message, observed.Message)
+				assert.Equal(t, rollout.Refused, observed.Phase)
+				assert.False(t, w.slotTaken)
+				assert.True(t, ready(observed))
+			}
+		})
+	}
+}
+
+func TestHeldPodsNeedAYes(t *testing.T) {
+	enforcing := func(t *testing.T) *world {
+		w := newWorld(t)
+		require.Equal(t, rollout.Done, w.run(request(rollout.Enforce)).Phase)
+		w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}, {Namespace: "ns", Name: "b", UID: "uid-b", State: guard.Protected}}
+		return w
+	}
+	exempt := func(r *rollout.Request) {
+		r.Configuration = "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\nallowedCauses: [Evicted]\n"
+	}
+	for name, wanted := range map[string]rollout.Request{
+		"Audit":                 request(rollout.Audit),
+		"Stock":                 request(rollout.Stock),
+		"another configuration": with(request(rollout.Enforce), exempt),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := enforcing(t)
+			report := w.run(wanted)
+			assert.Equal(t, rollout.Refused, report.Phase)
+			assert.Equal(t, rollout.ReasonHeld, report.Reason)
+			assert.Contains(t, report.Message, "1 pods are held and would stop with what is asked for: ns/a")
+			assert.Equal(t, []string{"ns/a"}, report.HeldPods)
+			assert.Equal(t, 2, report.Protected)
+
+			// With a yes the held one may stop, and no other.
+			wanted.ReleaseHeld = true
+			installer := w.installer(wanted)
+			installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+				if w.started == 3 && len(w.containers) == 3 {
+					w.containers = w.containers[1:]
+				}
+				return w.ask(ctx, address, pin)
+			}
+			report, err := installer.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		})
+	}
+	t.Run("another build with the same configuration holds on", func(t *testing.T) {
+		w := enforcing(t)
+		w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
+		report := w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})
+	t.Run("nobody can say what is held", func(t *testing.T) {
+		w := enforcing(t)
+		w.running = program("sick")
+		report := w.run(request(rollout.Stock))
+		assert.Equal(t, rollout.ReasonHeld, report.Reason)
+		assert.Contains(t, report.Message, "nobody knows which pods it holds")
+	})
+}
+
+func TestNothingBeginsWithoutASlotOrWhilePaused(t *testing.T) {
+	w := newWorld(t)
+	w.slot = false
+	report := w.run(request(rollout.Audit))
+	assert.Equal(t, rollout.Waiting, report.Phase)
+	assert.Equal(t, "1 nodes of the pool may change at a time; now other", report.Message)
+	w.slot, w.why = true, "the roll-out is paused"
+	report = w.run(request(rollout.Audit))
+	assert.Equal(t, rollout.Waiting, report.Phase)
+	assert.Equal(t, "the roll-out is paused", report.Message)
+	assert.Equal(t, 1, w.started)
+	assert.False(t, w.slotTaken)
+}
+
+func TestContainersMayEndByThemselves(t *testing.T) {
+	w := newWorld(t)
+	installer := w.installer(request(rollout.Audit))
+	// One pod is deleted and one container ends while the node is being verified.
+	w.pods[1].DeletionTimestamp = &metav1.Time{Time: time.Now()}
+	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+		if w.started == 2 {
+			w.containers = w.containers[:1]
+		}
+		return w.ask(ctx, address, pin)
+	}
+	report, err := installer.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Contains(t, report.Message, "2 of the 3 containers that ran before have ended since")
+}
+
+func TestChangedByHandIsLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	installer := w.installer(request(rollout.Audit))
+	report, err := installer.Step(context.Background())
+	require.NoError(t, err)
+	require.Equal(t, rollout.Done, report.Phase)
+
+	// The API server may be away without any consequence.
+	w.away = true
+	report, err = installer.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.Done, report.Phase)
+	w.away = false
+
+	require.NoError(t, w.root.Remove(rollout.DropIn))
+	require.NoError(t, w.Reload(context.Background()))
+	require.NoError(t, w.start())
+	report, err = installer.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.Refused, report.Phase)
+	assert.Contains(t, report.Message, "somebody has changed kubelet.service")
+	assert.False(t, ready(report))
+	assert.Equal(t, 3, w.started)
+
+	// A new pod puts it right.
+	assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+	assert.Equal(t, 4, w.started)
+}
+
+func TestOldKubeletThatIsBrokenTooIsSaid(t *testing.T) {
+	w := newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "nostart"))
+	installer := w.installer(request(rollout.Audit))
+	installer.Systemd = breaksOld{w}
+	report, err := installer.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.Failed, report.Phase)
+	assert.Contains(t, report.Message, "The old kubelet was put back and is not in order: connection refused")
+}
+
+// breaksOld has the stock kubelet not answer once it was replaced.
+type breaksOld struct{ *world }
+
+func (b breaksOld) Unit(ctx context.Context, name string) (systemd.Unit, error) {
+	if b.started == 3 {
+		b.running = append(slices.Clone(b.running), " sick"...)
+	}
+	return b.world.Unit(ctx, name)
+}
+
+func TestRunTellsAndSaysReady(t *testing.T) {
+	w := newWorld(t)
+	installer := w.installer(request(rollout.Audit))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	installer.SetReady = func(ready bool) error {
+		if ready {
+			cancel()
+		}
+		return nil
+	}
+	go func() { done <- installer.Run(ctx) }()
+	require.NoError(t, <-done)
+	var phases []string
+	for _, report := range w.told {
+		phases = append(phases, fmt.Sprint(report.Phase))
+	}
+	assert.Equal(t, []string{"Installing", "Installing", "Done"}, phases)
+	assert.Equal(t, w.told[2].RequestID, request(rollout.Audit).ID())
+}

@@ -1,0 +1,435 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path"
+	"runtime"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/version"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/cri"
+	"kubelet-guard.io/cmd/guard-installer/internal/host"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
+	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
+	"kubelet-guard.io/cmd/guard-installer/internal/unit"
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// spareSpace is what must be free beyond the size of the programs, in bytes.
+const spareSpace = 64 << 20
+
+// architecture is that of this program, and so of the node.
+func architecture() string { return runtime.GOARCH }
+
+// view is how a node is found. Nothing was written to get it.
+type view struct {
+	unit systemd.Unit
+	// command is what kubelet.service runs without our drop-in.
+	command unit.Command
+	// dropIn is ours, nil when there is none.
+	dropIn  *string
+	process host.Process
+	node    *corev1.Node
+	answer  kubelet.Answer
+	pin     string
+	address string
+	socket  string
+	// stock is the kubelet of command, offered that of the image, now the one that runs.
+	stock, offered, now rollout.Kubelet
+	installerSum        string
+	// wanted is the drop-in that the request asks for, nil for none; program and config
+	// are the paths that it names, configData is the content of config.
+	wanted          *string
+	program, config string
+	configData      []byte
+	held            []types.UID
+	heldPods        []string
+	protected       int
+	running         []cri.Container
+	// complete: everything was looked at. guardFlag: the process has the flag.
+	complete, guardFlag bool
+}
+
+// dropIn reads our drop-in; nil when there is none.
+func (i *Installer) dropIn() (*string, error) {
+	data, err := i.Root.Read(rollout.DropIn)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	text := string(data)
+	return &text, nil
+}
+
+// look finds out how the node is and what keeps the request from it. The error is about
+// what may be different the next time.
+func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err error) {
+	refuse := func(reason rollout.Reason, format string, arguments ...any) {
+		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
+	}
+	target := i.Request.Target
+	// To get rid of the guard must be possible on a node that is not in order.
+	strict := target != rollout.Stock
+
+	if v.node, err = i.Cluster.Node(ctx); err != nil {
+		return v, nil, err
+	}
+	v.address = kubeletAddress(v.node)
+	if v.unit, err = i.Systemd.Unit(ctx, rollout.KubeletUnit); err != nil {
+		return v, nil, err
+	}
+	if !v.unit.Loaded || len(v.unit.Files) == 0 {
+		refuse(rollout.ReasonUnit, "the node has no %s: its kubelet is run by something else than systemd, or under another name", rollout.KubeletUnit)
+		return v, refusals, nil
+	}
+
+	// The unit.
+	if v.dropIn, err = i.dropIn(); err != nil {
+		return v, nil, err
+	}
+	if v.dropIn != nil && !unit.Ours([]byte(*v.dropIn)) {
+		refuse(rollout.ReasonUnit, "%s was not written by a roll-out; give it another name", rollout.DropIn)
+		return v, refusals, nil
+	}
+	base, later, err := unit.Base(v.unit.Files, rollout.DropIn, i.Root.Read)
+	if err != nil {
+		refuse(rollout.ReasonUnit, "%v", err)
+		return v, refusals, nil
+	}
+	if later != "" {
+		refuse(rollout.ReasonUnit, "%s sets ExecStart= and its name sorts behind %s, which would have no effect: rename it so that it comes before", later, path.Base(rollout.DropIn))
+	}
+	if v.command, err = unit.ExecStart(base, i.Root.Read); err != nil {
+		refuse(rollout.ReasonUnit, "%s is not understood: %v", rollout.KubeletUnit, err)
+		return v, refusals, nil
+	}
+	if v.command.HasGuard() {
+		refuse(rollout.ReasonForeignGuard, "%s runs a guarded kubelet already (a package, or by hand): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", v.command.File)
+	}
+	refusals = append(refusals, i.lookAtStock(ctx, &v)...)
+
+	// The kubelet that runs.
+	if v.unit.MainPID > 0 {
+		if v.process, err = i.Root.Process(v.unit.MainPID); err != nil {
+			return v, nil, err // it may just have been restarted
+		}
+		v.now.SHA256 = v.process.SHA256
+	}
+	if !v.unit.Running() && strict {
+		refuse(rollout.ReasonKubelet, "%s is %s (%s): put it in order first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
+	}
+	var forbidden *kubelet.ForbiddenError
+	v.answer, v.pin, err = i.Ask(ctx, v.address, "")
+	switch {
+	case errors.As(err, &forbidden):
+		refuse(rollout.ReasonKubelet, "%v", err)
+	case err != nil && strict:
+		refuse(rollout.ReasonKubelet, "the kubelet is not in order: %v", err)
+	case err != nil && v.dropIn != nil && !i.Request.ReleaseHeld:
+		refuse(rollout.ReasonHeld, "the guarded kubelet does not answer, so that nobody knows which pods it holds: put it in order, or say that held pods may stop (--release-held) (%v)", err)
+	case err == nil:
+		v.now.Version, v.now.Mode = v.answer.Version, v.answer.Mode
+	}
+	v.heldAndProtected()
+	v.now.Path = v.command.Program
+	if v.dropIn != nil {
+		v.now.Path = path.Join(rollout.InstallDir, v.process.SHA256, "kubelet")
+	}
+	if strict && !nodeReady(v.node) {
+		refuse(rollout.ReasonNode, "node %s is not ready: put it in order first", v.node.Name)
+	}
+	_, v.guardFlag = v.process.Flag(unit.GuardFlag)
+	switch {
+	case v.dropIn != nil || v.command.HasGuard():
+	case v.answer.Guarded || v.guardFlag:
+		refuse(rollout.ReasonForeignGuard, "the kubelet runs with the guard, which no roll-out installed (a package, or %s in its arguments): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", unit.GuardFlag)
+	case v.now.SHA256 != "" && v.stock.SHA256 != "" && v.now.SHA256 != v.stock.SHA256 && strict:
+		refuse(rollout.ReasonKubelet, "the kubelet that runs is not the one in %s, which was replaced without a restart: restart it first, so that it is known to work", v.command.Program)
+	}
+	if v.unit.NeedsReload && strict {
+		refuse(rollout.ReasonUnit, "unit files of %s have changed and systemd has not read them: run systemctl daemon-reload and restart the kubelet first, so that the change is known to work", rollout.KubeletUnit)
+	}
+
+	// The container runtime.
+	if v.socket, err = cri.Endpoint(i.Root, v.process); err != nil {
+		refuse(rollout.ReasonRuntime, "%v", err)
+	} else if v.running, err = i.Running(ctx, v.socket); err != nil {
+		refuse(rollout.ReasonRuntime, "%v", err)
+	}
+
+	// What the image offers.
+	more, err := i.lookAtOffer(ctx, &v)
+	if err != nil {
+		return v, nil, err
+	}
+	if strict {
+		refusals = append(refusals, more...)
+	}
+	if err := i.want(&v); err != nil && len(refusals) == 0 {
+		refuse(rollout.ReasonUnit, "%v", err)
+	}
+	v.complete = true
+	return v, append(refusals, i.lookAtHeld(&v)...), nil
+}
+
+// lookAtStock looks at the kubelet of the node's own command.
+func (i *Installer) lookAtStock(ctx context.Context, v *view) []refusal {
+	program := v.command.Program
+	v.stock.Path = program
+	where := i.Root.Path(program)
+	arch, err := elfArchitecture(where)
+	switch {
+	case err != nil:
+		return []refusal{{rollout.ReasonUnit, fmt.Sprintf("%s: ExecStart= runs %s, which is not a program (a script?): %v", v.command.File, program, err)}}
+	case !strings.HasPrefix(path.Base(program), "kubelet"):
+		return []refusal{{rollout.ReasonUnit, fmt.Sprintf("%s: ExecStart= runs %s, which is not named like a kubelet", v.command.File, program)}}
+	case arch != architecture():
+		return []refusal{{rollout.ReasonArchitecture, fmt.Sprintf("the node's kubelet %s is for %s, the installer for %s", program, arch, architecture())}}
+	}
+	if v.stock.SHA256, err = host.Checksum(where); err != nil {
+		return []refusal{{rollout.ReasonUnit, fmt.Sprintf("read %s: %v", program, err)}}
+	}
+	if v.stock.Version, err = i.Version(ctx, i.Root, program); err != nil {
+		return []refusal{{rollout.ReasonVersion, fmt.Sprintf("the version of the node's kubelet: %v", err)}}
+	}
+	return nil
+}
+
+// lookAtOffer looks at the kubelet of the image.
+func (i *Installer) lookAtOffer(ctx context.Context, v *view) (refusals []refusal, err error) {
+	refuse := func(reason rollout.Reason, format string, arguments ...any) {
+		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
+	}
+	if v.installerSum, err = host.Checksum(i.Program); err != nil {
+		return nil, err
+	}
+	arch, err := elfArchitecture(i.Kubelet)
+	if err != nil {
+		refuse(rollout.ReasonBuild, "the image has no kubelet: %v", err)
+		return refusals, nil
+	}
+	if v.offered.SHA256, err = host.Checksum(i.Kubelet); err != nil {
+		return nil, err
+	}
+	if arch != architecture() {
+		refuse(rollout.ReasonArchitecture, "the image's kubelet is for %s, the node is %s", arch, architecture())
+		return refusals, nil
+	}
+	if want := i.Request.KubeletChecksums[arch]; len(i.Request.KubeletChecksums) > 0 && want != v.offered.SHA256 {
+		if want == "" {
+			want = "none for " + arch
+		}
+		refuse(rollout.ReasonBuild, "the image's kubelet has the checksum %s, the request names %s: was the tag of the image moved? Start the roll-out again", v.offered.SHA256, want)
+	}
+	if v.offered.Version, err = i.Version(ctx, "", i.Kubelet); err != nil {
+		refuse(rollout.ReasonBuild, "the image's kubelet cannot be run: %v", err)
+		return refusals, nil
+	}
+	if want := i.Request.KubeletVersion; want != "" && want != v.offered.Version {
+		refuse(rollout.ReasonBuild, "the image's kubelet is %s, the request names %s", v.offered.Version, want)
+	}
+	if !strings.Contains(v.offered.Version, "+guard.") {
+		refuse(rollout.ReasonBuild, "the image's kubelet is %s, which has no guard", v.offered.Version)
+	}
+	if space, err := i.missingSpace(v); err != nil {
+		refuse(rollout.ReasonSpace, "%v", err)
+	} else if space != "" {
+		refuse(rollout.ReasonSpace, "%s", space)
+	}
+	offered, err := version.ParseSemantic(v.offered.Version)
+	if err != nil {
+		refuse(rollout.ReasonVersion, "the version %q of the image's kubelet is not understood", v.offered.Version)
+		return refusals, nil
+	}
+	if v.stock.Version != "" {
+		stock, err := version.ParseSemantic(v.stock.Version)
+		switch {
+		case err != nil:
+			refuse(rollout.ReasonVersion, "the version %q of the node's kubelet is not understood", v.stock.Version)
+		case stock.Major() != offered.Major() || stock.Minor() != offered.Minor():
+			refuse(rollout.ReasonVersion, "the image's kubelet is %s, the node's own (%s) is %s: another minor version. Use an image for v%d.%d, or upgrade the node's own kubelet first",
+				v.offered.Version, v.stock.Path, v.stock.Version, stock.Major(), stock.Minor())
+		}
+	}
+	text, err := i.Cluster.ServerVersion(ctx)
+	if err != nil {
+		return nil, err
+	}
+	server, err := version.ParseSemantic(text)
+	switch {
+	case err != nil:
+		refuse(rollout.ReasonVersion, "the version %q of the API server is not understood", text)
+	case offered.Major() != server.Major() || offered.Minor() > server.Minor():
+		refuse(rollout.ReasonVersion, "the image's kubelet is %s, newer than the API server (%s): upgrade the control plane first", v.offered.Version, text)
+	}
+	return refusals, nil
+}
+
+// missingSpace returns what is missing for the programs; "" when there is room.
+func (i *Installer) missingSpace(v *view) (string, error) {
+	var need uint64
+	for source, name := range map[string]string{
+		i.Kubelet: programPath(v.offered.SHA256, "kubelet"),
+		i.Program: programPath(v.installerSum, rollout.Name),
+	} {
+		if i.Root.Exists(name) {
+			continue
+		}
+		info, err := os.Stat(source)
+		if err != nil {
+			return "", err
+		}
+		need += uint64(info.Size())
+	}
+	if need == 0 {
+		return "", nil
+	}
+	need += spareSpace
+	free, err := i.Root.Free(rollout.InstallDir + "/x")
+	if err != nil {
+		return "", err
+	}
+	if free < need {
+		return fmt.Sprintf("%s has %d MiB free, %d are needed", rollout.InstallDir, free>>20, need>>20), nil
+	}
+	return "", nil
+}
+
+func programPath(checksum, name string) string {
+	return path.Join(rollout.InstallDir, checksum, name)
+}
+
+// want finds the drop-in that the request asks for.
+func (i *Installer) want(v *view) error {
+	if !i.Request.Target.Guarded() {
+		return nil
+	}
+	data, err := i.Request.GuardConfiguration()
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	v.configData = data
+	v.config = path.Join(rollout.ConfigDir, hex.EncodeToString(sum[:])+".yaml")
+	v.program = programPath(v.offered.SHA256, "kubelet")
+	text, err := unit.DropIn(v.command, v.program, v.config)
+	if err != nil {
+		return err
+	}
+	wanted := string(text)
+	v.wanted = &wanted
+	return nil
+}
+
+// lookAtHeld refuses what would release held pods without a yes. Not only another mode
+// does that: with another configuration a pod may be no longer protected.
+func (i *Installer) lookAtHeld(v *view) []refusal {
+	if len(v.held) == 0 || i.Request.ReleaseHeld || i.Request.Target == rollout.Observe {
+		return nil
+	}
+	if i.Request.Target == rollout.Enforce && v.dropIn != nil && v.config != "" && strings.Contains(*v.dropIn, v.config) {
+		return nil
+	}
+	return []refusal{{rollout.ReasonHeld, fmt.Sprintf("%d pods are held and would stop with what is asked for: %s. Look at kubectl guard holds; put the reasons right, release the pods, or say that they may stop (--release-held)",
+		len(v.held), list(v.heldPods))}}
+}
+
+func (v *view) heldAndProtected() {
+	if v.answer.Pods == nil {
+		return
+	}
+	for _, pod := range v.answer.Pods.Items {
+		switch pod.State {
+		case guard.Held:
+			v.held = append(v.held, pod.UID)
+			v.heldPods = append(v.heldPods, pod.Namespace+"/"+pod.Name)
+			v.protected++
+		case guard.Protected:
+			v.protected++
+		}
+	}
+}
+
+// asAsked reports whether there is nothing to do. What would keep a change from being
+// made does not matter then.
+func (i *Installer) asAsked(v *view) bool {
+	if !v.complete || !same(v.dropIn, v.wanted) {
+		return false
+	}
+	if !i.Request.Target.Guarded() {
+		return !v.answer.Guarded && !v.guardFlag && !v.command.HasGuard()
+	}
+	return v.unit.Running() && v.process.SHA256 == v.offered.SHA256 && v.answer.Guarded && v.answer.Mode == i.Request.Target.Mode()
+}
+
+// kubeletAddress is where the API server reaches the kubelet, too.
+func kubeletAddress(node *corev1.Node) string {
+	ip := "127.0.0.1"
+	for _, address := range node.Status.Addresses {
+		if address.Type == corev1.NodeInternalIP {
+			ip = address.Address
+			break
+		}
+	}
+	port := node.Status.DaemonEndpoints.KubeletEndpoint.Port
+	if port == 0 {
+		port = 10250
+	}
+	return net.JoinHostPort(ip, strconv.Itoa(int(port)))
+}
+
+func nodeReady(node *corev1.Node) bool {
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			return condition.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// elfArchitecture returns the architecture of a program, as Go names it.
+func elfArchitecture(path string) (string, error) {
+	file, err := elf.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	switch file.Machine {
+	case elf.EM_X86_64:
+		return "amd64", nil
+	case elf.EM_AARCH64:
+		return "arm64", nil
+	case elf.EM_PPC64:
+		return "ppc64le", nil
+	case elf.EM_S390:
+		return "s390x", nil
+	default:
+		return file.Machine.String(), nil
+	}
+}
+
+// list joins at most 20 names.
+func list(names []string) string {
+	const most = 20
+	if len(names) > most {
+		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
+
+func atMost20(names []string) []string { return names[:min(len(names), 20)] }

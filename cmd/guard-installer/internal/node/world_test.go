@@ -1,0 +1,400 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/cri"
+	"kubelet-guard.io/cmd/guard-installer/internal/host"
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
+	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
+	"kubelet-guard.io/cmd/guard-installer/internal/unit"
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+const (
+	stockVersion   = "v1.36.3"
+	guardedVersion = "v1.36.3+guard.0.1.0"
+	unitFile       = "/usr/lib/systemd/system/kubelet.service"
+	kubeadmFile    = "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"
+)
+
+// program is a file with the header of a program for this machine and, behind it, how
+// it behaves when the world starts it: words such as version=v1.36.3, guarded, nostart,
+// sick, kills.
+func program(words ...string) []byte {
+	return programFor(map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64, "ppc64le": elf.EM_PPC64, "s390x": elf.EM_S390}[architecture()], words...)
+}
+
+func programFor(machine elf.Machine, words ...string) []byte {
+	header := elf.Header64{
+		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT), Ehsize: 64,
+	}
+	var b bytes.Buffer
+	_ = binary.Write(&b, binary.LittleEndian, header)
+	b.WriteString(strings.Join(words, " "))
+	return b.Bytes()
+}
+
+func words(data []byte) []string {
+	if len(data) < 64 {
+		return nil
+	}
+	return strings.Fields(string(data[64:]))
+}
+
+func word(data []byte, key string) string {
+	for _, w := range words(data) {
+		if value, ok := strings.CutPrefix(w, key+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// world is a node with a systemd, a kubelet, a container runtime and a cluster around
+// it. Its files are real.
+type world struct {
+	t      *testing.T
+	root   host.Root
+	images string
+
+	// systemd
+	command  unit.Command // as read at the last reload
+	files    []string
+	stale    bool
+	pid      int
+	restarts uint32
+	timer    bool
+	// crash, when it gets to 0, is a kill of the installer at a call of systemd.
+	crash int
+	// what the unit that takes back says.
+	broken error
+
+	// kubelet: the program that runs, nil for none
+	running    []byte
+	started    int
+	containers []cri.Container
+	held       []guard.PodState
+
+	// cluster
+	node      *corev1.Node
+	server    string
+	events    []corev1.Event
+	pods      []corev1.Pod
+	why       string
+	slot      bool
+	slotTaken bool
+	away      bool
+	told      []rollout.Report
+	ready     bool
+}
+
+type crashed struct{}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, root: host.Root(memory(t)), images: t.TempDir(), server: "v1.36.3", slot: true, crash: -1}
+	w.file("/proc/sys/kernel/random/boot_id", "boot-1\n")
+	w.file("/proc/1/stat", "1 (systemd) S "+strings.Repeat("0 ", 18)+"17 0")
+	w.file("/run/containerd/containerd.sock", "")
+	w.file(unitFile, "[Service]\nExecStart=/usr/bin/kubelet\n")
+	w.file(kubeadmFile, "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_EXTRA_ARGS\n")
+	require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version="+stockVersion), 0o755))
+	w.node = &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n"},
+		Status: corev1.NodeStatus{
+			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
+		},
+	}
+	w.startContainers("first")
+	for _, name := range []string{"a", "b", "c"} {
+		uid := types.UID("uid-" + name)
+		w.pods = append(w.pods, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: uid}, Status: corev1.PodStatus{Phase: corev1.PodRunning}})
+	}
+	w.image(program("version="+guardedVersion, "guarded"))
+	require.NoError(t, w.Reload(context.Background()))
+	require.NoError(t, w.Restart(context.Background(), rollout.KubeletUnit))
+	return w
+}
+
+// memory is a folder in memory where there is one: what is synced a thousand times is
+// not tested here.
+func memory(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "guard-installer-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func (w *world) file(name, text string) {
+	w.t.Helper()
+	require.NoError(w.t, w.root.Write(name, []byte(text), 0o644))
+}
+
+// startContainers starts a container in each pod.
+func (w *world) startContainers(id string) {
+	w.containers = nil
+	for _, name := range []string{"a", "b", "c"} {
+		w.containers = append(w.containers, cri.Container{ID: id + "-" + name, PodUID: types.UID("uid-" + name), Namespace: "ns", Pod: name, Name: "main"})
+	}
+}
+
+// image puts a kubelet into the image.
+func (w *world) image(kubelet []byte) {
+	w.t.Helper()
+	require.NoError(w.t, os.WriteFile(filepath.Join(w.images, "kubelet"), kubelet, 0o600))
+	require.NoError(w.t, os.WriteFile(filepath.Join(w.images, "installer"), program("installer"), 0o600))
+}
+
+func request(target rollout.Target) rollout.Request {
+	return rollout.Request{
+		Target: target, Image: "image",
+		VerifyTimeout: metav1.Duration{Duration: 2500 * time.Millisecond}, Settle: metav1.Duration{Duration: 60 * time.Millisecond},
+	}
+}
+
+// installer is a process of the installer that has just been started.
+func (w *world) installer(request rollout.Request) *Installer {
+	return &Installer{
+		Root: w.root, Systemd: w, Cluster: w,
+		Request: request, Pool: rollout.Pool{Name: "blue", Selector: "x=y", MaxUnavailable: 1},
+		Program: filepath.Join(w.images, "installer"), Kubelet: filepath.Join(w.images, "kubelet"),
+		Ask:     w.ask,
+		Running: func(context.Context, string) ([]cri.Container, error) { return slices.Clone(w.containers), nil },
+		Version: func(_ context.Context, root host.Root, program string) (string, error) {
+			if root != "" {
+				program = root.Path(program)
+			}
+			data, err := os.ReadFile(program)
+			return word(data, "version"), err
+		},
+		SetReady: func(ready bool) error { w.ready = ready; return nil },
+		Poll:     time.Millisecond,
+		Recovery: 300 * time.Millisecond,
+	}
+}
+
+// run has a new installer work until it is at an end, and returns what it tells.
+func (w *world) run(request rollout.Request) rollout.Report {
+	w.t.Helper()
+	installer := w.installer(request)
+	report, err := installer.Step(context.Background())
+	require.NoError(w.t, err)
+	require.NoError(w.t, installer.tell(context.Background(), report))
+	return report
+}
+
+// tree has the names of all files but those of /proc.
+func (w *world) tree() []string {
+	w.t.Helper()
+	var names []string
+	require.NoError(w.t, filepath.Walk(string(w.root), func(path string, info os.FileInfo, err error) error {
+		name := strings.TrimPrefix(path, string(w.root))
+		if err == nil && !info.IsDir() && !strings.HasPrefix(name, "/proc/") {
+			names = append(names, name)
+		}
+		return err
+	}))
+	return names
+}
+
+// systemd
+
+func (w *world) call() {
+	if w.crash == 0 {
+		panic(crashed{})
+	}
+	w.crash--
+}
+
+func (w *world) Reload(context.Context) error {
+	w.call()
+	w.files = []string{unitFile, kubeadmFile}
+	names, err := w.root.Folder(filepath.Dir(rollout.DropIn))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		w.files = append(w.files, filepath.Join(filepath.Dir(rollout.DropIn), name))
+	}
+	w.command, err = unit.ExecStart(w.files, w.root.Read)
+	w.stale = false
+	return err
+}
+
+func (w *world) Restart(_ context.Context, name string) error {
+	w.call()
+	if name != rollout.KubeletUnit {
+		return fmt.Errorf("unexpected restart of %s", name)
+	}
+	return w.start()
+}
+
+func (w *world) start() error {
+	w.started++
+	w.restarts = 0
+	w.pid = 1000 + w.started
+	data, err := w.root.Read(w.command.Program)
+	if err != nil {
+		return err
+	}
+	w.running = data
+	w.file(fmt.Sprintf("/proc/%d/exe", w.pid), string(data))
+	w.file(fmt.Sprintf("/proc/%d/cmdline", w.pid), w.command.Program+"\x00"+strings.ReplaceAll(w.command.Arguments, " ", "\x00")+"\x00")
+	if slices.Contains(words(data), "nostart") {
+		w.pid, w.running = 0, nil
+	}
+	if slices.Contains(words(data), "kills") {
+		for _, c := range w.containers[1:] {
+			w.events = append(w.events, corev1.Event{
+				InvolvedObject: corev1.ObjectReference{UID: c.PodUID, FieldPath: "spec.containers{main}"}, Reason: "Killing", Message: "Stopping container main",
+				LastTimestamp: metav1.Now(),
+			})
+		}
+		w.containers = w.containers[:1]
+	}
+	return nil
+}
+
+func (w *world) Queue(_ context.Context, name string) error {
+	w.call()
+	return nil // the boot starts it
+}
+
+func (w *world) Unit(_ context.Context, name string) (systemd.Unit, error) {
+	w.call()
+	u := systemd.Unit{Loaded: true, Active: "active", Sub: "running", Files: w.files, MainPID: w.pid, NeedsReload: w.stale}
+	if w.pid == 0 {
+		w.restarts++
+		u.Active, u.Sub, u.Restarts = "activating", "auto-restart", w.restarts
+	}
+	return u, nil
+}
+
+func (w *world) Start(ctx context.Context, name string) error {
+	w.call()
+	if !w.root.Exists(filepath.Join(runtimeUnits, name)) {
+		return fmt.Errorf("%s is not there", name)
+	}
+	switch name {
+	case takeBackTimer:
+		w.timer = true
+		return nil
+	case takeBackUnit:
+		if w.broken != nil {
+			return w.broken
+		}
+		_, err := w.takeBack()
+		return err
+	}
+	return fmt.Errorf("unexpected start of %s", name)
+}
+
+// takeBack is what the node's own process does: it is no part of the installer, so
+// nothing of it is cut off by a crash of the installer.
+func (w *world) takeBack() (*journal.Entry, error) {
+	crash := w.crash
+	w.crash = -1
+	defer func() { w.crash = crash }()
+	return journal.Store{Root: w.root}.TakeBack(context.Background(), w, rollout.ReasonInterrupted, "the timer")
+}
+
+func (w *world) Stop(_ context.Context, name string) error {
+	w.call()
+	if name == takeBackTimer {
+		w.timer = false
+	}
+	return nil
+}
+
+// kubelet
+
+func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, string, error) {
+	if w.running == nil || slices.Contains(words(w.running), "sick") {
+		return kubelet.Answer{}, "", errors.New("connection refused")
+	}
+	answer := kubelet.Answer{Version: word(w.running, "version")}
+	if slices.Contains(words(w.running), "guarded") {
+		answer.Guarded, answer.Mode = true, guard.Enforce
+		if _, config, ok := strings.Cut(w.command.Arguments, unit.GuardFlag+"="); ok {
+			data, err := w.root.Read(config)
+			if err != nil {
+				return kubelet.Answer{}, "", err
+			}
+			parsed, err := guard.ParseConfiguration(data)
+			if err != nil {
+				return kubelet.Answer{}, "", err
+			}
+			answer.Mode = parsed.Mode
+		}
+		answer.Pods = &guard.PodList{Items: w.held}
+	}
+	return answer, "pin", nil
+}
+
+// cluster
+
+func (w *world) Node(context.Context) (*corev1.Node, error) {
+	if w.away {
+		return nil, errors.New("the API server is away")
+	}
+	node := w.node.DeepCopy()
+	node.Status.NodeInfo.KubeletVersion = word(w.running, "version")
+	if w.running == nil {
+		node.Status.Conditions[0].Status = corev1.ConditionUnknown
+	}
+	return node, nil
+}
+func (w *world) Pods(context.Context) ([]corev1.Pod, error) { return w.pods, nil }
+func (w *world) Events(_ context.Context, _ string, uid types.UID) ([]corev1.Event, error) {
+	return w.events, nil
+}
+func (w *world) Heartbeat(context.Context) (time.Time, error) {
+	if w.running == nil {
+		return time.Time{}, nil
+	}
+	return time.Now(), nil
+}
+func (w *world) ServerVersion(context.Context) (string, error)            { return w.server, nil }
+func (w *world) MayBegin(context.Context, string) (string, error)         { return w.why, nil }
+func (w *world) ReleaseSlot(context.Context) error                        { w.slotTaken = false; return nil }
+func (w *world) Event(_ context.Context, kind, reason, text string) error { return nil }
+func (w *world) TakeSlot(context.Context) (bool, []string, error) {
+	w.slotTaken = w.slot
+	return w.slot, []string{"other"}, nil
+}
+func (w *world) Report(_ context.Context, report rollout.Report, mark *bool) error {
+	if w.away {
+		return errors.New("the API server is away")
+	}
+	w.told = append(w.told, report)
+	metav1.SetMetaDataAnnotation(&w.node.ObjectMeta, rollout.ReportAnnotation, report.Annotation())
+	if mark != nil && *mark {
+		metav1.SetMetaDataLabel(&w.node.ObjectMeta, rollout.StateLabel, rollout.StateFailed)
+	} else if mark != nil {
+		delete(w.node.Labels, rollout.StateLabel)
+	}
+	return nil
+}
