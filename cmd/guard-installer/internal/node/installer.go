@@ -343,9 +343,9 @@ func marks(report rollout.Report) bool {
 
 func (i *Installer) afterTelling(ctx context.Context, report rollout.Report) error {
 	switch {
-	case report.Target == rollout.Observe:
-		return nil
-	case report.Phase == rollout.Done:
+	case report.Target == rollout.Observe, report.Phase == rollout.Done:
+		// Nothing is being changed here. A slot that is kept after a failure stands for
+		// the request that failed.
 		return i.Cluster.ReleaseSlot(ctx)
 	case marks(report):
 		return i.store().Mark()
