@@ -65,8 +65,8 @@ type nodePool struct {
 	asked []rollout.Request
 	// nodes in the order of their names.
 	nodes []corev1.Node
-	// stale has the times of reports that do not count any more, by node.
-	stale map[string]metav1.Time
+	// stale has reports that do not count any more, by node.
+	stale map[string]*rollout.Report
 }
 
 // current is what was asked for last; nil: nothing but to observe.

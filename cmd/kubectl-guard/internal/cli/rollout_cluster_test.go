@@ -190,6 +190,9 @@ func (c *cluster) step(set *appsv1.DaemonSet) {
 		}
 		same := report != nil && report.RequestID == request.ID()
 		switch {
+		case same && report.Phase == rollout.Refused && c.rollouts.refused[n.name] == "" && request.Target != rollout.Observe:
+			c.change(n, request)
+			return
 		case same && report.Phase.Stopped() && (rollout.Marked(n.object()) || report.Phase == rollout.Refused):
 			if request.Target != rollout.Observe {
 				return
@@ -220,7 +223,7 @@ func (c *cluster) change(n *fakeNode, request rollout.Request) {
 		default:
 			n.status, n.version, n.pods = http.StatusNotFound, stock, nil
 		}
-	} else {
+	} else if outcome != rollout.Refused {
 		n.labels[rollout.StateLabel] = rollout.StateFailed
 	}
 	c.report(n, request, outcome)

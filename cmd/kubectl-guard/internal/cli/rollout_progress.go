@@ -1,9 +1,10 @@
 package cli
 
 import (
+	"maps"
+
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/pkg/rollout"
 )
@@ -128,15 +129,20 @@ func (p poolProgress) settled() bool {
 	return true
 }
 
-// reported returns the times of the reports of nodes at the step.
-func (p poolProgress) reported(step nodeStep) map[string]metav1.Time {
-	times := map[string]metav1.Time{}
+// reported returns the reports of nodes at the step.
+func (p poolProgress) reported(step nodeStep) map[string]*rollout.Report {
+	reports := map[string]*rollout.Report{}
 	for _, node := range p.nodes {
 		if node.step == step {
-			times[node.node] = node.report.Time
+			reports[node.node] = node.report
 		}
 	}
-	return times
+	return reports
+}
+
+// forgetStale lets reports of the phase count again.
+func (p *nodePool) forgetStale(phase rollout.Phase) {
+	maps.DeleteFunc(p.stale, func(_ string, report *rollout.Report) bool { return report.Phase == phase })
 }
 
 // progress compares the reports of a pool's nodes with a request.
@@ -152,7 +158,7 @@ func (p *nodePool) progress(request rollout.Request) poolProgress {
 		n.report, n.problem = rollout.ReportOf(&p.nodes[i])
 		if n.report != nil && n.report.RequestID == id {
 			n.step = stepOf(n.report.Phase)
-			if stale, found := p.stale[n.node]; found && n.report.Time.Equal(&stale) {
+			if stale := p.stale[n.node]; stale != nil && n.report.Time.Equal(&stale.Time) {
 				n.step = stepPending
 			}
 		}

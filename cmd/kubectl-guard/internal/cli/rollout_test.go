@@ -424,6 +424,25 @@ func TestRolloutResumeTriesANodeOnceMore(t *testing.T) {
 	require.ErrorContains(t, r.err, "pool green is only looked at; to change it, give kubectl guard rollout start --pool green")
 }
 
+func TestRolloutResumeGivesARefusalTimeToGo(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	c.rollouts.outcome["blue-1"] = rollout.Refused
+	require.ErrorContains(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err, "pool blue stopped at node blue-1: Refused")
+
+	var seconds atomic.Int64
+	c.now = func() time.Time { return now.Add(time.Duration(seconds.Add(1)) * time.Second) }
+	c.rollouts.refused["blue-1"] = "the node is not ready"
+	r := c.run("", "rollout", "resume", "--pool", "blue", "--yes")
+	require.ErrorContains(t, r.err, "pool blue stopped at node blue-1: Refused", "the reason is still there")
+	require.Greater(t, seconds.Load(), int64(lookedAgain/time.Second))
+
+	c.rollouts.stepped = func(*appsv1.DaemonSet) { c.rollouts.refused, c.rollouts.outcome = nil, nil }
+	r = c.run("", "rollout", "resume", "--pool", "blue", "--yes")
+	require.NoError(t, r.err)
+	require.Equal(t, guard.Enforce, c.node("blue-2").mode)
+}
+
 func TestRolloutUndoGoesBackOneStepAfterTheOther(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)

@@ -35,6 +35,10 @@ func (o *rolloutWait) check() error {
 	return nil
 }
 
+// lookedAgain is enough for an installer that has refused to have looked once more,
+// which it does every 15 seconds.
+const lookedAgain = 45 * time.Second
+
 // sleep waits for the time between two looks.
 func (o *rolloutWait) sleep(ctx context.Context) error {
 	select {
@@ -49,11 +53,15 @@ func (o *rolloutWait) sleep(ctx context.Context) error {
 // or until one has failed; with all, until each is done or has failed.
 func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, request rollout.Request, all bool) (poolProgress, error) {
 	told := map[string]string{}
-	moved := o.now()
+	begun := o.now()
+	moved := begun
 	var problem error
 	for {
 		before := problem
 		if problem = c.readPool(ctx, p); problem == nil {
+			if o.now().Sub(begun) > lookedAgain {
+				p.forgetStale(rollout.Refused)
+			}
 			progress := p.progress(request)
 			for _, node := range progress.nodes {
 				if text := node.text(); told[node.node] != text {
