@@ -73,6 +73,8 @@ type fakeNode struct {
 
 	labels, annotations map[string]string
 	notReady            bool
+	// holding: its condition says that pods are held.
+	holding bool
 }
 
 func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
@@ -224,7 +226,7 @@ func (n *fakeNode) object() *corev1.Node {
 	if n.notReady {
 		ready = corev1.ConditionFalse
 	}
-	return &corev1.Node{
+	node := &corev1.Node{
 		TypeMeta:   metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
 		ObjectMeta: metav1.ObjectMeta{Name: n.name, Labels: n.labels, Annotations: n.annotations},
 		Status: corev1.NodeStatus{
@@ -232,6 +234,10 @@ func (n *fakeNode) object() *corev1.Node {
 			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}},
 		},
 	}
+	if n.holding {
+		node.Status.Conditions = append(node.Status.Conditions, corev1.NodeCondition{Type: guard.NodeHoldingPods, Status: corev1.ConditionTrue})
+	}
+	return node
 }
 
 // proxy answers for a kubelet as the API server hands it on.

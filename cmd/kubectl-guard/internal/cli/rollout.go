@@ -22,6 +22,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -322,24 +323,47 @@ func areStill(n int) string {
 	return fmt.Sprintf("%d are still", n)
 }
 
-// unmark takes the mark of a failure off a node, and its report with all.
+// unmark takes the mark of a failure off a node, and with all whatever else a roll-out
+// and a guarded kubelet have left in its Node.
 func (c *clients) unmark(ctx context.Context, node *corev1.Node, all bool) error {
 	_, reported := node.Annotations[rollout.ReportAnnotation]
 	_, marked := node.Labels[rollout.StateLabel]
-	if !marked && !(all && reported) {
-		return nil
+	metadata := map[string]any{}
+	if marked {
+		metadata["labels"] = map[string]any{rollout.StateLabel: nil}
 	}
-	metadata := map[string]any{"labels": map[string]any{rollout.StateLabel: nil}}
-	if all {
+	if all && reported {
 		metadata["annotations"] = map[string]any{rollout.ReportAnnotation: nil}
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": metadata})
+	if len(metadata) > 0 {
+		if err := c.patchNode(ctx, node, types.MergePatchType, map[string]any{"metadata": metadata}); err != nil {
+			return fmt.Errorf("node %s: take the mark of the roll-out off: %w", node.Name, err)
+		}
+	}
+	if !all {
+		return nil
+	}
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == guard.NodeHoldingPods {
+			// A kubelet without guard leaves it as it was, for ever.
+			removal := map[string]any{"type": guard.NodeHoldingPods, "$patch": "delete"}
+			if err := c.patchNode(ctx, node, types.StrategicMergePatchType, map[string]any{"status": map[string]any{"conditions": []any{removal}}}, "status"); err != nil {
+				return fmt.Errorf("node %s: remove the condition %s, which no kubelet updates any more: %w", node.Name, guard.NodeHoldingPods, err)
+			}
+		}
+	}
+	return nil
+}
+
+// patchNode patches a node. One that is gone needs nothing.
+func (c *clients) patchNode(ctx context.Context, node *corev1.Node, kind types.PatchType, content map[string]any, subresources ...string) error {
+	patch, err := json.Marshal(content)
 	if err != nil {
 		return err
 	}
-	_, err = c.kube.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("node %s: take the mark of the roll-out off: %w", node.Name, err)
+	_, err = c.kube.CoreV1().Nodes().Patch(ctx, node.Name, kind, patch, metav1.PatchOptions{FieldManager: fieldManager}, subresources...)
+	if apierrors.IsNotFound(err) {
+		return nil
 	}
-	return nil
+	return err
 }

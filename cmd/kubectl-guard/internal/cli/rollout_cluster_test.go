@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -132,6 +133,7 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 		c.rollouts.leases = nil
 		return &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess, Code: http.StatusOK}
 	})
+	c.serveNodeStatus(handle)
 	handle("PATCH /api/v1/nodes/{name}", func(_ http.ResponseWriter, r *http.Request) any {
 		var patch struct {
 			Metadata struct{ Labels, Annotations map[string]*string }
@@ -145,6 +147,17 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 		}
 		for key := range patch.Metadata.Annotations {
 			delete(n.annotations, key)
+		}
+		return n.object()
+	})
+}
+
+// serveNodeStatus lets the condition of held pods be removed.
+func (c *cluster) serveNodeStatus(handle func(string, func(http.ResponseWriter, *http.Request) any)) {
+	handle("PATCH /api/v1/nodes/{name}/status", func(_ http.ResponseWriter, r *http.Request) any {
+		n := c.node(r.PathValue("name"))
+		if assert.JSONEq(c.t, `{"status":{"conditions":[{"type":"kubelet-guard.io/HoldingPods","$patch":"delete"}]}}`, string(c.note(r))) {
+			n.holding = false
 		}
 		return n.object()
 	})

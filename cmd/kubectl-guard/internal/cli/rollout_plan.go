@@ -384,7 +384,10 @@ func (o *rolloutStartOptions) showFound(plans []*poolPlan) error {
 			rows = append(rows, row)
 		}
 	}
-	fmt.Fprintln(o.Out)
+	if !o.yes {
+		// The answer to the question before ends no line when it is not typed.
+		fmt.Fprintln(o.Out)
+	}
 	if err := table(o.Out, false, columns, rows); err != nil {
 		return err
 	}

@@ -495,6 +495,7 @@ func TestRolloutUninstallListsHeldPods(t *testing.T) {
 		require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
 		c.rollouts.begun = nil
 		c.rollouts.leases = []string{rollout.SlotName("blue", 0)}
+		c.node("blue-1").holding = true
 		c.node("blue-1").pods = []guard.PodState{
 			protectedPod("web", "front-1", 1), heldPod("web", "cache", 2, false, guard.PodVanished), heldPod("jobs", "import", 3, true, guard.Evicted),
 		}
@@ -531,6 +532,7 @@ func TestRolloutUninstallListsHeldPods(t *testing.T) {
 			require.Equal(t, []string{"blue-1", "blue-2"}, c.rollouts.begun)
 			require.NotContains(t, c.rollouts.sets, "guard-installer-blue")
 			require.Empty(t, c.rollouts.leases)
+			require.False(t, c.node("blue-1").holding, "the stock kubelet would leave the condition as it was")
 			require.Equal(t, http.StatusNotFound, c.node("blue-2").status, "the stock kubelet has no guard")
 		})
 	}
