@@ -154,6 +154,15 @@ func (r Root) RemoveAll(name string) error {
 	return nil
 }
 
+// RemoveEmpty removes a folder if nothing is in it.
+func (r Root) RemoveEmpty(name string) error {
+	err := unix.Rmdir(r.Path(name))
+	if err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return nil
+}
+
 // Link makes a symbolic link, and leaves one that is there.
 func (r Root) Link(target, name string) error {
 	dir := r.Path(filepath.Dir(name))

@@ -72,6 +72,7 @@ func (i *Installer) report(v *view) rollout.Report {
 // change makes the change. The context is not cancelled: what has begun comes to its
 // end.
 func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error) {
+	i.awaited = false
 	report := i.report(v)
 	report.Began = metav1.Now()
 	i.progress(ctx, report, "Preparing")
@@ -319,6 +320,11 @@ func (i *Installer) cleanUp(ctx context.Context, entry *journal.Entry) error {
 	if !i.Request.Target.Guarded() {
 		for _, dir := range []string{rollout.InstallDir, rollout.ConfigDir, rollout.StateDir} {
 			if err := i.Root.RemoveAll(dir); err != nil {
+				return err
+			}
+		}
+		for _, dir := range []string{path.Dir(rollout.StateDir), path.Dir(rollout.DropIn)} {
+			if err := i.Root.RemoveEmpty(dir); err != nil {
 				return err
 			}
 		}

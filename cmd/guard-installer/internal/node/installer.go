@@ -71,11 +71,13 @@ type Installer struct {
 	// the drop-in that it has. From then on this process changes the node no more.
 	finished       *rollout.Report
 	finishedDropIn *string
+	// awaited: the old kubelet was waited for after a change was taken back.
+	awaited bool
 }
 
 const (
 	// timerMargin is how much later than the installer the timer takes a change back.
-	timerMargin = 20 * time.Second
+	timerMargin = 15 * time.Second
 	// lookAgain is how long an installer waits before it looks at a node again that has
 	// refused, waitAgain one that waits.
 	lookAgain = 15 * time.Second
@@ -179,8 +181,13 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 			return rollout.Report{}, err
 		}
 		if !again {
+			if !entry.Marked {
+				// The node took it back by itself, maybe a moment ago.
+				i.awaitOldKubelet(context.WithoutCancel(ctx), entry)
+			}
 			return i.failed(ctx, entry), nil
 		}
+		i.awaited = false
 		if err := i.store().Clear(); err != nil {
 			return rollout.Report{}, err
 		}

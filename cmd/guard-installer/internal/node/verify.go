@@ -245,7 +245,12 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 	if entry.Before.SHA256 != "" && process.SHA256 != entry.Before.SHA256 {
 		return now, fmt.Errorf("the program that runs has the checksum %s, not %s", process.SHA256, entry.Before.SHA256)
 	}
-	answer, _, err := i.Ask(ctx, entry.Address, entry.Pin)
+	node, err := i.Cluster.Node(ctx)
+	if err != nil {
+		return now, err
+	}
+	// The node may have booted since, with another address.
+	answer, _, err := i.Ask(ctx, kubeletAddress(node), entry.Pin)
 	if err != nil {
 		return now, err
 	}
@@ -253,18 +258,18 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 	if entry.Before.Version != "" && (now.Version != entry.Before.Version || now.Mode != entry.Before.Mode) {
 		return now, fmt.Errorf("%s runs, before it was %s", describe(now), describe(entry.Before))
 	}
-	node, err := i.Cluster.Node(ctx)
-	if err != nil {
-		return now, err
-	}
 	if !nodeReady(node) {
 		return now, errors.New("the node is not ready")
 	}
 	return now, nil
 }
 
-// awaitOldKubelet waits until the old kubelet is in order, for at most Recovery.
+// awaitOldKubelet waits until the old kubelet is in order, for at most Recovery, once.
 func (i *Installer) awaitOldKubelet(ctx context.Context, entry *journal.Entry) {
+	if i.awaited {
+		return
+	}
+	i.awaited = true
 	deadline := time.Now().Add(i.Recovery)
 	for {
 		_, err := i.oldKubelet(ctx, entry)

@@ -24,7 +24,7 @@ const (
 	callTimeout = 20 * time.Second
 	// stopPatience is how long a service may take to stop before it is killed. A kubelet
 	// that is killed loses nothing: it keeps no state that it does not sync.
-	stopPatience = 15 * time.Second
+	stopPatience = 10 * time.Second
 	// jobTimeout bounds the start of a service.
 	jobTimeout = 60 * time.Second
 )
@@ -110,7 +110,7 @@ func (m Manager) Unit(ctx context.Context, name string) (Unit, error) {
 }
 
 // Restart restarts a service and returns when its process was started. One that does
-// not stop in 15 seconds is killed.
+// not stop in 10 seconds is killed.
 func (m Manager) Restart(ctx context.Context, name string) error {
 	return m.do(ctx, "restart "+name, stopPatience+jobTimeout, func(ctx context.Context, c *dbus.Conn) error {
 		// A service that failed too often would not be started.
@@ -128,7 +128,8 @@ func (m Manager) Restart(ctx context.Context, name string) error {
 			case <-patience.C:
 				state, err := c.GetUnitPropertyContext(ctx, name, "ActiveState")
 				if err == nil && state.Value.Value() == "deactivating" {
-					c.KillUnitContext(ctx, name, int32(syscall.SIGKILL))
+					// The job goes on or fails; its result says so.
+					_ = c.KillUnitWithTarget(ctx, name, dbus.Main, int32(syscall.SIGKILL))
 				}
 			case <-ctx.Done():
 				return fmt.Errorf("it was not started in time: %w", ctx.Err())
