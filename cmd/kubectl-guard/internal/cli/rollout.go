@@ -187,6 +187,9 @@ func (c *clients) put(ctx context.Context, p *nodePool, request rollout.Request,
 			if err != nil {
 				return err
 			}
+			if err := unchanged(p, set); err != nil {
+				return err
+			}
 			set.Spec = wanted.Spec
 			for key, value := range wanted.Annotations {
 				metav1.SetMetaDataAnnotation(&set.ObjectMeta, key, value)
@@ -205,6 +208,23 @@ func (c *clients) put(ctx context.Context, p *nodePool, request rollout.Request,
 	}
 	if !dry {
 		p.set, p.asked = written, asked
+	}
+	return nil
+}
+
+// unchanged returns an error when somebody else has asked the pool for something since
+// it was read: what was agreed to was a plan for something else.
+func unchanged(p *nodePool, set *appsv1.DaemonSet) error {
+	was, err := rollout.RequestOf(p.set)
+	if err != nil {
+		return err
+	}
+	is, err := rollout.RequestOf(set)
+	if err != nil {
+		return err
+	}
+	if is.ID() != was.ID() || set.UID != p.set.UID {
+		return fmt.Errorf("somebody else has changed it meanwhile: it is asked for %s; see kubectl guard rollout status, and begin anew", requestText(is))
 	}
 	return nil
 }

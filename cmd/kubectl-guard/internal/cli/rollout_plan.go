@@ -32,7 +32,8 @@ type poolPlan struct {
 	attach bool
 	// complete: and nothing is left to do.
 	complete bool
-	// found is what the installers reported that only looked.
+	// look is the request with which the installers only look, found what they reported.
+	look  rollout.Request
 	found poolProgress
 }
 
@@ -41,9 +42,8 @@ func (p *poolPlan) describe() string {
 	return fmt.Sprintf("pool %s (%s)", p.Name, count(len(p.nodes), "node"))
 }
 
-// observing is the request with which the installers only look.
-func (p *poolPlan) observing() rollout.Request {
-	request := p.request
+// observing is a request with which the installers only look.
+func observing(request rollout.Request) rollout.Request {
 	request.Target = rollout.Observe
 	return request
 }

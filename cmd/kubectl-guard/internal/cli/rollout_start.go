@@ -230,13 +230,14 @@ const putBackTimeout = 2 * time.Minute
 
 func (o *rolloutStartOptions) look(ctx context.Context, c *clients, begun, plans []*poolPlan) error {
 	for _, p := range begun {
-		if err := c.put(ctx, p.nodePool, p.observing(), p.asked, false); err != nil {
+		p.look = observing(p.request)
+		if err := c.put(ctx, p.nodePool, p.look, p.asked, false); err != nil {
 			return err
 		}
 	}
 	var refused []string
 	for _, p := range begun {
-		progress, err := o.await(ctx, c, p.nodePool, p.observing(), true)
+		progress, err := o.await(ctx, c, p.nodePool, p.look, true)
 		if err != nil {
 			return err
 		}
@@ -268,6 +269,9 @@ func (o *rolloutStartOptions) putBack(ctx context.Context, c *clients, p *poolPl
 	switch {
 	case p.before != nil:
 		return c.change(ctx, p.nodePool, func(set *appsv1.DaemonSet) {
+			if is, err := rollout.RequestOf(set); err == nil && is.ID() != p.look.ID() {
+				return // somebody else has asked for something
+			}
 			set.Spec, set.Annotations = p.before.Spec, p.before.Annotations
 		})
 	case p.set != nil:

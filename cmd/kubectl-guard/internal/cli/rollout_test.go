@@ -365,6 +365,50 @@ func TestRolloutStartWatchesAPoolBeforeTheNext(t *testing.T) {
 	require.Contains(t, r.out, "blue: watched for 10m0s before pool green (1 node)\n")
 }
 
+func TestRolloutNoticesThatSomebodyElseChangesThePool(t *testing.T) {
+	t.Parallel()
+	other := func(c *cluster, pool string) {
+		set := c.rollouts.sets[rollout.DaemonSetName(pool)]
+		pools, err := rollout.PoolOf(set)
+		assert.NoError(t, err)
+		changed, err := rollout.DaemonSet(pools, rollout.Request{Target: rollout.Audit, Image: "somebody/elses:1"})
+		assert.NoError(t, err)
+		set.Spec = changed.Spec
+	}
+	t.Run("while it waits", func(t *testing.T) {
+		t.Parallel()
+		c := twoPools(t)
+		c.rollouts.stepped = func(set *appsv1.DaemonSet) {
+			if len(c.rollouts.begun) == 1 {
+				other(c, "blue")
+			}
+		}
+		r := c.run("", append(start, "--yes")...)
+		require.ErrorContains(t, r.err, "pool blue: somebody else has changed it meanwhile: it is asked for Audit, image somebody/elses:1")
+		require.Equal(t, "somebody/elses:1", c.requested("blue").Image)
+	})
+	t.Run("while the question is open", func(t *testing.T) {
+		t.Parallel()
+		c := rolledOut(t)
+		c.node("blue-2").asked = func(*fakeNode) { other(c, "blue") }
+		r := c.run("", "rollout", "undo", "--pool", "blue", "--yes")
+		require.ErrorContains(t, r.err, "somebody else has changed it meanwhile")
+		require.Equal(t, "somebody/elses:1", c.requested("blue").Image)
+	})
+	t.Run("while installers look", func(t *testing.T) {
+		t.Parallel()
+		c := rolledOut(t)
+		c.rollouts.stepped = func(*appsv1.DaemonSet) {
+			if c.requested("blue").Target == rollout.Observe {
+				other(c, "blue")
+			}
+		}
+		r := c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
+		require.ErrorContains(t, r.err, "somebody else has changed it meanwhile")
+		require.Equal(t, "somebody/elses:1", c.requested("blue").Image, "not put back over what somebody else wants")
+	})
+}
+
 func TestRolloutStatus(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)

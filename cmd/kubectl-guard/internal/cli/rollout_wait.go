@@ -62,6 +62,13 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 			if o.now().Sub(begun) > lookedAgain {
 				p.forgetStale(rollout.Refused)
 			}
+			is, err := rollout.RequestOf(p.set)
+			if err != nil {
+				return poolProgress{}, fmt.Errorf("pool %s: %w", p.Name, err)
+			}
+			if is.ID() != request.ID() {
+				return poolProgress{}, fmt.Errorf("pool %s: somebody else has changed it meanwhile: it is asked for %s; see kubectl guard rollout status", p.Name, requestText(is))
+			}
 			progress := p.progress(request)
 			for _, node := range progress.nodes {
 				if text := node.text(); told[node.node] != text {
