@@ -33,7 +33,7 @@ const (
 	watchPlaces = 20000
 	// watchAnswer is how long a watch gets to say its first word. What the API server
 	// remembers comes at once.
-	watchAnswer = 2 * time.Second
+	watchAnswer = 10 * time.Second
 	// kubeletReturn covers a kubelet's way back to a relist of its pods: its last
 	// attempt may have to time out, and the next may come up to a minute later.
 	kubeletReturn = 2 * time.Minute
@@ -82,7 +82,8 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 		}
 		deleted := time.Now()
 		for _, node := range workers() {
-			Expect(watchFrom(ctx, heard, node)).To(Succeed(), "the API server could still tell %s", node.Name())
+			Eventually(ctx, func() error { return watchFrom(ctx, heard, node) }).WithTimeout(apiLag).
+				Should(Succeed(), "the API server could still tell %s", node.Name())
 		}
 		for _, pod := range pods {
 			pod.successor = pod.scene.ofApp(ctx, pod.app(), 1)[0]
