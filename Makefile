@@ -150,12 +150,8 @@ test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard 
 		[[ $$status -eq 0 ]] || echo 'See _output/controlplane-e2e.log and _output/e2e/controlplane/'; \
 		grep '^FAILED: ' _output/controlplane-e2e.log; tail -n 1 _output/controlplane-e2e.log; exit $$status
 
-.PHONY: fleet-e2e
-fleet-e2e: ## Build the fleet suite: _output/bin/
-	@$(go) test -c -o _output/bin/fleet-e2e.test ./node-e2e/fleet
-
 .PHONY: e2e-kind
-e2e-kind: binaries kind-parts guard-webhook kubectl-guard fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
+e2e-kind: binaries kind-parts fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) run ./cmd/guard-e2e kind run --name=fleet $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
 		_output/bin/fleet-e2e.test -test.run='^TestFleet$$' -test.timeout=0 -cluster=fleet -output=_output -manifests=manifests \
 		$(if $(KEEP),-keep) -ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/fleet-e2e.log; status=$$?; \
