@@ -14,10 +14,6 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// preemptionWait covers the scheduler's choice, the victim's end and the start of the
-// pod that it is for.
-const preemptionWait = time.Minute
-
 // ofPriority sets the priority class.
 func ofPriority(class string) podOption {
 	return func(pod *corev1.PodTemplateSpec) { pod.Spec.PriorityClassName = class }
