@@ -346,7 +346,8 @@ func TestRolloutStartGivesUpWhereNothingMoves(t *testing.T) {
 	var minutes atomic.Int64
 	c.now = func() time.Time { return now.Add(time.Duration(minutes.Add(1)) * time.Minute) }
 	r := c.run("", append(start, "--yes", "--timeout=5m")...)
-	require.ErrorContains(t, r.err, "pool blue: nothing has moved for 5m0s; 1 of 2 nodes done\n  node blue-2: Pending; installer guard-installer-blue-blue-2: ImagePullBackOff: no such image")
+	require.ErrorContains(t, r.err, "pool blue: nothing has moved for 5m0s; 1 of 2 nodes done\n  node blue-2: Pending; installer guard-installer-blue-blue-2: ImagePullBackOff: no such image\nNo node was changed.")
+	c.requireUntouched()
 }
 
 func TestRolloutStartWatchesAPoolBeforeTheNext(t *testing.T) {

@@ -91,7 +91,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 				return progress, nil
 			}
 			if o.now().Sub(moved) > o.timeout {
-				return progress, o.stuck(ctx, c, p, progress)
+				return progress, o.stuck(ctx, c, p, progress, request)
 			}
 		} else if before == nil && ctx.Err() == nil {
 			// Not the end: API servers are restarted, too.
@@ -99,7 +99,9 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 		} else if o.now().Sub(moved) > o.timeout {
 			return poolProgress{}, fmt.Errorf("nothing was seen for %s: %w", o.timeout, problem)
 		}
-		if err := o.sleep(ctx); err != nil {
+		if err := o.sleep(ctx); err != nil && request.Target == rollout.Observe {
+			return poolProgress{}, errors.New("interrupted; no node was changed")
+		} else if err != nil {
 			return poolProgress{}, fmt.Errorf("interrupted; pool %s goes on in the cluster. kubectl guard rollout status shows it, kubectl guard rollout pause --pool %s lets no further node begin", p.Name, p.Name)
 		}
 	}
@@ -143,7 +145,7 @@ func (o *rolloutWait) stopped(ctx context.Context, c *clients, p *nodePool, prog
 }
 
 // stuck is the error for a pool in which nothing moves.
-func (o *rolloutWait) stuck(ctx context.Context, c *clients, p *nodePool, progress poolProgress) error {
+func (o *rolloutWait) stuck(ctx context.Context, c *clients, p *nodePool, progress poolProgress, request rollout.Request) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "pool %s: nothing has moved for %s; %d of %s done", p.Name, o.timeout, progress.count(stepDone), count(len(progress.nodes), "node"))
 	pods, err := c.installers(ctx, p)
@@ -168,7 +170,11 @@ func (o *rolloutWait) stuck(ctx context.Context, c *clients, p *nodePool, progre
 			}
 		}
 	}
-	fmt.Fprintf(&text, "\nThe roll-out goes on by itself when what it waits for is there: kubectl guard rollout status --pool %s", p.Name)
+	if request.Target == rollout.Observe {
+		fmt.Fprintf(&text, "\nNo node was changed.")
+	} else {
+		fmt.Fprintf(&text, "\nThe roll-out goes on by itself when what it waits for is there: kubectl guard rollout status --pool %s", p.Name)
+	}
 	return errors.New(text.String())
 }
 
