@@ -79,6 +79,10 @@ promtool: ## Build the checker of alert rules: _output/bin/promtool
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
 	@docker build --quiet --file=build/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
 
+.PHONY: broken-kubelets
+broken-kubelets: ## Build kubelets that a roll-out has to take back: _output/broken/
+	@$(guard_build) broken-kubelets
+
 .PHONY: installer-image
 installer-image: kubelet guard-installer ## Build the image with the installer and the guarded kubelet (INSTALLER_IMAGE=name:tag; needs Docker)
 	@mkdir -p _output/installer && cp --remove-destination _output/bin/kubelet _output/bin/guard-installer _output/installer/
@@ -104,7 +108,7 @@ controlplane-e2e: ## Build the control plane suite: _output/bin/
 	@$(go) test -c -o _output/bin/controlplane-e2e.test ./node-e2e/controlplane
 
 .PHONY: fleet-e2e
-fleet-e2e: guard-webhook kubectl-guard ## Build the suite of many nodes, the webhook and the kubectl plugin: _output/bin/
+fleet-e2e: guard-webhook guard-installer kubectl-guard ## Build the suite of many nodes, the webhook, the installer and the kubectl plugin: _output/bin/
 	@$(go) test -c -o _output/bin/fleet-e2e.test ./node-e2e/fleet
 
 .PHONY: verify-reproducible
@@ -151,7 +155,7 @@ test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard 
 		grep '^FAILED: ' _output/controlplane-e2e.log; tail -n 1 _output/controlplane-e2e.log; exit $$status
 
 .PHONY: e2e-kind
-e2e-kind: binaries kind-parts fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
+e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) run ./cmd/guard-e2e kind run --name=fleet $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
 		_output/bin/fleet-e2e.test -test.run='^TestFleet$$' -test.timeout=0 -cluster=fleet -output=_output -manifests=manifests \
 		$(if $(KEEP),-keep) -ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/fleet-e2e.log; status=$$?; \

@@ -115,3 +115,18 @@ func newKindPartsCommand(o *options) *cobra.Command {
 		},
 	}
 }
+
+func newBrokenKubeletsCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "broken-kubelets",
+		Short: "Build kubelets that a roll-out has to take back: one that does not start, one without the guard",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			repo, u, err := o.resolve()
+			if err != nil {
+				return err
+			}
+			return repo.BuildBroken(cmd.Context(), u, cmd.OutOrStdout())
+		},
+	}
+}

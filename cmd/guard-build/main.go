@@ -57,6 +57,7 @@ func newCommand() *cobra.Command {
 		newBinariesCommand(o, "control-plane", "Build the unpatched control plane and kubectl", build.ControlPlane),
 		newNodePartsCommand(),
 		newKindPartsCommand(o),
+		newBrokenKubeletsCommand(o),
 		newUnitCommand(),
 		newTestCommand(o),
 		newProveCommand(o),

@@ -1,0 +1,88 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+// Names of the kubelets that BuildBroken makes, in _output/broken.
+const (
+	// NotStarting ends at once: it does not know --guard-config.
+	NotStarting = "kubelet-not-starting"
+	// Unguarded takes --guard-config and ignores it.
+	Unguarded = "kubelet-unguarded"
+)
+
+// flagAnchor is the line of the stock tree behind which the flag is added.
+const flagAnchor = "func (f *KubeletFlags) AddFlags(mainfs *pflag.FlagSet) {\n\tfs := pflag.NewFlagSet(\"\", pflag.ExitOnError)\n"
+
+// BuildBroken builds two kubelets for the tests of roll-outs, for this machine. Both are
+// the stock kubelet under the version of the guarded one: what comes of a build in which
+// the patches were forgotten. Progress is written to out.
+func (r Repo) BuildBroken(ctx context.Context, u Upstream, out io.Writer) error {
+	tree, release, err := r.hold(ctx, u, Stock, out)
+	if err != nil {
+		return err
+	}
+	defer release()
+	flags, err := r.linkerFlags(u, Stock)
+	if err != nil {
+		return err
+	}
+	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		flags += " -X " + pkg + ".gitVersion=" + GuardedVersion(u.Version) // the last one counts
+	}
+	dir := r.path("_output", "broken")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	overlay, err := ignoredFlag(tree, dir)
+	if err != nil {
+		return err
+	}
+	for _, b := range []struct {
+		name  string
+		flags []string
+	}{{NotStarting, nil}, {Unguarded, []string{"-overlay", overlay}}} {
+		args := buildArgs(flags, filepath.Join(dir, b.name), Kubelet.Package)
+		args = append(append([]string{args[0]}, b.flags...), args[1:]...)
+		cmd := goCommand(ctx, tree, runtime.GOARCH, args...)
+		cmd.Stdout, cmd.Stderr = out, out
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("build %s: %w", b.name, err)
+		}
+		fmt.Fprintf(out, "%s: the stock kubelet as %s\n", r.rel(filepath.Join(dir, b.name)), GuardedVersion(u.Version))
+	}
+	return nil
+}
+
+// ignoredFlag writes an overlay of the tree in which the kubelet has the flag and does
+// nothing with it, and returns its path.
+func ignoredFlag(tree, dir string) (string, error) {
+	source := filepath.Join(tree, "cmd", "kubelet", "app", "options", "options.go")
+	data, err := os.ReadFile(source)
+	if err != nil {
+		return "", err
+	}
+	before, after, ok := strings.Cut(string(data), flagAnchor)
+	if !ok {
+		return "", fmt.Errorf("%s: the place where the kubelet's flags are added is not where it was", source)
+	}
+	changed := filepath.Join(dir, "options.go.txt")
+	text := before + flagAnchor + "\tfs.String(\"guard-config\", \"\", \"Ignored.\")\n" + after
+	if err := os.WriteFile(changed, []byte(text), 0o644); err != nil {
+		return "", err
+	}
+	content, err := json.Marshal(map[string]any{"Replace": map[string]string{source: changed}})
+	if err != nil {
+		return "", err
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	return overlay, os.WriteFile(overlay, content, 0o644)
+}

@@ -1,0 +1,270 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/build"
+	"kubelet-guard.io/node-e2e/images"
+	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// Pools of stock nodes that are there for roll-outs. Their nodes are stock again
+// afterwards.
+const (
+	poolBlue  = "blue"
+	poolGreen = "green"
+)
+
+const (
+	// rolloutStart covers the load of three images into three nodes.
+	rolloutStart = 4 * time.Minute
+	// rolloutTime covers a roll-out over the pools: 25 s a node, most of it to see that
+	// everything stays in order, and twice that on a loaded machine.
+	rolloutTime = 6 * time.Minute
+	// backWithin is how soon a node has its old kubelet after a change began that fails.
+	backWithin = 2 * time.Minute
+)
+
+// Images of the installer: with the guarded kubelet, and with two that are broken.
+var (
+	imageGood        = rolloutImage{"localhost/guard/installer:good", func() string { return filepath.Join(outputDir, "bin", "kubelet") }}
+	imageNotStarting = rolloutImage{"localhost/guard/installer:not-starting", func() string { return filepath.Join(outputDir, "broken", build.NotStarting) }}
+	imageUnguarded   = rolloutImage{"localhost/guard/installer:unguarded", func() string { return filepath.Join(outputDir, "broken", build.Unguarded) }}
+)
+
+type rolloutImage struct {
+	name    string
+	kubelet func() string
+}
+
+func (i rolloutImage) load(ctx context.Context, nodes []*kind.Node) error {
+	archive := filepath.Join(artifactsDir(), "installer.tar")
+	err := writeImage(archive, images.Image{
+		Name: i.name, Entrypoint: []string{rollout.InstallerPath},
+		Files: []images.File{
+			{Path: rollout.InstallerPath, Source: filepath.Join(outputDir, "bin", "guard-installer")},
+			{Path: rollout.KubeletPath, Source: i.kubelet()},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("the image %s: %w", i.name, err)
+	}
+	return cluster.LoadImage(ctx, archive, nodes...)
+}
+
+var _ = Describe("A roll-out over two pools", Ordered, func() {
+	var (
+		pods  []*subject
+		nodes []*kind.Node
+		// stock and guarded are the versions of the kubelets.
+		stock   string
+		guarded = build.GuardedVersion(kubeVersion)
+	)
+
+	BeforeAll(func(ctx SpecContext) {
+		if len(cluster.Pool(poolBlue)) < 2 || len(cluster.Pool(poolGreen)) < 1 {
+			Skip(fmt.Sprintf("the cluster has no pools for it (--pools %s=2,%s=1)", poolBlue, poolGreen))
+		}
+		nodes = slices.Concat(cluster.Pool(poolBlue), cluster.Pool(poolGreen))
+		stock = versionOf(ctx, nodes[0])
+		for _, image := range []rolloutImage{imageGood, imageNotStarting, imageUnguarded} {
+			Expect(image.load(ctx, nodes)).To(Succeed())
+		}
+		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
+		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+
+		s := newScene(ctx, nil)
+		var create []*corev1.Pod
+		for _, node := range nodes {
+			create = append(create, newPod("protected-"+node.Name(), protected, onNode(node)), newPod("plain-"+node.Name(), onNode(node)))
+		}
+		pods = s.run(ctx, create...)
+	}, NodeTimeout(rolloutStart))
+
+	It("goes from Audit to Enforce, node by node, and no container is restarted", func(ctx SpecContext) {
+		By("rolling out Audit")
+		asOperator(ctx, "start", "--yes", "--pool", poolOf(poolBlue), "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageGood.name).expectDone()
+		expectRolledOut(ctx, nodes, guarded, guard.Audit)
+		expectRunning(Default, ctx, pods...)
+		expectOneAfterTheOther(ctx, nodes)
+
+		By("rolling out Enforce")
+		asOperator(ctx, "start", "--yes", "--pool", poolBlue, "--pool", poolGreen, "--mode=Enforce").expectDone()
+		expectRolledOut(ctx, nodes, guarded, guard.Enforce)
+		expectRunning(Default, ctx, pods...)
+		expectOneAfterTheOther(ctx, nodes)
+		for _, pod := range pods {
+			if strings.HasPrefix(pod.name, "protected-") {
+				awaitGuardState(ctx, pod, guard.Protected)
+			}
+		}
+		found("roll-out: Audit and Enforce on %d nodes of two pools, %d of %d containers run on", len(nodes), len(pods), len(pods))
+	}, SpecTimeout(2*rolloutTime))
+
+	for _, broken := range []struct {
+		title  string
+		image  rolloutImage
+		reason rollout.Reason
+	}{
+		{"does not start", imageNotStarting, rollout.ReasonNotStarted},
+		{"starts unguarded", imageUnguarded, rollout.ReasonUnguarded},
+	} {
+		It("stops at the first node with a kubelet that "+broken.title+", and has the old one back there", func(ctx SpecContext) {
+			blue := cluster.Pool(poolBlue)
+			before := map[*kind.Node]kubeletProcess{}
+			for _, node := range blue {
+				before[node] = kubeletOf(ctx, node)
+			}
+			answer := asOperator(ctx, "start", "--yes", "--pool", poolBlue, "--image="+broken.image.name)
+
+			marked := markedNodes(ctx)
+			Expect(marked).To(HaveLen(1), "nodes with the label %s=%s\n%s", rollout.StateLabel, rollout.StateFailed, answer)
+			answer.expectRefused(marked[0], string(rollout.RolledBack))
+			for _, node := range blue {
+				now := kubeletOf(ctx, node)
+				Expect(now.checksum).To(Equal(before[node].checksum), "the program of the kubelet of %s", node.Name())
+				if node.Name() != marked[0] {
+					Expect(now).To(Equal(before[node]), "the kubelet of %s, which was not begun", node.Name())
+				}
+			}
+			report := reportOf(ctx, cluster.Node(marked[0]))
+			Expect(report.Phase).To(Equal(rollout.RolledBack), report.Message)
+			Expect(report.Reason).To(Equal(broken.reason), report.Message)
+			Expect(report.Stopped).To(BeEmpty())
+			took := report.Time.Sub(report.Began.Time)
+			Expect(took).To(BeNumerically("<", backWithin), "from the change to the old kubelet on %s", marked[0])
+			expectRunning(Default, ctx, pods...)
+			found("roll-out: a kubelet that %s was taken back on the first node after %.0f s, nothing was killed", broken.title, took.Seconds())
+
+			By("going back to what the pool had")
+			asOperator(ctx, "undo", "--pool", poolBlue, "--yes").expectDone()
+			expectRolledOut(ctx, blue, guarded, guard.Enforce)
+			Expect(markedNodes(ctx)).To(BeEmpty())
+			expectRunning(Default, ctx, pods...)
+		}, SpecTimeout(rolloutTime))
+	}
+
+	It("returns the stock kubelet and leaves nothing behind", func(ctx SpecContext) {
+		asOperator(ctx, "uninstall", "--pool", poolBlue, "--pool", poolGreen, "--yes").expectDone()
+		for _, node := range nodes {
+			Expect(versionOf(ctx, node)).To(Equal(stock), "the kubelet of %s", node.Name())
+			paths := strings.Join([]string{rollout.InstallDir, rollout.ConfigDir, rollout.StateDir, rollout.DropIn}, " ")
+			left, err := node.Exec(ctx, "sh", "-c", "ls -d "+paths+" 2>/dev/null || true")
+			Expect(err).NotTo(HaveOccurred())
+			Expect(left).To(BeEmpty(), "on %s", node.Name())
+			object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			Expect(object.Annotations).NotTo(HaveKey(rollout.ReportAnnotation))
+		}
+		expectRunning(Default, ctx, pods...)
+	}, SpecTimeout(rolloutTime))
+})
+
+// poolOf is a pool of the cluster as kubectl guard rollout takes one.
+func poolOf(name string) string { return name + "=" + kind.PoolLabel + "=" + name }
+
+// asOperator runs kubectl guard rollout as somebody who has the role for it and the
+// one of viewers, and no other.
+func asOperator(ctx context.Context, args ...string) answer {
+	return tryKubectl(ctx, append([]string{
+		"guard", "rollout", "--as=operator", "--as-group=kubelet-guard:rollout", "--as-group=kubelet-guard:viewers", "--as-group=system:authenticated",
+	}, args...)...)
+}
+
+// removeRollouts returns what a spec has left to the stock kubelet.
+func removeRollouts(ctx SpecContext) {
+	for _, pool := range []string{poolBlue, poolGreen} {
+		_, err := client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(pool), metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		Expect(err).NotTo(HaveOccurred())
+		asOperator(ctx, "uninstall", "--pool", pool, "--release-held", "--yes").expectDone()
+	}
+	kubectl(ctx, "delete", "-k", filepath.Join(manifestsDir, "rollout"), "--ignore-not-found")
+}
+
+func versionOf(ctx context.Context, node *kind.Node) string {
+	GinkgoHelper()
+	object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	return object.Status.NodeInfo.KubeletVersion
+}
+
+func reportOf(ctx context.Context, node *kind.Node) *rollout.Report {
+	GinkgoHelper()
+	object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	report, err := rollout.ReportOf(object)
+	Expect(err).NotTo(HaveOccurred())
+	Expect(report).NotTo(BeNil(), "the report of %s", node.Name())
+	return report
+}
+
+// expectRolledOut checks what the API server, the kubelets and the reports say.
+func expectRolledOut(ctx context.Context, nodes []*kind.Node, version string, mode guard.Mode) {
+	GinkgoHelper()
+	for _, node := range nodes {
+		Expect(versionOf(ctx, node)).To(Equal(version), "the kubelet of %s", node.Name())
+		list, err := guardPods(ctx, node)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(list.Mode).To(Equal(mode), "the guard of %s", node.Name())
+		report := reportOf(ctx, node)
+		Expect(report.Phase).To(Equal(rollout.Done), "%s: %s", node.Name(), report.Message)
+		Expect(report.Now.Version).To(Equal(version))
+		Expect(report.Now.Mode).To(Equal(mode))
+	}
+}
+
+// expectOneAfterTheOther checks that no node was begun before the one before it was
+// done, and no pool before the one before it. The nodes are in the order of their pools.
+func expectOneAfterTheOther(ctx context.Context, nodes []*kind.Node) {
+	GinkgoHelper()
+	var reports []*rollout.Report
+	for _, node := range nodes {
+		reports = append(reports, reportOf(ctx, node))
+	}
+	slices.SortFunc(reports, func(a, b *rollout.Report) int { return a.Began.Compare(b.Began.Time) })
+	for i, report := range reports {
+		Expect(report.Pool).To(Equal(nodes[i].Pool()), "the pool of the %d. node that was begun", i+1)
+		if i > 0 {
+			Expect(report.Began.Time).NotTo(BeTemporally("<", reports[i-1].Time.Time), "a node was begun before the one before it was done")
+		}
+	}
+}
+
+func markedNodes(ctx context.Context) []string {
+	GinkgoHelper()
+	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: rollout.StateLabel + "=" + rollout.StateFailed})
+	Expect(err).NotTo(HaveOccurred())
+	var names []string
+	for _, node := range list.Items {
+		names = append(names, node.Name)
+	}
+	return names
+}
+
+// kubeletProcess tells one start of one kubelet from others.
+type kubeletProcess struct{ pid, checksum string }
+
+func kubeletOf(ctx context.Context, node *kind.Node) kubeletProcess {
+	GinkgoHelper()
+	out, err := node.Exec(ctx, "sh", "-c", `pid=$(systemctl show --property=MainPID --value kubelet); echo "$pid"; sha256sum < "/proc/$pid/exe"`)
+	Expect(err).NotTo(HaveOccurred())
+	fields := strings.Fields(out)
+	Expect(len(fields)).To(BeNumerically(">=", 2), out)
+	return kubeletProcess{pid: fields[0], checksum: fields[1]}
+}
