@@ -22,7 +22,7 @@ const (
 	// garbageCollection is how long the pod garbage collector takes to delete the pods
 	// of a node without an object: it looks every 20 s, and waits 40 s for the node to
 	// come back.
-	garbageCollection = 65 * time.Second
+	garbageCollection = 70 * time.Second
 	// diskLabel is a label that a person put on a node by hand.
 	diskLabel = "e2e.kubelet-guard.io/disk"
 	// autoscalerTaint is what the cluster autoscaler puts on a node that it removes.

@@ -8,7 +8,6 @@ import (
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"kubelet-guard.io/node-e2e/kind"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -86,14 +85,7 @@ func (a abandoned) awaitDeletion(ctx context.Context) {
 // and checks that the others run.
 func (a abandoned) awaitFates(ctx context.Context) {
 	GinkgoHelper()
-	back := time.Now()
-	for node, pods := range map[*kind.Node][]*subject{
-		stockNode():   {a.leaving.stockProtected, a.leaving.stockPlain},
-		guardedNode(): {a.leaving.guardedProtected, a.leaving.guardedPlain},
-	} {
-		took := awaitEnded(ctx, back, reconnection, pods...)
-		progress("lost: the pods that were deleted had ended on worker %s within %.0f s", node.Name(), took.Seconds())
-	}
+	awaitEnded(ctx, time.Now(), reconnection, a.leaving.all()...)
 	awaitGone(ctx, gracePeriod+deletionSlack, a.leaving.all()...)
 	stayRunning(ctx, holdPeriod, a.staying.all()...)
 	Eventually(ctx, func(g Gomega) { expectAPIShowsRunning(g, ctx, a.staying.all()...) }).WithTimeout(apiLag).Should(Succeed())
