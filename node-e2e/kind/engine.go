@@ -336,12 +336,12 @@ func installPackages(ctx context.Context, log io.Writer, packageOf map[string]st
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return fmt.Errorf("not installed, and no apt-get that could install it: %s", strings.Join(args[4:], " "))
 	}
+	fmt.Fprintf(log, "Installing %s\n", strings.Join(args[4:], " "))
 	for _, args := range [][]string{{"update", "--quiet"}, args} {
 		cmd := exec.CommandContext(ctx, "apt-get", args...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		cmd.Stdout, cmd.Stderr = log, log
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("apt-get %s: %w", strings.Join(args, " "), err)
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get %s: %w: %s", strings.Join(args, " "), err, output)
 		}
 	}
 	return nil
