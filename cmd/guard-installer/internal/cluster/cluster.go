@@ -92,8 +92,8 @@ func (c *Cluster) ServerVersion(context.Context) (string, error) {
 	return info.GitVersion, nil
 }
 
-// MayBegin returns "" when the roll-out still asks for the request and is not paused,
-// and otherwise why nothing may begin.
+// MayBegin returns "" when the roll-out still asks for the request, is not paused and
+// stands still at no other node, and otherwise why nothing may begin.
 func (c *Cluster) MayBegin(ctx context.Context, requestID string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -114,6 +114,37 @@ func (c *Cluster) MayBegin(ctx context.Context, requestID string) (string, error
 	}
 	if request.ID() != requestID {
 		return "the roll-out asks for something else meanwhile; this pod will be replaced", nil
+	}
+	return c.stopped(ctx, requestID)
+}
+
+// stopped says at which other node the roll-out stands still. Without it, as many nodes
+// could fail as there are slots. What failed with an earlier request stops nothing.
+func (c *Cluster) stopped(ctx context.Context, requestID string) (string, error) {
+	leases, err := c.Client.CoordinationV1().Leases(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + c.Pool.Name})
+	if err != nil {
+		return "", fmt.Errorf("list the slots of pool %s: %w", c.Pool.Name, err)
+	}
+	for i := range leases.Items {
+		name := holder(&leases.Items[i])
+		if name == "" || name == c.NodeName {
+			continue
+		}
+		node, err := c.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("get node %s, which has a slot of pool %s: %w", name, c.Pool.Name, err)
+		}
+		report, err := rollout.ReportOf(node)
+		if err != nil || report == nil || report.RequestID != requestID {
+			continue // it says nothing about this request
+		}
+		// Without the mark somebody has asked to try it again.
+		if report.Phase == rollout.Refused || report.Phase.Stopped() && rollout.Marked(node) {
+			return fmt.Sprintf("the roll-out stands still at node %s (%s)", name, report.Phase), nil
+		}
 	}
 	return "", nil
 }

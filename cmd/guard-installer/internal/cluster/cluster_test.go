@@ -80,6 +80,48 @@ func TestNothingBeginsWhenPausedOrOutdated(t *testing.T) {
 	assert.Contains(t, why, "is gone")
 }
 
+func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
+	ctx := context.Background()
+	pool := rollout.Pool{Name: "blue", Selector: "x=y", MaxUnavailable: 3}
+	request := rollout.Request{Target: rollout.Audit, Image: "i"}
+	ds, err := rollout.DaemonSet(pool, request)
+	require.NoError(t, err)
+	client := fake.NewClientset(ds, node("a"), node("b"), node("c"))
+	on := func(name string) *Cluster { return &Cluster{Client: client, Pool: pool, NodeName: name} }
+	a, b := on("a"), on("b")
+	_, _, err = a.TakeSlot(ctx)
+	require.NoError(t, err)
+	yes, no := true, false
+	for name, test := range map[string]struct {
+		phase   rollout.Phase
+		request string
+		mark    *bool
+		want    string
+	}{
+		"at work":                        {rollout.Installing, request.ID(), &no, ""},
+		"refused":                        {rollout.Refused, request.ID(), &no, "the roll-out stands still at node a (Refused)"},
+		"rolled back":                    {rollout.RolledBack, request.ID(), &yes, "the roll-out stands still at node a (RolledBack)"},
+		"not in order":                   {rollout.Failed, request.ID(), &yes, "the roll-out stands still at node a (Failed)"},
+		"asked to try again":             {rollout.RolledBack, request.ID(), &no, ""},
+		"failed with an earlier request": {rollout.RolledBack, "earlier", &yes, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, a.Report(ctx, rollout.Report{RequestID: test.request, Phase: test.phase}, test.mark))
+			why, err := b.MayBegin(ctx, request.ID())
+			require.NoError(t, err)
+			assert.Equal(t, test.want, why)
+			why, err = a.MayBegin(ctx, request.ID())
+			require.NoError(t, err)
+			assert.Empty(t, why, "it does not wait for itself")
+		})
+	}
+	require.NoError(t, a.Report(ctx, rollout.Report{RequestID: request.ID(), Phase: rollout.Failed}, &yes))
+	require.NoError(t, client.CoreV1().Nodes().Delete(ctx, "a", metav1.DeleteOptions{}))
+	why, err := b.MayBegin(ctx, request.ID())
+	require.NoError(t, err)
+	assert.Empty(t, why, "a node that is gone holds nothing up")
+}
+
 func TestReportMarksAndUnmarks(t *testing.T) {
 	ctx := context.Background()
 	client := fake.NewClientset(node("a"))
