@@ -105,7 +105,8 @@ func (i *Installer) Run(ctx context.Context) error {
 		} else {
 			failures = 0
 		}
-		wait := waitAgain
+		// What fails may have restarted the kubelet, so it is not tried in a hurry.
+		wait := min(waitAgain<<min(failures, 5), time.Minute)
 		// What is away for a moment is not worth a report.
 		if failures == 0 || failures > 2 {
 			// Also an installer that is asked to end tells what became of its change.
@@ -118,7 +119,9 @@ func (i *Installer) Run(ctx context.Context) error {
 				klog.ErrorS(err, "Could not report, will try again")
 			} else {
 				told = report
-				wait = pause(report.Phase)
+				if failures == 0 {
+					wait = pause(report.Phase)
+				}
 			}
 		}
 		if err := i.SetReady(err == nil && ready(report)); err != nil {

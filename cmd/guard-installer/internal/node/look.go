@@ -31,6 +31,9 @@ import (
 // spareSpace is what must be free beyond the size of the programs, in bytes.
 const spareSpace = 64 << 20
 
+// smallSpace must be free where drop-ins, units and the journal are, in bytes.
+const smallSpace = 4 << 20
+
 // architecture is that of this program, and so of the node.
 func architecture() string { return runtime.GOARCH }
 
@@ -280,8 +283,18 @@ func (i *Installer) lookAtOffer(ctx context.Context, v *view) (refusals []refusa
 	return refusals, nil
 }
 
-// missingSpace returns what is missing for the programs; "" when there is room.
+// missingSpace returns what is missing for the programs, and for the small files that
+// must be written to take a change back; "" when there is room.
 func (i *Installer) missingSpace(v *view) (string, error) {
+	for _, name := range []string{rollout.DropIn, rollout.StateDir + "/x", runtimeUnits + "/x"} {
+		free, err := i.Root.Free(name)
+		if err != nil {
+			return "", err
+		}
+		if free < smallSpace {
+			return fmt.Sprintf("%s has %d MiB free, %d are needed", path.Dir(name), free>>20, smallSpace>>20), nil
+		}
+	}
 	var need uint64
 	for source, name := range map[string]string{
 		i.Kubelet: programPath(v.offered.SHA256, "kubelet"),
