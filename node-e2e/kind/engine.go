@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -283,8 +284,32 @@ func (e engine) stop(ctx context.Context) error {
 		if err := netlink.LinkDel(bridge); err != nil {
 			return fmt.Errorf("bridge %s: %w", e.bridge(), err)
 		}
+		if err := removeRules(ctx, e.bridge()); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(e.RunDir)
+}
+
+// removeRules removes the packet filter's rules for a bridge, which the engine leaves.
+func removeRules(ctx context.Context, bridge string) error {
+	for _, table := range []string{"filter", "nat"} {
+		rules, err := exec.CommandContext(ctx, "iptables", "--wait", "--table="+table, "--list-rules").Output()
+		if err != nil {
+			return fmt.Errorf("iptables --table=%s --list-rules: %w", table, err)
+		}
+		for rule := range strings.Lines(string(rules)) {
+			words := strings.Fields(rule)
+			if words[0] != "-A" || !slices.Contains(words, bridge) {
+				continue
+			}
+			words[0] = "--delete"
+			if output, err := exec.CommandContext(ctx, "iptables", append([]string{"--wait", "--table=" + table}, words...)...).CombinedOutput(); err != nil {
+				return fmt.Errorf("iptables %s: %w: %s", strings.Join(words, " "), err, output)
+			}
+		}
+	}
+	return nil
 }
 
 // pid is the process of an own engine, 0 if there is none.
