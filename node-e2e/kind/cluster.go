@@ -65,6 +65,9 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Without its file, a cluster of that name is somebody else's.
+	_, err = read(config.Output, config.Name)
+	unknown := errors.Is(err, fs.ErrNotExist)
 	existing, err := Attach(ctx, config.Output, config.Name)
 	switch {
 	case err == nil && !slices.Equal(existing.state.Pools, config.Pools):
@@ -77,7 +80,7 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 		return existing, nil
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case !errors.Is(err, fs.ErrNotExist):
+	case !unknown:
 		fmt.Fprintf(config.Log, "Making the cluster anew: %v\n", err)
 	}
 	p, err := findPrograms(ctx, config.Output, config.KubeVersion)
@@ -95,6 +98,15 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 	unlock()
 	if err != nil {
 		return nil, err
+	}
+	if unknown {
+		taken, err := e.hasCluster(ctx, config.Name)
+		if err != nil {
+			return nil, err
+		}
+		if taken {
+			return nil, fmt.Errorf("the engine has a kind cluster %s that was not made from %s: choose another name, or remove it with kind delete cluster --name %s", config.Name, config.Output, config.Name)
+		}
 	}
 	c := &Cluster{
 		dir: filepath.Join(config.Output, "kind", config.Name),
@@ -378,14 +390,14 @@ func (c *Cluster) Down(ctx context.Context) error {
 	if err := c.remove(); err != nil {
 		return err
 	}
-	if used, err := e.hasClusters(ctx); err != nil || used {
+	if used, err := e.hasCluster(ctx, ""); err != nil || used {
 		return err
 	}
 	if err := e.stop(ctx); err != nil {
 		return err
 	}
 	// Another engine may have clusters that need the limits.
-	if used, err := (engine{}).hasClusters(ctx); err == nil && used {
+	if used, err := (engine{}).hasCluster(ctx, ""); err == nil && used {
 		return nil
 	}
 	return c.restoreLimits()

@@ -75,9 +75,14 @@ func (e engine) hasImage(ctx context.Context, name string) bool {
 	return err == nil
 }
 
-// hasClusters tells whether the engine has nodes of any kind cluster, whoever made it.
-func (e engine) hasClusters(ctx context.Context) (bool, error) {
-	ids, err := e.docker(ctx, nil, "ps", "--all", "--quiet", "--filter=label=io.x-k8s.kind.cluster")
+// hasCluster tells whether the engine has nodes of the kind cluster of that name, or of
+// any if the name is "", whoever made it.
+func (e engine) hasCluster(ctx context.Context, name string) (bool, error) {
+	filter := "label=io.x-k8s.kind.cluster"
+	if name != "" {
+		filter += "=" + name
+	}
+	ids, err := e.docker(ctx, nil, "ps", "--all", "--quiet", "--filter="+filter)
 	return strings.TrimSpace(ids) != "", err
 }
 
