@@ -68,16 +68,23 @@ func restartWithLess(ctx context.Context, name corev1.ResourceName, left int64, 
 	startKubelet(ctx, change)
 }
 
+// usualAllocatable is what the node's status says without showAllocatable, if the
+// running spec has changed that.
+var usualAllocatable corev1.ResourceList
+
 // showAllocatable writes into the node's status what is left to pods of a resource: of
 // CPU, thousandths of a core.
 func showAllocatable(ctx context.Context, name corev1.ResourceName, left int64) {
 	GinkgoHelper()
+	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
+	Expect(err).NotTo(HaveOccurred(), "read the node")
+	usualAllocatable = node.Status.Allocatable
 	quantity := fmt.Sprint(left)
 	if name == corev1.ResourceCPU {
 		quantity += "m"
 	}
 	patch := fmt.Sprintf(`{"status":{"allocatable":{%q:%q}}}`, name, quantity)
-	_, err := client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
+	_, err = client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
 	Expect(err).NotTo(HaveOccurred(), "patch the node's status with %s", patch)
 }
 
@@ -88,6 +95,19 @@ func normalKubelet(ctx context.Context) {
 	keepCounters(ctx)
 	Expect(provider.Node().Kubelet().Stop(ctx)).To(Succeed(), "stop the kubelet")
 	startKubelet(ctx, KubeletChange{})
+	if usualAllocatable == nil {
+		return
+	}
+	// Before that, the next spec's pods would be rejected.
+	Eventually(func(g Gomega) {
+		node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourcePods} {
+			left, usual := node.Status.Allocatable[name], usualAllocatable[name]
+			g.Expect(left.Cmp(usual)).To(BeZero(), "%s: %s of usually %s", name, &left, &usual)
+		}
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the node's status has again what is left to pods")
+	usualAllocatable = nil
 }
 
 // stopAPIServer stops the API server; the returned function, or the spec's end,
