@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -444,6 +445,21 @@ func TestRolloutPauseAndResume(t *testing.T) {
 	set = c.rollouts.sets["guard-installer-blue"]
 	require.False(t, rollout.Paused(set))
 	require.Equal(t, intstr.FromInt32(1), *set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable)
+}
+
+func TestRolloutStartTellsThatItWasPaused(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	looks := 0
+	c.rollouts.stepped = func(set *appsv1.DaemonSet) {
+		if len(c.rollouts.begun) == 1 {
+			looks++
+			set.Annotations[rollout.PausedAnnotation] = strconv.FormatBool(looks < 10)
+		}
+	}
+	r := c.run("", append(start, "--yes")...)
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "blue/blue-1: Done\nblue: paused; kubectl guard rollout resume --pool blue goes on\nblue: goes on\nblue/blue-2: Done\n")
 }
 
 func TestRolloutResumeTriesANodeOnceMore(t *testing.T) {

@@ -55,6 +55,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 	told := map[string]string{}
 	begun := o.now()
 	moved := begun
+	paused := false
 	var problem error
 	for {
 		before := problem
@@ -68,6 +69,13 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 			}
 			if is.ID() != request.ID() {
 				return poolProgress{}, fmt.Errorf("pool %s: somebody else has changed it meanwhile: it is asked for %s; see kubectl guard rollout status", p.Name, requestText(is))
+			}
+			if now := rollout.Paused(p.set); now != paused {
+				if paused = now; paused {
+					fmt.Fprintf(o.Out, "%s: paused; kubectl guard rollout resume --pool %s goes on\n", p.Name, p.Name)
+				} else {
+					fmt.Fprintf(o.Out, "%s: goes on\n", p.Name)
+				}
 			}
 			progress := p.progress(request)
 			for _, node := range progress.nodes {
