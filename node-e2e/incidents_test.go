@@ -78,7 +78,7 @@ var _ = Describe("Kubelet restart", func() {
 		},
 		fault: func(ctx context.Context, s *scene, _ []*subject) {
 			// The pods that came with the node are older still.
-			places := int32(1 + s.podsBeside(ctx))
+			places := int32(1 + len(s.podsBeside(ctx)))
 			restartWithLess(ctx, corev1.ResourcePods, int64(places), KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
 		},
 		restarts: true,
@@ -455,15 +455,15 @@ func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "static pod %s is gone", pod)
 }
 
-// podsBeside counts the node's pods that are not the scene's and have not ended.
-func (s *scene) podsBeside(ctx context.Context) int {
+// podsBeside returns the node's pods that are not the scene's and have not ended.
+func (s *scene) podsBeside(ctx context.Context) []corev1.Pod {
 	GinkgoHelper()
 	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + provider.Node().Name()})
 	Expect(err).NotTo(HaveOccurred(), "list the node's pods")
-	beside := 0
+	var beside []corev1.Pod
 	for _, pod := range pods.Items {
 		if pod.Namespace != s.namespace && pod.Status.Phase != corev1.PodFailed && pod.Status.Phase != corev1.PodSucceeded {
-			beside++
+			beside = append(beside, pod)
 		}
 	}
 	return beside

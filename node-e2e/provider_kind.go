@@ -109,8 +109,10 @@ const (
 	// kindFolder has what a start of the kubelet needs beyond what is there. Like the
 	// unit's drop-in it ends with the node's next start.
 	kindFolder = "/run/kubelet-e2e"
-	kindDropIn = "/run/systemd/system/kubelet.service.d/99-e2e.conf"
-	kindLog    = "/var/log/kubelet-e2e.log"
+	// kindProgram is another kubelet than the node's; programs do not run from /run.
+	kindProgram = "/usr/local/bin/kubelet-e2e"
+	kindDropIn  = "/run/systemd/system/kubelet.service.d/99-e2e.conf"
+	kindLog     = "/var/log/kubelet-e2e.log"
 )
 
 // kindNode is one worker.
@@ -207,7 +209,7 @@ func (n *kindNode) takeOver(ctx context.Context) error {
 }
 
 func (n *kindNode) giveBack(ctx context.Context) error {
-	for _, path := range []string{kindDropIn, kindFolder} {
+	for _, path := range []string{kindDropIn, kindFolder, kindProgram} {
 		if err := os.RemoveAll(n.path(path)); err != nil {
 			return err
 		}
@@ -308,7 +310,7 @@ func (k kindKubeletControl) dropIn(ctx context.Context, change KubeletChange) (s
 	}
 	program, environment, flags := kindKubelet, "", ""
 	if change.Binary != "" {
-		program = kindFolder + "/kubelet"
+		program = kindProgram
 		if err := k.node.CopyTo(ctx, change.Binary, program, 0o755); err != nil {
 			return "", err
 		}

@@ -21,10 +21,8 @@ import (
 
 var _ = Describe("A held pod", Label(labelGuarded), func() {
 	It("keeps its exclusive CPU over a kubelet restart", func(ctx SpecContext) {
-		if nodeMilliCPU(ctx) < 2000 {
-			Skip("one CPU is reserved and one is given away: the node needs two")
-		}
 		s := newScene(ctx)
+		s.needTwoCPUs(ctx)
 		labelNode(ctx, ptr.To("a"))
 		DeferCleanup(labelNode, (*string)(nil))
 		static := startStaticCPUs(ctx)
@@ -49,10 +47,8 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 	})
 
 	It("whose object is gone keeps its exclusive CPU and its port over a kubelet restart", func(ctx SpecContext) {
-		if nodeMilliCPU(ctx) < 2000 {
-			Skip("one CPU is reserved and one is given away: the node needs two")
-		}
 		s := newScene(ctx)
+		s.needTwoCPUs(ctx)
 		static := startStaticCPUs(ctx)
 		pod := s.run(ctx, s.newPod("exclusive", protected, exclusiveCPU, withHostPort))[0]
 		own := allowedCPUs(pod.process)
@@ -79,6 +75,21 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})
 })
+
+// needTwoCPUs skips a spec in which one CPU is reserved and one is given away, where that
+// leaves no room for the pods that came with the node.
+func (s *scene) needTwoCPUs(ctx context.Context) {
+	GinkgoHelper()
+	needed := int64(2000)
+	for _, pod := range s.podsBeside(ctx) {
+		for _, container := range pod.Spec.Containers {
+			needed += container.Resources.Requests.Cpu().MilliValue()
+		}
+	}
+	if capacity := nodeMilliCPU(ctx); capacity < needed {
+		Skip(fmt.Sprintf("the spec and the node's own pods need %dm of CPU, the node has %dm", needed, capacity))
+	}
+}
 
 // startStaticCPUs restarts the kubelet with the static CPU manager policy and CPU 0
 // reserved, and returns how to do so again.
