@@ -16,6 +16,8 @@ KEEP ?=
 LABELS ?=
 # How often test-controlplane tries a spec; what passed at a later attempt says so.
 ATTEMPTS ?= 2
+# Workers of e2e-kind: two each of stock and guarded let its parts run at the same time.
+FLEET_POOLS ?= stock=2,guarded=2:guarded,blue=2,green=1
 # Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
 KILLS ?= 200
 SEED ?=
@@ -156,9 +158,10 @@ test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard 
 
 .PHONY: e2e-kind
 e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
-	@$(go) run ./cmd/guard-e2e kind run --name=fleet $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
-		_output/bin/fleet-e2e.test -test.run='^TestFleet$$' -test.timeout=0 -cluster=fleet -output=_output -manifests=manifests \
-		$(if $(KEEP),-keep) -ginkgo.label-filter='$(LABELS)' -ginkgo.no-color > _output/fleet-e2e.log; status=$$?; \
+	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
+	@_output/bin/guard-e2e kind run --name=fleet --pools='$(FLEET_POOLS)' $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
+		_output/bin/guard-e2e fleet --provider=kind --cluster=fleet $(if $(KEEP),--keep) --label-filter='$(LABELS)' \
+		> _output/fleet-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/fleet-e2e.log and _output/e2e/fleet/'; \
 		grep '^FAILED: ' _output/fleet-e2e.log; tail -n 1 _output/fleet-e2e.log; exit $$status
 

@@ -30,7 +30,7 @@ func collect(ctx context.Context) {
 		artifacts.Keep(scene.namespace+".yaml", []byte(answer.stdout+answer.stderr), nil)
 	}
 	// Errors are kept as files.
-	_ = inParallel(cluster.Nodes(), func(node *kind.Node) error {
+	_ = inParallel(ownNodes(), func(node *kind.Node) error {
 		running, err := node.Containers(ctx)
 		text := ""
 		for _, c := range running {

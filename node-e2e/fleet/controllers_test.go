@@ -92,22 +92,15 @@ var _ = Describe("A controller", func() {
 			_, err := client.AppsV1().StatefulSets(s.namespace).Create(ctx, set, metav1.CreateOptions{})
 			Expect(err).NotTo(HaveOccurred())
 		}
-		daemons := newDaemonSet("agent", protected)
+		daemons := newDaemonSet("agent", protected, onlyOn(workers()...))
 		daemons.Spec.UpdateStrategy = appsv1.DaemonSetUpdateStrategy{
 			Type:          appsv1.RollingUpdateDaemonSetStrategyType,
 			RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: ptr.To(intstr.FromString("100%"))},
 		}
 		_, err := client.AppsV1().DaemonSets(s.namespace).Create(ctx, daemons, metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
-		// A DaemonSet does not run on the control plane node.
-		nodes := len(cluster.Nodes())
-		for _, node := range cluster.Nodes() {
-			if node == cluster.ControlPlane() {
-				nodes--
-			}
-		}
 		agents, members := map[*kind.Node][]*subject{}, map[*kind.Node][]*subject{}
-		for _, agent := range s.ofApp(ctx, "agent", nodes) {
+		for _, agent := range s.ofApp(ctx, "agent", len(workers())) {
 			agents[agent.node] = append(agents[agent.node], agent)
 		}
 		for _, node := range workers() {
@@ -140,7 +133,7 @@ var _ = Describe("A controller", func() {
 		kubectl(ctx, "rollout", "restart", "-n", s.namespace, "daemonset/agent", "statefulset/db-"+stockNode().Pool(), "statefulset/db-"+guardedNode().Pool())
 		compareEnds(ctx, "roll-out of a DaemonSet", asked, agents)
 		compareEnds(ctx, "roll-out of a StatefulSet", asked, members)
-		s.ofApp(ctx, "agent", nodes)
+		s.ofApp(ctx, "agent", len(workers()))
 		for _, node := range workers() {
 			s.ofApp(ctx, "db-"+node.Pool(), 2)
 		}

@@ -37,13 +37,11 @@ const (
 	// kubeletReturn covers a kubelet's way back to a relist of its pods: its last
 	// attempt may have to time out, and the next may come up to a minute later.
 	kubeletReturn = 2 * time.Minute
-	// poolElsewhere is where successors run.
-	poolElsewhere = "blue"
 )
 
 // The case to think about: a node that was cut off is back when nobody can tell it any
 // more that its pod was deleted, and the pod's successor runs elsewhere.
-var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cut off for longer than the API server remembers", func() {
+var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cut off for longer than the API server remembers", Label(labelAway), func() {
 	It("ends after the reconnect where the webhook recorded the deletion, and else is held and shown beside its successor", func(ctx SpecContext) {
 		installWebhook(ctx)
 		recorded, forgotten, busy := newScene(ctx, withWebhook), newScene(ctx, nil), newScene(ctx, nil)
@@ -88,7 +86,7 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 		for _, pod := range pods {
 			pod.successor = pod.scene.ofApp(ctx, pod.app(), 1)[0]
 			Expect(pod.successor.uid).NotTo(Equal(pod.old.uid))
-			Expect(pod.successor.node.Pool()).To(Equal(poolElsewhere), "pool of the successor %s", pod.successor)
+			Expect(pod.successor.node).To(Equal(elsewhere()), "node of the successor %s", pod.successor)
 		}
 
 		By("waiting until the API server has forgotten")
@@ -166,20 +164,7 @@ func subjectsOf(pods []*lostPod, which func(*lostPod) *subject) []*subject {
 // create creates the StatefulSet. Its pod prefers the worker, and may run elsewhere.
 func (p *lostPod) create(ctx context.Context) {
 	GinkgoHelper()
-	pools := func(names ...string) corev1.NodeSelectorTerm {
-		return corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
-			{Key: kind.PoolLabel, Operator: corev1.NodeSelectorOpIn, Values: names},
-		}}
-	}
-	prefersWorker := func(pod *corev1.PodTemplateSpec) {
-		pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
-			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
-				NodeSelectorTerms: []corev1.NodeSelectorTerm{pools(p.worker.Pool(), poolElsewhere)},
-			},
-			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{Weight: 100, Preference: pools(p.worker.Pool())}},
-		}}
-	}
-	set := newStatefulSet(p.app(), 1, protectedIf(p.protected), prefersWorker)
+	set := newStatefulSet(p.app(), 1, protectedIf(p.protected), preferring(p.worker))
 	_, err := client.AppsV1().StatefulSets(p.scene.namespace).Create(ctx, set, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred())
 }

@@ -7,7 +7,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,11 +26,9 @@ const (
 	diskLabel = "e2e.kubelet-guard.io/disk"
 	// autoscalerTaint is what the cluster autoscaler puts on a node that it removes.
 	autoscalerTaint = "ToBeDeletedByClusterAutoscaler"
-	// poolSpare is where pods of a node go that is removed.
-	poolSpare = "green"
 )
 
-var _ = Describe("A node whose object is deleted", func() {
+var _ = Describe("A node whose object is deleted", Label(labelAway), func() {
 	It("keeps its pods when it registers again in time, and protected ones also without the labels that they need", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
 		for _, node := range workers() {
@@ -93,7 +90,7 @@ var _ = Describe("A node whose object is deleted", func() {
 		const replicas, minAvailable = 3, 2
 		for _, node := range workers() {
 			name := "web-" + node.Pool()
-			deployment := newDeployment(name, replicas, protected, preferringPool(node.Pool(), poolSpare))
+			deployment := newDeployment(name, replicas, protected, preferring(node))
 			_, err := client.AppsV1().Deployments(s.namespace).Create(ctx, deployment, metav1.CreateOptions{})
 			Expect(err).NotTo(HaveOccurred())
 		}
@@ -131,7 +128,7 @@ var _ = Describe("A node whose object is deleted", func() {
 			progress("autoscaler: worker %s was empty after %.0f s", node.Name(), gone[node].Seconds())
 			awaitEnded(ctx, started, deletionSlack, before[node]...)
 			for _, pod := range s.ofApp(ctx, "web-"+node.Pool(), replicas) {
-				Expect(pod.node.Pool()).To(Equal(poolSpare), "pool of the new pod %s", pod)
+				Expect(pod.node).To(Equal(elsewhere()), "node of the new pod %s", pod)
 			}
 		}
 
@@ -143,21 +140,6 @@ var _ = Describe("A node whose object is deleted", func() {
 		s.expectNothingHeld(ctx)
 	}, SpecTimeout(2*specTimeout))
 })
-
-// preferringPool has the scheduler choose a pool, or another one where that is closed.
-func preferringPool(pool, other string) podOption {
-	term := func(pools ...string) corev1.NodeSelectorTerm {
-		return corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{{
-			Key: kind.PoolLabel, Operator: corev1.NodeSelectorOpIn, Values: pools,
-		}}}
-	}
-	return func(pod *corev1.PodTemplateSpec) {
-		pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
-			RequiredDuringSchedulingIgnoredDuringExecution:  &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{term(pool, other)}},
-			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{Weight: 100, Preference: term(pool)}},
-		}}
-	}
-}
 
 // setTaint puts a taint without a value on a node, or takes it away. A node without an
 // object has none.

@@ -92,7 +92,7 @@ func awaitHeldCondition(ctx context.Context, pod *subject, cause guard.Cause) {
 // expectNothingHeld checks that no guarded node holds a pod of the scene.
 func (s *scene) expectNothingHeld(ctx context.Context) {
 	GinkgoHelper()
-	for _, node := range cluster.Nodes() {
+	for _, node := range ownNodes() {
 		if !node.Guarded() {
 			continue
 		}
@@ -149,6 +149,12 @@ func refused(ctx context.Context, node *kind.Node) map[guard.Cause]int {
 // build on a healthy node has none.
 var _ = JustAfterEach(func(ctx SpecContext) {
 	if cluster == nil {
+		return
+	}
+	if len(workers()) == 0 {
+		if CurrentSpecReport().Failed() {
+			collect(ctx)
+		}
 		return
 	}
 	families, err := readMetrics(ctx, guardedNode())

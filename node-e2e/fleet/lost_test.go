@@ -24,7 +24,7 @@ const (
 	taintEviction = 30 * time.Second
 )
 
-var _ = Describe("A node that is lost", func() {
+var _ = Describe("A node that is lost", Label(labelAway), func() {
 	It("was cut off for less than the node controller waits: it keeps its pods, and ends those that were deleted by force", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
 		kept := s.runCompared(ctx, "kept", leavingAfter(stay))

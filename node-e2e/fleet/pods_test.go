@@ -122,7 +122,7 @@ func (s *scene) remove(ctx context.Context) {
 
 // releaseLeft releases, on the nodes, held pods of the scene whose objects are gone.
 func (s *scene) releaseLeft(ctx context.Context) error {
-	for _, node := range cluster.Nodes() {
+	for _, node := range ownNodes() {
 		if !node.Guarded() {
 			continue
 		}
@@ -143,11 +143,11 @@ func (s *scene) releaseLeft(ctx context.Context) error {
 	return nil
 }
 
-// containers lists the running containers of the scene on all workers.
+// containers lists the running containers of the scene on all nodes.
 func (s *scene) containers(ctx context.Context) ([]string, error) {
 	var lock sync.Mutex
 	var names []string
-	err := inParallel(cluster.Nodes(), func(node *kind.Node) error {
+	err := inParallel(ownNodes(), func(node *kind.Node) error {
 		running, err := node.Containers(ctx)
 		if err != nil {
 			return err
@@ -212,6 +212,41 @@ func selecting(key, value string) podOption {
 		}
 		pod.Spec.NodeSelector[key] = value
 	}
+}
+
+// onlyOn has the scheduler choose among nodes.
+func onlyOn(nodes ...*kind.Node) podOption {
+	return func(pod *corev1.PodTemplateSpec) {
+		pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{
+				nodeTerm(corev1.LabelHostname, namesOf(nodes)...),
+			}},
+		}}
+	}
+}
+
+// elsewhere is where pods go that cannot run on a worker: no spec damages the control
+// plane node.
+func elsewhere() *kind.Node { return cluster.ControlPlane() }
+
+// preferring has the scheduler choose a node, or elsewhere where that is closed.
+func preferring(node *kind.Node) podOption {
+	return func(pod *corev1.PodTemplateSpec) {
+		onlyOn(node, elsewhere())(pod)
+		pod.Spec.Affinity.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution = []corev1.PreferredSchedulingTerm{
+			{Weight: 100, Preference: nodeTerm(corev1.LabelHostname, node.Name())},
+		}
+		pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{Key: controlPlaneRole, Operator: corev1.TolerationOpExists})
+	}
+}
+
+// controlPlaneRole is the key of the label and of the taint of the control plane node.
+const controlPlaneRole = "node-role.kubernetes.io/control-plane"
+
+func nodeTerm(label string, values ...string) corev1.NodeSelectorTerm {
+	return corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
+		{Key: label, Operator: corev1.NodeSelectorOpIn, Values: values},
+	}}
 }
 
 // leavingAfter sets how long the pod stays on a node that is unreachable or not

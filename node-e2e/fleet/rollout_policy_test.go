@@ -16,11 +16,11 @@ import (
 	"kubelet-guard.io/pkg/rollout"
 )
 
-var _ = Describe("An installer of a roll-out", func() {
+var _ = Describe("An installer of a roll-out", Label(labelRollout), func() {
 	It("writes to its own node only, and there its mark and its report", func(ctx SpecContext) {
 		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
 		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
-		own, other := stockNode(), guardedNode()
+		own, other := cluster.Pool(poolBlue)[0], cluster.Pool(poolBlue)[1]
 
 		By("acting with the token that an installer gets from its kubelet")
 		pod := newPod("installer", onNode(own))

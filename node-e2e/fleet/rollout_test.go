@@ -65,7 +65,7 @@ func (i rolloutImage) load(ctx context.Context, nodes []*kind.Node) error {
 	return cluster.LoadImage(ctx, archive, nodes...)
 }
 
-var _ = Describe("A roll-out over two pools", Ordered, func() {
+var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func() {
 	var (
 		pods  []*subject
 		nodes []*kind.Node

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/format"
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -45,6 +47,7 @@ var (
 	clusterFlag   = flag.String("cluster", "", "name of a kind cluster that is up; empty skips the suite")
 	outputFlag    = flag.String("output", "_output", "folder with the built programs and kind/; receives e2e/")
 	manifestsFlag = flag.String("manifests", "manifests", "folder with the manifests")
+	pairFlag      = flag.Int("pair", 1, "which of the workers of the pools stock and guarded to compare, counted from 1, for suites that run on one cluster at the same time; 0 is none")
 	keepFlag      = flag.Bool("keep", false, "leave the namespaces of failed specs as they are")
 )
 
@@ -59,11 +62,33 @@ var (
 	dynamicClient dynamic.Interface
 )
 
-// stockNode and guardedNode are the two workers that are compared.
-func stockNode() *kind.Node   { return cluster.Pool(poolStock)[0] }
-func guardedNode() *kind.Node { return cluster.Pool(poolGuarded)[0] }
+// Labels of specs, by which they are divided among suites that run at the same time.
+const (
+	// labelAway marks specs that wait for what happens to nodes that are away or deleted.
+	labelAway = "away"
+	// labelRollout marks specs of the pools blue and green, which compare no workers.
+	labelRollout = "rollout"
+)
 
-func workers() []*kind.Node { return []*kind.Node{stockNode(), guardedNode()} }
+// stockNode and guardedNode are the two workers that are compared.
+func stockNode() *kind.Node   { return cluster.Pool(poolStock)[*pairFlag-1] }
+func guardedNode() *kind.Node { return cluster.Pool(poolGuarded)[*pairFlag-1] }
+
+// workers are both, or none in a suite that compares none.
+func workers() []*kind.Node {
+	if *pairFlag == 0 {
+		return nil
+	}
+	return []*kind.Node{stockNode(), guardedNode()}
+}
+
+// ownNodes are all nodes but the workers that other suites compare, which may be cut
+// off or frozen.
+func ownNodes() []*kind.Node {
+	return slices.DeleteFunc(cluster.Nodes(), func(node *kind.Node) bool {
+		return (node.Pool() == poolStock || node.Pool() == poolGuarded) && !slices.Contains(workers(), node)
+	})
+}
 
 // specFormat is how this suite tells about its specs.
 var specFormat = specreport.Format{Decimals: 1, MessageLimit: 400, Skips: true}
@@ -141,13 +166,16 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	client = kubernetes.NewForConfigOrDie(adminConfig)
 	dynamicClient = dynamic.NewForConfigOrDie(adminConfig)
 	for _, pool := range []string{poolStock, poolGuarded} {
-		Expect(cluster.Pool(pool)).NotTo(BeEmpty(), "nodes of the pool %s (--pools %s=1,%s=1:guarded)", pool, poolStock, poolGuarded)
+		Expect(len(cluster.Pool(pool))).To(BeNumerically(">=", *pairFlag), "nodes of the pool %s (--pools %s=N,%s=N:guarded)", pool, poolStock, poolGuarded)
 	}
-	Expect(stockNode().Guarded()).To(BeFalse(), "the kubelet of node %s is the guarded one", stockNode().Name())
-	Expect(guardedNode().Guarded()).To(BeTrue(), "the kubelet of node %s is the guarded one", guardedNode().Name())
-	awaitReady(ctx, cluster.Nodes()...)
-	kubectl(ctx, "apply", "-k", manifestsDir)
-	progress("comparing %s with %s", stockNode().Name(), guardedNode().Name())
+	for _, node := range workers() {
+		Expect(node.Guarded()).To(Equal(node.Pool() == poolGuarded), "the kubelet of node %s is the guarded one", node.Name())
+	}
+	awaitReady(ctx, ownNodes()...)
+	oneAtATime(func() { kubectl(ctx, "apply", "-k", manifestsDir) })
+	if len(workers()) > 0 {
+		progress("comparing %s with %s", stockNode().Name(), guardedNode().Name())
+	}
 }, NodeTimeout(2*time.Minute))
 
 // progress tells the person who waits what happens, apart from Ginkgo's report,
@@ -181,6 +209,17 @@ func found(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	findings = append(findings, line)
 	progress("found: %s", line)
+}
+
+// oneAtATime calls f while no other suite on this machine is in it: what is installed
+// once for the cluster must not be installed by two at the same time.
+func oneAtATime(f func()) {
+	GinkgoHelper()
+	lock, err := os.Create(filepath.Join(artifactsDir(), "install.lock"))
+	Expect(err).NotTo(HaveOccurred())
+	defer lock.Close()
+	Expect(unix.Flock(int(lock.Fd()), unix.LOCK_EX)).To(Succeed())
+	f()
 }
 
 // inParallel calls f for several things at the same time and joins the errors.

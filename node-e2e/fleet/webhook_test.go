@@ -14,7 +14,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/node-e2e/images"
-	"kubelet-guard.io/node-e2e/kind"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -24,7 +23,6 @@ const (
 	webhookName      = "guard-webhook"
 	webhookSelector  = "app.kubernetes.io/name=guard-webhook"
 	webhookImage     = "localhost/guard/webhook:dev"
-	webhookPool      = "blue"
 )
 
 const (
@@ -53,18 +51,20 @@ func installWebhook(ctx context.Context) {
 	if webhookInstalled {
 		return
 	}
-	archive := filepath.Join(artifactsDir(), "webhook.tar")
-	Expect(writeImage(archive, images.Program(webhookImage, webhookProgram()))).To(Succeed(), "write the webhook's image")
-	Expect(cluster.LoadImage(ctx, archive)).To(Succeed(), "load the webhook's image into the nodes")
-	kubectl(ctx, "apply", "-k", webhookOverlay())
-	kubectl(ctx, "rollout", "status", "-n", webhookNamespace, "deployment/"+webhookName, "--timeout=2m")
-	Eventually(ctx, func(g Gomega) {
-		configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, "kubelet-guard", metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
-		for _, webhook := range configuration.Webhooks {
-			g.Expect(webhook.ClientConfig.CABundle).NotTo(BeEmpty(), webhook.Name)
-		}
-	}).WithTimeout(webhookWait).Should(Succeed(), "the webhook to write its certificate authority into the configuration")
+	oneAtATime(func() {
+		archive := filepath.Join(artifactsDir(), "webhook.tar")
+		Expect(writeImage(archive, images.Program(webhookImage, webhookProgram()))).To(Succeed(), "write the webhook's image")
+		Expect(cluster.LoadImage(ctx, archive, elsewhere())).To(Succeed(), "load the webhook's image")
+		kubectl(ctx, "apply", "-k", webhookOverlay())
+		kubectl(ctx, "rollout", "status", "-n", webhookNamespace, "deployment/"+webhookName, "--timeout=2m")
+		Eventually(ctx, func(g Gomega) {
+			configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, "kubelet-guard", metav1.GetOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			for _, webhook := range configuration.Webhooks {
+				g.Expect(webhook.ClientConfig.CABundle).NotTo(BeEmpty(), webhook.Name)
+			}
+		}).WithTimeout(webhookWait).Should(Succeed(), "the webhook to write its certificate authority into the configuration")
+	})
 	awaitWebhook(ctx)
 	webhookInstalled = true
 }
@@ -82,7 +82,7 @@ func writeImage(file string, image images.Image) error {
 }
 
 // webhookOverlay writes an overlay over the project's canary and returns its folder.
-// It binds the webhook to a pool that no spec damages.
+// It binds the webhook to the node that no spec damages.
 func webhookOverlay() string {
 	GinkgoHelper()
 	dir := filepath.Join(artifactsDir(), "webhook")
@@ -95,7 +95,8 @@ metadata: {name: ` + webhookName + `, namespace: ` + webhookNamespace + `}
 spec:
   template:
     spec:
-      nodeSelector: {` + kind.PoolLabel + `: ` + webhookPool + `}
+      nodeSelector: {` + controlPlaneRole + `: ""}
+      tolerations: [{key: ` + controlPlaneRole + `, operator: Exists}]
 `
 	content, err := yaml.Marshal(map[string]any{
 		"apiVersion": "kustomize.config.k8s.io/v1beta1",

@@ -126,6 +126,24 @@ func (c Counts) String() string {
 	return text
 }
 
+// ParseCounts reads the last line of a run's log.
+func ParseCounts(line string) (Counts, error) {
+	var c Counts
+	if _, err := fmt.Sscanf(line, "%d passed, %d failed, %d skipped", &c.Passed, &c.Failed, &c.Skipped); err == nil && line == c.String() {
+		return c, nil
+	}
+	c = Counts{}
+	if _, err := fmt.Sscanf(line, "%d passed, %d failed", &c.Passed, &c.Failed); err != nil || line != c.String() {
+		return Counts{}, fmt.Errorf("%q does not tell how many specs passed and failed", line)
+	}
+	return c, nil
+}
+
+// Plus adds up two runs.
+func (c Counts) Plus(other Counts) Counts {
+	return Counts{Passed: c.Passed + other.Passed, Failed: c.Failed + other.Failed, Skipped: c.Skipped + other.Skipped}
+}
+
 // skipped tells a spec that said why it does not run, or that could not run after
 // another had failed, from one that a filter left out.
 func (f Format) skipped(spec types.SpecReport) bool {

@@ -75,6 +75,19 @@ func TestCount(t *testing.T) {
 	require.Equal(t, []string{"A node stays: it went", "AfterSuite: still there"}, format.Failures(report))
 }
 
+func TestParseCounts(t *testing.T) {
+	for _, counts := range []Counts{{}, {Passed: 12}, {Passed: 3, Failed: 1, Skipped: 2}} {
+		parsed, err := ParseCounts(counts.String())
+		require.NoError(t, err)
+		require.Equal(t, counts, parsed)
+	}
+	for _, line := range []string{"", "PASS", "3 passed", "3 passed, 1 failed and more"} {
+		_, err := ParseCounts(line)
+		require.ErrorContains(t, err, "does not tell", line)
+	}
+	require.Equal(t, Counts{Passed: 4, Failed: 6, Skipped: 8}, Counts{Passed: 1, Failed: 2, Skipped: 3}.Plus(Counts{Passed: 3, Failed: 4, Skipped: 5}))
+}
+
 func TestArtifacts(t *testing.T) {
 	parent := t.TempDir()
 	a := NewArtifacts(parent, failed("keeps /etc, and more!", "it went"))
