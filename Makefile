@@ -126,9 +126,9 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 ##@ Test
 
 .PHONY: test
-test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, the node suite and the control plane suite
+test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
 	@status=0; \
-	for part in test-unit test-alerts test-upstream test-e2e test-controlplane; do \
+	for part in test-unit test-alerts test-upstream test-e2e test-controlplane e2e-kind; do \
 		$(MAKE) --no-print-directory $$part || status=1; \
 	done; \
 	exit $$status
@@ -163,7 +163,7 @@ e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite o
 		_output/bin/guard-e2e fleet --provider=kind --cluster=fleet $(if $(KEEP),--keep) --label-filter='$(LABELS)' \
 		> _output/fleet-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/fleet-e2e.log and _output/e2e/fleet/'; \
-		grep '^FAILED: ' _output/fleet-e2e.log; tail -n 1 _output/fleet-e2e.log; exit $$status
+		grep -E '^(FOUND|FAILED): ' _output/fleet-e2e.log; tail -n 1 _output/fleet-e2e.log; exit $$status
 
 .PHONY: e2e-kind-node
 e2e-kind-node: binaries kind-parts node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
