@@ -71,16 +71,20 @@ func Judge(c cri.Container, evidence Evidence) Verdict {
 	if pod == nil || pod.DeletionTimestamp != nil {
 		return Expected
 	}
-	switch pod.Status.Phase {
-	case corev1.PodSucceeded:
+	terminal := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	switch {
+	case pod.Status.Reason == "DeadlineExceeded":
 		return Expected
-	case corev1.PodFailed:
+	case terminal && pod.Spec.RestartPolicy != corev1.RestartPolicyNever && pod.Spec.RestartPolicy != corev1.RestartPolicyOnFailure:
+		// It never ends by itself. That it may count as succeeded says only that its
+		// containers did as they were told when they were stopped.
+		return Stopped
+	case pod.Status.Phase == corev1.PodFailed && pod.Status.Reason != "":
 		// The kubelet gives a reason when it rejects or evicts a pod; a pod that ended
 		// by itself has none.
-		if pod.Status.Reason == "" || pod.Status.Reason == "DeadlineExceeded" {
-			return Expected
-		}
 		return Stopped
+	case pod.Status.Phase == corev1.PodSucceeded && sidecar(pod, c.Name):
+		return Expected // stopped when the others had ended
 	}
 	verdict := Unclear
 	for _, event := range evidence.Events {
@@ -107,6 +111,16 @@ func Judge(c cri.Container, evidence Evidence) Verdict {
 // asAuthorSays reports whether a container was stopped as the probes of its pod say.
 func asAuthorSays(message string) bool {
 	return strings.Contains(message, "failed liveness probe") || strings.Contains(message, "failed startup probe")
+}
+
+// sidecar reports whether a container is one that runs beside the others of its pod.
+func sidecar(pod *corev1.Pod, name string) bool {
+	for i := range pod.Spec.InitContainers {
+		if pod.Spec.InitContainers[i].Name == name {
+			return true
+		}
+	}
+	return false
 }
 
 // mirrorAnnotation on a mirror pod has the UID that the kubelet gave its static pod.

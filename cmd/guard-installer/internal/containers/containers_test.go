@@ -36,15 +36,28 @@ func TestJudge(t *testing.T) {
 		}}
 	}
 	held := []types.UID{"uid"}
+	succeeded := func(policy corev1.RestartPolicy) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Status.Phase, p.Spec.RestartPolicy = corev1.PodSucceeded, policy }
+	}
 	for name, test := range map[string]struct {
 		evidence Evidence
 		want     Verdict
 	}{
-		"its pod is gone":                      {Evidence{}, Expected},
-		"its pod is being deleted":             {Evidence{Pods: pod(func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{} })}, Expected},
-		"its pod succeeded":                    {Evidence{Pods: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })}, Expected},
-		"its pod failed by itself":             {Evidence{Pods: pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })}, Expected},
-		"its pod was rejected":                 {Evidence{Pods: pod(func(p *corev1.Pod) { p.Status.Phase, p.Status.Reason = corev1.PodFailed, "OutOfcpu" })}, Stopped},
+		"its pod is gone":                            {Evidence{}, Expected},
+		"its pod is being deleted":                   {Evidence{Pods: pod(func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{} })}, Expected},
+		"its pod succeeded by itself, maybe":         {Evidence{Pods: pod(succeeded(corev1.RestartPolicyNever))}, Unclear},
+		"its pod succeeded when it was stopped":      {Evidence{Pods: pod(succeeded(corev1.RestartPolicyNever)), Events: event("Killing", "Stopping container web", "spec.containers{web}", time.Second)}, Stopped},
+		"its pod succeeded and never ends by itself": {Evidence{Pods: pod(succeeded(corev1.RestartPolicyAlways))}, Stopped},
+		"a sidecar of a pod that succeeded": {Evidence{Pods: pod(func(p *corev1.Pod) {
+			succeeded(corev1.RestartPolicyNever)(p)
+			p.Spec.InitContainers = []corev1.Container{{Name: "web"}}
+		}), Events: event("Killing", "Stopping container web", "spec.initContainers{web}", time.Second)}, Expected},
+		"its pod failed by itself, maybe": {Evidence{Pods: pod(func(p *corev1.Pod) {
+			p.Status.Phase, p.Spec.RestartPolicy = corev1.PodFailed, corev1.RestartPolicyNever
+		})}, Unclear},
+		"its pod was rejected": {Evidence{Pods: pod(func(p *corev1.Pod) {
+			p.Status.Phase, p.Status.Reason, p.Spec.RestartPolicy = corev1.PodFailed, "OutOfcpu", corev1.RestartPolicyNever
+		})}, Stopped},
 		"its pod was over its time":            {Evidence{Pods: pod(func(p *corev1.Pod) { p.Status.Phase, p.Status.Reason = corev1.PodFailed, "DeadlineExceeded" })}, Expected},
 		"nothing is told":                      {Evidence{Pods: pod(nil)}, Unclear},
 		"the kubelet stopped it":               {Evidence{Pods: pod(nil), Events: event("Killing", "Stopping container web", "spec.containers{web}", time.Second)}, Stopped},
