@@ -77,7 +77,8 @@ type Entry struct {
 	Pin     string `json:"pin"`
 	Runtime string `json:"runtime"`
 
-	// Reason and Message say why it is taken back, or was. Stopped are containers that
+	// Reason and Message say why it is taken back, or was; of a confirmed change, what was
+	// wrong although it was not taken back. Stopped are containers that
 	// were found stopped.
 	Reason  rollout.Reason `json:"reason,omitempty"`
 	Message string         `json:"message,omitempty"`
@@ -150,12 +151,27 @@ func (s Store) Confirm() error {
 // Mark notes that the Node was marked as failed.
 func (s Store) Mark() error {
 	return s.locked(func(entry *Entry) error {
-		if entry == nil || entry.State != RolledBack {
+		if entry == nil || entry.State == Switching || entry.Reason == "" {
 			return nil
 		}
 		entry.Marked = true
 		return s.write(entry)
 	})
+}
+
+// Accept takes what was found wrong off a change that was not taken back, and returns
+// the entry.
+func (s Store) Accept() (accepted *Entry, err error) {
+	err = s.locked(func(entry *Entry) error {
+		accepted = entry
+		if entry == nil || entry.State != Confirmed {
+			return nil
+		}
+		entry.Ended += len(entry.Stopped)
+		entry.Reason, entry.Message, entry.Stopped, entry.Marked = "", "", nil, false
+		return s.write(entry)
+	})
+	return accepted, err
 }
 
 // Clear removes an entry that is not being switched.

@@ -13,6 +13,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/unit"
+	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -136,6 +137,9 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 func (i *Installer) outcome(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
 	switch entry.State {
 	case journal.Confirmed:
+		if entry.Reason != "" {
+			return i.kept(entry), nil
+		}
 		return i.done(ctx, entry)
 	case journal.RolledBack:
 		return i.failed(ctx, entry), nil
@@ -217,6 +221,20 @@ func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.
 	default:
 		found = i.verify(ctx, entry)
 	}
+	if found != nil && found.reason == rollout.ReasonContainers {
+		if held := i.holds(ctx, entry); held > 0 {
+			// The harm to the others is done. With the old kubelet it would go on.
+			found.message += fmt.Sprintf(". The change was not taken back: the guard holds %d pods now that the old kubelet would stop", held)
+			err := i.store().Change(func(e *journal.Entry) {
+				e.State, e.Reason, e.Message, e.Stopped = journal.Confirmed, found.reason, found.message, atMost20(found.stopped)
+			})
+			if err == nil {
+				i.stopTimer(ctx)
+				return i.store().Read()
+			}
+			klog.ErrorS(err, "Could not keep the change")
+		}
+	}
 	if found != nil {
 		return i.undo(ctx, found)
 	}
@@ -225,10 +243,42 @@ func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.
 		// The timer was quicker, or the disk is full: either way it is taken back.
 		return i.undo(ctx, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was in order, but it could not be confirmed: %v", err)})
 	}
-	if err := i.Systemd.Stop(ctx, takeBackTimer); err != nil {
-		klog.ErrorS(err, "Could not stop the timer; it will find the change confirmed and do nothing")
-	}
+	i.stopTimer(ctx)
 	return i.store().Read()
+}
+
+func (i *Installer) stopTimer(ctx context.Context) {
+	if err := i.Systemd.Stop(ctx, takeBackTimer); err != nil {
+		klog.ErrorS(err, "Could not stop the timer; it will find the change at its end and do nothing")
+	}
+}
+
+// holds returns how many pods the guard holds after the change, where the kubelet of
+// before does not enforce.
+func (i *Installer) holds(ctx context.Context, entry *journal.Entry) int {
+	if entry.Kubelet.Mode != guard.Enforce || entry.Before.Mode == guard.Enforce {
+		return 0
+	}
+	answer, _, err := i.Ask(ctx, entry.Address, entry.Pin)
+	if err != nil || answer.Pods == nil || answer.Mode != guard.Enforce {
+		return 0
+	}
+	held := 0
+	for _, pod := range answer.Pods.Items {
+		if pod.State == guard.Held {
+			held++
+		}
+	}
+	return held
+}
+
+// kept is the report of a change that did harm and was not taken back.
+func (i *Installer) kept(entry *journal.Entry) rollout.Report {
+	report := reportOf(entry)
+	report.Architecture, report.Now = architecture(), entry.Kubelet
+	report.Phase, report.Reason = rollout.Failed, entry.Reason
+	report.Message = fmt.Sprintf("%s. Look at kubectl guard holds, and put right what they are held for; then remove the label %s from the node, and it counts as done", entry.Message, rollout.StateLabel)
+	return report
 }
 
 // exchanged reports whether the kubelet was restarted since the drop-in was changed. One
@@ -280,9 +330,7 @@ func (i *Installer) undo(ctx context.Context, found *failure) (*journal.Entry, e
 	if entry == nil {
 		return nil, errors.New("the journal is gone in the middle of a change")
 	}
-	if err := i.Systemd.Stop(ctx, takeBackTimer); err != nil {
-		klog.ErrorS(err, "Could not stop the timer; it will find the change taken back and do nothing")
-	}
+	i.stopTimer(ctx)
 	if err := i.removeUnits(); err != nil {
 		klog.ErrorS(err, "Could not remove units")
 	} else if err := i.Systemd.Reload(ctx); err != nil {

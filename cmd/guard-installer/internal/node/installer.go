@@ -196,6 +196,18 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 		}
 		entry = nil
 	}
+	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() && entry.Reason != "" {
+		again, err := i.again(ctx, entry)
+		if err != nil {
+			return rollout.Report{}, err
+		}
+		if !again {
+			return i.kept(entry), nil
+		}
+		if entry, err = i.store().Accept(); err != nil {
+			return rollout.Report{}, err
+		}
+	}
 	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() && i.inForce(ctx, entry) {
 		return i.done(ctx, entry)
 	}

@@ -439,6 +439,39 @@ func TestChangedByHandIsLeftAlone(t *testing.T) {
 	assert.Equal(t, 4, w.started)
 }
 
+func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
+	w := newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "kills"))
+	w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}
+	report := w.run(request(rollout.Enforce))
+	assert.Equal(t, rollout.Failed, report.Phase)
+	assert.Equal(t, rollout.ReasonContainers, report.Reason)
+	assert.Equal(t, []string{"ns/b/main", "ns/c/main"}, report.Stopped)
+	assert.Contains(t, report.Message, "The change was not taken back: the guard holds 1 pods now")
+	assert.Equal(t, guard.Enforce, report.Now.Mode)
+	assert.Equal(t, 2, w.started, "the kubelet is not restarted")
+	assert.True(t, w.slotTaken)
+	assert.True(t, rollout.Marked(w.node))
+	assert.False(t, w.timer)
+	_, err := w.takeBack()
+	require.NoError(t, err)
+	assert.Equal(t, 2, w.started, "neither by the timer")
+
+	assert.Equal(t, rollout.Failed, w.run(request(rollout.Enforce)).Phase, "started again it says the same")
+
+	delete(w.node.Labels, rollout.StateLabel)
+	report = w.run(request(rollout.Enforce))
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Equal(t, 2, w.started)
+	assert.False(t, w.slotTaken)
+
+	// In Audit nothing is held that taking back could stop.
+	w = newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "kills"))
+	w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}
+	assert.Equal(t, rollout.RolledBack, w.run(request(rollout.Audit)).Phase)
+}
+
 func TestOldKubeletThatIsBrokenTooIsSaid(t *testing.T) {
 	w := newWorld(t)
 	w.image(program("version="+guardedVersion, "guarded", "nostart"))

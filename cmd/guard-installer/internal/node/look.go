@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -137,7 +138,12 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonKubelet, "%s is %s (%s): put it in order first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
 	}
 	var forbidden *kubelet.ForbiddenError
-	v.answer, v.pin, err = i.Ask(ctx, v.address, "")
+	for range 3 { // a slow answer is not worth a refusal
+		if v.answer, v.pin, err = i.Ask(ctx, v.address, ""); err == nil || errors.As(err, &forbidden) {
+			break
+		}
+		time.Sleep(i.Poll)
+	}
 	switch {
 	case errors.As(err, &forbidden):
 		refuse(rollout.ReasonKubelet, "%v", err)
