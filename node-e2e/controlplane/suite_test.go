@@ -212,6 +212,8 @@ var counts specreport.Counts
 
 var _ = ReportAfterSuite("count", func(report Report) {
 	counts = specFormat.Count(report)
+	// Ginkgo may have left a line of dots open.
+	fmt.Println()
 	for _, failure := range specFormat.Failures(report) {
 		// Once more, where the last lines of a log are all that is kept.
 		fmt.Printf("FAILED: %s\n", failure)
