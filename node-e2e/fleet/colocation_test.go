@@ -77,7 +77,7 @@ var _ = Describe("A wrong resource reservation that comes with a kubelet", func(
 		By("taking the reservation back")
 		Expect(inParallel(both, func(w *colocated) error { return w.write(ctx, w.original) })).To(Succeed())
 		restartKubelet(ctx, workers()...)
-		guarded.awaitStates(ctx, map[guard.State]int{guard.Protected: colocatedPods})
+		guarded.awaitRelief(ctx)
 		expectRunning(Default, ctx, guarded.protected...)
 
 		By("deleting the pods through the API")
@@ -202,17 +202,40 @@ func (w *colocated) awaitAvailable(ctx context.Context, count int, within time.D
 // state.
 func (w *colocated) awaitStates(ctx context.Context, want map[guard.State]int) {
 	GinkgoHelper()
-	Eventually(ctx, func(g Gomega) {
-		list, err := guardPods(ctx, w.node)
-		g.Expect(err).NotTo(HaveOccurred())
-		states := map[guard.State]int{}
-		for _, pod := range list.Items {
-			if pod.Namespace == w.scene.namespace {
-				states[pod.State]++
-			}
+	Eventually(ctx, w.states).WithTimeout(colocatedKill).WithPolling(time.Second).Should(Equal(want), "states in %s of %s", guard.PodsPath, w.node.Name())
+}
+
+// states is how many pods of the spec the worker's guard has in each state.
+func (w *colocated) states(ctx context.Context) (map[guard.State]int, error) {
+	list, err := guardPods(ctx, w.node)
+	if err != nil {
+		return nil, err
+	}
+	states := map[guard.State]int{}
+	for _, pod := range list.Items {
+		if pod.Namespace == w.scene.namespace {
+			states[pod.State]++
 		}
-		g.Expect(states).To(Equal(want))
-	}).WithTimeout(colocatedKill).WithPolling(time.Second).Should(Succeed(), "states in %s of %s", guard.PodsPath, w.node.Name())
+	}
+	return states, nil
+}
+
+// awaitRelief waits until no pod is held any more by a kubelet that was restarted with
+// the reservation taken back. For the reason that awaitAdmission tells, one restart may
+// still turn the pods down.
+func (w *colocated) awaitRelief(ctx context.Context) {
+	GinkgoHelper()
+	restarts, last := 1, time.Now()
+	Eventually(ctx, func(g Gomega) {
+		states, err := w.states(ctx)
+		g.Expect(err).NotTo(HaveOccurred())
+		if states[guard.Held] > 0 && time.Since(last) > killTimeout {
+			restartKubelet(ctx, w.node)
+			restarts, last = restarts+1, time.Now()
+		}
+		g.Expect(states).To(Equal(map[guard.State]int{guard.Protected: colocatedPods}))
+	}).WithTimeout(colocatedKill+2*killTimeout).WithPolling(time.Second).Should(Succeed(), "states in %s of %s with the reservation taken back", guard.PodsPath, w.node.Name())
+	progress("co-location: no pod of worker %s is held after %d restarts", w.node.Name(), restarts)
 }
 
 // tell tells the figures of a worker.
