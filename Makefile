@@ -14,7 +14,7 @@ FINISH ?=
 KEEP ?=
 # Label filter of test-e2e, test-controlplane, e2e-kind and e2e-kind-node (Ginkgo syntax); empty means all.
 LABELS ?=
-# How often test-controlplane tries a spec; what passed at a later attempt says so.
+# How often test-controlplane and e2e-kind try a spec; what passed at a later attempt says so.
 ATTEMPTS ?= 2
 # Workers of e2e-kind: two each of stock and guarded let its parts run at the same time.
 FLEET_POOLS ?= stock=2,guarded=2:guarded,blue=2,green=1
@@ -160,7 +160,7 @@ test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard 
 e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
 	@_output/bin/guard-e2e kind run --name=fleet --pools='$(FLEET_POOLS)' $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
-		_output/bin/guard-e2e fleet --provider=kind --cluster=fleet $(if $(KEEP),--keep) --label-filter='$(LABELS)' \
+		_output/bin/guard-e2e fleet --provider=kind --cluster=fleet $(if $(KEEP),--keep) --label-filter='$(LABELS)' --attempts='$(ATTEMPTS)' \
 		> _output/fleet-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/fleet-e2e.log and _output/e2e/fleet/'; \
 		grep -E '^(FOUND|FAILED): ' _output/fleet-e2e.log; tail -n 1 _output/fleet-e2e.log; exit $$status

@@ -44,6 +44,16 @@ var (
 	wholeFleet = []fleetPart{{name: "fleet", pair: 1}}
 )
 
+// fleetOptions are what the parts have in common.
+type fleetOptions struct {
+	// labels is the user's label filter.
+	labels string
+	// manifests is the folder with the manifests.
+	manifests string
+	// attempts is how often a failing spec is tried.
+	attempts int
+}
+
 // filter adds the user's label filter to the part's.
 func (p fleetPart) filter(user string) string {
 	var terms []string
@@ -56,7 +66,7 @@ func (p fleetPart) filter(user string) string {
 }
 
 func newFleetCommand(o *options) *cobra.Command {
-	var labels, manifests string
+	var suite fleetOptions
 	cmd := &cobra.Command{
 		Use:   "fleet",
 		Short: "Run the fleet suite on a kind cluster that is up",
@@ -77,17 +87,18 @@ parts to <output>/e2e/fleet/.`,
 			if len(cluster.Pool("stock")) < 2 || len(cluster.Pool("guarded")) < 2 {
 				parts = wholeFleet
 			}
-			return o.runFleet(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), parts, labels, manifests)
+			return o.runFleet(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), parts, suite)
 		},
 	}
-	cmd.Flags().StringVar(&labels, "label-filter", "", "Ginkgo label filter, in addition to those of the parts")
-	cmd.Flags().StringVar(&manifests, "manifests", "manifests", "folder with the manifests")
+	cmd.Flags().StringVar(&suite.labels, "label-filter", "", "Ginkgo label filter, in addition to those of the parts")
+	cmd.Flags().IntVar(&suite.attempts, "attempts", 1, "how often a failing spec is tried; a container that ended against expectation is a failure anyhow")
+	cmd.Flags().StringVar(&suite.manifests, "manifests", "manifests", "folder with the manifests")
 	return cmd
 }
 
 // runFleet runs the parts at the same time. Their progress goes to progress, and what
 // their logs end with, added up, to out.
-func (o *options) runFleet(ctx context.Context, out, progress io.Writer, parts []fleetPart, labels, manifests string) error {
+func (o *options) runFleet(ctx context.Context, out, progress io.Writer, parts []fleetPart, suite fleetOptions) error {
 	counts, errs, logs := make([]specreport.Counts, len(parts)), make([]error, len(parts)), make([]string, len(parts))
 	started := time.Now()
 	var lock sync.Mutex
@@ -100,7 +111,7 @@ func (o *options) runFleet(ctx context.Context, out, progress io.Writer, parts [
 				fmt.Fprintf(progress, "%s %-8s %s\n", elapsed(started), part.name, line)
 			}
 			logs[i] = filepath.Join(o.outputDir, "e2e", "fleet", part.name+".log")
-			errs[i] = o.runFleetPart(ctx, part, labels, manifests, logs[i], report)
+			errs[i] = o.runFleetPart(ctx, part, suite, logs[i], report)
 		})
 	}
 	wait.Wait()
@@ -124,7 +135,7 @@ func (o *options) runFleet(ctx context.Context, out, progress io.Writer, parts [
 }
 
 // runFleetPart runs one part to its end. It fails if a spec does.
-func (o *options) runFleetPart(ctx context.Context, part fleetPart, labels, manifests, logFile string, report func(string)) (err error) {
+func (o *options) runFleetPart(ctx context.Context, part fleetPart, suite fleetOptions, logFile string, report func(string)) (err error) {
 	if err := os.MkdirAll(filepath.Dir(logFile), 0o755); err != nil {
 		return err
 	}
@@ -135,9 +146,10 @@ func (o *options) runFleetPart(ctx context.Context, part fleetPart, labels, mani
 	defer func() { err = errors.Join(err, log.Close()) }()
 	cmd := exec.CommandContext(ctx, filepath.Join(o.outputDir, "bin", fleetProgram),
 		"-test.run=^TestFleet$", "-test.timeout=0",
-		"-cluster="+o.cluster, "-output="+o.outputDir, "-manifests="+manifests,
+		"-cluster="+o.cluster, "-output="+o.outputDir, "-manifests="+suite.manifests,
 		fmt.Sprintf("-pair=%d", part.pair), fmt.Sprintf("-keep=%t", o.keep),
-		"-ginkgo.label-filter="+part.filter(labels),
+		"-ginkgo.label-filter="+part.filter(suite.labels),
+		fmt.Sprintf("-ginkgo.flake-attempts=%d", suite.attempts),
 		fmt.Sprintf("-ginkgo.fail-fast=%t", o.failFast), "-ginkgo.no-color")
 	cmd.Stdout = log
 	lines, err := cmd.StderrPipe()

@@ -26,8 +26,8 @@ var _ = AfterEach(func(ctx SpecContext) {
 func collect(ctx context.Context) {
 	report := CurrentSpecReport()
 	artifacts := specreport.NewArtifacts(artifactsDir(), report)
-	if report.NumAttempts < report.MaxFlakeAttempts {
-		progress("%s: failed at attempt %d and is repeated: %s", report.FullText(), report.NumAttempts, specFormat.Message(report))
+	if line := specFormat.Repeated(report); line != "" {
+		progress("%s", line)
 	}
 	for file, args := range map[string][]string{
 		"objects.yaml":       {"get", "deployments,replicasets,statefulsets,pods,events,poddisruptionbudgets", "-A", "-o", "yaml"},

@@ -15,7 +15,11 @@ import (
 // clean-up takes it away. It must not fail itself: it runs when something is broken
 // already.
 func collect(ctx context.Context) {
-	artifacts := specreport.NewArtifacts(artifactsDir(), CurrentSpecReport())
+	report := CurrentSpecReport()
+	artifacts := specreport.NewArtifacts(artifactsDir(), report)
+	if line := specFormat.Repeated(report); line != "" {
+		progress("%s", line)
+	}
 	for file, args := range map[string][]string{
 		"nodes.yaml":  {"get", "nodes", "-o", "yaml"},
 		"pods.txt":    {"get", "pods", "-A", "-o", "wide"},

@@ -19,6 +19,8 @@ var _ = Describe("The companion in the cluster", func() {
 		installWebhook(ctx)
 		s := newScene(ctx, withWebhook)
 		pods := s.createDeployments(ctx, "web", 3, protected)
+		// A replacement that is ready before the next question would answer it.
+		setCordon(ctx, true, workers()...)
 		for _, node := range workers() {
 			name := "web-" + node.Pool()
 			s.createBudget(ctx, name, 2, 1)

@@ -101,6 +101,9 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	code := m.Run()
 	if *clusterFlag != "" {
+		if code == 0 && len(stopped) > 0 {
+			code = 1 // a spec that passed in the end
+		}
 		if code != 0 && counts.Failed == 0 {
 			counts.Failed = 1 // it broke before a spec could fail
 		}
@@ -191,6 +194,9 @@ var _ = ReportAfterSuite("count", func(report Report) {
 	for _, failure := range specFormat.Failures(report) {
 		// Once more, where the last lines of a log are all that is kept.
 		fmt.Printf("FAILED: %s\n", failure)
+	}
+	for _, line := range stopped {
+		fmt.Printf("FAILED: %s\n", line)
 	}
 	for _, finding := range findings {
 		fmt.Printf("FOUND: %s\n", finding)

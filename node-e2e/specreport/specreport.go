@@ -52,6 +52,15 @@ func (f Format) Progress(spec types.SpecReport) string {
 	return fmt.Sprintf("%s: ok, %s", f.title(spec), seconds)
 }
 
+// Repeated is the line about an attempt at a spec that failed and is made again; empty
+// for the last attempt.
+func (f Format) Repeated(spec types.SpecReport) string {
+	if spec.NumAttempts >= spec.MaxFlakeAttempts {
+		return ""
+	}
+	return fmt.Sprintf("%s: failed at attempt %d and is repeated: %s", f.title(spec), spec.NumAttempts, f.Message(spec))
+}
+
 // Message is why a spec failed, on one line.
 func (f Format) Message(spec types.SpecReport) string {
 	return Brief(spec.FailureMessage(), f.MessageLimit)
