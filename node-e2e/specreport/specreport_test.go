@@ -56,6 +56,15 @@ func TestProgress(t *testing.T) {
 	require.Equal(t, "comes back: ok, 1 s", format.Progress(spec("comes back", types.SpecStatePassed, 1240*time.Millisecond)))
 }
 
+func TestRepeated(t *testing.T) {
+	format := Format{MessageLimit: 20}
+	attempt := failed("comes back", "timed out")
+	attempt.NumAttempts, attempt.MaxFlakeAttempts = 1, 2
+	require.Equal(t, "A node comes back: failed at attempt 1 and is repeated: timed out", format.Repeated(attempt))
+	attempt.NumAttempts = 2
+	require.Empty(t, format.Repeated(attempt))
+}
+
 func TestCount(t *testing.T) {
 	unable := spec("waits", types.SpecStateSkipped, 0)
 	unable.Failure.Message = "no second node"
