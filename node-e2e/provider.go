@@ -192,7 +192,7 @@ type Storage interface {
 // ControlPlane controls the rest of the control plane.
 type ControlPlane interface {
 	StopAPIServer(ctx context.Context) error
-	// StartAPIServer returns when the API server is ready.
+	// StartAPIServer returns when the API server is ready and the controllers work.
 	StartAPIServer(ctx context.Context) error
 }
 

@@ -313,6 +313,7 @@ func (c *Cluster) define() {
 	c.etcd = &Etcd{part(programEtcd, c.prepareEtcd, c.etcdHealthy)}
 	c.apiServer = part(programAPIServer, c.prepareAPIServer, c.apiServerHealthy)
 	c.apiServer.patience = apiServerTermPatience
+	c.apiServer.afterStart = c.restartControllers
 	c.controllerManager = part(programControllerManager, c.prepareControllerManager, c.controllerManagerHealthy)
 	c.scheduler = part(programScheduler, c.prepareScheduler, c.schedulerHealthy)
 	c.containerd = part(programContainerd, c.prepareContainerd, c.containerdHealthy)

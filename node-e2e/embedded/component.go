@@ -32,6 +32,8 @@ type Component struct {
 	healthy func(context.Context) error
 	// patience is how long Stop waits before it kills.
 	patience time.Duration
+	// afterStart runs at the end of a Start; nil does nothing.
+	afterStart func(context.Context) error
 
 	mu      sync.Mutex
 	current *process
@@ -75,7 +77,8 @@ func (p *Component) Kill(ctx context.Context) error {
 }
 
 // Start starts the process and returns when it is healthy. If it exits before,
-// the error is an *ExitError.
+// the error is an *ExitError. With the API server the controllers and the scheduler
+// start anew, as far as they run.
 func (p *Component) Start(ctx context.Context) error {
 	return p.startWith(ctx, p.prepare)
 }
@@ -142,7 +145,10 @@ func (p *Component) startWith(ctx context.Context, prepare func() (launch, error
 	if err := p.spawn(prepare); err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
 	}
-	return p.WaitHealthy(ctx)
+	if err := p.WaitHealthy(ctx); err != nil || p.afterStart == nil {
+		return err
+	}
+	return p.afterStart(ctx)
 }
 
 // spawn starts the process and records it.

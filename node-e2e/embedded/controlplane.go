@@ -196,6 +196,23 @@ func (c *Cluster) schedulerHealthy(ctx context.Context) error {
 	return c.getOK(ctx, c.url("https", schedulerPort)+"/readyz")
 }
 
+// restartControllers restarts what asks the API server for everything it knows, as far
+// as it runs. In a usual cluster it loses its lease while the API server is away, ends,
+// and is started anew; these have no leases (--leader-elect=false). What runs on through
+// an absence can be blind for up to a minute after it: client-go's reflectors double
+// the time between attempts to 30 to 60 seconds, and forget that only after two minutes
+// without an attempt (k8s.io/client-go/tools/cache/reflector.go), so that each further
+// absence begins where the last one ended.
+func (c *Cluster) restartControllers(ctx context.Context) error {
+	var restarts []func(context.Context) error
+	for _, component := range []*Component{c.controllerManager, c.scheduler} {
+		if component.PID() != 0 {
+			restarts = append(restarts, component.Restart)
+		}
+	}
+	return inParallel(ctx, restarts...)
+}
+
 // componentKubeconfig writes the kubeconfig of a control plane component.
 func (c *Cluster) componentKubeconfig(certificate, user string) (string, error) {
 	path := filepath.Join(c.config.Dir, "config", certificate+".kubeconfig")

@@ -120,8 +120,8 @@ func (e *Etcd) Snapshot(ctx context.Context, path string) error {
 
 // Wipe stops the API server and etcd, replaces the data by an empty store and
 // starts both. Certificates and service account keys stay. The controllers and
-// the scheduler are restarted after that, because their caches are ahead of the
-// new store; the kubelet is not, and registers its node again only when it is.
+// the scheduler start anew with the API server, their caches are ahead of the new
+// store; the kubelet does not, and registers its node again only when it is restarted.
 // Returns when pods can be created in the default namespace.
 func (e *Etcd) Wipe(ctx context.Context) error {
 	return e.replaceData(ctx, func() error { return nil })
@@ -166,9 +166,6 @@ func (e *Etcd) replaceData(ctx context.Context, replace func() error) error {
 		return err
 	}
 	if err := c.apiServer.Start(ctx); err != nil {
-		return err
-	}
-	if err := inParallel(ctx, c.controllerManager.Restart, c.scheduler.Restart); err != nil {
 		return err
 	}
 	return c.awaitServiceAccount(ctx)
