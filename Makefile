@@ -14,7 +14,7 @@ FINISH ?=
 KEEP ?=
 # Label filter of test-e2e, test-controlplane, e2e-kind and e2e-kind-node (Ginkgo syntax); empty means all.
 LABELS ?=
-# How often test-controlplane and e2e-kind try a spec; what passed at a later attempt says so.
+# How often the suites try a spec; what passed at a later attempt says so.
 ATTEMPTS ?= 2
 # Workers of e2e-kind: two each of stock and guarded let its parts run at the same time.
 FLEET_POOLS ?= stock=2,guarded=2:guarded,blue=2,green=1
@@ -143,7 +143,7 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 
 .PHONY: test-e2e
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
-	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded $(if $(LABELS),--label-filter='$(LABELS)')
+	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded --attempts='$(ATTEMPTS)' $(if $(LABELS),--label-filter='$(LABELS)')
 
 .PHONY: chaos
 chaos: kubelet control-plane node-parts node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)
@@ -169,7 +169,7 @@ e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite o
 e2e-kind-node: binaries kind-parts node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
 	@_output/bin/guard-e2e kind run --name=node --pools=stock=1,guarded=1:guarded --logs=_output/e2e/nodes $(if $(KEEP),--keep) -- \
-		_output/bin/guard-e2e run --provider=kind --cluster=node --label-filter='$(or $(LABELS),!chaos)'
+		_output/bin/guard-e2e run --provider=kind --cluster=node --attempts='$(ATTEMPTS)' --label-filter='$(or $(LABELS),!chaos)'
 
 .PHONY: kind-up
 kind-up: binaries kind-parts ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)

@@ -93,7 +93,12 @@ func newChaosRun(ctx context.Context, plan *chaosPlan) *chaosRun {
 // run is the whole of it. The seed is told first and last.
 func (c *chaosRun) run(ctx context.Context) {
 	progress("chaos: %s, %s", c, c.plan)
+	// The same decisions do not meet the same moments again.
+	well := false
 	defer func() {
+		if !well {
+			stand("a chaos run failed: %s", c)
+		}
 		progress("chaos: %s, %d lives of the kubelet in %.0f s", c, c.round+1, time.Since(c.started).Seconds())
 	}()
 	info, err := os.Stat(provider.Node().Kubelet().LogPath())
@@ -110,6 +115,7 @@ func (c *chaosRun) run(ctx context.Context) {
 	}
 	c.round++
 	c.conclude(ctx)
+	well = true
 }
 
 // live is one life of the kubelet.

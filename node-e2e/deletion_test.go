@@ -36,7 +36,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		startKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", request+request/2)}
 		}})
-		pod.awaitDeath(ctx, asked, gracePeriod+deletionSlack)
+		pod.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
 		s.awaitGone(ctx, pod, gracePeriod+deletionSlack)
 	})
 

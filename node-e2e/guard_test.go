@@ -200,6 +200,9 @@ func (f failures) minus(other failures) failures {
 // expectNone fails if the guard's own counters are not zero.
 func (f failures) expectNone() {
 	GinkgoHelper()
+	if len(f) > 0 {
+		stand("the guard's own counters are %v", f)
+	}
 	Expect(f).To(BeEmpty(), "failed operations of the guard (%s), and kill attempts that only the last line of defence refused (%s{cause=%q})",
 		guardErrors, refusedKills, guard.RuntimeStop)
 }
@@ -209,8 +212,12 @@ func (f failures) expectNone() {
 // next spec or the end of the suite.
 var _ = JustAfterEach(func(ctx SpecContext) {
 	seen := takeFailures(ctx)
-	if (CurrentSpecReport().Failed() || len(seen) > 0) && current != nil {
+	report := CurrentSpecReport()
+	if (report.Failed() || len(seen) > 0) && current != nil {
 		current.collect(ctx)
+	}
+	if line := specFormat.Repeated(report); line != "" && report.Failed() {
+		progress("%s", line)
 	}
 	seen.expectNone()
 }, NodeTimeout(time.Minute))

@@ -168,7 +168,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
 		asked := time.Now()
 		s.deleteExplicitly(ctx, main, metav1.DeleteOptions{})
-		sidecar.awaitDeath(ctx, asked, deletionSlack)
+		sidecar.awaitHonoured(ctx, asked, deletionSlack)
 	})
 })
 

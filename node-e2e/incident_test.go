@@ -140,7 +140,7 @@ func (i incident) run(ctx context.Context) {
 	}
 	asked := time.Now()
 	Expect(ignoreNotFound(client.CoreV1().Pods(s.namespace).Delete(ctx, guardedPod.name, metav1.DeleteOptions{}))).To(Succeed())
-	guardedPod.awaitDeath(ctx, asked, gracePeriod+deletionSlack)
+	guardedPod.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
 	result.Deletion = Deletion{Honoured: true, Seconds: max(0, guardedPod.death.at.Sub(asked).Seconds())}
 	s.awaitGone(ctx, guardedPod, gracePeriod+deletionSlack)
 	if variant == Guarded || i.survives {

@@ -24,7 +24,7 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		mended := time.Now()
 		Expect(link.Mend()).To(Succeed())
 		awaitEvidence(ctx, pod, guard.DeletionTimestampSeen)
-		took := pod.awaitDeath(ctx, mended, killTimeout)
+		took := pod.awaitHonoured(ctx, mended, killTimeout)
 		progress("short partition: pod ended %.1f s after the reconnect", took.Seconds())
 		s.awaitGone(ctx, pod, deletionSlack)
 	})

@@ -377,9 +377,28 @@ func (s *subject) awaitDeath(ctx context.Context, since time.Time, within time.D
 	return max(0, s.death.at.Sub(since))
 }
 
-// expectAlive checks that the process of the start still runs.
+// awaitHonoured is awaitDeath for a process whose end was asked for explicitly. One that
+// does not end is a failure whatever the next attempt at the spec says.
+func (s *subject) awaitHonoured(ctx context.Context, asked time.Time, within time.Duration) time.Duration {
+	GinkgoHelper()
+	honoured := false
+	defer func() {
+		if !honoured {
+			stand("the process of pod %s (%s) was to end within %s of an explicit deletion", s, s.process, within)
+		}
+	}()
+	took := s.awaitDeath(ctx, asked, within)
+	honoured = true
+	return took
+}
+
+// expectAlive checks that the process of the start still runs. One that does not is a
+// failure whatever the next attempt at the spec says.
 func (s *subject) expectAlive(g Gomega) {
 	at, dead := s.death.seen()
+	if dead {
+		stand("the process of pod %s (%s) had to run on and ended at %s", s, s.process, at.Format(time.TimeOnly))
+	}
 	g.Expect(dead).To(BeFalse(), "the process of pod %s (%s) ended at %s", s, s.process, at.Format(time.TimeOnly))
 }
 
@@ -394,7 +413,7 @@ func (s *scene) deleteExplicitly(ctx context.Context, pod *subject, options meta
 	asked := time.Now()
 	err := client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, options)
 	Expect(err).NotTo(HaveOccurred(), "delete pod %s", pod)
-	took := pod.awaitDeath(ctx, asked, grace+deletionSlack)
+	took := pod.awaitHonoured(ctx, asked, grace+deletionSlack)
 	s.awaitGone(ctx, pod, grace+deletionSlack)
 	return took
 }

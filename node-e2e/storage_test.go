@@ -80,7 +80,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 		By("releasing the lost pod")
 		late.expectAlive(Default)
 		asked := releaseByFile(late)
-		late.awaitDeath(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
+		late.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
 		s.awaitGone(ctx, late, deletionSlack)
 	})
 })

@@ -123,7 +123,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		s.restoreKey(ctx, pods[0])
 		expectFile(Default, ctx, pods[0], workloadPort, pods[0].name)
 		asked := releaseByFile(pods[1])
-		pods[1].awaitDeath(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
+		pods[1].awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
 		s.awaitGone(ctx, pods[1], deletionSlack)
 		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})
 	})
@@ -141,7 +141,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, immediately)).To(Succeed())
 		started := time.Now()
 		startKubelet(ctx, KubeletChange{})
-		took := pod.awaitDeath(ctx, started, killTimeout)
+		took := pod.awaitHonoured(ctx, started, killTimeout)
 		progress("interrupted termination: finished %.1f s after the kubelet's start", took.Seconds())
 		s.awaitGone(ctx, pod, deletionSlack)
 		Eventually(func(g Gomega) {

@@ -12,6 +12,7 @@ import (
 func newRunCommand(o *options) *cobra.Command {
 	var kubelets []string
 	var labelFilter string
+	var attempts int
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the whole suite, or what a label filter selects",
@@ -25,7 +26,7 @@ func newRunCommand(o *options) *cobra.Command {
 				}
 				variants = append(variants, v)
 			}
-			outcomes := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), variants, labelFilter)
+			outcomes := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), variants, labelFilter, fmt.Sprintf("-ginkgo.flake-attempts=%d", attempts))
 			passed, failed := 0, 0
 			var errs []error
 			for _, outcome := range outcomes {
@@ -42,5 +43,6 @@ func newRunCommand(o *options) *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&kubelets, "kubelet", []string{string(e2e.Stock), string(e2e.Guarded)}, "kubelets to run the suite for, side by side")
 	cmd.Flags().StringVar(&labelFilter, "label-filter", "", "Ginkgo label filter, for example 'incident' or 'guarded && !incident'")
+	cmd.Flags().IntVar(&attempts, "attempts", 1, "how often a failing spec is tried; a pod that died against expectation, a deletion that was not honoured and a failure of the guard count anyhow")
 	return cmd
 }

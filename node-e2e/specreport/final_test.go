@@ -1,0 +1,36 @@
+package specreport
+
+import (
+	"testing"
+	"time"
+
+	"github.com/onsi/ginkgo/v2/types"
+	"github.com/stretchr/testify/require"
+)
+
+func TestFinal(t *testing.T) {
+	mended := spec("keeps its pods", types.SpecStatePassed, time.Second)
+	report := types.Report{SpecReports: types.SpecReports{
+		mended,
+		spec("comes back", types.SpecStatePassed, time.Second),
+		failed("is drained", "timed out"),
+	}}
+	var final Final
+	same, overruled := final.Overrule(report)
+	require.Zero(t, overruled)
+	require.Equal(t, report, same)
+
+	final.Add(mended, "pod a was killed")
+	final.Add(mended, "pod a was killed")
+	final.Add(mended, "pod b was killed")
+	final.Add(report.SpecReports[2], "pod c was killed")
+	result, overruled := final.Overrule(report)
+	require.Equal(t, 1, overruled)
+	format := Format{MessageLimit: 200}
+	require.Equal(t, []string{
+		"A node keeps its pods: at an earlier attempt, which a later one does not mend: pod a was killed; pod b was killed",
+		"A node is drained: timed out",
+	}, format.Failures(result))
+	require.Equal(t, Counts{Passed: 1, Failed: 2}, format.Count(result))
+	require.True(t, report.SpecReports[0].State.Is(types.SpecStatePassed), "the report that was given stays as it is")
+}
