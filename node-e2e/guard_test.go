@@ -37,7 +37,11 @@ const (
 type metricFamilies map[string]*dto.MetricFamily
 
 func readMetrics(ctx context.Context) (metricFamilies, error) {
-	text, err := provider.Node().Kubelet().Get(ctx, "/metrics")
+	return readMetricsAt(ctx, "/metrics")
+}
+
+func readMetricsAt(ctx context.Context, path string) (metricFamilies, error) {
+	text, err := provider.Node().Kubelet().Get(ctx, path)
 	if err != nil {
 		return nil, err
 	}

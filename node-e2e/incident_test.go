@@ -3,10 +3,12 @@ package e2e
 import (
 	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	dto "github.com/prometheus/client_model/go"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -180,6 +182,9 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 	}
 	Eventually(func(g Gomega) {
 		pod.expectAlive(g)
+		if i.restarts && !i.vanished {
+			expectProbed(g, ctx, pod)
+		}
 		metrics, err := readMetrics(ctx)
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(increase(before, metrics.byCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
@@ -220,6 +225,22 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 		}
 	}).WithContext(ctx).WithTimeout(cmp.Or(i.hold, holdPeriod)).Should(Succeed(), "pod %s is kept, and each refusal is told once", pod)
 	return len(i.causes)
+}
+
+// expectProbed checks that the kubelet, since its start, has found a pod ready by a
+// probe of its own. A container younger than settling is shown as ready at first, and
+// then as not ready until that probe.
+func expectProbed(g Gomega, ctx context.Context, pod *subject) {
+	metrics, err := readMetricsAt(ctx, "/metrics/probes")
+	g.Expect(err).NotTo(HaveOccurred())
+	probed := slices.ContainsFunc(metrics["prober_probe_total"].GetMetric(), func(metric *dto.Metric) bool {
+		labels := map[string]string{}
+		for _, label := range metric.GetLabel() {
+			labels[label.GetName()] = label.GetValue()
+		}
+		return labels["pod_uid"] == string(pod.uid) && labels["probe_type"] == "Readiness" && labels["result"] == "successful"
+	})
+	g.Expect(probed).To(BeTrue(), "a readiness probe of pod %s has succeeded", pod)
 }
 
 // conclude fills in the fates as far as they were seen, also when an assertion
