@@ -22,14 +22,14 @@ import (
 )
 
 var (
-	clusterFlag = flag.String("cluster", "", "name of a kind cluster that is up, with the default pools; empty skips its tests")
-	outputFlag  = flag.String("output", "", "folder that it was made from")
+	clusterFlag = flag.String("cluster", "", "name of a kind cluster that is up, with the pools stock and guarded; empty skips its tests")
+	outputFlag  = flag.String("output", filepath.Join("..", "..", "_output"), "folder that it was made from")
 )
 
 // attached returns the cluster of the flags.
 func attached(t *testing.T) *Cluster {
 	if *clusterFlag == "" {
-		t.Skip("needs a cluster: go run ./cmd/guard-e2e kind up --name=NAME, then -cluster=NAME -output=_output")
+		t.Skip("needs a cluster: go run ./cmd/guard-e2e kind up --name=NAME, then -cluster=NAME")
 	}
 	c, err := Attach(t.Context(), *outputFlag, *clusterFlag)
 	require.NoError(t, err)
