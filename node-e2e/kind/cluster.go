@@ -221,7 +221,7 @@ func (c *Cluster) create(ctx context.Context, log io.Writer) error {
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return err
 	}
-	if err := c.raiseLimits(log); err != nil {
+	if err := raiseInotify(log); err != nil {
 		return err
 	}
 	content, err := json.MarshalIndent(c.state, "", "  ")
@@ -257,9 +257,7 @@ func (c *Cluster) create(ctx context.Context, log io.Writer) error {
 // provider is kind's entry. kind runs the docker command with this process'
 // environment.
 func (c *Cluster) provider(log io.Writer) *cluster.Provider {
-	if c.state.Engine.Host != "" {
-		os.Setenv("DOCKER_HOST", c.state.Engine.Host)
-	}
+	os.Setenv("DOCKER_HOST", c.state.Engine.host())
 	return cluster.NewProvider(cluster.ProviderWithDocker(), cluster.ProviderWithLogger(logger{log}))
 }
 
@@ -323,11 +321,20 @@ func Attach(ctx context.Context, output, name string) (*Cluster, error) {
 	return c, nil
 }
 
-// Remove takes a cluster down that may be in any state, or not there.
+// Remove takes a cluster down that may be in any state, or not there. An engine of our
+// own that has no cluster any more, since kind's own command removed the last one, is
+// stopped in either case.
 func Remove(ctx context.Context, output, name string) error {
 	c, err := read(output, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		if output, err = filepath.Abs(output); err != nil {
+			return err
+		}
+		gone := &Cluster{dir: filepath.Join(output, "kind", name), state: state{Engine: ownEngine(output)}}
+		if gone.state.Engine.answers(ctx) != nil {
+			return nil
+		}
+		return gone.leave(ctx)
 	}
 	if err != nil {
 		return err
@@ -390,17 +397,26 @@ func (c *Cluster) Down(ctx context.Context) error {
 	if err := c.remove(); err != nil {
 		return err
 	}
+	return c.leave(ctx)
+}
+
+// leave stops an engine of our own and restores the machine's limits, unless another
+// cluster needs them.
+func (c *Cluster) leave(ctx context.Context) error {
+	e := c.state.Engine
 	if used, err := e.hasCluster(ctx, ""); err != nil || used {
 		return err
 	}
 	if err := e.stop(ctx); err != nil {
 		return err
 	}
-	// Another engine may have clusters that need the limits.
-	if used, err := (engine{}).hasCluster(ctx, ""); err == nil && used {
-		return nil
+	for _, other := range append(ownEngines(runDir), engine{}) {
+		// One that does not answer has none.
+		if used, err := other.hasCluster(ctx, ""); err == nil && used {
+			return nil
+		}
 	}
-	return c.restoreLimits()
+	return restoreInotify()
 }
 
 // remove removes the nodes, whatever state they are in, and the cluster's folder.
@@ -409,32 +425,6 @@ func (c *Cluster) remove() error {
 		return err
 	}
 	return os.RemoveAll(c.dir)
-}
-
-// limitsFile remembers what the machine's limits were.
-func (c *Cluster) limitsFile() string { return filepath.Join(filepath.Dir(c.dir), "inotify") }
-
-func (c *Cluster) raiseLimits(log io.Writer) error {
-	before, err := raiseInotify(log)
-	if err != nil || before == 0 {
-		return err
-	}
-	return os.WriteFile(c.limitsFile(), fmt.Append(nil, before), 0o644)
-}
-
-func (c *Cluster) restoreLimits() error {
-	content, err := os.ReadFile(c.limitsFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var before int
-	if _, err := fmt.Sscan(string(content), &before); err != nil {
-		return fmt.Errorf("%s: %w", c.limitsFile(), err)
-	}
-	return errors.Join(setInotify(before), os.Remove(c.limitsFile()))
 }
 
 func (c *Cluster) stateFile() string { return filepath.Join(c.dir, "cluster.json") }

@@ -3,6 +3,7 @@ package kind
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -44,14 +45,18 @@ type engine struct {
 	RunDir string `json:"runDir,omitempty"`
 }
 
+// userHost is DOCKER_HOST as the user has set it: kind takes it from this process'
+// environment, so it is changed there.
+var userHost = os.Getenv("DOCKER_HOST")
+
+// host is the value of DOCKER_HOST; "" is as good as none.
+func (e engine) host() string { return cmp.Or(e.Host, userHost) }
+
 // docker runs the docker command and returns what it printed. The error carries what
 // it printed to stderr, and wraps an *exec.ExitError.
 func (e engine) docker(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "docker", args...)
-	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0")
-	if e.Host != "" {
-		cmd.Env = append(cmd.Env, "DOCKER_HOST="+e.Host)
-	}
+	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0", "DOCKER_HOST="+e.host())
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -86,10 +91,13 @@ func (e engine) hasCluster(ctx context.Context, name string) (bool, error) {
 	return strings.TrimSpace(ids) != "", err
 }
 
+// runDir has a folder for each own engine, and what holds until the machine's next boot.
+const runDir = "/run"
+
 // ownEngine is the engine that this package starts for an output folder.
 func ownEngine(output string) engine {
 	// The path of a socket must be short.
-	run := fmt.Sprintf("/run/kubelet-guard-kind-%x", sha256.Sum256([]byte(output)))[:34]
+	run := fmt.Sprintf(runDir+"/kubelet-guard-kind-%x", sha256.Sum256([]byte(output)))[:34]
 	return engine{
 		Host:   "unix://" + filepath.Join(run, "docker.sock"),
 		Own:    true,
@@ -98,12 +106,24 @@ func ownEngine(output string) engine {
 	}
 }
 
+// ownEngines are the engines on this machine that this package started, of any output
+// folder.
+func ownEngines(runDir string) []engine {
+	sockets, _ := filepath.Glob(filepath.Join(runDir, "kubelet-guard-kind-*", "docker.sock"))
+	var engines []engine
+	for _, socket := range sockets {
+		engines = append(engines, engine{Host: "unix://" + socket, Own: true, RunDir: filepath.Dir(socket)})
+	}
+	return engines
+}
+
 // findEngine returns an engine that can run nodes: the one that the docker command
 // finds, or one of our own, which it starts if it is not running.
 func findEngine(ctx context.Context, output string, log io.Writer) (engine, error) {
-	var found engine
+	// A later process may have another DOCKER_HOST. It may also be what `kind up` printed.
+	own, found := ownEngine(output), engine{Host: userHost}
 	reason := found.answers(ctx)
-	if reason == nil {
+	if reason == nil && found.Host != own.Host {
 		if reason = found.runsPrivileged(ctx, output); reason == nil {
 			return found, nil
 		}
@@ -111,7 +131,6 @@ func findEngine(ctx context.Context, output string, log io.Writer) (engine, erro
 	if ctx.Err() != nil {
 		return engine{}, context.Cause(ctx)
 	}
-	own := ownEngine(output)
 	if own.answers(ctx) == nil {
 		return own, nil
 	}
@@ -384,26 +403,45 @@ const (
 	inotifyWanted    = 1024
 )
 
-// raiseInotify raises the limit if it is lower than wanted and returns what it was, or
-// 0 if nothing was changed.
-func raiseInotify(log io.Writer) (int, error) {
+// inotifyBefore is the file that remembers what the limit was, for the last cluster of
+// the machine.
+const inotifyBefore = runDir + "/kubelet-guard-kind.inotify"
+
+// raiseInotify raises the limit if it is lower than wanted.
+func raiseInotify(log io.Writer) error {
 	content, err := os.ReadFile(inotifyInstances)
 	if err != nil {
-		return 0, nil // not this kernel's to limit, or not here
+		return nil // not this kernel's to limit, or not here
 	}
 	limit, err := strconv.Atoi(strings.TrimSpace(string(content)))
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", inotifyInstances, err)
+		return fmt.Errorf("%s: %w", inotifyInstances, err)
 	}
 	// What kind's documentation asks for.
 	if limit >= 512 {
-		return 0, nil
+		return nil
 	}
 	if err := setInotify(inotifyWanted); err != nil {
-		return 0, fmt.Errorf("fs.inotify.max_user_instances is %d, several nodes need 512: %w", limit, err)
+		return fmt.Errorf("fs.inotify.max_user_instances is %d, several nodes need 512: %w", limit, err)
 	}
 	fmt.Fprintf(log, "fs.inotify.max_user_instances: %d instead of %d while clusters are up\n", inotifyWanted, limit)
-	return limit, nil
+	return os.WriteFile(inotifyBefore, content, 0o644)
+}
+
+// restoreInotify sets the limit to what it was.
+func restoreInotify() error {
+	content, err := os.ReadFile(inotifyBefore)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	before, err := strconv.Atoi(strings.TrimSpace(string(content)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", inotifyBefore, err)
+	}
+	return errors.Join(setInotify(before), os.Remove(inotifyBefore))
 }
 
 func setInotify(limit int) error {

@@ -247,9 +247,7 @@ func (n *Node) withRuntime(ctx context.Context, f func(runtimeapi.RuntimeService
 // dial connects to a unix socket of the node. The connection ends with the context.
 func (n *Node) dial(ctx context.Context, socket string) (net.Conn, error) {
 	cmd := exec.CommandContext(ctx, "docker", "exec", "--interactive", n.name, "dial-socket", socket)
-	if n.engine.Host != "" {
-		cmd.Env = append(os.Environ(), "DOCKER_HOST="+n.engine.Host)
-	}
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+n.engine.host())
 	ours, theirs := net.Pipe()
 	var stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = theirs, &stderr
