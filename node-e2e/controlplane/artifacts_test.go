@@ -5,12 +5,7 @@ import (
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
-
-	"kubelet-guard.io/node-e2e/specreport"
 )
-
-// specFormat is how this suite tells about its specs.
-var specFormat = specreport.Format{Decimals: 1, MessageLimit: 400}
 
 // collectTimeout bounds what is asked of a cluster that may be broken.
 const collectTimeout = 30 * time.Second
@@ -24,11 +19,7 @@ var _ = AfterEach(func(ctx SpecContext) {
 // collect writes what explains a failure into the artifacts folder. It must not
 // fail itself: it runs when something is broken already.
 func collect(ctx context.Context) {
-	report := CurrentSpecReport()
-	artifacts := specreport.NewArtifacts(artifactsDir(), report)
-	if line := specFormat.Repeated(report); line != "" {
-		progress("%s", line)
-	}
+	artifacts := specLog.NewArtifacts(artifactsDir())
 	for file, args := range map[string][]string{
 		"objects.yaml":       {"get", "deployments,replicasets,statefulsets,pods,events,poddisruptionbudgets", "-A", "-o", "yaml"},
 		"admission.yaml":     {"get", "validatingadmissionpolicies,validatingadmissionpolicybindings,validatingwebhookconfigurations,mutatingadmissionpolicies", "-o", "yaml"},

@@ -69,15 +69,15 @@ var (
 	clusterLog    *os.File
 )
 
+// specLog is what this suite tells about its specs.
+var specLog = specreport.NewLog(specreport.Format{Decimals: 1, MessageLimit: 400}, nil)
+
 // TestMain ends with the line that all parts of make test end with.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	code := m.Run()
 	if *clusterFlag != "" {
-		if code != 0 && counts.Failed == 0 {
-			counts.Failed = 1 // it broke before a spec could fail
-		}
-		fmt.Println(counts)
+		specLog.Finish(code)
 	}
 	os.Exit(code)
 }
@@ -206,22 +206,3 @@ func stopCluster(ctx context.Context) {
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
-
-// counts is what came of the specs.
-var counts specreport.Counts
-
-var _ = ReportAfterSuite("count", func(report Report) {
-	counts = specFormat.Count(report)
-	// Ginkgo may have left a line of dots open.
-	fmt.Println()
-	for _, failure := range specFormat.Failures(report) {
-		// Once more, where the last lines of a log are all that is kept.
-		fmt.Printf("FAILED: %s\n", failure)
-	}
-})
-
-var _ = ReportAfterEach(func(spec SpecReport) {
-	if line := specFormat.Progress(spec); line != "" {
-		progress("%s", line)
-	}
-})

@@ -4,10 +4,7 @@ import (
 	"context"
 	"fmt"
 
-	. "github.com/onsi/ginkgo/v2"
-
 	"kubelet-guard.io/node-e2e/kind"
-	"kubelet-guard.io/node-e2e/specreport"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -15,11 +12,7 @@ import (
 // clean-up takes it away. It must not fail itself: it runs when something is broken
 // already.
 func collect(ctx context.Context) {
-	report := CurrentSpecReport()
-	artifacts := specreport.NewArtifacts(artifactsDir(), report)
-	if line := specFormat.Repeated(report); line != "" {
-		progress("%s", line)
-	}
+	artifacts := specLog.NewArtifacts(artifactsDir())
 	for file, args := range map[string][]string{
 		"nodes.yaml":  {"get", "nodes", "-o", "yaml"},
 		"pods.txt":    {"get", "pods", "-A", "-o", "wide"},

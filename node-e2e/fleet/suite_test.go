@@ -90,11 +90,17 @@ func ownNodes() []*kind.Node {
 	})
 }
 
-// specFormat is how this suite tells about its specs.
-var specFormat = specreport.Format{Decimals: 1, MessageLimit: 400, Skips: true}
-
-// counts is what came of the specs.
-var counts specreport.Counts
+// specLog is what this suite tells about its specs.
+var specLog = specreport.NewLog(specreport.Format{Decimals: 1, MessageLimit: 400, Skips: true}, func() []string {
+	var lines []string
+	for _, line := range stopped {
+		lines = append(lines, "FAILED: "+line)
+	}
+	for _, finding := range findings {
+		lines = append(lines, "FOUND: "+finding)
+	}
+	return lines
+})
 
 // TestMain ends with the line that all suites end with.
 func TestMain(m *testing.M) {
@@ -104,10 +110,7 @@ func TestMain(m *testing.M) {
 		if code == 0 && len(stopped) > 0 {
 			code = 1 // a spec that passed in the end
 		}
-		if code != 0 && counts.Failed == 0 {
-			counts.Failed = 1 // it broke before a spec could fail
-		}
-		fmt.Println(counts)
+		specLog.Finish(code)
 	}
 	os.Exit(code)
 }
@@ -186,28 +189,6 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
-
-var _ = ReportAfterSuite("count", func(report Report) {
-	counts = specFormat.Count(report)
-	// Ginkgo may have left a line of dots open.
-	fmt.Println()
-	for _, failure := range specFormat.Failures(report) {
-		// Once more, where the last lines of a log are all that is kept.
-		fmt.Printf("FAILED: %s\n", failure)
-	}
-	for _, line := range stopped {
-		fmt.Printf("FAILED: %s\n", line)
-	}
-	for _, finding := range findings {
-		fmt.Printf("FOUND: %s\n", finding)
-	}
-})
-
-var _ = ReportAfterEach(func(spec SpecReport) {
-	if line := specFormat.Progress(spec); line != "" {
-		progress("%s", line)
-	}
-})
 
 // findings are the figures of this run.
 var findings []string
