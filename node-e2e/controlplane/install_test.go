@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -14,20 +13,18 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/node-e2e/webhookinstall"
 )
 
 // Names from the manifests.
 const (
-	guardNamespace     = "kubelet-guard-system"
-	webhookName        = "guard-webhook"
-	webhookSelector    = "app.kubernetes.io/name=guard-webhook"
+	guardNamespace     = webhookinstall.Namespace
+	webhookName        = webhookinstall.Deployment
+	webhookSelector    = webhookinstall.Selector
 	webhookReplicas    = 2
 	webhookHealthPort  = "8081"
 	webhookMetricsPort = "8080"
-
-	// webhookImage is what the manifests name as the image.
-	webhookImage = "localhost/guard/webhook:dev"
 
 	overlayAudit   = "audit"
 	overlayEnforce = "enforce"
@@ -48,34 +45,17 @@ const (
 // needs: pods must be told where the API server is.
 func overlayDir(overlay string) string {
 	GinkgoHelper()
-	dir := filepath.Join(artifactsDir(), "overlays", overlay)
-	Expect(os.MkdirAll(dir, 0o755)).To(Succeed())
-	base, err := filepath.Rel(dir, filepath.Join(manifestsDir, "control-plane", "overlays", overlay))
-	Expect(err).NotTo(HaveOccurred())
 	server, err := url.Parse(adminConfig.Host)
 	Expect(err).NotTo(HaveOccurred())
 	host, port, err := net.SplitHostPort(server.Host)
 	Expect(err).NotTo(HaveOccurred())
-	environment := fmt.Sprintf(`apiVersion: apps/v1
-kind: Deployment
-metadata: {name: %s, namespace: %s}
-spec:
-  template:
-    spec:
-      containers:
-        - name: webhook
-          env:
-            - {name: KUBERNETES_SERVICE_HOST, value: %q}
-            - {name: KUBERNETES_SERVICE_PORT, value: %q}
-`, webhookName, guardNamespace, host, port)
-	content, err := yaml.Marshal(map[string]any{
-		"apiVersion": "kustomize.config.k8s.io/v1beta1",
-		"kind":       "Kustomization",
-		"resources":  []string{base},
-		"patches":    []map[string]string{{"patch": environment}},
-	})
-	Expect(err).NotTo(HaveOccurred())
-	Expect(os.WriteFile(filepath.Join(dir, "kustomization.yaml"), content, 0o644)).To(Succeed())
+	dir := filepath.Join(artifactsDir(), "overlays", overlay)
+	Expect(webhookinstall.Overlay{Manifests: manifestsDir, Base: overlay, PodSpec: map[string]any{
+		"containers": []any{map[string]any{"name": webhookinstall.Container, "env": []corev1.EnvVar{
+			{Name: "KUBERNETES_SERVICE_HOST", Value: host},
+			{Name: "KUBERNETES_SERVICE_PORT", Value: port},
+		}}},
+	}}.Write(dir)).To(Succeed())
 	return dir
 }
 
@@ -109,45 +89,32 @@ func awaitWebhook(ctx context.Context) {
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(pods.Items).To(HaveLen(webhookReplicas), "pods of the webhook, terminating ones included")
 	}).WithTimeout(rolloutWait).Should(Succeed(), "the end of the webhook's earlier pods")
-	Eventually(ctx, func(g Gomega) {
-		configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, "kubelet-guard", metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
-		for _, webhook := range configuration.Webhooks {
-			g.Expect(webhook.ClientConfig.CABundle).NotTo(BeEmpty(), webhook.Name)
-		}
-	}).WithTimeout(rolloutWait).Should(Succeed(), "the webhook to write its certificate authority into the configuration")
+	webhookinstall.AwaitCertificate(ctx, client, rolloutWait)
 	Eventually(ctx, func(g Gomega) {
 		g.Expect(probeWebhook(ctx)).To(Succeed())
 	}).WithTimeout(rolloutWait).Should(Succeed(), "an answer of the webhook to the API server")
 }
 
-// probeName is the object of dry runs that show whether rules are in force.
-const probeName = "kubelet-guard-e2e-probe"
-
-// probeWebhook makes the API server call the webhook, without changing anything:
-// an object with an override annotation is the webhook's to decide.
+// probeWebhook makes the API server call the webhook, without changing anything.
 func probeWebhook(ctx context.Context) error {
-	probe := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
-		Name:        probeName,
-		Labels:      map[string]string{labelDeletionProtection: "always"},
-		Annotations: map[string]string{annotationOverride: "not a time"},
-	}}
-	_, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Create(ctx, probe, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
+	answer, err := webhookinstall.Probe(ctx, client.CoreV1().ConfigMaps(metav1.NamespaceDefault))
+	if err != nil {
 		return err
 	}
-	err = client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, probeName, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
-	if err == nil || apierrors.IsForbidden(err) {
-		return nil // it answered, in Audit or in Enforce
+	if apierrors.IsForbidden(answer) {
+		return nil // it is in Enforce; in Audit the answer is nil
 	}
-	return err
+	return answer
 }
+
+// policyProbeName is the object of dry runs that show whether policies are in force.
+const policyProbeName = webhookinstall.ProbeName + "-policy"
 
 // awaitPolicies waits until the API server has taken up the policies of an overlay
 // and its binding's actions.
 func awaitPolicies(ctx context.Context, overlay string) {
 	GinkgoHelper()
-	const name = probeName + "-policy"
+	const name = policyProbeName
 	_, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
 		Name: name, Labels: map[string]string{labelDeletionProtection: "always"},
 	}}, metav1.CreateOptions{})

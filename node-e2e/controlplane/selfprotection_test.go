@@ -161,7 +161,7 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 			"-l", "app.kubernetes.io/part-of=kubelet-guard", "-o", "name").expectDone()
 		Expect(left.stdout).To(BeEmpty())
 		Eventually(ctx, func() error {
-			err := ordinary.client().CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, probeName+"-policy", metav1.DeleteOptions{})
+			err := ordinary.client().CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, policyProbeName, metav1.DeleteOptions{})
 			if apierrors.IsNotFound(err) {
 				return nil
 			}

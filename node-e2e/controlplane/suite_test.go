@@ -20,6 +20,7 @@ import (
 
 	"kubelet-guard.io/node-e2e/embedded"
 	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/webhookinstall"
 )
 
 // Labels of specs.
@@ -177,7 +178,7 @@ func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 		NodeDir: filepath.Join(outputDir, "node", "bin"),
 		Kubelet: filepath.Join(outputDir, "bin", "kubelet"),
 		Log:     clusterLog,
-		Images:  []embedded.Image{{Name: webhookImage, Program: webhookProgram()}},
+		Images:  []embedded.Image{{Name: webhookinstall.Image, Program: webhookProgram()}},
 		APIServerFlags: []string{
 			"--audit-policy-file=" + policy,
 			"--audit-log-path=" + filepath.Join(dir, "logs", auditLogFile),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/webhookinstall"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -16,7 +17,7 @@ func collect(ctx context.Context) {
 	for file, args := range map[string][]string{
 		"nodes.yaml":  {"get", "nodes", "-o", "yaml"},
 		"pods.txt":    {"get", "pods", "-A", "-o", "wide"},
-		"webhook.txt": {"logs", "-n", webhookNamespace, "-l", webhookSelector, "--tail=1000", "--prefix"},
+		"webhook.txt": {"logs", "-n", webhookinstall.Namespace, "-l", webhookinstall.Selector, "--tail=1000", "--prefix"},
 		"events.txt":  {"get", "events", "-n", "default", "--sort-by=.lastTimestamp"},
 	} {
 		answer := tryKubectl(ctx, args...)

@@ -1,0 +1,72 @@
+// Package webhookinstall has what any test must do to have the companion control plane
+// in its cluster: the names from manifests/control-plane, an overlay for a cluster that
+// asks something particular of the webhook's pods, and the questions whether it acts.
+// It applies nothing itself: that is kubectl's, as for a user.
+package webhookinstall
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Names from the manifests.
+const (
+	// Namespace is where the webhook's pods are.
+	Namespace = "kubelet-guard-system"
+	// Deployment is the webhook's.
+	Deployment = "guard-webhook"
+	// Selector selects the webhook's pods.
+	Selector = "app.kubernetes.io/name=guard-webhook"
+	// Container is the one container of each of them.
+	Container = "webhook"
+	// Image is that container's.
+	Image = "localhost/guard/webhook:dev"
+	// Configuration is the ValidatingWebhookConfiguration.
+	Configuration = "kubelet-guard"
+)
+
+// Overlay is one of the project's overlays with a change to the webhook's pods.
+type Overlay struct {
+	// Manifests is the folder with the project's manifests.
+	Manifests string
+	// Base is the project's overlay: audit, canary or enforce.
+	Base string
+	// PodSpec is merged into that of the pods, as a strategic merge patch does.
+	PodSpec map[string]any
+}
+
+// Write writes the overlay into a folder, which it makes, for kubectl apply -k.
+func (o Overlay) Write(dir string) error {
+	base, err := filepath.Rel(dir, filepath.Join(o.Manifests, "control-plane", "overlays", o.Base))
+	if err != nil {
+		return fmt.Errorf("overlay %s: %w", o.Base, err)
+	}
+	patch, err := yaml.Marshal(map[string]any{
+		"apiVersion": "apps/v1",
+		"kind":       "Deployment",
+		"metadata":   map[string]string{"name": Deployment, "namespace": Namespace},
+		"spec":       map[string]any{"template": map[string]any{"spec": o.PodSpec}},
+	})
+	if err != nil {
+		return fmt.Errorf("overlay %s: pod spec: %w", o.Base, err)
+	}
+	kustomization, err := yaml.Marshal(map[string]any{
+		"apiVersion": "kustomize.config.k8s.io/v1beta1",
+		"kind":       "Kustomization",
+		"resources":  []string{base},
+		"patches":    []map[string]string{{"patch": string(patch)}},
+	})
+	if err != nil {
+		return fmt.Errorf("overlay %s: %w", o.Base, err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("overlay %s: %w", o.Base, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), kustomization, 0o644); err != nil {
+		return fmt.Errorf("overlay %s: %w", o.Base, err)
+	}
+	return nil
+}
