@@ -27,7 +27,7 @@ func collect(ctx context.Context) {
 		"webhook-before.txt": {"logs", "-n", guardNamespace, "-l", webhookSelector, "--tail=2000", "--prefix", "--previous"},
 	} {
 		answer := kubectl(ctx, args...)
-		artifacts.Keep(file, []byte(answer.stdout+answer.stderr), nil)
+		artifacts.Keep(file, []byte(answer.Output()), nil)
 	}
 	progress("artifacts: %s", artifacts.Dir)
 }

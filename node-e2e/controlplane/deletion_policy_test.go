@@ -157,8 +157,8 @@ var _ = Describe("deletion-protection: always", Label(labelPolicies), func() {
 			Expect(err).NotTo(HaveOccurred())
 		}
 		deleted := ordinary.kubectl(ctx, "delete", "configmaps", "--all", "-n", namespace)
-		Expect(deleted.err).To(HaveOccurred())
-		Expect(deleted.stderr).To(ContainSubstring("configmaps kept was not deleted"))
+		Expect(deleted.Err).To(HaveOccurred())
+		Expect(deleted.Stderr).To(ContainSubstring("configmaps kept was not deleted"))
 		_, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, "other", metav1.GetOptions{})
 		Expect(apierrors.IsNotFound(err)).To(BeTrue(), "the unlabelled object: %v", err)
 	}, SpecTimeout(specTimeout))
@@ -228,7 +228,7 @@ var _ = Describe("deletion-protection: cascading on a workload", Label(labelPoli
 				Expect(cluster.ControllerManager().Start(ctx)).To(Succeed())
 			}
 		}, NodeTimeout(podStart))
-		ordinary.kubectl(ctx, "scale", "deployment", "web", "-n", namespace, "--replicas=0").expectDone()
+		ordinary.kubectl(ctx, "scale", "deployment", "web", "-n", namespace, "--replicas=0").ExpectDone()
 		as := ordinary.client().AppsV1().Deployments(namespace)
 		refusal := as.Delete(ctx, "web", metav1.DeleteOptions{})
 		Expect(refusal).To(BeRefused("its controller has not seen the last change yet"))

@@ -99,8 +99,8 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		refusal := deleteNamespace(ctx, namespace, metav1.DeleteOptions{})
 		Expect(refusal).To(BeRefused("namespace/"+namespace+" was not deleted", "deletion-protection=cascading", "1 pod (web)", "kubectl get pods,persistentvolumeclaims -n "+namespace))
 		deleted := ordinary.kubectl(ctx, "delete", "namespace", namespace, "--wait=false")
-		Expect(deleted.err).To(HaveOccurred())
-		Expect(deleted.stderr).To(ContainSubstring("1 pod (web)"))
+		Expect(deleted.Err).To(HaveOccurred())
+		Expect(deleted.Stderr).To(ContainSubstring("1 pod (web)"))
 
 		By("deleting the pod")
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{})).To(Succeed())
@@ -197,7 +197,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("fleet.e2e.example.com/north was not deleted", "asks for 2 replicas", "kubectl scale fleet.e2e.example.com/north --replicas=0"))
 
 		By("following the advice")
-		ordinary.kubectl(ctx, "scale", "fleet.e2e.example.com/north", "--replicas=0").expectDone()
+		ordinary.kubectl(ctx, "scale", "fleet.e2e.example.com/north", "--replicas=0").ExpectDone()
 		_, err = as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":1}}`), metav1.PatchOptions{}, "status")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("still has 1 pod"))
@@ -252,7 +252,7 @@ var _ = Describe("the incident of the deleted definition", func() {
 		}
 		text, err := json.Marshal(list)
 		Expect(err).NotTo(HaveOccurred())
-		kubectlInput(ctx, string(text), "create", "-f", "-").expectDone()
+		kubectlInput(ctx, string(text), "create", "-f", "-").ExpectDone()
 		count := func() int {
 			left, err := dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{})
 			Expect(err).NotTo(HaveOccurred())
@@ -262,14 +262,14 @@ var _ = Describe("the incident of the deleted definition", func() {
 
 		By("deleting the definition as an ordinary user and as the administrator")
 		deleted := ordinary.kubectl(ctx, "delete", "crd", "machines.e2e.example.com", "--wait=false")
-		Expect(deleted.err).To(HaveOccurred())
-		Expect(deleted.stderr).To(ContainSubstring("its deletion would delete 1000 custom resources (such as machine-0000)"))
+		Expect(deleted.Err).To(HaveOccurred())
+		Expect(deleted.Stderr).To(ContainSubstring("its deletion would delete 1000 custom resources (such as machine-0000)"))
 		Expect(dynamicClient.Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(BeRefused("1000 custom resources"))
 		AddReportEntry("objects left after the refused deletion", count())
 		Expect(count()).To(Equal(objects), "objects that are left")
 
 		By("deleting the objects first, as the refusal says")
-		ordinary.kubectl(ctx, "delete", "machines.e2e.example.com", "--all", "--wait=false").expectDone()
+		ordinary.kubectl(ctx, "delete", "machines.e2e.example.com", "--all", "--wait=false").ExpectDone()
 		Eventually(ctx, count).WithTimeout(definitionWait).Should(BeZero())
 		Expect(ordinary.dynamic().Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(specTimeout))

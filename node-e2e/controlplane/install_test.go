@@ -63,7 +63,7 @@ func overlayDir(overlay string) string {
 // when its rules are in force.
 func install(ctx context.Context, overlay string) {
 	GinkgoHelper()
-	kubectl(ctx, "apply", "-k", overlayDir(overlay)).expectDone()
+	kubectl(ctx, "apply", "-k", overlayDir(overlay)).ExpectDone()
 	if *webhookFlag {
 		awaitWebhook(ctx)
 	}
@@ -140,7 +140,7 @@ func awaitPolicies(ctx context.Context, overlay string) {
 	}
 	Eventually(ctx, func() string {
 		scaled := ordinary.kubectl(ctx, "scale", "deployment", name, "-n", metav1.NamespaceDefault, "--replicas=1", "--dry-run=server")
-		return scaled.stderr
+		return scaled.Stderr
 	}).WithTimeout(policyWait).Should(ContainSubstring("were not changed from 0 to 1"), "the policies of /scale to be in force")
 }
 
@@ -156,7 +156,7 @@ func webhookPods(ctx context.Context) []corev1.Pod {
 // when no pod is left.
 func scaleWebhook(ctx context.Context, replicas int) {
 	GinkgoHelper()
-	kubectl(ctx, "scale", "-n", guardNamespace, "deployment/"+webhookName, fmt.Sprintf("--replicas=%d", replicas)).expectDone()
+	kubectl(ctx, "scale", "-n", guardNamespace, "deployment/"+webhookName, fmt.Sprintf("--replicas=%d", replicas)).ExpectDone()
 	if replicas > 0 {
 		awaitWebhook(ctx)
 		return

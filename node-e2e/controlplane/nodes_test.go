@@ -147,8 +147,8 @@ var _ = Describe("node deletion policies", func() {
 
 		By("kubectl delete nodes, DELETECOLLECTION and the node controller stop there too")
 		all := ordinary.kubectl(ctx, "delete", "nodes", "-l", poolLabel+"="+pool, "--wait=false")
-		Expect(all.err).To(HaveOccurred())
-		Expect(all.stderr).To(ContainSubstring("allows 20 deletions in 1h"))
+		Expect(all.Err).To(HaveOccurred())
+		Expect(all.Stderr).To(ContainSubstring("allows 20 deletions in 1h"))
 		err = looping.CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
 		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
 		err = nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-299", metav1.DeleteOptions{})
@@ -156,13 +156,13 @@ var _ = Describe("node deletion policies", func() {
 		Expect(nodesOf(ctx, pool)).To(HaveLen(nodes - limit))
 
 		By("both replicas of the webhook restart, and remember")
-		kubectl(ctx, "delete", "pods", "-n", guardNamespace, "-l", webhookSelector, "--wait=true").expectDone()
+		kubectl(ctx, "delete", "pods", "-n", guardNamespace, "-l", webhookSelector, "--wait=true").ExpectDone()
 		awaitWebhook(ctx)
 		err = looping.CoreV1().Nodes().Delete(ctx, pool+"-298", metav1.DeleteOptions{})
 		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
 
 		By("whoever may override does")
-		ordinary.kubectl(ctx, "annotate", "node", pool+"-297", annotationOverride+"="+overrideFor(time.Hour, "INC-2")).expectDone()
+		ordinary.kubectl(ctx, "annotate", "node", pool+"-297", annotationOverride+"="+overrideFor(time.Hour, "INC-2")).ExpectDone()
 		Expect(overrider.client().CoreV1().Nodes().Delete(ctx, pool+"-297", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(2*specTimeout))
 
@@ -223,7 +223,7 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 			status := nodePolicyStatus(ctx, g, "charge-a")
 			g.Expect([]int32{status.Nodes, status.ReadyNodes, status.DeletionsAllowed}).To(Equal([]int32{4, 3, 0}), "nodes, ready, allowed")
 		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
-		By(strings.TrimSpace(ordinary.kubectl(ctx, "get", "nodedeletionpolicies").expectDone().stdout))
+		By(strings.TrimSpace(ordinary.kubectl(ctx, "get", "nodedeletionpolicies").ExpectDone().Stdout))
 	}, SpecTimeout(specTimeout))
 
 	It("let nodes go that no policy selects", func(ctx SpecContext) {
@@ -240,7 +240,7 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}, minReady: 100%%}}`, cluster.NodeName()))
 		createNodePolicy(ctx, policy)
 		deleted := ordinary.kubectl(ctx, "delete", "node", cluster.NodeName(), "--wait=false")
-		Expect(deleted.stderr).To(ContainSubstring("NodeDeletionPolicy real keeps 1 nodes of its pool ready, and only 1 are"), "%s", deleted)
+		Expect(deleted.Stderr).To(ContainSubstring("NodeDeletionPolicy real keeps 1 nodes of its pool ready, and only 1 are"), "%s", deleted)
 		_, err := client.CoreV1().Nodes().Get(ctx, cluster.NodeName(), metav1.GetOptions{})
 		Expect(err).NotTo(HaveOccurred())
 	}, SpecTimeout(specTimeout))
@@ -251,7 +251,7 @@ var _ = Describe("two rules in audit mode beside others that enforce", Label(lab
 		setArguments := func(ctx context.Context, arguments string) {
 			GinkgoHelper()
 			kubectl(ctx, "patch", "deployment", webhookName, "-n", guardNamespace, "--type=json", "-p",
-				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, arguments)).expectDone()
+				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, arguments)).ExpectDone()
 			awaitWebhook(ctx)
 		}
 		DeferCleanup(func(ctx SpecContext) { setArguments(ctx, `["--mode=Enforce"]`) }, NodeTimeout(clusterStart))
@@ -278,7 +278,7 @@ var _ = Describe("two rules in audit mode beside others that enforce", Label(lab
 			g.Expect(effective).NotTo(BeNil())
 			g.Expect(effective.Reason).To(Equal("AuditMode"))
 		}).WithTimeout(cacheWait).Should(Succeed(), "the condition Effective")
-		scaled := ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=0").expectDone()
-		Expect(scaled.stderr).To(And(ContainSubstring("Warning:"), ContainSubstring("nightly is closed")), "%s", scaled)
+		scaled := ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=0").ExpectDone()
+		Expect(scaled.Stderr).To(And(ContainSubstring("Warning:"), ContainSubstring("nightly is closed")), "%s", scaled)
 	}, SpecTimeout(2*clusterStart))
 })

@@ -9,7 +9,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	"github.com/onsi/gomega/format"
 	"github.com/onsi/gomega/gcustom"
 	gomegatypes "github.com/onsi/gomega/types"
 	appsv1 "k8s.io/api/apps/v1"
@@ -243,5 +242,3 @@ func haveSubstrings(texts []string) gomegatypes.GomegaMatcher {
 	}
 	return And(matchers...)
 }
-
-func init() { format.MaxLength = 8000 }

@@ -62,10 +62,10 @@ var _ = Describe("the overlay canary", Label(labelInstall), Serial, func() {
 		const label = "kubelet-guard.io/canary"
 		DeferCleanup(func(ctx SpecContext) {
 			install(ctx, overlayEnforce)
-			kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, label+"-").expectDone()
+			kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, label+"-").ExpectDone()
 		}, NodeTimeout(clusterStart))
 		// The probes of the installation are there.
-		kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, label+"=true").expectDone()
+		kubectl(ctx, "label", "namespace", metav1.NamespaceDefault, label+"=true").ExpectDone()
 		install(ctx, overlayCanary)
 
 		canary := newNamespace(ctx, map[string]string{label: "true", labelProtectPods: "allowed"})

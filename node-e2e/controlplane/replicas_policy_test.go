@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
+
+	"kubelet-guard.io/node-e2e/suite"
 )
 
 // fleetDefinition defines a custom kind with a scale subresource.
@@ -66,7 +68,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 	}
 	annotate := func(ctx context.Context, namespace, name, confirmation string) {
 		GinkgoHelper()
-		ordinary.kubectl(ctx, "annotate", "deployment", name, "-n", namespace, "--overwrite", annotationConfirm+"="+confirmation).expectDone()
+		ordinary.kubectl(ctx, "annotate", "deployment", name, "-n", namespace, "--overwrite", annotationConfirm+"="+confirmation).ExpectDone()
 	}
 
 	for _, name := range slices.Sorted(maps.Keys(ways)) {
@@ -112,13 +114,13 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 			namespace, gvr := newNamespace(ctx, nil), workloadResource(name)
 			_, err := resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 0, protected)), metav1.CreateOptions{})
 			Expect(err).NotTo(HaveOccurred())
-			scale := func() answer {
+			scale := func() suite.Answer {
 				return ordinary.kubectl(ctx, "scale", name, "web", "-n", namespace, "--replicas=1")
 			}
-			Eventually(ctx, func() string { return scale().stderr }).WithTimeout(policyWait).
+			Eventually(ctx, func() string { return scale().Stderr }).WithTimeout(policyWait).
 				Should(ContainSubstring(name + " web were not changed from 0 to 1"))
-			ordinary.kubectl(ctx, "annotate", name, "web", "-n", namespace, annotationConfirm+"=1").expectDone()
-			Eventually(ctx, func() error { return scale().err }).WithTimeout(policyWait).Should(Succeed())
+			ordinary.kubectl(ctx, "annotate", name, "web", "-n", namespace, annotationConfirm+"=1").ExpectDone()
+			Eventually(ctx, func() error { return scale().Err }).WithTimeout(policyWait).Should(Succeed())
 		},
 		Entry(nil, SpecTimeout(specTimeout), "deployments.apps"), Entry(nil, SpecTimeout(specTimeout), "statefulsets.apps"), Entry(nil, SpecTimeout(specTimeout), "replicasets.apps"), Entry(nil, SpecTimeout(specTimeout), "replicationcontrollers"),
 	)
@@ -170,13 +172,13 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 	It("covers a custom kind by the component", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		example := filepath.Join(manifestsDir, "control-plane", "components", "scale-custom-kind")
-		kubectlInput(ctx, fleetDefinition, "apply", "-f", "-").expectDone()
+		kubectlInput(ctx, fleetDefinition, "apply", "-f", "-").ExpectDone()
 		DeferCleanup(func(ctx SpecContext) {
-			kubectl(ctx, "delete", "-k", example).expectDone()
-			kubectlInput(ctx, fleetDefinition, "delete", "-f", "-", "--wait=false").expectDone()
+			kubectl(ctx, "delete", "-k", example).ExpectDone()
+			kubectlInput(ctx, fleetDefinition, "delete", "-f", "-", "--wait=false").ExpectDone()
 		}, NodeTimeout(podStart))
-		kubectl(ctx, "wait", "--for=condition=Established", "crd/fleets.example.com").expectDone()
-		kubectl(ctx, "apply", "-k", example).expectDone()
+		kubectl(ctx, "wait", "--for=condition=Established", "crd/fleets.example.com").ExpectDone()
+		kubectl(ctx, "apply", "-k", example).ExpectDone()
 
 		gvr := schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "fleets"}
 		fleet := &unstructured.Unstructured{Object: map[string]any{
@@ -196,7 +198,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		const five = `{"spec":{"replicas":5}}`
 		Eventually(ctx, func() error { return patch(five) }).WithTimeout(policyWait).Should(BeRefused("fleets.example.com web were not changed from 1 to 5"))
 		Eventually(ctx, func() error { return patch(five, "scale") }).WithTimeout(policyWait).Should(BeRefused("fleets.example.com web were not changed from 1 to 5"))
-		ordinary.kubectl(ctx, "annotate", "fleets.example.com", "web", "-n", namespace, annotationConfirm+"=2-5").expectDone()
+		ordinary.kubectl(ctx, "annotate", "fleets.example.com", "web", "-n", namespace, annotationConfirm+"=2-5").ExpectDone()
 		Expect(patch(five)).To(Succeed())
 		Eventually(ctx, func() error { return patch(five, "scale") }).WithTimeout(policyWait).Should(Succeed())
 		Expect(patch(`{"spec":{"replicas":6}}`, "scale")).To(BeRefused())

@@ -75,7 +75,7 @@ var _ = Describe("the guard's own parts", Label(labelInstall, labelPolicies), Or
 		kept, err := configurations.Create(ctx, kept, metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func(ctx SpecContext) {
-			kubectl(ctx, "label", "validatingwebhookconfiguration", kept.Name, labelDeletionProtection+"-").expectDone()
+			kubectl(ctx, "label", "validatingwebhookconfiguration", kept.Name, labelDeletionProtection+"-").ExpectDone()
 			Expect(configurations.Delete(ctx, kept.Name, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(specTimeout))
 		for _, u := range []user{ordinary, overrider} {
@@ -106,7 +106,7 @@ var _ = Describe("the guard's own parts", Label(labelInstall, labelPolicies), Or
 		By("following its advice")
 		ordinary.followAdvice(ctx, refusal)
 		Expect(deleteDry(ctx, ownBinding, "", name)).To(Succeed())
-		kubectl(ctx, "label", ownBinding.Resource, name, labelDeletionProtection+"=always").expectDone()
+		kubectl(ctx, "label", ownBinding.Resource, name, labelDeletionProtection+"=always").ExpectDone()
 	}, SpecTimeout(staticWait+specTimeout))
 })
 
@@ -114,10 +114,10 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 	It("changes nothing when it is applied again", func(ctx SpecContext) {
 		dir := overlayDir(overlayEnforce)
 		generations := func() string {
-			return kubectl(ctx, "get", "-k", dir, `-o=jsonpath={range .items[*]}{.kind} {.metadata.name} {.metadata.generation}{"\n"}{end}`).expectDone().stdout
+			return kubectl(ctx, "get", "-k", dir, `-o=jsonpath={range .items[*]}{.kind} {.metadata.name} {.metadata.generation}{"\n"}{end}`).ExpectDone().Stdout
 		}
 		before := generations()
-		kubectl(ctx, "apply", "-k", dir).expectDone()
+		kubectl(ctx, "apply", "-k", dir).ExpectDone()
 		Expect(generations()).To(Equal(before))
 		Expect(before).To(And(ContainSubstring("Deployment guard-webhook "), ContainSubstring("ValidatingWebhookConfiguration kubelet-guard")))
 		awaitWebhook(ctx)
@@ -137,8 +137,8 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(installAgain, NodeTimeout(clusterStart))
 		accident := ordinary.kubectl(ctx, "delete", "-k", dir, "--wait=false")
-		Expect(accident.err).To(HaveOccurred())
-		Expect(accident.stderr).To(And(
+		Expect(accident.Err).To(HaveOccurred())
+		Expect(accident.Stderr).To(And(
 			ContainSubstring("namespaces "+guardNamespace+" was not deleted"),
 			ContainSubstring("customresourcedefinitions.apiextensions.k8s.io poddeletions.kubelet-guard.io was not deleted"),
 			ContainSubstring("deployments.apps "+webhookName+" was not deleted"),
@@ -153,13 +153,13 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 		dir := overlayDir(overlayEnforce)
 		DeferCleanup(installAgain, NodeTimeout(clusterStart))
 		By("the two steps of the documentation")
-		kubectl(ctx, "label", "-k", dir, labelDeletionProtection+"-").expectDone()
-		kubectl(ctx, "delete", "-k", dir, "--timeout=90s").expectDone()
+		kubectl(ctx, "label", "-k", dir, labelDeletionProtection+"-").ExpectDone()
+		kubectl(ctx, "delete", "-k", dir, "--timeout=90s").ExpectDone()
 
 		left := kubectl(ctx, "get", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,"+
 			"validatingadmissionpolicies,validatingadmissionpolicybindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings,validatingwebhookconfigurations",
-			"-l", "app.kubernetes.io/part-of=kubelet-guard", "-o", "name").expectDone()
-		Expect(left.stdout).To(BeEmpty())
+			"-l", "app.kubernetes.io/part-of=kubelet-guard", "-o", "name").ExpectDone()
+		Expect(left.Stdout).To(BeEmpty())
 		Eventually(ctx, func() error {
 			err := ordinary.client().CoreV1().ConfigMaps(metav1.NamespaceDefault).Delete(ctx, policyProbeName, metav1.DeleteOptions{})
 			if apierrors.IsNotFound(err) {

@@ -15,11 +15,10 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
-	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"kubelet-guard.io/node-e2e/embedded"
 	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/suite"
 	"kubelet-guard.io/node-e2e/webhookinstall"
 )
 
@@ -32,9 +31,6 @@ const (
 	// labelInstall marks specs that install, switch over or remove the manifests.
 	labelInstall = "install"
 )
-
-// kubeVersion names the folder with the programs of the control plane.
-const kubeVersion = "v1.36.3"
 
 // Waits that concern the whole suite.
 const (
@@ -90,18 +86,8 @@ func TestControlPlane(t *testing.T) {
 	if err := prepare(); err != nil {
 		t.Fatal(err)
 	}
-	klog.LogToStderr(false)
-	klog.SetOutput(GinkgoWriter)
-	ctrllog.SetLogger(GinkgoLogr)
-	RegisterFailHandler(Fail)
-	SetDefaultEventuallyPollingInterval(pollInterval)
-	SetDefaultConsistentlyPollingInterval(pollInterval)
-	EnforceDefaultTimeoutsWhenUsingContexts()
-
-	suiteConfig, reporterConfig := GinkgoConfiguration()
-	// Cleaning up takes a cluster's stop, which must not be cut short after Ctrl-C.
-	suiteConfig.GracePeriod = clusterStop
-	RunSpecs(t, "Control plane suite", suiteConfig, reporterConfig)
+	// Cleaning up takes a cluster's stop.
+	suite.Run(t, suite.Settings{Title: "Control plane suite", PollInterval: pollInterval, GracePeriod: clusterStop})
 }
 
 // prepare checks that the programs are built, so that a missing one is reported
@@ -138,7 +124,7 @@ func prepare() error {
 }
 
 func webhookProgram() string { return filepath.Join(outputDir, "bin", "guard-webhook") }
-func kubectlProgram() string { return filepath.Join(outputDir, kubeVersion, "kubectl") }
+func kubectlProgram() string { return filepath.Join(outputDir, suite.KubeVersion, "kubectl") }
 
 // artifactsDir is where a run leaves what explains it.
 func artifactsDir() string { return filepath.Join(outputDir, "e2e", "controlplane") }
@@ -174,7 +160,7 @@ func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 	return embedded.Start(ctx, embedded.Config{
 		Name:    name,
 		Dir:     dir,
-		KubeDir: filepath.Join(outputDir, kubeVersion),
+		KubeDir: filepath.Join(outputDir, suite.KubeVersion),
 		NodeDir: filepath.Join(outputDir, "node", "bin"),
 		Kubelet: filepath.Join(outputDir, "bin", "kubelet"),
 		Log:     clusterLog,

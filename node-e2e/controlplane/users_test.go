@@ -1,9 +1,7 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/suite"
 )
 
 // user is somebody as whom requests are made, by impersonation: the API server
@@ -92,7 +91,7 @@ func (u user) warned() (kubernetes.Interface, *warnings) {
 }
 
 // kubectl runs the real kubectl as the user.
-func (u user) kubectl(ctx context.Context, args ...string) answer {
+func (u user) kubectl(ctx context.Context, args ...string) suite.Answer {
 	prefix := []string{"--as=" + u.name}
 	for _, group := range u.groups {
 		prefix = append(prefix, "--as-group="+group)
@@ -157,35 +156,12 @@ func (w *warnings) all() []string {
 	return append([]string(nil), w.text...)
 }
 
-// answer is what a run of kubectl gave.
-type answer struct {
-	command        string
-	stdout, stderr string
-	err            error
-}
-
-// String shows all of it in failures.
-func (a answer) String() string {
-	return fmt.Sprintf("$ %s\n%s%s(%v)", a.command, a.stdout, a.stderr, a.err)
-}
-
-// expectDone fails unless kubectl succeeded.
-func (a answer) expectDone() answer {
-	GinkgoHelper()
-	Expect(a.err).NotTo(HaveOccurred(), "%s", a)
-	return a
-}
-
 // kubectl runs the real kubectl as the administrator.
-func kubectl(ctx context.Context, args ...string) answer {
+func kubectl(ctx context.Context, args ...string) suite.Answer {
 	return kubectlInput(ctx, "", args...)
 }
 
 // kubectlInput is kubectl with a standard input.
-func kubectlInput(ctx context.Context, input string, args ...string) answer {
-	cmd := exec.CommandContext(ctx, kubectlProgram(), append([]string{"--kubeconfig=" + cluster.Kubeconfig()}, args...)...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
-	err := cmd.Run()
-	return answer{command: "kubectl " + strings.Join(args, " "), stdout: stdout.String(), stderr: stderr.String(), err: err}
+func kubectlInput(ctx context.Context, input string, args ...string) suite.Answer {
+	return suite.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig()}.RunWithInput(ctx, input, args...)
 }

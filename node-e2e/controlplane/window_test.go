@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
+	"kubelet-guard.io/node-e2e/suite"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -81,7 +82,7 @@ func windowStatus(ctx context.Context, g Gomega, namespace, name string) guardv1
 var _ = Describe("operation windows", func() {
 	enforced := map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced}
 	const other = "localhost/guard/other:dev"
-	setImage := func(ctx context.Context, u user, namespace string) answer {
+	setImage := func(ctx context.Context, u user, namespace string) suite.Answer {
 		return u.kubectl(ctx, "set", "image", "-n", namespace, "deployment/web", "workload="+other)
 	}
 	// opening is what a refusal says about the opening that is that long from now.
@@ -96,13 +97,13 @@ var _ = Describe("operation windows", func() {
 		createWindow(ctx, namespace, window("nightly", daily(2*time.Hour, 3*time.Hour), "outside: {fields: [Replicas]}"))
 
 		refused := setImage(ctx, ordinary, namespace)
-		Expect(refused.err).To(HaveOccurred(), "%s", refused)
-		Expect(refused.stderr).To(And(
+		Expect(refused.Err).To(HaveOccurred(), "%s", refused)
+		Expect(refused.Stderr).To(And(
 			ContainSubstring("deployment.apps/web in namespace "+namespace),
 			ContainSubstring("spec.template.spec.containers[workload].image (Images)"),
 			ContainSubstring("nightly is closed"), ContainSubstring(next),
 			ContainSubstring("kubectl get operationwindows -n "+namespace)))
-		By(strings.TrimSpace(refused.stderr))
+		By(strings.TrimSpace(refused.Stderr))
 
 		deployments := ordinary.client().AppsV1().Deployments(namespace)
 		_, err := deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"metadata":{"labels":{"note":"x"}}}`), metav1.PatchOptions{})
@@ -114,7 +115,7 @@ var _ = Describe("operation windows", func() {
 		Expect(err).To(BeRefused("may not change now: spec.minReadySeconds."), "with a controller that comes in the same request")
 
 		By("the field that may change outside, directly and through /scale, and the controllers go on")
-		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").expectDone()
+		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
 		Eventually(ctx, func() (int32, error) {
 			read, err := deployments.Get(ctx, "web", metav1.GetOptions{})
 			if err != nil {
@@ -137,11 +138,11 @@ var _ = Describe("operation windows", func() {
 			"workloads: {kinds: [Deployment], selector: {matchLabels: {tier: web}}}"))
 
 		scaled := ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2")
-		Expect(scaled.stderr).To(And(ContainSubstring("spec.replicas (Replicas)"), ContainSubstring(next)), "%s", scaled)
+		Expect(scaled.Stderr).To(And(ContainSubstring("spec.replicas (Replicas)"), ContainSubstring(next)), "%s", scaled)
 		_, err := autoscaler.client().AppsV1().Deployments(namespace).UpdateScale(ctx, "web",
 			&autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: 3}}, metav1.UpdateOptions{})
 		Expect(err).To(BeRefused("deployments.apps/web", "spec.replicas (Replicas)"), "the autoscaler")
-		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/free", "--replicas=2").expectDone()
+		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/free", "--replicas=2").ExpectDone()
 
 		By("the label and the spec in one request")
 		_, err = ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
@@ -150,9 +151,9 @@ var _ = Describe("operation windows", func() {
 
 		By("a second window that is open adds to the first")
 		createWindow(ctx, namespace, window("always-scale", daily(-time.Hour, time.Hour), "inside: {fields: [Replicas]}"))
-		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").expectDone()
+		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
 		refused := setImage(ctx, ordinary, namespace)
-		Expect(refused.stderr).To(And(ContainSubstring("always-scale is open, but not for them"), ContainSubstring("nightly is closed"), ContainSubstring(next)), "%s", refused)
+		Expect(refused.Stderr).To(And(ContainSubstring("always-scale is open, but not for them"), ContainSubstring("nightly is closed"), ContainSubstring(next)), "%s", refused)
 	}, SpecTimeout(specTimeout))
 
 	It("let a restart pass outside the window where its path may change", func(ctx SpecContext) {
@@ -161,11 +162,11 @@ var _ = Describe("operation windows", func() {
 		createWindow(ctx, namespace, window("nightly", daily(2*time.Hour, 3*time.Hour)))
 		refused := ordinary.kubectl(ctx, "rollout", "restart", "-n", namespace, "deployment/web")
 		const restarted = "spec.template.metadata.annotations[kubectl.kubernetes.io/restartedAt]"
-		Expect(refused.stderr).To(ContainSubstring(restarted), "%s", refused)
+		Expect(refused.Stderr).To(ContainSubstring(restarted), "%s", refused)
 		ordinary.kubectl(ctx, "patch", "operationwindow", "nightly", "-n", namespace, "--type=merge", "-p",
-			fmt.Sprintf(`{"spec":{"outside":{"paths":[%q]}}}`, restarted)).expectDone()
+			fmt.Sprintf(`{"spec":{"outside":{"paths":[%q]}}}`, restarted)).ExpectDone()
 		Eventually(ctx, func() error {
-			return ordinary.kubectl(ctx, "rollout", "restart", "-n", namespace, "deployment/web").err
+			return ordinary.kubectl(ctx, "rollout", "restart", "-n", namespace, "deployment/web").Err
 		}).WithTimeout(cacheWait).Should(Succeed(), "a restart after the path was allowed")
 	}, SpecTimeout(specTimeout))
 
@@ -176,8 +177,8 @@ var _ = Describe("operation windows", func() {
 		next := time.Now().UTC().Truncate(time.Minute).Add(2 * time.Minute)
 		createWindow(ctx, namespace, window("soon", daily(2*time.Minute, time.Hour)))
 		refused := setImage(ctx, ordinary, namespace)
-		Expect(refused.stderr).To(ContainSubstring(next.Format(time.RFC3339)), "%s", refused)
-		Eventually(ctx, func() error { return setImage(ctx, ordinary, namespace).err }).
+		Expect(refused.Stderr).To(ContainSubstring(next.Format(time.RFC3339)), "%s", refused)
+		Eventually(ctx, func() error { return setImage(ctx, ordinary, namespace).Err }).
 			WithTimeout(time.Until(next)+cacheWait).WithPolling(time.Second).Should(Succeed(), "the change to pass at %s", next)
 		Expect(time.Now()).To(BeTemporally(">=", next))
 		Eventually(ctx, func(g Gomega) {
@@ -192,19 +193,19 @@ var _ = Describe("operation windows", func() {
 		file := window("nightly", daily(2*time.Hour, 3*time.Hour))
 		text, err := yaml.Marshal(file.Object)
 		Expect(err).NotTo(HaveOccurred())
-		created := kubectlInput(ctx, string(text), "create", "-n", namespace, "-f", "-").expectDone()
-		Expect(created.stderr).To(And(HavePrefix("Warning:"), ContainSubstring(command)))
+		created := kubectlInput(ctx, string(text), "create", "-n", namespace, "-f", "-").ExpectDone()
+		Expect(created.Stderr).To(And(HavePrefix("Warning:"), ContainSubstring(command)))
 		Eventually(ctx, func(g Gomega) {
 			effective := meta.FindStatusCondition(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)
 			g.Expect(effective).NotTo(BeNil())
 			g.Expect(effective.Status).To(Equal(metav1.ConditionFalse))
 			g.Expect(effective.Message).To(ContainSubstring(command))
 		}).WithTimeout(cacheWait).Should(Succeed(), "the condition Effective")
-		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").expectDone()
+		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
 
 		ordinary.shell(ctx, command)
 		Eventually(ctx, func(g Gomega) {
-			g.Expect(ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=3").stderr).To(ContainSubstring("nightly is closed"))
+			g.Expect(ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=3").Stderr).To(ContainSubstring("nightly is closed"))
 			g.Expect(meta.IsStatusConditionTrue(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)).To(BeTrue())
 		}).WithTimeout(cacheWait).Should(Succeed(), "the window to be in force after the command")
 	}, SpecTimeout(specTimeout))
@@ -219,7 +220,7 @@ var _ = Describe("operation windows", func() {
 		_, err = overrider.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred())
 		By("through /scale, by the annotation of the Deployment")
-		overrider.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").expectDone()
+		overrider.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
 	}, SpecTimeout(specTimeout))
 })
 
@@ -234,11 +235,11 @@ var _ = Describe("operation windows in an outage of the webhook", Label(labelOut
 		scaleWebhook(ctx, 0)
 
 		refused := ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2")
-		Expect(refused.stderr).To(ContainSubstring(`failed calling webhook "operation-window.kubelet-guard.io"`), "%s", refused)
-		ordinary.kubectl(ctx, "label", "-n", chosen, "deployment/web", "note=x").expectDone()
-		ordinary.kubectl(ctx, "scale", "-n", other, "deployment/web", "--replicas=2").expectDone()
+		Expect(refused.Stderr).To(ContainSubstring(`failed calling webhook "operation-window.kubelet-guard.io"`), "%s", refused)
+		ordinary.kubectl(ctx, "label", "-n", chosen, "deployment/web", "note=x").ExpectDone()
+		ordinary.kubectl(ctx, "scale", "-n", other, "deployment/web", "--replicas=2").ExpectDone()
 		By("controllers in the namespace that chose them: a pod is replaced, a new Deployment comes up")
-		ordinary.kubectl(ctx, "delete", "pods", "-n", chosen, "-l", "app=web").expectDone()
+		ordinary.kubectl(ctx, "delete", "pods", "-n", chosen, "-l", "app=web").ExpectDone()
 		createDeployment(ctx, chosen, newDeployment("new", 1, nil))
 		Eventually(ctx, func() (int32, error) {
 			read, err := client.AppsV1().Deployments(chosen).Get(ctx, "web", metav1.GetOptions{})
@@ -248,9 +249,9 @@ var _ = Describe("operation windows in an outage of the webhook", Label(labelOut
 			return read.Status.AvailableReplicas, nil
 		}).WithTimeout(podStart).Should(BeEquivalentTo(1), "the replaced pod")
 		By("the way out without the webhook")
-		ordinary.kubectl(ctx, "label", "namespace", chosen, guardv1alpha1.OperationWindowsLabel+"-").expectDone()
+		ordinary.kubectl(ctx, "label", "namespace", chosen, guardv1alpha1.OperationWindowsLabel+"-").ExpectDone()
 		Eventually(ctx, func() error {
-			return ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2").err
+			return ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2").Err
 		}).WithTimeout(cacheWait).Should(Succeed(), "the change after the label is gone")
 	}, SpecTimeout(clusterStart))
 })

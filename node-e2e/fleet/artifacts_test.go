@@ -21,11 +21,11 @@ func collect(ctx context.Context) {
 		"events.txt":  {"get", "events", "-n", "default", "--sort-by=.lastTimestamp"},
 	} {
 		answer := tryKubectl(ctx, args...)
-		artifacts.Keep(file, []byte(answer.stdout+answer.stderr), nil)
+		artifacts.Keep(file, []byte(answer.Output()), nil)
 	}
 	for _, scene := range scenes {
 		answer := tryKubectl(ctx, "get", "deployments,replicasets,statefulsets,daemonsets,pods,events,poddisruptionbudgets", "-n", scene.namespace, "-o", "yaml")
-		artifacts.Keep(scene.namespace+".yaml", []byte(answer.stdout+answer.stderr), nil)
+		artifacts.Keep(scene.namespace+".yaml", []byte(answer.Output()), nil)
 	}
 	// Errors are kept as files.
 	_ = inParallel(ownNodes(), func(node *kind.Node) error {

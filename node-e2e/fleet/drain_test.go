@@ -140,7 +140,7 @@ var _ = Describe("kubectl drain", func() {
 		// The webhook's watch has to tell it, usually within milliseconds.
 		Eventually(ctx, func(g Gomega) {
 			for _, answer := range drain(ctx, workers(), "--disable-eviction") {
-				g.Expect(answer.err).NotTo(HaveOccurred(), "%s", answer)
+				g.Expect(answer.Err).NotTo(HaveOccurred(), "%s", answer)
 			}
 		}).WithTimeout(time.Minute).Should(Succeed())
 		awaitEnded(ctx, asked, gracePeriod+deletionSlack, both(kept)...)

@@ -14,16 +14,14 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	"github.com/onsi/gomega/format"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
-	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"kubelet-guard.io/node-e2e/kind"
 	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/suite"
 )
 
 // Pools that the suite needs. There may be others.
@@ -122,19 +120,8 @@ func TestFleet(t *testing.T) {
 	if err := prepare(); err != nil {
 		t.Fatal(err)
 	}
-	klog.LogToStderr(false)
-	klog.SetOutput(GinkgoWriter)
-	ctrllog.SetLogger(GinkgoLogr)
-	format.MaxLength = 8000
-	RegisterFailHandler(Fail)
-	SetDefaultEventuallyPollingInterval(pollInterval)
-	SetDefaultConsistentlyPollingInterval(pollInterval)
-	EnforceDefaultTimeoutsWhenUsingContexts()
-
-	suiteConfig, reporterConfig := GinkgoConfiguration()
-	// A node that is cut off must be brought back, also after Ctrl-C.
-	suiteConfig.GracePeriod = cleanTimeout
-	RunSpecs(t, "Fleet suite", suiteConfig, reporterConfig)
+	// Cleaning up brings nodes back that are cut off.
+	suite.Run(t, suite.Settings{Title: "Fleet suite", PollInterval: pollInterval, GracePeriod: cleanTimeout})
 }
 
 // prepare checks that the programs are built, so that a missing one is reported

@@ -1,0 +1,48 @@
+// Package suite has what the Ginkgo suites of this project do in the same way, beside
+// what they tell about their specs (package specreport): how they set Ginkgo and
+// Gomega up, and how they run kubectl.
+package suite
+
+import (
+	"testing"
+	"time"
+
+	"github.com/onsi/ginkgo/v2"
+	"github.com/onsi/gomega"
+	"github.com/onsi/gomega/format"
+	"k8s.io/klog/v2"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+)
+
+// KubeVersion is the upstream version that the suites are written for: the name of the
+// folder with the control plane and kubectl, below the one of all built programs.
+const KubeVersion = "v1.36.3"
+
+// Settings are those of a suite's run.
+type Settings struct {
+	// Title is the suite's name in Ginkgo's report.
+	Title string
+	// PollInterval is the time between two looks of Eventually and Consistently.
+	PollInterval time.Duration
+	// GracePeriod is how long cleaning up may take after Ctrl-C. Ginkgo's own default
+	// would leave clusters and broken nodes behind.
+	GracePeriod time.Duration
+}
+
+// Run runs the specs of this program. What Kubernetes' libraries log becomes part of
+// the failing spec's output.
+func Run(t *testing.T, s Settings) {
+	klog.LogToStderr(false)
+	klog.SetOutput(ginkgo.GinkgoWriter)
+	ctrllog.SetLogger(ginkgo.GinkgoLogr)
+	// Objects of the API are longer than Gomega's default allows.
+	format.MaxLength = 8000
+	gomega.RegisterFailHandler(ginkgo.Fail)
+	gomega.SetDefaultEventuallyPollingInterval(s.PollInterval)
+	gomega.SetDefaultConsistentlyPollingInterval(s.PollInterval)
+	gomega.EnforceDefaultTimeoutsWhenUsingContexts()
+
+	suiteConfig, reporterConfig := ginkgo.GinkgoConfiguration()
+	suiteConfig.GracePeriod = s.GracePeriod
+	ginkgo.RunSpecs(t, s.Title, suiteConfig, reporterConfig)
+}
