@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/node-e2e/suite"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -166,12 +166,10 @@ func forgetDeletion(ctx context.Context, uid types.UID) error {
 // what it printed.
 func kubectl(ctx context.Context, args ...string) string {
 	GinkgoHelper()
-	program := strings.Fields(provider.Kubectl())[0]
-	command := exec.CommandContext(ctx, program, args...)
-	command.Env = append(os.Environ(),
-		"KUBECONFIG="+provider.Kubeconfig(),
-		"PATH="+filepath.Join(outputDir, "bin")+string(os.PathListSeparator)+os.Getenv("PATH"))
-	output, err := command.CombinedOutput()
-	Expect(err).NotTo(HaveOccurred(), "kubectl %s: %s", strings.Join(args, " "), output)
-	return string(output)
+	program := suite.Kubectl{
+		Program:    strings.Fields(provider.Kubectl())[0],
+		Kubeconfig: provider.Kubeconfig(),
+		PluginDir:  filepath.Join(outputDir, "bin"),
+	}
+	return program.Run(ctx, args...).ExpectDone().Output()
 }
