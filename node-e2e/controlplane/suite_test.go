@@ -90,23 +90,14 @@ func TestControlPlane(t *testing.T) {
 	suite.Run(t, suite.Settings{Title: "Control plane suite", PollInterval: pollInterval, GracePeriod: clusterStop})
 }
 
-// prepare checks that the programs are built, so that a missing one is reported
-// before a cluster starts.
+// prepare sets the folders of the run and checks that the programs are built.
 func prepare() error {
 	var err error
-	if outputDir, err = filepath.Abs(*outputFlag); err != nil {
-		return fmt.Errorf("-output: %w", err)
+	if outputDir, manifestsDir, err = suite.Folders(*outputFlag, *manifestsFlag); err != nil {
+		return err
 	}
-	if manifestsDir, err = filepath.Abs(*manifestsFlag); err != nil {
-		return fmt.Errorf("-manifests: %w", err)
-	}
-	for _, needed := range []string{webhookProgram(), kubectlProgram(), manifestsDir} {
-		if _, err := os.Stat(needed); err != nil {
-			return fmt.Errorf("not built (make test-controlplane builds all): %w", err)
-		}
-	}
-	if err := os.MkdirAll(artifactsDir(), 0o755); err != nil {
-		return fmt.Errorf("-output: %w", err)
+	if err := suite.Prepare(artifactsDir(), "make test-controlplane", webhookProgram(), kubectlProgram(), manifestsDir); err != nil {
+		return err
 	}
 	// A copy: a run is of one state of the manifests, also while somebody edits them.
 	manifests := filepath.Join(artifactsDir(), "manifests")

@@ -124,25 +124,13 @@ func TestFleet(t *testing.T) {
 	suite.Run(t, suite.Settings{Title: "Fleet suite", PollInterval: pollInterval, GracePeriod: cleanTimeout})
 }
 
-// prepare checks that the programs are built, so that a missing one is reported
-// before a spec runs.
+// prepare sets the folders of the run and checks that the programs are built.
 func prepare() error {
 	var err error
-	if outputDir, err = filepath.Abs(*outputFlag); err != nil {
-		return fmt.Errorf("-output: %w", err)
+	if outputDir, manifestsDir, err = suite.Folders(*outputFlag, *manifestsFlag); err != nil {
+		return err
 	}
-	if manifestsDir, err = filepath.Abs(*manifestsFlag); err != nil {
-		return fmt.Errorf("-manifests: %w", err)
-	}
-	for _, needed := range []string{kubectlProgram(), pluginProgram(), webhookProgram(), manifestsDir} {
-		if _, err := os.Stat(needed); err != nil {
-			return fmt.Errorf("not built (make e2e-kind builds all): %w", err)
-		}
-	}
-	if err := os.MkdirAll(artifactsDir(), 0o755); err != nil {
-		return fmt.Errorf("-output: %w", err)
-	}
-	return nil
+	return suite.Prepare(artifactsDir(), "make e2e-kind", kubectlProgram(), pluginProgram(), webhookProgram(), manifestsDir)
 }
 
 // artifactsDir is where a run leaves what explains it.

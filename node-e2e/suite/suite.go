@@ -1,6 +1,6 @@
 // Package suite has what the Ginkgo suites of this project do in the same way, beside
-// what they tell about their specs (package specreport): how they set Ginkgo and
-// Gomega up, and how they run kubectl.
+// what they tell about their specs (package specreport): how they find what make has
+// built, how they set Ginkgo and Gomega up, and how they run kubectl.
 package suite
 
 import (
