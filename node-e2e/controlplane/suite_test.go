@@ -74,7 +74,7 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	code := m.Run()
 	if *clusterFlag != "" {
-		specLog.Finish(code)
+		code = specLog.Finish(code)
 	}
 	os.Exit(code)
 }

@@ -467,21 +467,13 @@ func ended(ctx context.Context, subjects ...*subject) ([]*subject, error) {
 	return gone, err
 }
 
-// stopped has the pods whose containers ended although they had to run on. They count
-// also when the spec passes at its next attempt.
-var (
-	stopped     []string
-	stoppedLock sync.Mutex
-)
-
-// expectRunning checks that the containers of the start still run.
+// expectRunning checks that the containers of the start still run. One that does not is
+// a failure whatever the next attempt at the spec says.
 func expectRunning(g Gomega, ctx context.Context, subjects ...*subject) {
 	gone, err := ended(ctx, subjects...)
 	g.Expect(err).NotTo(HaveOccurred())
-	stoppedLock.Lock()
-	defer stoppedLock.Unlock()
 	for _, s := range gone {
-		stopped = append(stopped, fmt.Sprintf("%s: the container of pod %s had to run on and has ended", CurrentSpecReport().FullText(), s))
+		specLog.Stand("the container of pod %s had to run on and has ended", s)
 	}
 	g.Expect(gone).To(BeEmpty(), "pods whose containers have ended")
 }

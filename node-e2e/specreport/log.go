@@ -15,6 +15,7 @@ import (
 type Log struct {
 	Format
 	progress, results io.Writer
+	final             Final
 	counts            Counts
 }
 
@@ -40,7 +41,14 @@ func (l *Log) specEnded(spec types.SpecReport) {
 	}
 }
 
+// Stand makes a failure of the running spec one that stands whatever its next attempt
+// says.
+func (l *Log) Stand(format string, args ...any) {
+	l.final.Add(ginkgo.CurrentSpecReport(), fmt.Sprintf(format, args...))
+}
+
 func (l *Log) suiteEnded(report types.Report, findings []string) {
+	report, _ = l.final.Overrule(report)
 	l.counts = l.Count(report)
 	// Ginkgo may have left a line of dots open.
 	fmt.Fprintln(l.results)
@@ -53,13 +61,18 @@ func (l *Log) suiteEnded(report types.Report, findings []string) {
 	}
 }
 
-// Finish prints the Counts, the line that all suites end with. TestMain calls it with
-// the code that it exits with: a suite that broke before a spec could fail has failed.
-func (l *Log) Finish(code int) {
+// Finish prints the Counts, the line that all suites end with, and returns the code that
+// TestMain exits with. It is given that of the run: a suite that broke before a spec could
+// fail has failed, and so has one whose specs passed too late.
+func (l *Log) Finish(code int) int {
 	if code != 0 && l.counts.Failed == 0 {
 		l.counts.Failed = 1
 	}
 	fmt.Fprintln(l.results, l.counts)
+	if code == 0 && l.counts.Failed > 0 {
+		return 1
+	}
+	return code
 }
 
 // NewArtifacts is the function NewArtifacts for the running spec, whose attempt has

@@ -15,7 +15,8 @@ func TestLog(t *testing.T) {
 	for name, tc := range map[string]struct {
 		specs             types.SpecReports
 		findings          []string
-		code              int
+		stand             string
+		code, want        int
 		progress, results string
 	}{
 		"all passed": {
@@ -26,16 +27,17 @@ func TestLog(t *testing.T) {
 		"one failed": {
 			specs:    types.SpecReports{passes, fails},
 			findings: []string{"FOUND: 3 s"},
-			code:     1,
+			code:     2,
+			want:     2,
 			progress: "A node comes back: ok, 2.0 s\nA node stays: FAILED after 1.5 s: it went\n",
 			results:  "\nFAILED: A node stays: it went\nFOUND: 3 s\n1 passed, 1 failed\n",
 		},
-		"failed although all specs passed": {
-			specs:    types.SpecReports{passes},
-			findings: []string{"FAILED: a container was stopped"},
-			code:     1,
-			progress: "A node comes back: ok, 2.0 s\n",
-			results:  "\nFAILED: a container was stopped\n1 passed, 1 failed\n",
+		"failed for good at an earlier attempt": {
+			specs:    types.SpecReports{passes, fails},
+			stand:    "a container was stopped",
+			progress: "A node comes back: ok, 2.0 s\nA node stays: FAILED after 1.5 s: it went\n",
+			results:  "\nFAILED: A node comes back: at an earlier attemp...\nFAILED: A node stays: it went\n0 passed, 2 failed\n",
+			want:     1,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,8 +46,11 @@ func TestLog(t *testing.T) {
 			for _, spec := range tc.specs {
 				log.specEnded(spec)
 			}
+			if tc.stand != "" {
+				log.final.Add(passes, tc.stand)
+			}
 			log.suiteEnded(types.Report{SpecReports: tc.specs}, tc.findings)
-			log.Finish(tc.code)
+			require.Equal(t, tc.want, log.Finish(tc.code))
 			require.Equal(t, tc.progress, progress.String())
 			require.Equal(t, tc.results, results.String())
 		})
@@ -53,7 +58,7 @@ func TestLog(t *testing.T) {
 
 	t.Run("broken before the first spec", func(t *testing.T) {
 		var results bytes.Buffer
-		(&Log{results: &results}).Finish(1)
+		require.Equal(t, 1, (&Log{results: &results}).Finish(1))
 		require.Equal(t, "0 passed, 1 failed\n", results.String())
 	})
 }
