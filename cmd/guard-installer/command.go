@@ -24,6 +24,7 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/cmd/guard-installer/internal/node"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
+	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -68,9 +69,9 @@ nodes of a pool, and systemd on a node whose change has to be taken back.`,
 			},
 		},
 		&cobra.Command{
-			Use: "take-back", Short: "Put the previous kubelet back unless the change was confirmed (on the node)", Args: cobra.NoArgs,
+			Use: "take-back", Short: "Put the previous kubelet back unless the change was confirmed, or the new one holds pods (on the node)", Args: cobra.NoArgs,
 			RunE: func(command *cobra.Command, _ []string) error {
-				entry, err := store("/").TakeBack(command.Context(), systemd.Manager{Root: "/"}, rollout.ReasonInterrupted,
+				entry, err := store("/").TakeBack(command.Context(), systemd.Manager{Root: "/"}, keep, rollout.ReasonInterrupted,
 					"the installer did not confirm the change in time, so the node took it back by itself")
 				return told(entry, err)
 			},
@@ -83,6 +84,20 @@ nodes of a pool, and systemd on a node whose change has to be taken back.`,
 		},
 	)
 	return command
+}
+
+// keep is asked on the node, with the token of the installer that began the change.
+func keep(ctx context.Context, entry *journal.Entry) string {
+	return node.Holding{
+		Root: "/", Systemd: systemd.Manager{Root: "/"}, Protected: protected(entry.TokenFile), Poll: time.Second,
+	}.Keep(ctx, entry)
+}
+
+func protected(token string) func(ctx context.Context, address, pin string) (*guard.PodList, error) {
+	return func(ctx context.Context, address, pin string) (*guard.PodList, error) {
+		c := kubelet.Client{Address: address, TokenFile: token, Pin: pin}
+		return c.Protected(ctx)
+	}
 }
 
 func store(root host.Root) journal.Store { return journal.Store{Root: root} }
@@ -147,6 +162,8 @@ func run(ctx context.Context) error {
 			answer, err := c.Ask(ctx)
 			return answer, c.Pin, err
 		},
+		Protected: protected(tokenFile),
+		TokenFile: tokenFile,
 		Running: func(ctx context.Context, socket string) ([]cri.Container, error) {
 			return cri.Runtime{Root: root, Endpoint: socket}.Running(ctx)
 		},

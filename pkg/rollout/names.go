@@ -80,6 +80,9 @@ const (
 	EventRolledBack = "KubeletRolledBack"
 	// EventFailed: the old kubelet was put back and is not healthy.
 	EventFailed = "KubeletRollbackFailed"
+	// EventLeft: the new kubelet is not in order and was left in place, because the old
+	// one would stop pods that it holds.
+	EventLeft = "KubeletNotRolledBack"
 )
 
 // DaemonSetName returns the name of the DaemonSet of a pool.

@@ -26,8 +26,8 @@ const (
 	Done Phase = "Done"
 	// RolledBack: the change failed and the old kubelet runs again.
 	RolledBack Phase = "RolledBack"
-	// Failed: the change failed, and the old kubelet is not healthy either. Somebody
-	// has to look at the node.
+	// Failed: the change failed, and the old kubelet is not healthy either, or it was not
+	// put back (Left). Somebody has to look at the node.
 	Failed Phase = "Failed"
 )
 
@@ -56,7 +56,7 @@ const (
 	ReasonSpace        Reason = "NoSpace"             // not enough room for the kubelet
 	ReasonHeld         Reason = "PodsHeld"            // pods are held and ReleaseHeld is not set
 	ReasonPreparation  Reason = "PreparationFailed"   // a file could not be written
-	// The change was rolled back.
+	// The change was rolled back, or left in place.
 	ReasonNotStarted   Reason = "KubeletDoesNotStart" // it ended, again and again
 	ReasonNotHealthy   Reason = "KubeletNotHealthy"   // no good answer in time
 	ReasonOtherKubelet Reason = "OtherKubelet"        // another program or version runs
@@ -88,6 +88,9 @@ type Report struct {
 	Target    Target `json:"target"`
 	Phase     Phase  `json:"phase"`
 	Reason    Reason `json:"reason,omitempty"`
+	// Left: the change failed and was left in place, because the old kubelet would stop
+	// pods that the guard holds, or may hold.
+	Left bool `json:"left,omitempty"`
 	// Message is for people: what happened and what to do.
 	Message string `json:"message,omitempty"`
 	// Architecture of the node, as Go names it.

@@ -5,8 +5,9 @@
 // journal has what it was and what it shall be. Before the drop-in is touched an entry
 // in the state Switching is on the disk. From then on exactly one of two things
 // happens to the entry: somebody confirms it, or somebody takes it back. Both hold the
-// lock. Taking back may be repeated at any point: after a crash, by the timer, when the
-// node boots.
+// lock. What is not in order and cannot be taken back without harm is confirmed with a
+// reason: it was left in place. Taking back may be repeated at any point: after a crash,
+// by the timer, when the node boots.
 package journal
 
 import (
@@ -76,10 +77,12 @@ type Entry struct {
 	Address string `json:"address"`
 	Pin     string `json:"pin"`
 	Runtime string `json:"runtime"`
+	// TokenFile is where the node has the installer's token for the kubelet; empty when
+	// it was not found.
+	TokenFile string `json:"tokenFile,omitempty"`
 
 	// Reason and Message say why it is taken back, or was; of a confirmed change, what was
-	// wrong although it was not taken back. Stopped are containers that
-	// were found stopped.
+	// wrong although it was left in place. Stopped are containers that were found stopped.
 	Reason  rollout.Reason `json:"reason,omitempty"`
 	Message string         `json:"message,omitempty"`
 	Stopped []string       `json:"stopped,omitempty"`
@@ -117,8 +120,8 @@ func (s Store) write(entry *Entry) error {
 	return s.Root.Write(file, append(data, '\n'), 0o600)
 }
 
-// errTaken says that the entry was taken back by somebody else.
-var errTaken = errors.New("the change was taken back meanwhile")
+// ErrTaken says that the entry was taken back by somebody else.
+var ErrTaken = errors.New("the change was taken back meanwhile")
 
 // Begin writes a new entry in the state Switching. One that is being switched is an
 // error.
@@ -136,16 +139,58 @@ func (s Store) Begin(entry Entry) error {
 func (s Store) Change(change func(*Entry)) error {
 	return s.locked(func(entry *Entry) error {
 		if entry == nil || entry.State != Switching {
-			return errTaken
+			return ErrTaken
 		}
 		change(entry)
 		return s.write(entry)
 	})
 }
 
-// Confirm ends a change. It fails when the change was taken back meanwhile.
-func (s Store) Confirm() error {
-	return s.Change(func(entry *Entry) { entry.State = Confirmed })
+// Confirm ends a change that is in order, also one that was left in place. ended is how
+// many more containers have ended for reasons of their own. It fails when the change was
+// taken back meanwhile.
+func (s Store) Confirm(ended int) error {
+	return s.locked(func(entry *Entry) error {
+		if entry == nil || entry.State == RolledBack {
+			return ErrTaken
+		}
+		entry.State = Confirmed
+		entry.Ended += ended
+		entry.Reason, entry.Message, entry.Stopped, entry.Marked = "", "", nil, false
+		return s.write(entry)
+	})
+}
+
+// Leave ends a change that is not in order and is left in place all the same. It fails
+// when the change was taken back meanwhile.
+func (s Store) Leave(reason rollout.Reason, message string, stopped []string) error {
+	return s.locked(func(entry *Entry) error {
+		if entry == nil || entry.State == RolledBack {
+			return ErrTaken
+		}
+		leave(entry, reason, message, stopped)
+		return s.write(entry)
+	})
+}
+
+func leave(entry *Entry, reason rollout.Reason, message string, stopped []string) {
+	entry.State, entry.Marked = Confirmed, false
+	entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
+}
+
+// Left reports whether the change is not in order and was left in place.
+func (e *Entry) Left() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
+
+// Reopen makes a change that was left in place one that is taken back.
+func (s Store) Reopen(reason rollout.Reason, message string, stopped []string) error {
+	return s.locked(func(entry *Entry) error {
+		if !entry.Left() {
+			return ErrTaken
+		}
+		entry.State, entry.Marked = Switching, false
+		entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
+		return s.write(entry)
+	})
 }
 
 // Mark notes that the Node was marked as failed.
@@ -157,21 +202,6 @@ func (s Store) Mark() error {
 		entry.Marked = true
 		return s.write(entry)
 	})
-}
-
-// Accept takes what was found wrong off a change that was not taken back, and returns
-// the entry.
-func (s Store) Accept() (accepted *Entry, err error) {
-	err = s.locked(func(entry *Entry) error {
-		accepted = entry
-		if entry == nil || entry.State != Confirmed {
-			return nil
-		}
-		entry.Ended += len(entry.Stopped)
-		entry.Reason, entry.Message, entry.Stopped, entry.Marked = "", "", nil, false
-		return s.write(entry)
-	})
-	return accepted, err
 }
 
 // Clear removes an entry that is not being switched.
@@ -191,11 +221,15 @@ type Systemd interface {
 	Queue(ctx context.Context, unit string) error
 }
 
+// Keep says why a change that is not confirmed is left in place all the same, and
+// nothing when it is to be taken back.
+type Keep func(ctx context.Context, entry *Entry) string
+
 // TakeBack puts the previous drop-in back and restarts the kubelet, if the entry is
-// being switched. The reason and the message are kept when the entry has some already.
-// It returns the entry, and nil when there is none.
-func (s Store) TakeBack(ctx context.Context, systemd Systemd, reason rollout.Reason, message string) (*Entry, error) {
-	return s.takeBack(ctx, reason, message, func(ctx context.Context) error {
+// being switched. An entry with a reason was decided on; of any other, keep is asked
+// first. It returns the entry, and nil when there is none.
+func (s Store) TakeBack(ctx context.Context, systemd Systemd, keep Keep, reason rollout.Reason, message string) (*Entry, error) {
+	return s.takeBack(ctx, keep, reason, message, func(ctx context.Context) error {
 		if err := systemd.Reload(ctx); err != nil {
 			return err
 		}
@@ -204,7 +238,8 @@ func (s Store) TakeBack(ctx context.Context, systemd Systemd, reason rollout.Rea
 }
 
 // Recover takes back what was begun in another boot. It is called before the kubelet
-// is started, and so does not wait for it.
+// is started, and so does not wait for it. Nothing runs then that the old kubelet could
+// stop, so nobody is asked.
 func (s Store) Recover(ctx context.Context, systemd Systemd) (*Entry, error) {
 	boot, err := s.Root.Boot()
 	if err != nil {
@@ -214,7 +249,7 @@ func (s Store) Recover(ctx context.Context, systemd Systemd) (*Entry, error) {
 	if err != nil || entry == nil || entry.Boot == boot {
 		return entry, err
 	}
-	return s.takeBack(ctx, rollout.ReasonInterrupted, "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out", func(ctx context.Context) error {
+	return s.takeBack(ctx, nil, rollout.ReasonInterrupted, "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out", func(ctx context.Context) error {
 		if err := systemd.Reload(ctx); err != nil {
 			return err
 		}
@@ -222,11 +257,17 @@ func (s Store) Recover(ctx context.Context, systemd Systemd) (*Entry, error) {
 	})
 }
 
-func (s Store) takeBack(ctx context.Context, reason rollout.Reason, message string, restart func(context.Context) error) (entry *Entry, err error) {
+func (s Store) takeBack(ctx context.Context, keep Keep, reason rollout.Reason, message string, restart func(context.Context) error) (entry *Entry, err error) {
 	err = s.locked(func(e *Entry) error {
 		entry = e
 		if e == nil || e.State != Switching {
 			return nil
+		}
+		if keep != nil && e.Reason == "" {
+			if why := keep(ctx, e); why != "" {
+				leave(e, reason, message+". "+why, nil)
+				return s.write(e)
+			}
 		}
 		if e.Previous == nil {
 			err = s.Root.Remove(rollout.DropIn)

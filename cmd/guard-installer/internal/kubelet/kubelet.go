@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -24,6 +25,9 @@ import (
 
 const (
 	timeout = 8 * time.Second
+	// protectedTimeout bounds the question for protected pods alone. Whoever asks it has
+	// a change to take back.
+	protectedTimeout = 4 * time.Second
 	// maxAnswer bounds what is read; the metrics of a node with many pods are a few MB.
 	maxAnswer = 64 << 20
 )
@@ -47,6 +51,10 @@ func (e *ForbiddenError) Error() string {
 	return fmt.Sprintf("the kubelet refuses GET %s: %s; apply manifests/rollout, and see that the kubelet takes tokens (authentication.webhook) and asks the API server (authorization.mode Webhook)", e.Path, e.Message)
 }
 
+// ErrNotListening says that nothing listens at the port of the kubelet. It opens the
+// port when it begins to work, and ends when it cannot.
+var ErrNotListening = errors.New("nothing listens at the port of the kubelet")
+
 // Client asks one kubelet at its authenticated port.
 type Client struct {
 	// Address is host:port.
@@ -64,29 +72,8 @@ type Client struct {
 func (c *Client) Ask(ctx context.Context) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	pin := c.Pin
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		TLSClientConfig: &tls.Config{
-			MinVersion: tls.VersionTLS12,
-			// Most kubelets sign their certificates themselves: the pin is the check.
-			InsecureSkipVerify: true,
-			VerifyConnection: func(state tls.ConnectionState) error {
-				sum := sha256.Sum256(state.PeerCertificates[0].Raw)
-				got := hex.EncodeToString(sum[:])
-				if pin == "" {
-					pin = got
-				}
-				if got != pin {
-					return errors.New("another certificate than before the change: it gets no token")
-				}
-				return nil
-			},
-		},
-	}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport}
-
+	client, shown := c.client()
+	defer client.CloseIdleConnections()
 	health, err := c.get(ctx, client, "/healthz")
 	if err != nil {
 		return Answer{}, err
@@ -112,8 +99,64 @@ func (c *Client) Ask(ctx context.Context) (Answer, error) {
 			return Answer{}, fmt.Errorf("GET %s of the kubelet: %w", guard.PodsPath, err)
 		}
 	}
-	c.Pin = pin
+	c.Pin = *shown
 	return answer, nil
+}
+
+// Protected returns the protected pods and the mode of the guard, and nil for a kubelet
+// that has no guard. It does not ask whether the kubelet is healthy.
+func (c *Client) Protected(ctx context.Context) (*guard.PodList, error) {
+	ctx, cancel := context.WithTimeout(ctx, protectedTimeout)
+	defer cancel()
+	client, _ := c.client()
+	defer client.CloseIdleConnections()
+	data, err := c.get(ctx, client, guard.PodsPath)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, ErrNotListening
+	}
+	if err != nil {
+		// A kubelet without the guard refuses a path that it does not know. Its metrics say
+		// that it is one.
+		metrics, metricsErr := c.get(ctx, client, "/metrics")
+		if metricsErr != nil {
+			return nil, err
+		}
+		if answer, metricsErr := parseMetrics(metrics); metricsErr != nil || answer.Guarded {
+			return nil, err
+		}
+		return nil, nil
+	}
+	list := &guard.PodList{}
+	if err := json.Unmarshal(data, list); err != nil {
+		return nil, fmt.Errorf("GET %s of the kubelet: %w", guard.PodsPath, err)
+	}
+	return list, nil
+}
+
+// client speaks to the kubelet with the pinned certificate only. shown is the pin, or
+// that of the first answer.
+func (c *Client) client() (client *http.Client, shown *string) {
+	pin := c.Pin
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			// Most kubelets sign their certificates themselves: the pin is the check.
+			InsecureSkipVerify: true,
+			VerifyConnection: func(state tls.ConnectionState) error {
+				sum := sha256.Sum256(state.PeerCertificates[0].Raw)
+				got := hex.EncodeToString(sum[:])
+				if pin == "" {
+					pin = got
+				}
+				if got != pin {
+					return errors.New("another certificate than before the change: it gets no token")
+				}
+				return nil
+			},
+		},
+	}
+	return &http.Client{Transport: transport}, &pin
 }
 
 func (c *Client) get(ctx context.Context, client *http.Client, path string) ([]byte, error) {

@@ -80,3 +80,42 @@ func TestAskGivesTheTokenToNobodyElse(t *testing.T) {
 	assert.ErrorContains(t, err, "another certificate than before")
 	assert.Zero(t, *withToken)
 }
+
+func TestProtectedAsksTheGuardAlone(t *testing.T) {
+	const guarded = stockMetrics + "# TYPE kubelet_guard_info gauge\nkubelet_guard_info{mode=\"Enforce\",version=\"v1.36.3+guard.0.1.0\"} 1\n"
+	client, _ := serve(t, map[string]string{
+		"/healthz":    "not ok",
+		"/guard/pods": `{"version":"v1","mode":"Enforce","items":[{"namespace":"a","name":"b","uid":"c","state":"Held"}]}`,
+	})
+	list, err := client.Protected(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, &guard.PodList{Version: "v1", Mode: guard.Enforce, Items: []guard.PodState{{Namespace: "a", Name: "b", UID: "c", State: guard.Held}}}, list)
+
+	client, _ = serve(t, map[string]string{"/metrics": stockMetrics})
+	list, err = client.Protected(context.Background())
+	require.NoError(t, err)
+	assert.Nil(t, list, "a kubelet without the guard")
+
+	for name, answers := range map[string]map[string]string{
+		"a token that is not taken":   nil,
+		"a guard that does not say":   {"/metrics": guarded},
+		"an answer in another format": {"/guard/pods": "[]"},
+		"something else at the port":  {"/metrics": "# TYPE x gauge\nx 1\n"},
+	} {
+		client, _ = serve(t, answers)
+		list, err = client.Protected(context.Background())
+		require.Error(t, err, name)
+		assert.NotErrorIs(t, err, ErrNotListening)
+		assert.Nil(t, list)
+	}
+
+	client.Address = "127.0.0.1:1"
+	_, err = client.Protected(context.Background())
+	require.ErrorIs(t, err, ErrNotListening)
+
+	client, withToken := serve(t, map[string]string{"/guard/pods": "{}"})
+	client.Pin = strings.Repeat("0", 64)
+	_, err = client.Protected(context.Background())
+	require.ErrorContains(t, err, "another certificate than before")
+	assert.Zero(t, *withToken)
+}

@@ -13,7 +13,6 @@ import (
 
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/unit"
-	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -109,7 +108,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 		Before: v.now, Kubelet: wanted, Offered: v.offered,
 		Protected: v.protected, HeldPods: atMost20(v.heldPods), Held: v.held,
 		Containers: running,
-		Address:    v.address, Pin: v.pin, Runtime: v.socket,
+		Address:    v.address, Pin: v.pin, Runtime: v.socket, TokenFile: i.hostTokenFile(),
 	}
 	if err := i.store().Begin(entry); err != nil {
 		return i.refuse(report, refusal{rollout.ReasonPreparation, err.Error()}), nil
@@ -121,14 +120,17 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	}
 	report.Containers = len(running)
 	i.progress(ctx, report, fmt.Sprintf("Restarting the kubelet: %s, then %s", describe(v.now), describe(wanted)))
-	if err := i.swap(ctx, v.wanted); err != nil {
-		return i.takeBack(ctx, rollout.ReasonNotStarted, fmt.Sprintf("the kubelet could not be exchanged: %v", err))
-	}
+	failed := i.swap(ctx, v.wanted)
 	current, err := i.store().Read()
 	if err != nil || current == nil {
 		return rollout.Report{}, errors.Join(errors.New("the journal is gone in the middle of a change"), err)
 	}
-	if current, err = i.finish(ctx, current); err != nil {
+	if failed != nil {
+		current, err = i.settle(ctx, current, notExchanged(failed), 0)
+	} else {
+		current, err = i.finish(ctx, current)
+	}
+	if err != nil {
 		return rollout.Report{}, err
 	}
 	return i.outcome(ctx, current)
@@ -137,8 +139,8 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 func (i *Installer) outcome(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
 	switch entry.State {
 	case journal.Confirmed:
-		if entry.Reason != "" {
-			return i.kept(entry), nil
+		if entry.Left() {
+			return i.left(ctx, entry), nil
 		}
 		return i.done(ctx, entry)
 	case journal.RolledBack:
@@ -204,6 +206,7 @@ func (i *Installer) swap(ctx context.Context, dropIn *string) error {
 // entry.
 func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
 	var found *failure
+	ended := 0
 	switch boot, err := i.Root.Boot(); {
 	case err != nil:
 		return nil, err
@@ -214,31 +217,37 @@ func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.
 	case !i.exchanged(ctx, entry):
 		// Between the drop-in and the restart. The timer runs.
 		if err := i.swap(ctx, entry.Wanted); err != nil {
-			found = &failure{reason: rollout.ReasonNotStarted, message: fmt.Sprintf("the kubelet could not be exchanged: %v", err)}
+			found = notExchanged(err)
 		} else {
-			found = i.verify(ctx, entry)
+			found, ended = i.verify(ctx, entry)
 		}
 	default:
-		found = i.verify(ctx, entry)
+		found, ended = i.verify(ctx, entry)
 	}
-	if found != nil && found.reason == rollout.ReasonContainers {
-		if held := i.holds(ctx, entry); held > 0 {
-			// The harm to the others is done. With the old kubelet it would go on.
-			found.message += fmt.Sprintf(". The change was not taken back: the guard holds %d pods now that the old kubelet would stop", held)
-			err := i.store().Change(func(e *journal.Entry) {
-				e.State, e.Reason, e.Message, e.Stopped = journal.Confirmed, found.reason, found.message, atMost20(found.stopped)
-			})
-			if err == nil {
-				i.stopTimer(ctx)
-				return i.store().Read()
-			}
-			klog.ErrorS(err, "Could not keep the change")
-		}
-	}
+	return i.settle(ctx, entry, found, ended)
+}
+
+func notExchanged(err error) *failure {
+	return &failure{reason: rollout.ReasonNotStarted, message: fmt.Sprintf("the kubelet could not be exchanged: %v", err)}
+}
+
+// settle confirms a change in which nothing was found wrong. What was is taken back, or
+// left in place where that would do more harm. It returns the entry.
+func (i *Installer) settle(ctx context.Context, entry *journal.Entry, found *failure, ended int) (*journal.Entry, error) {
 	if found != nil {
-		return i.undo(ctx, found)
-	}
-	if err := i.store().Confirm(); err != nil {
+		why := i.holding().Keep(ctx, entry)
+		if why == "" {
+			return i.undo(ctx, found)
+		}
+		klog.InfoS("Leaving the change in place", "reason", found.reason, "message", found.message, "why", why)
+		switch err := i.store().Leave(found.reason, found.message+". "+why, atMost20(found.stopped)); {
+		case errors.Is(err, journal.ErrTaken):
+			return i.undo(ctx, found) // the timer was quicker
+		case err != nil:
+			// Tried again. The timer decides in the same way, and writes first, too.
+			return nil, err
+		}
+	} else if err := i.store().Confirm(ended); err != nil {
 		klog.ErrorS(err, "Could not confirm the change")
 		// The timer was quicker, or the disk is full: either way it is taken back.
 		return i.undo(ctx, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was in order, but it could not be confirmed: %v", err)})
@@ -247,37 +256,64 @@ func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.
 	return i.store().Read()
 }
 
+// reconsider looks again at a change that was left in place, after somebody has asked
+// for it. Containers that were stopped by then do not count any more.
+func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
+	now := time.Now()
+	running, err := i.Running(ctx, entry.Runtime)
+	if err != nil {
+		return nil, err
+	}
+	runs := map[string]bool{}
+	for _, c := range running {
+		runs[c.ID] = true
+	}
+	again := *entry
+	again.Began, again.Deadline = now, now.Add(i.Request.Verify())
+	again.Containers = nil
+	for _, c := range entry.Containers {
+		if runs[c.ID] {
+			again.Containers = append(again.Containers, c)
+		}
+	}
+	report := i.newReport()
+	report.Before, report.Now, report.Began = entry.Before, entry.Kubelet, metav1.NewTime(now)
+	i.progress(ctx, report, "Looking at the kubelet again that was left in place")
+	found, ended := i.verify(ctx, &again)
+	if found == nil {
+		gone := len(entry.Containers) - len(again.Containers) - entry.Ended
+		if err := i.store().Confirm(max(gone, 0) + ended); err != nil {
+			return nil, err
+		}
+		return i.store().Read()
+	}
+	if why := i.holding().Keep(ctx, &again); why != "" {
+		if err := i.store().Leave(found.reason, found.message+". "+why, atMost20(found.stopped)); err != nil {
+			return nil, err
+		}
+		return i.store().Read()
+	}
+	if err := i.store().Reopen(found.reason, found.message, atMost20(found.stopped)); err != nil {
+		return nil, err
+	}
+	return i.undo(ctx, found)
+}
+
 func (i *Installer) stopTimer(ctx context.Context) {
 	if err := i.Systemd.Stop(ctx, takeBackTimer); err != nil {
 		klog.ErrorS(err, "Could not stop the timer; it will find the change at its end and do nothing")
 	}
 }
 
-// holds returns how many pods the guard holds after the change, where the kubelet of
-// before does not enforce.
-func (i *Installer) holds(ctx context.Context, entry *journal.Entry) int {
-	if entry.Kubelet.Mode != guard.Enforce || entry.Before.Mode == guard.Enforce {
-		return 0
-	}
-	answer, _, err := i.Ask(ctx, entry.Address, entry.Pin)
-	if err != nil || answer.Pods == nil || answer.Mode != guard.Enforce {
-		return 0
-	}
-	held := 0
-	for _, pod := range answer.Pods.Items {
-		if pod.State == guard.Held {
-			held++
-		}
-	}
-	return held
-}
-
-// kept is the report of a change that did harm and was not taken back.
-func (i *Installer) kept(entry *journal.Entry) rollout.Report {
+// left is the report of a change that is not in order and was left in place.
+func (i *Installer) left(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
-	report.Architecture, report.Now = architecture(), entry.Kubelet
-	report.Phase, report.Reason = rollout.Failed, entry.Reason
-	report.Message = fmt.Sprintf("%s. Look at kubectl guard holds, and put right what they are held for; then remove the label %s from the node, and it counts as done", entry.Message, rollout.StateLabel)
+	report.Architecture = architecture()
+	if i.inForce(ctx, entry) {
+		report.Now = entry.Kubelet
+	}
+	report.Phase, report.Reason, report.Left = rollout.Failed, entry.Reason, true
+	report.Message = fmt.Sprintf("%s. Look at kubectl guard holds, and put right what the pods are held for and what else is wrong; then remove the label %s from the node, and it is looked at again", entry.Message, rollout.StateLabel)
 	return report
 }
 
@@ -323,7 +359,7 @@ func (i *Installer) undo(ctx context.Context, found *failure) (*journal.Entry, e
 	if err := i.Systemd.Start(ctx, takeBackUnit); err != nil {
 		klog.ErrorS(err, "The unit that takes the change back failed, doing it from here")
 	}
-	entry, err := store.TakeBack(ctx, i.Systemd, found.reason, found.message)
+	entry, err := store.TakeBack(ctx, i.Systemd, nil, found.reason, found.message)
 	if err != nil {
 		return nil, err
 	}
@@ -331,6 +367,9 @@ func (i *Installer) undo(ctx context.Context, found *failure) (*journal.Entry, e
 		return nil, errors.New("the journal is gone in the middle of a change")
 	}
 	i.stopTimer(ctx)
+	if entry.State == journal.Confirmed {
+		return entry, nil // the timer was quicker and left it in place
+	}
 	if err := i.removeUnits(); err != nil {
 		klog.ErrorS(err, "Could not remove units")
 	} else if err := i.Systemd.Reload(ctx); err != nil {

@@ -14,7 +14,9 @@
 //  4. The drop-in is renamed into its place, or removed. systemd reads it and restarts
 //     the kubelet.
 //  5. Verify until everything was in order for a while. Then the journal is confirmed
-//     and the timer stopped; or the change is taken back at once.
+//     and the timer stopped; or the change is taken back at once. What a guard holds by
+//     then, the kubelet of before would stop: such a change is left in place, whoever is
+//     about to take it back.
 //
 // The kubelet that is being changed is the one that runs the installer: when it is
 // broken nobody restarts the installer or probes it, and when it is wrong it may kill

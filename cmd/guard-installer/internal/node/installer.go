@@ -18,6 +18,7 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
+	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -55,6 +56,11 @@ type Installer struct {
 	// Ask asks the kubelet of the node. The pin is that of kubelet.Client, and is
 	// returned.
 	Ask func(ctx context.Context, address, pin string) (kubelet.Answer, string, error)
+	// Protected asks the kubelet which pods its guard protects. It needs less of the
+	// kubelet than Ask: one that is not healthy may still answer.
+	Protected func(ctx context.Context, address, pin string) (*guard.PodList, error)
+	// TokenFile has the token for the kubelet, here.
+	TokenFile string
 	// Running asks the container runtime at the socket of the node.
 	Running func(ctx context.Context, socket string) ([]cri.Container, error)
 	// Version runs a program with --version. The root is that of the node, or empty for
@@ -196,16 +202,25 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 		}
 		entry = nil
 	}
-	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() && entry.Reason != "" {
+	if entry.Left() && entry.RequestID == i.Request.ID() {
 		again, err := i.again(ctx, entry)
 		if err != nil {
 			return rollout.Report{}, err
 		}
-		if !again {
-			return i.kept(entry), nil
-		}
-		if entry, err = i.store().Accept(); err != nil {
-			return rollout.Report{}, err
+		switch {
+		case !again:
+			return i.left(ctx, entry), nil
+		case !i.untouched(entry):
+			// Somebody has put another kubelet there by hand.
+			if err := i.store().Clear(); err != nil {
+				return rollout.Report{}, err
+			}
+			entry = nil
+		default:
+			if entry, err = i.reconsider(context.WithoutCancel(ctx), entry); err != nil {
+				return rollout.Report{}, err
+			}
+			return i.outcome(ctx, entry)
 		}
 	}
 	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() && i.inForce(ctx, entry) {
@@ -400,6 +415,9 @@ func (i *Installer) event(ctx context.Context, report rollout.Report) {
 		reason = rollout.EventRolledBack
 	case rollout.Failed:
 		reason = rollout.EventFailed
+		if report.Left {
+			reason = rollout.EventLeft
+		}
 	default:
 		return
 	}

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"debug/elf"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -439,37 +442,297 @@ func TestChangedByHandIsLeftAlone(t *testing.T) {
 	assert.Equal(t, 4, w.started)
 }
 
+// brief is a request that waits for less than others.
+func brief(target rollout.Target) rollout.Request {
+	return with(request(target), func(r *rollout.Request) { r.VerifyTimeout.Duration = time.Second })
+}
+
+// holdsA has the guard hold pod a.
+func holdsA(w *world) {
+	w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}
+}
+
+// savesA has the guard protect pod a, and nothing known about whether it holds it.
+func savesA(w *world) { w.file("/var/lib/kubelet/guard/pods/uid-a.pod", "") }
+
 func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
+	const notTakenBack = "The change was not taken back: the guard "
+	for name, c := range map[string]struct {
+		kubelet []string
+		prepare func(w *world)
+		target  rollout.Target
+		reason  rollout.Reason
+		// left is what the report of a change says that was left in place; empty when it is
+		// taken back.
+		left string
+	}{
+		"containers were stopped, pods are held":   {[]string{"guarded", "kills"}, holdsA, rollout.Enforce, rollout.ReasonContainers, "holds 1 pods now that the old kubelet would stop: ns/a"},
+		"containers were stopped, nothing is held": {[]string{"guarded", "kills"}, savesA, rollout.Enforce, rollout.ReasonContainers, ""},
+		"not healthy, pods are held":               {[]string{"guarded", "unhealthy"}, holdsA, rollout.Enforce, rollout.ReasonNotHealthy, "holds 1 pods now that the old kubelet would stop: ns/a"},
+		"not healthy, nothing is held":             {[]string{"guarded", "unhealthy"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy, ""},
+		"not ready, pods are held": {[]string{"guarded"}, func(w *world) { holdsA(w); w.unready = true }, rollout.Enforce, rollout.ReasonNotReady,
+			"holds 1 pods now that the old kubelet would stop: ns/a"},
+		"another version, pods are held": {[]string{"guarded", "says=v1.36.4"}, holdsA, rollout.Enforce, rollout.ReasonOtherKubelet,
+			"holds 1 pods now that the old kubelet would stop: ns/a"},
+		"no answer, pods are protected": {[]string{"guarded", "deaf"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy,
+			"protects 1 pods here and does not say whether it holds some that the old kubelet would stop (no answer in time)"},
+		"no answer, the state directory cannot be read": {[]string{"guarded", "deaf"}, func(w *world) { w.file("/var/lib/kubelet/guard/pods", "") }, rollout.Enforce, rollout.ReasonNotHealthy,
+			"does not say whether it holds pods that the old kubelet would stop (no answer in time), nor can it be told how many it protects ("},
+		"no answer, no pods are protected":      {[]string{"guarded", "deaf"}, func(*world) {}, rollout.Enforce, rollout.ReasonNotHealthy, ""},
+		"no answer, the guard only audits":      {[]string{"guarded", "deaf"}, savesA, rollout.Audit, rollout.ReasonNotHealthy, ""},
+		"nothing listens":                       {[]string{"guarded", "sick"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy, ""},
+		"it does not start":                     {[]string{"guarded", "nostart"}, savesA, rollout.Enforce, rollout.ReasonNotStarted, ""},
+		"it runs without the guard":             {nil, savesA, rollout.Enforce, rollout.ReasonUnguarded, ""},
+		"containers were stopped and it audits": {[]string{"guarded", "kills"}, holdsA, rollout.Audit, rollout.ReasonContainers, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for path, end := range map[string]func(w *world) rollout.Report{
+				"the installer": func(w *world) rollout.Report { return w.run(brief(c.target)) },
+				"the timer": func(w *world) rollout.Report {
+					require.True(t, dies(func() { w.dieAfterRestart().run(brief(c.target)) }))
+					_, err := w.takeBack()
+					require.NoError(t, err)
+					return w.run(brief(c.target))
+				},
+			} {
+				t.Run(path, func(t *testing.T) {
+					t.Parallel()
+					w := newWorld(t)
+					w.image(program(append(c.kubelet, "version="+guardedVersion)...))
+					c.prepare(w)
+					report := end(w)
+					assert.True(t, w.slotTaken)
+					assert.True(t, rollout.Marked(w.node))
+					assert.False(t, ready(report))
+					assert.False(t, w.timer && path == "the installer")
+					want := c.reason
+					if path == "the timer" {
+						want = rollout.ReasonInterrupted
+					}
+					assert.Equal(t, want, report.Reason, report.Message)
+					if c.left == "" {
+						assert.False(t, report.Left)
+						assert.NotContains(t, report.Message, notTakenBack)
+						if c.reason != rollout.ReasonNotReady {
+							assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+						}
+						assert.Equal(t, stockVersion, word(w.running, "version"))
+						assert.Equal(t, 3, w.started)
+						return
+					}
+					assert.Equal(t, rollout.Failed, report.Phase)
+					assert.True(t, report.Left)
+					assert.Contains(t, report.Message, notTakenBack+c.left)
+					assert.Contains(t, report.Message, "Look at kubectl guard holds")
+					assert.Equal(t, guardedVersion, word(w.running, "version"))
+					assert.Equal(t, guard.Enforce, report.Now.Mode)
+					_, err := w.takeBack()
+					require.NoError(t, err)
+					assert.Equal(t, rollout.Failed, w.run(brief(c.target)).Phase, "started again it says the same")
+					assert.Equal(t, 2, w.started, "the kubelet is not restarted")
+				})
+			}
+		})
+	}
+}
+
+func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
+	resume := func(w *world) rollout.Report {
+		delete(w.node.Labels, rollout.StateLabel)
+		return w.run(brief(rollout.Enforce))
+	}
+	left := func(t *testing.T, words ...string) *world {
+		w := newWorld(t)
+		w.image(program(append(words, "version="+guardedVersion, "guarded")...))
+		holdsA(w)
+		require.True(t, w.run(brief(rollout.Enforce)).Left)
+		return w
+	}
+	t.Run("it is in order but for what was stopped", func(t *testing.T) {
+		t.Parallel()
+		w := left(t, "kills")
+		report := resume(w)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Contains(t, report.Message, "2 of the 3 containers that ran before have ended since")
+		assert.False(t, w.slotTaken)
+		assert.False(t, rollout.Marked(w.node))
+		assert.Equal(t, 2, w.started)
+		assert.Equal(t, rollout.Done, w.run(brief(rollout.Enforce)).Phase)
+	})
+	t.Run("it got in order", func(t *testing.T) {
+		t.Parallel()
+		w := left(t, "unhealthy")
+		w.running = bytes.ReplaceAll(w.running, []byte("unhealthy"), nil)
+		report := resume(w)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, 2, w.started)
+	})
+	t.Run("it is as it was", func(t *testing.T) {
+		t.Parallel()
+		w := left(t, "unhealthy")
+		report := resume(w)
+		assert.True(t, report.Left)
+		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
+		assert.True(t, rollout.Marked(w.node), "it is marked again")
+		assert.Equal(t, 2, w.started)
+	})
+	t.Run("it is not in order, and nothing is held any more", func(t *testing.T) {
+		t.Parallel()
+		w := left(t, "unhealthy")
+		w.held = nil
+		report := resume(w)
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
+		assert.True(t, rollout.Marked(w.node))
+		assert.Equal(t, stockVersion, word(w.running, "version"))
+	})
+	t.Run("more pods were stopped meanwhile", func(t *testing.T) {
+		t.Parallel()
+		w := left(t, "unhealthy")
+		w.stop(w.containers[2])
+		report := resume(w)
+		assert.True(t, report.Left)
+		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason, "who resumes has seen them")
+	})
+	t.Run("somebody has put the old kubelet back", func(t *testing.T) {
+		t.Parallel()
+		w := left(t, "unhealthy")
+		require.NoError(t, w.root.Remove(rollout.DropIn))
+		require.NoError(t, w.Reload(context.Background()))
+		require.NoError(t, w.start())
+		w.held = nil
+		w.image(program("version="+guardedVersion, "guarded"))
+		report := resume(w)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, 4, w.started)
+	})
+	t.Run("another build is not kept from a node that is not in order", func(t *testing.T) {
+		t.Parallel()
+		w := left(t, "unhealthy")
+		w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
+		report := w.run(with(brief(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})
+	t.Run("the way back needs a yes", func(t *testing.T) {
+		t.Parallel()
+		for _, target := range []rollout.Target{rollout.Audit, rollout.Stock} {
+			w := left(t, "unhealthy")
+			w.image(program("version="+guardedVersion, "guarded"))
+			report := w.run(brief(target))
+			assert.Equal(t, rollout.Refused, report.Phase)
+			assert.Equal(t, rollout.ReasonHeld, report.Reason, report.Message)
+			report = w.run(with(brief(target), func(r *rollout.Request) { r.ReleaseHeld = true }))
+			assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		}
+	})
+}
+
+func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
+	exempt := func(r *rollout.Request) {
+		r.Image = "broken"
+		r.Configuration = "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\nallowedCauses: [Evicted]\n"
+	}
+	for name, c := range map[string]struct {
+		change func(r *rollout.Request)
+		before []guard.PodState
+		left   bool
+	}{
+		"the same configuration":                  {func(r *rollout.Request) { r.Image = "broken" }, nil, false},
+		"another configuration":                   {exempt, nil, true},
+		"another configuration, held before, too": {func(r *rollout.Request) { exempt(r); r.ReleaseHeld = true }, []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			require.Equal(t, rollout.Done, w.run(brief(rollout.Enforce)).Phase)
+			w.held = c.before
+			w.image(program("version="+guardedVersion, "guarded", "kills"))
+			installer := w.installer(with(brief(rollout.Enforce), c.change))
+			installer.Protected = func(ctx context.Context, address, pin string) (*guard.PodList, error) {
+				holdsA(w)
+				return w.protected(ctx, address, pin)
+			}
+			report, err := installer.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, c.left, report.Left, report.Message)
+			assert.Equal(t, rollout.ReasonContainers, report.Reason)
+		})
+	}
+}
+
+func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
+	for name, c := range map[string]struct {
+		words []string
+		want  rollout.Phase
+	}{
+		"in order":     {[]string{"guarded"}, rollout.Done},
+		"not in order": {[]string{"guarded", "unhealthy"}, rollout.Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.image(program(append(c.words, "version="+guardedVersion)...))
+			holdsA(w)
+			installer := w.installer(brief(rollout.Enforce))
+			slept := false
+			installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+				if w.started == 2 && !slept {
+					slept = true
+					entry, err := w.takeBack()
+					require.NoError(t, err)
+					require.True(t, entry.Left())
+				}
+				return w.ask(ctx, address, pin)
+			}
+			report, err := installer.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, c.want, report.Phase, report.Message)
+			assert.Equal(t, c.want == rollout.Failed, report.Left)
+			assert.Equal(t, 2, w.started)
+		})
+	}
+}
+
+// A boot in the middle is taken back before a kubelet starts. Where that was not
+// possible, the new one may hold pods by the time the installer comes.
+func TestABootThatWasNotRecoveredFrom(t *testing.T) {
+	for held, want := range map[bool]rollout.Phase{true: rollout.Failed, false: rollout.RolledBack} {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
+		w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
+		require.NoError(t, w.start())
+		if held {
+			holdsA(w)
+		}
+		report := w.run(brief(rollout.Enforce))
+		assert.Equal(t, want, report.Phase, report.Message)
+		assert.Equal(t, rollout.ReasonInterrupted, report.Reason)
+		assert.Equal(t, held, report.Left)
+	}
+}
+
+func TestTokenFileOnTheNode(t *testing.T) {
+	dir := memory(t)
 	w := newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "kills"))
-	w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}
-	report := w.run(request(rollout.Enforce))
-	assert.Equal(t, rollout.Failed, report.Phase)
-	assert.Equal(t, rollout.ReasonContainers, report.Reason)
-	assert.Equal(t, []string{"ns/b/main", "ns/c/main"}, report.Stopped)
-	assert.Contains(t, report.Message, "The change was not taken back: the guard holds 1 pods now")
-	assert.Equal(t, guard.Enforce, report.Now.Mode)
-	assert.Equal(t, 2, w.started, "the kubelet is not restarted")
-	assert.True(t, w.slotTaken)
-	assert.True(t, rollout.Marked(w.node))
-	assert.False(t, w.timer)
-	_, err := w.takeBack()
-	require.NoError(t, err)
-	assert.Equal(t, 2, w.started, "neither by the timer")
-
-	assert.Equal(t, rollout.Failed, w.run(request(rollout.Enforce)).Phase, "started again it says the same")
-
-	delete(w.node.Labels, rollout.StateLabel)
-	report = w.run(request(rollout.Enforce))
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Equal(t, 2, w.started)
-	assert.False(t, w.slotTaken)
-
-	// In Audit nothing is held that taking back could stop.
-	w = newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "kills"))
-	w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}
-	assert.Equal(t, rollout.RolledBack, w.run(request(rollout.Audit)).Phase)
+	installer := w.installer(request(rollout.Audit))
+	installer.TokenFile = filepath.Join(dir, "token")
+	require.NoError(t, os.WriteFile(installer.TokenFile, []byte("secret"), 0o600))
+	var stat unix.Stat_t
+	require.NoError(t, unix.Stat(installer.TokenFile, &stat))
+	const volume = "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~projected/kube-api-access-x"
+	mount := func(root string) {
+		w.file("/proc/1/mountinfo", fmt.Sprintf("36 35 98:0 / / rw - ext4 /dev/sda rw\n40 36 %d:%d %s %s rw - tmpfs tmpfs rw\n", unix.Major(stat.Dev), unix.Minor(stat.Dev), root, volume))
+	}
+	mount("/")
+	assert.Empty(t, installer.hostTokenFile(), "there is no such file on the node")
+	require.NoError(t, os.MkdirAll(w.root.Path(volume), 0o700))
+	if err := os.Link(installer.TokenFile, w.root.Path(volume+"/token")); err != nil {
+		t.Skip("the two folders are not in one file system:", err)
+	}
+	assert.Equal(t, volume+"/token", installer.hostTokenFile())
+	mount("/elsewhere")
+	assert.Empty(t, installer.hostTokenFile())
+	require.NoError(t, w.root.Remove("/proc/1/mountinfo"))
+	assert.Empty(t, installer.hostTokenFile())
 }
 
 func TestOldKubeletThatIsBrokenTooIsSaid(t *testing.T) {

@@ -62,7 +62,9 @@ type view struct {
 	held            []types.UID
 	heldPods        []string
 	protected       int
-	running         []cri.Container
+	// unknown is why nobody knows what is held.
+	unknown error
+	running []cri.Container
 	// complete: everything was looked at. guardFlag: the process has the flag.
 	complete, guardFlag bool
 }
@@ -87,8 +89,13 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
 	}
 	target := i.Request.Target
-	// To get rid of the guard must be possible on a node that is not in order.
+	// To get rid of the guard must be possible on a node that is not in order, and so must
+	// be to replace a kubelet that an earlier request has left there.
 	strict := target != rollout.Stock
+	inOrder := strict
+	if entry, err := i.store().Read(); err == nil && entry.Left() && i.untouched(entry) {
+		inOrder = false
+	}
 
 	if v.node, err = i.Cluster.Node(ctx); err != nil {
 		return v, nil, err
@@ -134,7 +141,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		}
 		v.now.SHA256 = v.process.SHA256
 	}
-	if !v.unit.Running() && strict {
+	if !v.unit.Running() && inOrder {
 		refuse(rollout.ReasonKubelet, "%s is %s (%s): put it in order first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
 	}
 	var forbidden *kubelet.ForbiddenError
@@ -147,10 +154,16 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	switch {
 	case errors.As(err, &forbidden):
 		refuse(rollout.ReasonKubelet, "%v", err)
-	case err != nil && strict:
+	case err != nil && inOrder:
 		refuse(rollout.ReasonKubelet, "the kubelet is not in order: %v", err)
-	case err != nil && v.dropIn != nil && !i.Request.ReleaseHeld:
-		refuse(rollout.ReasonHeld, "the guarded kubelet does not answer, so that nobody knows which pods it holds: put it in order, or say that held pods may stop (--release-held) (%v)", err)
+	case err != nil && v.dropIn != nil:
+		// What it holds it may still say.
+		if list, listErr := i.Protected(ctx, v.address, ""); listErr != nil {
+			v.unknown = err
+		} else if list != nil {
+			v.answer = kubelet.Answer{Version: list.Version, Guarded: true, Mode: list.Mode, Pods: list}
+			v.now.Version, v.now.Mode = list.Version, list.Mode
+		}
 	case err == nil:
 		v.now.Version, v.now.Mode = v.answer.Version, v.answer.Mode
 	}
@@ -159,7 +172,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	if v.dropIn != nil {
 		v.now.Path = path.Join(rollout.InstallDir, v.process.SHA256, "kubelet")
 	}
-	if strict && !nodeReady(v.node) {
+	if inOrder && !nodeReady(v.node) {
 		refuse(rollout.ReasonNode, "node %s is not ready: put it in order first", v.node.Name)
 	}
 	_, v.guardFlag = v.process.Flag(unit.GuardFlag)
@@ -358,11 +371,14 @@ func (i *Installer) want(v *view) error {
 // lookAtHeld refuses what would release held pods without a yes. Not only another mode
 // does that: with another configuration a pod may be no longer protected.
 func (i *Installer) lookAtHeld(v *view) []refusal {
-	if len(v.held) == 0 || i.Request.ReleaseHeld || i.Request.Target == rollout.Observe {
+	if len(v.held) == 0 && v.unknown == nil || i.Request.ReleaseHeld || i.Request.Target == rollout.Observe {
 		return nil
 	}
 	if i.Request.Target == rollout.Enforce && v.dropIn != nil && v.config != "" && strings.Contains(*v.dropIn, v.config) {
 		return nil
+	}
+	if v.unknown != nil {
+		return []refusal{{rollout.ReasonHeld, fmt.Sprintf("the guarded kubelet does not answer, so that nobody knows which pods it holds: put it in order, or say that held pods may stop (--release-held) (%v)", v.unknown)}}
 	}
 	return []refusal{{rollout.ReasonHeld, fmt.Sprintf("%d pods are held and would stop with what is asked for: %s. Look at kubectl guard holds; put the reasons right, release the pods, or say that they may stop (--release-held)",
 		len(v.held), list(v.heldPods))}}

@@ -46,8 +46,8 @@ type verifier struct {
 }
 
 // verify returns what is wrong, and nil when everything was in order for as long as the
-// request says.
-func (i *Installer) verify(ctx context.Context, entry *journal.Entry) *failure {
+// request says. ended is how many containers have ended for reasons of their own.
+func (i *Installer) verify(ctx context.Context, entry *journal.Entry) (found *failure, ended int) {
 	ctx, cancel := context.WithDeadline(ctx, entry.Deadline)
 	defer cancel()
 	v := &verifier{Installer: i, entry: entry, since: time.Now(), missing: map[string]time.Time{}}
@@ -64,12 +64,7 @@ func (i *Installer) verify(ctx context.Context, entry *journal.Entry) *failure {
 				klog.InfoS("The kubelet is in order", "pid", pid, "settles", entry.Settle)
 			}
 			if time.Since(orderSince) >= entry.Settle {
-				if v.ended > 0 {
-					if err := i.store().Change(func(e *journal.Entry) { e.Ended = v.ended }); err != nil {
-						klog.ErrorS(err, "Could not note the containers that have ended")
-					}
-				}
-				return nil
+				return nil, v.ended
 			}
 			inARow = 0
 			last = failure{reason: rollout.ReasonNotHealthy, message: fmt.Sprintf("the kubelet was not in order for %s at a stretch", entry.Settle)}
@@ -85,7 +80,7 @@ func (i *Installer) verify(ctx context.Context, entry *journal.Entry) *failure {
 			last = *found
 			if found.definite {
 				if inARow++; inARow >= certain {
-					return found
+					return found, 0
 				}
 			} else {
 				inARow = 0
@@ -95,7 +90,7 @@ func (i *Installer) verify(ctx context.Context, entry *journal.Entry) *failure {
 		select {
 		case <-ctx.Done():
 			last.message = fmt.Sprintf("not in order within %s: %s", entry.Deadline.Sub(entry.Began).Round(time.Second), last.message)
-			return &last
+			return &last, 0
 		case <-time.After(i.Poll):
 		}
 	}

@@ -38,7 +38,7 @@ const (
 
 // program is a file with the header of a program for this machine and, behind it, how
 // it behaves when the world starts it: words such as version=v1.36.3, guarded, nostart,
-// sick, kills.
+// kills, sick (nothing listens), deaf (no answer), unhealthy (only the guard answers).
 func program(words ...string) []byte {
 	return programFor(map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64, "ppc64le": elf.EM_PPC64, "s390x": elf.EM_S390}[architecture()], words...)
 }
@@ -86,6 +86,8 @@ type world struct {
 	timer    bool
 	// crash, when it gets to 0, is a kill of the installer at a call of systemd.
 	crash int
+	// dies: the installer is killed after the next restart.
+	dies bool
 	// what the unit that takes back says.
 	broken error
 
@@ -104,8 +106,10 @@ type world struct {
 	slot      bool
 	slotTaken bool
 	away      bool
-	told      []rollout.Report
-	ready     bool
+	// unready: the node does not get ready with a guarded kubelet.
+	unready bool
+	told    []rollout.Report
+	ready   bool
 }
 
 type crashed struct{}
@@ -181,7 +185,7 @@ func (w *world) installer(request rollout.Request) *Installer {
 		Root: w.root, Systemd: w, Cluster: w,
 		Request: request, Pool: rollout.Pool{Name: "blue", Selector: "x=y", MaxUnavailable: 1},
 		Program: filepath.Join(w.images, "installer"), Kubelet: filepath.Join(w.images, "kubelet"),
-		Ask:     w.ask,
+		Ask: w.ask, Protected: w.protected,
 		Running: func(context.Context, string) ([]cri.Container, error) { return slices.Clone(w.containers), nil },
 		Version: func(_ context.Context, root host.Root, program string) (string, error) {
 			if root != "" {
@@ -249,7 +253,12 @@ func (w *world) Restart(_ context.Context, name string) error {
 	if name != rollout.KubeletUnit {
 		return fmt.Errorf("unexpected restart of %s", name)
 	}
-	return w.start()
+	err := w.start()
+	if w.dies {
+		w.dies = false
+		panic(crashed{})
+	}
+	return err
 }
 
 func (w *world) start() error {
@@ -268,14 +277,25 @@ func (w *world) start() error {
 	}
 	if slices.Contains(words(data), "kills") {
 		for _, c := range w.containers[1:] {
-			w.events = append(w.events, corev1.Event{
-				InvolvedObject: corev1.ObjectReference{UID: c.PodUID, FieldPath: "spec.containers{main}"}, Reason: "Killing", Message: "Stopping container main",
-				LastTimestamp: metav1.Now(),
-			})
+			w.stop(c)
 		}
-		w.containers = w.containers[:1]
 	}
 	return nil
+}
+
+// stop has the kubelet stop a container.
+func (w *world) stop(container cri.Container) {
+	w.events = append(w.events, corev1.Event{
+		InvolvedObject: corev1.ObjectReference{UID: container.PodUID, FieldPath: "spec.containers{main}"}, Reason: "Killing", Message: "Stopping container main",
+		LastTimestamp: metav1.Now(),
+	})
+	w.containers = slices.DeleteFunc(slices.Clone(w.containers), func(c cri.Container) bool { return c.ID == container.ID })
+}
+
+// dieAfterRestart has the installer die when it has exchanged the kubelet.
+func (w *world) dieAfterRestart() *world {
+	w.dies = true
+	return w
 }
 
 func (w *world) Queue(_ context.Context, name string) error {
@@ -318,7 +338,8 @@ func (w *world) takeBack() (*journal.Entry, error) {
 	crash := w.crash
 	w.crash = -1
 	defer func() { w.crash = crash }()
-	return journal.Store{Root: w.root}.TakeBack(context.Background(), w, rollout.ReasonInterrupted, "the timer")
+	holding := Holding{Root: w.root, Systemd: w, Protected: w.protected, Poll: time.Millisecond}
+	return journal.Store{Root: w.root}.TakeBack(context.Background(), w, holding.Keep, rollout.ReasonInterrupted, "the timer")
 }
 
 func (w *world) Stop(_ context.Context, name string) error {
@@ -332,10 +353,18 @@ func (w *world) Stop(_ context.Context, name string) error {
 // kubelet
 
 func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, string, error) {
-	if w.running == nil || slices.Contains(words(w.running), "sick") {
+	switch {
+	case w.running == nil || w.is("sick"):
 		return kubelet.Answer{}, "", errors.New("connection refused")
+	case w.is("deaf"):
+		return kubelet.Answer{}, "", errors.New("no answer in time")
+	case w.is("unhealthy"):
+		return kubelet.Answer{}, "", errors.New("healthz says no")
 	}
 	answer := kubelet.Answer{Version: word(w.running, "version")}
+	if other := word(w.running, "says"); other != "" {
+		answer.Version = other
+	}
 	if slices.Contains(words(w.running), "guarded") {
 		answer.Guarded, answer.Mode = true, guard.Enforce
 		if _, config, ok := strings.Cut(w.command.Arguments, unit.GuardFlag+"="); ok {
@@ -354,6 +383,28 @@ func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, str
 	return answer, "pin", nil
 }
 
+func (w *world) is(word string) bool { return slices.Contains(words(w.running), word) }
+
+func (w *world) protected(ctx context.Context, address, pin string) (*guard.PodList, error) {
+	switch {
+	case w.running == nil || w.is("sick"):
+		return nil, kubelet.ErrNotListening
+	case w.is("deaf"):
+		return nil, errors.New("no answer in time")
+	case !w.is("guarded"):
+		return nil, nil
+	}
+	sick := w.running
+	w.running = bytes.ReplaceAll(sick, []byte("unhealthy"), nil)
+	defer func() { w.running = sick }()
+	answer, _, err := w.ask(ctx, address, pin)
+	if err != nil {
+		return nil, err
+	}
+	answer.Pods.Mode = answer.Mode
+	return answer.Pods, nil
+}
+
 // cluster
 
 func (w *world) Node(context.Context) (*corev1.Node, error) {
@@ -362,7 +413,7 @@ func (w *world) Node(context.Context) (*corev1.Node, error) {
 	}
 	node := w.node.DeepCopy()
 	node.Status.NodeInfo.KubeletVersion = word(w.running, "version")
-	if w.running == nil {
+	if w.running == nil || w.unready && w.is("guarded") {
 		node.Status.Conditions[0].Status = corev1.ConditionUnknown
 	}
 	return node, nil
