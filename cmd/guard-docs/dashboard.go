@@ -79,6 +79,12 @@ func rows() []row {
 					{`max by (kubelet) (guard_webhook_nodes)`, "{{kubelet}}"},
 					{`count by (mode, version) (kubelet_guard_info)`, "{{mode}} {{version}}"},
 				}},
+				{title: "Roll-outs", description: "Nodes of each pool, from kube-state-metrics. KubeletGuardRolloutStopped fires when nothing moves for 15 minutes.", unit: "short", queries: []query{
+					{`max by (daemonset) (kube_daemonset_status_desired_number_scheduled{namespace="kubelet-guard-rollout"})`, "{{daemonset}} nodes"},
+					{`max by (daemonset) (kube_daemonset_status_updated_number_scheduled{namespace="kubelet-guard-rollout"})`, "{{daemonset}} begun"},
+					{`max by (daemonset) (kube_daemonset_status_number_available{namespace="kubelet-guard-rollout"})`, "{{daemonset}} in order"},
+					{`max by (daemonset) (kube_daemonset_status_number_unavailable{namespace="kubelet-guard-rollout"}) > 0`, "{{daemonset}} not in order"},
+				}},
 				{title: "Errors of the guard", description: "By operation; docs/metrics.md says what each costs.", unit: "ops", queries: []query{{`sum by (operation) (rate(kubelet_guard_errors_total[$__rate_interval]))`, "{{operation}}"}}},
 				{title: "Decision latency on the nodes", description: "Protected pods only, all nodes together.", unit: "s", queries: []query{
 					{`histogram_quantile(0.99, sum by (le) (rate(kubelet_guard_decision_duration_seconds_bucket[$__rate_interval])))`, "99 %"},
