@@ -120,8 +120,8 @@ func (s Store) write(entry *Entry) error {
 	return s.Root.Write(file, append(data, '\n'), 0o600)
 }
 
-// ErrTaken says that the entry was taken back by somebody else.
-var ErrTaken = errors.New("the change was taken back meanwhile")
+// ErrTaken says that somebody else has ended the change.
+var ErrTaken = errors.New("the change was taken back or left meanwhile")
 
 // Begin writes a new entry in the state Switching. One that is being switched is an
 // error.
@@ -162,15 +162,9 @@ func (s Store) Confirm(ended int) error {
 }
 
 // Leave ends a change that is not in order and is left in place all the same. It fails
-// when the change was taken back meanwhile.
+// when somebody else has ended it meanwhile.
 func (s Store) Leave(reason rollout.Reason, message string, stopped []string) error {
-	return s.locked(func(entry *Entry) error {
-		if entry == nil || entry.State == RolledBack {
-			return ErrTaken
-		}
-		leave(entry, reason, message, stopped)
-		return s.write(entry)
-	})
+	return s.Change(func(entry *Entry) { leave(entry, reason, message, stopped) })
 }
 
 func leave(entry *Entry, reason rollout.Reason, message string, stopped []string) {
@@ -181,7 +175,7 @@ func leave(entry *Entry, reason rollout.Reason, message string, stopped []string
 // Left reports whether the change is not in order and was left in place.
 func (e *Entry) Left() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
 
-// Reopen makes a change that was left in place one that is taken back.
+// Reopen makes a change that was left in place one that is being switched.
 func (s Store) Reopen(reason rollout.Reason, message string, stopped []string) error {
 	return s.locked(func(entry *Entry) error {
 		if !entry.Left() {

@@ -242,15 +242,15 @@ func (i *Installer) settle(ctx context.Context, entry *journal.Entry, found *fai
 		klog.InfoS("Leaving the change in place", "reason", found.reason, "message", found.message, "why", why)
 		switch err := i.store().Leave(found.reason, found.message+". "+why, atMost20(found.stopped)); {
 		case errors.Is(err, journal.ErrTaken):
-			return i.undo(ctx, found) // the timer was quicker
+			return i.undo(ctx, found) // the timer was quicker, and has decided
 		case err != nil:
 			// Tried again. The timer decides in the same way, and writes first, too.
 			return nil, err
 		}
 	} else if err := i.store().Confirm(ended); err != nil {
 		klog.ErrorS(err, "Could not confirm the change")
-		// The timer was quicker, or the disk is full: either way it is taken back.
-		return i.undo(ctx, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was in order, but it could not be confirmed: %v", err)})
+		// The timer was quicker, or the disk is full: either way it does not count.
+		return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was in order, but it could not be confirmed: %v", err)}, 0)
 	}
 	i.stopTimer(ctx)
 	return i.store().Read()
@@ -287,16 +287,10 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 		}
 		return i.store().Read()
 	}
-	if why := i.holding().Keep(ctx, &again); why != "" {
-		if err := i.store().Leave(found.reason, found.message+". "+why, atMost20(found.stopped)); err != nil {
-			return nil, err
-		}
-		return i.store().Read()
-	}
 	if err := i.store().Reopen(found.reason, found.message, atMost20(found.stopped)); err != nil {
 		return nil, err
 	}
-	return i.undo(ctx, found)
+	return i.settle(ctx, &again, found, 0)
 }
 
 func (i *Installer) stopTimer(ctx context.Context) {

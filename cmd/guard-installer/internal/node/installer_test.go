@@ -687,6 +687,9 @@ func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, c.want, report.Phase, report.Message)
 			assert.Equal(t, c.want == rollout.Failed, report.Left)
+			if report.Left {
+				assert.Equal(t, rollout.ReasonInterrupted, report.Reason, "what it saw before it slept is no news")
+			}
 			assert.Equal(t, 2, w.started)
 		})
 	}
