@@ -2,7 +2,9 @@ package fleet
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -10,6 +12,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -171,6 +174,42 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 		}
 		expectRunning(Default, ctx, pods...)
 	}, SpecTimeout(rolloutTime))
+})
+
+var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", Label(labelRollout), func() {
+	It("are printed so that the API server takes them as they are", func(ctx SpecContext) {
+		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
+		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		printed := asOperator(ctx, "start", "--dry-run=client", "--output=yaml", "--mode=Audit", "--image="+imageGood.name, "--max-unavailable=2",
+			"--pool", poolOf(poolBlue), "--pool", poolGreen+"="+kind.PoolLabel+" in ("+poolGreen+"),!example.com/left-out").expectDone()
+		file := filepath.Join(artifactsDir(), "daemonsets.yaml")
+		Expect(os.WriteFile(file, []byte(printed.Stdout), 0o600)).To(Succeed())
+
+		applied := tryKubectl(ctx, "apply", "--dry-run=server", "--validate=strict", "--output=json", "--filename="+file).expectDone()
+		Expect(applied.Stderr).To(BeEmpty(), "warnings of the API server, such as of pod security")
+		var list appsv1.DaemonSetList
+		Expect(json.Unmarshal([]byte(applied.Stdout), &list)).To(Succeed(), applied.Stdout)
+		Expect(list.Items).To(HaveLen(2), applied.Stdout)
+		for i, name := range []string{poolBlue, poolGreen} {
+			pool, err := rollout.PoolOf(&list.Items[i])
+			Expect(err).NotTo(HaveOccurred())
+			request, err := rollout.RequestOf(&list.Items[i])
+			Expect(err).NotTo(HaveOccurred())
+			wanted, err := rollout.DaemonSet(pool, request)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(pool.Name).To(Equal(name))
+			Expect(request.Target).To(Equal(rollout.Audit))
+			Expect(request.Image).To(Equal(imageGood.name))
+			Expect(list.Items[i].Name).To(Equal(wanted.Name))
+			Expect(list.Items[i].Namespace).To(Equal(wanted.Namespace))
+			Expect(list.Items[i].Spec.UpdateStrategy).To(Equal(wanted.Spec.UpdateStrategy))
+			Expect(list.Items[i].Spec.Template.Spec.Affinity).To(Equal(wanted.Spec.Template.Spec.Affinity))
+		}
+
+		sets, err := client.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(sets.Items).To(BeEmpty(), "nothing was made")
+	}, SpecTimeout(specTimeout))
 })
 
 // poolOf is a pool of the cluster as kubectl guard rollout takes one.
