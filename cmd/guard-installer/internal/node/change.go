@@ -307,7 +307,7 @@ func (i *Installer) left(ctx context.Context, entry *journal.Entry) rollout.Repo
 		report.Now = entry.Kubelet
 	}
 	report.Phase, report.Reason, report.Left = rollout.Failed, entry.Reason, true
-	report.Message = fmt.Sprintf("%s. Look at kubectl guard holds, and put right what the pods are held for and what else is wrong; then remove the label %s from the node, and it is looked at again", entry.Message, rollout.StateLabel)
+	report.Message = fmt.Sprintf("%s. Look at kubectl guard holds, and at journalctl -u kubelet on the node; put right what the pods are held for and what else is wrong; then remove the label %s from the node, and it is looked at again", entry.Message, rollout.StateLabel)
 	return report
 }
 

@@ -44,9 +44,10 @@ one in the image, and whether it can be exchanged. Nothing is changed on a node 
 all of them could look, and a second question. The pools are done one after the other
 in the order in which they are given, with a question before each.
 
-A node whose kubelet is not healthy and guarded in time gets its old one back, is
-labelled ` + rollout.StateLabel + `=` + rollout.StateFailed + `, and the roll-out stops there: the command
-ends with an error that names it.
+A node whose kubelet is not healthy and guarded in time gets its old one back, unless the
+new one holds pods that the old one would stop. It is labelled
+` + rollout.StateLabel + `=` + rollout.StateFailed + `, and the roll-out stops there: the command ends with an
+error that names it.
 
 A pool that exists is given by its name alone. What is left out, image or mode, stays as
 it is.`,
