@@ -176,6 +176,51 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 	}, SpecTimeout(rolloutTime))
 })
 
+var _ = Describe("A change of a node that would do harm when it is taken back", Label(labelRollout), func() {
+	It("is left in place with the pods that the guard holds, and counts once somebody resumes", func(ctx SpecContext) {
+		if len(cluster.Pool(poolGreen)) == 0 {
+			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolGreen))
+		}
+		node := cluster.Pool(poolGreen)[0]
+		Expect(imageGood.load(ctx, []*kind.Node{node})).To(Succeed())
+		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
+		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		labelNode(ctx, node, diskLabel, "ssd")
+		DeferCleanup(func(ctx SpecContext) { labelNode(ctx, node, diskLabel, "") }, NodeTimeout(cleanTimeout))
+		s := newScene(ctx, nil)
+		held := s.run(ctx, newPod("held", protected, onNode(node), selecting(diskLabel, "ssd")))[0]
+		plain := s.run(ctx, newPod("plain", onNode(node)))[0]
+		stopped := s.run(ctx, newPod("stopped", onNode(node), selecting(diskLabel, "ssd")))[0]
+
+		By("rolling out Enforce while the node lacks a label that running pods need")
+		labelNode(ctx, node, diskLabel, "")
+		asOperator(ctx, "start", "--yes", "--skip-audit", "--pool", poolOf(poolGreen), "--mode=Enforce", "--image="+imageGood.name).
+			expectRefused(node.Name(), "The change was not taken back: the guard holds 1 pods now that the old kubelet would stop: "+held.namespace+"/"+held.name)
+		Expect(markedNodes(ctx)).To(ConsistOf(node.Name()))
+		report := reportOf(ctx, node)
+		Expect(report.Phase).To(Equal(rollout.Failed), report.Message)
+		Expect(report.Reason).To(Equal(rollout.ReasonContainers), report.Message)
+		Expect(report.Left).To(BeTrue())
+		Expect(report.Stopped).To(ConsistOf(HavePrefix(stopped.namespace+"/"+stopped.name+"/")), "any kubelet stops it when it is restarted")
+		Expect(report.Now.Mode).To(Equal(guard.Enforce))
+		Expect(versionOf(ctx, node)).To(Equal(build.GuardedVersion(kubeVersion)))
+		awaitGuardState(ctx, held, guard.Held, guard.AdmissionRejected)
+		kubelet := kubeletOf(ctx, node)
+
+		By("resuming with the pod still held")
+		asOperator(ctx, "resume", "--pool", poolGreen, "--yes").expectDone()
+		expectRolledOut(ctx, []*kind.Node{node}, build.GuardedVersion(kubeVersion), guard.Enforce)
+		Expect(markedNodes(ctx)).To(BeEmpty())
+		Expect(kubeletOf(ctx, node)).To(Equal(kubelet), "the kubelet is not restarted for it")
+		expectRunning(Default, ctx, held, plain)
+
+		By("putting the label back, and going back to the stock kubelet")
+		labelNode(ctx, node, diskLabel, "ssd")
+		asOperator(ctx, "uninstall", "--pool", poolGreen, "--release-held", "--yes").expectDone()
+		expectRunning(Default, ctx, held, plain)
+	}, SpecTimeout(rolloutTime))
+})
+
 var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", Label(labelRollout), func() {
 	It("are printed so that the API server takes them as they are", func(ctx SpecContext) {
 		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
