@@ -540,13 +540,13 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 	resume := func(w *world) rollout.Report {
 		delete(w.node.Labels, rollout.StateLabel)
-		return w.run(brief(rollout.Enforce))
+		return w.run(request(rollout.Enforce))
 	}
 	left := func(t *testing.T, words ...string) *world {
 		w := newWorld(t)
 		w.image(program(append(words, "version="+guardedVersion, "guarded")...))
 		holdsA(w)
-		require.True(t, w.run(brief(rollout.Enforce)).Left)
+		require.True(t, w.run(request(rollout.Enforce)).Left)
 		return w
 	}
 	t.Run("it is in order but for what was stopped", func(t *testing.T) {
@@ -558,7 +558,7 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		assert.False(t, w.slotTaken)
 		assert.False(t, rollout.Marked(w.node))
 		assert.Equal(t, 2, w.started)
-		assert.Equal(t, rollout.Done, w.run(brief(rollout.Enforce)).Phase)
+		assert.Equal(t, rollout.Done, w.run(request(rollout.Enforce)).Phase)
 	})
 	t.Run("it got in order", func(t *testing.T) {
 		t.Parallel()
@@ -611,7 +611,7 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		t.Parallel()
 		w := left(t, "unhealthy")
 		w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
-		report := w.run(with(brief(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
+		report := w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 	})
 	t.Run("the way back needs a yes", func(t *testing.T) {
@@ -619,10 +619,10 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		for _, target := range []rollout.Target{rollout.Audit, rollout.Stock} {
 			w := left(t, "unhealthy")
 			w.image(program("version="+guardedVersion, "guarded"))
-			report := w.run(brief(target))
+			report := w.run(request(target))
 			assert.Equal(t, rollout.Refused, report.Phase)
 			assert.Equal(t, rollout.ReasonHeld, report.Reason, report.Message)
-			report = w.run(with(brief(target), func(r *rollout.Request) { r.ReleaseHeld = true }))
+			report = w.run(with(request(target), func(r *rollout.Request) { r.ReleaseHeld = true }))
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		}
 	})
