@@ -28,9 +28,9 @@ var _ = Describe("The companion in the cluster", func() {
 
 			By("deleting pods of " + name)
 			asked := time.Now()
-			tryKubectl(ctx, "delete", "pod", "-n", s.namespace, first.name, "--force", "--grace-period=0").expectDone()
+			tryKubectl(ctx, "delete", "pod", "-n", s.namespace, first.name, "--force", "--grace-period=0").ExpectDone()
 			tryKubectl(ctx, "delete", "pod", "-n", s.namespace, second.name, "--wait=false").
-				expectRefused("is protected, and its deletion is held to poddisruptionbudget " + name)
+				ExpectRefused("is protected, and its deletion is held to poddisruptionbudget " + name)
 			err := client.CoreV1().Pods(s.namespace).EvictV1(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: second.name}})
 			Expect(err).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"), "eviction of pod %s", second)
 			awaitEnded(ctx, asked, gracePeriod+deletionSlack, first)

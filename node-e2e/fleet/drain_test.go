@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/suite"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -23,10 +24,10 @@ const (
 
 // drain runs kubectl drain for each node at the same time, since a person would do
 // one after the other.
-func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.Node]answer {
+func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.Node]suite.Answer {
 	GinkgoHelper()
 	DeferCleanup(func(ctx SpecContext) { setCordon(ctx, false, nodes...) }, NodeTimeout(cleanTimeout))
-	answers := make([]answer, len(nodes))
+	answers := make([]suite.Answer, len(nodes))
 	positions := make([]int, len(nodes))
 	for i := range nodes {
 		positions[i] = i
@@ -36,7 +37,7 @@ func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.N
 		answers[i] = tryKubectl(ctx, args...)
 		return nil
 	})
-	byNode := map[*kind.Node]answer{}
+	byNode := map[*kind.Node]suite.Answer{}
 	for i, node := range nodes {
 		byNode[node] = answers[i]
 	}
@@ -93,7 +94,7 @@ var _ = Describe("kubectl drain", func() {
 		By("draining")
 		asked := time.Now()
 		for node, answer := range drain(ctx, workers()) {
-			answer.expectRefused(budgetRefusal, "kept-"+node.Pool())
+			answer.ExpectRefused(budgetRefusal, "kept-"+node.Pool())
 		}
 		awaitEnded(ctx, asked, gracePeriod+deletionSlack, append(both(free), both(plain)...)...)
 		expectRunning(Default, ctx, both(kept)...)
@@ -101,7 +102,7 @@ var _ = Describe("kubectl drain", func() {
 
 		By("draining by deletion, which asks no budget")
 		for _, answer := range drain(ctx, workers(), "--disable-eviction") {
-			answer.expectDone()
+			answer.ExpectDone()
 		}
 		awaitEnded(ctx, asked, gracePeriod+deletionSlack, both(kept)...)
 
@@ -123,7 +124,10 @@ var _ = Describe("kubectl drain", func() {
 		}
 		By("draining by deletion")
 		for node, answer := range drain(ctx, workers(), "--disable-eviction") {
-			answer.expectRefused("is protected, and its deletion is held to poddisruptionbudget kept-"+node.Pool(),
+			// As docs/operations.md quotes it.
+			answer.ExpectRefused(fmt.Sprintf("error: unable to drain node %q due to error: ", node.Name()),
+				`admission webhook "pod-deletion.kubelet-guard.io" denied the request: pod/kept-`,
+				"is protected, and its deletion is held to poddisruptionbudget kept-"+node.Pool()+", which needs 1 healthy pods and has 1",
 				fmt.Sprintf("kubectl get poddisruptionbudget kept-%s -n %s", node.Pool(), s.namespace))
 		}
 		stayRunning(ctx, holdPeriod, both(kept)...)

@@ -50,7 +50,7 @@ var _ = Describe("kubectl guard", func() {
 		Expect(kubectl(ctx, "guard", "why", held.name, "-n", s.namespace)).To(And(
 			ContainSubstring("Held since"), ContainSubstring(string(guard.ActiveDeadlineExceeded)), ContainSubstring(guardedNode().Name())))
 		deleteExplicitly(ctx, metav1.DeleteOptions{}, held)
-		Expect(tryKubectl(ctx, "guard", "holds", "-n", s.namespace).expectDone().Stderr).To(ContainSubstring("No pods are held"))
+		Expect(tryKubectl(ctx, "guard", "holds", "-n", s.namespace).ExpectDone().Stderr).To(ContainSubstring("No pods are held"))
 	}, SpecTimeout(specTimeout))
 
 	It("releases a pod that was deleted by force while its kubelet was down", func(ctx SpecContext) {
@@ -84,7 +84,7 @@ var _ = Describe("kubectl guard", func() {
 		}
 		awaitGuardState(ctx, pods[guardedNode()][0], guard.Protected)
 		expectRunning(Default, ctx, both(pods)...)
-		warned := tryKubectl(ctx, "guard", "unprotect", "-n", s.namespace, "deployment/web-"+guardedNode().Pool(), "--yes").expectDone()
+		warned := tryKubectl(ctx, "guard", "unprotect", "-n", s.namespace, "deployment/web-"+guardedNode().Pool(), "--yes").ExpectDone()
 		Expect(warned.Stdout).To(ContainSubstring("no longer protected"))
 		expectRunning(Default, ctx, both(pods)...)
 	}, SpecTimeout(specTimeout))

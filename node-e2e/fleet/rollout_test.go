@@ -20,6 +20,7 @@ import (
 	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/images"
 	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/suite"
 	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
@@ -74,7 +75,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 		nodes []*kind.Node
 		// stock and guarded are the versions of the kubelets.
 		stock   string
-		guarded = build.GuardedVersion(kubeVersion)
+		guarded = build.GuardedVersion(suite.KubeVersion)
 	)
 
 	BeforeAll(func(ctx SpecContext) {
@@ -99,13 +100,13 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 
 	It("goes from Audit to Enforce, node by node, and no container is restarted", func(ctx SpecContext) {
 		By("rolling out Audit")
-		asOperator(ctx, "start", "--yes", "--pool", poolOf(poolBlue), "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageGood.name).expectDone()
+		asOperator(ctx, "start", "--yes", "--pool", poolOf(poolBlue), "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageGood.name).ExpectDone()
 		expectRolledOut(ctx, nodes, guarded, guard.Audit)
 		expectRunning(Default, ctx, pods...)
 		expectOneAfterTheOther(ctx, nodes)
 
 		By("rolling out Enforce")
-		asOperator(ctx, "start", "--yes", "--pool", poolBlue, "--pool", poolGreen, "--mode=Enforce").expectDone()
+		asOperator(ctx, "start", "--yes", "--pool", poolBlue, "--pool", poolGreen, "--mode=Enforce").ExpectDone()
 		expectRolledOut(ctx, nodes, guarded, guard.Enforce)
 		expectRunning(Default, ctx, pods...)
 		expectOneAfterTheOther(ctx, nodes)
@@ -135,7 +136,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 
 			marked := markedNodes(ctx)
 			Expect(marked).To(HaveLen(1), "nodes with the label %s=%s\n%s", rollout.StateLabel, rollout.StateFailed, answer)
-			answer.expectRefused(marked[0], string(rollout.RolledBack))
+			answer.ExpectRefused(marked[0], string(rollout.RolledBack))
 			for _, node := range blue {
 				now := kubeletOf(ctx, node)
 				Expect(now.checksum).To(Equal(before[node].checksum), "the program of the kubelet of %s", node.Name())
@@ -153,7 +154,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			found("roll-out: a kubelet that %s was taken back on the first node after %.0f s, nothing was killed", broken.title, took.Seconds())
 
 			By("going back to what the pool had")
-			asOperator(ctx, "undo", "--pool", poolBlue, "--yes").expectDone()
+			asOperator(ctx, "undo", "--pool", poolBlue, "--yes").ExpectDone()
 			expectRolledOut(ctx, blue, guarded, guard.Enforce)
 			Expect(markedNodes(ctx)).To(BeEmpty())
 			expectRunning(Default, ctx, pods...)
@@ -161,7 +162,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 	}
 
 	It("returns the stock kubelet and leaves nothing behind", func(ctx SpecContext) {
-		asOperator(ctx, "uninstall", "--pool", poolBlue, "--pool", poolGreen, "--yes").expectDone()
+		asOperator(ctx, "uninstall", "--pool", poolBlue, "--pool", poolGreen, "--yes").ExpectDone()
 		for _, node := range nodes {
 			Expect(versionOf(ctx, node)).To(Equal(stock), "the kubelet of %s", node.Name())
 			paths := strings.Join([]string{rollout.InstallDir, rollout.ConfigDir, rollout.StateDir, rollout.DropIn}, " ")
@@ -195,7 +196,7 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		By("rolling out Enforce while the node lacks a label that running pods need")
 		labelNode(ctx, node, diskLabel, "")
 		asOperator(ctx, "start", "--yes", "--skip-audit", "--pool", poolOf(poolGreen), "--mode=Enforce", "--image="+imageGood.name).
-			expectRefused(node.Name(), "The change was not taken back: the guard holds 1 pods now that the old kubelet would stop: "+held.namespace+"/"+held.name)
+			ExpectRefused(node.Name(), "The change was not taken back: the guard holds 1 pods now that the old kubelet would stop: "+held.namespace+"/"+held.name)
 		Expect(markedNodes(ctx)).To(ConsistOf(node.Name()))
 		report := reportOf(ctx, node)
 		Expect(report.Phase).To(Equal(rollout.Failed), report.Message)
@@ -203,20 +204,20 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		Expect(report.Left).To(BeTrue())
 		Expect(report.Stopped).To(ConsistOf(HavePrefix(stopped.namespace+"/"+stopped.name+"/")), "any kubelet stops it when it is restarted")
 		Expect(report.Now.Mode).To(Equal(guard.Enforce))
-		Expect(versionOf(ctx, node)).To(Equal(build.GuardedVersion(kubeVersion)))
+		Expect(versionOf(ctx, node)).To(Equal(build.GuardedVersion(suite.KubeVersion)))
 		awaitGuardState(ctx, held, guard.Held, guard.AdmissionRejected)
 		kubelet := kubeletOf(ctx, node)
 
 		By("resuming with the pod still held")
-		asOperator(ctx, "resume", "--pool", poolGreen, "--yes").expectDone()
-		expectRolledOut(ctx, []*kind.Node{node}, build.GuardedVersion(kubeVersion), guard.Enforce)
+		asOperator(ctx, "resume", "--pool", poolGreen, "--yes").ExpectDone()
+		expectRolledOut(ctx, []*kind.Node{node}, build.GuardedVersion(suite.KubeVersion), guard.Enforce)
 		Expect(markedNodes(ctx)).To(BeEmpty())
 		Expect(kubeletOf(ctx, node)).To(Equal(kubelet), "the kubelet is not restarted for it")
 		expectRunning(Default, ctx, held, plain)
 
 		By("putting the label back, and going back to the stock kubelet")
 		labelNode(ctx, node, diskLabel, "ssd")
-		asOperator(ctx, "uninstall", "--pool", poolGreen, "--release-held", "--yes").expectDone()
+		asOperator(ctx, "uninstall", "--pool", poolGreen, "--release-held", "--yes").ExpectDone()
 		expectRunning(Default, ctx, held, plain)
 	}, SpecTimeout(rolloutTime))
 })
@@ -226,11 +227,11 @@ var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", L
 		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
 		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
 		printed := asOperator(ctx, "start", "--dry-run=client", "--output=yaml", "--mode=Audit", "--image="+imageGood.name, "--max-unavailable=2",
-			"--pool", poolOf(poolBlue), "--pool", poolGreen+"="+kind.PoolLabel+" in ("+poolGreen+"),!example.com/left-out").expectDone()
+			"--pool", poolOf(poolBlue), "--pool", poolGreen+"="+kind.PoolLabel+" in ("+poolGreen+"),!example.com/left-out").ExpectDone()
 		file := filepath.Join(artifactsDir(), "daemonsets.yaml")
 		Expect(os.WriteFile(file, []byte(printed.Stdout), 0o600)).To(Succeed())
 
-		applied := tryKubectl(ctx, "apply", "--dry-run=server", "--validate=strict", "--output=json", "--filename="+file).expectDone()
+		applied := tryKubectl(ctx, "apply", "--dry-run=server", "--validate=strict", "--output=json", "--filename="+file).ExpectDone()
 		Expect(applied.Stderr).To(BeEmpty(), "warnings of the API server, such as of pod security")
 		var list appsv1.DaemonSetList
 		Expect(json.Unmarshal([]byte(applied.Stdout), &list)).To(Succeed(), applied.Stdout)
@@ -262,7 +263,7 @@ func poolOf(name string) string { return name + "=" + kind.PoolLabel + "=" + nam
 
 // asOperator runs kubectl guard rollout as somebody who has the role for it and the
 // one of viewers, and no other.
-func asOperator(ctx context.Context, args ...string) answer {
+func asOperator(ctx context.Context, args ...string) suite.Answer {
 	return tryKubectl(ctx, append([]string{
 		"guard", "rollout", "--as=operator", "--as-group=kubelet-guard:rollout", "--as-group=kubelet-guard:viewers", "--as-group=system:authenticated",
 	}, args...)...)
@@ -276,7 +277,7 @@ func removeRollouts(ctx SpecContext) {
 			continue
 		}
 		Expect(err).NotTo(HaveOccurred())
-		asOperator(ctx, "uninstall", "--pool", pool, "--release-held", "--yes").expectDone()
+		asOperator(ctx, "uninstall", "--pool", pool, "--release-held", "--yes").ExpectDone()
 	}
 	kubectl(ctx, "delete", "-k", filepath.Join(manifestsDir, "rollout"), "--ignore-not-found")
 }
