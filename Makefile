@@ -169,7 +169,7 @@ e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite o
 e2e-kind-node: binaries kind-parts node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
 	@_output/bin/guard-e2e kind run --name=node --pools=stock=1,guarded=1:guarded --logs=_output/e2e/nodes $(if $(KEEP),--keep) -- \
-		_output/bin/guard-e2e run --provider=kind --cluster=node --attempts='$(ATTEMPTS)' --label-filter='$(or $(LABELS),!chaos)'
+		_output/bin/guard-e2e run --provider=kind --cluster=node --attempts='$(ATTEMPTS)' --label-filter='$(LABELS)'
 
 .PHONY: kind-up
 kind-up: binaries kind-parts ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)

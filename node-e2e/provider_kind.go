@@ -385,7 +385,11 @@ func (k kindKubeletControl) Stop(ctx context.Context) error {
 }
 
 func (k kindKubeletControl) Kill(ctx context.Context) error {
-	const script = `systemctl kill --signal=KILL --kill-who=main kubelet || exit
+	// There may be no process, not even one that is to become the kubelet.
+	const script = `if ! systemctl kill --signal=KILL --kill-who=main kubelet; then
+  [ "$(systemctl show --property=MainPID --value kubelet)" = 0 ]
+  exit
+fi
 for i in $(seq 100); do
   case $(systemctl show --property=ActiveState --value kubelet) in
   failed|inactive) exit 0 ;;
