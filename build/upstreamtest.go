@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -28,28 +29,32 @@ const (
 	// upstream tests depend on timing and fail when the machine is busy.
 	aloneRuns = 2
 	// packageTimeout ends a test binary that hangs. The slowest upstream package
-	// takes about two and a half minutes on two busy cores.
+	// takes about two minutes.
 	packageTimeout = 8 * time.Minute
 )
 
-// Deviation is an upstream test that is expected to fail in the guarded tree.
-type Deviation struct {
+// SpecialTest is an upstream test that cannot be judged like the others.
+type SpecialTest struct {
 	// Package is the import path.
 	Package string `json:"package"`
 	// Test is the name of the test, with slashes before subtests.
 	Test string `json:"test"`
-	// Reason says why the guarded kubelet must differ here.
+	// Reason says what is special about it.
 	Reason string `json:"reason"`
 }
 
-func (d Deviation) id() testID { return testID{d.Package, d.Test} }
+func (t SpecialTest) id() testID { return testID{t.Package, t.Test} }
 
 // UpstreamTests is what a patch directory says about upstream's tests, in
 // upstream-tests.yaml.
 type UpstreamTests struct {
-	// Deviations are tests that are expected to fail in the guarded tree. The default
-	// is none.
-	Deviations []Deviation `json:"deviations,omitempty"`
+	// Deviations are tests that are expected to fail in the guarded tree, because the
+	// guarded kubelet must differ there. The default is none.
+	Deviations []SpecialTest `json:"deviations,omitempty"`
+	// Unsteady are tests that pass by chance in the stock tree as well, so that neither a
+	// pass nor a failure says anything. They are not run in either tree. The default is
+	// none.
+	Unsteady []SpecialTest `json:"unsteady,omitempty"`
 	// Fuzzing lists packages (import paths) that fill objects at random. They need
 	// code that the build tag notest leaves out of the binaries, and are compiled
 	// without that tag.
@@ -70,9 +75,11 @@ func LoadUpstreamTests(file string) (UpstreamTests, error) {
 	if err := yaml.UnmarshalStrict(data, &t); err != nil {
 		return t, fmt.Errorf("%s: %w", file, err)
 	}
-	for i, d := range t.Deviations {
-		if d.Package == "" || d.Test == "" || d.Reason == "" {
-			return t, fmt.Errorf("%s: deviations[%d]: package, test and reason are all required", file, i)
+	for field, list := range map[string][]SpecialTest{"deviations": t.Deviations, "unsteady": t.Unsteady} {
+		for i, special := range list {
+			if special.Package == "" || special.Test == "" || special.Reason == "" {
+				return t, fmt.Errorf("%s: %s[%d]: package, test and reason are all required", file, field, i)
+			}
 		}
 	}
 	return t, nil
@@ -237,6 +244,8 @@ type TestSummary struct {
 	FailUpstream []string
 	// Expected lists failed tests that upstream-tests.yaml names.
 	Expected []string
+	// LeftOut lists the unsteady tests of the packages, which were not run.
+	LeftOut []string
 	// Unexpected lists what remains: failures of the guarded tree.
 	Unexpected []string
 }
@@ -271,7 +280,7 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 		return TestSummary{}, err
 	}
 	defer log.Close()
-	runner := testRunner{dir: dir, log: log, tags: buildTags, fuzzing: map[string]bool{}}
+	runner := testRunner{dir: dir, log: log, tags: buildTags, fuzzing: map[string]bool{}, skip: skipPattern(special.Unsteady)}
 	for _, pkg := range special.Fuzzing {
 		runner.fuzzing[pkg] = true
 	}
@@ -286,6 +295,15 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 		return TestSummary{}, err
 	}
 	s := TestSummary{Packages: len(packages)}
+	for _, unsteady := range special.Unsteady {
+		if !slices.Contains(packages, unsteady.Package) {
+			continue
+		}
+		s.LeftOut = append(s.LeftOut, unsteady.id().String()+": "+unsteady.Reason)
+		if top := (testID{unsteady.Package, unsteady.id().top()}); top != unsteady.id() && run.results[top] == "" {
+			fmt.Fprintf(out, "%s: listed in upstream-tests.yaml, but there is no %s; take it off the list\n", unsteady.id(), top.Test)
+		}
+	}
 	err = r.judge(ctx, u, t, run, runner, special.Deviations, &s, out)
 	s.Passed, _, s.Skipped = run.counts("")
 	return s, err
@@ -314,7 +332,7 @@ func shortPackage(path string) string {
 
 // judge sorts failures into those that pass alone, those that are expected, those
 // that upstream has too, and the rest. What passes alone becomes a pass in first.
-func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first *testRun, runner testRunner, deviations []Deviation, s *TestSummary, out io.Writer) error {
+func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first *testRun, runner testRunner, deviations []SpecialTest, s *TestSummary, out io.Writer) error {
 	expected := map[testID]string{}
 	for _, d := range deviations {
 		expected[d.id()] = d.Reason
@@ -387,6 +405,7 @@ func (s TestSummary) Print(out io.Writer) {
 	}{
 		{"Failed among the others and passed alone", s.Retried},
 		{"Expected to fail (upstream-tests.yaml)", s.Expected},
+		{"Not run, a matter of chance upstream too (upstream-tests.yaml)", s.LeftOut},
 		{"Fails upstream too (measured in the stock tree)", s.FailUpstream},
 		{"FAILED", s.Unexpected},
 	} {
@@ -481,6 +500,8 @@ type testRunner struct {
 	fuzzing map[string]bool
 	// tags are the build tags.
 	tags string
+	// skip is the pattern of the tests that are not run, in any package; empty runs all.
+	skip string
 	// env is added to the environment of the go command.
 	env []string
 }
@@ -534,6 +555,9 @@ func withoutNotest(tags string) string {
 // goTest adds the results of one go test to run.
 func (r testRunner) goTest(ctx context.Context, run *testRun, tags string, packages, flags []string, onPackage func(*testRun, testEvent)) error {
 	args := []string{"test", "-json", "-mod=readonly", "-trimpath", "-vet=off", "-tags", tags, "-timeout", packageTimeout.String()}
+	if r.skip != "" {
+		args = append(args, "-skip", r.skip)
+	}
 	args = append(append(args, flags...), packages...)
 	cmd := goCommand(ctx, r.dir, runtime.GOARCH, args...)
 	cmd.Env = append(cmd.Env, r.env...)
@@ -628,6 +652,20 @@ func runPattern(tests []testID) string {
 	}
 	sort.Strings(names)
 	return "^(" + strings.Join(names, "|") + ")$"
+}
+
+// skipPattern returns the -skip expression for tests, or nothing for none. Each part of
+// a name is a pattern of its own.
+func skipPattern(tests []SpecialTest) string {
+	var patterns []string
+	for _, test := range tests {
+		var parts []string
+		for part := range strings.SplitSeq(test.Test, "/") {
+			parts = append(parts, "^"+regexp.QuoteMeta(part)+"$")
+		}
+		patterns = append(patterns, strings.Join(parts, "/"))
+	}
+	return strings.Join(patterns, "|")
 }
 
 func contains(list []testID, id testID) bool {

@@ -37,6 +37,11 @@ func TestIsTimingSensitive(t *testing.T) {
 func TestFailsUpstreamToo(t *testing.T) {
 	t.Run("part", func(t *testing.T) { t.Error("broken") })
 }
+
+func TestIsAMatterOfChance(t *testing.T) {
+	t.Run("many (20)", func(t *testing.T) { t.Error("not this time") })
+	t.Run("one", func(t *testing.T) {})
+}
 `
 	files["pkg/kubelet/fuzz/fuzz_test.go"] = `//go:build !notest
 
@@ -60,6 +65,16 @@ deviations:
 - package: example.test/kubernetes/pkg/kubelet
   test: TestName
   reason: a guarded node is called otherwise
+unsteady:
+- package: example.test/kubernetes/pkg/kubelet/eviction
+  test: TestIsAMatterOfChance/many_(20)
+  reason: it waits for a coincidence
+- package: example.test/kubernetes/pkg/kubelet/eviction
+  test: TestWasRemoved/some
+  reason: it waited for another one
+- package: example.test/kubernetes/pkg/kubelet/elsewhere
+  test: TestElsewhere
+  reason: its package is not run
 fuzzing: [example.test/kubernetes/pkg/kubelet/fuzz]
 `)
 	u := f.upstream()
@@ -69,25 +84,31 @@ fuzzing: [example.test/kubernetes/pkg/kubelet/fuzz]
 	got, err := f.TestUpstream(ctx, u, Guarded, packages, &out)
 	require.NoError(t, err)
 	short := func(s string) string { return strings.ReplaceAll(s, fakeModule+"/", "") }
-	for _, list := range [][]string{got.Retried, got.Expected, got.FailUpstream, got.Unexpected} {
+	for _, list := range [][]string{got.Retried, got.Expected, got.LeftOut, got.FailUpstream, got.Unexpected} {
 		for i := range list {
 			list[i] = short(list[i])
 		}
 	}
 	require.Equal(t, TestSummary{
 		Packages: 4,
-		// TestSyncPod/named, TestKeep, TestPasses, TestFuzz, and the retried one.
-		Passed: 5, Failed: 2, Skipped: 1,
-		Retried:      []string{"pkg/kubelet/eviction TestIsTimingSensitive"},
-		Expected:     []string{"pkg/kubelet TestName: a guarded node is called otherwise"},
+		// TestSyncPod/named, TestKeep, TestPasses, TestFuzz, TestIsAMatterOfChance and its
+		// other part, and the retried one.
+		Passed: 7, Failed: 2, Skipped: 1,
+		Retried:  []string{"pkg/kubelet/eviction TestIsTimingSensitive"},
+		Expected: []string{"pkg/kubelet TestName: a guarded node is called otherwise"},
+		LeftOut: []string{
+			"pkg/kubelet/eviction TestIsAMatterOfChance/many_(20): it waits for a coincidence",
+			"pkg/kubelet/eviction TestWasRemoved/some: it waited for another one",
+		},
 		FailUpstream: []string{"pkg/kubelet/eviction TestFailsUpstreamToo/part"},
 		Unexpected:   []string{"pkg/kubelet TestHook", "pkg/kubelet TestSyncPod/unnamed"},
 	}, got)
 	require.Contains(t, out.String(), "the hook is missing", "the output of what failed is shown")
+	require.Contains(t, out.String(), "TestWasRemoved/some: listed in upstream-tests.yaml, but there is no TestWasRemoved; take it off the list")
 
 	var summary bytes.Buffer
 	got.Print(&summary)
-	require.True(t, strings.HasSuffix(summary.String(), "\n5 passed, 2 failed, 1 skipped\n"), summary.String())
+	require.True(t, strings.HasSuffix(summary.String(), "\n7 passed, 2 failed, 1 skipped\n"), summary.String())
 
 	require.NoError(t, os.Remove(flag))
 	got, err = f.TestUpstream(ctx, u, Stock, []string{"./pkg/kubelet", "./pkg/kubelet/eviction"}, io.Discard)
@@ -142,6 +163,7 @@ func TestLoadUpstreamTestsIsStrict(t *testing.T) {
 	for content, want := range map[string]string{
 		"deviation: []\n": `unknown field "deviation"`,
 		"deviations:\n- package: p\n  test: TestA\n": "deviations[0]: package, test and reason are all required",
+		"unsteady:\n- package: p\n  reason: r\n":     "unsteady[0]: package, test and reason are all required",
 	} {
 		require.NoError(t, os.WriteFile(file, []byte(content), 0o644))
 		_, err := LoadUpstreamTests(file)
