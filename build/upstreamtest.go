@@ -356,7 +356,7 @@ func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first *testRun, run
 			return err
 		}
 		for _, id := range open {
-			if !contains(still, id) {
+			if !slices.Contains(still, id) {
 				s.Retried = append(s.Retried, id.String())
 			}
 		}
@@ -378,7 +378,7 @@ func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first *testRun, run
 		var rest []testID
 		for _, id := range open {
 			// A test that the stock tree does not have cannot fail there.
-			if _, exists := run.results[id]; contains(failsThere, id) && (exists || id.Test == "") {
+			if _, exists := run.results[id]; slices.Contains(failsThere, id) && (exists || id.Test == "") {
 				s.FailUpstream = append(s.FailUpstream, id.String())
 			} else {
 				rest = append(rest, id)
@@ -666,15 +666,6 @@ func skipPattern(tests []SpecialTest) string {
 		patterns = append(patterns, strings.Join(parts, "/"))
 	}
 	return strings.Join(patterns, "|")
-}
-
-func contains(list []testID, id testID) bool {
-	for _, x := range list {
-		if x == id {
-			return true
-		}
-	}
-	return false
 }
 
 // tail returns the last lines of a text.

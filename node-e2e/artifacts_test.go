@@ -42,7 +42,7 @@ var _ = ReportAfterSuite("results", func(report Report) {
 		}
 	}
 	if overruled > 0 {
-		Fail(fmt.Sprintf("%d specs passed, but not at once, and failed for what no further attempt mends", overruled))
+		Fail(fmt.Sprintf("%d specs did not fail at their last attempt, but before, for what no further attempt mends", overruled))
 	}
 })
 

@@ -30,8 +30,8 @@ func (f *Final) Add(spec types.SpecReport, message string) {
 	}
 }
 
-// Overrule returns the report with failures in place of the specs that passed although
-// something was added about them, and how many those are.
+// Overrule returns the report with failures in place of the specs that did not fail in the
+// end although something was added about them, and how many those are.
 func (f *Final) Overrule(report types.Report) (types.Report, int) {
 	f.lock.Lock()
 	defer f.lock.Unlock()
@@ -40,7 +40,7 @@ func (f *Final) Overrule(report types.Report) (types.Report, int) {
 	for i := range report.SpecReports {
 		spec := &report.SpecReports[i]
 		messages := f.messages[spec.FullText()]
-		if len(messages) == 0 || !spec.State.Is(types.SpecStatePassed) {
+		if len(messages) == 0 || spec.Failed() {
 			continue
 		}
 		spec.State = types.SpecStateFailed

@@ -14,6 +14,7 @@ func TestFinal(t *testing.T) {
 		mended,
 		spec("comes back", types.SpecStatePassed, time.Second),
 		failed("is drained", "timed out"),
+		spec("is frozen", types.SpecStateSkipped, time.Second),
 	}}
 	var final Final
 	same, overruled := final.Overrule(report)
@@ -24,13 +25,15 @@ func TestFinal(t *testing.T) {
 	final.Add(mended, "pod a was killed")
 	final.Add(mended, "pod b was killed")
 	final.Add(report.SpecReports[2], "pod c was killed")
+	final.Add(report.SpecReports[3], "pod d was killed")
 	result, overruled := final.Overrule(report)
-	require.Equal(t, 1, overruled)
+	require.Equal(t, 2, overruled)
 	format := Format{MessageLimit: 200}
 	require.Equal(t, []string{
 		"A node keeps its pods: at an earlier attempt, which a later one does not mend: pod a was killed; pod b was killed",
 		"A node is drained: timed out",
+		"A node is frozen: at an earlier attempt, which a later one does not mend: pod d was killed",
 	}, format.Failures(result))
-	require.Equal(t, Counts{Passed: 1, Failed: 2}, format.Count(result))
+	require.Equal(t, Counts{Passed: 1, Failed: 3}, format.Count(result))
 	require.True(t, report.SpecReports[0].State.Is(types.SpecStatePassed), "the report that was given stays as it is")
 }
