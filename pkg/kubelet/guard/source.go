@@ -121,6 +121,11 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 				delete(g.records, pod.UID)
 				after = append(after, func() { g.forget(r) })
 			}
+			// It lost the label while no kubelet ran, or its file could not be removed.
+			if _, saved := g.loaded[pod.UID]; saved {
+				delete(g.loaded, pod.UID)
+				after = append(after, func() { g.forget(newRecord(pod.UID, pod.Namespace, pod.Name)) })
+			}
 			g.unprotected[pod.UID] = now
 			continue
 		}
