@@ -507,3 +507,52 @@ func TestReleaseFileReachesRun(t *testing.T) {
 	cancel()
 	<-ended
 }
+
+// Everything at once on a real disk, for the race detector.
+func TestConcurrentUseOfTheStateDirectory(t *testing.T) {
+	f, _ := node(t)
+	var pods []*v1.Pod
+	for i := range 8 {
+		pods = append(pods, protectedPod(fmt.Sprint("p", i)))
+	}
+	f.running(pods...)
+	claim, volume := boundClaim("claim")
+	var workers sync.WaitGroup
+	work := func(do func(i int, pod *v1.Pod)) {
+		workers.Go(func() {
+			for i := range 100 {
+				do(i, pods[i%len(pods)])
+			}
+		})
+	}
+	work(func(i int, _ *v1.Pod) {
+		set := append([]*v1.Pod(nil), pods...)
+		changed := started(pods[i%8], fmt.Sprint(i), fmt.Sprint("containerd://", i))
+		changed.Labels["app"], changed.Annotations["n"] = fmt.Sprint(i), fmt.Sprint(i)
+		if i%10 == 5 {
+			changed.Labels = nil
+		}
+		set[i%8] = changed
+		f.ObserveSource(apiSource, set)
+	})
+	work(func(i int, pod *v1.Pod) {
+		if i > 90 {
+			f.observe(deleted(pod))
+		}
+	})
+	work(func(i int, pod *v1.Pod) {
+		c := claim.DeepCopy()
+		c.Labels = map[string]string{"n": fmt.Sprint(i)}
+		f.SaveVolume(pod, c, volume)
+	})
+	work(func(_ int, pod *v1.Pod) {
+		_, _ = f.RuntimeService(f.runtime).RunPodSandbox(context.Background(), sandboxOf(pod), "")
+	})
+	work(func(int, *v1.Pod) { f.pass(tidyInterval) })
+	work(func(int, *v1.Pod) { f.readReleasesSoon(); f.takeReleased() })
+	workers.Wait()
+	f.saved()
+	saved, bad := f.store.load()
+	assert.Empty(t, bad)
+	assert.NotEmpty(t, saved)
+}
