@@ -40,6 +40,9 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 	h := &hold{since: now, last: now, detail: detail}
 	r.holds[cause] = h
 	g.metrics.refused.WithLabelValues(string(cause)).Inc()
+	if !r.present {
+		g.wakeLookups()
+	}
 	return []func(){
 		func() {
 			klog.InfoS("Refused to stop a protected pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)

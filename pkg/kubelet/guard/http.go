@@ -41,6 +41,10 @@ type PodState struct {
 	Name      string    `json:"name"`
 	UID       types.UID `json:"uid"`
 	State     State     `json:"state"`
+	// NodeName is the node that the pod was bound to, as in its spec: another one than
+	// the kubelet's when that has changed its name. Empty for a pod that is known from
+	// the runtime alone.
+	NodeName string `json:"nodeName,omitempty"`
 	// ObjectPresent: the API source has the pod's object.
 	ObjectPresent bool `json:"objectPresent"`
 	// Holds are sorted by cause. Empty unless the state is Held.
@@ -68,6 +72,7 @@ func (g *Guard) Pods() PodList {
 		state := PodState{
 			Namespace: r.namespace, Name: r.name, UID: r.uid,
 			State:         r.stateLocked(),
+			NodeName:      r.boundToLocked(),
 			ObjectPresent: r.present,
 			Holds:         holdStates(r.holds),
 			Audited:       holdStates(r.audited),
@@ -120,6 +125,7 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		http.Error(w, "only GET is supported", http.StatusMethodNotAllowed)
 		return
 	}
+	g.watched()
 	body, err := json.Marshal(g.Pods())
 	if err != nil {
 		g.metrics.errors.WithLabelValues(opHTTP).Inc()
