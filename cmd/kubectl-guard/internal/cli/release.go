@@ -333,7 +333,7 @@ func (o *releaseOptions) release(ctx context.Context, c *clients, pods []knownPo
 		errs    []error
 	)
 	for _, pod := range pods {
-		spec.Namespace, spec.Name = pod.Namespace, pod.Name
+		spec.Namespace, spec.Name, spec.NodeName = pod.Namespace, pod.Name, pod.boundTo()
 		podRecord := record.New(pod.UID, spec)
 		records = append(records, podRecord)
 		w := &watchedRelease{released: released{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Node, Record: "Created"}, start: o.now()}
