@@ -71,7 +71,7 @@ func newReleaseCommand(s *settings) *cobra.Command {
 
 A held pod whose object is still there is deleted as ever: kubectl delete pod. For
 one whose object is gone, this writes a PodDeletion record, named by the UID of the
-pod. The kubelet looks for it every 10 seconds and then terminates the pod with its
+pod. The kubelet looks for it every 10 to 12 seconds and then terminates the pod with its
 own grace period. A later pod of the same name is not touched.
 
 With --uid and POD together a record can be written before any node asks for it:
