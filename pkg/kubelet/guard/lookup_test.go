@@ -406,6 +406,7 @@ func TestHangingLookUp(t *testing.T) {
 			}
 		})
 		time.Sleep(firstLookup + firstLookupSpread + time.Millisecond)
+		synctest.Wait()
 		require.Len(t, deletions.asked, 1)
 		require.NoError(t, os.WriteFile(filepath.Join(releaseDir(f.stateDir), string(pods[0].UID)), nil, 0o600))
 		start := time.Now()
@@ -434,10 +435,12 @@ func TestRunLooksUp(t *testing.T) {
 			}
 		})
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		assert.Empty(t, deletions.asked)
 		f.lose(pods...)
 		assert.ElementsMatch(t, []types.UID{"p000-uid", "p001-uid"}, []types.UID{<-released, <-released})
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		assert.Len(t, deletions.asked, 1)
 		cancel()
 	})

@@ -8,6 +8,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	core "k8s.io/client-go/testing"
@@ -40,7 +41,7 @@ func newSecretServer() *secretServer {
 
 func guardPod(uid string) *v1.Pod {
 	pod := &v1.Pod{Spec: v1.PodSpec{Containers: []v1.Container{{Name: "c-" + uid}}}}
-	pod.Namespace, pod.Name, pod.UID = "ns", "p-"+uid, "uid"
+	pod.Namespace, pod.Name, pod.UID = "ns", "p-"+uid, types.UID(uid)
 	return pod
 }
 
