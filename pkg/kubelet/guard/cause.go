@@ -42,6 +42,9 @@ const (
 	ContainerStateUnknown Cause = "ContainerStateUnknown"
 	// VolumeUnmount: a volume is about to be unmounted under the containers.
 	VolumeUnmount Cause = "VolumeUnmount"
+	// MemoryLimitLowered: a memory limit above the pods, that of all pods say, would
+	// fall below what is in use, and the kernel would kill in it.
+	MemoryLimitLowered Cause = "MemoryLimitLowered"
 	// RuntimeStop is the last line of defence: a stop or remove call that no
 	// other hook had allowed. It stays at zero in a correct build.
 	RuntimeStop Cause = "RuntimeStop"
@@ -56,7 +59,8 @@ var causes = []Cause{
 	AdmissionRejected, PodVanished, OrphanedRuntimePod, TerminalPhaseReported,
 	Evicted, Preempted, NodeShutdown, ActiveDeadlineExceeded,
 	VolumeLimitExceeded, PodCgroupMissing, CgroupCleanup, SandboxChanged,
-	ContainerHashChanged, ContainerStateUnknown, VolumeUnmount, RuntimeStop,
+	ContainerHashChanged, ContainerStateUnknown, VolumeUnmount,
+	MemoryLimitLowered, RuntimeStop,
 }
 
 // Causes returns all causes that can lead to a refusal, in a stable order.
@@ -79,7 +83,7 @@ func (c Cause) endsPod() bool {
 // sandbox is up and its containers would have been started again.
 func (c Cause) needsRunningContainer() bool {
 	switch c {
-	case CgroupCleanup, SandboxChanged, ContainerHashChanged, ContainerStateUnknown, VolumeUnmount, RuntimeStop:
+	case CgroupCleanup, SandboxChanged, ContainerHashChanged, ContainerStateUnknown, VolumeUnmount, MemoryLimitLowered, RuntimeStop:
 		return true
 	}
 	return false

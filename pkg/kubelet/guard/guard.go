@@ -66,6 +66,8 @@ type Dependencies struct {
 	Deletions Deletions
 	// Clock defaults to the real one.
 	Clock clock.WithTicker
+	// HostRoot is put before the paths of cgroups. Only tests set it.
+	HostRoot string
 }
 
 // Guard holds what is known about the protected pods of this node and answers
@@ -112,6 +114,9 @@ type Guard struct {
 	loaded map[types.UID]savedPod
 	// unusable has the pods whose files could not be used, until then.
 	unusable []types.UID
+
+	// limits has the memory limits above the pods that were refused. See memory.go.
+	limits memoryLimits
 }
 
 // podRecord is what is known about one protected pod.
@@ -199,6 +204,7 @@ func New(d Dependencies) (*Guard, error) {
 		stops:       map[string]time.Time{},
 		unprotected: map[types.UID]time.Time{},
 		loaded:      map[types.UID]savedPod{},
+		limits:      memoryLimits{reclaimed: map[string]time.Time{}, write: writeReclaim, hostRoot: d.HostRoot},
 	}
 	for _, cause := range d.Configuration.AllowedCauses {
 		g.exempt[cause] = true
@@ -538,6 +544,7 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 				sync(uid, true)
 			}
 			g.tidy()
+			g.retryLimits()
 		}
 	}
 }

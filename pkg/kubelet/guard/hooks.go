@@ -241,3 +241,19 @@ func Handler() http.Handler {
 	}
 	return nil
 }
+
+// SetCgroupResources: see Guard.SetCgroupResources.
+func SetCgroupResources(cgroup []string, path string, memory *int64, set func() error) error {
+	if g := installed.Load(); g != nil {
+		return g.SetCgroupResources(cgroup, path, memory, set)
+	}
+	return set()
+}
+
+// UpdateReserved: see Guard.UpdateReserved.
+func UpdateReserved(update func() error) error {
+	if g := installed.Load(); g != nil {
+		return g.UpdateReserved(update)
+	}
+	return update()
+}

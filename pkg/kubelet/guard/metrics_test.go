@@ -96,5 +96,5 @@ func TestProtectedPodsCountsOrphans(t *testing.T) {
 func TestCausesIsACopy(t *testing.T) {
 	Causes()[0] = "changed"
 	assert.Equal(t, AdmissionRejected, Causes()[0])
-	assert.Len(t, Causes(), 16)
+	assert.Len(t, Causes(), 17)
 }
