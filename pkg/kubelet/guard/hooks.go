@@ -297,3 +297,19 @@ func RequestToken(get TokenGetter, name, namespace string, request *authenticati
 	}
 	return get(name, namespace, request)
 }
+
+// SetCgroupResources: see Guard.SetCgroupResources.
+func SetCgroupResources(cgroup []string, path string, memory *int64, set func() error) error {
+	if g := installed.Load(); g != nil {
+		return g.SetCgroupResources(cgroup, path, memory, set)
+	}
+	return set()
+}
+
+// UpdateReserved: see Guard.UpdateReserved.
+func UpdateReserved(update func() error) error {
+	if g := installed.Load(); g != nil {
+		return g.UpdateReserved(update)
+	}
+	return update()
+}
