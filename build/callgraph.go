@@ -154,7 +154,16 @@ func (g *callGraph) addImplementations(loaded []*packages.Package) {
 		obj   *types.Func
 	}
 	wanted := map[string]method{}
-	var named []*types.Named
+	// Types of the module, and those of other modules whose methods it uses.
+	named := map[*types.Named]bool{}
+	add := func(t types.Type) {
+		if p, ok := t.(*types.Pointer); ok {
+			t = p.Elem()
+		}
+		if n, ok := t.(*types.Named); ok && n.TypeParams().Len() == 0 {
+			named[n] = true
+		}
+	}
 	for _, p := range loaded {
 		for _, obj := range p.TypesInfo.Uses {
 			fn, ok := obj.(*types.Func)
@@ -165,18 +174,17 @@ func (g *callGraph) addImplementations(loaded []*packages.Package) {
 				if iface, ok := recv.Type().Underlying().(*types.Interface); ok {
 					wanted[g.name(fn.Origin())] = method{iface, fn.Origin()}
 				}
+				add(recv.Type())
 			}
 		}
 		for _, obj := range p.TypesInfo.Defs {
 			// Types that are declared in a function count, too.
 			if t, ok := obj.(*types.TypeName); ok && !t.IsAlias() {
-				if n, ok := t.Type().(*types.Named); ok && n.TypeParams().Len() == 0 {
-					named = append(named, n)
-				}
+				add(t.Type())
 			}
 		}
 	}
-	for _, n := range named {
+	for n := range named {
 		pointer := types.Type(n)
 		if !types.IsInterface(n) {
 			pointer = types.NewPointer(n)

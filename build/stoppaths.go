@@ -28,8 +28,20 @@ type StopPaths struct {
 	// Interfaces are interfaces of which every method is either a stop or known to be
 	// harmless, so that a method that upstream adds is looked at.
 	Interfaces []StopInterface `json:"interfaces,omitempty"`
+	// OtherHooks are those that refuse something other than a stop. Every other hook that may
+	// refuse is in a path.
+	OtherHooks []OtherHook `json:"otherHooks,omitempty"`
 	// Areas group stops with the paths to them.
 	Areas []StopArea `json:"areas"`
+}
+
+// OtherHook is a call of the guard that stands in front of no stop.
+type OtherHook struct {
+	// Call is the function of the guard package, In the function that contains the call.
+	Call string `json:"call"`
+	In   string `json:"in"`
+	// Refuses says what it refuses.
+	Refuses string `json:"refuses"`
 }
 
 // StopInterface is an interface all of whose methods the table knows.
@@ -322,6 +334,7 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 			}
 		}
 	}
+	errs = append(errs, s.unnamedHooks(g)...)
 	for _, iface := range s.Interfaces {
 		errs = append(errs, iface.check(g, stops)...)
 	}
@@ -353,6 +366,41 @@ func (h StopHook) check(g *callGraph, p StopPath) error {
 		return fmt.Errorf("%s: %s with the hook guard.%s is not on the way of %s; if something other than calls connects them, say so in via", g.place(f.pos), in, h.Call, p.Caller)
 	}
 	return nil
+}
+
+// refusals are how the guard's functions begin that may refuse.
+var refusals = []string{"CheckKill", "Hold", "Refuse", "Stoppable"}
+
+// unnamedHooks says which hooks of the tree stand in no line of the table.
+func (s StopPaths) unnamedHooks(g *callGraph) []error {
+	named := map[stopEdge]bool{}
+	for _, area := range s.Areas {
+		for _, path := range area.Paths {
+			for _, hook := range path.Hooks {
+				named[stopEdge{hook.in(path), hook.Call}] = true
+			}
+		}
+	}
+	var errs []error
+	for _, hook := range s.OtherHooks {
+		named[stopEdge{hook.In, hook.Call}] = true
+		if f := g.functions[hook.In]; f == nil || len(f.uses[GuardDir+"."+hook.Call]) == 0 {
+			errs = append(errs, fmt.Errorf("%s does not call guard.%s any more; take it out of otherHooks", hook.In, hook.Call))
+		}
+	}
+	for _, f := range g.functions {
+		if strings.HasPrefix(f.Name, GuardDir+".") {
+			continue
+		}
+		for used, places := range f.uses {
+			call, ok := strings.CutPrefix(used, GuardDir+".")
+			if ok && slices.ContainsFunc(refusals, func(p string) bool { return strings.HasPrefix(call, p) }) && !named[stopEdge{f.Name, call}] {
+				errs = append(errs, fmt.Errorf("%s: the hook guard.%s in %s is in no line of the table; name it in the path that it stands in front of, or among otherHooks", g.place(places[0]), call, f.Name))
+			}
+		}
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errs
 }
 
 // check says which methods of an interface the table does not know.

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -173,6 +175,10 @@ func TestTheTableOfStopPathsIsComparedWithTheTree(t *testing.T) {
 			func(s *StopPaths) { s.Areas[0].Paths[2].Hooks = []StopHook{{Call: "Allow"}} },
 			[]string{"pkg/kubelet/kubelet.go:29: pkg/kubelet.Kubelet.evict uses pkg/kubelet.Kubelet.kill before it asks guard.Allow"},
 		},
+		"a hook is in no line": {
+			func(s *StopPaths) { s.Areas[0].Paths[1].Hooks, s.Areas[0].Paths[1].Reason = nil, "harmless" },
+			[]string{"pkg/kubelet/kubelet.go:26: the hook guard.Refuse in pkg/kubelet.unwanted is in no line of the table"},
+		},
 		"a stop is gone": {
 			func(s *StopPaths) {
 				s.Areas[0].Stops = append(s.Areas[0].Stops, Stop{Function: "pkg/runtime.Service.Remove", Does: "removes"})
@@ -207,13 +213,24 @@ func TestTheTableOfStopPathsIsComparedWithTheTree(t *testing.T) {
 
 	t.Run("a hook is connected by something other than calls", func(t *testing.T) {
 		table := stopTable()
-		table.Areas[0].Paths[2].Hooks[0] = StopHook{Call: "Refuse", In: "pkg/kubelet.unwanted", Via: "a channel"}
+		hooks := &table.Areas[0].Paths[2].Hooks
+		*hooks = append(*hooks, StopHook{Call: "Refuse", In: "pkg/kubelet.unwanted", Via: "a channel"})
 		_, errs := table.check(g)
 		assert.Empty(t, messages(errs))
 	})
+	t.Run("a hook is not in front of a stop", func(t *testing.T) {
+		table := stopTable()
+		table.Areas[0].Paths[1].Hooks, table.Areas[0].Paths[1].Reason = nil, "harmless"
+		table.OtherHooks = []OtherHook{{Call: "Refuse", In: "pkg/kubelet.unwanted", Refuses: "a question"}}
+		_, errs := table.check(g)
+		assert.Empty(t, messages(errs))
+		table.OtherHooks[0].In = "pkg/kubelet.wanted"
+		_, errs = table.check(g)
+		assert.Contains(t, messages(errs), "pkg/kubelet.wanted does not call guard.Refuse any more; take it out of otherHooks")
+	})
 	t.Run("an open path is counted", func(t *testing.T) {
 		table := stopTable()
-		table.Areas[0].Paths[2] = StopPath{Caller: "pkg/kubelet.Kubelet.evict", Calls: []string{"pkg/kubelet.Kubelet.kill"}, Open: "no hook yet"}
+		table.Areas[0].Paths[2].Open = "one more is needed"
 		counts, errs := table.check(g)
 		assert.Empty(t, messages(errs))
 		assert.Equal(t, 1, counts.open)
@@ -227,6 +244,7 @@ func TestACallerThatTheTableDoesNotKnowFailsTheCheck(t *testing.T) {
 		"pkg/kubelet/fake.go": `package kubelet
 
 import (
+	"io"
 	"os"
 
 	"example.test/kubernetes/pkg/runtime"
@@ -248,6 +266,8 @@ func inLiteral(r runtime.Service) {
 	go func() { r.Stop("a") }()
 }
 
+func closes(c io.Closer) { _ = c.Close() }
+
 func deferred(k *Kubelet) { defer k.kill("a") }
 
 func generic[T runtime.Service](t T) { t.Stop("a") }
@@ -257,6 +277,8 @@ var variable = func(k *Kubelet) { k.kill("a") }
 type embeds struct{ *Kubelet }
 
 func promoted(e embeds) { e.kill("a") }
+
+func foreign(f *os.File) { _ = f.Close() }
 
 func removes() error { return os.RemoveAll("/a") }
 `,
@@ -268,24 +290,36 @@ func removes() error { return os.RemoveAll("/a") }
 	})
 	g, err := graphOf(t, files)
 	require.NoError(t, err)
-	_, errs := stopTable().check(g)
+	table := stopTable()
+	table.Areas[0].Stops = append(table.Areas[0].Stops, Stop{Function: "io.Closer.Close", Does: "closes"})
+	_, errs := table.check(g)
 	got := messages(errs)
-	for _, want := range []string{
-		"pkg/kubelet/fake.go:9: pkg/kubelet.direct uses pkg/runtime.Service.Stop, and the table does not know it.",
-		"pkg/kubelet/fake.go:11: pkg/kubelet.concrete uses pkg/runtime.Service.Stop,",
-		"pkg/kubelet/fake.go:13: pkg/kubelet.wrapped uses pkg/runtime.Service.Stop,",
-		"pkg/kubelet/fake.go:17: pkg/kubelet.narrow uses pkg/runtime.Service.Stop,",
-		"pkg/kubelet/fake.go:19: pkg/kubelet.handedOver uses pkg/runtime.Service.Stop,",
-		"pkg/kubelet/fake.go:22: pkg/kubelet.inLiteral uses pkg/runtime.Service.Stop,",
-		"pkg/kubelet/fake.go:25: pkg/kubelet.deferred uses pkg/kubelet.Kubelet.kill,",
-		"pkg/kubelet/fake.go:27: pkg/kubelet.generic uses pkg/runtime.Service.Stop,",
-		"pkg/kubelet/fake.go:29: pkg/kubelet.variable uses pkg/kubelet.Kubelet.kill,",
-		"pkg/kubelet/fake.go:33: pkg/kubelet.promoted uses pkg/kubelet.Kubelet.kill,",
-		"pkg/kubelet/fake.go:35: pkg/kubelet.removes uses os.RemoveAll,",
+	// Where the call is in fake.go, by the text of its line or of the one above.
+	lines := strings.Split(files["pkg/kubelet/fake.go"], "\n")
+	for _, want := range []struct{ caller, callee string }{
+		{"closes", "io.Closer.Close"},
+		{"direct", "pkg/runtime.Service.Stop"},
+		{"concrete", "pkg/runtime.Service.Stop"},
+		{"wrapped", "pkg/runtime.Service.Stop"},
+		{"narrow", "pkg/runtime.Service.Stop"},
+		{"handedOver", "pkg/runtime.Service.Stop"},
+		{"inLiteral", "pkg/runtime.Service.Stop"},
+		{"deferred", "pkg/kubelet.Kubelet.kill"},
+		{"generic", "pkg/runtime.Service.Stop"},
+		{"variable", "pkg/kubelet.Kubelet.kill"},
+		{"promoted", "pkg/kubelet.Kubelet.kill"},
+		{"foreign", "io.Closer.Close"},
+		{"removes", "os.RemoveAll"},
 	} {
-		assert.Contains(t, got, want)
+		line := 1 + slices.IndexFunc(lines, func(l string) bool {
+			return strings.Contains(l, " "+want.caller+"(") || strings.Contains(l, " "+want.caller+"[") || strings.Contains(l, " "+want.caller+" =")
+		})
+		if want.caller == "inLiteral" {
+			line++
+		}
+		assert.Contains(t, got, fmt.Sprintf("pkg/kubelet/fake.go:%d: pkg/kubelet.%s uses %s, and the table does not know it.", line, want.caller, want.callee))
 	}
-	assert.Len(t, errs, 11, got)
+	assert.Len(t, errs, 13, got)
 }
 
 func TestATreeThatDoesNotCompileIsNoAnswer(t *testing.T) {
