@@ -104,6 +104,12 @@ func RefuseContainerChange(pod *v1.Pod, container *v1.Container, containerID str
 	return g != nil && g.RefuseContainerChange(pod, container, containerID)
 }
 
+// Protects: see Guard.Protects.
+func Protects(pod *v1.Pod) bool {
+	g := installed.Load()
+	return g != nil && g.Protects(pod)
+}
+
 // RefuseUnknownState: see Guard.RefuseUnknownState.
 func RefuseUnknownState(pod *v1.Pod, name, containerID string) bool {
 	g := installed.Load()
