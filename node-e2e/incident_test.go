@@ -3,6 +3,8 @@ package e2e
 import (
 	"cmp"
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -48,6 +50,13 @@ type incident struct {
 	// from its return, or from its beginning if it is gradual.
 	fault   func(ctx context.Context, s *scene, pods []*subject)
 	gradual bool
+	// cgroup2: on cgroup v1 the fault does nothing.
+	cgroup2 bool
+	// alone: there is no unprotected pod, since the fault takes from all pods together
+	// and ends with the first that dies.
+	alone bool
+	// after checks what the node does when the protected pod was deleted.
+	after func(ctx context.Context)
 	// survives: the stock kubelet kills neither pod.
 	survives bool
 	// within is how long the stock kubelet may take; killTimeout if zero.
@@ -83,6 +92,9 @@ type incident struct {
 // kubelets but for the fate that it expects of the protected pod.
 func describeIncident(i incident) bool {
 	labels := Label(labelIncident)
+	if i.cgroup2 {
+		labels = append(labels, labelCgroup2)
+	}
 	if i.controlPlane {
 		labels = append(labels, labelControlPlane)
 	}
@@ -90,7 +102,10 @@ func describeIncident(i incident) bool {
 }
 
 func (i incident) run(ctx context.Context) {
-	result := &IncidentResult{Incident: i.title}
+	result := &IncidentResult{Incident: i.title, Alone: i.alone}
+	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers")); i.cgroup2 && err != nil {
+		Skip("the node is not on cgroup v2, where alone the kernel kills to obey a limit")
+	}
 	AddReportEntry("incident", ReportEntryVisibilityNever, result)
 
 	s := newScene(ctx)
@@ -102,10 +117,12 @@ func (i incident) run(ctx context.Context) {
 	if i.podFrom != nil {
 		options = append(options, i.podFrom(ctx)...)
 	}
-	pods := s.run(ctx,
-		s.newPod("protected", append(options, protected)...),
-		s.newPod("unprotected", options...))
-	guardedPod, plainPod := pods[0], pods[1]
+	templates := []*corev1.Pod{s.newPod("protected", append(slices.Clone(options), protected)...)}
+	if !i.alone {
+		templates = append(templates, s.newPod("unprotected", options...))
+	}
+	pods := s.run(ctx, templates...)
+	guardedPod, plainPod := pods[0], pods[len(pods)-1]
 	var before map[guard.Cause]int
 	if variant == Guarded {
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, guardedPod, guard.Protected).WithTimeout(apiLag).
@@ -125,7 +142,9 @@ func (i incident) run(ctx context.Context) {
 
 	By("awaiting the fates of both pods")
 	defer func() { i.conclude(result, since, guardedPod, plainPod) }()
-	i.expectFate(ctx, plainPod, since)
+	if !i.alone {
+		i.expectFate(ctx, plainPod, since)
+	}
 	if variant == Stock {
 		i.expectFate(ctx, guardedPod, since)
 	} else {
@@ -145,6 +164,9 @@ func (i incident) run(ctx context.Context) {
 	guardedPod.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
 	result.Deletion = Deletion{Honoured: true, Seconds: max(0, guardedPod.death.at.Sub(asked).Seconds())}
 	s.awaitGone(ctx, guardedPod, gracePeriod+deletionSlack)
+	if i.after != nil {
+		i.after(ctx)
+	}
 	if variant == Guarded || i.survives {
 		progress("%s: deletion honoured in %.1f s", i.title, result.Deletion.Seconds)
 	}
@@ -251,7 +273,9 @@ func (i incident) conclude(result *IncidentResult, since time.Time, guardedPod, 
 			fate.Killed, fate.Seconds = true, max(0, at.Sub(since).Seconds())
 		}
 	}
-	fill(&result.Unprotected, plainPod)
+	if !i.alone {
+		fill(&result.Unprotected, plainPod)
+	}
 	// A process that ended through the explicit deletion was kept until then.
 	if !result.Deletion.Honoured || variant == Stock && !i.survives {
 		fill(&result.Protected, guardedPod)

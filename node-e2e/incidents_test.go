@@ -65,6 +65,8 @@ var _ = Describe("Kubelet restart", func() {
 		causes:   []guard.Cause{guard.AdmissionRejected},
 	})
 
+	describeIncident(memoryReserved())
+
 	describeIncident(incident{
 		title: "maxPods lowered",
 		before: func(ctx context.Context, s *scene) {

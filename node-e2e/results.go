@@ -33,9 +33,11 @@ type IncidentResult struct {
 	Observed bool `json:"observed"`
 	// Protected and Unprotected are the two pods of the incident. Both carry the
 	// same specification, one of them the label that asks for protection.
-	Protected   Fate     `json:"protected"`
-	Unprotected Fate     `json:"unprotected"`
-	Deletion    Deletion `json:"deletion"`
+	Protected   Fate `json:"protected"`
+	Unprotected Fate `json:"unprotected"`
+	// Alone: there was no unprotected pod.
+	Alone    bool     `json:"alone,omitempty"`
+	Deletion Deletion `json:"deletion"`
 	// Failure is what the failed assertion said, shortened; empty if the spec passed.
 	Failure string `json:"failure,omitempty"`
 }

@@ -31,6 +31,8 @@ const (
 	labelGuarded = "guarded"
 	// labelTransparency marks specs in which both kubelets must behave alike.
 	labelTransparency = "transparency"
+	// labelCgroup2 marks specs whose fault needs cgroup v2; elsewhere they are skipped.
+	labelCgroup2 = "cgroup2"
 )
 
 // Waits that concern the whole suite.

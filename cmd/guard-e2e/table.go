@@ -145,6 +145,8 @@ func (r row) parityText() string {
 	switch {
 	case r.stock == nil || r.guarded == nil:
 		return "not compared"
+	case r.stock.Alone:
+		return "none"
 	case r.stock.Unprotected.Killed != r.guarded.Unprotected.Killed:
 		return "DIFFERS"
 	case r.stock.Unprotected.Killed:

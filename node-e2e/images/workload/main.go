@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -38,6 +39,7 @@ type options struct {
 	termDelay time.Duration
 	termCode  int
 	failing   bool
+	memory    int
 }
 
 func main() {
@@ -50,6 +52,7 @@ func main() {
 	flag.DurationVar(&o.termDelay, "term-delay", 0, "keep running this long after SIGTERM")
 	flag.IntVar(&o.termCode, "term-code", 0, "exit code after SIGTERM")
 	flag.BoolVar(&o.failing, "fail", false, "start with a failing /healthz")
+	flag.IntVar(&o.memory, "memory", 0, "allocate this many MiB at the start, write to every page, and keep them")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "workload: unexpected argument %q; see --help\n", flag.Arg(0))
@@ -86,6 +89,12 @@ func run(o options) (int, error) {
 		defer f.Close()
 	}
 
+	held, err := holdMemory(o.memory)
+	if err != nil {
+		return 0, fmt.Errorf("--memory: %w", err)
+	}
+	defer runtime.KeepAlive(held)
+
 	exit := make(chan int, 1)
 	if o.listen {
 		port := os.Getenv("PORT")
@@ -121,6 +130,22 @@ func run(o options) (int, error) {
 	case code := <-exit:
 		return code, nil
 	}
+}
+
+// holdMemory allocates memory that the kernel cannot give to anybody else: private
+// pages, each written to. It serves only afterwards, so that a pod that is ready uses it.
+func holdMemory(mebibytes int) ([]byte, error) {
+	if mebibytes == 0 {
+		return nil, nil
+	}
+	memory, err := syscall.Mmap(-1, 0, mebibytes<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, err
+	}
+	for i := 0; i < len(memory); i += os.Getpagesize() {
+		memory[i] = 1
+	}
+	return memory, nil
 }
 
 // holdFile creates the file with its content, or leaves the one that is there:
