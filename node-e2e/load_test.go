@@ -26,7 +26,8 @@ const labelLoad = "load"
 var (
 	loadFlag       = flag.String("load-results", "", "file that receives the table of requests to the API server; empty skips the measurement")
 	loadPodsFlag   = flag.Int("load-pods", 110, "protected pods that are held")
-	loadMinuteFlag = flag.Duration("load-window", 2*time.Minute, "how long the requests of one row are counted")
+	loadWindowFlag = flag.Duration("load-window", 2*time.Minute, "how long the requests of one row are counted")
+	loadLaterFlag  = flag.Duration("load-later", 20*time.Minute, "how long after the beginning the second count is made; the events of a hundred pods take that long")
 )
 
 // loadPodStart bounds the start of all pods of the measurement on a loaded machine.
@@ -48,7 +49,7 @@ var _ = Describe("The load of held pods on the API server", Label(labelGuarded, 
 		DeferCleanup(file.Close)
 		tolerate(deletionLookups)
 		l := &load{scene: newScene(ctx), out: file}
-		fmt.Fprintf(file, "%d protected pods, rows of %s, requests per minute\n\n", *loadPodsFlag, *loadMinuteFlag)
+		fmt.Fprintf(file, "%d protected pods, rows of %s, \"later\" is after %s, requests per minute:\n\n", *loadPodsFlag, *loadWindowFlag, *loadLaterFlag)
 		fmt.Fprintln(file, "| | all | GET | POST | PATCH, PUT | refused (4xx) |\n|---|---|---|---|---|---|")
 		change := KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = int32(*loadPodsFlag + 20) }}
 
@@ -67,11 +68,11 @@ var _ = Describe("The load of held pods on the API server", Label(labelGuarded, 
 		releaseLeft(l.pods...)
 		l.awaitAllHeld(ctx)
 		l.count(ctx, "held, at once", 0)
-		l.count(ctx, "held, later", time.Until(lost.Add(20*time.Minute)))
+		l.count(ctx, "held, later", time.Until(lost.Add(*loadLaterFlag)))
 		restartKubelet(ctx, change)
 		l.awaitAllHeld(ctx)
 		l.count(ctx, "after a restart of the kubelet, at once", 0)
-		l.count(ctx, "after a restart of the kubelet, later", 20*time.Minute)
+		l.count(ctx, "after a restart of the kubelet, later", *loadLaterFlag)
 	}, NodeTimeout(2*time.Hour))
 })
 
@@ -130,7 +131,7 @@ func (l *load) count(ctx context.Context, what string, after time.Duration) {
 	}
 	sleep(after)
 	before, start := requestsOfKubelet(ctx), time.Now()
-	sleep(*loadMinuteFlag)
+	sleep(*loadWindowFlag)
 	minutes := time.Since(start).Minutes()
 	later := requestsOfKubelet(ctx)
 	var cells []string

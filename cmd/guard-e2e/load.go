@@ -14,7 +14,7 @@ import (
 
 func newLoadCommand(o *options) *cobra.Command {
 	var pods int
-	var window time.Duration
+	var window, later time.Duration
 	cmd := &cobra.Command{
 		Use:   "load",
 		Short: "Count what a node with many held pods asks of the API server",
@@ -28,7 +28,7 @@ restart of the kubelet, against the stock kubelet without such pods. The table g
 			}
 			file := filepath.Join(o.outputDir, "e2e", string(e2e.Guarded), "load.md")
 			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), []e2e.Variant{e2e.Guarded}, "load",
-				"-load-results="+file, fmt.Sprintf("-load-pods=%d", pods), fmt.Sprintf("-load-window=%s", window))[0]
+				"-load-results="+file, fmt.Sprintf("-load-pods=%d", pods), fmt.Sprintf("-load-window=%s", window), fmt.Sprintf("-load-later=%s", later))[0]
 			if outcome.err == nil && outcome.results.Passed == 0 {
 				return errors.New("nothing was measured: the node suite is older than this program (make node-e2e)")
 			}
@@ -40,5 +40,6 @@ restart of the kubelet, against the stock kubelet without such pods. The table g
 	}
 	cmd.Flags().IntVar(&pods, "pods", 110, "protected pods that are held")
 	cmd.Flags().DurationVar(&window, "window", 2*time.Minute, "how long the requests of one row are counted")
+	cmd.Flags().DurationVar(&later, "later", 20*time.Minute, "how long after the beginning the second count is made")
 	return cmd
 }
