@@ -256,3 +256,11 @@ func RequestToken(get TokenGetter, name, namespace string, request *authenticati
 	}
 	return get(name, namespace, request)
 }
+
+// EventRecorder: see Guard.EventRecorder.
+func EventRecorder(recorder record.EventRecorderLogger) record.EventRecorderLogger {
+	if g := installed.Load(); g != nil {
+		return g.EventRecorder(recorder)
+	}
+	return recorder
+}
