@@ -65,7 +65,7 @@ var _ = Describe("The load of held pods on the API server", Label(labelGuarded, 
 		for _, pod := range l.pods {
 			l.loseKey(ctx, pod)
 		}
-		releaseLeft(l.pods...)
+		DeferCleanup(l.releaseAll, NodeTimeout(loadPodStart))
 		l.awaitAllHeld(ctx)
 		l.count(ctx, "held, at once", 0)
 		l.count(ctx, "held, later", time.Until(lost.Add(*loadLaterFlag)))
@@ -108,6 +108,20 @@ func (l *load) runMany(ctx context.Context) {
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(list.Items).To(HaveLen(len(l.pods)), "running pods")
 	}).WithContext(ctx).WithTimeout(loadPodStart).WithPolling(2*time.Second).Should(Succeed(), "all pods run")
+}
+
+// releaseAll ends the pods, for which the clean-up of a scene has not the time.
+func (l *load) releaseAll(ctx SpecContext) {
+	for _, pod := range l.pods {
+		Expect(writeRelease(pod.uid)).To(Succeed(), "write the release file of pod %s", pod)
+	}
+	Eventually(func(g Gomega) {
+		running, err := provider.Node().Runtime().Containers(ctx)
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, c := range running {
+			g.Expect(c.PodNamespace).NotTo(Equal(l.namespace), "container %s of pod %s still runs", c.Name, c.PodName)
+		}
+	}).WithContext(ctx).WithPolling(2 * time.Second).WithTimeout(loadPodStart).Should(Succeed())
 }
 
 func (l *load) awaitAllHeld(ctx context.Context) {
