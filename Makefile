@@ -216,6 +216,10 @@ bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory
 	@$(go) run ./cmd/guard-e2e bench --blocks='$(BLOCKS)' --pods='$(PODS)'
 	@$(go) tool benchstat -col /kubelet _output/e2e/guarded/bench.txt
 
+.PHONY: load-node
+load-node: binaries node-e2e ## Count what a node with 110 held pods asks of the API server (LOAD_PODS=110; 75 minutes)
+	@$(go) run ./cmd/guard-e2e load --pods='$(or $(LOAD_PODS),110)'
+
 .PHONY: bench-webhook
 bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure pod deletion with 10 and 10,000 budgets, with the guard and by eviction, on a cluster
 	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/budget

@@ -149,8 +149,8 @@ func recordDeletion(ctx context.Context, pod *subject) time.Time {
 }
 
 func createRecord(ctx context.Context, pod *subject) error {
-	record := fmt.Sprintf(`{"apiVersion":"kubelet-guard.io/v1alpha1","kind":"PodDeletion","metadata":{"name":%q},"spec":{"namespace":%q,"name":%q,"reason":"e2e"}}`,
-		pod.uid, pod.namespace, pod.name)
+	record := fmt.Sprintf(`{"apiVersion":"kubelet-guard.io/v1alpha1","kind":"PodDeletion","metadata":{"name":%q},"spec":{"namespace":%q,"name":%q,"nodeName":%q,"reason":"e2e"}}`,
+		pod.uid, pod.namespace, pod.name, provider.Node().Name())
 	return client.Discovery().RESTClient().Post().AbsPath(recordResource).SetHeader("Content-Type", "application/json").Body([]byte(record)).Do(ctx).Error()
 }
 

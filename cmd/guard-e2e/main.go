@@ -49,6 +49,6 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&o.cluster, "cluster", "", "name of the cluster for all kubelets (default: one for each, named after it; kind needs a name)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the clusters up and print how to use kubectl on them")
 	flags.BoolVar(&o.failFast, "fail-fast", false, "end a suite with its first failed spec")
-	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newKindCommand(&o), newFleetCommand(&o))
+	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newLoadCommand(&o), newKindCommand(&o), newFleetCommand(&o))
 	return cmd
 }

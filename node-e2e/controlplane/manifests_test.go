@@ -79,7 +79,9 @@ func TestNoOverlayLoosensTheRoleOfProtectors(t *testing.T) {
 	for _, folder := range []string{"", "rbac", overlays + overlayAudit, overlays + overlayCanary, overlays + overlayEnforce} {
 		b := build(t, folder)
 		require.Contains(t, b.names, "kubelet-guard-protector", folder)
-		i := slices.IndexFunc(b.bindings, func(binding admissionregistrationv1.ValidatingAdmissionPolicyBinding) bool { return binding.Name == roleLimit })
+		i := slices.IndexFunc(b.bindings, func(binding admissionregistrationv1.ValidatingAdmissionPolicyBinding) bool {
+			return binding.Name == roleLimit
+		})
 		require.GreaterOrEqual(t, i, 0, folder)
 		require.Equal(t, admissionregistrationv1.ValidatingAdmissionPolicyBindingSpec{
 			PolicyName:        roleLimit,

@@ -319,3 +319,11 @@ func UpdateReserved(update func() error) error {
 	}
 	return update()
 }
+
+// EventRecorder: see Guard.EventRecorder.
+func EventRecorder(recorder record.EventRecorderLogger) record.EventRecorderLogger {
+	if g := installed.Load(); g != nil {
+		return g.EventRecorder(recorder)
+	}
+	return recorder
+}

@@ -26,6 +26,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
+	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -68,6 +69,8 @@ type fakeNode struct {
 	silent bool
 	mode   guard.Mode
 	pods   []guard.PodState
+	// waiting are pods whose start waits for a held one.
+	waiting []nodes.WaitingPod
 	// asked is called before each answer, with the cluster's lock held.
 	asked func(*fakeNode)
 
@@ -254,7 +257,10 @@ func (c *cluster) proxy(w http.ResponseWriter, r *http.Request) {
 	}
 	switch n.status {
 	case 0:
-		list := guard.PodList{Version: n.version, Mode: n.mode, Items: n.pods}
+		list := struct {
+			guard.PodList
+			Waiting []nodes.WaitingPod `json:"waiting,omitempty"`
+		}{PodList: guard.PodList{Version: n.version, Mode: n.mode, Items: n.pods}, Waiting: n.waiting}
 		if list.Mode == "" {
 			list.Mode = guard.Enforce
 		}

@@ -35,9 +35,10 @@ func newHoldsCommand(s *settings) *cobra.Command {
 		Long: `Show which pods are held, where, since when and why.
 
 OBJECT is what the API has under the name of the pod: Present, its own object;
-Gone; Replaced, a later pod of the same name; Unknown, it could not be read. A pod
-whose object is present ends with kubectl delete, the others with kubectl guard
-release.`,
+Gone; Replaced, a later pod of the same name; Unknown, it could not be read. A
+successor on the same node waits ("Replaced, waits") when it would use what only one
+of them may, such as a volume or a host port: -o wide shows what. A pod whose object is
+present ends with kubectl delete, the others with kubectl guard release.`,
 		Example: `  kubectl guard holds -A
   kubectl guard holds --node worker-3 -A -o wide`,
 		Args:              cobra.NoArgs,
@@ -117,7 +118,7 @@ func nonEmpty(name string) []string {
 func (o *holdsOptions) table(held []knownPod) error {
 	columns := []column{
 		{name: "Pod"}, {name: "Node"}, {name: "Cause"}, {name: "Since"}, {name: "Object"},
-		{name: "UID", wide: true}, {name: "Last attempt", wide: true}, {name: "Message", wide: true},
+		{name: "UID", wide: true}, {name: "Last attempt", wide: true}, {name: "Successor waits", wide: true}, {name: "Message", wide: true},
 	}
 	if o.all {
 		columns = append([]column{{name: "Namespace"}}, columns...)
@@ -125,7 +126,11 @@ func (o *holdsOptions) table(held []knownPod) error {
 	var rows [][]any
 	for _, pod := range held {
 		since, last := holdTimes(pod.Holds)
-		row := []any{pod.Name, pod.Node, causesOf(pod.Holds, o.output.wide()), age(o.now(), since), string(pod.Object), string(pod.UID), age(o.now(), last), messagesOf(pod.Holds)}
+		waits := none
+		if pod.Waiting != nil {
+			waits = fmt.Sprintf("%s: %s", age(o.now(), pod.Waiting.Since), shared(pod.Waiting))
+		}
+		row := []any{pod.Name, pod.Node, causesOf(pod.Holds, o.output.wide()), age(o.now(), since), pod.objectText(), string(pod.UID), age(o.now(), last), waits, messagesOf(pod.Holds)}
 		if o.all {
 			row = append([]any{pod.Namespace}, row...)
 		}

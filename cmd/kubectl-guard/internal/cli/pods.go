@@ -59,6 +59,8 @@ type knownPod struct {
 	// ObjectError says why Object is Unknown.
 	ObjectError string     `json:"objectError,omitempty"`
 	Successor   *successor `json:"successor,omitempty"`
+	// Waiting is the pod that does not start on the node before this one has ended.
+	Waiting *nodes.WaitingPod `json:"waiting,omitempty"`
 
 	// object is the pod's own one, nil unless Object is Present.
 	object *corev1.Pod
@@ -87,11 +89,37 @@ func podsOf(answers []nodes.Answer, match func(guard.PodState) bool) (found []kn
 		}
 		for _, pod := range answer.Pods.Items {
 			if match(pod) {
-				found = append(found, knownPod{Node: answer.Node.Name, PodState: pod, Object: objectUnknown})
+				found = append(found, knownPod{Node: answer.Node.Name, PodState: pod, Object: objectUnknown, Waiting: successorThatWaits(answer, pod.UID)})
 			}
 		}
 	}
 	return found, silent
+}
+
+// successorThatWaits returns the pod that waits for the held one, or nil.
+func successorThatWaits(answer nodes.Answer, held types.UID) *nodes.WaitingPod {
+	for i := range answer.Waiting {
+		if answer.Waiting[i].HeldUID == held {
+			return &answer.Waiting[i]
+		}
+	}
+	return nil
+}
+
+// objectText is what the table has in its column OBJECT.
+func (p knownPod) objectText() string {
+	if p.Waiting != nil && p.Object == objectReplaced {
+		return string(p.Object) + ", waits"
+	}
+	return string(p.Object)
+}
+
+// shared names what two pods would use, for people.
+func shared(waiting *nodes.WaitingPod) string {
+	if len(waiting.Shares) == 0 {
+		return "what only one of them may use"
+	}
+	return strings.Join(waiting.Shares, ", ")
 }
 
 // lookUpObjects fills in what the API has.

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -87,6 +88,37 @@ func TestHolds(t *testing.T) {
 			require.NoError(t, r.err)
 			golden(t, name, r.out, test.wide)
 			require.Equal(t, "Warning: 3 of 6 nodes did not say what they hold: worker-4 (NoAnswer), worker-5 (Forbidden), worker-6 (NoAnswer); see kubectl guard status -o wide\n", r.errOut)
+		})
+	}
+}
+
+// waitingSuccessor is a cluster in which the object of a pod of a StatefulSet was lost,
+// and its successor waits on the same node.
+func waitingSuccessor(t *testing.T) *cluster {
+	c := newCluster(t, &fakeNode{name: "worker-1", version: guarded,
+		pods: []guard.PodState{heldPod("web", "db-0", 3, false, guard.PodVanished), protectedPod("web", "db-0", 33)},
+		waiting: []nodes.WaitingPod{{
+			Namespace: "web", Name: "db-0", UID: uidOf(33), HeldUID: uidOf(3),
+			Shares: []string{"claim data-db-0", "host port 5432/TCP"}, Since: now.Add(-4 * time.Minute),
+		}},
+	})
+	c.addPod("web", "db-0", 33, "worker-1", labelled(protectionLabel, protectionValue))
+	return c
+}
+
+func TestSuccessorThatWaits(t *testing.T) {
+	t.Parallel()
+	for name, arguments := range map[string][]string{
+		"holds-waiting.table": {"holds"},
+		"holds-waiting.wide":  {"holds", "-o", "wide"},
+		"holds-waiting.yaml":  {"holds", "-o", "yaml"},
+		"why-waiting.txt":     {"why", "db-0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := waitingSuccessor(t).run("", arguments...)
+			require.NoError(t, r.err)
+			golden(t, name, r.out, strings.HasSuffix(name, "wide"))
 		})
 	}
 }

@@ -53,6 +53,8 @@ type podFacts struct {
 	Label     *string    `json:"label,omitempty"`
 	Static    bool       `json:"static,omitempty"`
 	Successor *successor `json:"successor,omitempty"`
+	// Waiting: this pod does not start, or another one does not before this has ended.
+	Waiting *nodes.WaitingPod `json:"waiting,omitempty"`
 	// State is what its guard says; empty when it does not know the pod.
 	State    guard.State       `json:"state,omitempty"`
 	Holds    []guard.HoldState `json:"holds,omitempty"`
@@ -193,6 +195,20 @@ func (o *whyOptions) gather(ctx context.Context, c *clients, answers []nodes.Ans
 		f := of(pod.UID)
 		f.Node, f.State, f.Holds, f.Audited, f.Evidence = pod.Node, pod.State, pod.Holds, pod.Audited, pod.Evidence
 	}
+	for _, answer := range answers {
+		for i := range answer.Waiting {
+			waiting := &answer.Waiting[i]
+			if waiting.Namespace != c.namespace || waiting.Name != o.pod {
+				continue
+			}
+			// Both know of it: the one that waits, and the one that is waited for.
+			for _, uid := range []types.UID{waiting.UID, waiting.HeldUID} {
+				if f := of(uid); f.Node == "" || f.Node == answer.Node.Name {
+					f.Node, f.Waiting = answer.Node.Name, waiting
+				}
+			}
+		}
+	}
 	if err := o.addEvents(ctx, c, of); err != nil {
 		o.warn("events of pod %s/%s: %v", c.namespace, o.pod, err)
 	}
@@ -275,6 +291,9 @@ func (o *whyOptions) tell(story *podStory, f *podFacts) {
 			}
 			wrap(out, fmt.Sprintf("%-12s", name), text)
 		}
+	}
+	if f.Waiting != nil && f.Waiting.UID == f.UID {
+		say("Waits", fmt.Sprintf("for %s, until pod UID %s has ended, which is held on this node: %s", age(o.now(), f.Waiting.Since), f.Waiting.HeldUID, shared(f.Waiting)))
 	}
 	say("Evidence", o.evidenceText(f))
 	o.tellEvents(f)
@@ -425,7 +444,10 @@ func adviceFor(story *podStory, f *podFacts) []string {
 				texts = append(texts, text)
 			}
 		}
-		if f.Object == objectReplaced {
+		switch {
+		case f.Waiting != nil && f.Waiting.HeldUID == f.UID:
+			texts = append(texts, fmt.Sprintf("Its successor, UID %s, waits on this node and does not start before this pod has ended, because both would use %s. No Service reaches this pod any more, so nobody serves until you decide.", f.Waiting.UID, shared(f.Waiting)))
+		case f.Object == objectReplaced:
 			texts = append(texts, "Two copies run now, this pod and its successor: see that both may use what they share, or end one.")
 		}
 		if f.Object == objectPresent {
@@ -433,6 +455,8 @@ func adviceFor(story *podStory, f *podFacts) []string {
 		} else if f.Object != objectUnknown {
 			texts = append(texts, fmt.Sprintf("To end the pod: kubectl guard release -n %s %s --uid %s", story.Namespace, story.Name, f.UID))
 		}
+	case f.Waiting != nil && f.Waiting.UID == f.UID:
+		texts = append(texts, fmt.Sprintf("To let it start, end the held pod: kubectl guard release -n %s %s --uid %s", story.Namespace, story.Name, f.Waiting.HeldUID))
 	case f.State == "" && f.Object == objectPresent && !f.Static && f.Label == nil:
 		texts = append(texts, fmt.Sprintf("To protect it: kubectl guard protect -n %s pod/%s", story.Namespace, story.Name))
 	}

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/pager"
 
@@ -53,6 +54,21 @@ type Answer struct {
 	Detail string
 	// Pods is nil unless the state is Guarded.
 	Pods *guard.PodList
+	// Waiting are the pods of the node whose start waits for a held pod.
+	Waiting []WaitingPod
+}
+
+// WaitingPod is a pod that does not start on its node while a held pod of the same name
+// runs there that uses what only one of them may use.
+type WaitingPod struct {
+	Namespace string    `json:"namespace"`
+	Name      string    `json:"name"`
+	UID       types.UID `json:"uid"`
+	// HeldUID is the held pod.
+	HeldUID types.UID `json:"heldUID"`
+	// Shares is what both would use, for people.
+	Shares []string  `json:"shares,omitempty"`
+	Since  time.Time `json:"since"`
 }
 
 // Asker asks kubelets. It is safe for concurrent use.
@@ -149,7 +165,15 @@ func (a Asker) ask(ctx context.Context, node corev1.Node) Answer {
 		answer.State, answer.Detail = NoAnswer, fmt.Sprintf("the answer to GET %s is not understood: %v", guard.PodsPath, err)
 		return answer
 	}
-	answer.State, answer.Pods = Guarded, &pods
+	// A kubelet of an earlier release does not tell of them.
+	var waiting struct {
+		Waiting []WaitingPod `json:"waiting"`
+	}
+	if err := json.Unmarshal(body, &waiting); err != nil {
+		answer.State, answer.Detail = NoAnswer, fmt.Sprintf("the answer to GET %s is not understood: %v", guard.PodsPath, err)
+		return answer
+	}
+	answer.State, answer.Pods, answer.Waiting = Guarded, &pods, waiting.Waiting
 	return answer
 }
 

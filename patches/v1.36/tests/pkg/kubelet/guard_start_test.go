@@ -143,3 +143,12 @@ func TestGuardRunsWithTheKubelet(t *testing.T) {
 		}
 	}
 }
+
+func TestGuardLimitsTheEventsOfTheKubelet(t *testing.T) {
+	recorder := &record.FakeRecorder{}
+	deps := &Dependencies{Recorder: recorder}
+	err := startWithGuardConfig(t, "", deps)
+	if deps.Recorder == record.EventRecorderLogger(recorder) {
+		t.Errorf("the recorder of the kubelet is not the guard's (NewMainKubelet: %v)", err)
+	}
+}

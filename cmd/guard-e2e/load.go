@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	e2e "kubelet-guard.io/node-e2e"
+)
+
+func newLoadCommand(o *options) *cobra.Command {
+	var pods int
+	var window, later time.Duration
+	cmd := &cobra.Command{
+		Use:   "load",
+		Short: "Count what a node with many held pods asks of the API server",
+		Long: `Count what a node with many held pods asks of the API server, live and after a
+restart of the kubelet, against the stock kubelet without such pods. The table goes into
+<output>/e2e/guarded/load.md and is printed.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if pods < 1 {
+				return fmt.Errorf("--pods: must be at least 1, not %d", pods)
+			}
+			file := filepath.Join(o.outputDir, "e2e", string(e2e.Guarded), "load.md")
+			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), []e2e.Variant{e2e.Guarded}, "load",
+				"-load-results="+file, fmt.Sprintf("-load-pods=%d", pods), fmt.Sprintf("-load-window=%s", window), fmt.Sprintf("-load-later=%s", later))[0]
+			if outcome.err == nil && outcome.results.Passed == 0 {
+				return errors.New("nothing was measured: the node suite is older than this program (make node-e2e)")
+			}
+			if table, err := os.ReadFile(file); err == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s", table)
+			}
+			return outcome.err
+		},
+	}
+	cmd.Flags().IntVar(&pods, "pods", 110, "protected pods that are held")
+	cmd.Flags().DurationVar(&window, "window", 2*time.Minute, "how long the requests of one row are counted")
+	cmd.Flags().DurationVar(&later, "later", 20*time.Minute, "how long after the beginning the second count is made")
+	return cmd
+}

@@ -1,0 +1,70 @@
+package guard
+
+import (
+	"fmt"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/flowcontrol"
+	"k8s.io/klog/v2"
+)
+
+const (
+	// vanishedEventRate is how many of the kubelet's own events about vanished pods are
+	// written per second and node, after vanishedEventBurst of them.
+	vanishedEventRate  = 0.1
+	vanishedEventBurst = 10
+)
+
+// EventRecorder returns the recorder for the kubelet's own events. What the kubelet can
+// not do for a vanished pod it tries again and again, such as to refresh its token, and
+// each time it makes an event: these are limited, for all vanished pods together. They
+// are in the kubelet's log. The events of the guard take another way.
+func (g *Guard) EventRecorder(recorder record.EventRecorderLogger) record.EventRecorderLogger {
+	if g.config.Mode == Off {
+		return recorder
+	}
+	return &limitedRecorder{EventRecorderLogger: recorder, guard: g,
+		limit: flowcontrol.NewTokenBucketPassiveRateLimiterWithClock(vanishedEventRate, vanishedEventBurst, g.clock)}
+}
+
+type limitedRecorder struct {
+	record.EventRecorderLogger
+	guard *Guard
+	limit flowcontrol.PassiveRateLimiter
+}
+
+// passes reports whether an event about the object is to be written.
+func (r *limitedRecorder) passes(object runtime.Object) bool {
+	var uid types.UID
+	switch about := object.(type) {
+	case *v1.Pod:
+		uid = about.UID
+	case *v1.ObjectReference:
+		uid = about.UID
+	}
+	return uid == "" || !r.guard.Vanished(uid) || r.limit.TryAccept()
+}
+
+func (r *limitedRecorder) Event(object runtime.Object, eventType, reason, message string) {
+	if r.passes(object) {
+		r.EventRecorderLogger.Event(object, eventType, reason, message)
+	}
+}
+
+func (r *limitedRecorder) Eventf(object runtime.Object, eventType, reason, format string, args ...any) {
+	r.Event(object, eventType, reason, fmt.Sprintf(format, args...))
+}
+
+func (r *limitedRecorder) AnnotatedEventf(object runtime.Object, annotations map[string]string, eventType, reason, format string, args ...any) {
+	if r.passes(object) {
+		r.EventRecorderLogger.AnnotatedEventf(object, annotations, eventType, reason, format, args...)
+	}
+}
+
+// WithLogger implements record.EventRecorderLogger.
+func (r *limitedRecorder) WithLogger(logger klog.Logger) record.EventRecorderLogger {
+	return &limitedRecorder{EventRecorderLogger: r.EventRecorderLogger.WithLogger(logger), guard: r.guard, limit: r.limit}
+}
