@@ -45,6 +45,9 @@ type Options struct {
 	Kubelet Variant
 	// KubeletBinary is the kubelet that the node runs, for providers that make it.
 	KubeletBinary string
+	// APIServerFlags are appended to the API server's command line, by providers that
+	// make it.
+	APIServerFlags []string
 	// Log receives the provider's progress messages.
 	Log io.Writer
 }

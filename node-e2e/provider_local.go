@@ -37,6 +37,8 @@ func newLocalProvider(o Options) *localProvider {
 		NodeDir: filepath.Join(o.OutputDir, "node", "bin"),
 		Kubelet: o.KubeletBinary,
 		Log:     o.Log,
+
+		APIServerFlags: o.APIServerFlags,
 	}}
 }
 
