@@ -122,8 +122,10 @@ type Guard struct {
 	// pass counts messages of the API source.
 	pass uint64
 
-	// store is nil when there is no state directory.
+	// store is nil when there is no state directory. Once New has returned, only the
+	// goroutine of saver.go uses it.
 	store *store
+	saver saver
 	// loaded has what an earlier kubelet saved, until the first message of the
 	// API source.
 	loaded map[types.UID]savedPod
@@ -175,20 +177,15 @@ type podRecord struct {
 
 	// heldSince is when the first of the present holds was made.
 	heldSince time.Time
-	// saved is what is on disk or about to be; savedVersion the resource version
-	// that was compared last. dirty: the disk is behind.
+	// saved is what is on disk or about to be, and never changed, only replaced;
+	// savedVersion the resource version that was compared last. dirty: the disk is
+	// behind.
 	saved *v1.Pod
 	// volumes are saved with the pod; the slice is replaced, never changed.
-	volumes           []savedVolume
-	savedVersion      string
-	dirty, saveFailed bool
-	// forgotten: nothing of the pod is to be written any more.
-	forgotten bool
-	// saving is held while the file is written or removed; saveDone is closed when
-	// the newest write, and with it every earlier one, is over. Nil before the
-	// first.
-	saving   sync.Mutex
-	saveDone chan struct{}
+	volumes      []savedVolume
+	savedVersion string
+	dirty        bool
+	file         podFile
 
 	// nextLookup is when the pod's PodDeletion record is looked for again.
 	nextLookup time.Time
@@ -236,6 +233,7 @@ func New(d Dependencies) (*Guard, error) {
 		unprotected: map[types.UID]time.Time{},
 		loaded:      map[types.UID]savedPod{},
 		waiting:     map[types.UID]*waitingPod{},
+		saver:       newSaver(),
 	}
 	if d.ProcDir != "" {
 		g.kernel = newProcesses(d.ProcDir, d.Clock)
@@ -591,9 +589,13 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 			return
 		case uid := <-g.syncs:
 			sync(uid, false)
+		case <-g.saver.news:
+			for _, uid := range g.takeReleased() {
+				sync(uid, true)
+			}
 		case <-ticker.C():
-			released := append(g.readReleases(), g.lookUpDeletions(ctx)...)
-			for _, uid := range append(released, g.takeEnding()...) {
+			g.readReleasesSoon()
+			for _, uid := range append(g.lookUpDeletions(ctx), g.takeEnding()...) {
 				sync(uid, true)
 			}
 			g.tidy()
@@ -614,12 +616,11 @@ func (g *Guard) takeEnding() []types.UID {
 func (g *Guard) tidy() {
 	now := g.clock.Now()
 	var after []func()
-	var gone, unsaved []*podRecord
+	var gone []*podRecord
+	g.reportHang()
 	g.mu.Lock()
+	g.tidyStateLocked()
 	for _, r := range g.records {
-		if r.dirty {
-			unsaved = append(unsaved, r)
-		}
 		for cause, h := range r.holds {
 			if !cause.lasting() && now.Sub(h.last) > holdLinger {
 				after = append(after, g.releaseLocked(r, cause, "the kubelet has stopped trying")...)
@@ -656,9 +657,6 @@ func (g *Guard) tidy() {
 		f()
 	}
 	g.wake()
-	for _, r := range unsaved {
-		g.save(r)
-	}
 	for _, r := range gone {
 		if g.alive(r, false) {
 			continue

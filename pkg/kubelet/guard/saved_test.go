@@ -20,7 +20,7 @@ import (
 // node is a fixture whose state directory outlives the Guard.
 func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restart func() *fixture) {
 	t.Helper()
-	stateDir := t.TempDir()
+	stateDir := filepath.Join(t.TempDir(), "guard")
 	runtime := newFakeRuntime()
 	start := func() *fixture {
 		config := DefaultConfiguration()
@@ -38,18 +38,13 @@ func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restar
 	return start(), start
 }
 
-// saved waits for the writes that are under way.
+// saved waits until what is due in the state directory is done.
 func (f *fixture) saved() {
 	f.mu.Lock()
-	var writes []chan struct{}
-	for _, r := range f.records {
-		if r.saveDone != nil {
-			writes = append(writes, r.saveDone)
-		}
-	}
+	idle := f.saver.idle
 	f.mu.Unlock()
-	for _, done := range writes {
-		<-done
+	if idle != nil {
+		<-idle
 	}
 }
 
@@ -103,6 +98,7 @@ func TestRestore(t *testing.T) {
 			if test.change != nil {
 				test.change(f)
 			}
+			f.saved()
 			f = restart()
 			got := f.ObserveSource(apiSource, test.listed)
 			assert.Equal(t, test.want, names(got))
@@ -136,6 +132,7 @@ func TestEvidenceSurvivesARestart(t *testing.T) {
 	f.running(pod)
 	f.saved()
 	f.noteDeletion(deleted(pod))
+	f.saved()
 	f = restart()
 	f.ObserveSource(apiSource, nil)
 	assert.False(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""), "what is left of it may be stopped")
@@ -207,6 +204,7 @@ func TestFileGoesWhenNothingOfThePodIsLeft(t *testing.T) {
 	assert.FileExists(t, f.store.path(pod.UID), "it still runs")
 	f.runtime.remove(pod)
 	f.pass(goneLinger + 2*tidyInterval)
+	f.saved()
 	assert.NoFileExists(t, f.store.path(pod.UID))
 	assert.Empty(t, f.Pods().Items)
 }
@@ -218,7 +216,10 @@ func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
 	pod := protectedPod("p")
 	f.running(pod)
 	f.saved()
-	f.pass(4 * tidyInterval)
+	for range 4 {
+		f.pass(tidyInterval)
+		f.saved()
+	}
 	assert.True(t, f.Refuse(pod, Evicted, ""), "the pod is protected all the same")
 	assert.GreaterOrEqual(t, f.series()["errors_total{operation=StateDirectory}"], 2.0, "and it is tried again")
 	events := 0
@@ -231,7 +232,8 @@ func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
 
 	require.NoError(t, os.Remove(f.store.dir))
 	require.NoError(t, os.Mkdir(f.store.dir, 0o700))
-	f.pass(2 * tidyInterval)
+	f.pass(maxWriteRetry)
+	f.saved()
 	assert.FileExists(t, f.store.path(pod.UID))
 }
 
@@ -254,6 +256,7 @@ func TestReleaseFile(t *testing.T) {
 
 	f.runtime.remove(pod)
 	f.pass(goneLinger + 2*tidyInterval)
+	f.saved()
 	assert.NoFileExists(t, filepath.Join(releaseDir(f.stateDir), string(pod.UID)))
 }
 
