@@ -97,8 +97,9 @@ type Guard struct {
 	kernel kernel
 	// inventory is what the runtime has told the kubelet.
 	inventory inventory
-	// deletions is nil without an API server.
+	// deletions is nil without an API server; lookups is what runLookups asks it.
 	deletions Deletions
+	lookups   lookups
 	// events is nil without an API server; queue has what is still to be written.
 	events typedcorev1.EventsGetter
 	queue  eventQueue
@@ -121,6 +122,8 @@ type Guard struct {
 	unprotected map[types.UID]time.Time
 	// pass counts messages of the API source.
 	pass uint64
+	// watchedAt is when somebody last read what the guard knows.
+	watchedAt time.Time
 
 	// store is nil when there is no state directory. Once New has returned, only the
 	// goroutine of saver.go uses it.
@@ -187,10 +190,6 @@ type podRecord struct {
 	dirty        bool
 	file         podFile
 
-	// nextLookup is when the pod's PodDeletion record is looked for again.
-	nextLookup time.Time
-	lookupWait time.Duration
-
 	// aliveAt and runningAt are when the runtime last said so.
 	aliveAt, runningAt time.Time
 	goneSince          time.Time
@@ -226,6 +225,7 @@ func New(d Dependencies) (*Guard, error) {
 		clock:       d.Clock,
 		deletions:   d.Deletions,
 		events:      d.Events,
+		lookups:     lookups{wake: make(chan struct{}, 1)},
 		queue:       eventQueue{added: make(chan struct{}, 1)},
 		syncs:       make(chan types.UID, 256),
 		records:     map[types.UID]*podRecord{},
@@ -575,11 +575,15 @@ func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
 // end it; it is called from this goroutine only. Run
 // returns when all of its goroutines have ended.
 func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)) {
-	written := make(chan struct{})
-	defer func() { <-written }()
+	written, lookedUp, recorded := make(chan struct{}), make(chan struct{}), make(chan types.UID)
+	defer func() { <-written; <-lookedUp }()
 	go func() {
 		defer close(written)
 		g.writeEvents(ctx)
+	}()
+	go func() {
+		defer close(lookedUp)
+		g.runLookups(ctx, recorded)
 	}()
 	ticker := g.clock.NewTicker(tidyInterval)
 	defer ticker.Stop()
@@ -593,9 +597,11 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 			for _, uid := range g.takeReleased() {
 				sync(uid, true)
 			}
+		case uid := <-recorded:
+			sync(uid, true)
 		case <-ticker.C():
 			g.readReleasesSoon()
-			for _, uid := range append(g.lookUpDeletions(ctx), g.takeEnding()...) {
+			for _, uid := range g.takeEnding() {
 				sync(uid, true)
 			}
 			g.tidy()

@@ -2,12 +2,10 @@ package guard
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -258,49 +256,4 @@ func TestReleaseFile(t *testing.T) {
 	f.pass(goneLinger + 2*tidyInterval)
 	f.saved()
 	assert.NoFileExists(t, filepath.Join(releaseDir(f.stateDir), string(pod.UID)))
-}
-
-type fakeDeletions struct {
-	recorded map[types.UID]bool
-	err      error
-	asked    []types.UID
-}
-
-func (d *fakeDeletions) Recorded(_ context.Context, uid types.UID) (bool, error) {
-	d.asked = append(d.asked, uid)
-	return d.recorded[uid], d.err
-}
-
-func TestPodDeletionRecords(t *testing.T) {
-	ctx := context.Background()
-	f, _ := node(t)
-	deletions := &fakeDeletions{recorded: map[types.UID]bool{}}
-	f.deletions = deletions
-	held, present := protectedPod("held"), protectedPod("present")
-	f.running(held, present)
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Empty(t, deletions.asked, "nothing is held, nothing is asked")
-
-	require.True(t, f.Refuse(present, Evicted, ""))
-	f.ObserveSource(apiSource, []*v1.Pod{present})
-	require.True(t, f.HoldVanished(apiSource, held))
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Equal(t, []types.UID{held.UID}, deletions.asked, "not twice in an interval, and not for a pod that has its object")
-
-	deletions.err = errors.New("no answer")
-	for range 4 {
-		f.clock.Step(maxLookupInterval)
-		assert.Empty(t, f.lookUpDeletions(ctx))
-	}
-	assert.Equal(t, 4.0, f.series()["errors_total{operation=PodDeletion}"])
-
-	deletions.err, deletions.recorded[held.UID] = nil, true
-	f.clock.Step(maxLookupInterval)
-	assert.Equal(t, []types.UID{held.UID}, f.lookUpDeletions(ctx))
-	assert.False(t, f.HoldVanished(apiSource, held))
-	f.clock.Step(time.Hour)
-	asked := len(deletions.asked)
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Len(t, deletions.asked, asked, "evidence ends the questions")
 }

@@ -178,13 +178,13 @@ func TestHungDiskDelaysNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	released := make(chan types.UID)
 	ended := make(chan struct{})
-	deletions := &fakeDeletions{recorded: map[types.UID]bool{}}
+	deletions := &fakeDeletions{}
 	f.deletions = deletions
 	c := protectedPod("c")
 	f.running(c)
 	f.ObserveSource(apiSource, nil)
 	require.True(t, f.HoldVanished(apiSource, c))
-	deletions.recorded[c.UID] = true
+	deletions.record(c, "")
 	go func() {
 		defer close(ended)
 		f.Run(ctx, func(uid types.UID, evidence bool) {
