@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -89,7 +90,6 @@ var _ = Describe("The counters of a pod's life", Label(labelGuarded, labelCounte
 
 // countedBlock is what was counted in one life of a kubelet.
 type countedBlock struct {
-	kubelet Variant
 	version string
 	lives   []*countedLife
 	// node has what is about no pod in particular, from the time in which nothing
@@ -113,10 +113,10 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	progress("counters: the %s kubelet", kubelet)
 	trace := newSyncTrace()
 	restartKubelet(ctx, throughProxy(proxy, KubeletChange{Binary: trace.kubelet(kubeletBinary(kubelet))}))
-	b := &countedBlock{kubelet: kubelet, node: counts{}, shared: counts{}}
-	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	b.version = node.Status.NodeInfo.KubeletVersion
+	// What the node's status says may still be the version before.
+	version, err := exec.CommandContext(ctx, kubeletBinary(kubelet), "--version").Output()
+	Expect(err).NotTo(HaveOccurred(), "ask the %s kubelet for its version", kubelet)
+	b := &countedBlock{version: strings.TrimPrefix(strings.TrimSpace(string(version)), "Kubernetes "), node: counts{}, shared: counts{}}
 
 	// The first pod pays for what the kubelet does once.
 	s.countLives(ctx, b, proxy, 0, fmt.Sprintf("%s-first", kubelet))
@@ -174,10 +174,11 @@ func (s *scene) countLives(ctx context.Context, b *countedBlock, proxy *criproxy
 		labelled := n%2 == 1
 		template := s.newPod(fmt.Sprintf("%s-%d", prefix, n), func(pod *corev1.Pod) {
 			// Ready as soon as it runs, and one failure of one probe: how many there are
-			// would be chance.
+			// would be chance. It comes long after the start, and waits long, so that no
+			// slow machine fails it.
 			pod.Spec.Containers[0].ReadinessProbe = nil
 			pod.Spec.Containers[0].LivenessProbe = &corev1.Probe{
-				ProbeHandler: httpGet("/healthz", workloadPort), InitialDelaySeconds: 1, PeriodSeconds: 1, TimeoutSeconds: 10, FailureThreshold: 1,
+				ProbeHandler: httpGet("/healthz", workloadPort), InitialDelaySeconds: 15, PeriodSeconds: 1, TimeoutSeconds: 15, FailureThreshold: 1,
 			}
 			if labelled {
 				protected(pod)
@@ -207,7 +208,7 @@ func (s *scene) countLives(ctx context.Context, b *countedBlock, proxy *criproxy
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, life.name, metav1.DeleteOptions{})).To(Succeed(), "delete pod %s", life.name)
 	}
 	for _, life := range b.lives {
-		s.awaitGone(ctx, &subject{name: life.name, namespace: s.namespace, uid: life.uid}, gracePeriod+2*deletionSlack)
+		s.awaitGone(ctx, &subject{name: life.name, namespace: s.namespace, uid: life.uid}, collection)
 	}
 	if !first {
 		Eventually(func(g Gomega) {
