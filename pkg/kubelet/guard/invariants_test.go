@@ -23,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
@@ -460,7 +461,7 @@ func (n *nodeCounters) books() {
 func TestInvariantUnprotectedPodsCostNothing(t *testing.T) {
 	n := newNodeCounters(t)
 	pod := plainPod("p")
-	source, err := n.WatchSource(&listerWatcher{watch: watchOf(pod, deleted(pod))}).Watch(metav1.ListOptions{ResourceVersion: "0"})
+	source, err := watchSource(t, n.Guard, watchOf(pod, deleted(pod)))
 	require.NoError(t, err)
 	<-source.ResultChan()
 	ObserveSource(apiSource, []*v1.Pod{pod})
@@ -581,15 +582,15 @@ func TestInvariantRewindLeavesUnprotectedPodsAlone(t *testing.T) {
 	n := newNodeCounters(t)
 	plain, kept := plainPod("plain"), protectedPod("kept")
 	server := newFakeServer(100, plain, kept)
-	reflected := n.WatchSource(server)
-	list, err := reflected.List(metav1.ListOptions{})
+	reflected := cache.ToListerWatcherWithContext(n.WatchSource(server))
+	list, err := reflected.ListWithContext(t.Context(), metav1.ListOptions{})
 	require.NoError(t, err)
 	require.Len(t, list.(*v1.PodList).Items, 2)
 	ObserveSource(apiSource, []*v1.Pod{plain, kept})
 	older := plain.DeepCopy()
 	older.Spec.Containers[0].Image = "app:0"
 	server.replace(50, older, kept)
-	w, err := reflected.Watch(metav1.ListOptions{ResourceVersion: "100"})
+	w, err := reflected.WatchWithContext(t.Context(), metav1.ListOptions{ResourceVersion: "100"})
 	require.NoError(t, err)
 	defer w.Stop()
 	var seen []string
@@ -785,6 +786,13 @@ func TestInvariantAuditChangesNothing(t *testing.T) {
 			assert.NoError(t, call(), name)
 		}
 	})
+}
+
+// watchSource opens a watch of the API source through the guard.
+func watchSource(t *testing.T, g *Guard, w watch.Interface) (watch.Interface, error) {
+	t.Helper()
+	source := cache.ToListerWatcherWithContext(g.WatchSource(&listerWatcher{watch: w}))
+	return source.WatchWithContext(t.Context(), metav1.ListOptions{ResourceVersion: "0"})
 }
 
 // watchOf returns a watch with the pods as modified.

@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Invariant 2: evidence is seen in the watch, and the watch waits for no disk. A pipe
@@ -31,7 +30,7 @@ func TestInvariantWatchTouchesNoDisk(t *testing.T) {
 		}
 	}
 	defer mended()
-	source, err := n.WatchSource(&listerWatcher{watch: watchOf(deleted(pod), deleted(other))}).Watch(metav1.ListOptions{ResourceVersion: "0"})
+	source, err := watchSource(t, n.Guard, watchOf(deleted(pod), deleted(other)))
 	require.NoError(t, err)
 	for range 2 {
 		select {
