@@ -42,11 +42,13 @@ const (
 	// moreRuntimeCalls is the contract's bound for a protected pod: whether it is
 	// alive may be asked at its deletion and once more.
 	moreRuntimeCalls = 2
-	// maxSyncs bounds the fsyncs of a protected pod's life without holds. A write
-	// takes two, of the file and of its folder: one write before its first container
-	// starts, one for the evidence, and one for what the API server or a controller
-	// writes into the object in between.
-	maxSyncs = 6
+	// A write takes two fsyncs, of the file and of its folder. maxWrites bounds the
+	// writes of a protected pod's life without holds: one before its first container
+	// starts, and one for the evidence. In between, what changed in its object is
+	// written at most maxWritesPerMinute times: here the containers of its status, when
+	// they run and when one was restarted.
+	maxWrites          = 2
+	maxWritesPerMinute = 1
 )
 
 // The life of a pod is counted with both kubelets, on one node, in one run: a proxy of
@@ -95,6 +97,9 @@ type countedBlock struct {
 	// node has what is about no pod in particular, from the time in which nothing
 	// happens.
 	node counts
+	// lived is how long it took from the creation of the first pod until the last one
+	// was deleted.
+	lived time.Duration
 	// shared has what was written or synced for no pod that can be told.
 	shared counts
 }
@@ -130,13 +135,17 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	for _, life := range b.lives {
 		of[life.uid] = life
 	}
+	// Whoever looks for the reason of a difference wants to know when each call came.
+	var timeline strings.Builder
 	for _, call := range proxy.Calls() {
 		if life := of[types.UID(call.PodUID)]; life != nil {
+			fmt.Fprintln(&timeline, call.Start.Format("15:04:05.000"), life.name, runtimeRow(call), call.ContainerID, call.Code)
 			life.counts.add(groupRuntime, runtimeRow(call))
 		} else if call.WholeNode() && call.Start.After(steadyFrom) && call.Start.Before(steadyTo) {
 			b.node.add(groupRuntime, runtimeRow(call))
 		}
 	}
+	Expect(os.WriteFile(filepath.Join(artifactsDir(), fmt.Sprintf("counters-%s.txt", kubelet)), []byte(timeline.String()), 0o644)).To(Succeed())
 	for _, request := range readAudit(begin) {
 		row := apiRow(request)
 		if life := request.life(b.lives, s.namespace); life != nil {
@@ -170,6 +179,7 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 func (s *scene) countLives(ctx context.Context, b *countedBlock, proxy *criproxy.Proxy, each int, prefix string) (steadyFrom, steadyTo time.Time) {
 	GinkgoHelper()
 	first := each == 0
+	created := time.Now()
 	for n := range max(2*each, 1) {
 		labelled := n%2 == 1
 		template := s.newPod(fmt.Sprintf("%s-%d", prefix, n), func(pod *corev1.Pod) {
@@ -207,6 +217,7 @@ func (s *scene) countLives(ctx context.Context, b *countedBlock, proxy *criproxy
 	for _, life := range b.lives {
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, life.name, metav1.DeleteOptions{})).To(Succeed(), "delete pod %s", life.name)
 	}
+	b.lived = time.Since(created)
 	for _, life := range b.lives {
 		s.awaitGone(ctx, &subject{name: life.name, namespace: s.namespace, uid: life.uid}, collection)
 	}

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -177,8 +179,9 @@ func (t *countersTable) violations() []string {
 			found = append(found, fmt.Sprintf("no pod, %s: %d %s", groupState, n, row))
 		}
 	}
-	if n := t.syncsPerProtected(); n > maxSyncs {
-		found = append(found, fmt.Sprintf("protected pod, %s: %.1f fsyncs, allowed are %d", groupState, n, maxSyncs))
+	minutes := int(math.Ceil(t.guarded.lived.Minutes()))
+	if n, allowed := t.syncsPerProtected(), 2*(maxWrites+maxWritesPerMinute*minutes); n > float64(allowed) {
+		found = append(found, fmt.Sprintf("protected pod, %s: %.1f fsyncs in %d minutes, allowed are %d", groupState, n, minutes, allowed))
 	}
 	for _, group := range []string{groupRuntime, groupAPI} {
 		for row, n := range t.guarded.node[group] {
@@ -200,7 +203,8 @@ func (t *countersTable) violations() []string {
 // markdown writes the tables.
 func (t *countersTable) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s against %s, %d lives in each column.\n\n", t.guarded.version, t.stock.version, len(t.guarded.of(groupState, rowSyncs, labelled)))
+	fmt.Fprintf(&b, "%s against %s, %d lives in each column; until their deletion they were %.0f s long with the\nguarded kubelet.\n\n",
+		t.guarded.version, t.stock.version, len(t.guarded.of(groupState, rowSyncs, labelled)), t.guarded.lived.Seconds())
 	b.WriteString("| of one pod | stock | guarded, unprotected | stock, labelled | guarded, protected |\n|---|---|---|---|---|\n")
 	for _, group := range []string{groupRuntime, groupAPI} {
 		var sums [4]int
@@ -331,8 +335,10 @@ func TestCountersTable(t *testing.T) {
 		},
 		{
 			"writes", groupState, map[string][]int{rowSyncs: {0, 0}}, map[string][]int{rowSyncs: {1, 5}},
-			func(t *countersTable) { t.guarded.shared = counts{groupState: {rowSyncs: 2}} },
-			[]string{"protected pod, state directory: 7.0 fsyncs, allowed are 6", "unprotected pod, state directory: 1 fsyncs"},
+			func(t *countersTable) {
+				t.guarded.shared, t.guarded.lived = counts{groupState: {rowSyncs: 2}}, 50*time.Second
+			},
+			[]string{"protected pod, state directory: 7.0 fsyncs in 1 minutes, allowed are 6", "unprotected pod, state directory: 1 fsyncs"},
 		},
 		{
 			"the node's rates", groupAPI, map[string][]int{"get pods": {1, 1}}, map[string][]int{"get pods": {1, 1}},
