@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/criproxy"
 )
@@ -117,7 +118,14 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	GinkgoHelper()
 	progress("counters: the %s kubelet", kubelet)
 	trace := newSyncTrace()
-	restartKubelet(ctx, throughProxy(proxy, KubeletChange{Binary: trace.kubelet(kubeletBinary(kubelet))}))
+	restartKubelet(ctx, throughProxy(proxy, KubeletChange{
+		Binary: trace.kubelet(kubeletBinary(kubelet)),
+		// The rotation of logs asks for the status of each container every 10 s, so that
+		// a longer life would have more calls.
+		Configure: func(config *kubeletconfig.KubeletConfiguration) {
+			config.ContainerLogMonitorInterval = &metav1.Duration{Duration: time.Hour}
+		},
+	}))
 	// What the node's status says may still be the version before.
 	version, err := exec.CommandContext(ctx, kubeletBinary(kubelet), "--version").Output()
 	Expect(err).NotTo(HaveOccurred(), "ask the %s kubelet for its version", kubelet)
