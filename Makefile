@@ -138,8 +138,8 @@ test-unit: ## Run the unit tests, those of the guard with the race detector
 	@$(guard_build) unit --race=./pkg/... ./...
 
 .PHONY: test-upstream
-test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded tree
-	@$(guard_build) test
+test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded tree, and compare the table of stop paths with it
+	@status=0; $(guard_build) stop-paths --check || status=1; $(guard_build) test || status=1; exit $$status
 
 .PHONY: test-e2e
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
@@ -202,6 +202,10 @@ test-packages: packages binaries ## Install, use and remove deb and rpm on a nod
 prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
 	@$(guard_build) prove
 
+.PHONY: stop-paths
+stop-paths: ## Compare the table of all stop paths with the guarded tree (30 seconds)
+	@$(guard_build) stop-paths --check
+
 .PHONY: bench
 bench: ## Measure what a decision costs
 	@$(go) test -run='^$$' -bench=. -benchmem ./pkg/kubelet/guard
@@ -258,6 +262,7 @@ series: ## Write the series with the guard package as mails for git am: _output/
 generate: ## Write everything that is made from code or patches
 	@$(go) generate ./...
 	@$(guard_build) patches readme
+	@$(guard_build) stop-paths --write
 
 .PHONY: clean
 clean: ## Remove _output, unless a cluster runs in it

@@ -61,6 +61,7 @@ func newCommand() *cobra.Command {
 		newUnitCommand(),
 		newTestCommand(o),
 		newProveCommand(o),
+		newStopPathsCommand(o),
 		newTreeCommand(o),
 		newVersionCommand(o),
 		newPinCommand(o),

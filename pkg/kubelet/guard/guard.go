@@ -70,6 +70,8 @@ type Dependencies struct {
 	ProcDir string
 	// Clock defaults to the real one.
 	Clock clock.WithTicker
+	// HostRoot is put before the paths of cgroups. Only tests set it.
+	HostRoot string
 }
 
 // kernel is the kernel's word on what runs. Errors mean that it cannot be found out.
@@ -142,6 +144,9 @@ type Guard struct {
 	// ending has the pods that were restored only to be ended: they have evidence,
 	// and their own grace period.
 	ending []types.UID
+
+	// limits has the memory limits above the pods that were refused. See memory.go.
+	limits memoryLimits
 }
 
 // podRecord is what is known about one protected pod.
@@ -234,6 +239,7 @@ func New(d Dependencies) (*Guard, error) {
 		loaded:      map[types.UID]savedPod{},
 		waiting:     map[types.UID]*waitingPod{},
 		saver:       newSaver(),
+		limits:      memoryLimits{reclaimed: map[string]time.Time{}, write: writeReclaim, hostRoot: d.HostRoot},
 	}
 	if d.ProcDir != "" {
 		g.kernel = newProcesses(d.ProcDir, d.Clock)
@@ -605,6 +611,7 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 				sync(uid, true)
 			}
 			g.tidy()
+			g.retryLimits()
 		}
 	}
 }

@@ -104,6 +104,12 @@ func RefuseContainerChange(pod *v1.Pod, container *v1.Container, containerID str
 	return g != nil && g.RefuseContainerChange(pod, container, containerID)
 }
 
+// Protects: see Guard.Protects.
+func Protects(pod *v1.Pod) bool {
+	g := installed.Load()
+	return g != nil && g.Protects(pod)
+}
+
 // RefuseUnknownState: see Guard.RefuseUnknownState.
 func RefuseUnknownState(pod *v1.Pod, name, containerID string) bool {
 	g := installed.Load()
@@ -296,4 +302,20 @@ func RequestToken(get TokenGetter, name, namespace string, request *authenticati
 		return g.RequestToken(get, name, namespace, request)
 	}
 	return get(name, namespace, request)
+}
+
+// SetCgroupResources: see Guard.SetCgroupResources.
+func SetCgroupResources(cgroup []string, path string, memory *int64, set func() error) error {
+	if g := installed.Load(); g != nil {
+		return g.SetCgroupResources(cgroup, path, memory, set)
+	}
+	return set()
+}
+
+// UpdateReserved: see Guard.UpdateReserved.
+func UpdateReserved(update func() error) error {
+	if g := installed.Load(); g != nil {
+		return g.UpdateReserved(update)
+	}
+	return update()
 }

@@ -19,5 +19,6 @@ var advice = map[guard.Cause]string{
 	guard.ContainerHashChanged:   "See whether the runtime or the kubelet was upgraded or crashed: what they recorded about a container differs from its spec.",
 	guard.ContainerStateUnknown:  "See the log of the container runtime: it does not know the state of a container.",
 	guard.VolumeUnmount:          "See whether PVC, PV and CSI driver of the pod can be read.",
+	guard.MemoryLimitLowered:     "See what was reserved when the kubelet last started (systemReserved, kubeReserved, qosReserved): a limit above the pods would fall below what they use. Correct it and restart the kubelet, or delete pods; the limit follows within a minute.",
 	guard.RuntimeStop:            "A path that no hook knows. Please report it with the kubelet's log.",
 }
