@@ -61,6 +61,11 @@ var podHooks = map[string]func(pod *v1.Pod) bool{
 	"CheckKill":    func(pod *v1.Pod) bool { return CheckKill(pod) != nil },
 	"HoldVanished": func(pod *v1.Pod) bool { return HoldVanished(apiSource, pod) },
 	"Vanished":     func(pod *v1.Pod) bool { return Vanished(pod.UID) },
+	"SetCgroupResources": func(pod *v1.Pod) bool {
+		limit, done := int64(1<<20), false
+		err := SetCgroupResources([]string{"kubepods", "pod" + string(pod.UID)}, "/nowhere", &limit, func() error { done = true; return nil })
+		return err != nil || !done
+	},
 	"OnlyVanished": func(pod *v1.Pod) bool {
 		references := map[types.UID]int{pod.UID: 1}
 		return OnlyVanished(references)
@@ -107,7 +112,7 @@ var endings = map[string]func(pod *v1.Pod){
 
 // otherHooks are about no pod, or say what its object says. WatchSource is tested with a
 // source, Run with what it calls.
-var otherHooks = []string{"AddFlags", "Start", "Install", "Run", "Handler", "SetNodeCondition", "WatchSource", "RunsAlready"}
+var otherHooks = []string{"AddFlags", "Start", "Install", "Run", "Handler", "SetNodeCondition", "WatchSource", "RunsAlready", "Protects", "UpdateReserved"}
 
 var (
 	allCauses             = Causes()
@@ -516,6 +521,8 @@ func TestInvariantUnprotectedDecisionsAllocateNothing(t *testing.T) {
 	ask["RefuseContainerChange"] = func(pod *v1.Pod) bool { return RefuseContainerChange(pod, &pod.Spec.Containers[0], id) }
 	ask["RefuseCgroupRemoval"] = func(*v1.Pod) bool { return RefuseCgroupRemoval(cgroup) }
 	references, request := map[types.UID]int{pod.UID: 1}, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{UID: pod.UID}}}
+	limit, set := int64(1<<20), func() error { return nil }
+	ask["SetCgroupResources"] = func(*v1.Pod) bool { return SetCgroupResources(cgroup, "/nowhere", &limit, set) != nil }
 	ask["OnlyVanished"] = func(*v1.Pod) bool { return OnlyVanished(references) }
 	ask["RequestToken"] = func(*v1.Pod) bool { _, err := RequestToken(sameToken, "default", "n", request); return err != nil }
 	ask["RefuseUnknownState"] = func(pod *v1.Pod) bool { return RefuseUnknownState(pod, "app", id) }
