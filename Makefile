@@ -220,6 +220,15 @@ bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory
 load-node: binaries node-e2e ## Count what a node with 110 held pods asks of the API server (LOAD_PODS=110; 75 minutes)
 	@$(go) run ./cmd/guard-e2e load --pods='$(or $(LOAD_PODS),110)'
 
+.PHONY: counters
+counters: binaries node-e2e ## Count what a pod's life costs with both kubelets and write the table into docs/performance.md (needs strace; 8 minutes)
+	@mkdir -p _output/e2e/guarded
+	@$(go) test -run='^$$' -bench=Refuse -benchmem ./pkg/kubelet/guard > _output/e2e/guarded/decisions.txt
+	@_output/bin/node-e2e.test -test.run='^TestNode$$' -kubelet=guarded -cluster=counters -output=_output -manifests=manifests \
+		-counters=docs/performance.md -counters-bench=_output/e2e/guarded/decisions.txt \
+		-ginkgo.label-filter=counters -ginkgo.no-color > _output/counters.log; status=$$?; \
+		[[ $$status -eq 0 ]] || { sed -n '/^  \[FAILED\]/,/^  In /p' _output/counters.log; echo 'See _output/counters.log'; }; exit $$status
+
 .PHONY: bench-webhook
 bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure pod deletion with 10 and 10,000 budgets, with the guard and by eviction, on a cluster
 	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/budget

@@ -45,6 +45,9 @@ type Options struct {
 	Kubelet Variant
 	// KubeletBinary is the kubelet that the node runs, for providers that make it.
 	KubeletBinary string
+	// APIServerFlags are appended to the API server's command line, by providers that
+	// make it.
+	APIServerFlags []string
 	// Log receives the provider's progress messages.
 	Log io.Writer
 }
@@ -83,6 +86,8 @@ type Node interface {
 	ControlPlane() ControlPlane
 	// KubeletDir is the kubelet's root directory, as the suite's process sees it.
 	KubeletDir() string
+	// RuntimeSocket is the container runtime's socket, as the suite's process sees it.
+	RuntimeSocket() string
 	// WriteStaticPod puts a manifest into the folder that the kubelet watches, and
 	// RemoveStaticPod takes it away; removing one that is not there is no error.
 	WriteStaticPod(name string, manifest []byte) error

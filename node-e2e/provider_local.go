@@ -37,6 +37,8 @@ func newLocalProvider(o Options) *localProvider {
 		NodeDir: filepath.Join(o.OutputDir, "node", "bin"),
 		Kubelet: o.KubeletBinary,
 		Log:     o.Log,
+
+		APIServerFlags: o.APIServerFlags,
 	}}
 }
 
@@ -86,6 +88,8 @@ func (n localNode) Storage() Storage           { return localStorage{n.cluster.E
 func (n localNode) ControlPlane() ControlPlane { return localControlPlane(n) }
 
 func (n localNode) KubeletDir() string { return n.cluster.HostPath("/var/lib/kubelet") }
+
+func (n localNode) RuntimeSocket() string { return n.cluster.RuntimeSocket() }
 
 func (n localNode) WriteStaticPod(name string, manifest []byte) error {
 	return writeStaticPod(n.cluster.StaticPodDir(), name, manifest)

@@ -134,12 +134,20 @@ func suiteProvider() (Provider, error) {
 	if clusterLog, err = os.Create(filepath.Join(artifactsDir(), "cluster.log")); err != nil {
 		return nil, fmt.Errorf("-output: %w", err)
 	}
+	var apiServerFlags []string
+	if *countersFlag != "" {
+		if apiServerFlags, err = auditFlags(); err != nil {
+			return nil, fmt.Errorf("-output: %w", err)
+		}
+	}
 	p, err := NewProvider(*providerFlag, Options{
 		ClusterName:   name,
 		OutputDir:     outputDir,
 		Kubelet:       variant,
 		KubeletBinary: binary,
 		Log:           clusterLog,
+
+		APIServerFlags: apiServerFlags,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("-provider: %w", err)

@@ -260,11 +260,15 @@ func verbosePID(info map[string]string) (int, error) {
 	return verbose.PID, nil
 }
 
+// RuntimeSocket returns the container runtime's socket as it is found outside the
+// node's mount namespace. The path may be too long for a socket address.
+func (c *Cluster) RuntimeSocket() string { return c.HostPath(containerdSocket) }
+
 // withRuntime calls f with a client of the container runtime. The connection is
 // not kept: the runtime comes and goes, and a kept connection would wait out its
 // back-off.
 func (c *Cluster) withRuntime(f func(runtimeapi.RuntimeServiceClient) error) error {
-	socket := c.HostPath(containerdSocket)
+	socket := c.RuntimeSocket()
 	connection, err := grpc.NewClient("passthrough:///"+programContainerd,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialUnix(ctx, socket) }))

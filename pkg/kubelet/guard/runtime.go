@@ -219,8 +219,13 @@ func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, cont
 	if r == nil {
 		return false
 	}
-	if asked := g.askedImage(containerID); asked != "" && asked != container.Image {
-		return false
+	g.mu.Lock()
+	verdict := Decide(g.factsLocked(r, ContainerHashChanged))
+	g.mu.Unlock()
+	if verdict == Refused || verdict == AllowedByAudit {
+		if asked := g.askedImage(containerID); asked != "" && asked != container.Image {
+			return false
+		}
 	}
 	return g.refuse(r, ContainerHashChanged,
 		fmt.Sprintf("the recorded hash of container %s differs, but its image does not", container.Name), isAlive)
