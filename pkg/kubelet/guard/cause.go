@@ -38,10 +38,26 @@ const (
 	// ContainerHashChanged: what the kubelet recorded about a container differs
 	// although the API object did not change.
 	ContainerHashChanged Cause = "ContainerHashChanged"
-	// ContainerStateUnknown: the runtime does not know a container's state.
+	// ContainerStateUnknown: the runtime does not know a container's state, or has
+	// forgotten a pod whose processes run.
 	ContainerStateUnknown Cause = "ContainerStateUnknown"
+	// ResizeRecordLost: a resize policy asks for a restart only because the record
+	// of the resources in force is lost.
+	ResizeRecordLost Cause = "ResizeRecordLost"
+	// RestartReported: the API object says that all containers are being restarted,
+	// and none of them has exited.
+	RestartReported Cause = "RestartReported"
+	// ObjectWentBack: the API shows an older object of the pod, as after a restore
+	// of its storage, whose images differ from those that run.
+	ObjectWentBack Cause = "ObjectWentBack"
 	// VolumeUnmount: a volume is about to be unmounted under the containers.
 	VolumeUnmount Cause = "VolumeUnmount"
+	// ResourcesReclaimed: devices, exclusive CPUs, pinned memory or resource claims
+	// of a pod that runs are about to be given to others.
+	ResourcesReclaimed Cause = "ResourcesReclaimed"
+	// MemoryLimitLowered: the memory limit of a cgroup above the pod is about to
+	// fall below what is in use, upon which the kernel kills.
+	MemoryLimitLowered Cause = "MemoryLimitLowered"
 	// RuntimeStop is the last line of defence: a stop or remove call that no
 	// other hook had allowed. It stays at zero in a correct build.
 	RuntimeStop Cause = "RuntimeStop"
@@ -56,7 +72,8 @@ var causes = []Cause{
 	AdmissionRejected, PodVanished, OrphanedRuntimePod, TerminalPhaseReported,
 	Evicted, Preempted, NodeShutdown, ActiveDeadlineExceeded,
 	VolumeLimitExceeded, PodCgroupMissing, CgroupCleanup, SandboxChanged,
-	ContainerHashChanged, ContainerStateUnknown, VolumeUnmount, RuntimeStop,
+	ContainerHashChanged, ContainerStateUnknown, ResizeRecordLost, RestartReported,
+	ObjectWentBack, VolumeUnmount, ResourcesReclaimed, MemoryLimitLowered, RuntimeStop,
 }
 
 // Causes returns all causes that can lead to a refusal, in a stable order.
@@ -79,15 +96,20 @@ func (c Cause) endsPod() bool {
 // sandbox is up and its containers would have been started again.
 func (c Cause) needsRunningContainer() bool {
 	switch c {
-	case CgroupCleanup, SandboxChanged, ContainerHashChanged, ContainerStateUnknown, VolumeUnmount, RuntimeStop:
+	case CgroupCleanup, SandboxChanged, ContainerHashChanged, ContainerStateUnknown, ResizeRecordLost,
+		RestartReported, ObjectWentBack, VolumeUnmount, MemoryLimitLowered, RuntimeStop:
 		return true
 	}
 	return false
 }
 
 // lasting reports whether the reason persists although the kubelet does not try
-// again: a vanished object stays away, and admission is asked once per kubelet
-// start. Holds of the other causes end when the attempts do.
+// again: a vanished object stays away, an older one stays older, and admission is
+// asked once per kubelet start. Holds of the other causes end when the attempts do.
 func (c Cause) lasting() bool {
-	return c == AdmissionRejected || c == PodVanished || c == OrphanedRuntimePod
+	switch c {
+	case AdmissionRejected, PodVanished, OrphanedRuntimePod, ObjectWentBack:
+		return true
+	}
+	return false
 }

@@ -68,8 +68,8 @@ type pendingEvent struct {
 }
 
 // podReference is what events on a pod are about.
-func (r *podRecord) podReference() v1.ObjectReference {
-	return v1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: r.namespace, Name: r.name, UID: r.uid}
+func podReference(namespace, name string, uid types.UID) v1.ObjectReference {
+	return v1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: namespace, Name: name, UID: uid}
 }
 
 // nodeReference is what events on the node are about. As in the kubelet's own events
@@ -85,7 +85,7 @@ func (g *Guard) event(r *podRecord, h *hold, eventType, reason, message string) 
 	g.mu.Lock()
 	present := r.present
 	g.mu.Unlock()
-	g.writeSoon(r.podReference(), h, eventType, reason, message)
+	g.writeSoon(podReference(r.namespace, r.name, r.uid), h, eventType, reason, message)
 	if !present {
 		g.writeSoon(g.nodeReference(), h, eventType, reason, fmt.Sprintf("Pod %s/%s (UID %s): %s", r.namespace, r.name, r.uid, message))
 	}

@@ -55,3 +55,17 @@ func (g *Guard) evidenceLocked(r *podRecord, kind EvidenceKind) []func() {
 	r.dirty = r.saved != nil
 	return g.releaseAllLocked(r, fmt.Sprintf("its deletion was asked for (%s)", kind))
 }
+
+// forgetEvidence saves that the evidence of the pod is over, and removes its release
+// file, which would be taken as evidence again.
+func (g *Guard) forgetEvidence(r *podRecord) {
+	g.mu.Lock()
+	r.dirty = r.saved != nil
+	g.mu.Unlock()
+	g.save(r)
+	if g.store != nil {
+		if err := removeIfThere(g.releasePath(r.uid)); err != nil {
+			g.stateFailed(err)
+		}
+	}
+}

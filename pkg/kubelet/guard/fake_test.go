@@ -47,7 +47,8 @@ type fakeRuntime struct {
 	mu         sync.Mutex
 	sandboxes  map[string]*runtimeapi.PodSandbox
 	containers map[string]*runtimeapi.Container
-	images     map[string]*runtimeapi.ImageSpec
+	// images is what a list of containers tells, statusImages what the status does.
+	images, statusImages map[string]*runtimeapi.ImageSpec
 	// err is the answer to every question, failing to those of one method.
 	err     error
 	failing map[string]error
@@ -64,11 +65,12 @@ type fakeRuntime struct {
 
 func newFakeRuntime() *fakeRuntime {
 	return &fakeRuntime{
-		sandboxes:  map[string]*runtimeapi.PodSandbox{},
-		containers: map[string]*runtimeapi.Container{},
-		images:     map[string]*runtimeapi.ImageSpec{},
-		failing:    map[string]error{},
-		calls:      map[string]int{},
+		sandboxes:    map[string]*runtimeapi.PodSandbox{},
+		containers:   map[string]*runtimeapi.Container{},
+		images:       map[string]*runtimeapi.ImageSpec{},
+		statusImages: map[string]*runtimeapi.ImageSpec{},
+		failing:      map[string]error{},
+		calls:        map[string]int{},
 	}
 }
 
@@ -89,9 +91,11 @@ func (f *fakeRuntime) run(pod *v1.Pod, state runtimeapi.ContainerState) {
 	}
 	f.containers[uid+"-c"] = &runtimeapi.Container{
 		Id: uid + "-c", PodSandboxId: uid + "-s", State: state,
-		Labels: map[string]string{podUIDLabel: uid, podNameLabel: pod.Name, podNamespaceLabel: pod.Namespace},
+		Labels: map[string]string{podUIDLabel: uid, podNameLabel: pod.Name, podNamespaceLabel: pod.Namespace, containerNameLabel: "app"},
 	}
-	f.images[uid+"-c"] = &runtimeapi.ImageSpec{UserSpecifiedImage: "app:1"}
+	f.images[uid+"-c"] = &runtimeapi.ImageSpec{Image: "sha256:4242", UserSpecifiedImage: "app:1"}
+	// What containerd makes of it, see its internal/cri/server/container_status.go.
+	f.statusImages[uid+"-c"] = &runtimeapi.ImageSpec{Image: "docker.io/library/app:1"}
 }
 
 func (f *fakeRuntime) setContainer(pod *v1.Pod, state runtimeapi.ContainerState) {
@@ -165,7 +169,7 @@ func (f *fakeRuntime) ListContainers(ctx context.Context, filter *runtimeapi.Con
 	for _, id := range slices.Sorted(maps.Keys(f.containers)) {
 		c := f.containers[id]
 		if f.unfiltered || (filter.Id == "" || filter.Id == c.Id) && (filter.PodSandboxId == "" || filter.PodSandboxId == c.PodSandboxId) && selected(filter.LabelSelector, c.Labels) {
-			found = append(found, &runtimeapi.Container{Id: c.Id, PodSandboxId: c.PodSandboxId, State: c.State, Labels: c.Labels})
+			found = append(found, &runtimeapi.Container{Id: c.Id, PodSandboxId: c.PodSandboxId, State: c.State, CreatedAt: c.CreatedAt, Labels: c.Labels, Image: f.images[id]})
 		}
 	}
 	return found, nil
@@ -205,7 +209,31 @@ func (f *fakeRuntime) ContainerStatus(ctx context.Context, id string, _ bool) (*
 	if f.containers[id] == nil {
 		return nil, fmt.Errorf("container %s not found", id)
 	}
-	return &runtimeapi.ContainerStatusResponse{Status: &runtimeapi.ContainerStatus{Id: id, Image: f.images[id]}}, nil
+	return &runtimeapi.ContainerStatusResponse{Status: &runtimeapi.ContainerStatus{Id: id, Image: f.statusImages[id]}}, nil
+}
+
+// fakeProcesses is the kernel: the pods and the containers that have processes.
+type fakeProcesses struct {
+	mu        sync.Mutex
+	pods      map[types.UID]bool
+	dead      map[string]bool
+	err       error
+	questions int
+}
+
+func (p *fakeProcesses) podHasProcesses(uid types.UID) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.questions++
+	return p.pods[uid], p.err
+}
+
+// OfContainer: a container in an unknown state runs unless a test says otherwise.
+func (p *fakeProcesses) containerHasProcesses(_ types.UID, id string) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.questions++
+	return !p.dead[id], p.err
 }
 
 func (f *fakeRuntime) act(call, id string) error {
@@ -234,6 +262,11 @@ func (f *fakeRuntime) RemovePodSandbox(_ context.Context, id string) error {
 func (f *fakeRuntime) RunPodSandbox(_ context.Context, config *runtimeapi.PodSandboxConfig, _ string) (string, error) {
 	id := config.GetMetadata().GetUid() + "-s"
 	return id, f.act("RunPodSandbox", id)
+}
+
+func (f *fakeRuntime) CreateContainer(_ context.Context, _ string, _ *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) (string, error) {
+	id := sandbox.GetMetadata().GetUid() + "-c"
+	return id, f.act("CreateContainer", id)
 }
 
 // fakeEvents is an API server for events, and a recorder. It keeps events as
@@ -354,6 +387,7 @@ type fixture struct {
 	*Guard
 	t       testing.TB
 	runtime *fakeRuntime
+	kernel  *fakeProcesses
 	events  *fakeEvents
 	clock   *testingclock.FakeClock
 }
@@ -365,9 +399,13 @@ func newFixture(t testing.TB, options ...func(*Configuration)) *fixture {
 	for _, option := range options {
 		option(config)
 	}
-	f := &fixture{t: t, runtime: newFakeRuntime(), events: &fakeEvents{}, clock: testingclock.NewFakeClock(epoch)}
+	f := &fixture{
+		t: t, runtime: newFakeRuntime(), events: &fakeEvents{}, clock: testingclock.NewFakeClock(epoch),
+		kernel: &fakeProcesses{pods: map[types.UID]bool{}, dead: map[string]bool{}},
+	}
 	g, err := New(Dependencies{Configuration: config, NodeName: "node-1", Recorder: f.events, Events: f.events, Runtime: f.runtime, Clock: f.clock})
 	require.NoError(t, err)
+	g.kernel = f.kernel
 	f.Guard, f.events.guard = g, g
 	return f
 }
@@ -422,6 +460,16 @@ func (f *fixture) running(pods ...*v1.Pod) {
 		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
 	}
 	f.ObserveSource(apiSource, pods)
+}
+
+// relist is what the kubelet's PLEG does once a second.
+func (f *fixture) relist() {
+	f.t.Helper()
+	service := f.RuntimeService(f.runtime)
+	_, err := service.ListPodSandbox(context.Background(), &runtimeapi.PodSandboxFilter{})
+	require.NoError(f.t, err)
+	_, err = service.ListContainers(context.Background(), &runtimeapi.ContainerFilter{})
+	require.NoError(f.t, err)
 }
 
 // pass lets time go by; the guard keeps its books as it does in Run.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -64,8 +65,20 @@ type Dependencies struct {
 	Runtime internalapi.RuntimeService
 	// Deletions may be nil: no records then.
 	Deletions Deletions
+	// ProcDir is where the kernel tells about processes, /proc on a node. When it is
+	// empty the kernel is not asked.
+	ProcDir string
 	// Clock defaults to the real one.
 	Clock clock.WithTicker
+}
+
+// kernel is the kernel's word on what runs. Errors mean that it cannot be found out.
+type kernel interface {
+	// podHasProcesses reports whether a process runs in the pod's cgroup, that of its
+	// sandbox included.
+	podHasProcesses(uid types.UID) (bool, error)
+	// containerHasProcesses reports whether a process of the container runs.
+	containerHasProcesses(uid types.UID, containerID string) (bool, error)
 }
 
 // Guard holds what is known about the protected pods of this node and answers
@@ -80,6 +93,10 @@ type Guard struct {
 	runtime  internalapi.RuntimeService
 	clock    clock.WithTicker
 	metrics  *guardMetrics
+	// kernel is nil when it is not to be asked.
+	kernel kernel
+	// inventory is what the runtime has told the kubelet.
+	inventory inventory
 	// deletions is nil without an API server.
 	deletions Deletions
 	// events is nil without an API server; queue has what is still to be written.
@@ -112,6 +129,14 @@ type Guard struct {
 	loaded map[types.UID]savedPod
 	// unusable has the pods whose files could not be used, until then.
 	unusable []types.UID
+
+	// vanished is how many pods have lost their objects. It is read without mu.
+	vanished atomic.Int32
+	// waiting has the pods whose start waits for a held pod, by UID.
+	waiting map[types.UID]*waitingPod
+	// ending has the pods that were restored only to be ended: they have evidence,
+	// and their own grace period.
+	ending []types.UID
 }
 
 // podRecord is what is known about one protected pod.
@@ -125,8 +150,19 @@ type podRecord struct {
 	pass uint64
 	// present: the newest message had the object.
 	present bool
+	// lost: its object was gone without a deletion that this kubelet could see, and
+	// has not been back since.
+	lost bool
+	// earlier: the pod is older than this kubelet process.
+	earlier bool
+	// older is the object that the API shows when it is older than one that was seen
+	// before; nil otherwise. See older.go.
+	older *v1.Pod
 
 	evidence *Evidence
+	// evidenceOver: the life that the evidence is for has ended, since the pod was
+	// stopped after it came, or it came to an earlier kubelet.
+	evidenceOver bool
 	// permit is why an attempt that ends the pod was let through; Completed when
 	// the pod ended by itself.
 	permit Cause
@@ -199,6 +235,10 @@ func New(d Dependencies) (*Guard, error) {
 		stops:       map[string]time.Time{},
 		unprotected: map[types.UID]time.Time{},
 		loaded:      map[types.UID]savedPod{},
+		waiting:     map[types.UID]*waitingPod{},
+	}
+	if d.ProcDir != "" {
+		g.kernel = newProcesses(d.ProcDir, d.Clock)
 	}
 	for _, cause := range d.Configuration.AllowedCauses {
 		g.exempt[cause] = true
@@ -217,17 +257,22 @@ func (g *Guard) Mode() Mode { return g.config.Mode }
 // Version returns the version of the binary, for example v1.36.3+guard.0.1.0.
 func Version() string { return version.Get().GitVersion }
 
-// Protects reports whether the pod is of the API source and matches the
-// selector. It does not allocate.
+// Protects reports whether a pod that the kubelet works with is of the API source
+// and matches the selector. It does not allocate.
 func (g *Guard) Protects(pod *v1.Pod) bool {
-	if g.config.Mode == Off || len(pod.Labels) == 0 || !g.selector.Matches(labels.Set(pod.Labels)) {
-		return false
-	}
-	if _, mirror := pod.Annotations[mirrorAnnotation]; mirror {
-		return false
-	}
 	source, known := pod.Annotations[sourceAnnotation]
-	return !known || source == apiSource
+	return (!known || source == apiSource) && g.protectsObject(pod)
+}
+
+// protectsObject is Protects for an object that comes from the API. What its author
+// wrote into the annotation of the source means nothing: the kubelet overwrites it
+// when it takes the object over (podStorage.merge).
+func (g *Guard) protectsObject(pod *v1.Pod) bool {
+	if g.config.Mode == Off || !g.selector.Matches(labels.Set(pod.Labels)) {
+		return false
+	}
+	_, mirror := pod.Annotations[mirrorAnnotation]
+	return !mirror
 }
 
 // Refuse is the question that most hooks ask: may the kubelet do to the pod what
@@ -237,10 +282,10 @@ func (g *Guard) Refuse(pod *v1.Pod, cause Cause, detail string) bool {
 	return r != nil && g.refuse(r, cause, detail, nil)
 }
 
-// refuse decides about one attempt and takes note of it. running, when not nil,
-// is what the caller knows about running containers; otherwise the runtime is
-// asked, and only when the answer matters.
-func (g *Guard) refuse(r *podRecord, cause Cause, detail string, running *bool) bool {
+// refuse decides about one attempt and takes note of it. alive tells whether the
+// attempt would stop something; it is asked only when the answer matters, and without
+// the lock. When it is nil the runtime is asked, unless it has answered lately.
+func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bool) bool {
 	start := g.clock.Now()
 	defer func() { g.metrics.decision.Observe(g.clock.Since(start).Seconds()) }()
 
@@ -249,13 +294,13 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, running *bool) 
 	lately := r.aliveLatelyLocked(cause, start)
 	g.mu.Unlock()
 
-	alive := true
+	isAlive := true
 	if verdict := Decide(facts); verdict == Refused || verdict == AllowedByAudit {
 		switch {
-		case running != nil:
-			alive = *running
+		case alive != nil:
+			isAlive = alive()
 		case !lately:
-			alive = g.alive(r, cause.needsRunningContainer())
+			isAlive = g.alive(r, cause.needsRunningContainer())
 		}
 	}
 
@@ -270,7 +315,7 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, running *bool) 
 		g.records[r.uid] = r
 	}
 	facts = g.factsLocked(r, cause)
-	facts.Alive, facts.Protected = alive, !unprotected
+	facts.Alive, facts.Protected = isAlive, !unprotected
 	verdict := Decide(facts)
 	after := g.noteLocked(r, cause, detail, verdict)
 	g.mu.Unlock()
@@ -341,6 +386,11 @@ func (r *podRecord) aliveLatelyLocked(cause Cause, now time.Time) bool {
 	if h := r.holds[cause]; h != nil && cause.lasting() {
 		return true
 	}
+	// Asked once per sync only. When the last container of a lost sandbox is gone, the
+	// pod is to have a new one at once.
+	if cause == SandboxChanged {
+		return false
+	}
 	at := r.aliveAt
 	if cause.needsRunningContainer() {
 		at = r.runningAt
@@ -389,8 +439,9 @@ func newRecord(uid types.UID, namespace, name string) *podRecord {
 
 // recordByUID returns the record of a pod that is known by its UID only, or nil
 // when the pod is not protected. A pod that no API object told about is judged
-// by the labels that the kubelet wrote on its sandboxes; when these cannot be
-// read, the error says so, and the pod has to be left alone until they can.
+// by what an earlier kubelet saved, and without that by the labels that the kubelet
+// wrote on its sandboxes; when these cannot be read, the error says so, and the pod
+// has to be left alone until they can.
 func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 	if g.config.Mode == Off {
 		return nil, nil
@@ -398,6 +449,13 @@ func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 	g.mu.Lock()
 	r := g.records[uid]
 	_, unprotected := g.unprotected[uid]
+	if saved, ok := g.loaded[uid]; r == nil && !unprotected && ok && g.protectsObject(saved.Pod) {
+		// Before the first message of the API source, which a kubelet without an API
+		// server never gets.
+		r = newRecord(uid, saved.Pod.Namespace, saved.Pod.Name)
+		r.adopt(saved)
+		g.records[uid] = r
+	}
 	g.mu.Unlock()
 	if r != nil || unprotected {
 		return r, nil
@@ -445,7 +503,7 @@ func (g *Guard) RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bo
 	case pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded:
 		return g.Refuse(pod, TerminalPhaseReported, fmt.Sprintf("the API object says %s", pod.Status.Phase))
 	case kill && evict:
-		return g.Refuse(pod, Evicted, "the kubelet evicts the pod")
+		return g.Refuse(pod, Evicted, "the kubelet evicts the pod, or preempts it")
 	case kill:
 		return g.Refuse(pod, PodVanished, "the pod is gone from the API source")
 	}
@@ -534,12 +592,22 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 		case uid := <-g.syncs:
 			sync(uid, false)
 		case <-ticker.C():
-			for _, uid := range append(g.readReleases(), g.lookUpDeletions(ctx)...) {
+			released := append(g.readReleases(), g.lookUpDeletions(ctx)...)
+			for _, uid := range append(released, g.takeEnding()...) {
 				sync(uid, true)
 			}
 			g.tidy()
 		}
 	}
+}
+
+// takeEnding returns the pods that were restored only to be ended.
+func (g *Guard) takeEnding() []types.UID {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	ending := g.ending
+	g.ending = nil
+	return ending
 }
 
 // tidy ends holds whose reason is over and forgets pods of which nothing is left.
@@ -581,10 +649,13 @@ func (g *Guard) tidy() {
 			delete(g.unprotected, uid)
 		}
 	}
+	g.tidyWaitingLocked(now)
+	g.countVanishedLocked()
 	g.mu.Unlock()
 	for _, f := range after {
 		f()
 	}
+	g.wake()
 	for _, r := range unsaved {
 		g.save(r)
 	}

@@ -70,7 +70,7 @@ func (f *fixture) attempt(pod *v1.Pod, cause Cause) bool {
 		return f.HoldVanished(apiSource, pod)
 	case OrphanedRuntimePod:
 		return f.RefuseTermination(&v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: pod.UID}}, true, true, false)
-	case VolumeUnmount:
+	case VolumeUnmount, ResourcesReclaimed:
 		return f.RefuseUID(pod.UID, cause, "detail")
 	case TerminalPhaseReported:
 		return f.RefuseTermination(inPhase(pod, v1.PodFailed), false, false, false)

@@ -2,10 +2,13 @@ package guard
 
 import (
 	"fmt"
+	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 )
 
@@ -19,11 +22,74 @@ const (
 
 // hold is one refused attempt whose reason persists.
 type hold struct {
-	since  time.Time
-	last   time.Time
-	detail string
+	since time.Time
+	last  time.Time
+	// details say what the attempts were about, see addDetail.
+	details []detail
 	// ended is when the hold was over; zero while it lasts.
 	ended time.Time
+}
+
+// maxDetails bounds how many different details of one hold are kept.
+const maxDetails = 4
+
+// detail is what the attempts of one hold were about: the first and the newest of
+// those that begin alike up to a colon. Attempts that begin differently are reasons
+// of their own, as when several admission handlers reject a pod; the same beginning
+// comes with newer figures, as in the messages of the eviction manager.
+type detail struct{ first, newest string }
+
+// addDetail takes the detail of another attempt.
+func (h *hold) addDetail(text string) {
+	reason, _, _ := strings.Cut(text, ":")
+	i := slices.IndexFunc(h.details, func(known detail) bool {
+		beginning, _, _ := strings.Cut(known.first, ":")
+		return beginning == reason
+	})
+	switch {
+	case text == "":
+	case i >= 0:
+		h.details[i].newest = text
+	case len(h.details) < maxDetails:
+		h.details = append(h.details, detail{first: text, newest: text})
+	}
+}
+
+// reason is what the hold is for, without newer figures: the pod's condition shows
+// it, and every change of that is a request to the API server.
+func (h *hold) reason() string {
+	return h.joined(func(d detail) string { return d.first })
+}
+
+// newest is reason with the newest figures.
+func (h *hold) newest() string {
+	return h.joined(func(d detail) string { return d.newest })
+}
+
+func (h *hold) joined(text func(detail) string) string {
+	texts := make([]string, len(h.details))
+	for i, d := range h.details {
+		texts[i] = text(d)
+	}
+	return strings.Join(texts, "; ")
+}
+
+// newHold returns a hold that begins now.
+func newHold(now time.Time, text string) *hold {
+	h := &hold{since: now, last: now}
+	h.addDetail(text)
+	return h
+}
+
+// countVanishedLocked brings Guard.vanished up to date.
+func (g *Guard) countVanishedLocked() {
+	n := int32(0)
+	for _, r := range g.records {
+		if r.lost && !r.present {
+			n++
+		}
+	}
+	g.vanished.Store(n)
 }
 
 // holdLocked takes note of a refusal. The returned functions report it and are
@@ -32,13 +98,18 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 	now := g.clock.Now()
 	if h := r.holds[cause]; h != nil {
 		h.last = now
+		h.addDetail(detail)
 		return nil
 	}
 	if len(r.holds) == 0 {
 		r.heldSince = now
 	}
-	h := &hold{since: now, last: now, detail: detail}
+	h := newHold(now, detail)
 	r.holds[cause] = h
+	if cause == PodVanished {
+		r.lost = true
+		g.countVanishedLocked()
+	}
 	g.metrics.refused.WithLabelValues(string(cause)).Inc()
 	return []func(){
 		func() {
@@ -50,7 +121,7 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 			// A rejected pod is synced next anyway, and not before its resources
 			// are allocated.
 			if cause != AdmissionRejected {
-				g.requestSync(r)
+				g.requestSync(r.uid)
 			}
 		},
 	}
@@ -61,9 +132,10 @@ func (g *Guard) auditLocked(r *podRecord, cause Cause, detail string) []func() {
 	now := g.clock.Now()
 	if h := r.audited[cause]; h != nil {
 		h.last = now
+		h.addDetail(detail)
 		return nil
 	}
-	r.audited[cause] = &hold{since: now, last: now, detail: detail}
+	r.audited[cause] = newHold(now, detail)
 	g.metrics.audited.WithLabelValues(string(cause)).Inc()
 	return []func(){func() {
 		klog.InfoS("Audit: mode Enforce would have refused to stop this pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)
@@ -84,7 +156,7 @@ func (g *Guard) releaseLocked(r *podRecord, cause Cause, why string) []func() {
 			klog.InfoS("Hold of a protected pod ended", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "why", why, "held", held)
 			g.event(r, nil, v1.EventTypeNormal, EventHoldReleased, fmt.Sprintf("No longer held (%s) after %s: %s.", cause, held, why))
 		},
-		func() { g.requestSync(r) },
+		func() { g.requestSync(r.uid) },
 	}
 }
 
@@ -109,9 +181,9 @@ func (r *podRecord) heldLocked() []Cause {
 
 // requestSync asks for a sync of the pod, so that its condition is true soon
 // and not with the next resync only. A full queue is no loss beyond that.
-func (g *Guard) requestSync(r *podRecord) {
+func (g *Guard) requestSync(uid types.UID) {
 	select {
-	case g.syncs <- r.uid:
+	case g.syncs <- uid:
 	default:
 	}
 }

@@ -62,7 +62,7 @@ func TestHoldEnds(t *testing.T) {
 				"not with the object": {happens: func(f *fixture, _ *v1.Pod) { f.ObserveSource(apiSource, nil) }, held: true},
 				"with the object's return, or its phase": {
 					happens: func(f *fixture, p *v1.Pod) { f.ObserveSource(apiSource, []*v1.Pod{p}) },
-					held:    cause != PodVanished && cause != OrphanedRuntimePod && cause != TerminalPhaseReported,
+					held:    cause != PodVanished && cause != OrphanedRuntimePod && cause != TerminalPhaseReported && cause != ObjectWentBack,
 				},
 				"not when another source says anything": {happens: func(f *fixture, p *v1.Pod) { f.ObserveSource("file", nil) }, held: true},
 			} {
@@ -127,24 +127,26 @@ func TestPodCondition(t *testing.T) {
 	}
 	assert.Empty(t, complete(), "not held")
 
-	require.True(t, f.Refuse(pod, Evicted, "memory"))
+	require.True(t, f.Refuse(pod, Evicted, "memory: 1 GiB"))
 	want := []v1.PodCondition{{
 		Type: PodKillRefused, Status: v1.ConditionTrue, Reason: "Evicted", ObservedGeneration: 7,
-		Message: "Evicted since 2026-01-02T03:04:05Z (memory)", LastTransitionTime: metav1.NewTime(epoch),
+		Message: "Evicted since 2026-01-02T03:04:05Z (memory: 1 GiB)", LastTransitionTime: metav1.NewTime(epoch),
 	}}
 	assert.Equal(t, want, complete())
 
 	f.clock.Step(time.Minute)
-	require.True(t, f.Refuse(pod, Evicted, "memory again"))
-	assert.Equal(t, want, complete(), "a retry changes nothing")
+	require.True(t, f.Refuse(pod, Evicted, "memory: 2 GiB"))
+	assert.Equal(t, want, complete(), "newer figures are no request to the API server")
+	assert.Equal(t, "memory: 2 GiB", f.Pods().Items[0].Holds[0].Message, "they are in the list of pods")
 
 	require.True(t, f.Refuse(pod, AdmissionRejected, "NodeAffinity"))
+	require.True(t, f.Refuse(pod, AdmissionRejected, "OutOfcpu: 2"))
 	want[0].Reason = "AdmissionRejected"
-	want[0].Message = "AdmissionRejected since 2026-01-02T03:05:05Z (NodeAffinity); Evicted since 2026-01-02T03:04:05Z (memory)"
+	want[0].Message = "AdmissionRejected since 2026-01-02T03:05:05Z (NodeAffinity; OutOfcpu: 2); Evicted since 2026-01-02T03:04:05Z (memory: 1 GiB)"
 	assert.Equal(t, want, complete(), "two causes")
 
 	f.pass(holdLinger + tidyInterval)
-	want[0].Message = "AdmissionRejected since 2026-01-02T03:05:05Z (NodeAffinity)"
+	want[0].Message = "AdmissionRejected since 2026-01-02T03:05:05Z (NodeAffinity; OutOfcpu: 2)"
 	assert.Equal(t, want, complete(), "held ever since, though the first cause is over")
 
 	f.observe(deleted(pod))

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	"k8s.io/klog/v2"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
 // This file is what the patched kubelet calls: one function per question, over
@@ -41,7 +42,7 @@ func Start(rootDir string, nodeName types.NodeName, client kubernetes.Interface,
 	if err != nil {
 		return nil, err
 	}
-	dependencies := Dependencies{Configuration: config, RootDir: rootDir, NodeName: nodeName, Recorder: recorder, Runtime: runtime}
+	dependencies := Dependencies{Configuration: config, RootDir: rootDir, NodeName: nodeName, Recorder: recorder, Runtime: runtime, ProcDir: "/proc"}
 	if client != nil {
 		dependencies.Deletions = NewDeletions(client.CoreV1().RESTClient())
 		dependencies.Events = client.CoreV1()
@@ -100,6 +101,46 @@ func RefuseSandboxChange(pod *v1.Pod, containers int) bool {
 func RefuseContainerChange(pod *v1.Pod, container *v1.Container, containerID string) bool {
 	g := installed.Load()
 	return g != nil && g.RefuseContainerChange(pod, container, containerID)
+}
+
+// RefuseUnknownState: see Guard.RefuseUnknownState.
+func RefuseUnknownState(pod *v1.Pod, name, containerID string) bool {
+	g := installed.Load()
+	return g != nil && g.RefuseUnknownState(pod, name, containerID)
+}
+
+// RefuseUnknownStateUID: see Guard.RefuseUnknownStateUID.
+func RefuseUnknownStateUID(uid types.UID, name, containerID string) bool {
+	g := installed.Load()
+	return g != nil && g.RefuseUnknownStateUID(uid, name, containerID)
+}
+
+// CheckStart: see Guard.CheckStart.
+func CheckStart(pod *v1.Pod, started bool) error {
+	if g := installed.Load(); g != nil {
+		return g.CheckStart(pod, started)
+	}
+	return nil
+}
+
+// OthersInAdmission: see Guard.OthersInAdmission.
+func OthersInAdmission(pod *v1.Pod, others []*v1.Pod) []*v1.Pod {
+	if g := installed.Load(); g != nil {
+		return g.OthersInAdmission(pod, others)
+	}
+	return others
+}
+
+// RunsAlready: see Guard.RunsAlready.
+func RunsAlready(pod *v1.Pod) bool {
+	g := installed.Load()
+	return g != nil && g.RunsAlready(pod)
+}
+
+// SparesNeighbour: see Guard.SparesNeighbour.
+func SparesNeighbour(pod *v1.Pod, before []*v1.Pod, starved v1.ResourceName, stats func(*v1.Pod) (statsapi.PodStats, bool)) bool {
+	g := installed.Load()
+	return g != nil && g.SparesNeighbour(pod, before, starved, stats)
 }
 
 // RefuseCgroupRemoval: see Guard.RefuseCgroupRemoval.

@@ -33,6 +33,22 @@ type PodList struct {
 	Mode Mode `json:"mode"`
 	// Items are sorted by namespace, name and UID.
 	Items []PodState `json:"items"`
+	// Waiting are the pods whose start waits for a held pod, sorted alike.
+	Waiting []WaitingState `json:"waiting,omitempty"`
+}
+
+// WaitingState is a pod that does not start its containers, because a held pod of
+// the same name runs and both would use what cannot be shared.
+type WaitingState struct {
+	Namespace string    `json:"namespace"`
+	Name      string    `json:"name"`
+	UID       types.UID `json:"uid"`
+	// HeldUID is the UID of the held pod.
+	HeldUID types.UID `json:"heldUID"`
+	// Shares is what both would use, for example "claim data" or "host port 5432/TCP".
+	Shares []string `json:"shares"`
+	// Since is when the pod would have started.
+	Since time.Time `json:"since"`
 }
 
 // PodState is what the guard knows about one protected pod.
@@ -40,7 +56,10 @@ type PodState struct {
 	Namespace string    `json:"namespace"`
 	Name      string    `json:"name"`
 	UID       types.UID `json:"uid"`
-	State     State     `json:"state"`
+	// NodeName is the node that the pod is bound to by its object, if that is known.
+	// It differs from the name of a kubelet that runs under a wrong one.
+	NodeName string `json:"nodeName,omitempty"`
+	State    State  `json:"state"`
 	// ObjectPresent: the API source has the pod's object.
 	ObjectPresent bool `json:"objectPresent"`
 	// Holds are sorted by cause. Empty unless the state is Held.
@@ -76,8 +95,12 @@ func (g *Guard) Pods() PodList {
 			evidence := *r.evidence
 			state.Evidence = &evidence
 		}
+		if r.pod != nil {
+			state.NodeName = r.pod.Spec.NodeName
+		}
 		list.Items = append(list.Items, state)
 	}
+	list.Waiting = g.waitingLocked()
 	g.mu.Unlock()
 	sort.Slice(list.Items, func(i, j int) bool {
 		a, b := list.Items[i], list.Items[j]
@@ -106,7 +129,7 @@ func (r *podRecord) stateLocked() State {
 func holdStates(holds map[Cause]*hold) []HoldState {
 	states := make([]HoldState, 0, len(holds))
 	for cause, h := range holds {
-		states = append(states, HoldState{Cause: cause, Since: h.since, LastAttempt: h.last, Message: h.detail})
+		states = append(states, HoldState{Cause: cause, Since: h.since, LastAttempt: h.last, Message: h.newest()})
 	}
 	sort.Slice(states, func(i, j int) bool { return states[i].Cause < states[j].Cause })
 	return states

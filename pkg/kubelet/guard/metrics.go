@@ -7,13 +7,14 @@ import (
 
 // Values of the label operation of kubelet_guard_errors_total.
 const (
-	opRuntime  = "Runtime"
-	opStateDir = "StateDirectory"
-	opHTTP     = "HTTP"
-	opDeletion = "PodDeletion"
+	opRuntime   = "Runtime"
+	opProcesses = "Processes"
+	opStateDir  = "StateDirectory"
+	opHTTP      = "HTTP"
+	opDeletion  = "PodDeletion"
 )
 
-var operations = []string{opRuntime, opStateDir, opHTTP, opDeletion}
+var operations = []string{opRuntime, opProcesses, opStateDir, opHTTP, opDeletion}
 
 const subsystem = "kubelet_guard"
 
@@ -92,8 +93,8 @@ func (m *guardMetrics) register() error {
 // drift from the records.
 type stateCollector struct {
 	metrics.BaseStableCollector
-	guard                   *Guard
-	protected, held, oldest *metrics.Desc
+	guard                            *Guard
+	protected, held, oldest, waiting *metrics.Desc
 }
 
 func newStateCollector(g *Guard) *stateCollector {
@@ -105,6 +106,8 @@ func newStateCollector(g *Guard) *stateCollector {
 			"Pods that run because an attempt to stop them was refused. A pod with two causes counts under both.", []string{"cause"}, nil, metrics.ALPHA, ""),
 		oldest: metrics.NewDesc(subsystem+"_oldest_hold_seconds",
 			"Age of the oldest hold, in seconds; 0 when no pod is held.", nil, nil, metrics.ALPHA, ""),
+		waiting: metrics.NewDesc(subsystem+"_waiting_pods",
+			"Pods that do not start because a held pod of the same name runs on this node and both would use what cannot be shared.", nil, nil, metrics.ALPHA, ""),
 	}
 }
 
@@ -113,6 +116,7 @@ func (c *stateCollector) DescribeWithStability(ch chan<- *metrics.Desc) {
 	ch <- c.protected
 	ch <- c.held
 	ch <- c.oldest
+	ch <- c.waiting
 }
 
 // CollectWithStability implements metrics.StableCollector.
@@ -131,10 +135,12 @@ func (c *stateCollector) CollectWithStability(ch chan<- metrics.Metric) {
 			oldest = max(oldest, now.Sub(h.since).Seconds())
 		}
 	}
+	waiting := len(g.waiting)
 	g.mu.Unlock()
 	ch <- metrics.NewLazyConstMetric(c.protected, metrics.GaugeValue, float64(protected))
 	for _, cause := range causes {
 		ch <- metrics.NewLazyConstMetric(c.held, metrics.GaugeValue, float64(held[cause]), string(cause))
 	}
 	ch <- metrics.NewLazyConstMetric(c.oldest, metrics.GaugeValue, oldest)
+	ch <- metrics.NewLazyConstMetric(c.waiting, metrics.GaugeValue, float64(waiting))
 }

@@ -15,6 +15,8 @@ func TestAllSeriesExistAtZeroFromTheStart(t *testing.T) {
 			want := map[string]float64{
 				"protected_pods{}":                                          0,
 				"oldest_hold_seconds{}":                                     0,
+				"waiting_pods{}":                                            0,
+				"errors_total{operation=Processes}":                         0,
 				"decision_duration_seconds{}":                               0,
 				"allowed_kills_total{cause=ExplicitDeletion}":               0,
 				"errors_total{operation=Runtime}":                           0,
@@ -96,5 +98,5 @@ func TestProtectedPodsCountsOrphans(t *testing.T) {
 func TestCausesIsACopy(t *testing.T) {
 	Causes()[0] = "changed"
 	assert.Equal(t, AdmissionRejected, Causes()[0])
-	assert.Len(t, Causes(), 16)
+	assert.Len(t, Causes(), 21)
 }

@@ -36,6 +36,7 @@ type modelPod struct {
 	stamped, claim         bool // object has a deletionTimestamp; says Failed
 	object                 bool // the kubelet has the object
 	made, ready, running   bool // a sandbox exists; is ready; a container runs
+	listed                 bool // the kubelet has listed it since its start
 
 	// What the guard is to know.
 	known, unprotected  bool // as protected; as unprotected
@@ -81,6 +82,9 @@ func (p *modelPod) pod() *v1.Pod {
 	return pod
 }
 
+// byUID are the causes whose attempts know no more than the UID.
+var byUID = []Cause{OrphanedRuntimePod, VolumeUnmount, ResourcesReclaimed, CgroupCleanup, RuntimeStop}
+
 // modelNode is the node: the API, the runtime, the kubelet around the guard.
 type modelNode struct {
 	*fixture
@@ -103,19 +107,19 @@ func (n *modelNode) note(format string, args ...any) {
 
 // expect is the second model: may the kubelet do this to the pod?
 func (n *modelNode) expect(p *modelPod, c Cause) (refused bool) {
-	byUID := c == OrphanedRuntimePod || c == VolumeUnmount || c == CgroupCleanup || c == RuntimeStop
+	byUID := slices.Contains(byUID, c)
 	if c == RuntimeStop {
 		switch {
 		case !p.declared.IsZero():
 			return false
-		case n.down:
-			return true // whoever it belongs to: the stop itself could not work either
-		case !p.running:
+		case !p.listed && n.down:
+			return true // it may be anybody's
+		case !p.listed && !p.made:
 			return false
 		}
 	}
 	if !p.known && !p.unprotected {
-		if byUID && n.down {
+		if byUID && n.down && !p.listed {
 			return true // nobody can tell whose it is
 		}
 		if byUID && !p.made {
@@ -168,7 +172,7 @@ func (n *modelNode) evidence(p *modelPod) {
 // try makes an attempt on the guard and on the model.
 func (n *modelNode) try(p *modelPod, c Cause) (refused bool) {
 	evident, mayStop := p.known && p.seen, p.ended || p.restarting || !p.declared.IsZero()
-	protected, unknown := p.known && p.eligible(), !p.known && !p.unprotected || c == RuntimeStop
+	protected, unknown := p.known && p.eligible(), !p.known && !p.unprotected || c == RuntimeStop && !p.listed
 	want := n.expect(p, c)
 	refused = n.attempt(p.pod(), c)
 	n.note("%s %s: refused=%v", p.name, c, refused)
@@ -203,6 +207,18 @@ func (n *modelNode) toRuntime(p *modelPod) {
 	n.runtime.setContainer(pod, container)
 	n.runtime.setSandbox(pod, sandbox)
 	n.clock.Step(confirmInterval)
+	n.list()
+}
+
+// list is what the kubelet does once a second.
+func (n *modelNode) list() {
+	if n.down {
+		return
+	}
+	n.fixture.relist()
+	for _, p := range n.pods {
+		p.listed = p.made
+	}
 }
 
 func (n *modelNode) run(p *modelPod) {
@@ -211,11 +227,18 @@ func (n *modelNode) run(p *modelPod) {
 		n.toRuntime(p)
 		return
 	}
-	_, err := n.RuntimeService(n.runtime).RunPodSandbox(context.Background(),
-		&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Uid: p.name + "-uid"}}, "")
+	pod, service := p.pod(), n.RuntimeService(n.runtime)
+	labels := maps.Clone(pod.Labels)
+	labels[podUIDLabel], labels[podNameLabel], labels[podNamespaceLabel] = string(pod.UID), pod.Name, pod.Namespace
+	config := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Uid: string(pod.UID)}, Labels: labels, Annotations: pod.Annotations}
+	sandbox, err := service.RunPodSandbox(context.Background(), config, "")
 	require.NoError(n.t, err)
-	n.runtime.run(p.pod(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+	_, err = service.CreateContainer(context.Background(), sandbox, nil, config)
+	require.NoError(n.t, err)
+	n.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
+	p.listed = true
 	p.made, p.ready, p.running, p.sandboxLabel, p.restarting = true, true, true, p.labelled, false
+	n.list()
 }
 
 // event shows the guard one watch event, or an item of a list.
@@ -250,6 +273,7 @@ func (n *modelNode) message() {
 		p.known, p.unprotected, p.goneSince = true, false, time.Time{}
 		delete(p.held, PodVanished)
 		delete(p.held, OrphanedRuntimePod)
+		delete(p.held, ObjectWentBack)
 		switch {
 		case !p.claim:
 			delete(p.held, TerminalPhaseReported)
@@ -314,13 +338,15 @@ func (n *modelNode) restart() {
 	old := n.fixture
 	g, err := New(Dependencies{Configuration: DefaultConfiguration(), NodeName: "node-1", Recorder: old.events, Events: old.events, Runtime: old.runtime, Clock: old.clock})
 	require.NoError(n.t, err)
-	n.fixture = &fixture{Guard: g, t: old.t, runtime: old.runtime, events: old.events, clock: old.clock}
+	g.kernel = old.kernel
+	n.fixture = &fixture{Guard: g, t: old.t, runtime: old.runtime, kernel: old.kernel, events: old.events, clock: old.clock}
 	n.events.guard = g
 	n.refused, n.allowed = map[Cause]int{}, 0
 	for _, p := range n.pods {
 		p.forget()
-		p.unprotected, p.object, p.declared = false, p.static, time.Time{}
+		p.unprotected, p.object, p.declared, p.listed = false, p.static, time.Time{}, false
 	}
+	n.list()
 	n.relist()
 }
 
@@ -438,7 +464,7 @@ func (n *modelNode) step() {
 			return
 		case c == ContainerHashChanged && !p.running:
 			return
-		case !p.object && !slices.Contains([]Cause{OrphanedRuntimePod, VolumeUnmount, CgroupCleanup, RuntimeStop}, c):
+		case !p.object && !slices.Contains(byUID, c):
 			return // the kubelet has no object to ask with
 		}
 		refused := n.try(p, c)

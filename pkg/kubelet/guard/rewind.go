@@ -25,15 +25,14 @@ import (
 // but it would kill every pod that the storage has lost, and the stock kubelet
 // does not relist here.
 //
-// So before a watch the server is asked how far it is. When it is behind, what it
-// has is shown to the kubelet as modified, and the watch goes on from there.
-// Protected pods that it does not have are shown as deleted, so that they are
-// held and seen to be held. Unprotected ones are not mentioned: they stay, as with
-// the stock kubelet, until it lists anew.
+// So before a watch the server is asked how far it is. When it is behind, the protected
+// pods that it has are shown to the kubelet as modified, and the watch goes on from
+// there. Protected pods that it does not have are shown as deleted, so that they are
+// held and seen to be held. A restored object that is older than its pod's label or
+// newest image is not a declaration, see older.go.
 //
-// What the storage has is what the API says. A pod whose restored object is older than
-// its label or its newest image is taken as that object has it, as after a restart of
-// the kubelet.
+// About unprotected pods the kubelet hears what the stock kubelet would hear: nothing,
+// until the server has come to the version that the kubelet had seen.
 
 // EventStorageWentBack is a Warning on the node.
 const EventStorageWentBack = "StorageWentBack"
@@ -53,9 +52,9 @@ const (
 )
 
 // behind reports whether the server has not come to the resource version. The
-// question is a list of at most one pod of this node. It is not put to the server's
-// cache: a cache waits until it has come to the version, and the sooner the answer
-// comes, the less the storage can have caught up with what the kubelet has seen.
+// question is a list of at most one pod of this node. A server with consistent reads
+// from its cache answers it from there (ConsistentListFromCache, 1.34 and later),
+// others from etcd.
 func (o *observedListerWatcher) behind(ctx context.Context, version string, timeout time.Duration) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -78,6 +77,7 @@ func (o *observedListerWatcher) watchFrom(ctx context.Context, options metav1.Li
 		events, version, listErr := o.resync(ctx, true)
 		if listErr == nil {
 			o.reportRewind(options.ResourceVersion, version)
+			o.raiseFloor(options.ResourceVersion)
 			options.ResourceVersion = version
 			return o.follow(ctx, options, events, false)
 		}
@@ -133,6 +133,9 @@ func (o *observedListerWatcher) resync(ctx context.Context, wentBack bool) ([]wa
 	var events []watch.Event
 	seen := make(map[cache.ObjectName]*v1.Pod, len(pods.Items))
 	for i := range pods.Items {
+		if !o.guard.concerns(&pods.Items[i]) {
+			continue
+		}
 		pod := pods.Items[i].DeepCopy()
 		o.guard.observe(pod)
 		seen[cache.MetaObjectToName(pod)] = pod
@@ -160,6 +163,30 @@ func (o *observedListerWatcher) resync(ctx context.Context, wentBack bool) ([]wa
 	return append(events, watch.Event{Type: watch.Bookmark, Object: bookmark}), pods.ResourceVersion, nil
 }
 
+// concerns reports whether a pod is the guard's business: it is labelled, or it was.
+func (g *Guard) concerns(pod *v1.Pod) bool {
+	if g.protectsObject(pod) {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, known := g.records[pod.UID]
+	return known
+}
+
+// unheard reports whether the stock kubelet would not hear of an event after the
+// storage went back: its watch waits until the server has come to the version that it
+// has seen.
+func (o *observedListerWatcher) unheard(event watch.Event) bool {
+	pod, ok := event.Object.(*v1.Pod)
+	if !ok || event.Type == watch.Bookmark || o.guard.concerns(pod) {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.seen != nil && o.floor != "" && !isOlder(o.floor, pod.ResourceVersion)
+}
+
 // missingFrom returns the protected pods that are gone when the API has only the
 // given ones. A pod of the same name takes the place of another, so that one needs no
 // event of its own.
@@ -185,11 +212,21 @@ func (o *observedListerWatcher) rewound() bool {
 	return o.seen != nil
 }
 
+// raiseFloor takes note of the version that the kubelet had seen when the storage
+// went back.
+func (o *observedListerWatcher) raiseFloor(version string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.floor == "" || isOlder(o.floor, version) {
+		o.floor = version
+	}
+}
+
 // relisted: the reflector replaces all that it has by a list.
 func (o *observedListerWatcher) relisted() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.seen = nil
+	o.seen, o.floor = nil, ""
 }
 
 // follow watches while it is not known whether the storage went back (unanswered),
@@ -277,6 +314,9 @@ func (o *observedListerWatcher) forward(ctx context.Context, options metav1.List
 				}
 			}
 			o.observe(event)
+			if o.unheard(event) {
+				continue
+			}
 			if !send(event) {
 				return
 			}
@@ -295,10 +335,11 @@ func (o *observedListerWatcher) observe(event watch.Event) {
 		return
 	}
 	o.guard.observe(pod)
+	concerns := o.guard.concerns(pod)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case o.seen == nil:
+	case o.seen == nil, !concerns:
 	case event.Type == watch.Deleted:
 		delete(o.seen, cache.MetaObjectToName(pod))
 	default:

@@ -189,7 +189,7 @@ func (l *lazy) String() string { return fmt.Sprint(*l.names) }
 
 func TestStorageThatWentBackIsFollowed(t *testing.T) {
 	f := newFixture(t)
-	kept, plain, young, fresh := protectedPod("kept"), plainPod("plain"), plainPod("young"), plainPod("fresh")
+	kept, plain, young, fresh := protectedPod("kept"), plainPod("plain"), plainPod("young"), protectedPod("fresh")
 	for _, pod := range []*v1.Pod{kept, plain, young} {
 		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
 	}

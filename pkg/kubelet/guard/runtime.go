@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,9 +19,11 @@ import (
 // Labels that the kubelet writes on sandboxes and containers; upstream defines
 // them in k8s.io/kubelet/pkg/types and pkg/kubelet/kuberuntime/labels.go.
 const (
-	podUIDLabel       = "io.kubernetes.pod.uid"
-	podNameLabel      = "io.kubernetes.pod.name"
-	podNamespaceLabel = "io.kubernetes.pod.namespace"
+	kubeletLabelPrefix = "io.kubernetes."
+	podUIDLabel        = "io.kubernetes.pod.uid"
+	podNameLabel       = "io.kubernetes.pod.name"
+	podNamespaceLabel  = "io.kubernetes.pod.namespace"
+	containerNameLabel = "io.kubernetes.container.name"
 )
 
 // queryTimeout bounds one question to the runtime. Some are asked under locks of
@@ -52,30 +54,36 @@ func (g *Guard) ask(question func(context.Context) error) error {
 }
 
 // alive asks the runtime whether a container of the pod runs, or, unless
-// runningOnly, whether a sandbox of it is up. An error counts as yes.
+// runningOnly, whether a sandbox of it is up. When the runtime does not know the pod
+// at all, the kernel is asked whether processes of it run: a runtime that was
+// exchanged, or that lost its records, leaves them behind. An error counts as yes.
 func (g *Guard) alive(r *podRecord, runningOnly bool) bool {
 	if g.runtime == nil {
 		return true
 	}
-	byUID := map[string]string{podUIDLabel: string(r.uid)}
 	var running, up bool
 	err := g.ask(func(ctx context.Context) error {
-		containers, err := g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{LabelSelector: byUID})
+		containers, err := g.containersOf(ctx, r.uid)
 		if err != nil {
 			return err
 		}
-		running = slices.ContainsFunc(containers, func(c *runtimeapi.Container) bool {
-			return mayRun(c) && c.Labels[podUIDLabel] == string(r.uid)
-		})
+		running = slices.ContainsFunc(containers, g.mayRun)
 		up = running
-		if running || runningOnly {
+		if running || runningOnly && len(containers) > 0 {
 			return nil
 		}
-		sandboxes, err := g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: byUID})
+		sandboxes, err := g.sandboxesOf(ctx, r.uid)
+		if err != nil {
+			return err
+		}
 		up = slices.ContainsFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool {
-			return s.State == runtimeapi.PodSandboxState_SANDBOX_READY && s.Labels[podUIDLabel] == string(r.uid)
+			return s.State == runtimeapi.PodSandboxState_SANDBOX_READY
 		})
-		return err
+		if len(containers)+len(sandboxes) == 0 {
+			running = g.hasProcesses(r.uid)
+			up = running
+		}
+		return nil
 	})
 	if err != nil {
 		g.runtimeFailed(err, "podUID", r.uid)
@@ -90,12 +98,63 @@ func (g *Guard) alive(r *podRecord, runningOnly bool) bool {
 	if up {
 		r.aliveAt = now
 	}
+	if runningOnly {
+		return running
+	}
 	return up
 }
 
-// mayRun: a container in an unknown state may run.
-func mayRun(c *runtimeapi.Container) bool {
-	return c.State == runtimeapi.ContainerState_CONTAINER_RUNNING || c.State == runtimeapi.ContainerState_CONTAINER_UNKNOWN
+// containersOf and sandboxesOf list what the runtime has of a pod, in any state.
+func (g *Guard) containersOf(ctx context.Context, uid types.UID) ([]*runtimeapi.Container, error) {
+	containers, err := g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{LabelSelector: map[string]string{podUIDLabel: string(uid)}})
+	return slices.DeleteFunc(containers, func(c *runtimeapi.Container) bool { return c.Labels[podUIDLabel] != string(uid) }), err
+}
+
+func (g *Guard) sandboxesOf(ctx context.Context, uid types.UID) ([]*runtimeapi.PodSandbox, error) {
+	sandboxes, err := g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{podUIDLabel: string(uid)}})
+	return slices.DeleteFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool { return s.Labels[podUIDLabel] != string(uid) }), err
+}
+
+// mayRun reports whether a stop would stop something of the container. One in an
+// unknown state may run; the kernel knows.
+func (g *Guard) mayRun(c *runtimeapi.Container) bool {
+	switch c.State {
+	case runtimeapi.ContainerState_CONTAINER_RUNNING:
+		return true
+	case runtimeapi.ContainerState_CONTAINER_UNKNOWN:
+		return g.containerHasProcesses(types.UID(c.Labels[podUIDLabel]), c.Id)
+	}
+	return false
+}
+
+// containerHasProcesses asks the kernel; what cannot be found out is a yes.
+func (g *Guard) containerHasProcesses(uid types.UID, containerID string) bool {
+	if g.kernel == nil {
+		return true
+	}
+	runs, err := g.kernel.containerHasProcesses(uid, containerID)
+	if err != nil {
+		g.kernelFailed(err, uid)
+	}
+	return runs || err != nil
+}
+
+// hasProcesses asks the kernel about a pod that the runtime does not know; what
+// cannot be found out is a yes.
+func (g *Guard) hasProcesses(uid types.UID) bool {
+	if g.kernel == nil {
+		return false
+	}
+	runs, err := g.kernel.podHasProcesses(uid)
+	if err != nil {
+		g.kernelFailed(err, uid)
+	}
+	return runs || err != nil
+}
+
+func (g *Guard) kernelFailed(err error, uid types.UID) {
+	g.metrics.errors.WithLabelValues(opProcesses).Inc()
+	klog.ErrorS(err, "Cannot find out which processes run; the pod counts as running", "podUID", uid)
 }
 
 func (g *Guard) runtimeFailed(err error, keysAndValues ...any) {
@@ -126,67 +185,138 @@ func (g *Guard) awaitRuntime() {
 	}
 }
 
-// sandboxPod returns what the newest sandbox of the pod tells about it, or nil
-// when there is none.
+// sandboxPod returns what the newest sandbox of the pod tells about it, or nil when
+// there is none. The runtime is asked only when it has not told the kubelet lately.
 func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 	if g.runtime == nil {
 		return nil, nil
 	}
+	if pod, known := g.inventory.pod(uid, g.clock.Now(), confirmInterval); known {
+		return pod, nil
+	}
 	var sandboxes []*runtimeapi.PodSandbox
 	err := g.ask(func(ctx context.Context) (err error) {
-		sandboxes, err = g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{podUIDLabel: string(uid)}})
+		sandboxes, err = g.sandboxesOf(ctx, uid)
 		return err
 	})
-	sandboxes = slices.DeleteFunc(sandboxes, func(s *runtimeapi.PodSandbox) bool { return s.Labels[podUIDLabel] != string(uid) })
 	if err != nil || len(sandboxes) == 0 {
 		return nil, err
 	}
-	newest := slices.MaxFunc(sandboxes, func(a, b *runtimeapi.PodSandbox) int { return int(a.CreatedAt - b.CreatedAt) })
-	return &v1.Pod{ObjectMeta: metav1.ObjectMeta{
-		UID:         uid,
-		Namespace:   newest.Labels[podNamespaceLabel],
-		Name:        newest.Labels[podNameLabel],
-		Labels:      newest.Labels,
-		Annotations: newest.Annotations,
-	}}, nil
+	newest := slices.MaxFunc(sandboxes, func(a, b *runtimeapi.PodSandbox) int { return cmp.Compare(a.CreatedAt, b.CreatedAt) })
+	return podOfSandbox(uid, newest.Labels, newest.Annotations), nil
 }
 
 // RefuseContainerChange reports whether a running container is to be kept
 // although the hash that the kubelet recorded for it differs from the hash of
-// its spec. Only name and image go into that hash, so the container really
-// changed only when it runs another image than the spec names; anything else is
-// damage or another version's arithmetic.
+// its spec. Only name and image go into that hash (pickFieldsToHash in
+// pkg/kubelet/container/helpers.go), so the container changed only when its spec
+// names another image than the kubelet asked for when it created it. The runtime has
+// kept that (ImageSpec.UserSpecifiedImage) and tells it in a list of containers; the
+// image in the status of a container is what the runtime calls it today. A runtime
+// that does not keep it, or does not answer, leaves the container running.
 func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, containerID string) bool {
 	r := g.recordOf(pod)
 	if r == nil {
 		return false
 	}
-	if g.runtime != nil {
-		var response *runtimeapi.ContainerStatusResponse
-		err := g.ask(func(ctx context.Context) (err error) {
-			response, err = g.runtime.ContainerStatus(ctx, containerID, false)
-			return err
-		})
-		if err != nil {
-			g.runtimeFailed(err, "pod", klog.KObj(pod), "containerID", containerID)
-		} else if !runsImage(response.GetStatus(), container.Image) {
-			return false
-		}
+	if asked := g.askedImage(containerID); asked != "" && asked != container.Image {
+		return false
 	}
-	running := true
 	return g.refuse(r, ContainerHashChanged,
-		fmt.Sprintf("the recorded hash of container %s differs, but its image does not", container.Name), &running)
+		fmt.Sprintf("the recorded hash of container %s differs, but its image does not", container.Name), isAlive)
 }
 
-func runsImage(status *runtimeapi.ContainerStatus, image string) bool {
-	spec := status.GetImage()
-	if specified := spec.GetUserSpecifiedImage(); specified != "" {
-		return specified == image
+// askedImage is the image that the kubelet asked for when it created the container,
+// empty when that cannot be found out.
+func (g *Guard) askedImage(containerID string) string {
+	if g.runtime == nil {
+		return ""
 	}
-	// Runtimes that do not keep what the kubelet asked for report a full name.
-	reported := spec.GetImage()
-	return reported == image || strings.HasSuffix(reported, "/"+image) ||
-		strings.HasSuffix(reported, "/"+image+":latest") || reported == image+":latest"
+	var containers []*runtimeapi.Container
+	err := g.ask(func(ctx context.Context) (err error) {
+		containers, err = g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{Id: containerID})
+		return err
+	})
+	if err != nil {
+		g.runtimeFailed(err, "containerID", containerID)
+	}
+	for _, c := range containers {
+		if c.Id == containerID {
+			return c.GetImage().GetUserSpecifiedImage()
+		}
+	}
+	return ""
+}
+
+// isAlive and isDead answer for callers that know whether the attempt would stop
+// something.
+func isAlive() bool { return true }
+func isDead() bool  { return false }
+
+// RefuseUnknownState reports whether a container whose state the runtime does not
+// know is to be left alone, because processes of it run. A dead one takes the stock
+// path, so that it is started again.
+func (g *Guard) RefuseUnknownState(pod *v1.Pod, name, containerID string) bool {
+	r := g.recordOf(pod)
+	return r != nil && g.refuseUnknownState(r, name, containerID)
+}
+
+// RefuseUnknownStateUID is RefuseUnknownState for callers that know the pod's UID
+// only.
+func (g *Guard) RefuseUnknownStateUID(uid types.UID, name, containerID string) bool {
+	r, err := g.recordByUID(uid)
+	if err != nil {
+		return g.config.Mode == Enforce && !g.exempt[ContainerStateUnknown]
+	}
+	return r != nil && g.refuseUnknownState(r, name, containerID)
+}
+
+func (g *Guard) refuseUnknownState(r *podRecord, name, containerID string) bool {
+	return g.refuse(r, ContainerStateUnknown, "the state of container "+name+" is unknown", func() bool {
+		return g.containerHasProcesses(r.uid, containerID)
+	})
+}
+
+// RefuseRestartOfAll reports whether the claim of the API object that all containers
+// of the pod are being restarted is false: all of them run, and none has exited. The
+// kubelet would kill them without a grace period (ShouldAllContainersRestart in
+// pkg/kubelet/container/helpers.go believes the condition).
+func (g *Guard) refuseRestartOfAll(r *podRecord, pod *v1.Pod) bool {
+	return g.refuse(r, RestartReported, "the API object says that all containers are being restarted", func() bool {
+		newest, err := g.newestContainers(r.uid)
+		if err != nil {
+			return true
+		}
+		for _, c := range pod.Spec.Containers {
+			if made := newest[c.Name]; made == nil || !g.mayRun(made) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// newestContainers returns the newest container of each name that the runtime has of
+// a pod.
+func (g *Guard) newestContainers(uid types.UID) (map[string]*runtimeapi.Container, error) {
+	newest := map[string]*runtimeapi.Container{}
+	if g.runtime == nil {
+		return newest, errSilent
+	}
+	err := g.ask(func(ctx context.Context) error {
+		containers, err := g.containersOf(ctx, uid)
+		for _, c := range containers {
+			name := c.Labels[containerNameLabel]
+			if known := newest[name]; known == nil || c.CreatedAt > known.CreatedAt {
+				newest[name] = c
+			}
+		}
+		return err
+	})
+	if err != nil {
+		g.runtimeFailed(err, "podUID", uid)
+	}
+	return newest, err
 }
 
 // RefuseSandboxChange reports whether the pod's sandbox is to be kept although
@@ -198,11 +328,11 @@ func (g *Guard) RefuseSandboxChange(pod *v1.Pod, containers int) bool {
 	if r == nil {
 		return false
 	}
-	var running *bool
+	var alive func() bool
 	if containers == 0 {
-		running = new(bool)
+		alive = isDead
 	}
-	return g.refuse(r, SandboxChanged, "its sandbox is gone or changed while its containers run", running)
+	return g.refuse(r, SandboxChanged, "its sandbox is gone or changed while its containers run", alive)
 }
 
 // RefuseCgroupRemoval reports whether a pod's cgroup is to be kept. The name is
@@ -237,7 +367,8 @@ func (g *Guard) CheckKill(pod *v1.Pod) error {
 }
 
 // RuntimeService returns the CRI client with the last line of defence in front
-// of the four calls that stop something.
+// of the four calls that stop something. What passes through it tells the guard whose
+// containers and sandboxes there are.
 func (g *Guard) RuntimeService(service internalapi.RuntimeService) internalapi.RuntimeService {
 	if g.config.Mode == Off || service == nil {
 		return service
@@ -252,7 +383,7 @@ type lastLine struct {
 
 // StopContainer stops a container unless the guard refuses.
 func (l *lastLine) StopContainer(ctx context.Context, containerID string, timeout int64) error {
-	if err := l.guard.checkContainer(ctx, "StopContainer", containerID); err != nil {
+	if err := l.guard.checkContainer("StopContainer", containerID); err != nil {
 		return err
 	}
 	return l.RuntimeService.StopContainer(ctx, containerID, timeout)
@@ -260,7 +391,7 @@ func (l *lastLine) StopContainer(ctx context.Context, containerID string, timeou
 
 // RemoveContainer removes a container unless the guard refuses.
 func (l *lastLine) RemoveContainer(ctx context.Context, containerID string) error {
-	if err := l.guard.checkContainer(ctx, "RemoveContainer", containerID); err != nil {
+	if err := l.guard.checkContainer("RemoveContainer", containerID); err != nil {
 		return err
 	}
 	err := l.RuntimeService.RemoveContainer(ctx, containerID)
@@ -274,84 +405,201 @@ func (l *lastLine) RemoveContainer(ctx context.Context, containerID string) erro
 
 // StopPodSandbox stops a sandbox unless the guard refuses.
 func (l *lastLine) StopPodSandbox(ctx context.Context, sandboxID string) error {
-	if err := l.guard.checkSandbox(ctx, "StopPodSandbox", sandboxID); err != nil {
+	if err := l.guard.checkSandbox("StopPodSandbox", sandboxID); err != nil {
 		return err
 	}
-	return l.RuntimeService.StopPodSandbox(ctx, sandboxID)
+	err := l.RuntimeService.StopPodSandbox(ctx, sandboxID)
+	if err == nil {
+		l.guard.noteStopped(sandboxID)
+	}
+	return err
 }
 
 // RemovePodSandbox removes a sandbox unless the guard refuses.
 func (l *lastLine) RemovePodSandbox(ctx context.Context, sandboxID string) error {
-	if err := l.guard.checkSandbox(ctx, "RemovePodSandbox", sandboxID); err != nil {
+	if err := l.guard.checkSandbox("RemovePodSandbox", sandboxID); err != nil {
 		return err
 	}
 	return l.RuntimeService.RemovePodSandbox(ctx, sandboxID)
 }
 
-// RunPodSandbox waits until the pod is saved, and ends the permission to stop its
-// containers: what runs in the new sandbox is protected again.
+// RunPodSandbox waits until the pod is saved, and begins a new life of it: what runs
+// in the new sandbox is protected, whatever was permitted before.
 func (l *lastLine) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	l.guard.mu.Lock()
-	r := l.guard.records[types.UID(config.GetMetadata().GetUid())]
-	if r != nil {
-		r.restarting = false
-	}
-	l.guard.mu.Unlock()
-	if r != nil {
+	if r := l.guard.beginLife(types.UID(config.GetMetadata().GetUid())); r != nil {
 		l.guard.awaitSaved(ctx, r)
 	}
-	return l.RuntimeService.RunPodSandbox(ctx, config, handler)
+	id, err := l.RuntimeService.RunPodSandbox(ctx, config, handler)
+	if err == nil {
+		l.guard.inventory.addSandbox(id, config, l.guard.clock.Now())
+	}
+	return id, err
+}
+
+// CreateContainer tells the guard whose the container is.
+func (l *lastLine) CreateContainer(ctx context.Context, podSandboxID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
+	id, err := l.RuntimeService.CreateContainer(ctx, podSandboxID, config, sandboxConfig)
+	if err == nil {
+		l.guard.inventory.addContainer(id, types.UID(sandboxConfig.GetMetadata().GetUid()))
+	}
+	return id, err
+}
+
+// ListContainers tells the guard whose the containers are.
+func (l *lastLine) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
+	containers, err := l.RuntimeService.ListContainers(ctx, filter)
+	if err == nil && filter.GetId() == "" && filter.GetPodSandboxId() == "" && filter.GetState() == nil && len(filter.GetLabelSelector()) == 0 {
+		l.guard.inventory.listedContainers(containers)
+	}
+	return containers, err
+}
+
+// ListPodSandbox tells the guard whose the sandboxes are.
+func (l *lastLine) ListPodSandbox(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
+	before := l.guard.clock.Now()
+	sandboxes, err := l.RuntimeService.ListPodSandbox(ctx, filter)
+	if err == nil && filter.GetId() == "" && filter.GetState() == nil && len(filter.GetLabelSelector()) == 0 {
+		l.guard.inventory.listedSandboxes(sandboxes, before)
+	}
+	return sandboxes, err
+}
+
+// noteStopped takes note that a pod with evidence was stopped: its life is over.
+func (g *Guard) noteStopped(sandboxID string) {
+	uid, known := g.inventory.ofSandbox(sandboxID)
+	if !known {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.records[uid]; r != nil && r.evidence != nil {
+		r.evidenceOver = true
+	}
+}
+
+// beginLife returns the record of a pod that gets a new sandbox. Evidence and permits
+// end with the life that they were given for: a pod that starts again from an object
+// without a timestamp, as after a restore of the API's storage, is not a deleted one.
+// Evidence that came in while the pod was being started stays.
+func (g *Guard) beginLife(uid types.UID) *podRecord {
+	g.mu.Lock()
+	r := g.records[uid]
+	if r == nil {
+		g.mu.Unlock()
+		return nil
+	}
+	r.restarting = false
+	var over *Evidence
+	if r.present && r.pod != nil && r.pod.DeletionTimestamp == nil {
+		if r.evidence == nil || r.evidenceOver {
+			r.permit = ""
+		}
+		if r.evidenceOver {
+			over, r.evidence, r.evidenceOver, r.allowed = r.evidence, nil, false, map[Cause]bool{}
+		}
+	}
+	g.mu.Unlock()
+	if over != nil {
+		klog.InfoS("A pod that was deleted starts again from an object without a deletion; it is protected anew", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "evidence", over.Kind)
+		g.forgetEvidence(r)
+	}
+	return r
 }
 
 // checkContainer is the last line of defence for one container. A container that
-// the runtime does not know, or that does not run, is none of its business.
-func (g *Guard) checkContainer(ctx context.Context, call, containerID string) error {
+// the runtime does not know, or that does not run, is none of its business. The
+// runtime is asked only about containers of protected pods that nothing allows to be
+// stopped.
+func (g *Guard) checkContainer(call, containerID string) error {
 	g.mu.Lock()
 	_, declared := g.stops[containerID]
 	g.mu.Unlock()
 	if declared {
 		return nil
 	}
-	containers, err := g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{Id: containerID})
-	if err != nil {
-		g.runtimeFailed(err, "containerID", containerID)
-		return fmt.Errorf("%s %s: cannot tell whose container it is: %w", call, containerID, err)
-	}
-	for _, c := range containers {
-		if c.Id == containerID && mayRun(c) {
-			return g.checkStop(call, types.UID(c.Labels[podUIDLabel]))
+	find := func() (*runtimeapi.Container, error) {
+		containers, err := g.listForStop(&runtimeapi.ContainerFilter{Id: containerID})
+		i := slices.IndexFunc(containers, func(c *runtimeapi.Container) bool { return c.Id == containerID })
+		if err != nil || i < 0 {
+			return nil, err
 		}
+		return containers[i], nil
 	}
-	return nil
+	uid, known := g.inventory.ofContainer(containerID)
+	if !known {
+		c, err := find()
+		if err != nil {
+			return g.refuseUnknownOwner(call, "container", err)
+		}
+		if c == nil {
+			return nil
+		}
+		uid = types.UID(c.Labels[podUIDLabel])
+	}
+	return g.checkStop(call, uid, func() bool {
+		c, err := find()
+		return err != nil || c != nil && g.mayRun(c)
+	})
 }
 
-func (g *Guard) checkSandbox(ctx context.Context, call, sandboxID string) error {
-	containers, err := g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: sandboxID})
-	if err != nil {
-		g.runtimeFailed(err, "sandboxID", sandboxID)
-		return fmt.Errorf("%s %s: cannot tell whose sandbox it is: %w", call, sandboxID, err)
+// checkSandbox is checkContainer for all containers of a sandbox whose stop nobody
+// declared.
+func (g *Guard) checkSandbox(call, sandboxID string) error {
+	list := func() ([]*runtimeapi.Container, error) {
+		containers, err := g.listForStop(&runtimeapi.ContainerFilter{PodSandboxId: sandboxID})
+		return slices.DeleteFunc(containers, func(c *runtimeapi.Container) bool { return c.PodSandboxId != sandboxID }), err
 	}
-	for _, c := range containers {
-		g.mu.Lock()
-		_, declared := g.stops[c.Id]
-		g.mu.Unlock()
-		if c.PodSandboxId == sandboxID && mayRun(c) && !declared {
-			return g.checkStop(call, types.UID(c.Labels[podUIDLabel]))
+	uid, known := g.inventory.ofSandbox(sandboxID)
+	if !known {
+		containers, err := list()
+		if err != nil {
+			return g.refuseUnknownOwner(call, "sandbox", err)
 		}
+		if len(containers) == 0 {
+			return nil
+		}
+		uid = types.UID(containers[0].Labels[podUIDLabel])
 	}
-	return nil
+	return g.checkStop(call, uid, func() bool {
+		containers, err := list()
+		return err != nil || slices.ContainsFunc(containers, func(c *runtimeapi.Container) bool {
+			g.mu.Lock()
+			_, declared := g.stops[c.Id]
+			g.mu.Unlock()
+			return !declared && g.mayRun(c)
+		})
+	})
 }
 
-func (g *Guard) checkStop(call string, uid types.UID) error {
+// listForStop asks the runtime what a stop would stop.
+func (g *Guard) listForStop(filter *runtimeapi.ContainerFilter) (containers []*runtimeapi.Container, err error) {
+	err = g.ask(func(ctx context.Context) (err error) {
+		containers, err = g.runtime.ListContainers(ctx, filter)
+		return err
+	})
+	if err != nil {
+		g.runtimeFailed(err, "containerID", filter.GetId(), "sandboxID", filter.GetPodSandboxId())
+	}
+	return containers, err
+}
+
+// refuseUnknownOwner answers for a container or sandbox that may be anybody's.
+func (g *Guard) refuseUnknownOwner(call, what string, err error) error {
+	if g.config.Mode != Enforce || g.exempt[RuntimeStop] {
+		return nil
+	}
+	return fmt.Errorf("%s: cannot tell whose %s it is: %w", call, what, err)
+}
+
+func (g *Guard) checkStop(call string, uid types.UID, alive func() bool) error {
 	r, err := g.recordByUID(uid)
-	if err != nil && g.config.Mode == Enforce {
+	if err != nil && g.config.Mode == Enforce && !g.exempt[RuntimeStop] {
 		return fmt.Errorf("%s: %w", call, err)
 	}
 	if r == nil {
 		return nil
 	}
-	running := true
-	if g.refuse(r, RuntimeStop, "the last line of defence stopped a "+call+" call; please report this as a bug", &running) {
+	if g.refuse(r, RuntimeStop, "the last line of defence stopped a "+call+" call; please report this as a bug", alive) {
 		return fmt.Errorf("%s of pod %s: %w", call, klog.KRef(r.namespace, r.name), ErrRefused)
 	}
 	return nil

@@ -173,28 +173,36 @@ func TestCheckKill(t *testing.T) {
 }
 
 func TestRefuseContainerChange(t *testing.T) {
+	// As containerd answers: the list has what the kubelet asked for, the status the
+	// first of the image's tags, or of its digests.
+	asked := func(image string) *runtimeapi.ImageSpec {
+		return &runtimeapi.ImageSpec{Image: "sha256:4242", UserSpecifiedImage: image}
+	}
 	for name, test := range map[string]struct {
-		spec  string
-		image *runtimeapi.ImageSpec
-		err   error
-		want  bool
+		spec   string
+		image  *runtimeapi.ImageSpec
+		status string
+		err    error
+		want   bool
 	}{
-		"same image":                           {spec: "app:1", image: &runtimeapi.ImageSpec{UserSpecifiedImage: "app:1", Image: "sha256:4242"}, want: true},
-		"another image":                        {spec: "app:2", image: &runtimeapi.ImageSpec{UserSpecifiedImage: "app:1", Image: "sha256:4242"}},
-		"same image by its full name":          {spec: "app:1", image: &runtimeapi.ImageSpec{Image: "registry.example/library/app:1"}, want: true},
-		"same image without a tag":             {spec: "app", image: &runtimeapi.ImageSpec{Image: "registry.example/library/app:latest"}, want: true},
-		"same image without tag and registry":  {spec: "app", image: &runtimeapi.ImageSpec{Image: "app:latest"}, want: true},
-		"same image, reported as it is":        {spec: "app:1", image: &runtimeapi.ImageSpec{Image: "app:1"}, want: true},
-		"another image by its full name":       {spec: "app:2", image: &runtimeapi.ImageSpec{Image: "registry.example/library/app:1"}},
-		"image whose name ends like the other": {spec: "app:1", image: &runtimeapi.ImageSpec{Image: "registry.example/webapp:1"}},
-		"runtime that does not tell":           {spec: "app:2", err: errors.New("unavailable"), want: true},
+		"same image": {spec: "app:1", image: asked("app:1"), status: "docker.io/library/app:1", want: true},
+		"same image, whose other tag sorts first":   {spec: "app:stable", image: asked("app:stable"), status: "docker.io/library/app:1", want: true},
+		"same image of another registry, too":       {spec: "mirror.example/app:1", image: asked("mirror.example/app:1"), status: "docker.io/library/app:1", want: true},
+		"same image by its digest":                  {spec: "app@sha256:77", image: asked("app@sha256:77"), status: "docker.io/library/app:1", want: true},
+		"same image in another spelling":            {spec: "index.example/app", image: asked("index.example/app"), status: "docker.io/library/app:latest", want: true},
+		"another image":                             {spec: "app:2", image: asked("app:1"), status: "docker.io/library/app:1"},
+		"another tag of the same image":             {spec: "app:1", image: asked("app:stable"), status: "app:1"},
+		"another registry, the image's first tag":   {spec: "app:1", image: asked("registry.example/team/app:1"), status: "registry.example/team/app:1"},
+		"runtime that does not keep what was asked": {spec: "app:2", image: &runtimeapi.ImageSpec{Image: "sha256:4242"}, want: true},
+		"runtime that does not tell":                {spec: "app:2", err: errors.New("unavailable"), want: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
 			pod := protectedPod("p")
 			f.running(pod)
 			f.runtime.images["p-uid-c"] = test.image
-			f.runtime.failing["ContainerStatus"] = test.err
+			f.runtime.statusImages["p-uid-c"] = &runtimeapi.ImageSpec{Image: test.status}
+			f.runtime.failing["ListContainers"] = test.err
 			container := &v1.Container{Name: "app", Image: test.spec}
 			assert.Equal(t, test.want, f.RefuseContainerChange(pod, container, "p-uid-c"))
 			assert.False(t, f.RefuseContainerChange(plainPod("p"), container, "p-uid-c"))

@@ -181,7 +181,7 @@ func (g *Guard) restore() []*v1.Pod {
 	g.loaded = nil
 	g.mu.Unlock()
 	for uid, saved := range loaded {
-		if !g.Protects(saved.Pod) {
+		if !g.protectsObject(saved.Pod) {
 			// The selector has changed. It may change back while the pod runs.
 			if r := newRecord(uid, saved.Pod.Namespace, saved.Pod.Name); !g.alive(r, false) {
 				g.forget(r)
@@ -191,9 +191,9 @@ func (g *Guard) restore() []*v1.Pod {
 		g.mu.Lock()
 		r := g.recordLocked(saved.Pod)
 		r.adopt(saved)
-		released := r.evidence != nil
+		evidence := r.evidence
 		g.mu.Unlock()
-		if released {
+		if evidence != nil && evidence.Kind == DeletionTimestampSeen {
 			// The kubelet ended in the middle of the termination; housekeeping
 			// finds what is left and may finish it.
 			continue
@@ -207,7 +207,15 @@ func (g *Guard) restore() []*v1.Pod {
 			g.forget(r)
 			continue
 		}
-		if g.Refuse(saved.Pod, PodVanished, "its object was gone from the API when the kubelet started, and no deletion of it is known") {
+		if evidence != nil {
+			// Ended as a managed pod, it has its own grace period.
+			restored = append(restored, saved.Pod)
+			g.mu.Lock()
+			g.ending = append(g.ending, uid)
+			g.mu.Unlock()
+			continue
+		}
+		if g.refuse(r, PodVanished, "its object was gone from the API when the kubelet started, and no deletion of it is known", nil) {
 			restored = append(restored, saved.Pod)
 		}
 	}
@@ -219,8 +227,9 @@ func (g *Guard) restore() []*v1.Pod {
 func (r *podRecord) adopt(saved savedPod) {
 	r.saved = saved.Pod.DeepCopy()
 	r.volumes = slices.DeleteFunc(saved.Volumes, func(v savedVolume) bool { return v.Claim == nil || v.Volume == nil })
+	r.earlier = true
 	if r.evidence == nil {
-		r.evidence = saved.Evidence
+		r.evidence, r.evidenceOver = saved.Evidence, saved.Evidence != nil
 		return
 	}
 	// The list that the first message comes from may have brought evidence already.

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,9 +33,12 @@ type observedListerWatcher struct {
 	lw       cache.ListerWatcherWithContext
 
 	mu sync.Mutex
-	// seen has the pods that the server has shown since its storage went back; nil
+	// seen has the pods of interest that the server has shown since its storage went back; nil
 	// when it did not, or when the reflector has listed since. See rewind.go.
 	seen map[cache.ObjectName]*v1.Pod
+	// floor is the newest version that the kubelet had seen when the storage went
+	// back; empty like seen.
+	floor string
 	// reported is when the newest event about that was made.
 	reported time.Time
 }
@@ -89,74 +93,66 @@ func (g *Guard) observe(pod *v1.Pod) {
 	g.mu.Lock()
 	_, known := g.records[pod.UID]
 	g.mu.Unlock()
-	if known || g.Protects(pod) {
+	if known || g.protectsObject(pod) {
 		g.noteDeletion(pod)
 	}
 }
 
 // ObserveSource is shown every message of a config source, that is the full set
-// of its pods, and returns the set that the kubelet is to work with. Only the
-// API source is looked at. To its first message the saved pods are added that it
-// does not have and that are alive; from then on HoldVanished keeps them.
+// of its pods, and returns the set that the kubelet is to work with. Only the API
+// source is looked at. To its first message the saved pods are added that it does
+// not have and that are alive; from then on HoldVanished keeps them.
 //
-// A protected pod whose object claims that it has ended although it is alive is
-// handed on without the claim: its phase is emptied in a copy. The whole kubelet
-// treats such a claim as final (admission, pod workers, status, CPU and device
-// managers), so it is stopped where it comes in. The kubelet computes the phase
-// anew, finds that the object differs, and writes the truth back.
+// A protected pod whose object claims what would stop its containers is handed on
+// without the claim, in a copy: that it has ended, that all of its containers are
+// being restarted, or that it has an older image (older.go). The whole kubelet
+// believes these claims (admission, pod workers, status, CPU and device managers), so
+// they are stopped where they come in. The kubelet computes the status anew, finds
+// that the object differs, and writes the truth back.
+//
+// It is called with locks of the kubelet's podStorage held. No disk is touched and no
+// API request is made; the runtime is asked about claims only.
 func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 	if source != apiSource || g.config.Mode == Off {
 		return pods
 	}
 	var after []func()
-	var suspects []int
-	now := g.clock.Now()
+	var claims []claim
+	corrected := &correction{pods: pods}
 	g.mu.Lock()
 	first := g.pass == 0
 	g.pass++
 	for i, pod := range pods {
-		if !g.Protects(pod) {
-			if r := g.records[pod.UID]; r != nil {
-				after = append(after, g.releaseAllLocked(r, "the pod is no longer labelled for protection")...)
-				delete(g.records, pod.UID)
-				after = append(after, func() { g.forget(r) })
-			}
-			g.unprotected[pod.UID] = now
+		if !g.protectsLocked(pod) {
+			after = append(after, g.unprotectLocked(pod)...)
 			continue
 		}
 		r := g.recordLocked(pod)
-		// It vanished while nothing of it ran and was let go. The kubelet starts it
-		// again now. An exempt cause may still be stopping it.
-		if !r.present && (r.permit == PodVanished || r.permit == OrphanedRuntimePod) && !g.exempt[r.permit] {
-			r.permit = ""
-		}
-		r.pod, r.pass, r.present = pod, g.pass, true
 		if saved, ok := g.loaded[pod.UID]; ok {
 			r.adopt(saved)
 			delete(g.loaded, pod.UID)
 		}
-		g.saveSoonLocked(r, pod)
-		after = append(after, g.releaseLocked(r, PodVanished, "its object is back in the API")...)
-		after = append(after, g.releaseLocked(r, OrphanedRuntimePod, "its object is back in the API")...)
-		switch pod.Status.Phase {
-		case v1.PodFailed, v1.PodSucceeded:
-			if r.permit == "" && r.evidence == nil && pod.DeletionTimestamp == nil {
-				suspects = append(suspects, i)
-			}
-		default:
-			after = append(after, g.releaseLocked(r, TerminalPhaseReported, "the API object no longer says that the pod ended")...)
-			// A kubelet that had acted on the claim would not have taken it back.
-			if r.permit == TerminalPhaseReported {
-				r.permit = ""
-			}
+		r.earlier = r.earlier || first
+		shown, change := g.newerObjectLocked(r, pod)
+		corrected.set(i, shown)
+		after = append(after, g.presentLocked(r, shown)...)
+		switch {
+		case change != "":
+			claims = append(claims, claim{i, r, ObjectWentBack, change})
+		case r.older == nil:
+			after = append(after, g.releaseLocked(r, ObjectWentBack, "its object was changed in the API")...)
+			g.saveSoonLocked(r, pod)
 		}
+		claims = append(claims, g.claimsLocked(i, r, shown, &after)...)
 	}
 	for _, r := range g.records {
 		r.present = r.pass == g.pass && r.pass != 0
 		if r.present {
 			r.goneSince = time.Time{}
+			r.lost = false
 		}
 	}
+	g.countVanishedLocked()
 	g.mu.Unlock()
 	for _, f := range after {
 		f()
@@ -165,21 +161,140 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 	if first {
 		restored = g.restore()
 	}
-	if len(suspects)+len(restored) == 0 {
-		return pods
+	for _, c := range claims {
+		g.judge(c, corrected, pods)
 	}
-	corrected := append(append([]*v1.Pod(nil), pods...), restored...)
-	for _, i := range suspects {
-		pod := pods[i]
-		g.awaitRuntime()
-		if g.Refuse(pod, TerminalPhaseReported, "the API object says "+string(pod.Status.Phase)) {
-			corrected[i] = pod.DeepCopy()
-			corrected[i].Status.Phase = ""
-			corrected[i].Status.Reason = ""
-			corrected[i].Status.Message = ""
+	if len(restored) > 0 {
+		return append(slices.Clone(corrected.pods), restored...)
+	}
+	return corrected.pods
+}
+
+// protectsLocked is protectsObject for an object of the API source. One from before
+// the label is judged by the newer object that it stands for.
+func (g *Guard) protectsLocked(pod *v1.Pod) bool {
+	if g.protectsObject(pod) {
+		return true
+	}
+	saved := g.loaded[pod.UID].Pod
+	if r := g.records[pod.UID]; r != nil {
+		if r.older != nil && pod.ResourceVersion != r.older.ResourceVersion && !sameDeclaration(pod, r.older) {
+			return false
+		}
+		saved = r.saved
+		if r.older != nil {
+			return true
 		}
 	}
-	return corrected
+	return g.config.Mode == Enforce && saved != nil && g.protectsObject(saved) && isOlder(pod.ResourceVersion, saved.ResourceVersion)
+}
+
+// unprotectLocked takes note of a pod that is not, or no longer, labelled.
+func (g *Guard) unprotectLocked(pod *v1.Pod) (after []func()) {
+	if r := g.records[pod.UID]; r != nil {
+		after = append(after, g.releaseAllLocked(r, "the pod is no longer labelled for protection")...)
+		delete(g.records, pod.UID)
+		after = append(after, func() { g.forget(r) })
+	}
+	g.unprotected[pod.UID] = g.clock.Now()
+	return after
+}
+
+// presentLocked takes note of a protected pod that the message has.
+func (g *Guard) presentLocked(r *podRecord, pod *v1.Pod) (after []func()) {
+	// It vanished while nothing of it ran and was let go. The kubelet starts it
+	// again now. An exempt cause may still be stopping it.
+	if !r.present && (r.permit == PodVanished || r.permit == OrphanedRuntimePod) && !g.exempt[r.permit] {
+		r.permit = ""
+	}
+	r.pod, r.pass, r.present = pod, g.pass, true
+	after = append(after, g.releaseLocked(r, PodVanished, "its object is back in the API")...)
+	return append(after, g.releaseLocked(r, OrphanedRuntimePod, "its object is back in the API")...)
+}
+
+// claim is what an object claims about a pod that may be false.
+type claim struct {
+	// pod is the index in the message.
+	pod    int
+	record *podRecord
+	cause  Cause
+	detail string
+}
+
+// claimsLocked returns the claims in the status of an object.
+func (g *Guard) claimsLocked(i int, r *podRecord, pod *v1.Pod, after *[]func()) (claims []claim) {
+	open := r.permit == "" && r.evidence == nil && pod.DeletionTimestamp == nil
+	switch pod.Status.Phase {
+	case v1.PodFailed, v1.PodSucceeded:
+		if open {
+			claims = append(claims, claim{i, r, TerminalPhaseReported, "the API object says " + string(pod.Status.Phase)})
+		}
+	default:
+		*after = append(*after, g.releaseLocked(r, TerminalPhaseReported, "the API object no longer says that the pod ended")...)
+		// A kubelet that had acted on the claim could not have taken it back.
+		if r.permit == TerminalPhaseReported {
+			r.permit = ""
+		}
+	}
+	if open && slices.ContainsFunc(pod.Status.Conditions, restartsAll) {
+		claims = append(claims, claim{i, r, RestartReported, ""})
+	}
+	return claims
+}
+
+func restartsAll(c v1.PodCondition) bool {
+	return c.Type == v1.AllContainersRestarting && c.Status == v1.ConditionTrue
+}
+
+// correction is a message with those pods exchanged for which the guard knows better.
+// The slice and the objects of the message are not changed: they are the kubelet's.
+type correction struct {
+	pods   []*v1.Pod
+	copied bool
+}
+
+func (c *correction) set(i int, pod *v1.Pod) {
+	if c.pods[i] == pod {
+		return
+	}
+	if !c.copied {
+		c.pods, c.copied = slices.Clone(c.pods), true
+	}
+	c.pods[i] = pod
+}
+
+// judge asks whether a claim is to be believed and takes it away when it is not.
+func (g *Guard) judge(c claim, corrected *correction, message []*v1.Pod) {
+	g.mu.Lock()
+	held := c.record.holds[c.cause] != nil && c.cause.lasting()
+	g.mu.Unlock()
+	if !held {
+		g.awaitRuntime()
+	}
+	pod := corrected.pods[c.pod]
+	switch c.cause {
+	case ObjectWentBack:
+		// What runs goes on by the newer object, unless nothing runs.
+		if !g.refuse(c.record, c.cause, c.detail, nil) {
+			corrected.set(c.pod, message[c.pod])
+			g.mu.Lock()
+			c.record.pod, c.record.older = message[c.pod], nil
+			g.saveSoonLocked(c.record, message[c.pod])
+			g.mu.Unlock()
+		}
+	case RestartReported:
+		if g.refuseRestartOfAll(c.record, pod) {
+			pod = pod.DeepCopy()
+			pod.Status.Conditions = slices.DeleteFunc(pod.Status.Conditions, restartsAll)
+			corrected.set(c.pod, pod)
+		}
+	case TerminalPhaseReported:
+		if g.refuse(c.record, c.cause, c.detail, nil) {
+			pod = pod.DeepCopy()
+			pod.Status.Phase, pod.Status.Reason, pod.Status.Message = "", "", ""
+			corrected.set(c.pod, pod)
+		}
+	}
 }
 
 // HoldVanished reports whether the kubelet is to go on with a pod that the

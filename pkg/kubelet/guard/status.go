@@ -21,6 +21,7 @@ const (
 // guard knows: the condition KillRefused, and, when the sandbox is gone while
 // containers run, the addresses that the pod still has.
 func (g *Guard) CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
+	g.addWaiting(pod, status)
 	if !g.Protects(pod) {
 		return
 	}
@@ -36,7 +37,7 @@ func (g *Guard) CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
 	held := r.heldLocked()
 	for _, cause := range held {
 		h := r.holds[cause]
-		parts = append(parts, fmt.Sprintf("%s since %s (%s)", cause, h.since.UTC().Format(time.RFC3339), h.detail))
+		parts = append(parts, fmt.Sprintf("%s since %s (%s)", cause, h.since.UTC().Format(time.RFC3339), h.reason()))
 	}
 	g.mu.Unlock()
 
@@ -58,23 +59,71 @@ func (g *Guard) CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
 // ContainerReasonStatusUnknown in pkg/kubelet/container.
 const statusUnknown = "ContainerStatusUnknown"
 
+// addWaiting adds the condition of a pod whose start waits for a held pod.
+func (g *Guard) addWaiting(pod *v1.Pod, status *v1.PodStatus) {
+	if g.vanished.Load() == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w := g.waiting[pod.UID]
+	if w == nil {
+		return
+	}
+	status.Conditions = append(status.Conditions, v1.PodCondition{
+		Type:               PodWaitingForHeldPod,
+		Status:             v1.ConditionTrue,
+		Reason:             "SharesWithHeldPod",
+		Message:            w.message(),
+		LastTransitionTime: metav1.NewTime(w.since),
+		ObservedGeneration: pod.Generation,
+	})
+}
+
 // CorrectPhase is shown a status that the kubelet has just computed from its
 // containers. A container whose state the runtime does not know counts there as
-// terminated, and with a restart policy that does not start it again the pod
-// counts as ended, although the container may run. The phase of a protected pod
-// stays Running then.
+// terminated (convertToAPIContainerStatuses in pkg/kubelet/kubelet_pods.go), and with
+// a restart policy that does not start it again the pod counts as ended, although the
+// container may run. The phase of a protected pod stays what it is while it does.
 func (g *Guard) CorrectPhase(pod *v1.Pod, status *v1.PodStatus) {
 	if status.Phase != v1.PodFailed && status.Phase != v1.PodSucceeded || !g.Protects(pod) {
 		return
 	}
 	for _, c := range status.ContainerStatuses {
-		lost := c.State.Terminated != nil && c.State.Terminated.Reason == statusUnknown ||
-			c.LastTerminationState.Terminated != nil && c.LastTerminationState.Terminated.Reason == statusUnknown && c.State.Running == nil
-		if lost && g.Refuse(pod, ContainerStateUnknown, "the state of container "+c.Name+" is unknown") {
+		if isLost(c) && g.refuseLost(pod, c.Name) {
 			status.Phase = v1.PodRunning
 			return
 		}
 	}
+	for _, c := range status.InitContainerStatuses {
+		if isLost(c) && g.refuseLost(pod, c.Name) {
+			status.Phase = v1.PodPending
+			if slices.ContainsFunc(status.ContainerStatuses, func(c v1.ContainerStatus) bool { return c.State.Running != nil }) {
+				status.Phase = v1.PodRunning
+			}
+			return
+		}
+	}
+}
+
+func isLost(c v1.ContainerStatus) bool {
+	return c.State.Terminated != nil && c.State.Terminated.Reason == statusUnknown ||
+		c.LastTerminationState.Terminated != nil && c.LastTerminationState.Terminated.Reason == statusUnknown && c.State.Running == nil
+}
+
+// refuseLost reports whether a container runs that the kubelet takes for terminated.
+func (g *Guard) refuseLost(pod *v1.Pod, name string) bool {
+	r := g.recordOf(pod)
+	return r != nil && g.refuse(r, ContainerStateUnknown, "the state of container "+name+" is unknown", func() bool {
+		newest, err := g.newestContainers(r.uid)
+		switch {
+		case err != nil:
+			return true
+		case len(newest) == 0:
+			return g.alive(r, true)
+		}
+		return newest[name] != nil && g.mayRun(newest[name])
+	})
 }
 
 // SetNodeCondition brings the condition HoldingPods of a node up to date. It is
