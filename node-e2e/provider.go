@@ -88,6 +88,8 @@ type Node interface {
 	ControlPlane() ControlPlane
 	// KubeletDir is the kubelet's root directory, as the suite's process sees it.
 	KubeletDir() string
+	// RuntimeSocket is the container runtime's socket, as the suite's process sees it.
+	RuntimeSocket() string
 	// WriteStaticPod puts a manifest into the folder that the kubelet watches, and
 	// RemoveStaticPod takes it away; removing one that is not there is no error.
 	WriteStaticPod(name string, manifest []byte) error

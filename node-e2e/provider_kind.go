@@ -172,6 +172,7 @@ func (n *kindNode) Runtime() Runtime           { return kindRuntime{n} }
 func (n *kindNode) Storage() Storage           { return kindStorage{n} }
 func (n *kindNode) ControlPlane() ControlPlane { return kindControlPlane{} }
 func (n *kindNode) KubeletDir() string         { return n.path(kindKubeletDir) }
+func (n *kindNode) RuntimeSocket() string      { return n.path("/run/containerd/containerd.sock") }
 
 func (n *kindNode) WriteStaticPod(name string, manifest []byte) error {
 	return writeStaticPod(n.path(kindStaticPods), name, manifest)

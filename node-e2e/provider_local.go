@@ -87,6 +87,8 @@ func (n localNode) ControlPlane() ControlPlane { return localControlPlane(n) }
 
 func (n localNode) KubeletDir() string { return n.cluster.HostPath("/var/lib/kubelet") }
 
+func (n localNode) RuntimeSocket() string { return n.cluster.RuntimeSocket() }
+
 func (n localNode) WriteStaticPod(name string, manifest []byte) error {
 	return writeStaticPod(n.cluster.StaticPodDir(), name, manifest)
 }

@@ -285,6 +285,10 @@ func (c *Cluster) RemoveContainer(ctx context.Context, id string) error {
 	})
 }
 
+// RuntimeSocket returns the container runtime's socket as it is found outside the
+// node's mount namespace. The path may be too long for a socket address.
+func (c *Cluster) RuntimeSocket() string { return c.HostPath(containerdSocket) }
+
 // withRuntime calls f with a client of the container runtime behind a socket of the
 // node. The connection is not kept: the runtime comes and goes, and a kept connection
 // would wait out its back-off.
