@@ -35,7 +35,7 @@ func ParseVariant(s string) (Variant, error) {
 const labelControlPlane = "control-plane"
 
 // labelOwnMachine marks specs that need what only a node has whose parts run on this
-// machine: another runtime, loop devices, a runtime client.
+// machine: another runtime, loop devices.
 const labelOwnMachine = "own-machine"
 
 // Options says which cluster a provider brings up.
@@ -191,9 +191,6 @@ type Runtime interface {
 	Untag(ctx context.Context, name string) error
 	// Digest returns the digest of the image's manifest.
 	Digest(ctx context.Context, image string) (string, error)
-	// Remove removes a container that has ended, behind the kubelet's back. Specs that
-	// use it have the label own-machine.
-	Remove(ctx context.Context, id string) error
 	// StartOther starts a second runtime beside this one, with images and without
 	// containers. Specs that use it have the label own-machine.
 	StartOther(ctx context.Context) (OtherRuntime, error)

@@ -492,8 +492,6 @@ func (r kindRuntime) Digest(ctx context.Context, image string) (string, error) {
 // errOwnMachine is the answer to what a node in a container does not have.
 var errOwnMachine = errors.New("a node of a kind cluster does not have this: label the spec " + labelOwnMachine)
 
-func (kindRuntime) Remove(context.Context, string) error { return errOwnMachine }
-
 func (kindRuntime) StartOther(context.Context) (OtherRuntime, error) { return nil, errOwnMachine }
 
 // machineProcess is a process as this machine sees it.

@@ -266,10 +266,6 @@ func (r localRuntime) ctr(ctx context.Context, args ...string) (string, error) {
 	return r.cluster.RunOnNode(ctx, append([]string{filepath.Join(r.cluster.NodeDir(), "ctr"), "--namespace=k8s.io"}, args...)...)
 }
 
-func (r localRuntime) Remove(ctx context.Context, id string) error {
-	return r.cluster.RemoveContainer(ctx, id)
-}
-
 func (r localRuntime) StartOther(ctx context.Context) (OtherRuntime, error) {
 	other := r.cluster.OtherRuntime()
 	return localOtherRuntime{other}, other.Start(ctx)

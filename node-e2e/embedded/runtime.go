@@ -276,15 +276,6 @@ func verbosePID(info map[string]string) (int, error) {
 	return verbose.PID, nil
 }
 
-// RemoveContainer removes a container behind the kubelet's back. One that runs is
-// killed, as CRI has it.
-func (c *Cluster) RemoveContainer(ctx context.Context, id string) error {
-	return c.withRuntime(containerdSocket, func(client runtimeapi.RuntimeServiceClient) error {
-		_, err := client.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
-		return err
-	})
-}
-
 // RuntimeSocket returns the container runtime's socket as it is found outside the
 // node's mount namespace. The path may be too long for a socket address.
 func (c *Cluster) RuntimeSocket() string { return c.HostPath(containerdSocket) }
