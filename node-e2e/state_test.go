@@ -127,7 +127,7 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 	tolerate(stateDirectory)
 	s := newScene(ctx)
 	folder := nodeDir(ctx)
-	runOnNode(ctx, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder)
+	runOnNode(ctx, "mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", folder)
 	DeferCleanup(func(ctx context.Context) {
 		// Not before the kubelet has left it.
 		runOnNode(ctx, "umount", folder)

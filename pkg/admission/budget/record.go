@@ -211,6 +211,7 @@ func newRecord(pod *corev1.Pod, request *admission.Request, expires time.Time) *
 		Spec: guardv1alpha1.PodDeletionSpec{
 			Namespace:   pod.Namespace,
 			Name:        pod.Name,
+			NodeName:    pod.Spec.NodeName,
 			Reason:      how + " with grace period 0",
 			RequestedBy: cut(request.UserInfo.Username, recordTextLimit),
 			Expires:     ptr.To(metav1.NewTime(expires)),

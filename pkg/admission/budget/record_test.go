@@ -110,7 +110,7 @@ func TestRecordRule(t *testing.T) {
 	record := &guardv1alpha1.PodDeletion{
 		ObjectMeta: metav1.ObjectMeta{Name: podUID, Labels: map[string]string{ManagedByLabel: ManagedBy}},
 		Spec: guardv1alpha1.PodDeletionSpec{
-			Namespace: "shop", Name: "web-1", RequestedBy: "ordinary", Reason: "deleted with grace period 0",
+			Namespace: "shop", Name: "web-1", NodeName: "node-1", RequestedBy: "ordinary", Reason: "deleted with grace period 0",
 			Expires: ptr.To(metav1.NewTime(noon.Add(DefaultRecordLifetime))),
 		},
 	}

@@ -73,8 +73,9 @@ type Configuration struct {
 	// AllowedCauses lists causes that are exempt from refusal. Default: none.
 	AllowedCauses []Cause `json:"allowedCauses,omitempty"`
 
-	// StateDir is an absolute path of a directory for the guard's state, written
-	// by root only. Default: the folder "guard" in the kubelet's root directory.
+	// StateDir is an absolute path of a directory for the guard's state. Only root
+	// may be able to write to it: who can write there can end protected pods, and
+	// make the kubelet run what a saved pod says. Default: the folder "guard" in the kubelet's root directory.
 	StateDir string `json:"stateDir,omitempty"`
 }
 

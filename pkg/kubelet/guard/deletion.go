@@ -2,98 +2,143 @@ package guard
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
 )
 
 // PodDeletion records: cluster-scoped, named by the UID of the pod whose deletion
-// they prove. manifests/crds has their definition.
+// they prove. manifests/crds has their definition, pkg/apis/guard/v1alpha1 their
+// types, which this package may not import: it is built in the kubelet's tree, too.
 const (
-	deletionsPath = "/apis/kubelet-guard.io/v1alpha1/poddeletions"
-
-	// lookupInterval is how often the record of a held pod is looked for, and
-	// maxLookupInterval how far errors stretch it.
-	lookupInterval    = 10 * time.Second
-	maxLookupInterval = 30 * time.Second
-	lookupTimeout     = 5 * time.Second
+	deletionsPath       = "/apis/" + deletionAPIVersion + "/poddeletions"
+	deletionAPIVersion  = "kubelet-guard.io/v1alpha1"
+	deletionKind        = "PodDeletion"
+	deletionListKind    = "PodDeletionList"
+	deletionOfNodeField = "spec.nodeName="
 )
 
-// Deletions tells whether a PodDeletion record exists.
+// Deletions reads PodDeletion records. What it returns is what the API server said;
+// whether that proves anything is DeletionRecord.check's to tell.
 type Deletions interface {
-	// Recorded reports whether the deletion of the pod is recorded.
-	Recorded(ctx context.Context, uid types.UID) (bool, error)
+	// OfNode returns the records that name the node as the one that their pods were
+	// bound to. The answer may be some seconds old. ErrDeletionsNotListed says that
+	// the server can only be asked for single records.
+	OfNode(ctx context.Context, node string) ([]DeletionRecord, error)
+	// Of returns the record with the name of the UID, or nil when there is none.
+	Of(ctx context.Context, uid types.UID) (*DeletionRecord, error)
+}
+
+// ErrDeletionsNotListed: this node may not list records, or the server does not know
+// that they can be selected by node. Single records may be readable.
+var ErrDeletionsNotListed = errors.New("the PodDeletion records of a node cannot be listed")
+
+// ErrDeletionsUnknown: the server has no such resource, so there are no records.
+var ErrDeletionsUnknown = errors.New("the API server knows no PodDeletion records")
+
+// DeletionRecord is what the kubelet looks at of a PodDeletion.
+type DeletionRecord struct {
+	metav1.TypeMeta `json:",inline"`
+	Metadata        struct {
+		Name              string       `json:"name"`
+		DeletionTimestamp *metav1.Time `json:"deletionTimestamp"`
+	} `json:"metadata"`
+	Spec struct {
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+	} `json:"spec"`
+}
+
+// deletionRecordList is a list of them.
+type deletionRecordList struct {
+	metav1.TypeMeta `json:",inline"`
+	Items           []DeletionRecord `json:"items"`
+}
+
+// check returns an error that says why the record is no proof that the deletion of
+// the pod was asked for. Whatever stands in front of an API server can answer a
+// question with something else.
+func (d *DeletionRecord) check(namespace, name string, uid types.UID) error {
+	switch {
+	case d.APIVersion != deletionAPIVersion || d.Kind != deletionKind:
+		return fmt.Errorf("it is of kind %q in %q, not %s in %s", d.Kind, d.APIVersion, deletionKind, deletionAPIVersion)
+	case d.Metadata.Name != string(uid):
+		return fmt.Errorf("its name is %q, not the UID of the pod", d.Metadata.Name)
+	case d.Metadata.DeletionTimestamp != nil:
+		return errors.New("it is itself being deleted")
+	case d.Spec.Namespace != namespace || d.Spec.Name != name:
+		return fmt.Errorf("it names pod %s/%s", d.Spec.Namespace, d.Spec.Name)
+	}
+	return nil
 }
 
 // NewDeletions returns Deletions that asks the API server with the client's
-// credentials. They need the verb get on poddeletions, and nothing else.
+// credentials. They need the verbs get and list on poddeletions.
 func NewDeletions(client rest.Interface) Deletions { return deletionClient{client} }
-
-var forbiddenOnce sync.Once
 
 type deletionClient struct{ client rest.Interface }
 
-func (d deletionClient) Recorded(ctx context.Context, uid types.UID) (bool, error) {
-	err := d.client.Get().AbsPath(deletionsPath, string(uid)).Do(ctx).Error()
+func (d deletionClient) OfNode(ctx context.Context, node string) ([]DeletionRecord, error) {
+	// Resource version 0: out of the server's cache, which costs the storage nothing.
+	body, err := d.get(ctx, d.client.Get().AbsPath(deletionsPath).
+		Param("fieldSelector", deletionOfNodeField+node).Param("resourceVersion", "0"))
 	switch {
-	case err == nil:
-		return true, nil
 	case apierrors.IsNotFound(err):
-		return false, nil
-	case apierrors.IsForbidden(err):
-		// A cluster without the definition and its role, most likely.
-		forbiddenOnce.Do(func() {
-			klog.InfoS("This node may not read PodDeletion records: held pods can be released on the node only. Apply the project's manifests to change that", "err", err)
-		})
-		return false, nil
+		return nil, ErrDeletionsUnknown
+	case apierrors.IsForbidden(err), apierrors.IsBadRequest(err), apierrors.IsMethodNotSupported(err):
+		return nil, fmt.Errorf("%w: %w", ErrDeletionsNotListed, err)
+	case err != nil:
+		return nil, err
 	}
-	return false, err
+	var list deletionRecordList
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("the answer is no list of PodDeletions: %w: %s", err, beginning(body))
+	}
+	if list.APIVersion != deletionAPIVersion || list.Kind != deletionListKind {
+		return nil, fmt.Errorf("the answer is of kind %q in %q, not %s in %s", list.Kind, list.APIVersion, deletionListKind, deletionAPIVersion)
+	}
+	return list.Items, nil
 }
 
-// lookUpDeletions asks for the records of held pods whose object is gone. The
-// deletion of a pod that has its object shows in the object. It returns the pods
-// that have evidence now.
-func (g *Guard) lookUpDeletions(ctx context.Context) []types.UID {
-	if g.deletions == nil {
-		return nil
+func (d deletionClient) Of(ctx context.Context, uid types.UID) (*DeletionRecord, error) {
+	body, err := d.get(ctx, d.client.Get().AbsPath(deletionsPath, string(uid)))
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
 	}
-	now := g.clock.Now()
-	var due []*podRecord
-	g.mu.Lock()
-	for _, r := range g.records {
-		if len(r.holds) > 0 && !r.present && r.evidence == nil && !now.Before(r.nextLookup) {
-			due = append(due, r)
-		}
+	record := &DeletionRecord{}
+	if err := json.Unmarshal(body, record); err != nil {
+		return nil, fmt.Errorf("the answer is no PodDeletion: %w: %s", err, beginning(body))
 	}
-	g.mu.Unlock()
-	var released []types.UID
-	for _, r := range due {
-		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-		recorded, err := g.deletions.Recorded(ctx, r.uid)
-		cancel()
-		wait := lookupInterval
-		if err != nil {
-			wait = min(max(2*r.lookupWait, lookupInterval), maxLookupInterval)
-			g.metrics.errors.WithLabelValues(opDeletion).Inc()
-			klog.V(2).InfoS("Cannot look up whether the deletion of a held pod is recorded", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "err", err)
-		}
-		g.mu.Lock()
-		r.lookupWait, r.nextLookup = wait, g.clock.Now().Add(wait)
-		g.mu.Unlock()
-		if recorded && g.release(r.uid, PodDeletionRecord) {
-			released = append(released, r.uid)
-		}
-		if ctx.Err() != nil && err != nil {
-			// The API server does not answer; the others would time out, too.
-			break
-		}
+	return record, nil
+}
+
+// get makes one attempt. The kubelet's client asks for protobuf, which records have
+// none of, and it would repeat by itself what a busy server refuses.
+func (d deletionClient) get(ctx context.Context, request *rest.Request) ([]byte, error) {
+	result := request.SetHeader("Accept", "application/json").MaxRetries(0).Do(ctx)
+	// Error, unlike Raw, has the message of the API server.
+	if err := result.Error(); err != nil {
+		return nil, err
 	}
-	return released
+	return result.Raw()
+}
+
+// beginning is enough of an answer to recognize a proxy's page by.
+func beginning(body []byte) string {
+	const shown = 80
+	if len(body) > shown {
+		return fmt.Sprintf("%q...", body[:shown])
+	}
+	return fmt.Sprintf("%q", body)
 }
 
 // Vanished reports whether the pod is held because its object is gone. What the

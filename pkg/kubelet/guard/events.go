@@ -27,6 +27,11 @@ import (
 // again and again until they are accepted.
 //
 // Whoever makes an event only puts it into a queue; one goroutine of Run writes.
+//
+// A fault that makes a node hold many pods at once does the same to other nodes, and
+// none of it may weigh on a control plane that is being repaired (eventcrowd.go): the
+// first few pods within a minute have their events at once; the others are counted in
+// one event on the node, and their own events are written slowly.
 
 const (
 	// eventRetry is how long after a refusal an event is written again. It doubles up
@@ -52,8 +57,11 @@ type eventQueue struct {
 
 	mu      sync.Mutex
 	pending []*pendingEvent
-	// pausedUntil: nothing is written before.
-	pausedUntil time.Time
+	// pausedUntil: nothing is written before; slowUntil: no slow event is.
+	pausedUntil, slowUntil time.Time
+	// recent has, by reason, the pods that had events of their own within the last
+	// crowdWindow.
+	recent map[string]map[types.UID]time.Time
 }
 
 // pendingEvent is one event. Its name stays the same over all attempts, so that one
@@ -62,6 +70,12 @@ type pendingEvent struct {
 	event *v1.Event
 	// hold, when not nil, keeps the event from being given up while it lasts.
 	hold *hold
+	// slow events are written one every slowEvent. An event for others as well has
+	// its crowd, until it is first written.
+	slow  bool
+	crowd *eventCrowd
+	// tried: there was an attempt.
+	tried bool
 	// next is when it is written next, wait how long that is after the last attempt.
 	next time.Time
 	wait time.Duration
@@ -85,6 +99,13 @@ func (g *Guard) event(r *podRecord, h *hold, eventType, reason, message string) 
 	g.mu.Lock()
 	present := r.present
 	g.mu.Unlock()
+	if g.events == nil {
+		return
+	}
+	if g.queue.crowded(reason, r.uid, g.clock.Now()) {
+		g.writeSlowly(r, h, eventType, reason, message)
+		return
+	}
 	g.writeSoon(podReference(r.namespace, r.name, r.uid), h, eventType, reason, message)
 	if !present {
 		g.writeSoon(g.nodeReference(), h, eventType, reason, fmt.Sprintf("Pod %s/%s (UID %s): %s", r.namespace, r.name, r.uid, message))
@@ -98,7 +119,10 @@ func (g *Guard) writeSoon(about v1.ObjectReference, h *hold, eventType, reason, 
 		return
 	}
 	now := g.clock.Now()
-	pending := &pendingEvent{event: g.newEvent(about, eventType, reason, message, now), hold: h, next: now}
+	g.enqueue(&pendingEvent{event: g.newEvent(about, eventType, reason, message, now), hold: h, next: now})
+}
+
+func (g *Guard) enqueue(pending *pendingEvent) {
 	q := &g.queue
 	q.mu.Lock()
 	q.pending = append(q.pending, pending)
@@ -168,16 +192,25 @@ func (g *Guard) writeDueEvents(ctx context.Context) (wait time.Duration, some bo
 	var due []*pendingEvent
 	if !now.Before(q.pausedUntil) {
 		for _, p := range q.pending {
-			if !now.Before(p.next) {
+			if !now.Before(p.next) && !(q.isSlow(p) && now.Before(q.slowUntil)) {
 				due = append(due, p)
 			}
 		}
 	}
 	q.mu.Unlock()
-	for i, p := range due {
-		if i == eventBatch {
+	// Those that were refused wait behind those that have not been tried.
+	slices.SortStableFunc(due, func(a, b *pendingEvent) int { return a.next.Compare(b.next) })
+	written := 0
+	for _, p := range due {
+		if q.isSlow(p) && !q.takeSlow(now) {
+			continue
+		}
+		if written++; written > eventBatch {
 			q.pause(now.Add(eventPause))
 			break
+		}
+		if !q.try(p) {
+			continue
 		}
 		err := g.writeEvent(ctx, p.event)
 		if ctx.Err() != nil {
@@ -234,6 +267,9 @@ func (g *Guard) dropOneEvent() {
 	q := &g.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if len(q.pending) == 0 {
+		return
+	}
 	g.mu.Lock()
 	i := slices.IndexFunc(q.pending, func(p *pendingEvent) bool { return p.hold == nil || !p.hold.ended.IsZero() })
 	g.mu.Unlock()
@@ -263,7 +299,7 @@ func (q *eventQueue) wait(now time.Time) (time.Duration, bool) {
 	if len(q.pending) == 0 {
 		return 0, false
 	}
-	next := slices.MinFunc(q.pending, func(a, b *pendingEvent) int { return a.next.Compare(b.next) }).next
+	next := q.when(slices.MinFunc(q.pending, func(a, b *pendingEvent) int { return q.when(a).Compare(q.when(b)) }))
 	if next.Before(q.pausedUntil) {
 		next = q.pausedUntil
 	}

@@ -122,7 +122,7 @@ func TestRefusedEventIsWrittenAgain(t *testing.T) {
 		assert.Len(t, f.events.attempts, 1)
 		f.events.setRefuse(nil)
 		f.write(2 * maxEventRetry)
-		assert.Len(t, f.events.created, 20)
+		assert.Len(t, f.events.created, 2*crowdAfter+1+5, "five pods by themselves, one event for the others, theirs one after the other")
 	})
 }
 
@@ -153,23 +153,97 @@ func TestEventOfAnEndedHold(t *testing.T) {
 }
 
 func TestManyEvents(t *testing.T) {
-	t.Run("come in batches, and all of them", func(t *testing.T) {
+	t.Run("of a few pods are written at once", func(t *testing.T) {
 		f := newFixture(t)
-		const pods = 3 * eventBatch
-		for i := range pods {
+		for i := range crowdAfter {
 			f.vanished(fmt.Sprint("p", i))
 		}
 		f.writeDueEvents(context.Background())
-		assert.Len(t, f.events.take(), eventBatch)
-		f.write(time.Minute)
-		var names []string
-		for _, event := range f.events.created {
-			if event.InvolvedObject.Kind == "Node" {
-				names = append(names, strings.Fields(event.Message)[1])
-			}
+		assert.Len(t, f.events.take(), 2*crowdAfter, "on each pod, and on the node about each pod")
+		assert.Empty(t, f.queue.pending)
+	})
+	t.Run("of one pod stay its own", func(t *testing.T) {
+		f := newFixture(t)
+		for i := range crowdAfter {
+			f.vanished(fmt.Sprint("p", i))
 		}
-		slices.Sort(names)
-		assert.Len(t, slices.Compact(names), pods, "each pod has its own event on the node")
+		require.True(t, f.Refuse(protectedPod("p0"), CgroupCleanup, ""))
+		f.writeDueEvents(context.Background())
+		assert.Len(t, f.events.take(), 2*crowdAfter+2)
+	})
+	t.Run("of a crowd are one on the node, and slow on the pods", func(t *testing.T) {
+		f := newFixture(t)
+		const pods = 110
+		for i := range pods {
+			f.vanished(fmt.Sprintf("p%03d", i))
+		}
+		f.write(crowdDelay)
+		onNode := func() (messages []string) {
+			for _, event := range f.events.created {
+				if event.InvolvedObject.Kind == "Node" {
+					messages = append(messages, event.Message)
+				}
+			}
+			slices.Sort(messages)
+			return messages
+		}
+		require.Len(t, onNode(), crowdAfter+1)
+		assert.Equal(t, "105 more pods within a minute are held: the kubelet did not stop them, and they keep running until their deletion is asked for."+
+			" GET /guard/pods on the kubelet and kubectl guard holds have all of them."+
+			" default/p005 (UID p005-uid), default/p006 (UID p006-uid), default/p007 (UID p007-uid), default/p008 (UID p008-uid), default/p009 (UID p009-uid) and 100 others."+
+			" The first: The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.", onNode()[0])
+		written := len(f.events.created)
+		assert.LessOrEqual(t, written, 2*crowdAfter+2)
+		f.write(10 * time.Minute)
+		assert.LessOrEqual(t, len(f.events.created)-written, int(10*time.Minute/slowEvent), "one every ten seconds at most")
+		assert.GreaterOrEqual(t, len(f.events.created)-written, int(10*time.Minute/(slowEvent+slowEvent/5))-1, "and steadily")
+		f.write(11 * time.Minute)
+		assert.Len(t, f.events.created, pods+crowdAfter+1, "all of them in the end")
+		assert.Empty(t, f.queue.pending)
+
+		late := f.vanished("late")
+		f.writeDueEvents(context.Background())
+		assert.ElementsMatch(t, []string{"Warning KillRefused Pod/late", "Warning KillRefused Node/node-1"}, f.events.take()[len(f.events.created)-2:], "one pod later is none of a crowd")
+		_ = late
+	})
+	t.Run("of a crowd that is released before anybody was told are forgotten", func(t *testing.T) {
+		f := newFixture(t)
+		var pods []*v1.Pod
+		for i := range 20 {
+			pods = append(pods, f.vanished(fmt.Sprintf("p%02d", i)))
+		}
+		f.write(crowdDelay)
+		f.ObserveSource(apiSource, pods)
+		f.write(time.Hour)
+		reasons := map[string]int{}
+		for _, event := range f.events.created {
+			reasons[event.Reason+" on the "+event.InvolvedObject.Kind]++
+		}
+		// The first of the crowd had its own event by then.
+		assert.Equal(t, map[string]int{"KillRefused on the Pod": crowdAfter + 1, "KillRefused on the Node": crowdAfter + 1, "HoldReleased on the Pod": crowdAfter + 1, "HoldReleased on the Node": 1}, reasons)
+		assert.Empty(t, f.queue.pending)
+	})
+	t.Run("that are refused again and again are tried one every ten seconds", func(t *testing.T) {
+		f := newFixture(t)
+		f.events.setRefuse(noNamespace)
+		for i := range 50 {
+			f.vanished(fmt.Sprint("p", i))
+		}
+		f.write(10 * time.Minute)
+		attempts := func() (n int) {
+			for _, a := range f.events.attempts {
+				n += a
+			}
+			return n
+		}
+		before := attempts()
+		f.write(time.Hour)
+		assert.LessOrEqual(t, attempts()-before, int(time.Hour/slowEvent))
+		assert.GreaterOrEqual(t, attempts()-before, int(time.Hour/(slowEvent+slowEvent/5))-1)
+		assert.Len(t, f.events.attempts, 50+crowdAfter+1, "each has its turn")
+	})
+	t.Run("none to drop is no error", func(t *testing.T) {
+		assert.NotPanics(t, newFixture(t).dropOneEvent)
 	})
 	t.Run("do not grow without bound, and holds that last come last", func(t *testing.T) {
 		f := newFixture(t)

@@ -45,27 +45,19 @@ func (g *Guard) noteDeletion(pod *v1.Pod) {
 	for _, f := range after {
 		f()
 	}
-	g.save(r)
 }
 
-// evidenceLocked gives the pod its evidence and ends its holds. The caller saves
-// the record.
+// evidenceLocked gives the pod its evidence, ends its holds and has the evidence saved.
+// It counts at once: a disk that is slow or hangs delays no termination.
 func (g *Guard) evidenceLocked(r *podRecord, kind EvidenceKind) []func() {
 	r.evidence = &Evidence{Kind: kind, Time: g.clock.Now().UTC()}
-	r.dirty = r.saved != nil
+	g.queueLocked(r, urgently)
 	return g.releaseAllLocked(r, fmt.Sprintf("its deletion was asked for (%s)", kind))
 }
 
-// forgetEvidence saves that the evidence of the pod is over, and removes its release
-// file, which would be taken as evidence again.
-func (g *Guard) forgetEvidence(r *podRecord) {
-	g.mu.Lock()
-	r.dirty = r.saved != nil
-	g.mu.Unlock()
-	g.save(r)
-	if g.store != nil {
-		if err := removeIfThere(g.releasePath(r.uid)); err != nil {
-			g.stateFailed(err)
-		}
-	}
+// forgetEvidenceLocked has the pod saved without the evidence of its earlier life, and
+// its release file removed, which would be taken as evidence again.
+func (g *Guard) forgetEvidenceLocked(r *podRecord) {
+	g.removeLocked(r.uid)
+	g.queueLocked(r, urgently)
 }

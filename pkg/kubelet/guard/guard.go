@@ -97,8 +97,9 @@ type Guard struct {
 	kernel kernel
 	// inventory is what the runtime has told the kubelet.
 	inventory inventory
-	// deletions is nil without an API server.
+	// deletions is nil without an API server; lookups is what runLookups asks it.
 	deletions Deletions
+	lookups   lookups
 	// events is nil without an API server; queue has what is still to be written.
 	events typedcorev1.EventsGetter
 	queue  eventQueue
@@ -121,9 +122,13 @@ type Guard struct {
 	unprotected map[types.UID]time.Time
 	// pass counts messages of the API source.
 	pass uint64
+	// watchedAt is when somebody last read what the guard knows.
+	watchedAt time.Time
 
-	// store is nil when there is no state directory.
+	// store is nil when there is no state directory. Once New has returned, only the
+	// goroutine of saver.go uses it.
 	store *store
+	saver saver
 	// loaded has what an earlier kubelet saved, until the first message of the
 	// API source.
 	loaded map[types.UID]savedPod
@@ -175,24 +180,15 @@ type podRecord struct {
 
 	// heldSince is when the first of the present holds was made.
 	heldSince time.Time
-	// saved is what is on disk or about to be; savedVersion the resource version
-	// that was compared last. dirty: the disk is behind.
+	// saved is what is on disk or about to be, and never changed, only replaced;
+	// savedVersion the resource version that was compared last. dirty: the disk is
+	// behind.
 	saved *v1.Pod
 	// volumes are saved with the pod; the slice is replaced, never changed.
-	volumes           []savedVolume
-	savedVersion      string
-	dirty, saveFailed bool
-	// forgotten: nothing of the pod is to be written any more.
-	forgotten bool
-	// saving is held while the file is written or removed; saveDone is closed when
-	// the newest write, and with it every earlier one, is over. Nil before the
-	// first.
-	saving   sync.Mutex
-	saveDone chan struct{}
-
-	// nextLookup is when the pod's PodDeletion record is looked for again.
-	nextLookup time.Time
-	lookupWait time.Duration
+	volumes      []savedVolume
+	savedVersion string
+	dirty        bool
+	file         podFile
 
 	// aliveAt and runningAt are when the runtime last said so.
 	aliveAt, runningAt time.Time
@@ -229,6 +225,7 @@ func New(d Dependencies) (*Guard, error) {
 		clock:       d.Clock,
 		deletions:   d.Deletions,
 		events:      d.Events,
+		lookups:     lookups{wake: make(chan struct{}, 1)},
 		queue:       eventQueue{added: make(chan struct{}, 1)},
 		syncs:       make(chan types.UID, 256),
 		records:     map[types.UID]*podRecord{},
@@ -236,6 +233,7 @@ func New(d Dependencies) (*Guard, error) {
 		unprotected: map[types.UID]time.Time{},
 		loaded:      map[types.UID]savedPod{},
 		waiting:     map[types.UID]*waitingPod{},
+		saver:       newSaver(),
 	}
 	if d.ProcDir != "" {
 		g.kernel = newProcesses(d.ProcDir, d.Clock)
@@ -577,11 +575,15 @@ func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
 // end it; it is called from this goroutine only. Run
 // returns when all of its goroutines have ended.
 func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)) {
-	written := make(chan struct{})
-	defer func() { <-written }()
+	written, lookedUp, recorded := make(chan struct{}), make(chan struct{}), make(chan types.UID)
+	defer func() { <-written; <-lookedUp }()
 	go func() {
 		defer close(written)
 		g.writeEvents(ctx)
+	}()
+	go func() {
+		defer close(lookedUp)
+		g.runLookups(ctx, recorded)
 	}()
 	ticker := g.clock.NewTicker(tidyInterval)
 	defer ticker.Stop()
@@ -591,9 +593,15 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 			return
 		case uid := <-g.syncs:
 			sync(uid, false)
+		case <-g.saver.news:
+			for _, uid := range g.takeReleased() {
+				sync(uid, true)
+			}
+		case uid := <-recorded:
+			sync(uid, true)
 		case <-ticker.C():
-			released := append(g.readReleases(), g.lookUpDeletions(ctx)...)
-			for _, uid := range append(released, g.takeEnding()...) {
+			g.readReleasesSoon()
+			for _, uid := range g.takeEnding() {
 				sync(uid, true)
 			}
 			g.tidy()
@@ -614,12 +622,11 @@ func (g *Guard) takeEnding() []types.UID {
 func (g *Guard) tidy() {
 	now := g.clock.Now()
 	var after []func()
-	var gone, unsaved []*podRecord
+	var gone []*podRecord
+	g.reportHang()
 	g.mu.Lock()
+	g.tidyStateLocked()
 	for _, r := range g.records {
-		if r.dirty {
-			unsaved = append(unsaved, r)
-		}
 		for cause, h := range r.holds {
 			if !cause.lasting() && now.Sub(h.last) > holdLinger {
 				after = append(after, g.releaseLocked(r, cause, "the kubelet has stopped trying")...)
@@ -656,9 +663,6 @@ func (g *Guard) tidy() {
 		f()
 	}
 	g.wake()
-	for _, r := range unsaved {
-		g.save(r)
-	}
 	for _, r := range gone {
 		if g.alive(r, false) {
 			continue

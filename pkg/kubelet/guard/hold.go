@@ -111,6 +111,9 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 		g.countVanishedLocked()
 	}
 	g.metrics.refused.WithLabelValues(string(cause)).Inc()
+	if !r.present {
+		g.wakeLookups()
+	}
 	return []func(){
 		func() {
 			klog.InfoS("Refused to stop a protected pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)

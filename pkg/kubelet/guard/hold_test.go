@@ -299,20 +299,28 @@ func TestCorrectPhase(t *testing.T) {
 		pod        *v1.Pod
 		phase      v1.PodPhase
 		containers []v1.ContainerStatus
+		init       []v1.ContainerStatus
 		before     func(*fixture, *v1.Pod)
 		want       v1.PodPhase
 	}{
-		"a lost container that may run":        {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: failed}, {State: lost}}, want: v1.PodRunning},
-		"a lost container that waits":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: waiting, LastTerminationState: lost}}, want: v1.PodRunning},
-		"a container that runs again":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: running, LastTerminationState: lost}}, want: v1.PodFailed},
+		"a lost container that may run":        {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "other", State: failed}, {Name: "app", State: lost}}, want: v1.PodRunning},
+		"a lost container that waits":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: waiting, LastTerminationState: lost}}, want: v1.PodRunning},
+		"a container that runs again":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: running, LastTerminationState: lost}}, want: v1.PodFailed},
 		"containers that have exited":          {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: failed}}, want: v1.PodFailed},
 		"success":                              {phase: v1.PodSucceeded, containers: []v1.ContainerStatus{{State: terminated("Completed")}}, want: v1.PodSucceeded},
-		"a lost container of a pod in Running": {phase: v1.PodRunning, containers: []v1.ContainerStatus{{State: lost}}, want: v1.PodRunning},
-		"a lost container that does not run": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: lost}},
+		"a lost container of a pod in Running": {phase: v1.PodRunning, containers: []v1.ContainerStatus{{Name: "app", State: lost}}, want: v1.PodRunning},
+		"a lost container that does not run": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: lost}},
 			before: func(f *fixture, p *v1.Pod) { f.runtime.remove(p) }, want: v1.PodFailed},
-		"a lost container of an unprotected pod": {pod: plainPod("p"), phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: lost}}, want: v1.PodFailed},
-		"a lost container of a pod that is deleted": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{State: lost}},
+		"a lost container of an unprotected pod": {pod: plainPod("p"), phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: lost}}, want: v1.PodFailed},
+		"a lost container of a pod that is deleted": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: lost}},
 			before: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }, want: v1.PodFailed},
+		"a lost container whose process is dead": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: lost}},
+			before: func(f *fixture, p *v1.Pod) { f.kernel.dead["p-uid-c"] = true }, want: v1.PodFailed},
+		"a lost container beside another that runs": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "main", State: waiting, LastTerminationState: lost}}, want: v1.PodFailed},
+		"a lost init container":                     {phase: v1.PodFailed, init: []v1.ContainerStatus{{Name: "app", State: lost}}, containers: []v1.ContainerStatus{{Name: "main", State: waiting}}, want: v1.PodPending},
+		"a lost sidecar":                            {phase: v1.PodFailed, init: []v1.ContainerStatus{{Name: "app", State: lost}}, containers: []v1.ContainerStatus{{Name: "main", State: running}}, want: v1.PodRunning},
+		"a pod that the runtime has forgotten": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: lost}},
+			before: func(f *fixture, p *v1.Pod) { f.runtime.remove(p); f.kernel.pods[p.UID] = true }, want: v1.PodRunning},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
@@ -325,7 +333,7 @@ func TestCorrectPhase(t *testing.T) {
 			if test.before != nil {
 				test.before(f, pod)
 			}
-			status := &v1.PodStatus{Phase: test.phase, ContainerStatuses: test.containers}
+			status := &v1.PodStatus{Phase: test.phase, ContainerStatuses: test.containers, InitContainerStatuses: test.init}
 			f.CorrectPhase(pod, status)
 			assert.Equal(t, test.want, status.Phase)
 			var held []Cause

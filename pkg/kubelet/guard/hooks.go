@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/spf13/pflag"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -281,4 +282,18 @@ func Handler() http.Handler {
 		return g
 	}
 	return nil
+}
+
+// OnlyVanished: see Guard.OnlyVanished.
+func OnlyVanished(references map[types.UID]int) bool {
+	g := installed.Load()
+	return g != nil && g.OnlyVanished(references)
+}
+
+// RequestToken: see Guard.RequestToken.
+func RequestToken(get TokenGetter, name, namespace string, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
+	if g := installed.Load(); g != nil {
+		return g.RequestToken(get, name, namespace, request)
+	}
+	return get(name, namespace, request)
 }

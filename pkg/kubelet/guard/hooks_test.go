@@ -40,7 +40,7 @@ func hooks(pod *v1.Pod, source *listerWatcher) map[string]any {
 	}
 	CompletePodStatus(pod, &v1.PodStatus{}, status)
 	lost := &v1.PodStatus{Phase: v1.PodFailed, ContainerStatuses: []v1.ContainerStatus{
-		{State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: statusUnknown}}},
+		{Name: "app", State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: statusUnknown}}},
 	}}
 	CorrectPhase(pod, lost)
 	answers["CorrectPhase"] = lost.Phase

@@ -56,10 +56,11 @@ type PodState struct {
 	Namespace string    `json:"namespace"`
 	Name      string    `json:"name"`
 	UID       types.UID `json:"uid"`
-	// NodeName is the node that the pod is bound to by its object, if that is known.
-	// It differs from the name of a kubelet that runs under a wrong one.
+	State     State     `json:"state"`
+	// NodeName is the node that the pod was bound to, as in its spec: another one than
+	// the kubelet's when that has changed its name. Empty for a pod that is known from
+	// the runtime alone.
 	NodeName string `json:"nodeName,omitempty"`
-	State    State  `json:"state"`
 	// ObjectPresent: the API source has the pod's object.
 	ObjectPresent bool `json:"objectPresent"`
 	// Holds are sorted by cause. Empty unless the state is Held.
@@ -87,6 +88,7 @@ func (g *Guard) Pods() PodList {
 		state := PodState{
 			Namespace: r.namespace, Name: r.name, UID: r.uid,
 			State:         r.stateLocked(),
+			NodeName:      r.boundToLocked(),
 			ObjectPresent: r.present,
 			Holds:         holdStates(r.holds),
 			Audited:       holdStates(r.audited),
@@ -94,9 +96,6 @@ func (g *Guard) Pods() PodList {
 		if r.evidence != nil {
 			evidence := *r.evidence
 			state.Evidence = &evidence
-		}
-		if r.pod != nil {
-			state.NodeName = r.pod.Spec.NodeName
 		}
 		list.Items = append(list.Items, state)
 	}
@@ -143,6 +142,7 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		http.Error(w, "only GET is supported", http.StatusMethodNotAllowed)
 		return
 	}
+	g.watched()
 	body, err := json.Marshal(g.Pods())
 	if err != nil {
 		g.metrics.errors.WithLabelValues(opHTTP).Inc()

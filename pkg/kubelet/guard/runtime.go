@@ -496,12 +496,12 @@ func (g *Guard) beginLife(uid types.UID) *podRecord {
 		}
 		if r.evidenceOver {
 			over, r.evidence, r.evidenceOver, r.allowed = r.evidence, nil, false, map[Cause]bool{}
+			g.forgetEvidenceLocked(r)
 		}
 	}
 	g.mu.Unlock()
 	if over != nil {
 		klog.InfoS("A pod that was deleted starts again from an object without a deletion; it is protected anew", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "evidence", over.Kind)
-		g.forgetEvidence(r)
 	}
 	return r
 }

@@ -1,14 +1,11 @@
 package guard
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"maps"
-	"os"
+	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -20,10 +17,6 @@ import (
 // could not be written or read.
 const EventSavedPodUnusable = "SavedPodUnusable"
 
-// saveTimeout is how long the start of a pod waits for its file. A disk that
-// takes longer is in trouble, and the pod is worth more than its file.
-const saveTimeout = 10 * time.Second
-
 // openState opens the state directory and reads what an earlier kubelet saved.
 // Nothing that is wrong there keeps the kubelet from starting: a pod whose file
 // cannot be used is still protected by the labels of its sandbox.
@@ -33,21 +26,36 @@ func (g *Guard) openState() {
 	}
 	store, err := openStore(g.stateDir)
 	g.store = store
-	if err != nil {
-		g.stateFailed(fmt.Errorf("make the folders of the state directory %s: %w", g.stateDir, err))
-		return
+	for _, err := range folderErrors(err) {
+		g.stateTrouble(err, false)
 	}
 	pods, bad := store.load()
 	for _, err := range bad {
-		g.stateFailed(err)
 		var unusable *unusableError
-		if errors.As(err, &unusable) {
+		var folder *folderError
+		switch {
+		case errors.As(err, &unusable):
 			g.unusable = append(g.unusable, unusable.uid)
+		case errors.As(err, &folder) && g.saver.complaints[folder.path] != "" || g.saver.complaints[g.stateDir] != "":
+			// Reported above.
+			continue
 		}
+		g.stateTrouble(err, false)
 	}
 	for _, saved := range pods {
 		g.loaded[saved.Pod.UID] = saved
 	}
+}
+
+// folderErrors takes the error of openStore apart.
+func folderErrors(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err != nil {
+		return []error{err}
+	}
+	return nil
 }
 
 // stateFailed reports an error of the state directory.
@@ -60,43 +68,87 @@ func (g *Guard) stateFailed(err error) {
 	}
 }
 
-// saveSoonLocked starts to save a pod when what is on disk differs from the
-// object in spec or metadata. The start of the pod's sandbox waits for it.
+// saveSoonLocked is shown the pod's object with every message of the API source, and has
+// it saved when what is worth saving differs from what was saved last. The start of the
+// pod's first sandbox waits for its first file.
 func (g *Guard) saveSoonLocked(r *podRecord, pod *v1.Pod) {
-	if g.store == nil || r.savedVersion == pod.ResourceVersion && pod.ResourceVersion != "" {
+	if g.store == nil {
+		return
+	}
+	if r.dirty && !r.file.queued {
+		g.queueLocked(r, urgently)
+	}
+	if r.savedVersion == pod.ResourceVersion && pod.ResourceVersion != "" {
 		return
 	}
 	r.savedVersion = pod.ResourceVersion
-	if r.saved != nil && sameToSave(r.saved, pod) {
+	old := r.saved
+	// The kubelet goes on to write annotations into this very object, and what is saved
+	// is read by another goroutine: it is replaced, never changed.
+	if old == nil {
+		r.saved = pod.DeepCopy()
+		r.saved.Status = statusToSave(nil, pod)
+		r.file.first = make(chan struct{})
+		g.queueLocked(r, urgently)
 		return
 	}
-	// The kubelet goes on to write annotations into this very object.
-	r.saved = pod.DeepCopy()
-	g.writeSoonLocked(r)
+	status := statusToSave(old, pod)
+	how, changed := changeToSave(old, pod, &status)
+	if changed {
+		r.saved = pod.DeepCopy()
+	} else {
+		same := *old
+		same.ResourceVersion = pod.ResourceVersion
+		r.saved = &same
+	}
+	r.saved.Status = status
+	// What can wait is of no use to a pod whose deletion was asked for.
+	if changed && (how != lazily || r.evidence == nil) {
+		g.queueLocked(r, how)
+	}
 }
 
-// writeSoonLocked starts to write the pod's file, after the write under way.
-func (g *Guard) writeSoonLocked(r *podRecord) {
-	r.dirty = true
-	before, done := r.saveDone, make(chan struct{})
-	r.saveDone = done
-	go func() {
-		defer close(done)
-		if before != nil {
-			<-before
-		}
-		g.save(r)
-	}()
+// writeSoonLocked has the pod's file written.
+func (g *Guard) writeSoonLocked(r *podRecord) { g.queueLocked(r, soon) }
+
+// changeToSave compares an object with what was saved, and says how soon it is to be
+// saved. What the API server changes with every write does not count, nor most of the
+// status.
+func changeToSave(saved, pod *v1.Pod, status *v1.PodStatus) (how urgency, changed bool) {
+	switch {
+	case !maps.Equal(saved.Labels, pod.Labels), !equality.Semantic.DeepEqual(saved.Spec, pod.Spec):
+		return soon, true
+	case !maps.Equal(apiAnnotations(saved), apiAnnotations(pod)),
+		!equality.Semantic.DeepEqual(saved.OwnerReferences, pod.OwnerReferences),
+		!equality.Semantic.DeepEqual(saved.Finalizers, pod.Finalizers),
+		!sameContainers(saved.Status.InitContainerStatuses, status.InitContainerStatuses),
+		!sameContainers(saved.Status.ContainerStatuses, status.ContainerStatuses),
+		!sameContainers(saved.Status.EphemeralContainerStatuses, status.EphemeralContainerStatuses):
+		return lazily, true
+	}
+	return lazily, false
 }
 
-// sameToSave compares what is worth saving: everything but the status and what
-// the API server changes with every write.
-func sameToSave(a, b *v1.Pod) bool {
-	return maps.Equal(a.Labels, b.Labels) &&
-		maps.Equal(apiAnnotations(a), apiAnnotations(b)) &&
-		equality.Semantic.DeepEqual(a.OwnerReferences, b.OwnerReferences) &&
-		equality.Semantic.DeepEqual(a.Finalizers, b.Finalizers) &&
-		equality.Semantic.DeepEqual(a.Spec, b.Spec)
+// sameContainers: a kubelet that starts reads from the status of a pod which of its
+// containers have passed their startup probe, and does not run that again.
+func sameContainers(a, b []v1.ContainerStatus) bool {
+	return slices.EqualFunc(a, b, func(a, b v1.ContainerStatus) bool {
+		return a.Name == b.Name && a.ContainerID == b.ContainerID && equality.Semantic.DeepEqual(a.Started, b.Started)
+	})
+}
+
+// statusToSave returns the status to save with a pod. A pod is brought back only when it
+// is alive: that it has ended is not saved, whatever its object says.
+func statusToSave(saved, pod *v1.Pod) v1.PodStatus {
+	if pod.Status.Phase != v1.PodFailed && pod.Status.Phase != v1.PodSucceeded {
+		return *pod.Status.DeepCopy()
+	}
+	if saved != nil {
+		return saved.Status
+	}
+	status := *pod.Status.DeepCopy()
+	status.Phase, status.Reason, status.Message = "", "", ""
+	return status
 }
 
 // apiAnnotations leaves out what the kubelet itself adds.
@@ -110,65 +162,26 @@ func apiAnnotations(pod *v1.Pod) map[string]string {
 	return kept
 }
 
-// save writes what is known about the pod now. It is repeated by tidy while it
-// fails.
+// save has the pod's file written before those of others.
 func (g *Guard) save(r *podRecord) {
-	r.saving.Lock()
-	defer r.saving.Unlock()
 	g.mu.Lock()
-	if g.store == nil || r.saved == nil || !r.dirty || r.forgotten {
-		g.mu.Unlock()
-		return
-	}
-	content := savedPod{Pod: r.saved, Volumes: r.volumes, Evidence: r.evidence, SavedAt: g.clock.Now().UTC()}
-	r.dirty = false
-	g.mu.Unlock()
-
-	err := g.store.save(content)
-	g.mu.Lock()
-	first := err != nil && !r.saveFailed
-	r.saveFailed = err != nil
-	r.dirty = r.dirty || err != nil
-	g.mu.Unlock()
-	switch {
-	case first:
-		g.stateFailed(fmt.Errorf("save pod %s/%s to %s: %w", r.namespace, r.name, g.store.path(r.uid), err))
-	case err != nil:
-		g.metrics.errors.WithLabelValues(opStateDir).Inc()
-	}
+	defer g.mu.Unlock()
+	g.queueLocked(r, urgently)
 }
 
-// awaitSaved returns when the pod's file is on disk, or after saveTimeout.
-func (g *Guard) awaitSaved(ctx context.Context, r *podRecord) {
-	g.mu.Lock()
-	done := r.saveDone
-	g.mu.Unlock()
-	if done == nil {
-		return
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-	case <-g.clock.After(saveTimeout):
-		klog.InfoS("Starting a protected pod whose file is not saved yet", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid)
-	}
-}
-
-// forget removes the pod's file.
+// forget has the pod's files removed. Nothing of it is written any more.
 func (g *Guard) forget(r *podRecord) {
-	if g.store == nil {
-		return
-	}
-	r.saving.Lock()
-	defer r.saving.Unlock()
 	g.mu.Lock()
-	r.forgotten = true
-	g.mu.Unlock()
-	if err := g.store.remove(r.uid); err != nil {
-		g.stateFailed(fmt.Errorf("remove the file of pod %s/%s: %w", r.namespace, r.name, err))
+	defer g.mu.Unlock()
+	r.dirty, r.file.queued, r.file.forgotten = false, false, true
+	if g.saver.dirty[r.uid] == r {
+		delete(g.saver.dirty, r.uid)
 	}
-	if err := removeIfThere(g.releasePath(r.uid)); err != nil {
-		g.stateFailed(fmt.Errorf("remove the release file of pod %s/%s: %w", r.namespace, r.name, err))
+	r.file.begunLocked()
+	g.removeLocked(r.uid)
+	// It may be protected again already. The removal comes first.
+	if again := g.records[r.uid]; again != nil && again != r {
+		g.queueLocked(again, soon)
 	}
 }
 
@@ -252,35 +265,45 @@ func (g *Guard) forgetUnusable() {
 			continue
 		}
 		klog.InfoS("Removing an unusable file of a pod that is neither in the API nor in the runtime", "file", g.store.path(uid))
-		if err := g.store.remove(uid); err != nil {
-			g.stateFailed(fmt.Errorf("remove the unusable file of a pod that is gone: %w", err))
-		}
+		g.mu.Lock()
+		g.removeLocked(uid)
+		g.mu.Unlock()
 	}
 	g.unusable = nil
 }
 
-// releasePath is the release file of a pod: an empty file is enough.
-func (g *Guard) releasePath(uid types.UID) string {
-	return releaseDir(g.stateDir) + string(os.PathSeparator) + string(uid)
-}
-
-// readReleases takes the files in the release folder as evidence for the pods
-// that they are named after, and returns the pods that have it now.
+// readReleases takes the files in the release folder as evidence for the pods that they
+// are named after, and returns the pods that have it now. An empty file is enough. Only
+// the goroutine of saver.go calls it.
 func (g *Guard) readReleases() []types.UID {
 	if g.store == nil {
 		return nil
 	}
-	entries, err := os.ReadDir(releaseDir(g.stateDir))
+	names, bad, err := g.store.readReleases()
 	if err != nil {
-		if !os.IsNotExist(err) {
-			g.stateFailed(fmt.Errorf("read the folder of release files: %w", err))
-		}
+		g.stateTrouble(err, false)
 		return nil
 	}
+	g.settled(g.stateDir, g.store.releases)
+	g.mu.Lock()
+	maps.DeleteFunc(g.saver.complaints, func(path, _ string) bool {
+		return filepath.Dir(path) == g.store.releases && bad[filepath.Base(path)] == nil
+	})
+	g.mu.Unlock()
+	for name, err := range bad {
+		if g.complain(filepath.Join(g.store.releases, name), err.Error()) {
+			g.stateFailed(err)
+		}
+	}
 	var released []types.UID
-	for _, entry := range entries {
-		if g.release(types.UID(entry.Name()), ReleaseFile) {
-			released = append(released, types.UID(entry.Name()))
+	for _, name := range names {
+		uid := types.UID(name)
+		g.mu.Lock()
+		// The file of a pod that is forgotten is no evidence for one that has its UID again.
+		_, removed := g.saver.removals[uid]
+		g.mu.Unlock()
+		if !removed && g.release(uid, ReleaseFile) {
+			released = append(released, uid)
 		}
 	}
 	return released
@@ -299,6 +322,5 @@ func (g *Guard) release(uid types.UID, kind EvidenceKind) bool {
 	for _, f := range after {
 		f()
 	}
-	g.save(r)
 	return true
 }

@@ -2,12 +2,10 @@ package guard
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -20,7 +18,7 @@ import (
 // node is a fixture whose state directory outlives the Guard.
 func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restart func() *fixture) {
 	t.Helper()
-	stateDir := t.TempDir()
+	stateDir := filepath.Join(t.TempDir(), "guard")
 	runtime := newFakeRuntime()
 	start := func() *fixture {
 		config := DefaultConfiguration()
@@ -38,18 +36,13 @@ func node(t *testing.T, options ...func(*Configuration)) (first *fixture, restar
 	return start(), start
 }
 
-// saved waits for the writes that are under way.
+// saved waits until what is due in the state directory is done.
 func (f *fixture) saved() {
 	f.mu.Lock()
-	var writes []chan struct{}
-	for _, r := range f.records {
-		if r.saveDone != nil {
-			writes = append(writes, r.saveDone)
-		}
-	}
+	idle := f.saver.idle
 	f.mu.Unlock()
-	for _, done := range writes {
-		<-done
+	if idle != nil {
+		<-idle
 	}
 }
 
@@ -103,6 +96,7 @@ func TestRestore(t *testing.T) {
 			if test.change != nil {
 				test.change(f)
 			}
+			f.saved()
 			f = restart()
 			got := f.ObserveSource(apiSource, test.listed)
 			assert.Equal(t, test.want, names(got))
@@ -136,6 +130,7 @@ func TestEvidenceSurvivesARestart(t *testing.T) {
 	f.running(pod)
 	f.saved()
 	f.noteDeletion(deleted(pod))
+	f.saved()
 	f = restart()
 	f.ObserveSource(apiSource, nil)
 	assert.False(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""), "what is left of it may be stopped")
@@ -207,6 +202,7 @@ func TestFileGoesWhenNothingOfThePodIsLeft(t *testing.T) {
 	assert.FileExists(t, f.store.path(pod.UID), "it still runs")
 	f.runtime.remove(pod)
 	f.pass(goneLinger + 2*tidyInterval)
+	f.saved()
 	assert.NoFileExists(t, f.store.path(pod.UID))
 	assert.Empty(t, f.Pods().Items)
 }
@@ -218,7 +214,10 @@ func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
 	pod := protectedPod("p")
 	f.running(pod)
 	f.saved()
-	f.pass(4 * tidyInterval)
+	for range 4 {
+		f.pass(tidyInterval)
+		f.saved()
+	}
 	assert.True(t, f.Refuse(pod, Evicted, ""), "the pod is protected all the same")
 	assert.GreaterOrEqual(t, f.series()["errors_total{operation=StateDirectory}"], 2.0, "and it is tried again")
 	events := 0
@@ -231,7 +230,8 @@ func TestStateDirectoryThatCannotBeWritten(t *testing.T) {
 
 	require.NoError(t, os.Remove(f.store.dir))
 	require.NoError(t, os.Mkdir(f.store.dir, 0o700))
-	f.pass(2 * tidyInterval)
+	f.pass(maxWriteRetry)
+	f.saved()
 	assert.FileExists(t, f.store.path(pod.UID))
 }
 
@@ -254,50 +254,6 @@ func TestReleaseFile(t *testing.T) {
 
 	f.runtime.remove(pod)
 	f.pass(goneLinger + 2*tidyInterval)
+	f.saved()
 	assert.NoFileExists(t, filepath.Join(releaseDir(f.stateDir), string(pod.UID)))
-}
-
-type fakeDeletions struct {
-	recorded map[types.UID]bool
-	err      error
-	asked    []types.UID
-}
-
-func (d *fakeDeletions) Recorded(_ context.Context, uid types.UID) (bool, error) {
-	d.asked = append(d.asked, uid)
-	return d.recorded[uid], d.err
-}
-
-func TestPodDeletionRecords(t *testing.T) {
-	ctx := context.Background()
-	f, _ := node(t)
-	deletions := &fakeDeletions{recorded: map[types.UID]bool{}}
-	f.deletions = deletions
-	held, present := protectedPod("held"), protectedPod("present")
-	f.running(held, present)
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Empty(t, deletions.asked, "nothing is held, nothing is asked")
-
-	require.True(t, f.Refuse(present, Evicted, ""))
-	f.ObserveSource(apiSource, []*v1.Pod{present})
-	require.True(t, f.HoldVanished(apiSource, held))
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Equal(t, []types.UID{held.UID}, deletions.asked, "not twice in an interval, and not for a pod that has its object")
-
-	deletions.err = errors.New("no answer")
-	for range 4 {
-		f.clock.Step(maxLookupInterval)
-		assert.Empty(t, f.lookUpDeletions(ctx))
-	}
-	assert.Equal(t, 4.0, f.series()["errors_total{operation=PodDeletion}"])
-
-	deletions.err, deletions.recorded[held.UID] = nil, true
-	f.clock.Step(maxLookupInterval)
-	assert.Equal(t, []types.UID{held.UID}, f.lookUpDeletions(ctx))
-	assert.False(t, f.HoldVanished(apiSource, held))
-	f.clock.Step(time.Hour)
-	asked := len(deletions.asked)
-	assert.Empty(t, f.lookUpDeletions(ctx))
-	assert.Len(t, deletions.asked, asked, "evidence ends the questions")
 }

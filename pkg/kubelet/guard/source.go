@@ -196,6 +196,11 @@ func (g *Guard) unprotectLocked(pod *v1.Pod) (after []func()) {
 		delete(g.records, pod.UID)
 		after = append(after, func() { g.forget(r) })
 	}
+	// It lost the label while no kubelet ran, or its file could not be removed.
+	if _, saved := g.loaded[pod.UID]; saved {
+		delete(g.loaded, pod.UID)
+		after = append(after, func() { g.forget(newRecord(pod.UID, pod.Namespace, pod.Name)) })
+	}
 	g.unprotected[pod.UID] = g.clock.Now()
 	return after
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,21 +39,81 @@ type savedPod struct {
 }
 
 // store keeps one file per protected pod in the folder pods of the state
-// directory. It is not safe for concurrent use on the same UID; the Guard
-// serializes its calls.
+// directory. It is not safe for concurrent use: once the kubelet runs, only the
+// goroutine of saver.go uses it.
 type store struct {
-	dir string
+	stateDir, dir, releases string
+	// user is who has to own everything here.
+	user int
+	// sync is (*os.File).Sync; tests count with it and let it hang.
+	sync func(*os.File) error
 }
 
-// openStore makes the folders of the state directory.
+// openStore makes the folders of the state directory, as far as they can be made. The
+// store can be used even when there is an error: it joins one for each folder.
 func openStore(stateDir string) (*store, error) {
-	s := &store{dir: filepath.Join(stateDir, "pods")}
-	for _, dir := range []string{s.dir, releaseDir(stateDir)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return s, err
+	s := newStore(stateDir)
+	if err := s.checkTop(true); err != nil {
+		return s, err
+	}
+	return s, errors.Join(s.checkInner(s.dir, true), s.checkInner(s.releases, true))
+}
+
+func newStore(stateDir string) *store {
+	return &store{
+		stateDir: stateDir, dir: filepath.Join(stateDir, "pods"), releases: releaseDir(stateDir),
+		user: os.Geteuid(), sync: (*os.File).Sync,
+	}
+}
+
+// checkTop returns a folderError unless the state directory itself may be used.
+func (s *store) checkTop(create bool) error {
+	var err error
+	if create {
+		err = os.MkdirAll(s.stateDir, 0o700)
+	}
+	target := ""
+	if err == nil {
+		target, err = filepath.EvalSymlinks(s.stateDir)
+	}
+	if err == nil {
+		err = checkFolder(target, s.user)
+	}
+	if err == nil {
+		err = checkParents(s.stateDir, s.user)
+	}
+	if err != nil {
+		return &folderError{s.stateDir, err}
+	}
+	return nil
+}
+
+// checkInner returns a folderError unless the folder in the state directory may be
+// used.
+func (s *store) checkInner(dir string, create bool) error {
+	err := checkFolder(dir, s.user)
+	if create && errors.Is(err, os.ErrNotExist) {
+		err = os.Mkdir(dir, 0o700)
+	}
+	if err == nil && dir == s.dir {
+		// One made by hand. The environment of pods is nobody's business.
+		var info os.FileInfo
+		if info, err = os.Lstat(dir); err == nil && info.Mode().Perm()&0o077 != 0 {
+			err = os.Chmod(dir, 0o700)
 		}
 	}
-	return s, nil
+	if err != nil {
+		return &folderError{dir, err}
+	}
+	return nil
+}
+
+// check returns a folderError unless one of the two folders may be used.
+func (s *store) check(dir string, create bool) error {
+	if err := s.checkTop(create); err != nil {
+		return err
+	}
+	return s.checkInner(dir, create)
 }
 
 // releaseDir is where an administrator of the node puts release files.
@@ -72,47 +133,69 @@ func (s *store) save(saved savedPod) error {
 	content = append(append(content, payload...), '\n')
 
 	// It may have been impossible to make the folder when the kubelet started.
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := s.check(s.dir, true); err != nil {
 		return err
 	}
 	path := s.path(saved.Pod.UID)
 	temporary := path + ".new"
-	if err := writeSynced(temporary, content); err != nil {
+	if err := s.writeSynced(temporary, content); err != nil {
 		return errors.Join(err, removeIfThere(temporary))
 	}
 	if err := os.Rename(temporary, path); err != nil {
 		return errors.Join(err, removeIfThere(temporary))
 	}
-	return syncDir(s.dir)
+	return s.syncDir(s.dir)
 }
 
-// remove deletes the file of a pod. A file that is not there is no error.
-func (s *store) remove(uid types.UID) error { return removeIfThere(s.path(uid)) }
+// remove deletes the file of a pod and its release file. Files that are not there are
+// no error.
+func (s *store) remove(uid types.UID) error {
+	var errs []error
+	for folder, path := range map[string]string{s.dir: s.path(uid), s.releases: filepath.Join(s.releases, string(uid))} {
+		err := s.check(folder, false)
+		if err == nil {
+			err = removeIfThere(path)
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // load reads all files. One that cannot be used is reported with its name and
 // left alone; it never hides the others.
+//
+// A file of somebody else is never used: the kubelet would run what it says. When
+// somebody else can write to the folder, files of the kubelet's own still protect
+// their pods, since they are nobody else's work. But an older one may have been put in
+// the place of a newer one, so what they say about evidence does not count.
 func (s *store) load() (pods []savedPod, bad []error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return nil, []error{fmt.Errorf("read the folder of saved pods: %w", err)}
+		return nil, []error{&folderError{s.dir, err}}
 	}
+	ours := s.check(s.dir, false) == nil
 	for _, entry := range entries {
 		name, ok := strings.CutSuffix(entry.Name(), savedSuffix)
 		if !ok {
 			// What a crash left of an unfinished write.
-			if strings.HasSuffix(entry.Name(), savedSuffix+".new") {
+			if ours && strings.HasSuffix(entry.Name(), savedSuffix+".new") {
 				_ = os.Remove(filepath.Join(s.dir, entry.Name()))
 			}
 			continue
 		}
 		path := filepath.Join(s.dir, entry.Name())
-		saved, err := readSaved(path)
+		saved, err := s.readSaved(path, ours)
 		if err == nil && string(saved.Pod.UID) != name {
 			err = fmt.Errorf("holds pod UID %q", saved.Pod.UID)
 		}
 		if err != nil {
 			bad = append(bad, &unusableError{uid: types.UID(name), path: path, err: err})
 			continue
+		}
+		if !ours {
+			saved.Evidence = nil
 		}
 		pods = append(pods, saved)
 	}
@@ -132,8 +215,8 @@ func (e *unusableError) Error() string {
 
 func (e *unusableError) Unwrap() error { return e.err }
 
-func readSaved(path string) (savedPod, error) {
-	content, err := os.ReadFile(path)
+func (s *store) readSaved(path string, ours bool) (savedPod, error) {
+	content, err := s.readOwn(path, ours)
 	if err != nil {
 		return savedPod{}, err
 	}
@@ -160,24 +243,76 @@ func readSaved(path string) (savedPod, error) {
 	return saved, nil
 }
 
-func writeSynced(path string, content []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+// readOwn reads a file that nobody but the user can have written. In a folder of the
+// user's own a file may have more names: a backup may have been made with hard links.
+func (s *store) readOwn(path string, ours bool) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|openOwn, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFile(info, s.user, !ours); err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("%w: its mode is %#o", notOurs, info.Mode().Perm())
+	}
+	return io.ReadAll(file)
+}
+
+// readReleases returns the names of the release files: regular files of the user's own,
+// under one name. bad has why the others do not count, by name.
+func (s *store) readReleases() (names []string, bad map[string]error, err error) {
+	if err := s.check(s.releases, false); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil, nil
+		}
+		return nil, nil, err
+	}
+	entries, err := os.ReadDir(s.releases)
+	if err != nil {
+		return nil, nil, &folderError{s.releases, err}
+	}
+	bad = map[string]error{}
+	for _, entry := range entries {
+		info, err := os.Lstat(filepath.Join(s.releases, entry.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = checkFile(info, s.user, true)
+		}
+		if err != nil {
+			bad[entry.Name()] = fmt.Errorf("the release file %q does not count: %w", filepath.Join(s.releases, entry.Name()), err)
+			continue
+		}
+		names = append(names, entry.Name())
+	}
+	return names, bad, nil
+}
+
+func (s *store) writeSynced(path string, content []byte) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|openOwn, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = file.Write(content)
 	if err == nil {
-		err = file.Sync()
+		err = s.sync(file)
 	}
 	return errors.Join(err, file.Close())
 }
 
-func syncDir(path string) error {
+func (s *store) syncDir(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(s.sync(dir), dir.Close())
 }
 
 func removeIfThere(path string) error {

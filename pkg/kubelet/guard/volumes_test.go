@@ -65,11 +65,10 @@ func TestClaimIsWrittenWhenItChanges(t *testing.T) {
 	pod := protectedPod("p")
 	f.running(pod)
 	claim, volume := boundClaim("claim")
-	write := func() chan struct{} {
+	disk := f.countSyncs()
+	write := func() int {
 		f.saved()
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return f.records[pod.UID].saveDone
+		return disk.count()
 	}
 	f.SaveVolume(pod, claim, volume)
 	first := write()
@@ -92,12 +91,13 @@ func TestUnusableFileOfAPodThatIsGoneIsRemoved(t *testing.T) {
 	f.running(pod, gone)
 	f.saved()
 	for _, p := range []*v1.Pod{pod, gone} {
-		require.NoError(t, writeSynced(f.store.path(p.UID), []byte("damaged")))
+		require.NoError(t, f.store.writeSynced(f.store.path(p.UID), []byte("damaged")))
 	}
 	f.runtime.remove(gone)
 	f = restart()
 	assert.Equal(t, 2.0, f.series()["errors_total{operation=StateDirectory}"], "both are reported")
 	f.ObserveSource(apiSource, nil)
+	f.saved()
 	assert.FileExists(t, f.store.path(pod.UID), "its pod is alive")
 	assert.NoFileExists(t, f.store.path(gone.UID))
 	assert.True(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""), "and protected by the labels of its sandbox")

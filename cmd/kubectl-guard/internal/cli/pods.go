@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -64,6 +65,15 @@ type knownPod struct {
 }
 
 func (p knownPod) key() string { return p.Namespace + "/" + p.Name }
+
+// boundTo is the node that the pod was bound to, which the kubelet that runs it knows
+// best: its own name may have changed since. Empty when nobody knows.
+func (p knownPod) boundTo() string {
+	if p.NodeName == "" && p.object != nil {
+		return p.object.Spec.NodeName
+	}
+	return cmp.Or(p.NodeName, p.Node)
+}
 
 // podsOf returns the pods that match, in the order of the nodes and then of the
 // kubelet, and the nodes that have no list although they might be guarded.

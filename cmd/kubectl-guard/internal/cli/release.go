@@ -71,7 +71,7 @@ func newReleaseCommand(s *settings) *cobra.Command {
 
 A held pod whose object is still there is deleted as ever: kubectl delete pod. For
 one whose object is gone, this writes a PodDeletion record, named by the UID of the
-pod. The kubelet looks for it every 10 seconds and then terminates the pod with its
+pod. The kubelet looks for it every 10 to 12 seconds and then terminates the pod with its
 own grace period. A later pod of the same name is not touched.
 
 With --uid and POD together a record can be written before any node asks for it:
@@ -333,7 +333,7 @@ func (o *releaseOptions) release(ctx context.Context, c *clients, pods []knownPo
 		errs    []error
 	)
 	for _, pod := range pods {
-		spec.Namespace, spec.Name = pod.Namespace, pod.Name
+		spec.Namespace, spec.Name, spec.NodeName = pod.Namespace, pod.Name, pod.boundTo()
 		podRecord := record.New(pod.UID, spec)
 		records = append(records, podRecord)
 		w := &watchedRelease{released: released{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Node, Record: "Created"}, start: o.now()}

@@ -42,8 +42,23 @@ func TestReleaseWritesTheRecordAndWaits(t *testing.T) {
 	var written record.PodDeletion
 	require.NoError(t, json.Unmarshal(c.records[string(uidOf(2))], &written))
 	require.Equal(t, *record.New(uidOf(2), record.Spec{
-		Namespace: "web", Name: "cache", Reason: "moved away", RequestedBy: "ada", Expires: record.Expiry(now, defaultRecordTTL),
+		Namespace: "web", Name: "cache", NodeName: "worker-1", Reason: "moved away", RequestedBy: "ada", Expires: record.Expiry(now, defaultRecordTTL),
 	}), inUTC(written))
+}
+
+// The record names the node that the pod was bound to, which is what its kubelet
+// looks for, also after it has changed its name.
+func TestReleaseNamesTheNodeOfThePod(t *testing.T) {
+	t.Parallel()
+	c := everyState(t)
+	pod := heldPod("web", "renamed", 7, false, guard.PodVanished)
+	pod.NodeName = "worker-1.example"
+	c.nodes[0].pods = []guard.PodState{pod}
+	r := c.run("", "release", "renamed", "--yes", "--timeout=0")
+	require.NoError(t, r.err)
+	var written record.PodDeletion
+	require.NoError(t, json.Unmarshal(c.records[string(uidOf(7))], &written))
+	require.Equal(t, "worker-1.example", written.Spec.NodeName)
 }
 
 // inUTC undoes what decoding does to a time.

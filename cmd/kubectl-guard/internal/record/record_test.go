@@ -71,7 +71,7 @@ func TestSchemaHasTheFieldsOfSpec(t *testing.T) {
 	require.Equal(t, Kind, definition.Spec.Names.Kind)
 	require.Equal(t, Resource.Version, definition.Spec.Versions[0].Name)
 
-	full, err := Unstructured(New("u", Spec{Namespace: "n", Name: "p", Reason: "r", RequestedBy: "b", Expires: Expiry(time.Now(), time.Hour)}))
+	full, err := Unstructured(New("u", Spec{Namespace: "n", Name: "p", NodeName: "w", Reason: "r", RequestedBy: "b", Expires: Expiry(time.Now(), time.Hour)}))
 	require.NoError(t, err)
 	defined := definition.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties
 	written := full.Object["spec"].(map[string]any)

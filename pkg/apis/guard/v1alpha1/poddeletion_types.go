@@ -9,9 +9,10 @@ const PodDeletionKind = "PodDeletion"
 
 // PodDeletion records that the deletion of one pod was asked for. Its name is the
 // UID of that pod. A guarded kubelet that holds a pod whose object is gone looks
-// for the record of that UID, takes its existence as proof that the deletion is
-// explicit, and terminates the pod by the ordinary path. The record of a pod that
-// still has its object changes nothing: delete the pod.
+// for the record of that UID, takes it as proof that the deletion is explicit, and
+// terminates the pod by the ordinary path. The record has to name the pod: one whose
+// namespace or name is another's proves nothing. The record of a pod that still has
+// its object changes nothing: delete the pod.
 //
 // Cluster-scoped: a record has to outlive the namespace of its pod, and to work
 // after that namespace is lost.
@@ -26,6 +27,7 @@ const PodDeletionKind = "PodDeletion"
 // +kubebuilder:printcolumn:name=Age,type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:selectablefield:JSONPath=`.spec.namespace`
 // +kubebuilder:selectablefield:JSONPath=`.spec.name`
+// +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')",message="metadata.name must be the UID of the pod, such as 3f0d4c1e-8d0e-4f0b-9a57-0c1f6a3b2d10; kubectl guard holds -o wide shows it"
 type PodDeletion struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -35,9 +37,8 @@ type PodDeletion struct {
 	Spec PodDeletionSpec `json:"spec"`
 }
 
-// PodDeletionSpec says what was deleted, by whom and why. For people: the kubelet
-// looks at the name of the record only. It cannot be changed; delete the record and
-// write another.
+// PodDeletionSpec says what was deleted, by whom and why. It cannot be changed; delete
+// the record and write another.
 //
 // +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a record cannot be changed; delete it and write another"
 type PodDeletionSpec struct {
@@ -54,6 +55,14 @@ type PodDeletionSpec struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
+
+	// Name of the node that the pod was bound to, as in its spec. The kubelet of that
+	// node finds the record with one question about all pods that it holds; a record
+	// without the name it finds later, with a question about that one pod.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	NodeName string `json:"nodeName,omitempty"`
 
 	// Why the pod is to end, in the words of who asked for it.
 	//

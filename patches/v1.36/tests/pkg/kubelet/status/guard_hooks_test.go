@@ -4,8 +4,13 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+	core "k8s.io/client-go/testing"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
+	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
+	"k8s.io/kubernetes/test/utils/ktesting"
 )
 
 func withKillRefused(status v1.PodStatus, value v1.ConditionStatus) v1.PodStatus {
@@ -44,4 +49,46 @@ func TestGuardConditionIsNotDoubled(t *testing.T) {
 	if n != 1 {
 		t.Errorf("%d conditions %s, want one", n, guard.PodKillRefused)
 	}
+}
+
+// A vanished pod has no object that its status could be written to: it is not looked for,
+// and the successor that has its name does not cost it its status, which probes need.
+func TestGuardStatusOfAVanishedPodIsKept(t *testing.T) {
+	logger, ctx := ktesting.NewTestContext(t)
+	node := guardtest.Install(t)
+	pod := getTestPod()
+	pod.Spec.Containers = []v1.Container{{Name: "c"}}
+	successor := getTestPod()
+	successor.UID = types.UID("successor")
+	client := fake.NewClientset(successor)
+	syncer := newTestManager(client)
+	syncer.podManager.(mutablePodManager).UpdatePod(pod)
+	syncer.podManager.(mutablePodManager).AddPod(successor)
+
+	node.Vanish(t, pod)
+	syncer.SetPodStatus(logger, pod, getRandomPodStatus())
+	for range 3 {
+		syncer.testSyncBatch(ctx)
+	}
+	verifyActions(t, syncer, nil)
+	if _, found := syncer.GetPodStatus(pod.UID); !found {
+		t.Errorf("the status of the vanished pod is gone")
+	}
+}
+
+func TestGuardStatusIsWrittenWhenTheObjectIsBack(t *testing.T) {
+	logger, ctx := ktesting.NewTestContext(t)
+	node := guardtest.Install(t)
+	pod := getTestPod()
+	pod.Spec.Containers = []v1.Container{{Name: "c"}}
+	client := fake.NewClientset(pod)
+	syncer := newTestManager(client)
+	node.Vanish(t, pod)
+	syncer.SetPodStatus(logger, pod, getRandomPodStatus())
+	syncer.testSyncBatch(ctx)
+	verifyActions(t, syncer, nil)
+
+	node.Appear(pod)
+	syncer.testSyncBatch(ctx)
+	verifyActions(t, syncer, []core.Action{getAction(), patchAction()})
 }

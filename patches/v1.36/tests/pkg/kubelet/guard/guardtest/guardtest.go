@@ -181,3 +181,21 @@ func setAnnotation(pod *v1.Pod, key, value string) {
 	}
 	pod.Annotations[key] = value
 }
+
+// Vanish runs the pod, shows its object to the guard and takes it away again, and fails
+// the test unless the pod is held for that. Appear shows the object again.
+func (n *Node) Vanish(t testing.TB, pod *v1.Pod) {
+	t.Helper()
+	Protect(pod)
+	n.Run(pod)
+	n.Appear(pod)
+	n.Guard.ObserveSource(kubetypes.ApiserverSource, nil)
+	if !n.Guard.HoldVanished(kubetypes.ApiserverSource, pod) {
+		t.Fatalf("pod %s is not held", pod.UID)
+	}
+}
+
+// Appear shows the guard a message of the API source with just this pod.
+func (n *Node) Appear(pod *v1.Pod) {
+	n.Guard.ObserveSource(kubetypes.ApiserverSource, []*v1.Pod{pod})
+}

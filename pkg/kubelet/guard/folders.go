@@ -1,0 +1,92 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Who may write to the state directory may end protected pods by a release file, and
+// make the kubelet run what a saved pod says. So its folders are used only while
+// nobody but the kubelet's own user, in production root, can write to them. That is
+// looked at each time, because it can change while the kubelet runs.
+
+// folderError is about a folder of the state directory that cannot be used. It says
+// what to do about it.
+type folderError struct {
+	path string
+	err  error
+}
+
+func (e *folderError) Error() string {
+	return fmt.Sprintf("the folder %s of the state directory is not used: %v", e.path, e.err)
+}
+
+func (e *folderError) Unwrap() error { return e.err }
+
+// notOurs is wrapped by the errors about folders and files that somebody else could
+// have written.
+var notOurs = errors.New("somebody else could write there")
+
+// checkFolder reports why the folder is not one that only the user can write to.
+func checkFolder(path string, user int) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	uid, _ := ownerOf(info)
+	switch {
+	case info.Mode()&os.ModeSymlink != 0:
+		return fmt.Errorf("%w: it is a symbolic link; put a folder in its place", notOurs)
+	case !info.IsDir():
+		return fmt.Errorf("it is not a folder; remove it")
+	case uid != user:
+		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d; look at what is in it, then: chown %d %s", notOurs, uid, user, user, path)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%w: its mode is %#o; look at what is in it, then: chmod go-w %s", notOurs, info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// checkParents reports why somebody else could put another folder in the place of the
+// one at the path. Symbolic links on the way are followed.
+func checkParents(path string, user int) error {
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	for _, end := range []string{path, target} {
+		for dir := filepath.Dir(end); ; dir = filepath.Dir(dir) {
+			info, err := os.Stat(dir)
+			if err != nil {
+				return err
+			}
+			switch uid, _ := ownerOf(info); {
+			case uid != user && uid != 0:
+				return fmt.Errorf("%w: the owner of %s above it is the user %d; chown root %s", notOurs, dir, uid, dir)
+			case info.Mode().Perm()&0o002 != 0 && info.Mode()&os.ModeSticky == 0:
+				return fmt.Errorf("%w: the mode of %s above it is %#o; chmod o-w %s", notOurs, dir, info.Mode().Perm(), dir)
+			}
+			if dir == filepath.Dir(dir) {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// checkFile reports why the file may not be the user's own. oneName: a hard link could
+// be somebody else's way to put it there.
+func checkFile(info os.FileInfo, user int, oneName bool) error {
+	uid, names := ownerOf(info)
+	switch {
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%w: it is not a regular file", notOurs)
+	case uid != user:
+		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d", notOurs, uid, user)
+	case oneName && names != 1:
+		return fmt.Errorf("%w: it has %d names (hard links)", notOurs, names)
+	}
+	return nil
+}
