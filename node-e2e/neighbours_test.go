@@ -56,13 +56,14 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 			// Whether the critical pod is told to take its room, too, is open.
 			Eventually(func(g Gomega) {
 				large.expectAlive(g)
-				metrics, err := readMetrics(ctx)
-				g.Expect(err).NotTo(HaveOccurred())
-				g.Expect(metrics.byCause(heldPods)).To(HaveKeyWithValue(guard.AdmissionRejected, 1), heldPods)
 				known, err := guardPod(ctx, large.uid)
 				g.Expect(err).NotTo(HaveOccurred())
 				g.Expect(known).NotTo(BeNil(), "pod %s in %s", large, guard.PodsPath)
-				g.Expect(known.State).To(Equal(guard.Held), "state of pod %s", large)
+				causes := []guard.Cause{}
+				for _, hold := range known.Holds {
+					causes = append(causes, hold.Cause)
+				}
+				g.Expect(causes).To(ContainElement(guard.AdmissionRejected), "causes of pod %s", large)
 			}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held", large)
 		}
 		// Rejected pods are killed, and statuses written, within the first seconds.
