@@ -70,13 +70,18 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 		Consistently(func(g Gomega) {
 			for _, pod := range []*subject{neighbour, criticalPod} {
 				pod.expectAlive(g)
-				s.expectReady(g, ctx, pod.name, pod.uid)
+				object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
+				g.Expect(err).NotTo(HaveOccurred())
+				g.Expect(object.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s: %s", pod, object.Status.Message)
 			}
 			if variant == Guarded {
 				large.expectAlive(g)
 				small.expectAlive(g)
 			}
 		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
+		for _, pod := range []*subject{neighbour, criticalPod} {
+			s.awaitServing(ctx, pod.name, pod.uid)
+		}
 		if variant == Guarded {
 			s.deleteExplicitly(ctx, large, metav1.DeleteOptions{})
 			s.deleteExplicitly(ctx, small, metav1.DeleteOptions{})
