@@ -161,7 +161,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		main, sidecar := s.observe(ctx, "protected", workloadContainer), s.observe(ctx, "protected", sidecarContainer)
 		id := containerID(ctx, main, workloadContainer)
 		stopKubelet(ctx)
-		s.tell(ctx, main.name, "/exit", map[string]string{"code": "0"})
+		Expect(syscall.Kill(main.process.PID, syscall.SIGKILL)).To(Succeed())
 		awaitEnded(ctx, main, workloadContainer)
 		loseStates(ctx, id)
 		started := time.Now()
