@@ -117,7 +117,8 @@ var _ = Describe("Damaged records of the runtime", func() {
 			}
 			s.create(ctx, s.newPod(name, options...))
 		}
-		dead := s.run(ctx, s.newPod("dead-protected", protected), s.newPod("dead-unprotected"))
+		dead := s.run(ctx, s.newPod("dead-protected", protected), s.newPod("dead-unprotected"),
+			s.newPod("dead-beside-sidecar", protected, withInitAndSidecar))
 		kept, lost := s.observe(ctx, "init-protected", initContainer), s.observe(ctx, "init-unprotected", initContainer)
 
 		By("losing what the runtime knows about the containers' states")
@@ -145,7 +146,9 @@ var _ = Describe("Damaged records of the runtime", func() {
 		if variant == Stock {
 			return
 		}
-		expectState(Default, ctx, dead[0], guard.Protected)
+		for _, pod := range []*subject{dead[0], dead[2]} {
+			expectState(Default, ctx, pod, guard.Protected)
+		}
 		Consistently(func(g Gomega) {
 			kept.expectAlive(g)
 			object, err := client.CoreV1().Pods(s.namespace).Get(ctx, kept.name, metav1.GetOptions{})
@@ -153,23 +156,6 @@ var _ = Describe("Damaged records of the runtime", func() {
 			g.Expect(object.Status.Phase).To(Equal(corev1.PodPending), "phase of pod %s", kept)
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed(), "pod %s is kept and shown as what it is", kept)
 		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
-	})
-
-	It("keep no pod beside its sidecar whose own container has ended", Label(labelTransparency), func(ctx SpecContext) {
-		s := newScene(ctx)
-		s.run(ctx, s.newPod("protected", protected, restartPolicy(corev1.RestartPolicyNever), withInitAndSidecar))
-		main, sidecar := s.observe(ctx, "protected", workloadContainer), s.observe(ctx, "protected", sidecarContainer)
-		id := containerID(ctx, main, workloadContainer)
-		stopKubelet(ctx)
-		Expect(syscall.Kill(main.process.PID, syscall.SIGKILL)).To(Succeed())
-		awaitEnded(ctx, main, workloadContainer)
-		loseStates(ctx, id)
-		started := time.Now()
-		startKubelet(ctx, KubeletChange{})
-		sidecar.awaitDeath(ctx, started, killTimeout)
-		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, main.name, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred(), "read pod %s", main)
-		s.awaitPhase(ctx, object, corev1.PodFailed)
 	})
 })
 
