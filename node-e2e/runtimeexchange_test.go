@@ -37,7 +37,8 @@ var _ = Describe("Kubelet restart", Label(labelOwnMachine), func() {
 		},
 		restarts: true,
 		vanished: true,
-		causes:   unknownPod,
+		// Its object is gone, and to the runtime it has never run.
+		causes: []guard.Cause{guard.PodVanished, guard.ContainerStateUnknown},
 		repair: func(ctx context.Context, s *scene, pod *subject) {
 			restartKubelet(ctx, KubeletChange{})
 			s.awaitHeld(ctx, pod, unknownPod...)
