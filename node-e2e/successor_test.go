@@ -35,7 +35,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 	It("waits for what cannot be shared, says so, and starts at once when it shares nothing", func(ctx SpecContext) {
 		s := newScene(ctx)
 		s.provideClaim(ctx)
-		shared := []string{"folder", "claim", "port"}
+		shared := []string{"folder", "claim"}
 		options := map[string][]podOption{
 			"folder": {withHostPath(nodeDir(ctx))},
 			"claim":  {withClaim},
@@ -60,12 +60,18 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 		}
 
 		By("creating the successors")
+		var rejected *corev1.Pod
 		for name := range options {
 			created := s.create(ctx, template(name))
+			if name == "port" {
+				rejected = created
+			}
 			successors[name] = &subject{name: name, namespace: s.namespace, uid: created.UID}
 		}
 		s.awaitServing(ctx, "free", successors["free"].uid)
 		held["free"].expectAlive(Default)
+		// Admission comes first: the held pod has the port. A controller makes another.
+		s.expectRejected(ctx, rejected, "NodePorts")
 		Eventually(func(g Gomega) {
 			for _, name := range shared {
 				s.expectWaiting(g, ctx, successors[name], held[name])
