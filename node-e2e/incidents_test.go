@@ -135,6 +135,20 @@ var _ = Describe("Kubelet restart", func() {
 	})
 
 	describeIncident(incident{
+		title: "forged restart condition, kubelet restart",
+		pod:   []podOption{withRestartAllRule},
+		fault: func(ctx context.Context, s *scene, pods []*subject) {
+			stopKubelet(ctx)
+			for _, pod := range pods {
+				s.patch(ctx, pod, fmt.Sprintf(`{"status":{"conditions":[{"type":%q,"status":"True"}]}}`, corev1.AllContainersRestarting), "status")
+			}
+			startKubelet(ctx, KubeletChange{})
+		},
+		restarts: true,
+		causes:   []guard.Cause{guard.RestartReported},
+	})
+
+	describeIncident(incident{
 		title: "cgroup root changed",
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
@@ -341,6 +355,17 @@ func restoreStorage(ctx context.Context, snapshot string) {
 	GinkgoHelper()
 	Expect(provider.Node().Storage().Restore(ctx, snapshot)).To(Succeed(), "restore the storage")
 	normalKubelet(ctx)
+}
+
+// withRestartAllRule declares that all containers of the pod restart when this one exits
+// with a certain code.
+func withRestartAllRule(pod *corev1.Pod) {
+	container := &pod.Spec.Containers[0]
+	container.RestartPolicy = ptr.To(corev1.ContainerRestartPolicyAlways)
+	container.RestartPolicyRules = []corev1.ContainerRestartRule{{
+		Action:    corev1.ContainerRestartRuleActionRestartAllContainers,
+		ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+	}}
 }
 
 // labelNode sets the pool label of the node; nil removes it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -32,6 +33,10 @@ func ParseVariant(s string) (Variant, error) {
 // labelControlPlane marks specs whose fault is one of the control plane: where nodes
 // share it, they cannot be run for one node.
 const labelControlPlane = "control-plane"
+
+// labelOwnMachine marks specs that need what only a node has whose parts run on this
+// machine: another runtime, loop devices.
+const labelOwnMachine = "own-machine"
 
 // Options says which cluster a provider brings up.
 type Options struct {
@@ -129,6 +134,8 @@ type KubeletChange struct {
 	NodeName string
 	// Link is how the kubelet reaches the API server; nil is directly.
 	Link Link
+	// Standalone starts the kubelet without a kubeconfig, as when the flag is lost.
+	Standalone bool
 }
 
 // Kubelet controls the kubelet's process.
@@ -175,8 +182,31 @@ type Container struct {
 type Runtime interface {
 	// Containers lists the running containers, without sandboxes.
 	Containers(ctx context.Context) ([]Container, error)
-	// Restart restarts the runtime; containers keep running.
+	// Restart restarts the runtime, Stop and Start are its halves; containers keep
+	// running.
 	Restart(ctx context.Context) error
+	Stop(ctx context.Context) error
+	Start(ctx context.Context) error
+	// Dir is containerd's root directory, as the suite's process sees it.
+	Dir() string
+	// Tag gives an image of the runtime one more name, and Untag takes a name away.
+	Tag(ctx context.Context, image, name string) error
+	Untag(ctx context.Context, name string) error
+	// Digest returns the digest of the image's manifest.
+	Digest(ctx context.Context, image string) (string, error)
+	// StartOther starts a second runtime beside this one, with images and without
+	// containers. Specs that use it have the label own-machine.
+	StartOther(ctx context.Context) (OtherRuntime, error)
+}
+
+// OtherRuntime is a container runtime that knows nothing of the node's pods.
+type OtherRuntime interface {
+	// Endpoint is what the kubelet's containerRuntimeEndpoint is for it.
+	Endpoint() string
+	// Containers lists its running containers, without sandboxes.
+	Containers(ctx context.Context) ([]Container, error)
+	// Stop ends it. Whoever starts it stops it.
+	Stop(ctx context.Context) error
 }
 
 // Storage is the etcd of the control plane. Keys are absolute, for instance
@@ -199,6 +229,16 @@ type ControlPlane interface {
 	StopAPIServer(ctx context.Context) error
 	// StartAPIServer returns when the API server is ready and the controllers work.
 	StartAPIServer(ctx context.Context) error
+}
+
+// parseDigest reads the digest of an image from the table of `ctr images list`.
+func parseDigest(table, image string) (string, error) {
+	for line := range strings.Lines(table) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[0] == image {
+			return fields[2], nil
+		}
+	}
+	return "", fmt.Errorf("image %s is not in the runtime's list: %s", image, table)
 }
 
 // RemoveCluster removes what is left of a cluster whose suite ended without

@@ -20,6 +20,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"sigs.k8s.io/yaml"
 
+	"kubelet-guard.io/node-e2e/embedded"
 	"kubelet-guard.io/node-e2e/kind"
 )
 
@@ -339,7 +340,15 @@ func (k kindKubeletControl) dropIn(ctx context.Context, change KubeletChange) (s
 			c.RotateCertificates = false
 		}
 	}
-	if change.Configure != nil || change.NodeName != "" {
+	if change.Standalone {
+		flags += " --kubeconfig= --bootstrap-kubeconfig="
+		inner := configure
+		configure = func(c *kubeletconfig.KubeletConfiguration) {
+			inner(c)
+			embedded.AuthorizeWithoutAPIServer(c)
+		}
+	}
+	if change.Configure != nil || change.NodeName != "" || change.Standalone {
 		var config kubeletconfig.KubeletConfiguration
 		if err := yaml.UnmarshalStrict(k.config, &config); err != nil {
 			return "", fmt.Errorf("%s of %s: %w", kindKubeletConfig, k.Name(), err)
@@ -446,6 +455,44 @@ func (r kindRuntime) Restart(ctx context.Context) error {
 	_, err := r.node.Containers(ctx)
 	return err
 }
+
+func (r kindRuntime) Stop(ctx context.Context) error {
+	_, err := r.node.Exec(ctx, "systemctl", "stop", "containerd")
+	return err
+}
+
+func (r kindRuntime) Start(ctx context.Context) error {
+	if _, err := r.node.Exec(ctx, "systemctl", "start", "containerd"); err != nil {
+		return err
+	}
+	_, err := r.node.Containers(ctx)
+	return err
+}
+
+func (r kindRuntime) Dir() string { return r.path("/var/lib/containerd") }
+
+func (r kindRuntime) Tag(ctx context.Context, image, name string) error {
+	_, err := r.node.Exec(ctx, "ctr", "--namespace=k8s.io", "images", "tag", "--force", image, name)
+	return err
+}
+
+func (r kindRuntime) Untag(ctx context.Context, name string) error {
+	_, err := r.node.Exec(ctx, "ctr", "--namespace=k8s.io", "images", "remove", name)
+	return err
+}
+
+func (r kindRuntime) Digest(ctx context.Context, image string) (string, error) {
+	table, err := r.node.Exec(ctx, "ctr", "--namespace=k8s.io", "images", "list", "name=="+image)
+	if err != nil {
+		return "", err
+	}
+	return parseDigest(table, image)
+}
+
+// errOwnMachine is the answer to what a node in a container does not have.
+var errOwnMachine = errors.New("a node of a kind cluster does not have this: label the spec " + labelOwnMachine)
+
+func (kindRuntime) StartOther(context.Context) (OtherRuntime, error) { return nil, errOwnMachine }
 
 // machineProcess is a process as this machine sees it.
 type machineProcess struct {

@@ -162,6 +162,9 @@ func (k localKubelet) Start(ctx context.Context, change KubeletChange) error {
 	if change.Link != nil {
 		options = append(options, embedded.WithLink(change.Link.(localLink).Link))
 	}
+	if change.Standalone {
+		options = append(options, embedded.WithoutAPIServer())
+	}
 	err := k.cluster.Kubelet().Start(ctx, options...)
 	var exit *embedded.ExitError
 	if errors.As(err, &exit) {
@@ -211,9 +214,10 @@ type localRuntime struct{ cluster *embedded.Cluster }
 
 func (r localRuntime) Containers(ctx context.Context) ([]Container, error) {
 	running, err := r.cluster.Containers(ctx)
-	if err != nil {
-		return nil, err
-	}
+	return localContainers(running), err
+}
+
+func localContainers(running []embedded.Container) []Container {
 	containers := make([]Container, 0, len(running))
 	for _, c := range running {
 		container := Container{
@@ -233,10 +237,48 @@ func (r localRuntime) Containers(ctx context.Context) ([]Container, error) {
 		}
 		containers = append(containers, container)
 	}
-	return containers, nil
+	return containers
 }
 
 func (r localRuntime) Restart(ctx context.Context) error { return r.cluster.Containerd().Restart(ctx) }
+func (r localRuntime) Stop(ctx context.Context) error    { return r.cluster.Containerd().Stop(ctx) }
+func (r localRuntime) Start(ctx context.Context) error   { return r.cluster.Containerd().Start(ctx) }
+
+func (r localRuntime) Dir() string { return r.cluster.HostPath("/var/lib/containerd") }
+
+func (r localRuntime) Tag(ctx context.Context, image, name string) error {
+	_, err := r.ctr(ctx, "images", "tag", "--force", image, name)
+	return err
+}
+
+func (r localRuntime) Untag(ctx context.Context, name string) error {
+	_, err := r.ctr(ctx, "images", "remove", name)
+	return err
+}
+
+func (r localRuntime) Digest(ctx context.Context, image string) (string, error) {
+	table, err := r.ctr(ctx, "images", "list", "name=="+image)
+	if err != nil {
+		return "", err
+	}
+	return parseDigest(table, image)
+}
+
+func (r localRuntime) ctr(ctx context.Context, args ...string) (string, error) {
+	return r.cluster.RunOnNode(ctx, append([]string{filepath.Join(r.cluster.NodeDir(), "ctr"), "--namespace=k8s.io"}, args...)...)
+}
+
+func (r localRuntime) StartOther(ctx context.Context) (OtherRuntime, error) {
+	other := r.cluster.OtherRuntime()
+	return localOtherRuntime{other}, other.Start(ctx)
+}
+
+type localOtherRuntime struct{ *embedded.OtherRuntime }
+
+func (r localOtherRuntime) Containers(ctx context.Context) ([]Container, error) {
+	running, err := r.OtherRuntime.Containers(ctx)
+	return localContainers(running), err
+}
 
 type localStorage struct{ etcd *embedded.Etcd }
 

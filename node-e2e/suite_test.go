@@ -162,7 +162,8 @@ func kubeletBinary(v Variant) string {
 }
 
 // labelFilter adds to the user's filter that a stock kubelet cannot pass guarded
-// specs, and that the nodes of a kind cluster share the control plane.
+// specs, that the nodes of a kind cluster share the control plane, and that they are
+// not this machine.
 func labelFilter(user string, v Variant, provider string) string {
 	var terms []string
 	if user != "" {
@@ -172,7 +173,7 @@ func labelFilter(user string, v Variant, provider string) string {
 		terms = append(terms, "!"+labelGuarded)
 	}
 	if provider == "kind" {
-		terms = append(terms, "!"+labelControlPlane)
+		terms = append(terms, "!"+labelControlPlane, "!"+labelOwnMachine)
 	}
 	return strings.Join(terms, " && ")
 }
@@ -188,7 +189,7 @@ func TestLabelFilter(t *testing.T) {
 		{"", Stock, "local", "!guarded"},
 		{"incident", Guarded, "local", "(incident)"},
 		{"incident || transparency", Stock, "local", "(incident || transparency) && !guarded"},
-		{"incident", Stock, "kind", "(incident) && !guarded && !control-plane"},
+		{"incident", Stock, "kind", "(incident) && !guarded && !control-plane && !own-machine"},
 	} {
 		if got := labelFilter(tc.user, tc.v, tc.provider); got != tc.want {
 			t.Errorf("labelFilter(%q, %s, %s) = %q, want %q", tc.user, tc.v, tc.provider, got, tc.want)

@@ -147,6 +147,7 @@ type Cluster struct {
 	controllerManager *Component
 	scheduler         *Component
 	containerd        *Component
+	otherRuntime      *OtherRuntime
 	kubelet           *Kubelet
 
 	// mu guards state, which is on disk at all times.
@@ -244,7 +245,7 @@ func (c *Cluster) start(ctx context.Context) error {
 		after(apiReady, func(ctx context.Context) error { return c.timed(ctx, c.controllerManager) }),
 		after(apiReady, func(ctx context.Context) error { return c.timed(ctx, c.scheduler) }),
 		after(runtimeReady, func(ctx context.Context) error {
-			if err := c.importImages(ctx); err != nil {
+			if err := c.importImages(ctx, containerdSocket); err != nil {
 				return err
 			}
 			c.logf("Images imported")
@@ -316,8 +317,10 @@ func (c *Cluster) define() {
 	c.apiServer.afterStart = c.restartControllers
 	c.controllerManager = part(programControllerManager, c.prepareControllerManager, c.controllerManagerHealthy)
 	c.scheduler = part(programScheduler, c.prepareScheduler, c.schedulerHealthy)
-	c.containerd = part(programContainerd, c.prepareContainerd, c.containerdHealthy)
+	c.containerd = part(programContainerd, func() (launch, error) { return c.prepareContainerd(nodeContainerd) },
+		func(ctx context.Context) error { return c.containerdHealthy(ctx, containerdSocket) })
 	c.containerd.inNode = true
+	c.otherRuntime = c.newOtherRuntime()
 	c.kubelet = &Kubelet{part(programKubelet, nil, c.kubeletHealthy)}
 	c.kubelet.inNode = true
 }
@@ -325,7 +328,7 @@ func (c *Cluster) define() {
 // components returns the parts by name.
 func (c *Cluster) components() map[string]*Component {
 	all := map[string]*Component{}
-	for _, component := range []*Component{c.etcd.Component, c.apiServer, c.controllerManager, c.scheduler, c.containerd, c.kubelet.Component} {
+	for _, component := range []*Component{c.etcd.Component, c.apiServer, c.controllerManager, c.scheduler, c.containerd, c.otherRuntime.Component, c.kubelet.Component} {
 		all[component.name] = component
 	}
 	return all
@@ -542,6 +545,13 @@ func (c *Cluster) Scheduler() *Component { return c.scheduler }
 // Containerd controls the container runtime. Containers keep running while it
 // is stopped or restarted.
 func (c *Cluster) Containerd() *Component { return c.containerd }
+
+// NodeDir returns the folder with the programs of the node.
+func (c *Cluster) NodeDir() string { return c.config.NodeDir }
+
+// OtherRuntime is a second container runtime of the node, which does not run unless
+// it is started.
+func (c *Cluster) OtherRuntime() *OtherRuntime { return c.otherRuntime }
 
 // RunOnNode runs a program as root in the node's mount namespace and returns what
 // it printed. What it mounts there ends with the cluster at the latest.

@@ -74,6 +74,22 @@ func WithLink(link *Link) KubeletOption {
 	return func(s *kubeletSpec) { s.server = link.URL() }
 }
 
+// WithoutAPIServer runs the kubelet standalone, without a kubeconfig. Nobody can ask an
+// API server who a client is then: every client with a certificate may do everything.
+func WithoutAPIServer() KubeletOption {
+	return func(s *kubeletSpec) {
+		s.flags = append(s.flags, "--kubeconfig=")
+		s.configure = append(s.configure, AuthorizeWithoutAPIServer)
+	}
+}
+
+// AuthorizeWithoutAPIServer changes a configuration so that a standalone kubelet
+// starts with it.
+func AuthorizeWithoutAPIServer(c *kubeletconfigv1beta1.KubeletConfiguration) {
+	c.Authentication.Webhook.Enabled = new(false)
+	c.Authorization.Mode = kubeletconfigv1beta1.KubeletAuthorizationModeAlwaysAllow
+}
+
 // Start starts the kubelet as Config says, changed by the options, and returns
 // when it is healthy and its resource managers have started. The options hold for this start only: a later start
 // without options is as Config says again. A kubelet that exits before it is

@@ -23,21 +23,32 @@ import (
 // containerdSocket is a path of the node.
 const containerdSocket = "/run/containerd/containerd.sock"
 
-// containerdConfig is the runtime's configuration. The arguments are the CNI
-// plugin folder, the CNI configuration folder, the sandbox image, runc's path
-// and runc's root.
+// containerdFolders says where on the node a containerd has its files, and what its
+// configuration is called.
+type containerdFolders struct{ config, root, state, socket string }
+
+var nodeContainerd = containerdFolders{
+	config: "containerd.toml",
+	root:   "/var/lib/containerd",
+	state:  "/run/containerd",
+	socket: containerdSocket,
+}
+
+// containerdConfig is the runtime's configuration. The arguments are its root and
+// state folders, its socket, the CNI plugin folder, the CNI configuration folder, the
+// sandbox image, runc's path and runc's root.
 //
 // The optional plugin manager (opt) and NRI are off: they use folders of the
 // machine. restrict_oom_score_adj lets containers start where the machine
 // denies CAP_SYS_RESOURCE. The sandboxes' network namespaces are mounted in the
 // state folder so that they belong to the cluster.
 const containerdConfig = `version = 4
-root = "/var/lib/containerd"
-state = "/run/containerd"
+root = %q
+state = %q
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
 
 [plugins.'io.containerd.server.v1.grpc']
-address = "` + containerdSocket + `"
+address = %q
 
 [plugins.'io.containerd.nri.v1.nri']
 disable = true
@@ -85,7 +96,7 @@ func cniConfig(index int) any {
 	}
 }
 
-func (c *Cluster) prepareContainerd() (launch, error) {
+func (c *Cluster) prepareContainerd(folders containerdFolders) (launch, error) {
 	configDir := filepath.Join(c.config.Dir, "config")
 	cniDir := filepath.Join(configDir, "cni")
 	if err := os.MkdirAll(cniDir, 0o755); err != nil {
@@ -98,9 +109,9 @@ func (c *Cluster) prepareContainerd() (launch, error) {
 	if err := os.WriteFile(filepath.Join(cniDir, "bridge.conflist"), cni, 0o644); err != nil {
 		return launch{}, err
 	}
-	config := fmt.Sprintf(containerdConfig, c.config.NodeDir, cniDir, PauseImage,
-		filepath.Join(c.config.NodeDir, "runc-unfiltered"), "/run/containerd/runc")
-	path := filepath.Join(configDir, "containerd.toml")
+	config := fmt.Sprintf(containerdConfig, folders.root, folders.state, folders.socket, c.config.NodeDir, cniDir, PauseImage,
+		filepath.Join(c.config.NodeDir, "runc-unfiltered"), filepath.Join(folders.state, "runc"))
+	path := filepath.Join(configDir, folders.config)
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		return launch{}, err
 	}
@@ -112,8 +123,8 @@ func (c *Cluster) prepareContainerd() (launch, error) {
 
 // containerdHealthy asks over CRI, as the kubelet does: the plugin is the last
 // thing that containerd brings up.
-func (c *Cluster) containerdHealthy(ctx context.Context) error {
-	return c.withRuntime(func(client runtimeapi.RuntimeServiceClient) error {
+func (c *Cluster) containerdHealthy(ctx context.Context, socket string) error {
+	return c.withRuntime(socket, func(client runtimeapi.RuntimeServiceClient) error {
 		response, err := client.Status(ctx, &runtimeapi.StatusRequest{})
 		if err != nil {
 			return err
@@ -129,8 +140,8 @@ func (c *Cluster) containerdHealthy(ctx context.Context) error {
 	})
 }
 
-// importImages makes the images known to the runtime.
-func (c *Cluster) importImages(ctx context.Context) error {
+// importImages makes the images known to the runtime behind the socket.
+func (c *Cluster) importImages(ctx context.Context, socket string) error {
 	path := filepath.Join(c.config.Dir, "images.tar")
 	file, err := os.Create(path)
 	if err != nil {
@@ -145,7 +156,7 @@ func (c *Cluster) importImages(ctx context.Context) error {
 	}
 	return c.mounts.do(func() error {
 		ctr := exec.CommandContext(ctx, filepath.Join(c.config.NodeDir, "ctr"),
-			"--address="+containerdSocket, "--namespace=k8s.io", "images", "import", path)
+			"--address="+socket, "--namespace=k8s.io", "images", "import", path)
 		ctr.Env = append(os.Environ(), markerEnv+"="+c.config.Dir)
 		if output, err := ctr.CombinedOutput(); err != nil {
 			return fmt.Errorf("importing the images: %w: %s", err, lastLines(string(output), 10))
@@ -178,8 +189,13 @@ type Container struct {
 // Containers returns the containers of the node that run, as the runtime sees
 // them, whatever the API says.
 func (c *Cluster) Containers(ctx context.Context) ([]Container, error) {
+	return c.containersOf(ctx, containerdSocket)
+}
+
+// containersOf is Containers for the runtime behind a socket of the node.
+func (c *Cluster) containersOf(ctx context.Context, socket string) ([]Container, error) {
 	var containers []Container
-	err := c.withRuntime(func(client runtimeapi.RuntimeServiceClient) error {
+	err := c.withRuntime(socket, func(client runtimeapi.RuntimeServiceClient) error {
 		list, err := client.ListContainers(ctx, &runtimeapi.ListContainersRequest{
 			Filter: &runtimeapi.ContainerFilter{State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}},
 		})
@@ -264,11 +280,11 @@ func verbosePID(info map[string]string) (int, error) {
 // node's mount namespace. The path may be too long for a socket address.
 func (c *Cluster) RuntimeSocket() string { return c.HostPath(containerdSocket) }
 
-// withRuntime calls f with a client of the container runtime. The connection is
-// not kept: the runtime comes and goes, and a kept connection would wait out its
-// back-off.
-func (c *Cluster) withRuntime(f func(runtimeapi.RuntimeServiceClient) error) error {
-	socket := c.RuntimeSocket()
+// withRuntime calls f with a client of the container runtime behind a socket of the
+// node. The connection is not kept: the runtime comes and goes, and a kept connection
+// would wait out its back-off.
+func (c *Cluster) withRuntime(nodeSocket string, f func(runtimeapi.RuntimeServiceClient) error) error {
+	socket := c.HostPath(nodeSocket)
 	connection, err := grpc.NewClient("passthrough:///"+programContainerd,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialUnix(ctx, socket) }))
