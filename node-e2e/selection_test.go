@@ -12,8 +12,8 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// unlabelled takes a pod's labels away, those too by which the Service finds it.
-func unlabelled(pod *corev1.Pod) { pod.Labels = nil }
+// withoutLabels takes a pod's labels away, those too by which the Service finds it.
+func withoutLabels(pod *corev1.Pod) { pod.Labels = nil }
 
 // sourceAnnotation is where the kubelet notes which source a pod comes from. A pod's
 // author may have set it, as in the copy of a mirror pod.
@@ -36,7 +36,7 @@ var _ = Describe("A pod is protected as the selector says", Label(labelGuarded),
 		change := KubeletChange{GuardConfig: writeGuardConfig(guardHeader +
 			"podSelector: {matchExpressions: [{key: tier, operator: NotIn, values: [batch]}]}\n")}
 		restartKubelet(ctx, change)
-		kept := s.runUnlabelled(ctx, s.newPod("unlabelled", unlabelled))
+		kept := s.runUnlabelled(ctx, s.newPod("unlabelled", withoutLabels))
 		batch := s.run(ctx, s.newPod("batch", func(pod *corev1.Pod) { pod.Labels["tier"] = "batch" }))[0]
 		releaseLeft(kept)
 		for _, pod := range []*subject{kept, batch} {

@@ -432,6 +432,9 @@ func (l *lastLine) RemovePodSandbox(ctx context.Context, sandboxID string) error
 // in the new sandbox is protected, whatever was permitted before.
 func (l *lastLine) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	if r := l.guard.beginLife(types.UID(config.GetMetadata().GetUid())); r != nil {
+		l.guard.mu.Lock()
+		r.restarting = false
+		l.guard.mu.Unlock()
 		l.guard.awaitSaved(ctx, r)
 	}
 	id, err := l.RuntimeService.RunPodSandbox(ctx, config, handler)
@@ -441,8 +444,10 @@ func (l *lastLine) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSand
 	return id, err
 }
 
-// CreateContainer tells the guard whose the container is.
+// CreateContainer begins a new life of the pod, like RunPodSandbox, when its sandbox has
+// outlived the one before, and tells the guard whose the container is.
 func (l *lastLine) CreateContainer(ctx context.Context, podSandboxID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
+	l.guard.beginLife(types.UID(sandboxConfig.GetMetadata().GetUid()))
 	id, err := l.RuntimeService.CreateContainer(ctx, podSandboxID, config, sandboxConfig)
 	if err == nil {
 		l.guard.inventory.addContainer(id, types.UID(sandboxConfig.GetMetadata().GetUid()))
@@ -482,7 +487,7 @@ func (g *Guard) noteStopped(sandboxID string) {
 	}
 }
 
-// beginLife returns the record of a pod that gets a new sandbox. Evidence and permits
+// beginLife returns the record of a pod that gets a new sandbox or container. Evidence and permits
 // end with the life that they were given for: a pod that starts again from an object
 // without a timestamp, as after a restore of the API's storage, is not a deleted one.
 // Evidence that came in while the pod was being started stays.
@@ -493,7 +498,6 @@ func (g *Guard) beginLife(uid types.UID) *podRecord {
 		g.mu.Unlock()
 		return nil
 	}
-	r.restarting = false
 	var over *Evidence
 	if r.present && r.pod != nil && r.pod.DeletionTimestamp == nil {
 		if r.evidence == nil || r.evidenceOver {
