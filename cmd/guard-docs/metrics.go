@@ -24,13 +24,14 @@ var advice = map[string]string{
 	metricPrefix + "refused_kills_total": "Warn on any increase: something wanted a healthy pod dead. Page on `cause=\"RuntimeStop\"`: the kubelet took a path that no hook knows, which is a bug of this project.",
 	metricPrefix + "audited_kills_total": "Before a pool goes from `Audit` to `Enforce`, every increase should be understood: it is a pod that was stopped and will be held from then on.",
 	metricPrefix + "allowed_kills_total": "No alert. Beside `refused_kills_total` it tells ordinary deletions (`ExplicitDeletion`) from what `allowedCauses` let through.",
-	metricPrefix + "errors_total":        "Warn on a rate that stays above zero for 10 minutes. With `operation=\"Runtime\"` the container runtime does not answer, so that pods that are gone may count as alive; with `StateDirectory` pods are not saved for the next start of the kubelet; with `PodDeletion` records that release held pods cannot be read.",
+	metricPrefix + "errors_total":        "Warn on a rate that stays above zero for 10 minutes. With `operation=\"Runtime\"` the container runtime does not answer, so that pods that are gone may count as alive; with `Processes` the kernel does not tell which processes run, with the same effect; with `StateDirectory` pods are not saved for the next start of the kubelet; with `PodDeletion` records that release held pods cannot be read.",
 	metricPrefix + "decision_duration_seconds": "Warn when the 99th percentile stays above 0.1 s: decisions are asked under locks of the kubelet. " +
 		"A question to the runtime is given up after 2 s.",
 	metricPrefix + "info":                "Warn when the mode of a node is not that of its pool, and when nodes that should be guarded have no such series: they run a stock kubelet.",
 	metricPrefix + "protected_pods":      "Warn on a sudden drop to zero on a node that runs pods with the label.",
-	metricPrefix + "held_pods":           "Warn when above zero for 5 minutes, page when many nodes hold pods at once: then the control plane or a roll-out is at fault, not a node. What to do is in [holds.md](holds.md).",
+	metricPrefix + "held_pods":           "Warn when above zero for 5 minutes, page when many nodes hold pods at once: then the control plane or a roll-out is at fault, not a node. With `cause=\"Evicted\"` other pods may be evicted in their place for as long as it lasts. What to do is in [holds.md](holds.md).",
 	metricPrefix + "oldest_hold_seconds": "Warn above one day: a hold is to be understood and ended, not lived with.",
+	metricPrefix + "waiting_pods":        "Page when above zero for 5 minutes: nobody serves under the name of such a pod until somebody decides.",
 }
 
 // metricsPage returns docs/metrics.md. It reads the metrics where the kubelet's
