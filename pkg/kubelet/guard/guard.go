@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -122,6 +123,9 @@ type Guard struct {
 	// business: by its API object, or by its sandbox labels when there is none.
 	// An API object outranks sandbox labels, which never change.
 	unprotected map[types.UID]time.Time
+	// dead has when a pod that is known by its sandbox alone was last found to have
+	// ended. Clean-ups ask about such pods as long as the runtime has the sandbox.
+	dead map[types.UID]time.Time
 	// pass counts messages of the API source.
 	pass uint64
 	// watchedAt is when somebody last read what the guard knows.
@@ -236,6 +240,7 @@ func New(d Dependencies) (*Guard, error) {
 		records:     map[types.UID]*podRecord{},
 		stops:       map[string]time.Time{},
 		unprotected: map[types.UID]time.Time{},
+		dead:        map[types.UID]time.Time{},
 		loaded:      map[types.UID]savedPod{},
 		waiting:     map[types.UID]*waitingPod{},
 		saver:       newSaver(),
@@ -313,14 +318,22 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bo
 	// was to release it.
 	g.mu.Lock()
 	_, unprotected := g.unprotected[r.uid]
-	if current := g.records[r.uid]; current != nil {
+	current := g.records[r.uid]
+	if current != nil {
 		r = current
-	} else if !unprotected {
-		g.records[r.uid] = r
 	}
 	facts = g.factsLocked(r, cause)
 	facts.Alive, facts.Protected = isAlive, !unprotected
 	verdict := Decide(facts)
+	switch {
+	case current != nil || unprotected:
+	case verdict == AllowedNothingRuns:
+		g.dead[r.uid] = g.clock.Now()
+		g.mu.Unlock()
+		return false
+	default:
+		g.records[r.uid] = r
+	}
 	after := g.noteLocked(r, cause, detail, verdict)
 	g.mu.Unlock()
 	for _, f := range after {
@@ -453,6 +466,9 @@ func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 	g.mu.Lock()
 	r := g.records[uid]
 	_, unprotected := g.unprotected[uid]
+	if at, dead := g.dead[uid]; r == nil && dead && g.clock.Since(at) < confirmInterval {
+		unprotected = true
+	}
 	if saved, ok := g.loaded[uid]; r == nil && !unprotected && ok && g.protectsObject(saved.Pod) {
 		// Before the first message of the API source, which a kubelet without an API
 		// server never gets.
@@ -479,9 +495,9 @@ func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 		g.unprotected[uid] = g.clock.Now()
 		return nil, nil
 	}
-	r = newRecord(uid, found.Namespace, found.Name)
-	g.records[uid] = r
-	return r, nil
+	// It becomes known when something is refused for it: most pods that are known by
+	// their sandboxes alone have ended.
+	return newRecord(uid, found.Namespace, found.Name), nil
 }
 
 // RefuseUID is Refuse for callers that know the pod's UID only. It is true as
@@ -663,6 +679,7 @@ func (g *Guard) tidy() {
 			delete(g.unprotected, uid)
 		}
 	}
+	maps.DeleteFunc(g.dead, func(_ types.UID, at time.Time) bool { return now.Sub(at) >= confirmInterval })
 	g.tidyWaitingLocked(now)
 	g.countVanishedLocked()
 	g.mu.Unlock()

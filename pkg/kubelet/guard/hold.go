@@ -90,6 +90,9 @@ func (g *Guard) countVanishedLocked() {
 		}
 	}
 	g.vanished.Store(n)
+	if n == 0 {
+		clear(g.waiting)
+	}
 }
 
 // holdLocked takes note of a refusal. The returned functions report it and are

@@ -229,7 +229,7 @@ func TestServeHTTP(t *testing.T) {
 	f.runtime.run(orphan, runtimeapi.ContainerState_CONTAINER_RUNNING)
 	require.True(t, f.Refuse(held, Evicted, "The node was low on resource: memory."))
 	f.clock.Step(time.Minute)
-	require.True(t, f.Refuse(held, Evicted, "again"))
+	require.True(t, f.Refuse(held, Evicted, "The node was low on resource: memory."))
 	require.True(t, f.Refuse(held, AdmissionRejected, "NodeAffinity: node(s) didn't match"))
 	require.True(t, f.RefuseUID(orphan.UID, OrphanedRuntimePod, "the kubelet has no object of this running pod"))
 	f.observe(deleted(going))

@@ -112,7 +112,7 @@ var endings = map[string]func(pod *v1.Pod){
 
 // otherHooks are about no pod, or say what its object says. WatchSource is tested with a
 // source, Run with what it calls.
-var otherHooks = []string{"AddFlags", "Start", "Install", "Run", "Handler", "SetNodeCondition", "WatchSource", "RunsAlready", "Protects", "UpdateReserved"}
+var otherHooks = []string{"AddFlags", "Start", "Install", "Run", "Handler", "SetNodeCondition", "WatchSource", "RunsAlready", "Protects", "UpdateReserved", "EventRecorder"}
 
 var (
 	allCauses             = Causes()

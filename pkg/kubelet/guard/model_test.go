@@ -118,7 +118,9 @@ func (n *modelNode) expect(p *modelPod, c Cause) (refused bool) {
 			return false
 		}
 	}
+	fresh := false
 	if !p.known && !p.unprotected {
+		fresh = byUID
 		if byUID && n.down && !p.listed {
 			return true // nobody can tell whose it is
 		}
@@ -150,6 +152,9 @@ func (n *modelNode) expect(p *modelPod, c Cause) (refused bool) {
 	_, held := p.held[c]
 	switch alive := p.alive(c) || n.down || held && c.lasting(); {
 	case c == SandboxChanged && !p.made:
+		return false
+	case !alive && fresh:
+		p.known = false
 		return false
 	case !alive:
 		if c.endsPod() && c != Preempted {
@@ -445,6 +450,7 @@ func (n *modelNode) step() {
 		}},
 		{"runtime changes", n.random.IntN(4) == 0, func() {
 			n.down = !n.down
+			n.clock.Step(confirmInterval)
 			n.runtime.mu.Lock()
 			defer n.runtime.mu.Unlock()
 			clear(n.runtime.failing)
