@@ -4,6 +4,7 @@
 package guardtest
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,13 +115,15 @@ func (n *Node) Run(pod *v1.Pod) {
 	}
 	n.Runtime.Sandboxes[sandboxID] = sandbox
 	for _, c := range pod.Spec.Containers {
+		own := maps.Clone(labels)
+		own["io.kubernetes.container.name"] = c.Name
 		n.Runtime.Containers[c.Name] = &critest.FakeContainer{
 			ContainerStatus: runtimeapi.ContainerStatus{
 				Id:       c.Name,
 				Metadata: &runtimeapi.ContainerMetadata{Name: c.Name},
 				State:    runtimeapi.ContainerState_CONTAINER_RUNNING,
 				Image:    &runtimeapi.ImageSpec{Image: c.Image, UserSpecifiedImage: c.Image},
-				Labels:   labels,
+				Labels:   own,
 			},
 			SandboxID: sandboxID,
 		}
