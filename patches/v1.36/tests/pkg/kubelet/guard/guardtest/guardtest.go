@@ -260,7 +260,13 @@ func (n *Node) Vanish(t testing.TB, pod *v1.Pod) {
 	}
 }
 
-// Appear shows the guard a message of the API source with just this pod.
-func (n *Node) Appear(pod *v1.Pod) {
-	n.Guard.ObserveSource(kubetypes.ApiserverSource, []*v1.Pod{pod})
+// Appear shows the guard a message with just this pod, of the pod's source: what comes
+// from the API is of the API, whatever its annotations say. It returns what the guard
+// makes of it.
+func (n *Node) Appear(pod *v1.Pod) []*v1.Pod {
+	source := kubetypes.ApiserverSource
+	if pod.Annotations[kubetypes.ConfigSourceAnnotationKey] == kubetypes.FileSource {
+		source = kubetypes.FileSource
+	}
+	return n.Guard.ObserveSource(source, []*v1.Pod{pod})
 }
