@@ -3,6 +3,8 @@ package kubelet
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -51,9 +53,9 @@ func runningStatus(pod *v1.Pod) *kubecontainer.PodStatus {
 	return status
 }
 
-// observe shows the pod to the guard, as the API source does.
-func observe(pod *v1.Pod) {
-	guard.ObserveSource(kubetypes.ApiserverSource, []*v1.Pod{pod})
+// observe shows the pod to the guard, and its deletion when there is one.
+func observe(node *guardtest.Node, pod *v1.Pod) {
+	node.Appear(pod)
 	if pod.DeletionTimestamp != nil {
 		guard.RefuseTermination(pod, false, false, false)
 	}
@@ -150,7 +152,7 @@ func TestGuardTerminationOfPodThatThePodWorkersAreToldToForget(t *testing.T) {
 			pod := newGuardTestPod()
 			kind.Change(pod)
 			node.Run(pod)
-			observe(pod)
+			observe(node, pod)
 			workers, _, processed := createPodWorkers(logger)
 			workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodCreate, Pod: pod})
 			drainAllWorkers(workers)
@@ -182,7 +184,7 @@ func TestGuardTerminationOfRuntimePod(t *testing.T) {
 			kind.Change(pod)
 			node.Run(pod)
 			if pod.DeletionTimestamp != nil {
-				observe(pod)
+				observe(node, pod)
 			}
 			workers, runtime, processed := createPodWorkers(logger)
 			running := &kubecontainer.Pod{ID: pod.UID, Name: pod.Name, Namespace: pod.Namespace}
@@ -220,7 +222,7 @@ func TestGuardLetsAPodEndThatCompleted(t *testing.T) {
 	guardtest.Protect(pod)
 	// The sidecar still runs.
 	node.Run(pod)
-	observe(pod)
+	observe(node, pod)
 	workers, _, processed := createPodWorkers(logger)
 	syncers := newPodSyncerFuncs(workers.podSyncer)
 	syncers.syncPod = func(context.Context, kubetypes.SyncPodType, *v1.Pod, *v1.Pod, *kubecontainer.PodStatus) (bool, func(), error) {
@@ -566,7 +568,7 @@ func TestGuardSyncPodOfVanishedPodGoesOnWithoutItsVolumes(t *testing.T) {
 			pod := newGuardTestPod()
 			guardtest.Protect(pod)
 			node.Run(pod)
-			observe(pod)
+			observe(node, pod)
 			if vanished {
 				guard.ObserveSource(kubetypes.ApiserverSource, nil)
 				guard.HoldVanished(kubetypes.ApiserverSource, pod)
@@ -630,7 +632,7 @@ func TestGuardCleanupOfOrphanedRuntimePod(t *testing.T) {
 			kind.Change(pod)
 			node.Run(pod)
 			if pod.DeletionTimestamp != nil {
-				observe(pod)
+				observe(node, pod)
 			}
 			running := &kubecontainer.Pod{ID: pod.UID, Name: pod.Name, Namespace: pod.Namespace}
 			testKubelet.fakeRuntime.PodList = []*containertest.FakePod{{Pod: running}}
@@ -680,7 +682,7 @@ func TestGuardCleanupOfOrphanedPodCgroup(t *testing.T) {
 			kind.Change(pod)
 			node.Run(pod)
 			if pod.DeletionTimestamp != nil {
-				observe(pod)
+				observe(node, pod)
 			}
 			cgroups := testKubelet.fakeContainerManager.PodContainerManager
 			cgroups.AddPodFromCgroups(&kubecontainer.Pod{ID: pod.UID, Name: pod.Name})
@@ -724,6 +726,123 @@ func TestGuardCleanupOfCgroupWhileTheRuntimeDoesNotAnswer(t *testing.T) {
 	}
 }
 
+// The containers of the pod are in an unknown state, so that the runtime does not list
+// it among those that run.
+func TestGuardCleanupOfOrphanedPodFolder(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			logger, _ := ktesting.NewTestContext(t)
+			node := guardtest.Install(t)
+			testKubelet := newTestKubelet(t, false)
+			defer testKubelet.Cleanup()
+			kubelet := testKubelet.kubelet
+			pod := newGuardTestPod()
+			node.RunOrphan(kind, pod)
+			file := filepath.Join(kubelet.getPodDir(pod.UID), "etc-hosts")
+			if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, nil, 0o640); err != nil {
+				t.Fatal(err)
+			}
+			expectKept := func(kept bool) {
+				t.Helper()
+				if err := kubelet.cleanupOrphanedPodDirs(logger, nil, nil); err != nil {
+					t.Errorf("cleanupOrphanedPodDirs: %v", err)
+				}
+				if _, err := os.Stat(file); (err == nil) != kept {
+					t.Errorf("the file of the pod: %v, want it kept: %v", err, kept)
+				}
+			}
+
+			expectKept(kind.Kept)
+			if !kind.Kept {
+				node.ExpectHolds(t, pod.UID)
+				return
+			}
+			node.ExpectHolds(t, pod.UID, guard.OrphanedRuntimePod)
+
+			node.AskDeletion(pod)
+			expectKept(false)
+			node.ExpectHolds(t, pod.UID)
+		})
+	}
+}
+
+// The controller of a pod whose object is lost makes another of the same name. It does
+// not start beside the one that is held when both would write to the same place.
+func TestGuardSyncPodOfSuccessor(t *testing.T) {
+	dataFrom := func(path string) func(*v1.Pod) {
+		return func(pod *v1.Pod) {
+			pod.Spec.Volumes = []v1.Volume{{Name: "data", VolumeSource: v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: path}}}}
+			pod.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "data", MountPath: "/data"}}
+		}
+	}
+	cases := []struct {
+		name string
+		pod  func(*v1.Pod)
+		// started: the runtime has containers of the successor already.
+		started, waits bool
+	}{
+		{name: "the same host path", pod: dataFrom("/srv/data"), waits: true},
+		{name: "the same host path, started before", pod: dataFrom("/srv/data"), started: true},
+		{name: "another host path", pod: dataFrom("/srv/other")},
+		{name: "no volume", pod: func(*v1.Pod) {}},
+	}
+	for _, test := range cases {
+		t.Run(test.name, func(t *testing.T) {
+			ctx := ktesting.Init(t)
+			node := guardtest.Install(t)
+			testKubelet := newTestKubelet(t, false)
+			defer testKubelet.Cleanup()
+			kubelet := testKubelet.kubelet
+			kubelet.volumeManager = volumemanager.NewFakeVolumeManager(nil, 0, nil, false)
+			held := newGuardTestPod()
+			dataFrom("/srv/data")(held)
+			node.Vanish(t, held)
+			successor := newGuardTestPod()
+			successor.UID = "successor-uid"
+			test.pod(successor)
+			status := &kubecontainer.PodStatus{ID: successor.UID, Name: successor.Name, Namespace: successor.Namespace}
+			if test.started {
+				status = runningStatus(successor)
+				status.ActiveContainerStatuses = status.ContainerStatuses
+			}
+
+			isTerminal, _, err := kubelet.SyncPod(ctx, kubetypes.SyncPodUpdate, successor, nil, status)
+
+			if isTerminal {
+				t.Error("the successor counts as ended")
+			}
+			if got := errors.Is(err, guard.ErrMustWait); got != test.waits || (err != nil) != test.waits {
+				t.Errorf("error %v, want one that says that it waits: %v", err, test.waits)
+			}
+			if got := len(testKubelet.fakeRuntime.StartedPods) == 0; got != test.waits {
+				t.Errorf("started %v, want none: %v", testKubelet.fakeRuntime.StartedPods, test.waits)
+			}
+			node.ExpectHolds(t, held.UID, guard.PodVanished)
+			if !test.waits {
+				return
+			}
+
+			api := kubelet.generateAPIPodStatus(ctx, successor, status, false)
+			if _, condition := podutil.GetPodConditionFromList(api.Conditions, guard.PodWaitingForHeldPod); condition == nil || condition.Status != v1.ConditionTrue {
+				t.Errorf("condition %s: %+v, want True", guard.PodWaitingForHeldPod, condition)
+			}
+			// Otherwise the status manager would keep it for ever.
+			if !kubetypes.PodConditionByKubelet(guard.PodWaitingForHeldPod) {
+				t.Errorf("condition %s is not one of the kubelet", guard.PodWaitingForHeldPod)
+			}
+
+			node.Exit()
+			node.AskDeletion(held)
+			if _, _, err := kubelet.SyncPod(ctx, kubetypes.SyncPodUpdate, successor, nil, status); err != nil || len(testKubelet.fakeRuntime.StartedPods) != 1 {
+				t.Errorf("error %v, started %v; want the successor started when nothing of the held pod runs", err, testKubelet.fakeRuntime.StartedPods)
+			}
+		})
+	}
+}
+
 func cgroupNames(t *testing.T, cgroups *cm.FakePodContainerManager) map[types.UID]cm.CgroupName {
 	t.Helper()
 	names, err := cgroups.GetAllPodsFromCgroups()
@@ -764,7 +883,7 @@ func TestGuardAdditionOfPodThatTheAPICallsEnded(t *testing.T) {
 				}
 				node.Run(pod)
 
-				kubelet.HandlePodAdditions(ctx, guard.ObserveSource(kubetypes.ApiserverSource, []*v1.Pod{pod}))
+				kubelet.HandlePodAdditions(ctx, node.Appear(pod))
 				drainAllWorkers(workers)
 
 				// The pod cache knows nothing yet, as after a restart.
@@ -798,7 +917,7 @@ func TestGuardAdditionOfPodThatEnded(t *testing.T) {
 	node.Run(pod)
 	node.Exit()
 
-	kubelet.HandlePodAdditions(ctx, guard.ObserveSource(kubetypes.ApiserverSource, []*v1.Pod{pod}))
+	kubelet.HandlePodAdditions(ctx, node.Appear(pod))
 	drainAllWorkers(workers)
 
 	if !killed(processed[pod.UID]) {

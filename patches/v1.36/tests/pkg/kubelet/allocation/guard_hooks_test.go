@@ -138,3 +138,52 @@ func TestGuardAdmissionAuditModeRejects(t *testing.T) {
 		t.Errorf("audited: %+v, want one attempt with cause %s", list.Items, guard.AdmissionRejected)
 	}
 }
+
+// countingAdmitHandler takes note of the pods that count beside the one to admit, and
+// rejects nobody.
+type countingAdmitHandler struct{ others []*v1.Pod }
+
+func (h *countingAdmitHandler) Admit(attrs *lifecycle.PodAdmitAttributes) lifecycle.PodAdmitResult {
+	h.others = attrs.OtherPods
+	return lifecycle.PodAdmitResult{Admit: true}
+}
+
+// A pod that is kept in spite of its rejection takes no room from one that ran beside
+// it, and leaves none to one that has not started.
+func TestGuardAdmissionBesideARejectedPod(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		for _, runs := range []bool{true, false} {
+			t.Run(kind.Name+map[bool]string{true: "/neighbour runs", false: "/neighbour has not started"}[runs], func(t *testing.T) {
+				node := guardtest.Install(t)
+				pod := newGuardTestPod()
+				kind.Change(pod)
+				node.Run(pod)
+				m, _, _ := newGuardTestManager(t)
+				m.AddPod(nil, pod)
+				neighbour := newGuardTestPod()
+				neighbour.Name, neighbour.UID = "neighbour", "neighbour-uid"
+				if runs {
+					neighbour.Status.ContainerStatuses = []v1.ContainerStatus{{Name: "server", State: v1.ContainerState{Running: &v1.ContainerStateRunning{}}}}
+				}
+				counting := &countingAdmitHandler{}
+				m.(*manager).admitHandlers = lifecycle.PodAdmitHandlers{counting}
+				active := []*v1.Pod{pod}
+
+				if admitted, reason, _ := m.AddPod(active, neighbour); !admitted {
+					t.Errorf("the neighbour is rejected: %s", reason)
+				}
+
+				want := 1
+				if kind.Kept && runs {
+					want = 0
+				}
+				if len(counting.others) != want {
+					t.Errorf("%d other pods count, want %d", len(counting.others), want)
+				}
+				if len(active) != 1 || active[0] != pod {
+					t.Error("the caller's list of pods was changed")
+				}
+			})
+		}
+	}
+}

@@ -37,7 +37,7 @@ func TestGuardPodCgroupDestruction(t *testing.T) {
 			kind.Change(pod)
 			node.Run(pod)
 			// The guard has seen the object, as it has in a running kubelet.
-			guard.ObserveSource("api", []*v1.Pod{pod})
+			node.Appear(pod)
 			if pod.DeletionTimestamp != nil {
 				guard.RefuseTermination(pod, false, false, false)
 			}

@@ -39,7 +39,7 @@ func limitedCgroups(t *testing.T, kind guardtest.Kind) (node *guardtest.Node, m 
 	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", UID: "web-uid"}, Spec: v1.PodSpec{Containers: []v1.Container{{Name: "server"}}}}
 	kind.Change(pod)
 	node.Run(pod)
-	guard.ObserveSource("api", []*v1.Pod{pod})
+	node.Appear(pod)
 	if pod.DeletionTimestamp != nil {
 		guard.RefuseTermination(pod, false, false, false)
 	}

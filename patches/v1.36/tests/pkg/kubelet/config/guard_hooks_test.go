@@ -268,6 +268,105 @@ func TestGuardPodThatTheAPICallsEnded(t *testing.T) {
 	}
 }
 
+// The kubelet kills without a grace period when the object says that all containers
+// are being restarted.
+func TestGuardPodThatTheAPICallsRestarting(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		for _, runs := range []bool{true, false} {
+			t.Run(kind.Name+map[bool]string{true: "/all of it runs", false: "/its container has exited"}[runs], func(t *testing.T) {
+				g := newGuardTest(t, kubetypes.ApiserverSource)
+				pod := g.newPod(kind)
+				if kubetypes.IsStaticPod(pod) {
+					t.Skip("the API has no static pods")
+				}
+				if !runs {
+					g.Runtime.Containers["ctr"].State = runtimeapi.ContainerState_CONTAINER_EXITED
+				}
+				pod.Status.Conditions = []v1.PodCondition{
+					{Type: v1.PodReady, Status: v1.ConditionTrue},
+					{Type: v1.AllContainersRestarting, Status: v1.ConditionTrue},
+				}
+
+				g.source <- createSourceUpdate(pod)
+
+				update := <-g.updates
+				want := 2
+				if kind.Kept && runs {
+					want = 1
+				}
+				if update.Op != kubetypes.ADD || len(update.Pods) != 1 || len(update.Pods[0].Status.Conditions) != want {
+					t.Errorf("the kubelet is told %+v, want the pod added with %d conditions", update, want)
+				}
+				if len(pod.Status.Conditions) != 2 {
+					t.Error("the object of the source was changed")
+				}
+				if kind.Kept && runs {
+					g.ExpectHolds(t, pod.UID, guard.RestartReported)
+				} else {
+					g.ExpectHolds(t, pod.UID)
+				}
+			})
+		}
+	}
+}
+
+// After a restore of the API's storage a pod may have an object from before its newest
+// image.
+func TestGuardObjectThatWentBack(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			g := newGuardTest(t, kubetypes.ApiserverSource, func(c *guard.Configuration) { c.StateDir = t.TempDir() })
+			pod := CreateValidPod("web", "shop")
+			pod.Spec.Containers[0].Image = "image:2"
+			pod.ResourceVersion = "20"
+			kind.Change(pod)
+			if kubetypes.IsStaticPod(pod) {
+				t.Skip("the API has no static pods")
+			}
+			g.Run(pod)
+			g.source <- createSourceUpdate(pod.DeepCopy())
+			g.await(t, kubetypes.ADD, "web")
+
+			older := pod.DeepCopy()
+			older.Spec.Containers[0].Image = "image:1"
+			older.ResourceVersion = "10"
+			g.source <- createSourceUpdate(older.DeepCopy(), marker())
+
+			seen := g.await(t, kubetypes.ADD, "marker")
+			if _, told := seen["web"]; !told && !kind.Kept {
+				// The kubelet is told of additions first.
+				update := <-g.updates
+				told = len(update.Pods) == 1 && update.Pods[0].Name == "web" && update.Pods[0].Spec.Containers[0].Image == "image:1"
+				if !told {
+					t.Errorf("the kubelet is told %+v, want the image of the older object", update)
+				}
+			} else if told && kind.Kept {
+				t.Errorf("the kubelet is told %v, want the pod left as it is", seen)
+			}
+			if !kind.Kept {
+				g.ExpectHolds(t, pod.UID)
+				return
+			}
+			g.ExpectHolds(t, pod.UID, guard.ObjectWentBack)
+
+			// A change of the restored object is a declaration like any other.
+			changed := older.DeepCopy()
+			changed.Spec.Containers[0].Image = "image:3"
+			changed.ResourceVersion = "11"
+			g.source <- createSourceUpdate(changed, marker())
+			select {
+			case update := <-g.updates:
+				if update.Op != kubetypes.UPDATE || len(update.Pods) != 1 || update.Pods[0].Spec.Containers[0].Image != "image:3" {
+					t.Errorf("the kubelet is told %+v, want the changed image and nothing before it", update)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("the kubelet is not told of the changed image within 10 s")
+			}
+			g.ExpectHolds(t, pod.UID)
+		})
+	}
+}
+
 // The last object of a DELETED event is in no store. A deletion through the API
 // shows in it; a key that was removed from etcd does not.
 func TestGuardDeletedEvent(t *testing.T) {

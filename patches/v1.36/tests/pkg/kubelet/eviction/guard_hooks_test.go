@@ -48,7 +48,8 @@ func TestGuardEviction(t *testing.T) {
 			ctx := ktesting.Init(t)
 			node := guardtest.Install(t)
 			greedy, greedyStats := makePodWithMemoryStats("greedy", defaultPriority, newResourceList("", "100Mi", ""), newResourceList("", "1Gi", ""), "700Mi")
-			modest, modestStats := makePodWithMemoryStats("modest", defaultPriority, newResourceList("", "1Gi", ""), newResourceList("", "1Gi", ""), "900Mi")
+			// It exceeds its request, too, though by less: one that does not is spared.
+			modest, modestStats := makePodWithMemoryStats("modest", defaultPriority, newResourceList("", "1Gi", ""), newResourceList("", "2Gi", ""), "1100Mi")
 			kind.Change(greedy)
 			node.Run(greedy)
 			m, killer := newGuardTestManager(map[*v1.Pod]statsapi.PodStats{greedy: greedyStats, modest: modestStats})
@@ -134,4 +135,76 @@ func TestGuardEvictionBecauseOfALocalStorageLimit(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A pod that may not be evicted and that uses more than it has requested does not cost
+// its neighbours their lives, one every ten seconds.
+func TestGuardEvictionOfNeighbours(t *testing.T) {
+	neighbours := []struct {
+		name, uses string
+		// spared: it uses no more than the 1Gi that it has requested.
+		spared bool
+	}{
+		{name: "within its request", uses: "900Mi", spared: true},
+		{name: "above its request", uses: "1100Mi"},
+	}
+	for _, neighbour := range neighbours {
+		for _, kind := range guardtest.Kinds() {
+			t.Run(neighbour.name+"/"+kind.Name, func(t *testing.T) {
+				ctx := ktesting.Init(t)
+				node := guardtest.Install(t)
+				culprit, culpritStats := makePodWithMemoryStats("culprit", defaultPriority, newResourceList("", "100Mi", ""), newResourceList("", "2Gi", ""), "1700Mi")
+				modest, modestStats := makePodWithMemoryStats("modest", defaultPriority, newResourceList("", "1Gi", ""), newResourceList("", "2Gi", ""), neighbour.uses)
+				kind.Change(culprit)
+				node.Run(culprit)
+				m, killer := newGuardTestManager(map[*v1.Pod]statsapi.PodStats{culprit: culpritStats, modest: modestStats})
+
+				if _, err := m.synchronize(ctx, &mockDiskInfoProvider{dedicatedImageFs: ptr.To(false)}, func() []*v1.Pod { return []*v1.Pod{modest, culprit} }); err != nil {
+					t.Fatalf("synchronize: %v", err)
+				}
+
+				// Upstream does not evict static and mirror pods and goes on to the next.
+				want := "culprit"
+				switch {
+				case kind.Kept && neighbour.spared:
+					want = ""
+				case kind.Kept, kubelettypes.IsCriticalPod(culprit):
+					want = "modest"
+				}
+				got := ""
+				if killer.pod != nil {
+					got = killer.pod.Name
+				}
+				if got != want {
+					t.Errorf("killed %q, want %q", got, want)
+				}
+				if kind.Kept {
+					node.ExpectHolds(t, culprit.UID, guard.Evicted)
+				} else {
+					node.ExpectHolds(t, culprit.UID)
+				}
+			})
+		}
+	}
+}
+
+// A neighbour that ranks before the protected pod, as one of lower priority, is
+// evicted as ever.
+func TestGuardEvictionOfAPodThatRanksBeforeTheProtectedOne(t *testing.T) {
+	ctx := ktesting.Init(t)
+	node := guardtest.Install(t)
+	greedy, greedyStats := makePodWithMemoryStats("greedy", defaultPriority, newResourceList("", "100Mi", ""), newResourceList("", "2Gi", ""), "700Mi")
+	first, firstStats := makePodWithMemoryStats("first", lowPriority, newResourceList("", "100Mi", ""), newResourceList("", "2Gi", ""), "1700Mi")
+	guardtest.Protect(greedy)
+	node.Run(greedy)
+	m, killer := newGuardTestManager(map[*v1.Pod]statsapi.PodStats{greedy: greedyStats, first: firstStats})
+
+	if _, err := m.synchronize(ctx, &mockDiskInfoProvider{dedicatedImageFs: ptr.To(false)}, func() []*v1.Pod { return []*v1.Pod{greedy, first} }); err != nil {
+		t.Fatalf("synchronize: %v", err)
+	}
+
+	if killer.pod == nil || killer.pod.Name != first.Name {
+		t.Errorf("killed %v, want %s", killer.pod, first.Name)
+	}
+	node.ExpectHolds(t, greedy.UID)
 }

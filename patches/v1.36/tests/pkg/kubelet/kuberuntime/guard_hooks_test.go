@@ -2,6 +2,8 @@ package kuberuntime
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,7 +18,9 @@ import (
 	featuregatetesting "k8s.io/component-base/featuregate/testing"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	apitest "k8s.io/cri-api/pkg/apis/testing"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"k8s.io/kubernetes/pkg/features"
+	"k8s.io/kubernetes/pkg/kubelet/cm"
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	containertest "k8s.io/kubernetes/pkg/kubelet/container/testing"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
@@ -40,8 +44,12 @@ type guardTest struct {
 
 func newGuardTest(t *testing.T, kind guardtest.Kind, pod *v1.Pod) *guardTest {
 	t.Helper()
+	return newGuardTestWith(t, guardtest.Install(t), kind, pod)
+}
+
+func newGuardTestWith(t *testing.T, node *guardtest.Node, kind guardtest.Kind, pod *v1.Pod) *guardTest {
+	t.Helper()
 	ctx := ktesting.Init(t)
-	node := guardtest.Install(t)
 	m, err := newFakeKubeRuntimeManager(ctx, node.Guard.RuntimeService(node.Runtime), apitest.NewFakeImageService(),
 		&cadvisorapi.MachineInfo{MemoryCapacity: 1 << 34}, &containertest.FakeOS{}, &containertest.FakeRuntimeHelper{}, noopoteltrace.NewTracerProvider().Tracer(""))
 	if err != nil {
@@ -205,6 +213,86 @@ func TestGuardInitContainerInUnknownState(t *testing.T) {
 	}
 }
 
+// The records of init containers may be lost together with the state of the others.
+// They are not started a second time beside a container that runs.
+func TestGuardInitContainersOfContainerInUnknownState(t *testing.T) {
+	always := v1.ContainerRestartPolicyAlways
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			pod := newGuardTestPod()
+			pod.Spec.InitContainers = []v1.Container{{Name: "sidecar", Image: "sidecar:1", RestartPolicy: &always}, {Name: "init", Image: "init:1"}}
+			g := newGuardTest(t, kind, pod)
+			g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+			delete(g.Runtime.Containers, g.containers["init"].Id)
+
+			actions := g.m.computePodActions(g.ctx, pod, g.status(t), false)
+
+			if got := len(actions.InitContainersToStart) == 0; got != kind.Kept {
+				t.Errorf("starts the init containers %v, want none: %v", actions.InitContainersToStart, kind.Kept)
+			}
+			if kind.Kept && len(actions.ContainersToKill)+len(actions.ContainersToStart) > 0 {
+				t.Errorf("kills %v, starts %v; want neither", actions.ContainersToKill, actions.ContainersToStart)
+			}
+			if kind.Kept {
+				g.ExpectHolds(t, pod.UID, guard.ContainerStateUnknown)
+			} else {
+				g.ExpectHolds(t, pod.UID)
+			}
+		})
+	}
+}
+
+// A container in an unknown state is kept while a process of it runs, and started anew
+// when none does.
+func TestGuardContainerInUnknownStateWithAndWithoutProcesses(t *testing.T) {
+	always := v1.ContainerRestartPolicyAlways
+	containers := []struct{ name, unknown string }{
+		{"container", "server"},
+		{"sidecar", "sidecar"},
+	}
+	for _, c := range containers {
+		for _, runs := range []bool{true, false} {
+			t.Run(c.name+map[bool]string{true: " runs", false: " is dead"}[runs], func(t *testing.T) {
+				pod := newGuardTestPod()
+				pod.Spec.InitContainers = []v1.Container{{Name: "sidecar", Image: "sidecar:1", RestartPolicy: &always, ImagePullPolicy: v1.PullIfNotPresent}}
+				// The other container of the pod runs in any case.
+				procDir := t.TempDir()
+				node := guardtest.InstallWith(t, func(d *guard.Dependencies) { d.ProcDir = procDir })
+				g := newGuardTestWith(t, node, guardtest.Kinds()[0], pod)
+				var cgroups []string
+				for name, container := range g.containers {
+					if runs || name != c.unknown {
+						cgroups = append(cgroups, "/kubepods/besteffort/pod"+string(pod.UID)+"/"+container.Id)
+					}
+				}
+				if err := os.CopyFS(procDir, os.DirFS(guardtest.ProcDir(t, cgroups...))); err != nil {
+					t.Fatal(err)
+				}
+				g.containers[c.unknown].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+
+				if err := g.sync(t); err != nil {
+					t.Errorf("SyncPod: %v", err)
+				}
+
+				started := 0
+				for _, call := range g.Runtime.GetCalls() {
+					if call == "StartContainer" {
+						started++
+					}
+				}
+				if want := map[bool]int{true: 0, false: 1}[runs]; started != want {
+					t.Errorf("%d containers started, want %d", started, want)
+				}
+				if runs {
+					g.ExpectHolds(t, pod.UID, guard.ContainerStateUnknown)
+				} else {
+					g.ExpectHolds(t, pod.UID)
+				}
+			})
+		}
+	}
+}
+
 // One restart of the container runtime can do both.
 func TestGuardSandboxLostWithContainerInUnknownState(t *testing.T) {
 	pod := newGuardTestPod()
@@ -276,10 +364,39 @@ func TestGuardLostRecordOfResources(t *testing.T) {
 				g.ExpectHolds(t, pod.UID)
 				return
 			}
-			g.ExpectHolds(t, pod.UID, guard.ContainerHashChanged)
+			g.ExpectHolds(t, pod.UID, guard.ResizeRecordLost)
 			if len(actions.ContainersToUpdate[v1.ResourceMemory]) == 0 {
 				t.Error("the resources are not brought up to date in place")
 			}
+		})
+	}
+}
+
+// Upstream compares a new memory limit of the pod with what is in use only when
+// containers are resized with it.
+func TestGuardMemoryLimitOfThePodBelowWhatIsInUse(t *testing.T) {
+	const inUse = uint64(300 << 20)
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			pod := newGuardTestPod()
+			g := newGuardTest(t, kind, pod)
+			g.m.runtimeHelper = &containertest.FakeRuntimeHelper{PodStats: map[types.UID]*statsapi.PodStats{
+				pod.UID: {Memory: &statsapi.MemoryStats{UsageBytes: new(inUse)}},
+			}}
+			status := g.status(t)
+			validate := func(limit int64) error {
+				current, desired := &cm.ResourceConfig{Memory: new(int64(1 << 30))}, &cm.ResourceConfig{Memory: &limit}
+				return g.m.validatePodResizeAction(g.ctx, pod, status, current, desired, podActions{UpdatePodLevelResources: true})
+			}
+
+			// A pod that is deleted is labelled as well, and nothing is lost by the check.
+			if err, want := validate(200<<20), kind.Kept || pod.DeletionTimestamp != nil; (err != nil) != want {
+				t.Errorf("limit below what is in use: error %v, want one: %v", err, want)
+			}
+			if err := validate(400 << 20); err != nil {
+				t.Errorf("limit above what is in use: %v", err)
+			}
+			g.ExpectHolds(t, pod.UID)
 		})
 	}
 }
@@ -445,6 +562,62 @@ func TestGuardGarbageCollectionOfContainerInUnknownState(t *testing.T) {
 			}
 			if kind.Kept {
 				g.ExpectHolds(t, pod.UID, guard.ContainerStateUnknown)
+			} else {
+				g.ExpectHolds(t, pod.UID)
+			}
+		})
+	}
+}
+
+func TestGuardGarbageCollectionOfContainerInUnknownStateWithoutProcesses(t *testing.T) {
+	pod := newGuardTestPod()
+	node := guardtest.InstallWith(t, func(d *guard.Dependencies) { d.ProcDir = guardtest.ProcDir(t) })
+	g := newGuardTestWith(t, node, guardtest.Kinds()[0], pod)
+	g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+	g.containers["server"].CreatedAt = 1
+	g.sandbox.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	provider := g.m.podStateProvider.(*fakePodStateProvider)
+	provider.removed = map[types.UID]struct{}{pod.UID: {}}
+	provider.terminated = map[types.UID]struct{}{pod.UID: {}}
+
+	if err := g.m.containerGC.evictContainers(g.ctx, kubecontainer.GCPolicy{MaxPerPodContainer: 0, MaxContainers: 0}, true, true); err != nil {
+		t.Errorf("evictContainers: %v", err)
+	}
+
+	if n := len(g.Runtime.Containers); n != 0 {
+		t.Errorf("%d containers are left, want the dead one removed", n)
+	}
+	g.ExpectHolds(t, pod.UID)
+}
+
+// The kubelet has no object of the pod, and the runtime does not list it among those
+// that run, since the state of its container is unknown.
+func TestGuardGarbageCollectionOfLogFolders(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			pod := newGuardTestPod()
+			g := newGuardTest(t, kind, pod)
+			if pod.DeletionTimestamp != nil {
+				g.AskDeletion(pod)
+			}
+			g.containers["server"].State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+			logs := t.TempDir()
+			if err := os.Mkdir(filepath.Join(logs, "shop_web_"+string(pod.UID)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			fakeOS := g.m.osInterface.(*containertest.FakeOS)
+			fakeOS.ReadDirFn = func(string) ([]os.DirEntry, error) { return os.ReadDir(logs) }
+			g.m.podStateProvider.(*fakePodStateProvider).removed = map[types.UID]struct{}{pod.UID: {}}
+
+			if err := g.m.containerGC.evictPodLogsDirectories(g.ctx, true); err != nil {
+				t.Errorf("evictPodLogsDirectories: %v", err)
+			}
+
+			if got := len(fakeOS.Removes) == 0; got != kind.Kept {
+				t.Errorf("removed %v, want nothing removed: %v", fakeOS.Removes, kind.Kept)
+			}
+			if kind.Kept {
+				g.ExpectHolds(t, pod.UID, guard.OrphanedRuntimePod)
 			} else {
 				g.ExpectHolds(t, pod.UID)
 			}

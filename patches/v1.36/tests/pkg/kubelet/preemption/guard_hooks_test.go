@@ -95,3 +95,37 @@ func TestGuardPreemptionLeavesAloneWhatIsNoVictim(t *testing.T) {
 	// Nobody tried to stop it.
 	node.ExpectHolds(t, protected.UID)
 }
+
+// After a restart with less room critical pods are admitted anew, too. One that runs
+// is not rejected because only protected pods could make room: both ran there before.
+func TestGuardPreemptionForACriticalPodThatRuns(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		for _, runs := range []bool{true, false} {
+			t.Run(kind.Name+map[bool]string{true: "/critical pod runs", false: "/critical pod has not started"}[runs], func(t *testing.T) {
+				ctx := ktesting.Init(t)
+				node := guardtest.Install(t)
+				victim := newGuardTestVictim()
+				kind.Change(victim)
+				node.Run(victim)
+				critical := getTestPods()[clusterCritical].DeepCopy()
+				if runs {
+					critical.Status.ContainerStatuses = []v1.ContainerStatus{{Name: "agent", State: v1.ContainerState{Running: &v1.ContainerStateRunning{}}}}
+				}
+				pods, killer := newFakePodProvider(), newFakePodKiller(false)
+				pods.setPods([]*v1.Pod{victim})
+				handler := getTestCriticalPodAdmissionHandler(pods, killer)
+
+				reasons, err := handler.HandleAdmissionFailure(ctx, critical, getPredicateFailureReasons(0, 100, 0, false))
+
+				// Upstream preempts no static and no mirror pod and then rejects.
+				isStatic := victim.Annotations["kubernetes.io/config.mirror"] != "" || victim.Annotations["kubernetes.io/config.source"] == "file"
+				if want := !isStatic && (!kind.Kept || runs); (err == nil && len(reasons) == 0) != want {
+					t.Errorf("reasons %v, error %v; want the critical pod admitted: %v", reasons, err, want)
+				}
+				if want := !isStatic && !kind.Kept; (len(killer.getKilledPods()) == 1) != want {
+					t.Errorf("killed %v, want the victim killed: %v", killer.getKilledPods(), want)
+				}
+			})
+		}
+	}
+}

@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/server/flagz"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
 	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
 	"k8s.io/kubernetes/test/utils/ktesting"
@@ -115,5 +117,21 @@ func TestGuardPodsAreNotServedWithoutAGuard(t *testing.T) {
 
 	if code, _ := requestGuardPods(t, fw, http.MethodGet); code != http.StatusNotFound {
 		t.Errorf("status %d, want %d", code, http.StatusNotFound)
+	}
+}
+
+// The read-only port has no authentication.
+func TestGuardPodsAreNotServedWithoutAuthentication(t *testing.T) {
+	guardtest.Install(t)
+	ctx := ktesting.Init(t)
+	with := newServerTest(ctx)
+	with.testHTTPServer.Close()
+	// As the kubelet makes it for the read-only port.
+	without := NewServer(ctx, with.fakeKubelet, with.serverUnderTest.resourceAnalyzer, nil, flagz.NamedFlagSetsReader{}, nil, nil)
+	fw := &serverTestFramework{serverUnderTest: &without, testHTTPServer: httptest.NewServer(&without)}
+	defer fw.testHTTPServer.Close()
+
+	if code, body := requestGuardPods(t, fw, http.MethodGet); code != http.StatusNotFound {
+		t.Errorf("status %d: %s, want %d", code, body, http.StatusNotFound)
 	}
 }

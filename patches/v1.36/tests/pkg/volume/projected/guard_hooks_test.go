@@ -25,7 +25,7 @@ func TestGuardVolumeWhoseNewContentCannotBeWritten(t *testing.T) {
 			}
 			kind.Change(pod)
 			node.Run(pod)
-			guard.ObserveSource("api", []*v1.Pod{pod})
+			node.Appear(pod)
 			if pod.DeletionTimestamp != nil {
 				guard.RefuseTermination(pod, false, false, false)
 			}

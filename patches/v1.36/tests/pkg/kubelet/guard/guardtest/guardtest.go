@@ -4,7 +4,11 @@
 package guardtest
 
 import (
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -31,24 +35,58 @@ type Node struct {
 // parallel with each other.
 func Install(t testing.TB, change ...func(*guard.Configuration)) *Node {
 	t.Helper()
-	configuration := guard.DefaultConfiguration()
-	for _, f := range change {
-		f(configuration)
-	}
+	return InstallWith(t, func(d *guard.Dependencies) {
+		for _, f := range change {
+			f(d.Configuration)
+		}
+	})
+}
+
+// InstallWith is Install for tests that change more than the configuration. Without
+// ProcDir the kernel is not asked, so that a container in an unknown state counts as
+// one that runs; see ProcDir.
+func InstallWith(t testing.TB, change func(*guard.Dependencies)) *Node {
+	t.Helper()
 	runtime := critest.NewFakeRuntimeService()
-	g, err := guard.New(guard.Dependencies{
-		Configuration: configuration,
+	dependencies := guard.Dependencies{
+		Configuration: guard.DefaultConfiguration(),
 		NodeName:      "node",
 		// Nobody reads the events, and a full recorder would block.
 		Recorder: &record.FakeRecorder{},
 		Runtime:  runtime,
-	})
+	}
+	change(&dependencies)
+	g, err := guard.New(dependencies)
 	if err != nil {
 		t.Fatalf("new guard: %v", err)
 	}
 	before := guard.Install(g)
 	t.Cleanup(func() { guard.Install(before) })
 	return &Node{Guard: g, Runtime: runtime}
+}
+
+// ProcDir returns a directory like /proc of a node on which a process runs in each of
+// the given cgroups, and one in none of a pod.
+func ProcDir(t testing.TB, cgroups ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for i, cgroup := range append([]string{"/init.scope"}, cgroups...) {
+		process := filepath.Join(dir, strconv.Itoa(i+1))
+		if err := os.Mkdir(process, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		files := map[string]string{
+			"cgroup": "0::" + cgroup + "\n",
+			// The state is the third field, the number of threads the twentieth.
+			"stat": strconv.Itoa(i+1) + " (server) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 0\n",
+		}
+		for name, content := range files {
+			if err := os.WriteFile(filepath.Join(process, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
 }
 
 // Run puts a ready sandbox of the pod in the runtime, and a running container for
@@ -77,13 +115,15 @@ func (n *Node) Run(pod *v1.Pod) {
 	}
 	n.Runtime.Sandboxes[sandboxID] = sandbox
 	for _, c := range pod.Spec.Containers {
+		own := maps.Clone(labels)
+		own["io.kubernetes.container.name"] = c.Name
 		n.Runtime.Containers[c.Name] = &critest.FakeContainer{
 			ContainerStatus: runtimeapi.ContainerStatus{
 				Id:       c.Name,
 				Metadata: &runtimeapi.ContainerMetadata{Name: c.Name},
 				State:    runtimeapi.ContainerState_CONTAINER_RUNNING,
 				Image:    &runtimeapi.ImageSpec{Image: c.Image, UserSpecifiedImage: c.Image},
-				Labels:   labels,
+				Labels:   own,
 			},
 			SandboxID: sandboxID,
 		}
@@ -168,6 +208,31 @@ func Delete(pod *v1.Pod) {
 	}
 }
 
+// AskDeletion shows the guard that the deletion of the pod was asked for.
+func (n *Node) AskDeletion(pod *v1.Pod) {
+	Delete(pod)
+	n.Appear(pod)
+	n.Guard.RefuseTermination(pod, false, false, false)
+}
+
+// NewPod returns a pod with one container.
+func NewPod() *v1.Pod {
+	return &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", UID: "web-uid"},
+		Spec:       v1.PodSpec{RestartPolicy: v1.RestartPolicyAlways, Containers: []v1.Container{{Name: "server", Image: "server:1"}}},
+	}
+}
+
+// RunOrphan runs a pod of the kind that the kubelet has no object of. A pod whose
+// deletion was asked for has had one.
+func (n *Node) RunOrphan(kind Kind, pod *v1.Pod) {
+	kind.Change(pod)
+	n.Run(pod)
+	if pod.DeletionTimestamp != nil {
+		n.AskDeletion(pod)
+	}
+}
+
 func setLabel(pod *v1.Pod) {
 	if pod.Labels == nil {
 		pod.Labels = map[string]string{}
@@ -195,7 +260,13 @@ func (n *Node) Vanish(t testing.TB, pod *v1.Pod) {
 	}
 }
 
-// Appear shows the guard a message of the API source with just this pod.
-func (n *Node) Appear(pod *v1.Pod) {
-	n.Guard.ObserveSource(kubetypes.ApiserverSource, []*v1.Pod{pod})
+// Appear shows the guard a message with just this pod, of the pod's source: what comes
+// from the API is of the API, whatever its annotations say. It returns what the guard
+// makes of it.
+func (n *Node) Appear(pod *v1.Pod) []*v1.Pod {
+	source := kubetypes.ApiserverSource
+	if pod.Annotations[kubetypes.ConfigSourceAnnotationKey] == kubetypes.FileSource {
+		source = kubetypes.FileSource
+	}
+	return n.Guard.ObserveSource(source, []*v1.Pod{pod})
 }

@@ -19,7 +19,7 @@ func newGuardTestPod(node *guardtest.Node, kind guardtest.Kind) *v1.Pod {
 	pod.Spec.Containers = []v1.Container{{Name: "server"}}
 	kind.Change(pod)
 	node.Run(pod)
-	guard.ObserveSource("api", []*v1.Pod{pod})
+	node.Appear(pod)
 	if pod.DeletionTimestamp != nil {
 		guard.RefuseTermination(pod, false, false, false)
 	}
