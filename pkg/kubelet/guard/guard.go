@@ -364,7 +364,10 @@ func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Ver
 		g.countAllowedLocked(r, cause)
 		return g.permitLocked(r, cause, fmt.Sprintf("allowedCauses lets the kubelet end it (%s)", cause))
 	case AllowedByEvidence:
-		g.countAllowedLocked(r, ExplicitDeletion)
+		// The kubelet before this one has counted what it was allowed to stop.
+		if !r.evidenceOver {
+			g.countAllowedLocked(r, ExplicitDeletion)
+		}
 	case AllowedNothingRuns:
 		// A victim of a preemption may not be chosen in the end. When it is, the
 		// pod workers ask again before they stop it.

@@ -162,13 +162,6 @@ func apiAnnotations(pod *v1.Pod) map[string]string {
 	return kept
 }
 
-// save has the pod's file written before those of others.
-func (g *Guard) save(r *podRecord) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.queueLocked(r, urgently)
-}
-
 // forget has the pod's files removed. Nothing of it is written any more.
 func (g *Guard) forget(r *podRecord) {
 	g.mu.Lock()
