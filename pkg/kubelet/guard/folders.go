@@ -25,9 +25,9 @@ func (e *folderError) Error() string {
 
 func (e *folderError) Unwrap() error { return e.err }
 
-// notOurs is wrapped by the errors about folders and files that somebody else could
+// errNotOurs is wrapped by the errors about folders and files that somebody else could
 // have written.
-var notOurs = errors.New("somebody else could write there")
+var errNotOurs = errors.New("somebody else could write there")
 
 // checkFolder reports why the folder is not one that only the user can write to.
 func checkFolder(path string, user int) error {
@@ -38,13 +38,13 @@ func checkFolder(path string, user int) error {
 	uid, _ := ownerOf(info)
 	switch {
 	case info.Mode()&os.ModeSymlink != 0:
-		return fmt.Errorf("%w: it is a symbolic link; put a folder in its place", notOurs)
+		return fmt.Errorf("%w: it is a symbolic link; put a folder in its place", errNotOurs)
 	case !info.IsDir():
-		return fmt.Errorf("it is not a folder; remove it")
+		return errors.New("it is not a folder; remove it")
 	case uid != user:
-		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d; look at what is in it, then: chown %d %s", notOurs, uid, user, user, path)
+		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d; look at what is in it, then: chown %d %s", errNotOurs, uid, user, user, path)
 	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%w: its mode is %#o; look at what is in it, then: chmod go-w %s", notOurs, info.Mode().Perm(), path)
+		return fmt.Errorf("%w: its mode is %#o; look at what is in it, then: chmod go-w %s", errNotOurs, info.Mode().Perm(), path)
 	}
 	return nil
 }
@@ -64,9 +64,9 @@ func checkParents(path string, user int) error {
 			}
 			switch uid, _ := ownerOf(info); {
 			case uid != user && uid != 0:
-				return fmt.Errorf("%w: the owner of %s above it is the user %d; chown root %s", notOurs, dir, uid, dir)
+				return fmt.Errorf("%w: the owner of %s above it is the user %d; chown root %s", errNotOurs, dir, uid, dir)
 			case info.Mode().Perm()&0o002 != 0 && info.Mode()&os.ModeSticky == 0:
-				return fmt.Errorf("%w: the mode of %s above it is %#o; chmod o-w %s", notOurs, dir, info.Mode().Perm(), dir)
+				return fmt.Errorf("%w: the mode of %s above it is %#o; chmod o-w %s", errNotOurs, dir, info.Mode().Perm(), dir)
 			}
 			if dir == filepath.Dir(dir) {
 				break
@@ -82,11 +82,11 @@ func checkFile(info os.FileInfo, user int, oneName bool) error {
 	uid, names := ownerOf(info)
 	switch {
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%w: it is not a regular file", notOurs)
+		return fmt.Errorf("%w: it is not a regular file", errNotOurs)
 	case uid != user:
-		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d", notOurs, uid, user)
+		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d", errNotOurs, uid, user)
 	case oneName && names != 1:
-		return fmt.Errorf("%w: it has %d names (hard links)", notOurs, names)
+		return fmt.Errorf("%w: it has %d names (hard links)", errNotOurs, names)
 	}
 	return nil
 }

@@ -259,7 +259,7 @@ func (s *store) readOwn(path string, ours bool) ([]byte, error) {
 		return nil, err
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("%w: its mode is %#o", notOurs, info.Mode().Perm())
+		return nil, fmt.Errorf("%w: its mode is %#o", errNotOurs, info.Mode().Perm())
 	}
 	return io.ReadAll(file)
 }
