@@ -19,6 +19,7 @@ import (
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/ptr"
 )
@@ -131,7 +132,7 @@ func TestHungDiskDelaysNoEventOfTheWatch(t *testing.T) {
 	a, other := protectedPod("a"), plainPod("other")
 	f, disk, thaw := frozenNode(t, a, other)
 	server := &fakeWatch{watch.NewFakeWithChanSize(10, false)}
-	w, err := f.WatchSource(server).Watch(metav1.ListOptions{ResourceVersion: "0"})
+	w, err := cache.ToListerWatcherWithContext(f.WatchSource(server)).WatchWithContext(t.Context(), metav1.ListOptions{ResourceVersion: "0"})
 	require.NoError(t, err)
 	defer w.Stop()
 	server.Modify(deleted(a))
