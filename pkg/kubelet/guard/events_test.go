@@ -136,9 +136,10 @@ func TestEventOfAnEndedHold(t *testing.T) {
 	f.observe(deleted(pod))
 
 	t.Run("is still written for a while", func(t *testing.T) {
-		f.write(eventPatience - time.Minute)
+		// Retries are jittered up to twice maxEventRetry, and one waits for the other.
+		f.write(eventPatience - 3*time.Minute)
 		f.events.setRefuse(nil)
-		f.write(time.Minute)
+		f.write(3 * time.Minute)
 		assert.ElementsMatch(t, []string{"Warning KillRefused Pod/p", "Normal HoldReleased Pod/p"}, f.events.take())
 	})
 	t.Run("and then given up", func(t *testing.T) {
