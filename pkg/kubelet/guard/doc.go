@@ -11,11 +11,10 @@ explicit.
 Invariants, in the order in which a doubt is settled:
 
  1. A pod that does not match the selector takes exactly the path it takes in
-    the stock kubelet. No hook changes anything for it, and none asks the
-    container runtime about it before the runtime itself is about to be told to
-    stop it.
- 2. Evidence (evidence.go) ends protection at once and for good. With evidence
-    no hook refuses, and none waits.
+    the stock kubelet. No hook asks the container runtime or the API server about
+    it or writes a file for it.
+ 2. Evidence (evidence.go) ends protection at once, for the rest of this life of
+    the pod. With evidence no hook refuses, and none waits.
  3. Without evidence a protected pod that is alive is not stopped. What cannot
     be found out (the runtime does not answer, an object cannot be read) counts
     in favour of the running pod.

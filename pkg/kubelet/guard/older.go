@@ -15,14 +15,14 @@ import (
 // After a restore of the API's storage a pod may have an object from before its
 // newest image, or from before its label. Nobody declared that: the guard knows a
 // newer object, from this kubelet's life or from the pod's file. So the kubelet goes
-// on with the newer spec, labels and annotations until somebody changes the restored
+// on with the newer spec and labels until somebody changes the restored
 // object, which is a declaration like any other. Its status and its deletion are
 // taken from the API at once.
 //
 // The same holds for an API server whose cache lags behind, asked by a kubelet that
 // has just started.
 
-// newerObject returns the object that the kubelet is to work with when the API shows
+// newerObjectLocked returns the object that the kubelet is to work with when the API shows
 // pod: pod itself, or a copy of it with what a newer object said. It is called under
 // the lock.
 func (g *Guard) newerObjectLocked(r *podRecord, pod *v1.Pod) (*v1.Pod, string) {

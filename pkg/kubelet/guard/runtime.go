@@ -282,7 +282,7 @@ func (g *Guard) refuseUnknownState(r *podRecord, name, containerID string) bool 
 	})
 }
 
-// RefuseRestartOfAll reports whether the claim of the API object that all containers
+// refuseRestartOfAll reports whether the claim of the API object that all containers
 // of the pod are being restarted is false: all of them run, and none has exited. The
 // kubelet would kill them without a grace period (ShouldAllContainersRestart in
 // pkg/kubelet/container/helpers.go believes the condition).

@@ -103,9 +103,9 @@ func (g *Guard) checkForgotten(pod *v1.Pod) error {
 	}
 	g.mu.Lock()
 	r := g.records[pod.UID]
-	earlier := r != nil && r.earlier && r.evidence == nil
+	mayRun := r != nil && r.evidence == nil && (r.earlier || g.RunsAlready(pod))
 	g.mu.Unlock()
-	if !earlier {
+	if !mayRun {
 		return nil
 	}
 	if made, _ := g.inventory.pod(pod.UID, g.clock.Now(), confirmInterval); made != nil {

@@ -193,12 +193,12 @@ func TestPodThatTheRuntimeHasForgottenIsNotStartedTwice(t *testing.T) {
 		happens func(*fixture, *v1.Pod)
 		waits   bool
 	}{
-		"its processes run":                {waits: true},
-		"they have ended":                  {happens: func(f *fixture, p *v1.Pod) { delete(f.kernel.pods, p.UID) }},
-		"the kernel does not tell":         {happens: func(f *fixture, _ *v1.Pod) { f.kernel.err = errors.New("unreadable") }, waits: true},
-		"its deletion was asked for":       {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
-		"the runtime knows it again":       {happens: func(f *fixture, p *v1.Pod) { f.runtime.run(p, runtimeapi.ContainerState_CONTAINER_EXITED); f.relist() }},
-		"it is not older than the kubelet": {happens: func(f *fixture, p *v1.Pod) { f.records[p.UID].earlier = false }},
+		"its processes run":          {waits: true},
+		"they have ended":            {happens: func(f *fixture, p *v1.Pod) { delete(f.kernel.pods, p.UID) }},
+		"the kernel does not tell":   {happens: func(f *fixture, _ *v1.Pod) { f.kernel.err = errors.New("unreadable") }, waits: true},
+		"its deletion was asked for": {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
+		"the runtime knows it again": {happens: func(f *fixture, p *v1.Pod) { f.runtime.run(p, runtimeapi.ContainerState_CONTAINER_EXITED); f.relist() }},
+		"it has never run":           {happens: func(f *fixture, p *v1.Pod) { f.records[p.UID].earlier = false }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
