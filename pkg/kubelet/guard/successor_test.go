@@ -218,6 +218,15 @@ func TestPodThatTheRuntimeHasForgottenIsNotStartedTwice(t *testing.T) {
 			assert.Equal(t, []Cause{ContainerStateUnknown}, f.held(pod))
 		})
 	}
+	t.Run("nor one that was started by this kubelet", func(t *testing.T) {
+		f := newFixture(t)
+		f.ObserveSource(apiSource, nil)
+		pod := alreadyRunning(protectedPod("p"))
+		f.kernel.pods[pod.UID] = true
+		f.ObserveSource(apiSource, []*v1.Pod{pod})
+		f.relist()
+		require.ErrorIs(t, f.CheckStart(pod, false), ErrMustWait)
+	})
 	t.Run("an unprotected pod takes the stock path", func(t *testing.T) {
 		f := newFixture(t)
 		pod := plainPod("p")
