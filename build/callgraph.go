@@ -18,7 +18,7 @@ import (
 // callGraph says which functions of a program's own module use which functions.
 //
 // A use is a call or any other mention: a function that is handed over as a value
-// counts as called by whoever hands it over. So a call through a variable, a field or a
+// counts as called by the function that passes it on. So a call through a variable, a field or a
 // channel needs no edge of its own. What a function literal uses, the declaration around
 // it uses. A method of an interface is a function of its own; implementations says which
 // methods a call of it may reach. All of this errs on the side of too many edges.

@@ -444,7 +444,7 @@ var causesOf = map[string][]string{
 	"RefuseTermination":     {"TerminalPhaseReported", "Evicted", "PodVanished"},
 	"HoldVanished":          {"PodVanished"},
 	"WatchSource":           {"PodVanished"},
-	"ObserveSource":         {"TerminalPhaseReported", "RestartReported", "ObjectWentBack"},
+	"ObserveSource":         {"TerminalPhaseReported", "RestartReported", "ObjectRolledBack"},
 	"RefuseSandboxChange":   {"SandboxChanged"},
 	"RefuseContainerChange": {"ContainerHashChanged"},
 	"RefuseCgroupRemoval":   {"CgroupCleanup"},

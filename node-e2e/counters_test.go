@@ -101,7 +101,7 @@ type countedBlock struct {
 	// lived is how long it took from the creation of the first pod until the last one
 	// was deleted.
 	lived time.Duration
-	// shared has what was written or synced for no pod that can be told.
+	// shared has what was written or synced for no known pod.
 	shared counts
 }
 
@@ -143,7 +143,7 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	for _, life := range b.lives {
 		of[life.uid] = life
 	}
-	// Whoever looks for the reason of a difference wants to know when each call came.
+	// The time of each call explains differences.
 	var timeline strings.Builder
 	for _, call := range proxy.Calls() {
 		if life := of[types.UID(call.PodUID)]; life != nil {

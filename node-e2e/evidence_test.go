@@ -78,7 +78,7 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 		By("closing the folder to others")
 		asked := time.Now()
 		Expect(os.Chmod(folder, 0o700)).To(Succeed())
-		// Whoever could write there may have written the file, so it is written anew.
+		// Others could write there, so the file is written again.
 		Expect(os.RemoveAll(file(regular))).To(Succeed())
 		releaseByFile(regular)
 		expectReleased(ctx, regular, "regular file of root", guard.ReleaseFile, asked, releaseFileTimeout)
@@ -101,7 +101,7 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 		Expect(syscall.Kill(pod.process.PID, syscall.SIGKILL)).To(Succeed())
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 
-		By("restarting the kubelet, which starts the pod anew")
+		By("restarting the kubelet, which starts the pod again")
 		restartKubelet(ctx, KubeletChange{})
 		again := awaitRestarted(ctx, pod)
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, again, guard.Protected).WithTimeout(apiLag).

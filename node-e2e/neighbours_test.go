@@ -53,7 +53,7 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 			large.awaitDeath(ctx, since, killTimeout)
 			small.awaitDeath(ctx, since, killTimeout)
 		} else {
-			// Whether the critical pod is told to take its room, too, is open.
+			// The critical pod may preempt it as well.
 			Eventually(func(g Gomega) {
 				large.expectAlive(g)
 				known, err := guardPod(ctx, large.uid)

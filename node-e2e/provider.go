@@ -205,7 +205,7 @@ type OtherRuntime interface {
 	Endpoint() string
 	// Containers lists its running containers, without sandboxes.
 	Containers(ctx context.Context) ([]Container, error)
-	// Stop ends it. Whoever starts it stops it.
+	// Stop ends it. The caller of StartOther must call it.
 	Stop(ctx context.Context) error
 }
 

@@ -15,7 +15,7 @@ import (
 // runtimeQuestions is the operation that fails when a question to the runtime does.
 const runtimeQuestions = "Runtime"
 
-// aboutOne tells whether a list of containers is asked for by a container's or a
+// aboutOne reports whether a list of containers is filtered by a container's or a
 // sandbox's ID. The stock kubelet never asks so.
 func aboutOne(_ criproxy.Call, request proto.Message) bool {
 	list, ok := request.(*runtimeapi.ListContainersRequest)

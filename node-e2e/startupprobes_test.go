@@ -13,7 +13,7 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// withStartup adds a startup probe that the workload answers unless it is told to fail.
+// withStartup adds a startup probe that the workload answers unless it is set to fail.
 func withStartup(container *corev1.Container, port int32) {
 	container.StartupProbe = &corev1.Probe{ProbeHandler: httpGet("/readyz", port), PeriodSeconds: 1, FailureThreshold: 2}
 }

@@ -139,9 +139,9 @@ func (s *scene) expectWaiting(g Gomega, ctx context.Context, pod, held *subject)
 		FieldSelector: "reason=" + guard.EventWaitingForHeldPod + ",involvedObject.uid=" + string(pod.uid),
 	})
 	g.Expect(err).NotTo(HaveOccurred())
-	told := 0
+	reported := 0
 	for _, event := range events.Items {
-		told += occurrences(event)
+		reported += occurrences(event)
 	}
-	g.Expect(told).To(Equal(1), "events %s on pod %s", guard.EventWaitingForHeldPod, pod)
+	g.Expect(reported).To(Equal(1), "events %s on pod %s", guard.EventWaitingForHeldPod, pod)
 }

@@ -21,7 +21,7 @@ type Call struct {
 	// "StopContainer".
 	Service, Method string
 	// PodUID is the pod that the call is about. Empty: it is about the whole node,
-	// about an image, or about something that nobody has told of.
+	// about an image, or about something unknown.
 	PodUID string
 	// SandboxID and ContainerID are what the request names, also in a filter.
 	SandboxID, ContainerID string

@@ -69,7 +69,7 @@ type Proxy struct {
 
 // Start listens on the socket, a path of at most 107 bytes at which nothing is, and
 // passes on to the runtime's socket, whose path may be longer. The runtime must
-// answer: what it runs already is asked once, so that calls about it can be told
+// answer: what it runs already is asked once, so that calls about it can be attributed
 // apart. The context bounds the start only.
 func Start(ctx context.Context, socket, runtimeSocket string) (*Proxy, error) {
 	p := &Proxy{socket: socket, known: newKnown()}
@@ -241,10 +241,10 @@ func (p *Proxy) forward(name string, server grpc.ServerStream, first *frame, ans
 			}
 		}
 	}()
-	for begun := false; ; begun = true {
+	for started := false; ; started = true {
 		var answer frame
 		err := client.RecvMsg(&answer)
-		if !begun {
+		if !started {
 			if md, headerErr := client.Header(); headerErr == nil && len(md) > 0 {
 				_ = server.SetHeader(md)
 			}

@@ -226,7 +226,7 @@ func TestTellsWhoseCallsAre(t *testing.T) {
 			_, err := client.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: "c-old"})
 			return err
 		}, Call{Method: "ContainerStatus", ContainerID: "c-old", PodUID: "old"}},
-		{"a container that nobody has told of", func() error {
+		{"an unknown container", func() error {
 			_, err := client.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: "c-strange"})
 			return err
 		}, Call{Method: "ContainerStatus", ContainerID: "c-strange"}},

@@ -47,9 +47,9 @@ const (
 	// RestartReported: the API object says that all containers are being restarted,
 	// and none of them has exited.
 	RestartReported Cause = "RestartReported"
-	// ObjectWentBack: the API shows an older object of the pod, as after a restore
+	// ObjectRolledBack: the API shows an older object of the pod, as after a restore
 	// of its storage, whose images differ from those that run.
-	ObjectWentBack Cause = "ObjectWentBack"
+	ObjectRolledBack Cause = "ObjectRolledBack"
 	// VolumeUnmount: a volume is about to be unmounted under the containers.
 	VolumeUnmount Cause = "VolumeUnmount"
 	// ResourcesReclaimed: devices, exclusive CPUs, pinned memory or resource claims
@@ -73,7 +73,7 @@ var causes = []Cause{
 	Evicted, Preempted, NodeShutdown, ActiveDeadlineExceeded,
 	VolumeLimitExceeded, PodCgroupMissing, CgroupCleanup, SandboxChanged,
 	ContainerHashChanged, ContainerStateUnknown, ResizeRecordLost, RestartReported,
-	ObjectWentBack, VolumeUnmount, ResourcesReclaimed, MemoryLimitLowered, RuntimeStop,
+	ObjectRolledBack, VolumeUnmount, ResourcesReclaimed, MemoryLimitLowered, RuntimeStop,
 }
 
 // Causes returns all causes that can lead to a refusal, in a stable order.
@@ -97,7 +97,7 @@ func (c Cause) endsPod() bool {
 func (c Cause) needsRunningContainer() bool {
 	switch c {
 	case CgroupCleanup, SandboxChanged, ContainerHashChanged, ContainerStateUnknown, ResizeRecordLost,
-		RestartReported, ObjectWentBack, VolumeUnmount, MemoryLimitLowered, RuntimeStop:
+		RestartReported, ObjectRolledBack, VolumeUnmount, MemoryLimitLowered, RuntimeStop:
 		return true
 	}
 	return false
@@ -108,7 +108,7 @@ func (c Cause) needsRunningContainer() bool {
 // asked once per kubelet start. Holds of the other causes end when the attempts do.
 func (c Cause) lasting() bool {
 	switch c {
-	case AdmissionRejected, PodVanished, OrphanedRuntimePod, ObjectWentBack:
+	case AdmissionRejected, PodVanished, OrphanedRuntimePod, ObjectRolledBack:
 		return true
 	}
 	return false

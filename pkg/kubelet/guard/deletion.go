@@ -24,12 +24,12 @@ const (
 	deletionOfNodeField = "spec.nodeName="
 )
 
-// Deletions reads PodDeletion records. What it returns is what the API server said;
-// whether that proves anything is DeletionRecord.check's to tell.
+// Deletions reads PodDeletion records. DeletionRecord.check decides whether a returned
+// record proves anything.
 type Deletions interface {
 	// OfNode returns the records that name the node as the one that their pods were
 	// bound to. The answer may be some seconds old. ErrDeletionsNotListed says that
-	// the server can only be asked for single records.
+	// the server only serves single records.
 	OfNode(ctx context.Context, node string) ([]DeletionRecord, error)
 	// Of returns the record with the name of the UID, or nil when there is none.
 	Of(ctx context.Context, uid types.UID) (*DeletionRecord, error)
@@ -61,9 +61,8 @@ type deletionRecordList struct {
 	Items           []DeletionRecord `json:"items"`
 }
 
-// check returns an error that says why the record is no proof that the deletion of
-// the pod was asked for. Whatever stands in front of an API server can answer a
-// question with something else.
+// check returns an error that says why the record does not prove the deletion of the
+// pod. A proxy in front of an API server may have answered in its place.
 func (d *DeletionRecord) check(namespace, name string, uid types.UID) error {
 	switch {
 	case d.APIVersion != deletionAPIVersion || d.Kind != deletionKind:

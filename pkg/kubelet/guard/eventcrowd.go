@@ -77,7 +77,7 @@ func (g *Guard) writeSlowly(r *podRecord, h *hold, eventType, reason, message st
 		g.enqueue(&pendingEvent{event: g.newEvent(g.nodeReference(), eventType, reason, message, now), next: now.Add(crowdDelay), crowd: crowd, hold: h})
 	}
 	if reason == EventHoldReleased && q.forgetHold(r.uid) {
-		// Nobody was told of the hold, but for the node's event.
+		// The hold was reported by the event on the node only.
 		return
 	}
 	g.enqueue(&pendingEvent{event: g.newEvent(podReference(r.namespace, r.name, r.uid), eventType, reason, message, now), hold: h, next: now, slow: true})

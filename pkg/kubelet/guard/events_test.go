@@ -207,7 +207,7 @@ func TestManyEvents(t *testing.T) {
 		assert.ElementsMatch(t, []string{"Warning KillRefused Pod/late", "Warning KillRefused Node/node-1"}, f.events.take()[len(f.events.created)-2:], "one pod later is none of a crowd")
 		_ = late
 	})
-	t.Run("of a crowd that is released before anybody was told are forgotten", func(t *testing.T) {
+	t.Run("of a crowd that is released before it was reported are forgotten", func(t *testing.T) {
 		f := newFixture(t)
 		var pods []*v1.Pod
 		for i := range 20 {

@@ -177,16 +177,16 @@ func TestFoldersThatOthersCanWriteTo(t *testing.T) {
 			f.saved()
 			f.pass(2 * tidyInterval)
 			f.saved()
-			told := 0
+			reported := 0
 			for _, event := range f.events.all() {
 				if strings.Contains(event, EventSavedPodUnusable) && strings.Contains(event, test.says) {
-					told++
+					reported++
 				}
 			}
 			want := 0.0
 			if test.says != "" {
 				want = 1
-				assert.Equal(t, 1, told, "told once, with what to do: %v", f.events.all())
+				assert.Equal(t, 1, reported, "reported once, with what to do: %v", f.events.all())
 			}
 			assert.GreaterOrEqual(t, f.series()["errors_total{operation=StateDirectory}"], want)
 			if test.says == "" {

@@ -98,7 +98,7 @@ type Guard struct {
 	metrics  *guardMetrics
 	// kernel is nil when it is not to be asked.
 	kernel kernel
-	// inventory is what the runtime has told the kubelet.
+	// inventory is what the kubelet has listed in the runtime.
 	inventory inventory
 	// deletions is nil without an API server; lookups is what runLookups asks it.
 	deletions Deletions

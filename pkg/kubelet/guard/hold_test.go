@@ -62,7 +62,7 @@ func TestHoldEnds(t *testing.T) {
 				"not with the object": {happens: func(f *fixture, _ *v1.Pod) { f.ObserveSource(apiSource, nil) }, held: true},
 				"with the object's return, or its phase": {
 					happens: func(f *fixture, p *v1.Pod) { f.ObserveSource(apiSource, []*v1.Pod{p}) },
-					held:    cause != PodVanished && cause != OrphanedRuntimePod && cause != TerminalPhaseReported && cause != ObjectWentBack,
+					held:    cause != PodVanished && cause != OrphanedRuntimePod && cause != TerminalPhaseReported && cause != ObjectRolledBack,
 				},
 				"not when another source says anything": {happens: func(f *fixture, p *v1.Pod) { f.ObserveSource("file", nil) }, held: true},
 			} {

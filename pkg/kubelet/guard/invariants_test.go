@@ -122,7 +122,7 @@ var (
 	lostContainer         = []v1.ContainerStatus{{State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: statusUnknown}}}}
 )
 
-// answering are the ways in which a runtime answers questions. What it is told to do, it
+// answering are the ways in which a runtime answers questions. Commands it
 // does.
 var answering = map[string]func(*fakeRuntime){
 	"runtime answers":            func(*fakeRuntime) {},
@@ -584,7 +584,7 @@ func TestInvariantUnknownPodsAreAskedAboutOnce(t *testing.T) {
 }
 
 // A rewound storage is news about protected pods only: the stock kubelet does not hear
-// of the others until it lists anew.
+// of the others until it relists.
 func TestInvariantRewindLeavesUnprotectedPodsAlone(t *testing.T) {
 	n := newNodeCounters(t)
 	plain, kept := plainPod("plain"), protectedPod("kept")

@@ -24,7 +24,7 @@ import (
 //   - one list has all records that name the node as the one of their pods;
 //   - a record without that name (written by hand, or before records had it) is found
 //     by its own name: every singleEvery-th question is about one pod, in turn;
-//   - a single held pod is always asked for by name, which finds both;
+//   - a single held pod is always looked up by name, which finds both;
 //   - where the list is refused, all questions are about single pods.
 
 const (
@@ -67,12 +67,12 @@ type lookups struct {
 	turn int
 	node string
 	pod  types.UID
-	// unlistedUntil: the list is not asked for before.
+	// unlistedUntil is when the list is requested again.
 	unlistedUntil time.Time
-	// told has the pods whose record was reported as none, toldUnlisted, toldUnknown
-	// and toldFailed whether the rest was.
-	told                                  sets.Set[types.UID]
-	toldUnlisted, toldUnknown, toldFailed bool
+	// reported has the pods whose record was reported as none, reportedUnlisted, reportedUnknown
+	// and reportedFailure whether the rest was.
+	reported                                           sets.Set[types.UID]
+	reportedUnlisted, reportedUnknown, reportedFailure bool
 }
 
 // openPod is a held pod whose record may be found.
@@ -167,7 +167,7 @@ func (g *Guard) planLookup() (time.Duration, bool) {
 	l := &g.lookups
 	open, watchedAt := g.openPods()
 	if len(open) == 0 {
-		l.next, l.told = time.Time{}, nil
+		l.next, l.reported = time.Time{}, nil
 		return 0, false
 	}
 	now := g.clock.Now()
@@ -175,7 +175,7 @@ func (g *Guard) planLookup() (time.Duration, bool) {
 	if now.Sub(newest) < lookupPatience || (!watchedAt.IsZero() && now.Sub(watchedAt) < watchedFor) {
 		interval = lookupInterval
 	}
-	// Whoever reads what the guard knows does so through an API server that works.
+	// A reader of /guard/pods comes through an API server that works.
 	if l.failed > 0 && !watchedAt.After(l.asked) {
 		interval = l.failed
 	}
@@ -242,7 +242,7 @@ func (g *Guard) lookUp(ctx context.Context) []types.UID {
 		l.pod = after(open, l.pod, func(o openPod) types.UID { return o.uid })
 		var record *DeletionRecord
 		if record, err = g.deletions.Of(ctx, l.pod); record != nil {
-			// An answer about another pod is told as what it is.
+			// takeRecord reports an answer about another pod.
 			asked := open[slices.IndexFunc(open, func(o openPod) bool { return o.uid == l.pod })]
 			return g.takeRecord(asked, record, nil)
 		}
@@ -254,7 +254,7 @@ func (g *Guard) lookUp(ctx context.Context) []types.UID {
 		g.lookUpFailed(ctx, err)
 		return nil
 	}
-	l.failed, l.toldFailed = 0, false
+	l.failed, l.reportedFailure = 0, false
 	var released []types.UID
 	for _, o := range open {
 		if i := slices.IndexFunc(records, func(d DeletionRecord) bool { return d.Metadata.Name == string(o.uid) }); i >= 0 {
@@ -267,15 +267,15 @@ func (g *Guard) lookUp(ctx context.Context) []types.UID {
 // takeRecord adds the pod to the released ones when the record is proof.
 func (g *Guard) takeRecord(o openPod, record *DeletionRecord, released []types.UID) []types.UID {
 	l := &g.lookups
-	l.failed, l.toldFailed = 0, false
+	l.failed, l.reportedFailure = 0, false
 	if err := record.check(o.namespace, o.name, o.uid); err != nil {
 		g.metrics.errors.WithLabelValues(opDeletion).Inc()
-		if !l.told.Has(o.uid) {
+		if !l.reported.Has(o.uid) {
 			klog.ErrorS(err, "What the API server has as the record of a held pod's deletion is no proof of it; the pod stays held", "pod", klog.KRef(o.namespace, o.name), "podUID", o.uid)
-			if l.told == nil {
-				l.told = sets.New[types.UID]()
+			if l.reported == nil {
+				l.reported = sets.New[types.UID]()
 			}
-			l.told.Insert(o.uid)
+			l.reported.Insert(o.uid)
 		}
 		return released
 	}
@@ -292,23 +292,23 @@ func (g *Guard) lookUpFailed(ctx context.Context, err error) {
 	case errors.Is(err, ErrDeletionsNotListed):
 		// The next question is about a single pod, at the usual time.
 		l.unlistedUntil = g.clock.Now().Add(unlistedFor)
-		if !l.toldUnlisted {
+		if !l.reportedUnlisted {
 			klog.InfoS("This node cannot list the PodDeletion records of its pods; they are looked for one by one, which takes longer. Apply the project's manifests to change that", "err", err)
-			l.toldUnlisted = true
+			l.reportedUnlisted = true
 		}
 		return
 	case errors.Is(err, ErrDeletionsUnknown), apierrors.IsForbidden(err):
-		if !l.toldUnknown {
+		if !l.reportedUnknown {
 			klog.InfoS("This node cannot read PodDeletion records: held pods can be released on the node only. Apply the project's manifests to change that", "err", err)
-			l.toldUnknown = true
+			l.reportedUnknown = true
 		}
 	case ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled):
 		return
 	default:
 		g.metrics.errors.WithLabelValues(opDeletion).Inc()
-		if level := klog.Level(2); !l.toldFailed || klog.V(level).Enabled() {
+		if level := klog.Level(2); !l.reportedFailure || klog.V(level).Enabled() {
 			klog.InfoS("Cannot look up whether the deletion of held pods is recorded", "err", err)
-			l.toldFailed = true
+			l.reportedFailure = true
 		}
 	}
 	l.failed = min(max(2*l.failed, lookupInterval), maxLookupInterval)

@@ -72,7 +72,7 @@ const eventLimitFailed = "FailedNodeAllocatableEnforcement"
 // memoryLimits has the limits that were refused.
 type memoryLimits struct {
 	mu sync.Mutex
-	// reclaimed is when pages of a cgroup were last asked for in vain, by path.
+	// reclaimed is when reclaim last failed to free enough in a cgroup, by path.
 	reclaimed map[string]time.Time
 	// later has what upstream would not try again; tried is when it was last run.
 	later []func() error
@@ -216,7 +216,7 @@ func (g *Guard) wouldRefuse(pods []podAtStake) bool {
 // atStake returns the protected pods in which the kernel might kill. For a cgroup
 // above pods they are those that have processes in it, as the kernel says. For
 // any other, which holds the runtime, say, they are all of the node: a container
-// does not outlive its shim. Before the API source has told about its pods, those
+// does not outlive its shim. Before the first message of the API source, those
 // count that an earlier kubelet saved, or whose sandboxes have the labels. doubt:
 // it could not be found out of all whether they are protected.
 func (g *Guard) atStake(cgroup []string, path string) (pods []podAtStake, doubt bool) {
@@ -430,7 +430,7 @@ func (g *Guard) reclaim(path string, limit int64, use memoryUse) memoryUse {
 		if cache, err := readPageCache(path); err != nil || cache < excess {
 			break
 		}
-		// An error says that less could be given back than was asked for.
+		// An error says that less could be reclaimed than was requested.
 		err := g.limits.write(path, min(excess, reclaimStep))
 		before := use.current
 		after, readErr := readMemoryUse(path)

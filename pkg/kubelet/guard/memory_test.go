@@ -92,7 +92,7 @@ func (c *cgroupTree) set(g *Guard, cgroup []string, limit int64) error {
 	})
 }
 
-// reclaims makes the kernel give back what it is asked for.
+// reclaims makes the kernel reclaim what is requested.
 func (c *cgroupTree) reclaims(g *Guard) {
 	g.limits.write = func(path string, amount int64) error {
 		c.asked = append(c.asked, amount)
@@ -142,7 +142,7 @@ func TestMemoryLimitAboveProtectedPods(t *testing.T) {
 		"mode Audit":                   {config: []func(*Configuration){inMode(Audit)}, cgroup: kubepods, limit: 2000 * mib, killed: true},
 		"mode Off":                     {config: []func(*Configuration){inMode(Off)}, cgroup: kubepods, limit: 2000 * mib, killed: true},
 		"cause exempt":                 {config: []func(*Configuration){allowing(MemoryLimitLowered)}, cgroup: kubepods, limit: 2000 * mib, killed: true},
-		"deletion asked for":           {prepare: func(f *fixture, c *cgroupTree) { f.observe(deleted(pod)) }, cgroup: kubepods, limit: 2000 * mib, killed: true},
+		"explicit deletion":            {prepare: func(f *fixture, c *cgroupTree) { f.observe(deleted(pod)) }, cgroup: kubepods, limit: 2000 * mib, killed: true},
 		"no process of the pod":        {prepare: func(f *fixture, c *cgroupTree) { c.pod("kubepods/burstable", "app-uid", false) }, cgroup: kubepods, limit: 2000 * mib, killed: true},
 		"no pod":                       {prepare: func(f *fixture, c *cgroupTree) { require.NoError(t, os.RemoveAll(c.path("kubepods/burstable"))) }, cgroup: kubepods, limit: 2000 * mib, killed: true},
 		"cgroup v1, or not there":      {prepare: func(f *fixture, c *cgroupTree) { require.NoError(t, os.Remove(c.path("kubepods/memory.max"))) }, cgroup: kubepods, limit: 2000 * mib},
@@ -312,7 +312,7 @@ func TestMemoryLimitBeforeTheFirstMessage(t *testing.T) {
 	}
 }
 
-// A record made of a file is the pod's own when the API source has told about it,
+// A record made of a file is the pod's own once the API source has shown it,
 // however long that takes.
 func TestMemoryLimitLeavesTheSavedPodAlone(t *testing.T) {
 	f, c := newFixture(t), newCgroupTree(t)

@@ -278,7 +278,7 @@ func (n *modelNode) message() {
 		p.known, p.unprotected, p.goneSince = true, false, time.Time{}
 		delete(p.held, PodVanished)
 		delete(p.held, OrphanedRuntimePod)
-		delete(p.held, ObjectWentBack)
+		delete(p.held, ObjectRolledBack)
 		switch {
 		case !p.claim:
 			delete(p.held, TerminalPhaseReported)

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
 
-// An object that went back.
+// Storage rollback: an older object of a pod.
 //
 // After a restore of the API's storage a pod may have an object from before its
 // newest image, or from before its label. Nobody declared that: the guard knows a
@@ -27,7 +27,7 @@ import (
 // the lock.
 func (g *Guard) newerObjectLocked(r *podRecord, pod *v1.Pod) (*v1.Pod, string) {
 	switch {
-	case g.config.Mode != Enforce, r == nil, r.saved == nil, pod.DeletionTimestamp != nil, g.exempt[ObjectWentBack]:
+	case g.config.Mode != Enforce, r == nil, r.saved == nil, pod.DeletionTimestamp != nil, g.exempt[ObjectRolledBack]:
 		r.forgetOlder()
 		return pod, ""
 	case r.older != nil && pod.ResourceVersion != r.older.ResourceVersion && !sameDeclaration(pod, r.older):

@@ -41,12 +41,12 @@ func TestOlderObjectIsNoDeclaration(t *testing.T) {
 		f := begin(t)
 		older := at("500", "app:1")
 		assert.Equal(t, "app:2", message(f, older))
-		assert.Equal(t, []Cause{ObjectWentBack}, f.held(older))
+		assert.Equal(t, []Cause{ObjectRolledBack}, f.held(older))
 		assert.Equal(t, "app:1", older.Spec.Containers[0].Image, "the message is not changed")
 		f.clock.Step(time.Hour)
 		assert.Equal(t, "app:2", message(f, at("510", "app:1")), "a newer status is no declaration")
 		assert.Equal(t, "app:2", message(f, at("1500", "app:1")), "nor is the version that the storage comes to")
-		assert.Equal(t, 1.0, f.series()["refused_kills_total{cause=ObjectWentBack}"])
+		assert.Equal(t, 1.0, f.series()["refused_kills_total{cause=ObjectRolledBack}"])
 	})
 	t.Run("until somebody changes it", func(t *testing.T) {
 		f := begin(t)
@@ -82,7 +82,7 @@ func TestOlderObjectIsNoDeclaration(t *testing.T) {
 		assert.Equal(t, "app:1", message(f, at("500", "app:1")))
 	})
 	t.Run("an exempt cause, and mode Audit, take it", func(t *testing.T) {
-		assert.Equal(t, "app:1", message(begin(t, allowing(ObjectWentBack)), at("500", "app:1")))
+		assert.Equal(t, "app:1", message(begin(t, allowing(ObjectRolledBack)), at("500", "app:1")))
 		assert.Equal(t, "app:1", message(begin(t, inMode(Audit)), at("500", "app:1")))
 	})
 	t.Run("versions that cannot be compared say nothing", func(t *testing.T) {
@@ -96,7 +96,7 @@ func TestOlderObjectIsNoDeclaration(t *testing.T) {
 		next.runtime = f.runtime
 		next.Guard.runtime = f.runtime
 		assert.Equal(t, "app:2", message(next, at("500", "app:1")))
-		assert.Equal(t, []Cause{ObjectWentBack}, next.held(at("500", "")))
+		assert.Equal(t, []Cause{ObjectRolledBack}, next.held(at("500", "")))
 	})
 }
 
@@ -110,11 +110,11 @@ func TestClaimThatAllContainersRestart(t *testing.T) {
 		happens  func(*fixture, *v1.Pod)
 		believed bool
 	}{
-		"all containers run":         {},
-		"one has exited":             {happens: func(f *fixture, p *v1.Pod) { f.runtime.setContainer(p, runtimeapi.ContainerState_CONTAINER_EXITED) }, believed: true},
-		"one was removed":            {happens: func(f *fixture, p *v1.Pod) { delete(f.runtime.containers, "p-uid-c") }, believed: true},
-		"the runtime does not tell":  {happens: func(f *fixture, _ *v1.Pod) { f.runtime.failing["ListContainers"] = errors.New("unavailable") }},
-		"its deletion was asked for": {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }, believed: true},
+		"all containers run":        {},
+		"one has exited":            {happens: func(f *fixture, p *v1.Pod) { f.runtime.setContainer(p, runtimeapi.ContainerState_CONTAINER_EXITED) }, believed: true},
+		"one was removed":           {happens: func(f *fixture, p *v1.Pod) { delete(f.runtime.containers, "p-uid-c") }, believed: true},
+		"the runtime does not tell": {happens: func(f *fixture, _ *v1.Pod) { f.runtime.failing["ListContainers"] = errors.New("unavailable") }},
+		"its deletion is explicit":  {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }, believed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)

@@ -186,7 +186,7 @@ func (g *Guard) awaitRuntime() {
 }
 
 // sandboxPod returns what the newest sandbox of the pod tells about it, or nil when
-// there is none. The runtime is asked only when it has not told the kubelet lately.
+// there is none. The runtime is asked only when the kubelet has not listed it lately.
 func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 	if g.runtime == nil {
 		return nil, nil
@@ -210,7 +210,7 @@ func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 // although the hash that the kubelet recorded for it differs from the hash of
 // its spec. Only name and image go into that hash (pickFieldsToHash in
 // pkg/kubelet/container/helpers.go), so the container changed only when its spec
-// names another image than the kubelet asked for when it created it. The runtime has
+// names another image than the kubelet requested when it created it. The runtime has
 // kept that (ImageSpec.UserSpecifiedImage) and tells it in a list of containers; the
 // image in the status of a container is what the runtime calls it today. A runtime
 // that does not keep it, or does not answer, leaves the container running.
@@ -223,7 +223,7 @@ func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, cont
 	verdict := Decide(g.factsLocked(r, ContainerHashChanged))
 	g.mu.Unlock()
 	if verdict == Refused || verdict == AllowedByAudit {
-		if asked := g.askedImage(containerID); asked != "" && asked != container.Image {
+		if asked := g.requestedImage(containerID); asked != "" && asked != container.Image {
 			return false
 		}
 	}
@@ -231,9 +231,9 @@ func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, cont
 		fmt.Sprintf("the recorded hash of container %s differs, but its image does not", container.Name), isAlive)
 }
 
-// askedImage is the image that the kubelet asked for when it created the container,
+// requestedImage is the image that the kubelet requested when it created the container,
 // empty when that cannot be found out.
-func (g *Guard) askedImage(containerID string) string {
+func (g *Guard) requestedImage(containerID string) string {
 	if g.runtime == nil {
 		return ""
 	}
@@ -510,7 +510,7 @@ func (g *Guard) beginLife(uid types.UID) *podRecord {
 	}
 	g.mu.Unlock()
 	if over != nil {
-		klog.InfoS("A pod that was deleted starts again from an object without a deletion; it is protected anew", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "evidence", over.Kind)
+		klog.InfoS("A pod that was deleted starts again from an object without a deletion; it is protected again", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "evidence", over.Kind)
 	}
 	return r
 }

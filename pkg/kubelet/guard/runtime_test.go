@@ -173,7 +173,7 @@ func TestCheckKill(t *testing.T) {
 }
 
 func TestRefuseContainerChange(t *testing.T) {
-	// As containerd answers: the list has what the kubelet asked for, the status the
+	// As containerd answers: the list has what the kubelet requested, the status the
 	// first of the image's tags, or of its digests.
 	asked := func(image string) *runtimeapi.ImageSpec {
 		return &runtimeapi.ImageSpec{Image: "sha256:4242", UserSpecifiedImage: image}

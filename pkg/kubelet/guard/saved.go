@@ -102,7 +102,7 @@ func (g *Guard) saveSoonLocked(r *podRecord, pod *v1.Pod) {
 		r.saved = &same
 	}
 	r.saved.Status = status
-	// What can wait is of no use to a pod whose deletion was asked for.
+	// What can wait is of no use to a pod with evidence.
 	if changed && (how != lazily || r.evidence == nil) {
 		g.queueLocked(r, how)
 	}

@@ -33,7 +33,7 @@ type observedListerWatcher struct {
 	lw       cache.ListerWatcherWithContext
 
 	mu sync.Mutex
-	// seen has the pods of interest that the server has shown since its storage went back; nil
+	// seen has the pods of interest that the server has shown since its storage was rolled back; nil
 	// when it did not, or when the reflector has listed since. See rewind.go.
 	seen map[cache.ObjectName]*v1.Pod
 	// floor is the newest version that the kubelet had seen when the storage went
@@ -107,7 +107,7 @@ func (g *Guard) observe(pod *v1.Pod) {
 // without the claim, in a copy: that it has ended, that all of its containers are
 // being restarted, or that it has an older image (older.go). The whole kubelet
 // believes these claims (admission, pod workers, status, CPU and device managers), so
-// they are stopped where they come in. The kubelet computes the status anew, finds
+// they are stopped where they come in. The kubelet recomputes the status, finds
 // that the object differs, and writes the truth back.
 //
 // It is called with locks of the kubelet's podStorage held. No disk is touched and no
@@ -138,9 +138,9 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 		after = append(after, g.presentLocked(r, shown)...)
 		switch {
 		case change != "":
-			claims = append(claims, claim{i, r, ObjectWentBack, change})
+			claims = append(claims, claim{i, r, ObjectRolledBack, change})
 		case r.older == nil:
-			after = append(after, g.releaseLocked(r, ObjectWentBack, "its object was changed in the API")...)
+			after = append(after, g.releaseLocked(r, ObjectRolledBack, "its object was changed in the API")...)
 			g.saveSoonLocked(r, pod)
 		}
 		claims = append(claims, g.claimsLocked(i, r, shown, &after)...)
@@ -278,7 +278,7 @@ func (g *Guard) judge(c claim, corrected *correction, message []*v1.Pod) {
 	}
 	pod := corrected.pods[c.pod]
 	switch c.cause {
-	case ObjectWentBack:
+	case ObjectRolledBack:
 		// What runs goes on by the newer object, unless nothing runs.
 		if !g.refuse(c.record, c.cause, c.detail, nil) {
 			corrected.set(c.pod, message[c.pod])

@@ -23,7 +23,7 @@ import (
 // starts at once, because Services do not reach a pod without an object.
 //
 // The same holds for a pod whose processes run although the container runtime has
-// forgotten it: started anew, it would run twice.
+// forgotten it: started again, it would run twice.
 //
 // Waiting is no failure of the pod: the kubelet asks before it makes the sandbox, in
 // SyncPod behind the question whether the network is ready, and tries again with its
@@ -52,8 +52,8 @@ type waitingPod struct {
 
 // CheckStart returns an error wrapping ErrMustWait when the containers of the pod
 // must not be started now. started: the runtime has active containers of it, so that
-// it has been started before; it goes on then. No disk, no runtime and no API server
-// is asked for a pod without the label.
+// it has been started before; it goes on then. It touches no disk and asks neither
+// the runtime nor the API server about a pod without the label.
 func (g *Guard) CheckStart(pod *v1.Pod, started bool) error {
 	if g.config.Mode != Enforce {
 		return nil

@@ -111,7 +111,7 @@ func TestSuccessorWaitsForWhatCannotBeShared(t *testing.T) {
 			assert.Equal(t, 1.0, f.series()["waiting_pods{}"])
 			assert.Equal(t, []string{"Warning WaitingForHeldPod Pod/db-0"}, f.events.take())
 			require.ErrorIs(t, f.CheckStart(next, false), ErrMustWait)
-			assert.Empty(t, f.events.take(), "told once")
+			assert.Empty(t, f.events.take(), "reported once")
 			status := &v1.PodStatus{}
 			f.CompletePodStatus(next, &v1.PodStatus{}, status)
 			require.Len(t, status.Conditions, 1)
@@ -166,7 +166,7 @@ func TestSuccessorStarts(t *testing.T) {
 			<-f.syncs
 		}
 		f.pass(tidyInterval)
-		assert.Equal(t, next.UID, <-f.syncs, "a sync is asked for as soon as nothing runs")
+		assert.Equal(t, next.UID, <-f.syncs, "a sync is requested as soon as nothing runs")
 		require.NoError(t, f.CheckStart(next, false))
 	})
 	t.Run("a pod that does not try any more is not waiting", func(t *testing.T) {
@@ -196,7 +196,7 @@ func TestPodThatTheRuntimeHasForgottenIsNotStartedTwice(t *testing.T) {
 		"its processes run":          {waits: true},
 		"they have ended":            {happens: func(f *fixture, p *v1.Pod) { delete(f.kernel.pods, p.UID) }},
 		"the kernel does not tell":   {happens: func(f *fixture, _ *v1.Pod) { f.kernel.err = errors.New("unreadable") }, waits: true},
-		"its deletion was asked for": {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
+		"its deletion is explicit":   {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
 		"the runtime knows it again": {happens: func(f *fixture, p *v1.Pod) { f.runtime.run(p, runtimeapi.ContainerState_CONTAINER_EXITED); f.relist() }},
 		"it has never run":           {happens: func(f *fixture, p *v1.Pod) { f.records[p.UID].earlier = false }},
 	} {

@@ -95,7 +95,7 @@ func TestGuardPodThatVanishes(t *testing.T) {
 
 			seen := g.await(t, kubetypes.ADD, "marker")
 			if _, removed := seen["web"]; removed == kind.Kept {
-				t.Errorf("the kubelet is told %v, want the pod kept: %v", seen, kind.Kept)
+				t.Errorf("the kubelet gets %v, want the pod kept: %v", seen, kind.Kept)
 			}
 			if kind.Kept {
 				g.ExpectHolds(t, pod.UID, guard.PodVanished)
@@ -135,7 +135,7 @@ func TestGuardHoldEndsWhenThePodIsBack(t *testing.T) {
 	// It never left, so it is not added again.
 	seen := g.await(t, kubetypes.ADD, "second")
 	if op, told := seen["web"]; told && op == kubetypes.ADD {
-		t.Errorf("the kubelet is told %v: the pod was added twice", seen)
+		t.Errorf("the kubelet gets %v: the pod was added twice", seen)
 	}
 	g.ExpectHolds(t, pod.UID)
 
@@ -165,7 +165,7 @@ func TestGuardPodThatComesBackIsProtectedAgain(t *testing.T) {
 
 	g.source <- createSourceUpdate(marker())
 	if seen := g.await(t, kubetypes.ADD, "marker"); len(seen) != 1 {
-		t.Errorf("the kubelet is told %v, want the pod that runs again kept", seen)
+		t.Errorf("the kubelet gets %v, want the pod that runs again kept", seen)
 	}
 	g.ExpectHolds(t, pod.UID, guard.PodVanished)
 }
@@ -193,7 +193,7 @@ func TestGuardSavedPodIsInTheFirstMessageAfterARestart(t *testing.T) {
 			// One message: the kubelet believes that a source is complete after its first.
 			seen := after.await(t, kubetypes.ADD, "marker")
 			if _, added := seen["web"]; added != alive {
-				t.Errorf("the kubelet is told %v, want the pod added: %v", seen, alive)
+				t.Errorf("the kubelet gets %v, want the pod added: %v", seen, alive)
 			}
 			if alive {
 				after.ExpectHolds(t, pod.UID, guard.PodVanished)
@@ -228,7 +228,7 @@ func TestGuardSuccessorOfHeldPod(t *testing.T) {
 	g.source <- createSourceUpdate()
 	update := <-g.updates
 	if update.Op != kubetypes.REMOVE || len(update.Pods) != 1 || update.Pods[0].UID != successor.UID {
-		t.Errorf("the kubelet is told %+v, want the successor removed", update)
+		t.Errorf("the kubelet gets %+v, want the successor removed", update)
 	}
 	g.ExpectHolds(t, pod.UID, guard.PodVanished)
 }
@@ -254,7 +254,7 @@ func TestGuardPodThatTheAPICallsEnded(t *testing.T) {
 				want, reason = "", ""
 			}
 			if update.Op != kubetypes.ADD || len(update.Pods) != 1 || update.Pods[0].Status.Phase != want || update.Pods[0].Status.Reason != reason {
-				t.Errorf("the kubelet is told %+v, want the pod added with phase %q and reason %q", update, want, reason)
+				t.Errorf("the kubelet gets %+v, want the pod added with phase %q and reason %q", update, want, reason)
 			}
 			if pod.Status.Phase != v1.PodFailed {
 				t.Error("the object of the source was changed")
@@ -295,7 +295,7 @@ func TestGuardPodThatTheAPICallsRestarting(t *testing.T) {
 					want = 1
 				}
 				if update.Op != kubetypes.ADD || len(update.Pods) != 1 || len(update.Pods[0].Status.Conditions) != want {
-					t.Errorf("the kubelet is told %+v, want the pod added with %d conditions", update, want)
+					t.Errorf("the kubelet gets %+v, want the pod added with %d conditions", update, want)
 				}
 				if len(pod.Status.Conditions) != 2 {
 					t.Error("the object of the source was changed")
@@ -334,20 +334,20 @@ func TestGuardObjectThatWentBack(t *testing.T) {
 
 			seen := g.await(t, kubetypes.ADD, "marker")
 			if _, told := seen["web"]; !told && !kind.Kept {
-				// The kubelet is told of additions first.
+				// Additions come first.
 				update := <-g.updates
 				told = len(update.Pods) == 1 && update.Pods[0].Name == "web" && update.Pods[0].Spec.Containers[0].Image == "image:1"
 				if !told {
-					t.Errorf("the kubelet is told %+v, want the image of the older object", update)
+					t.Errorf("the kubelet gets %+v, want the image of the older object", update)
 				}
 			} else if told && kind.Kept {
-				t.Errorf("the kubelet is told %v, want the pod left as it is", seen)
+				t.Errorf("the kubelet gets %v, want the pod left as it is", seen)
 			}
 			if !kind.Kept {
 				g.ExpectHolds(t, pod.UID)
 				return
 			}
-			g.ExpectHolds(t, pod.UID, guard.ObjectWentBack)
+			g.ExpectHolds(t, pod.UID, guard.ObjectRolledBack)
 
 			// A change of the restored object is a declaration like any other.
 			changed := older.DeepCopy()
@@ -357,10 +357,10 @@ func TestGuardObjectThatWentBack(t *testing.T) {
 			select {
 			case update := <-g.updates:
 				if update.Op != kubetypes.UPDATE || len(update.Pods) != 1 || update.Pods[0].Spec.Containers[0].Image != "image:3" {
-					t.Errorf("the kubelet is told %+v, want the changed image and nothing before it", update)
+					t.Errorf("the kubelet gets %+v, want the changed image and nothing before it", update)
 				}
 			case <-time.After(10 * time.Second):
-				t.Error("the kubelet is not told of the changed image within 10 s")
+				t.Error("the kubelet does not get the changed image within 10 s")
 			}
 			g.ExpectHolds(t, pod.UID)
 		})
@@ -388,7 +388,7 @@ func TestGuardDeletedEvent(t *testing.T) {
 
 			seen := g.await(t, kubetypes.ADD, "marker")
 			if _, removed := seen["web"]; removed == kind.Kept {
-				t.Errorf("the kubelet is told %v, want the pod kept: %v", seen, kind.Kept)
+				t.Errorf("the kubelet gets %v, want the pod kept: %v", seen, kind.Kept)
 			}
 			if kind.Kept {
 				g.ExpectHolds(t, pod.UID, guard.PodVanished)
@@ -446,7 +446,7 @@ func TestGuardDeletedEventInAStreamedList(t *testing.T) {
 
 			seen := g.await(t, kubetypes.ADD, "marker")
 			if _, removed := seen["web"]; removed != deleted {
-				t.Errorf("the kubelet is told %v, want the pod removed: %v", seen, deleted)
+				t.Errorf("the kubelet gets %v, want the pod removed: %v", seen, deleted)
 			}
 			if deleted {
 				g.ExpectHolds(t, pod.UID)
@@ -476,7 +476,7 @@ func TestGuardEmptyRelist(t *testing.T) {
 	g.source <- createSourceUpdate(marker())
 
 	if seen := g.await(t, kubetypes.ADD, "marker"); len(seen) != 1 {
-		t.Errorf("the kubelet is told %v, want only the marker", seen)
+		t.Errorf("the kubelet gets %v, want only the marker", seen)
 	}
 	for _, pod := range pods {
 		g.ExpectHolds(t, pod.UID, guard.PodVanished)

@@ -242,7 +242,7 @@ func TestGuardInitContainersOfContainerInUnknownState(t *testing.T) {
 	}
 }
 
-// A container in an unknown state is kept while a process of it runs, and started anew
+// A container in an unknown state is kept while a process of it runs, and restarted
 // when none does.
 func TestGuardContainerInUnknownStateWithAndWithoutProcesses(t *testing.T) {
 	always := v1.ContainerRestartPolicyAlways

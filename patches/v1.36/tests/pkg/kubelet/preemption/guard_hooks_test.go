@@ -96,7 +96,7 @@ func TestGuardPreemptionLeavesAloneWhatIsNoVictim(t *testing.T) {
 	node.ExpectHolds(t, protected.UID)
 }
 
-// After a restart with less room critical pods are admitted anew, too. One that runs
+// After a restart with less room critical pods are admitted again, too. One that runs
 // is not rejected because only protected pods could make room: both ran there before.
 func TestGuardPreemptionForACriticalPodThatRuns(t *testing.T) {
 	for _, kind := range guardtest.Kinds() {

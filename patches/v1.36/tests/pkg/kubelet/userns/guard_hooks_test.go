@@ -60,7 +60,7 @@ func TestGuardUserNamespaceOfARunningOrphan(t *testing.T) {
 					t.Fatal(err)
 				}
 				if m.podAllocated(pod.UID) {
-					t.Error("its user IDs are not free although the deletion was asked for")
+					t.Error("its user IDs are not free although the deletion is explicit")
 				}
 				node.ExpectHolds(t, pod.UID)
 			})

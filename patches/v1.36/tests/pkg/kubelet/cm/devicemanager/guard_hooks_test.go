@@ -46,7 +46,7 @@ func TestGuardDevicesOfARunningOrphan(t *testing.T) {
 			node.AskDeletion(pod)
 			m.UpdateAllocatedDevices()
 			if m.allocatedDevices[resourceName].Has("card-1") {
-				t.Error("the device is not free although the deletion was asked for")
+				t.Error("the device is not free although the deletion is explicit")
 			}
 			node.ExpectHolds(t, pod.UID)
 		})

@@ -52,7 +52,7 @@ func TestGuardResourceClaimsOfARunningOrphan(t *testing.T) {
 			node.AskDeletion(pod)
 			m.reconcileLoop(ctx)
 			if m.cache.contains("card", pod.Namespace) {
-				t.Error("the claim is still prepared although the deletion was asked for")
+				t.Error("the claim is still prepared although the deletion is explicit")
 			}
 			node.ExpectHolds(t, pod.UID)
 		})

@@ -208,7 +208,7 @@ func Delete(pod *v1.Pod) {
 	}
 }
 
-// AskDeletion shows the guard that the deletion of the pod was asked for.
+// AskDeletion shows the guard an explicit deletion of the pod.
 func (n *Node) AskDeletion(pod *v1.Pod) {
 	Delete(pod)
 	n.Appear(pod)
