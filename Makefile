@@ -128,9 +128,19 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 .PHONY: test
 test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
 	@status=0; \
-	for part in test-unit test-alerts test-upstream test-e2e test-controlplane e2e-kind; do \
+	for part in test-unit test-alerts test-upstream test-clusters e2e-kind; do \
 		$(MAKE) --no-print-directory $$part || status=1; \
 	done; \
+	exit $$status
+
+# Both suites mostly wait. The programs of both are built before, in one go.
+.PHONY: test-clusters
+test-clusters: binaries node-e2e guard-webhook controlplane-e2e ## Run the suites of the node and of the control plane side by side
+	@$(MAKE) --no-print-directory test-controlplane > _output/controlplane-summary.log 2>&1 & controlplane=$$!; \
+	status=0; \
+	$(MAKE) --no-print-directory test-e2e || status=1; \
+	wait $$controlplane || status=1; \
+	cat _output/controlplane-summary.log; \
 	exit $$status
 
 .PHONY: test-unit
