@@ -42,7 +42,8 @@ func memoryReserved() incident {
 			withArgs(fmt.Sprintf("--memory=%d", usedMemory)),
 			func(pod *corev1.Pod) {
 				guaranteed := corev1.ResourceList{
-					corev1.ResourceCPU:    resource.MustParse("10m"),
+					// With less the pod writes to its pages for minutes before it serves.
+					corev1.ResourceCPU:    resource.MustParse("300m"),
 					corev1.ResourceMemory: resource.MustParse(fmt.Sprintf("%dMi", usedMemory+100)),
 				}
 				pod.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: guaranteed, Limits: guaranteed}
