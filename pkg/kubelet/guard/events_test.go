@@ -202,10 +202,9 @@ func TestManyEvents(t *testing.T) {
 		assert.Len(t, f.events.created, pods+crowdAfter+1, "all of them in the end")
 		assert.Empty(t, f.queue.pending)
 
-		late := f.vanished("late")
+		f.vanished("late")
 		f.writeDueEvents(context.Background())
 		assert.ElementsMatch(t, []string{"Warning KillRefused Pod/late", "Warning KillRefused Node/node-1"}, f.events.take()[len(f.events.created)-2:], "one pod later is none of a crowd")
-		_ = late
 	})
 	t.Run("of a crowd that is released before it was reported are forgotten", func(t *testing.T) {
 		f := newFixture(t)
