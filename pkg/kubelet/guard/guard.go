@@ -124,7 +124,8 @@ type Guard struct {
 	// An API object outranks sandbox labels, which never change.
 	unprotected map[types.UID]time.Time
 	// dead has when a pod that is known by its sandbox alone was last found to have
-	// ended. Clean-ups ask about such pods as long as the runtime has the sandbox.
+	// ended, its sandbox too. Clean-ups ask about such pods as long as the runtime has
+	// the sandbox.
 	dead map[types.UID]time.Time
 	// pass counts messages of the API source.
 	pass uint64
@@ -328,7 +329,9 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bo
 	switch {
 	case current != nil || unprotected:
 	case verdict == AllowedNothingRuns:
-		g.dead[r.uid] = g.clock.Now()
+		if !cause.needsRunningContainer() {
+			g.dead[r.uid] = g.clock.Now()
+		}
 		g.mu.Unlock()
 		return false
 	default:

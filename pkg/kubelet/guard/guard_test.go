@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -683,6 +684,44 @@ func TestPodKnownFromItsSandboxOnly(t *testing.T) {
 			Namespace: "default", Name: "p", UID: pod.UID, State: Held,
 			Holds: []HoldState{{Cause: OrphanedRuntimePod, Since: epoch, LastAttempt: epoch, Message: "detail"}}, Audited: []HoldState{},
 		}}, f.Pods().Items)
+	})
+	t.Run("is protected after one of its containers was found to have ended", func(t *testing.T) {
+		f := newFixture(t)
+		pod := protectedPod("p")
+		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
+		f.runtime.containers["ended"] = &runtimeapi.Container{
+			Id: "ended", PodSandboxId: "p-uid-s", State: runtimeapi.ContainerState_CONTAINER_EXITED, Labels: f.runtime.containers["p-uid-c"].Labels,
+		}
+		f.relist()
+		service := f.RuntimeService(f.runtime)
+		require.NoError(t, service.RemoveContainer(t.Context(), "ended"), "nothing of it runs")
+		assert.ErrorIs(t, service.StopContainer(t.Context(), "p-uid-c", 1), ErrRefused)
+		assert.True(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""))
+	})
+	t.Run("is protected in its back-off", func(t *testing.T) {
+		f := newFixture(t)
+		pod := protectedPod("p")
+		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_EXITED)
+		f.relist()
+		require.False(t, f.attempt(pod, RuntimeStop), "its container has ended")
+		assert.True(t, f.RefuseUID(pod.UID, ResourcesReclaimed, ""), "its sandbox is up")
+	})
+	t.Run("is protected as soon as it starts again", func(t *testing.T) {
+		f := newFixture(t)
+		pod := protectedPod("p")
+		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_EXITED)
+		f.runtime.setSandbox(pod, runtimeapi.PodSandboxState_SANDBOX_NOTREADY)
+		f.relist()
+		require.False(t, f.RefuseUID(pod.UID, ResourcesReclaimed, ""), "it has ended")
+		service := f.RuntimeService(f.runtime)
+		labels := maps.Clone(pod.Labels)
+		labels[podUIDLabel], labels[podNameLabel], labels[podNamespaceLabel] = string(pod.UID), pod.Name, pod.Namespace
+		config := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Uid: string(pod.UID)}, Labels: labels, Annotations: pod.Annotations}
+		_, err := service.RunPodSandbox(t.Context(), config, "")
+		require.NoError(t, err)
+		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING)
+		f.relist()
+		assert.True(t, f.RefuseUID(pod.UID, ResourcesReclaimed, ""))
 	})
 	t.Run("of a static pod is not protected", func(t *testing.T) {
 		f := newFixture(t)

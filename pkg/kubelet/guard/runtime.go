@@ -493,6 +493,7 @@ func (g *Guard) noteStopped(sandboxID string) {
 // Evidence that came in while the pod was being started stays.
 func (g *Guard) beginLife(uid types.UID) *podRecord {
 	g.mu.Lock()
+	delete(g.dead, uid)
 	r := g.records[uid]
 	if r == nil {
 		g.mu.Unlock()
