@@ -129,7 +129,8 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
 	@status=0; \
 	for part in test-unit test-alerts test-upstream test-clusters e2e-kind; do \
-		$(MAKE) --no-print-directory $$part || status=1; \
+		start=$$SECONDS; $(MAKE) --no-print-directory $$part || status=1; \
+		echo "$$part took $$(( (SECONDS - start + 30) / 60 )) minutes"; \
 	done; \
 	exit $$status
 

@@ -20,9 +20,9 @@ import (
 
 const (
 	// colocatedPods is how many protected pods each of the two workers runs.
-	colocatedPods = 30
+	colocatedPods = 20
 	// colocatedStart covers the start of all of them, on workers that share two cores.
-	colocatedStart = 4 * time.Minute
+	colocatedStart = 6 * time.Minute
 	// colocatedKill covers a kubelet that turns down all its pods at once; one of them
 	// takes it 2 s.
 	colocatedKill = time.Minute
@@ -88,7 +88,7 @@ var _ = Describe("A wrong resource reservation that comes with a kubelet", func(
 		}
 		took := awaitEnded(ctx, asked, colocatedEnd, guarded.protected...)
 		progress("co-location: the guarded worker's pods ended %.0f s after they were deleted", took.Seconds())
-	}, SpecTimeout(9*time.Minute))
+	}, SpecTimeout(12*time.Minute))
 })
 
 // colocated is one of the two workers with its pods.

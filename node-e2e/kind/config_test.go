@@ -1,6 +1,8 @@
 package kind
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -69,4 +71,22 @@ func TestNodesAreNamedAsKindNamesThem(t *testing.T) {
 		{Role: v1alpha4.WorkerRole, Image: "stock", Labels: map[string]string{PoolLabel: "a"}},
 		{Role: v1alpha4.WorkerRole, Image: "guarded", Labels: map[string]string{PoolLabel: "b"}},
 	}, config.Nodes)
+}
+
+func TestThaw(t *testing.T) {
+	root := t.TempDir()
+	states := map[string]string{"docker/one": "FROZEN\n", "docker/one/pod": "FREEZING\n", "docker/one/other": "THAWED\n", "docker/two": "FROZEN\n"}
+	for cgroup, state := range states {
+		folder := filepath.Join(root, cgroup)
+		require.NoError(t, os.MkdirAll(folder, 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(folder, "freezer.state"), []byte(state), 0o644))
+	}
+	thaw(root, "one")
+	thaw(root, "")
+	thaw(filepath.Join(root, "absent"), "two")
+	for cgroup, want := range map[string]string{"docker/one": "THAWED", "docker/one/pod": "THAWED", "docker/one/other": "THAWED\n", "docker/two": "FROZEN\n"} {
+		state, err := os.ReadFile(filepath.Join(root, cgroup, "freezer.state"))
+		require.NoError(t, err)
+		require.Equal(t, want, string(state), cgroup)
+	}
 }
