@@ -21,7 +21,7 @@ var advice = map[guard.Cause]string{
 	guard.VolumeUnmount:          "See whether PVC, PV and CSI driver of the pod can be read.",
 	guard.ResizeRecordLost:       "The kubelet has lost its record of the resources in force (actuated_pods_state). The resize is done without a restart; the hold ends by itself.",
 	guard.RestartReported:        "Who writes pod statuses besides the kubelet? The API said that all containers are being restarted, and all of them run. The kubelet writes the truth back.",
-	guard.ObjectRolledBack:         "The API shows an older object of the pod, as after a restore of etcd. The pod runs by the newer one. Apply the manifest that you want: any change of the object ends the hold.",
+	guard.ObjectRolledBack:       "The API shows an older object of the pod, as after a restore of etcd. The pod runs by the newer one. Apply the manifest that you want: any change of the object ends the hold.",
 	guard.ResourcesReclaimed:     "The kubelet has no object of this pod, whose devices, CPUs, memory or claims others would have got. Restore the object, or release the pod.",
 	guard.MemoryLimitLowered:     "See what was reserved when the kubelet last started (systemReserved, kubeReserved, qosReserved): a limit above the pods would fall below what they use. Correct it and restart the kubelet, or delete pods; the limit follows within a minute.",
 	guard.RuntimeStop:            "A path that no hook knows. Please report it with the kubelet's log.",
