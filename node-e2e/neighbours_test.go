@@ -8,6 +8,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
@@ -86,5 +87,47 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 			s.deleteExplicitly(ctx, large, metav1.DeleteOptions{})
 			s.deleteExplicitly(ctx, small, metav1.DeleteOptions{})
 		}
+	})
+})
+
+// requestingMemory makes the pod's rank among the victims of an eviction: one that uses
+// more than it has requested goes first.
+func requestingMemory(quantity string) podOption {
+	return func(pod *corev1.Pod) {
+		for i := range pod.Spec.Containers {
+			pod.Spec.Containers[i].Resources.Requests = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(quantity)}
+		}
+	}
+}
+
+var _ = Describe("The neighbours of a protected pod that causes memory pressure", func() {
+	It("are evicted with the stock kubelet, and stay with the guarded one unless they use more than they requested", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pods := s.run(ctx,
+			s.newPod("culprit", protected, requestingMemory("1Mi")),
+			s.newPod("greedy", requestingMemory("1Mi")),
+			s.newPod("modest", requestingMemory("128Mi")))
+		culprit, greedy, modest := pods[0], pods[1], pods[2]
+		// Pressure that no eviction ends, as when the culprit stays.
+		threshold := nodeCapacity(ctx).Memory().Value() - 80<<20
+		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			c.EvictionHard = map[string]string{"memory.available": fmt.Sprint(threshold)}
+		}})
+		since := time.Now()
+		greedy.awaitDeath(ctx, since, evictionTimeout)
+		if variant == Stock {
+			culprit.awaitDeath(ctx, since, evictionTimeout)
+			modest.awaitDeath(ctx, since, evictionTimeout*3/2)
+			return
+		}
+		Eventually(expectState).WithContext(ctx).WithArguments(ctx, culprit, guard.Held, guard.Evicted).WithTimeout(evictionTimeout).Should(Succeed())
+		// The manager waits up to 30 s for the clean-up of its last victim.
+		Consistently(func(g Gomega) {
+			culprit.expectAlive(g)
+			modest.expectAlive(g)
+		}).WithContext(ctx).WithTimeout(30*time.Second + evictionHold).Should(Succeed())
+		s.deleteExplicitly(ctx, culprit, metav1.DeleteOptions{})
+		By("evicting as ever when the culprit is gone")
+		modest.awaitDeath(ctx, time.Now(), evictionTimeout)
 	})
 })

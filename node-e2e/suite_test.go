@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -49,15 +50,16 @@ const (
 )
 
 var (
-	providerFlag = flag.String("provider", "local", "who runs the cluster: local, or kind for one that is up (-cluster)")
-	kubeletFlag  = flag.String("kubelet", "", "which kubelet the node runs: stock or guarded; empty skips the suite")
-	binaryFlag   = flag.String("kubelet-binary", "", "path of the kubelet (default <output>/bin/kubelet-stock or <output>/bin/kubelet)")
-	outputFlag   = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
-	clusterFlag  = flag.String("cluster", "", "name of the cluster (default: the value of -kubelet)")
-	manifestFlag = flag.String("manifests", "manifests", "folder with the manifests that a cluster of guarded nodes needs")
-	resultsFlag  = flag.String("results", "", "file that receives the results as JSON")
-	attachedFlag = flag.Bool("attached", false, "clean up and end, as on an interrupt, when standard input ends: for a caller that may die")
-	keepFlag     = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
+	providerFlag  = flag.String("provider", "local", "who runs the cluster: local, or kind for one that is up (-cluster)")
+	kubeletFlag   = flag.String("kubelet", "", "which kubelet the node runs: stock or guarded; empty skips the suite")
+	binaryFlag    = flag.String("kubelet-binary", "", "path of the kubelet (default <output>/bin/kubelet-stock or <output>/bin/kubelet)")
+	outputFlag    = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
+	clusterFlag   = flag.String("cluster", "", "name of the cluster (default: the value of -kubelet)")
+	manifestFlag  = flag.String("manifests", "manifests", "folder with the manifests that a cluster of guarded nodes needs")
+	resultsFlag   = flag.String("results", "", "file that receives the results as JSON")
+	attachedFlag  = flag.Bool("attached", false, "clean up and end, as on an interrupt, when standard input ends: for a caller that may die")
+	artifactsFlag = flag.String("artifacts", "", "folder in <output>/e2e for what explains a failure (default: the kubelet)")
+	keepFlag      = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
 )
 
 // The run that this process makes: set before the first spec, read by all.
@@ -238,5 +240,5 @@ func progress(format string, args ...any) {
 
 // artifactsDir is where a failed spec leaves what explains it.
 func artifactsDir() string {
-	return filepath.Join(outputDir, "e2e", string(variant))
+	return filepath.Join(outputDir, "e2e", cmp.Or(*artifactsFlag, string(variant)))
 }

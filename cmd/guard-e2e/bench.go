@@ -30,7 +30,7 @@ with
 				return fmt.Errorf("--pods: must be at least 1, not %d", pods)
 			}
 			file := filepath.Join(o.outputDir, "e2e", string(e2e.Guarded), "bench.txt")
-			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), []e2e.Variant{e2e.Guarded}, "benchmark",
+			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), whole("benchmark", e2e.Guarded),
 				"-bench-results="+file, fmt.Sprintf("-bench-blocks=%d", blocks), fmt.Sprintf("-bench-pods=%d", pods))[0]
 			if outcome.err == nil && outcome.results.Passed == 0 {
 				return errors.New("nothing was measured: the node suite is older than this program (make node-e2e)")

@@ -27,7 +27,7 @@ one. What differs between two runs is the kubelet's own timing.`,
 			if kills < 1 {
 				return fmt.Errorf("--kills: must be at least 1, not %d", kills)
 			}
-			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), []e2e.Variant{e2e.Guarded}, "chaos",
+			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), whole("chaos", e2e.Guarded),
 				fmt.Sprintf("-chaos-kills=%d", kills), fmt.Sprintf("-chaos-seed=%d", seed))[0]
 			if outcome.err == nil && outcome.results.Passed == 0 {
 				return errors.New("no chaos run took place: the node suite is older than this program (make node-e2e)")

@@ -23,7 +23,7 @@ The exit code is not 0 when the guarded kubelet lost a protected pod, when an
 explicit deletion was not honoured, or when an unprotected pod's fate differs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			outcomes := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), []e2e.Variant{e2e.Stock, e2e.Guarded}, "incident")
+			outcomes := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), whole("incident", e2e.Stock, e2e.Guarded))
 			if cmd.Context().Err() != nil {
 				return errors.New("interrupted; the clusters are removed")
 			}

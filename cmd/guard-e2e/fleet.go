@@ -55,11 +55,14 @@ type fleetOptions struct {
 }
 
 // filter adds the user's label filter to the part's.
-func (p fleetPart) filter(user string) string {
+func (p fleetPart) filter(user string) string { return allOf(p.labels, user) }
+
+// allOf joins label filters; an empty one selects everything.
+func allOf(filters ...string) string {
 	var terms []string
-	for _, term := range []string{p.labels, user} {
-		if term != "" {
-			terms = append(terms, "("+term+")")
+	for _, filter := range filters {
+		if filter != "" {
+			terms = append(terms, "("+filter+")")
 		}
 	}
 	return strings.Join(terms, " && ")

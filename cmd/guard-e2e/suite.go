@@ -34,12 +34,31 @@ type options struct {
 	keep, failFast bool
 }
 
-// clusterOf is the name of the cluster that the suite of a kubelet uses.
-func (o *options) clusterOf(kubelet e2e.Variant) string {
-	return cmp.Or(o.cluster, string(kubelet))
+// suitePart is a run of the node suite on a cluster of its own: for one kubelet, the
+// specs that a label filter selects.
+type suitePart struct {
+	kubelet e2e.Variant
+	// name is that of the folder in <output>/e2e, and of the cluster unless the user
+	// names one.
+	name   string
+	labels string
 }
 
-// outcome is what came of one suite.
+// whole is a part for each of the kubelets.
+func whole(labels string, kubelets ...e2e.Variant) []suitePart {
+	var parts []suitePart
+	for _, kubelet := range kubelets {
+		parts = append(parts, suitePart{kubelet: kubelet, name: string(kubelet), labels: labels})
+	}
+	return parts
+}
+
+// clusterOf is the name of the cluster that a part uses.
+func (o *options) clusterOf(part suitePart) string {
+	return cmp.Or(o.cluster, part.name)
+}
+
+// outcome is what came of one part.
 type outcome struct {
 	kubelet e2e.Variant
 	results e2e.Results
@@ -47,22 +66,22 @@ type outcome struct {
 	err error
 }
 
-// runSuites runs the suite for each kubelet, side by side, with further arguments
-// for the suite. Progress goes to w.
-func (o *options) runSuites(ctx context.Context, w io.Writer, kubelets []e2e.Variant, labelFilter string, arguments ...string) []outcome {
-	outcomes := make([]outcome, len(kubelets))
+// runSuites runs the parts side by side, with further arguments for the suite. Progress
+// goes to w.
+func (o *options) runSuites(ctx context.Context, w io.Writer, parts []suitePart, arguments ...string) []outcome {
+	outcomes := make([]outcome, len(parts))
 	var lock sync.Mutex
 	var wait sync.WaitGroup
 	started := time.Now()
-	for i, kubelet := range kubelets {
+	for i, part := range parts {
 		wait.Go(func() {
 			report := func(line string) {
 				lock.Lock()
 				defer lock.Unlock()
-				fmt.Fprintf(w, "%s %-8s %s\n", elapsed(started), kubelet, line)
+				fmt.Fprintf(w, "%s %-9s %s\n", elapsed(started), part.name, line)
 			}
-			outcomes[i].kubelet = kubelet
-			outcomes[i].results, outcomes[i].err = o.runSuite(ctx, kubelet, labelFilter, arguments, report)
+			outcomes[i].kubelet = part.kubelet
+			outcomes[i].results, outcomes[i].err = o.runSuite(ctx, part, arguments, report)
 		})
 	}
 	wait.Wait()
@@ -74,14 +93,14 @@ func elapsed(since time.Time) string {
 	return fmt.Sprintf("%02d:%02d", seconds/60, seconds%60)
 }
 
-// runSuite runs the suite for one kubelet and returns its results. The error also
-// says that specs failed, in which case the results hold which.
-func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter string, arguments []string, report func(string)) (results e2e.Results, err error) {
+// runSuite runs one part and returns its results. The error also says that specs failed,
+// in which case the results hold which.
+func (o *options) runSuite(ctx context.Context, part suitePart, arguments []string, report func(string)) (results e2e.Results, err error) {
 	program := filepath.Join(o.outputDir, "bin", suiteProgram)
 	if _, err := os.Stat(program); err != nil {
 		return results, fmt.Errorf("the node suite is not built (make node-e2e): %w", err)
 	}
-	dir := filepath.Join(o.outputDir, "e2e", string(kubelet))
+	dir := filepath.Join(o.outputDir, "e2e", part.name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return results, err
 	}
@@ -98,13 +117,14 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 	cmd := exec.CommandContext(ctx, program, append([]string{
 		"-test.run=^TestNode$",
 		"-provider=" + o.provider,
-		"-kubelet=" + string(kubelet),
-		"-cluster=" + o.clusterOf(kubelet),
+		"-kubelet=" + string(part.kubelet),
+		"-cluster=" + o.clusterOf(part),
+		"-artifacts=" + part.name,
 		"-output=" + o.outputDir,
 		"-results=" + resultsFile,
 		fmt.Sprintf("-keep=%t", o.keep),
 		"-attached",
-		"-ginkgo.label-filter=" + labelFilter,
+		"-ginkgo.label-filter=" + part.labels,
 		fmt.Sprintf("-ginkgo.fail-fast=%t", o.failFast),
 		"-ginkgo.no-color", "-ginkgo.v",
 	}, arguments...)...)
@@ -139,16 +159,16 @@ func (o *options) runSuite(ctx context.Context, kubelet e2e.Variant, labelFilter
 		// Without results, the suite may not have come to its clean-up either.
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		left := e2e.RemoveCluster(cleanup, o.provider, e2e.Options{ClusterName: o.clusterOf(kubelet), OutputDir: o.outputDir, Kubelet: kubelet})
+		left := e2e.RemoveCluster(cleanup, o.provider, e2e.Options{ClusterName: o.clusterOf(part), OutputDir: o.outputDir, Kubelet: part.kubelet})
 		err = errors.Join(err, left)
 	}
 	switch {
 	case ctx.Err() != nil:
-		return results, fmt.Errorf("the %s suite was interrupted: %w", kubelet, failed)
+		return results, fmt.Errorf("the %s suite was interrupted: %w", part.name, failed)
 	case err != nil:
-		return results, fmt.Errorf("the %s suite ended without results, see %s: %w", kubelet, log.Name(), errors.Join(failed, err))
+		return results, fmt.Errorf("the %s suite ended without results, see %s: %w", part.name, log.Name(), errors.Join(failed, err))
 	case failed != nil:
-		return results, fmt.Errorf("the %s suite failed, see %s: %w", kubelet, log.Name(), failed)
+		return results, fmt.Errorf("the %s suite failed, see %s: %w", part.name, log.Name(), failed)
 	}
 	return results, nil
 }
