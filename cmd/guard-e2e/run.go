@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -51,19 +52,16 @@ func newRunCommand(o *options) *cobra.Command {
 	return cmd
 }
 
-// split makes two parts of the guarded one, which has twice the specs of the stock one:
-// most of a spec is waiting.
+// split makes two parts of the guarded one, which has twice the specs of the stock one.
+// The second comes last, when the stock one has ended.
 func split(parts []suitePart) []suitePart {
-	var all []suitePart
-	for _, part := range parts {
-		if part.kubelet != e2e.Guarded {
-			all = append(all, part)
-			continue
+	all, last := slices.Clone(parts), []suitePart{}
+	for i, part := range all {
+		if part.kubelet == e2e.Guarded {
+			all[i].labels = allOf(part.labels, "!incident && !chaos")
+			part.name, part.labels = "incidents", allOf(part.labels, "incident || chaos")
+			last = append(last, part)
 		}
-		incidents := part
-		incidents.name, incidents.labels = "incidents", allOf(part.labels, "incident || chaos")
-		part.labels = allOf(part.labels, "!incident && !chaos")
-		all = append(all, part, incidents)
 	}
-	return all
+	return append(all, last...)
 }
