@@ -35,7 +35,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 		s := newScene(ctx)
 		pod := s.run(ctx, s.newPod("protected", protected, restartPolicy(corev1.RestartPolicyNever)))[0]
 		stopKubelet(ctx)
-		s.tell(ctx, pod.name, "/exit", map[string]string{"code": "0"})
+		s.exit(ctx, pod.name, 0)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		startKubelet(ctx, KubeletChange{})
 		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})

@@ -97,7 +97,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		restarted := s.observe(ctx, pod.name, workloadContainer)
 		s.awaitHeld(ctx, restarted, guard.ActiveDeadlineExceeded)
 		By("exiting")
-		s.tell(ctx, pod.name, "/exit", map[string]string{"code": "1"})
+		s.exit(ctx, pod.name, 1)
 		restarted.awaitDeath(ctx, time.Now(), killTimeout)
 		s.awaitServing(ctx, pod.name, pod.uid)
 		again := s.observe(ctx, pod.name, workloadContainer)

@@ -308,6 +308,15 @@ func (s *scene) tell(ctx context.Context, pod, path string, query map[string]str
 	return string(answer)
 }
 
+// exit makes a pod's workload end with a code. Its answer may be lost: the connection
+// ends with the process.
+func (s *scene) exit(ctx context.Context, pod string, code int) {
+	_, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), "/exit", map[string]string{"code": fmt.Sprint(code)}).DoRaw(ctx)
+	if err != nil {
+		GinkgoWriter.Printf("GET /exit of pod %s: %v\n", pod, err)
+	}
+}
+
 // ask asks a pod's workload for something at the pod's own address, which works
 // without the pod's object and without an API server.
 func ask(ctx context.Context, pod *subject, port int32, path string) (string, error) {

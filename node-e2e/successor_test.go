@@ -17,8 +17,9 @@ import (
 const (
 	waitingPods = "kubelet_guard_waiting_pods"
 	// successorStart is how soon a successor serves once the pod that it waits for has
-	// ended: the kubelet's notice of that, and a pod's start.
-	successorStart = 15 * time.Second
+	// ended: the kubelet's notice of that, and a pod's start, on a machine that starts
+	// several.
+	successorStart = 30 * time.Second
 )
 
 // withHostPath mounts a folder of the node, to write to it.
