@@ -14,6 +14,8 @@ FINISH ?=
 KEEP ?=
 # Label filter of test-e2e, test-controlplane, e2e-kind and e2e-kind-node (Ginkgo syntax); empty means all.
 LABELS ?=
+# Further label filter of test-e2e for the stock kubelet.
+STOCK_LABELS ?=
 # How often the suites try a spec; what passed at a later attempt says so.
 ATTEMPTS ?= 2
 # Workers of e2e-kind: two each of stock and guarded let its parts run at the same time.
@@ -134,12 +136,13 @@ test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the gu
 	done; \
 	exit $$status
 
-# Both suites mostly wait. The programs of both are built before, in one go.
+# Both suites mostly wait. The programs of both are built before, in one go. What the
+# incidents do to the stock kubelet is shown by make demo and make test-e2e.
 .PHONY: test-clusters
-test-clusters: binaries node-e2e guard-webhook controlplane-e2e ## Run the suites of the node and of the control plane side by side
+test-clusters: binaries node-e2e guard-webhook controlplane-e2e ## Run the suites of the node, without the stock kubelet's incidents, and of the control plane side by side
 	@$(MAKE) --no-print-directory test-controlplane > _output/controlplane-summary.log 2>&1 & controlplane=$$!; \
 	status=0; \
-	$(MAKE) --no-print-directory test-e2e || status=1; \
+	$(MAKE) --no-print-directory test-e2e STOCK_LABELS='!incident' || status=1; \
 	wait $$controlplane || status=1; \
 	cat _output/controlplane-summary.log; \
 	exit $$status
@@ -154,7 +157,8 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 
 .PHONY: test-e2e
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
-	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded --attempts='$(ATTEMPTS)' $(if $(LABELS),--label-filter='$(LABELS)')
+	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded --attempts='$(ATTEMPTS)' $(if $(LABELS),--label-filter='$(LABELS)') \
+		$(if $(STOCK_LABELS),--stock-label-filter='$(STOCK_LABELS)')
 
 .PHONY: chaos
 chaos: kubelet control-plane node-parts node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)

@@ -12,7 +12,7 @@ import (
 
 func newRunCommand(o *options) *cobra.Command {
 	var kubelets []string
-	var labelFilter string
+	var labelFilter, stockLabelFilter string
 	var attempts int
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -28,6 +28,11 @@ func newRunCommand(o *options) *cobra.Command {
 				variants = append(variants, v)
 			}
 			parts := whole(labelFilter, variants...)
+			for i := range parts {
+				if parts[i].kubelet == e2e.Stock {
+					parts[i].labels = allOf(labelFilter, stockLabelFilter)
+				}
+			}
 			if o.provider != "kind" && !o.keep {
 				parts = split(parts)
 			}
@@ -48,6 +53,7 @@ func newRunCommand(o *options) *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&kubelets, "kubelet", []string{string(e2e.Stock), string(e2e.Guarded)}, "kubelets to run the suite for, side by side")
 	cmd.Flags().StringVar(&labelFilter, "label-filter", "", "Ginkgo label filter, for example 'incident' or 'guarded && !incident'")
+	cmd.Flags().StringVar(&stockLabelFilter, "stock-label-filter", "", "further filter for the stock kubelet, for example '!incident'")
 	cmd.Flags().IntVar(&attempts, "attempts", 1, "how often a failing spec is tried; a pod that died against expectation, a deletion that was not honoured and a failure of the guard count anyhow")
 	return cmd
 }
