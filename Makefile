@@ -130,7 +130,7 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 .PHONY: test
 test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
 	@status=0; \
-	for part in test-unit test-alerts test-upstream test-clusters e2e-kind; do \
+	for part in test-unit test-alerts test-upstream test-clusters test-fleet; do \
 		start=$$SECONDS; $(MAKE) --no-print-directory $$part || status=1; \
 		echo "$$part took $$(( (SECONDS - start + 30) / 60 )) minutes"; \
 	done; \
@@ -179,6 +179,10 @@ e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite o
 		> _output/fleet-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/fleet-e2e.log and _output/e2e/fleet/'; \
 		grep -E '^(FOUND|FAILED): ' _output/fleet-e2e.log; tail -n 1 _output/fleet-e2e.log; exit $$status
+
+.PHONY: test-fleet
+test-fleet: ## Run the fleet suite without its long specs, as in make test
+	@$(MAKE) --no-print-directory e2e-kind LABELS='!long'
 
 .PHONY: e2e-kind-node
 e2e-kind-node: binaries kind-parts node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)

@@ -34,7 +34,7 @@ const (
 
 // The incident that this project comes from: a configuration for co-located work is
 // rolled out with the kubelet and reserves far too much. No budget is asked.
-var _ = Describe("A wrong resource reservation that comes with a kubelet", func() {
+var _ = Describe("A wrong resource reservation that comes with a kubelet", Label(labelLong), func() {
 	It("kills every pod of a stock worker, and no protected one of a guarded worker", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
 		stock, guarded := newColocated(ctx, s, stockNode()), newColocated(ctx, s, guardedNode())

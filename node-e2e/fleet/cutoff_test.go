@@ -41,7 +41,7 @@ const (
 
 // The case to think about: a node that was cut off is back when nobody can tell it any
 // more that its pod was deleted, and the pod's successor runs elsewhere.
-var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cut off for longer than the API server remembers", Label(labelAway), func() {
+var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cut off for longer than the API server remembers", Label(labelAway, labelLong), func() {
 	It("ends after the reconnect where the webhook recorded the deletion, and else is held and shown beside its successor", func(ctx SpecContext) {
 		installWebhook(ctx)
 		recorded, forgotten, busy := newScene(ctx, withWebhook), newScene(ctx, nil), newScene(ctx, nil)

@@ -66,6 +66,9 @@ const (
 	labelAway = "away"
 	// labelRollout marks specs of the pools blue and green, which compare no workers.
 	labelRollout = "rollout"
+	// labelLong marks specs that make test leaves out, because they wait for eight minutes
+	// or more.
+	labelLong = "long"
 )
 
 // stockNode and guardedNode are the two workers that are compared.

@@ -193,7 +193,7 @@ func podSpec(image string, requirements []corev1.NodeSelectorRequirement) corev1
 			}},
 			ReadinessProbe: &corev1.Probe{
 				ProbeHandler:     corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{InstallerPath, "ready"}}},
-				PeriodSeconds:    10,
+				PeriodSeconds:    5,
 				TimeoutSeconds:   5,
 				FailureThreshold: 1,
 			},
