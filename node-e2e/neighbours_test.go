@@ -106,9 +106,10 @@ var _ = Describe("The neighbours of a protected pod that causes memory pressure"
 		pods := s.run(ctx,
 			s.newPod("culprit", protected, requestingMemory("1Mi")),
 			s.newPod("greedy", requestingMemory("1Mi")),
-			s.newPod("modest", requestingMemory("128Mi")))
+			s.newPod("modest", requestingMemory("32Mi")))
 		culprit, greedy, modest := pods[0], pods[1], pods[2]
-		// Pressure that no eviction ends, as when the culprit stays.
+		// Pressure that no eviction ends, as when the culprit stays. What is left of the
+		// node still has room for all requests, or admission would reject the pods.
 		threshold := nodeCapacity(ctx).Memory().Value() - 80<<20
 		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.EvictionHard = map[string]string{"memory.available": fmt.Sprint(threshold)}
