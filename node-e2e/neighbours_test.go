@@ -8,6 +8,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
@@ -103,10 +104,19 @@ func requestingMemory(quantity string) podOption {
 var _ = Describe("The neighbours of a protected pod that causes memory pressure", func() {
 	It("are evicted with the stock kubelet, and stay with the guarded one unless they use more than they requested", func(ctx SpecContext) {
 		s := newScene(ctx)
+		// Until the kubelet knows what a pod uses it counts as one that uses too much; the
+		// priority decides then.
+		class, err := client.SchedulingV1().PriorityClasses().Create(ctx, &schedulingv1.PriorityClass{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "modest-"}, Value: 1000,
+		}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx context.Context) error {
+			return client.SchedulingV1().PriorityClasses().Delete(ctx, class.Name, metav1.DeleteOptions{})
+		})
 		pods := s.run(ctx,
 			s.newPod("culprit", protected, requestingMemory("1Mi")),
 			s.newPod("greedy", requestingMemory("1Mi")),
-			s.newPod("modest", requestingMemory("32Mi")))
+			s.newPod("modest", requestingMemory("32Mi"), func(pod *corev1.Pod) { pod.Spec.PriorityClassName = class.Name }))
 		culprit, greedy, modest := pods[0], pods[1], pods[2]
 		// Pressure that no eviction ends, as when the culprit stays. What is left of the
 		// node still has room for all requests, or admission would reject the pods.
