@@ -40,9 +40,9 @@ var nodeContainerd = containerdFolders{
 //
 // The optional plugin manager (opt) and NRI are off: they use folders of the
 // machine. restrict_oom_score_adj lets containers start where the machine
-// denies CAP_SYS_RESOURCE. Sandboxes are asked for their CPU time, which nobody reads
-// here, once a minute, and not once a second. The sandboxes' network namespaces are
-// mounted in the state folder so that they belong to the cluster.
+// denies CAP_SYS_RESOURCE. The CPU time of sandboxes, which nobody reads
+// here, is collected once a minute and not, as by default, once a second. The sandboxes'
+// network namespaces are mounted in the state folder so that they belong to the cluster.
 const containerdConfig = `version = 4
 root = %q
 state = %q

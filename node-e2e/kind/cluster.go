@@ -197,9 +197,9 @@ func kindConfig(s state) *v1alpha4.Cluster {
 		ContainerdConfigPatches: []string{
 			// Containers start where the machine denies CAP_SYS_RESOURCE.
 			"[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n",
-			// containerd 2.3 asks every sandbox once a second for its CPU time, which nobody
-			// reads here: with 80 pods a third of the machine. It moves this section, unlike
-			// the key of the same name in the one above, to where it is read.
+			// containerd 2.3 collects the CPU time of every sandbox once a second, which nobody
+			// reads here. The key belongs into this section: in the one above, of the older
+			// format, it has another meaning.
 			"[plugins.\"io.containerd.cri.v1.runtime\"]\n  stats_collect_period = \"1m\"\n  stats_retention_period = \"5m\"\n",
 		},
 	}
@@ -444,8 +444,8 @@ const freezerRoot = "/sys/fs/cgroup/freezer"
 
 // thaw lets the processes of a container end: those in a frozen cgroup of v1 cannot even
 // be killed. runc freezes a container while it changes its devices, and leaves it frozen
-// when it is itself killed just then, as a runtime does that waits in vain. The engine
-// may be on another machine; then there is nothing to thaw here.
+// when the runtime kills it at that moment, after a timeout. The engine may be on another
+// machine; then there is nothing to thaw here.
 func thaw(root, id string) {
 	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || entry.Name() != "freezer.state" || id == "" || !strings.Contains(path, id) {
