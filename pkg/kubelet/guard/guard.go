@@ -41,6 +41,9 @@ const (
 	// goneLinger is how long the object of a pod has been away before the guard
 	// asks whether anything is left of it.
 	goneLinger = 30 * time.Second
+	// deadLinger is how long a pod of which nothing was left needs no more questions. It
+	// outlasts the kubelet's garbage collection, which comes once a minute.
+	deadLinger = 10 * time.Minute
 	// unprotectedLinger is how long a pod is remembered as unprotected after its
 	// object was last seen. It has to outlast any termination.
 	unprotectedLinger = 24 * time.Hour
@@ -123,9 +126,9 @@ type Guard struct {
 	// business: by its API object, or by its sandbox labels when there is none.
 	// An API object outranks sandbox labels, which never change.
 	unprotected map[types.UID]time.Time
-	// dead has when a pod that is known by its sandbox alone was last found to have
-	// ended, its sandbox too. Clean-ups ask about such pods as long as the runtime has
-	// the sandbox.
+	// dead has until when a pod without a record counts as one that has ended, its
+	// sandbox too, unless it starts again. Clean-ups ask about such pods as long as the
+	// runtime has the sandbox.
 	dead map[types.UID]time.Time
 	// pass counts messages of the API source.
 	pass uint64
@@ -330,7 +333,7 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bo
 	case current != nil || unprotected:
 	case verdict == AllowedNothingRuns:
 		if !cause.needsRunningContainer() {
-			g.dead[r.uid] = g.clock.Now()
+			g.dead[r.uid] = g.clock.Now().Add(confirmInterval)
 		}
 		g.mu.Unlock()
 		return false
@@ -472,7 +475,7 @@ func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 	g.mu.Lock()
 	r := g.records[uid]
 	_, unprotected := g.unprotected[uid]
-	if at, dead := g.dead[uid]; r == nil && dead && g.clock.Since(at) < confirmInterval {
+	if r == nil && g.clock.Now().Before(g.dead[uid]) {
 		unprotected = true
 	}
 	if saved, ok := g.loaded[uid]; r == nil && !unprotected && ok && g.protectsObject(saved.Pod) {
@@ -685,7 +688,7 @@ func (g *Guard) tidy() {
 			delete(g.unprotected, uid)
 		}
 	}
-	maps.DeleteFunc(g.dead, func(_ types.UID, at time.Time) bool { return now.Sub(at) >= confirmInterval })
+	maps.DeleteFunc(g.dead, func(_ types.UID, until time.Time) bool { return !now.Before(until) })
 	g.tidyWaitingLocked(now)
 	g.countVanishedLocked()
 	g.mu.Unlock()
@@ -706,6 +709,7 @@ func (g *Guard) tidy() {
 		if over {
 			after = g.releaseAllLocked(r, "nothing of the pod runs any more")
 			delete(g.records, r.uid)
+			g.dead[r.uid] = now.Add(deadLinger)
 		}
 		g.mu.Unlock()
 		if over {

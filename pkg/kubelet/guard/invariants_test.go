@@ -404,15 +404,21 @@ func (n *nodeCounters) startContainer(pod *v1.Pod) {
 
 // end stops and removes the pod as the kubelet does, with its garbage collection, and
 // returns the errors.
-func (n *nodeCounters) end(pod *v1.Pod) error {
+func (n *nodeCounters) end(pod *v1.Pod) error { return errors.Join(n.stop(pod), n.collect(pod)) }
+
+func (n *nodeCounters) stop(pod *v1.Pod) error {
 	ctx := n.t.Context()
 	return errors.Join(
 		n.service.StopContainer(ctx, lifeContainer(pod), 1),
 		n.service.StopPodSandbox(ctx, lifeSandbox(pod)),
 		n.service.RemoveContainer(ctx, lifeContainer(pod)),
-		n.service.StopPodSandbox(ctx, lifeSandbox(pod)),
-		n.service.RemovePodSandbox(ctx, lifeSandbox(pod)),
 	)
+}
+
+// collect is the kubelet's garbage collection, which comes once a minute.
+func (n *nodeCounters) collect(pod *v1.Pod) error {
+	ctx := n.t.Context()
+	return errors.Join(n.service.StopPodSandbox(ctx, lifeSandbox(pod)), n.service.RemovePodSandbox(ctx, lifeSandbox(pod)))
 }
 
 // relist is what the kubelet does once a second. It is no cost of the guard.
@@ -614,6 +620,15 @@ func TestInvariantRewindLeavesUnprotectedPodsAlone(t *testing.T) {
 // The costs of a protected pod that is never held: its file, no request, and at most two
 // questions to the runtime.
 func TestInvariantProtectedPodsCostLittle(t *testing.T) {
+	t.Run("whose sandbox is collected at once", func(t *testing.T) {
+		testProtectedPodCostsLittle(t, (*nodeCounters).end, func(*nodeCounters, *v1.Pod) error { return nil })
+	})
+	t.Run("whose sandbox is collected when the guard has forgotten the pod", func(t *testing.T) {
+		testProtectedPodCostsLittle(t, (*nodeCounters).stop, (*nodeCounters).collect)
+	})
+}
+
+func testProtectedPodCostsLittle(t *testing.T, end, late func(*nodeCounters, *v1.Pod) error) {
 	n := newNodeCounters(t)
 	pod := protectedPod("p")
 	pod.ResourceVersion = "1"
@@ -634,10 +649,11 @@ func TestInvariantProtectedPodsCostLittle(t *testing.T) {
 	n.observe(pod)
 	ObserveSource(apiSource, []*v1.Pod{pod})
 	assert.Empty(t, askAll(pod))
-	require.NoError(t, n.end(pod))
+	require.NoError(t, end(n, pod))
 	AllowCompletion(pod.UID)
 	ObserveSource(apiSource, nil)
 	n.books()
+	require.NoError(t, late(n, pod))
 	after := n.costs()
 	assert.LessOrEqual(t, after.Questions, 2, "questions to the runtime")
 	assert.LessOrEqual(t, after.Syncs, 6, "fsyncs: its first file, and its evidence")
