@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -149,50 +150,73 @@ func (p Patch) hooks() ([]Hook, error) {
 // code, for any shape of hook. An import that nothing uses any more is kept in use
 // by a declaration at the end, since it stands in a hunk of its own.
 func (h Hook) Without(content []byte) ([]byte, error) {
-	text := string(content)
-	before, after := h.before, h.after
-	// A neighbour may have changed the context: do with less of it.
-	for {
-		block := strings.Join(after, "\n") + "\n"
-		switch n := strings.Count("\n"+text, "\n"+block); {
-		case n == 1:
-			i := strings.Index("\n"+text, "\n"+block)
-			out := text[:i] + strings.Join(before, "\n") + "\n" + text[i+len(block):]
-			if guardImport.MatchString(out) && !guardName.MatchString(out) {
-				out += "\nvar _ = guard.Install\n"
+	text := "\n" + string(content)
+	// A neighbour may have changed the context: do with as little less of it as needed,
+	// above the change or below. A line may be context on either side: the blank one of
+	// an added paragraph is.
+	above, below := common(h.before, h.after, false), common(h.before, h.after, true)
+	for dropped := 0; dropped <= above+below; dropped++ {
+		for top := max(0, dropped-below); top <= min(above, dropped); top++ {
+			bottom := dropped - top
+			if top+bottom > min(len(h.before), len(h.after)) {
+				continue
 			}
-			return []byte(out), nil
-		case n > 1:
-			return nil, fmt.Errorf("%s: %s: the lines of the hook in %s stand there %d times; give its patch more context", h.Patch, h.File, h.Function, n)
-		}
-		first := len(before) > 0 && len(after) > 0 && before[0] == after[0]
-		last := len(before) > 0 && len(after) > 0 && before[len(before)-1] == after[len(after)-1]
-		switch {
-		case first && (!last || len(leading(before, after)) >= len(trailing(before, after))):
-			before, after = before[1:], after[1:]
-		case last:
-			before, after = before[:len(before)-1], after[:len(after)-1]
-		default:
-			return nil, fmt.Errorf("%s: the hook in %s of %s is not in the guarded tree; a later patch changes it", h.Patch, h.Function, h.File)
+			before, after := h.before[top:len(h.before)-bottom], h.after[top:len(h.after)-bottom]
+			block := "\n" + linesOf(after)
+			switch n := strings.Count(text, block); {
+			case n == 1:
+				out := strings.Replace(text, block, "\n"+linesOf(before), 1)[1:]
+				if guardImport.MatchString(out) && !guardName.MatchString(out) {
+					out += "\nvar _ = guard.Install\n"
+				}
+				return []byte(out), nil
+			case n > 1:
+				return nil, fmt.Errorf("%s: %s: the lines of the hook in %s stand there %d times; give its patch more context", h.Patch, h.File, h.Function, n)
+			}
 		}
 	}
+	return nil, fmt.Errorf("%s: the hook in %s of %s is not in the guarded tree; a later patch changes it", h.Patch, h.Function, h.File)
 }
 
-// leading and trailing return the context before and behind a change.
-func leading(a, b []string) []string {
-	n := 0
-	for n < min(len(a), len(b)) && a[n] == b[n] {
-		n++
+// hooksComeOut returns an error for each hook of the series that cannot be taken out of a
+// tree with all of them.
+func (s Series) hooksComeOut(dir string) error {
+	hooks, err := s.Hooks()
+	if err != nil {
+		return err
 	}
-	return a[:n]
+	var errs []error
+	for _, h := range hooks {
+		content, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(h.File)))
+		if err == nil {
+			_, err = h.Without(content)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
-func trailing(a, b []string) []string {
+// common counts the lines with which both begin, or end.
+func common(a, b []string, atEnd bool) int {
 	n := 0
-	for n < min(len(a), len(b)) && a[len(a)-1-n] == b[len(b)-1-n] {
+	for n < min(len(a), len(b)) {
+		i, j := n, n
+		if atEnd {
+			i, j = len(a)-1-n, len(b)-1-n
+		}
+		if a[i] != b[j] {
+			break
+		}
 		n++
 	}
-	return a[len(a)-n:]
+	return n
+}
+
+func linesOf(text []string) string {
+	if len(text) == 0 {
+		return ""
+	}
+	return strings.Join(text, "\n") + "\n"
 }
 
 // ProveHooks takes the hooks out of the guarded tree, one at a time, and runs the
@@ -217,6 +241,9 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	}
 	if len(hooks) == 0 {
 		return nil, fmt.Errorf("no hook of %s matches", r.rel(series.Dir))
+	}
+	if err := series.hooksComeOut(dir); err != nil {
+		return nil, err
 	}
 	tested, err := r.guardTestPackages(u)
 	if err != nil {

@@ -106,6 +106,25 @@ func TestHookIsFoundWithChangedNeighbours(t *testing.T) {
 	assert.Contains(t, string(out), "fmt.Println(pod, 1)")
 }
 
+// The paragraph that a patch adds ends with a blank line, before which a later patch adds
+// a line: the blank line above the paragraph has to do for both.
+func TestHookIsFoundWithALaterHookInItsParagraph(t *testing.T) {
+	const upstream = "package a\n\nfunc a() {\n\tbefore()\n\n\tafter()\n}\n"
+	hook := Hook{
+		before: []string{"\tbefore()", "", "\tafter()", "}"},
+		after:  []string{"\tbefore()", "", "\tguard.Start()", "", "\tafter()", "}"},
+	}
+	const later = "\tguard.Limit()\n"
+
+	out, err := hook.Without([]byte("package a\n\nfunc a() {\n\tbefore()\n\n\tguard.Start()\n" + later + "\n\tafter()\n}\n"))
+
+	require.NoError(t, err)
+	assert.Equal(t, "package a\n\nfunc a() {\n\tbefore()\n"+later+"\n\tafter()\n}\n", string(out))
+	out, err = hook.Without([]byte("package a\n\nfunc a() {\n\tbefore()\n\n\tguard.Start()\n\n\tafter()\n}\n"))
+	require.NoError(t, err)
+	assert.Equal(t, upstream, string(out))
+}
+
 func TestHookThatIsNotThereOrTwice(t *testing.T) {
 	hooks := parseHooks(t)
 

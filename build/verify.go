@@ -97,7 +97,8 @@ func (r Repo) VerifyPatches(ctx context.Context, u Upstream, out io.Writer) erro
 	return nil
 }
 
-// verifyReexport applies the series strictly, as commits, and exports it again.
+// verifyReexport applies the series strictly, as commits, and exports it again. In the
+// whole tree each hook has to be found, so that its tests can be proved without it.
 func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out io.Writer) error {
 	unlock, err := lockFile(ctx, r.path("_output", "verify", u.Minor()+".lock"), out)
 	if err != nil {
@@ -112,6 +113,9 @@ func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out
 		if err := tree.am(ctx, p); err != nil {
 			return err
 		}
+	}
+	if err := series.hooksComeOut(tree.git.dir); err != nil {
+		return err
 	}
 	again, err := tree.series(ctx)
 	if err != nil {
