@@ -40,6 +40,23 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		s.awaitGone(ctx, pod, gracePeriod+deletionSlack)
 	})
 
+	It("runs its preStop hook when it is asked for, not before, and gives the hook its time as for any pod", Label(labelTransparency), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pods := s.run(ctx, s.newPod("protected", protected, withSlowPreStop), s.newPod("unprotected", withSlowPreStop),
+			s.newPod("unready", protected, withUnreadyPreStop))
+		if variant == Guarded {
+			s.hold(ctx, pods[0])
+			s.hold(ctx, pods[2])
+			Consistently(s.expectServing).WithContext(ctx).WithArguments(ctx, pods[2].name, pods[2].uid).WithTimeout(holdPeriod).
+				Should(Succeed(), "the hook of pod %s is not run for a refused attempt", pods[2])
+		}
+		for _, pod := range pods[:2] {
+			took := s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+			Expect(took).To(BeNumerically(">=", slowPreStop), "time from the request to the end of the process of pod %s", pod)
+		}
+		s.deleteExplicitly(ctx, pods[2], metav1.DeleteOptions{})
+	})
+
 	It("gives a held pod the time that its process takes to end", Label(labelGuarded), func(ctx SpecContext) {
 		const lingers = 2 * time.Second
 		s := newScene(ctx)
@@ -75,3 +92,19 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})
 })
+
+// slowPreStop is how long withSlowPreStop's hook takes: less than the grace period.
+const slowPreStop = 3 * time.Second
+
+// withSlowPreStop adds a hook that takes time.
+func withSlowPreStop(pod *corev1.Pod) {
+	pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{
+		Sleep: &corev1.SleepAction{Seconds: int64(slowPreStop.Seconds())},
+	}}
+}
+
+// withUnreadyPreStop adds a hook after which the pod is not ready any more.
+func withUnreadyPreStop(pod *corev1.Pod) {
+	hook := httpGet("/fail?on=true", workloadPort)
+	pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: hook.HTTPGet}}
+}

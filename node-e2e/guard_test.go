@@ -262,11 +262,19 @@ func expectState(g Gomega, ctx context.Context, pod *subject, state guard.State,
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 	g.Expect(found.State).To(Equal(state), "state of pod %s in %s", pod, guard.PodsPath)
-	held := []guard.Cause{}
-	for _, hold := range found.Holds {
-		held = append(held, hold.Cause)
+	g.Expect(heldFor(found)).To(ConsistOf(causes), "causes of pod %s in %s", pod, guard.PodsPath)
+}
+
+// heldFor returns the causes of a pod's holds; a pod that the guard does not know has
+// none.
+func heldFor(pod *guard.PodState) []guard.Cause {
+	causes := []guard.Cause{}
+	if pod != nil {
+		for _, hold := range pod.Holds {
+			causes = append(causes, hold.Cause)
+		}
 	}
-	g.Expect(held).To(ConsistOf(causes), "causes of pod %s in %s", pod, guard.PodsPath)
+	return causes
 }
 
 // expectEvents checks that every refusal was told by exactly one event: on the

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -55,12 +56,7 @@ func (s *scene) awaitOrphaned(ctx context.Context, pod *subject) {
 		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.State).To(Equal(guard.Held), "state of pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.ObjectPresent).To(BeFalse(), "the kubelet sees the object of pod %s", pod)
-		held := []guard.Cause{}
-		for _, hold := range found.Holds {
-			if hold.Cause != guard.VolumeUnmount {
-				held = append(held, hold.Cause)
-			}
-		}
+		held := slices.DeleteFunc(heldFor(found), func(cause guard.Cause) bool { return cause == guard.VolumeUnmount })
 		g.Expect(held).To(ConsistOf(guard.OrphanedRuntimePod), "causes of pod %s in %s beside %s", pod, guard.PodsPath, guard.VolumeUnmount)
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held as one that only the runtime knows", pod)
 }
@@ -222,9 +218,15 @@ func withEmptyDir(at string) podOption {
 // withInitAndSidecar adds an init container that completes and one that runs as
 // long as the pod.
 func withInitAndSidecar(pod *corev1.Pod) {
-	init := newContainer("init", 0)
-	init.Args, init.Ports, init.ReadinessProbe = []string{"--listen=false", "--run-for=100ms"}, nil, nil
+	withEndedInit(pod)
 	sidecar := newContainer(sidecarContainer, workloadPort+1)
 	sidecar.RestartPolicy = ptr.To(corev1.ContainerRestartPolicyAlways)
-	pod.Spec.InitContainers = []corev1.Container{init, sidecar}
+	pod.Spec.InitContainers = append(pod.Spec.InitContainers, sidecar)
+}
+
+// withEndedInit adds an init container that completes.
+func withEndedInit(pod *corev1.Pod) {
+	init := newContainer(initContainer, 0)
+	init.Args, init.Ports, init.ReadinessProbe = []string{"--listen=false", "--run-for=100ms"}, nil, nil
+	pod.Spec.InitContainers = append(pod.Spec.InitContainers, init)
 }

@@ -102,7 +102,7 @@ func normalKubelet(ctx context.Context) {
 	Eventually(func(g Gomega) {
 		node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
 		g.Expect(err).NotTo(HaveOccurred())
-		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourcePods} {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourcePods} {
 			left, usual := node.Status.Allocatable[name], usualAllocatable[name]
 			g.Expect(left.Cmp(usual)).To(BeZero(), "%s: %s of usually %s", name, &left, &usual)
 		}

@@ -20,18 +20,27 @@ import (
 )
 
 var _ = Describe("A held pod", Label(labelGuarded), func() {
-	It("keeps its exclusive CPU over a kubelet restart", func(ctx SpecContext) {
+	It("gets its exclusive CPU from a changed policy, and keeps it over a kubelet restart", func(ctx SpecContext) {
 		s := newScene(ctx)
 		s.needTwoCPUs(ctx)
 		labelNode(ctx, ptr.To("a"))
 		DeferCleanup(labelNode, (*string)(nil))
-		static := startStaticCPUs(ctx)
 		pods := s.run(ctx, s.newPod("exclusive", protected, exclusiveCPU, func(pod *corev1.Pod) {
 			pod.Spec.NodeSelector = map[string]string{poolLabel: "a"}
 		}), s.newPod("shared"))
 		exclusive, shared := pods[0], pods[1]
-		own := allowedCPUs(exclusive.process)
-		Expect(own).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", exclusive)
+		By("starting the kubelet with another policy than that of its state file")
+		stopKubelet(ctx)
+		Expect(provider.Node().Kubelet().Start(ctx, staticCPUs)).To(MatchError(ContainSubstring(cpuManagerState)))
+		for _, pod := range pods {
+			pod.expectAlive(Default)
+		}
+		static := startStaticCPUs(ctx)
+		var own string
+		Eventually(func(g Gomega) {
+			own = allowedCPUs(exclusive.process)
+			g.Expect(own).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", exclusive)
+		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "the policy gives pod %s a CPU", exclusive)
 
 		By("restarting the kubelet with a node label that no longer suits the pod")
 		labelNode(ctx, ptr.To("b"))
@@ -95,10 +104,6 @@ func (s *scene) needTwoCPUs(ctx context.Context) {
 // reserved, and returns how to do so again.
 func startStaticCPUs(ctx context.Context) KubeletChange {
 	GinkgoHelper()
-	static := KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
-		c.CPUManagerPolicy = "static"
-		c.ReservedSystemCPUs = "0"
-	}}
 	By("starting the kubelet with the static CPU manager policy")
 	stopKubelet(ctx)
 	forgetCPUs()
@@ -108,9 +113,18 @@ func startStaticCPUs(ctx context.Context) KubeletChange {
 		endKubelet(ctx, provider.Node().Kubelet().Stop)
 		forgetCPUs()
 	})
-	startKubelet(ctx, static)
-	return static
+	startKubelet(ctx, staticCPUs)
+	return staticCPUs
 }
+
+// staticCPUs gives Guaranteed pods whole CPUs of their own, except for CPU 0.
+var staticCPUs = KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+	c.CPUManagerPolicy = "static"
+	c.ReservedSystemCPUs = "0"
+}}
+
+// cpuManagerState is the file with the CPU manager's notes, in the kubelet's folder.
+const cpuManagerState = "cpu_manager_state"
 
 // withHostPort asks for a port of the node. Nobody maps it here; the kubelet admits
 // one pod only that asks for it.
@@ -138,7 +152,7 @@ func exclusiveCPU(pod *corev1.Pod) {
 // with the notes of another policy.
 func forgetCPUs() {
 	GinkgoHelper()
-	err := os.Remove(filepath.Join(provider.Node().KubeletDir(), "cpu_manager_state"))
+	err := os.Remove(filepath.Join(provider.Node().KubeletDir(), cpuManagerState))
 	if !errors.Is(err, fs.ErrNotExist) {
 		Expect(err).NotTo(HaveOccurred(), "remove the CPU manager's state")
 	}

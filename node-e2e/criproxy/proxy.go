@@ -6,21 +6,18 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"kubelet-guard.io/node-e2e/unixsocket"
 )
 
 const (
@@ -76,9 +73,7 @@ func Start(ctx context.Context, socket, runtimeSocket string) (*Proxy, error) {
 	backOff := backoff.DefaultConfig
 	backOff.BaseDelay, backOff.MaxDelay = 100*time.Millisecond, reconnect
 	var err error
-	p.target, err = grpc.NewClient("passthrough:///runtime",
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialUnix(ctx, runtimeSocket) }),
+	p.target, err = unixsocket.Client(runtimeSocket,
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backOff, MinConnectTimeout: reconnect}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
 	if err != nil {
@@ -288,16 +283,4 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 	// The buffer is the caller's to use again.
 	f.data = append([]byte(nil), data...)
 	return nil
-}
-
-// dialUnix connects to a socket whose path may be longer than the 107 bytes that a
-// socket address holds.
-func dialUnix(ctx context.Context, path string) (net.Conn, error) {
-	folder, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: filepath.Dir(path), Err: err}
-	}
-	defer unix.Close(folder)
-	var dialer net.Dialer
-	return dialer.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", strconv.Itoa(folder), filepath.Base(path)))
 }

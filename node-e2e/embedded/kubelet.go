@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
 	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/node-e2e/unixsocket"
 )
 
 const (
@@ -175,7 +177,7 @@ func (c *Cluster) kubeletHealthy(ctx context.Context) error {
 	if err := c.getOK(ctx, c.url("http", fmt.Sprint(kubeletHealthPort))+"/healthz"); err != nil {
 		return err
 	}
-	connection, err := dialUnix(ctx, c.HostPath(deviceManagerSocket))
+	connection, err := unixsocket.Dial(ctx, c.HostPath(deviceManagerSocket))
 	if err != nil {
 		return fmt.Errorf("the device manager has not started: %w", err)
 	}

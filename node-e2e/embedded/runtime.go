@@ -5,19 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"kubelet-guard.io/node-e2e/unixsocket"
 )
 
 // containerdSocket is a path of the node.
@@ -287,25 +285,10 @@ func (c *Cluster) RuntimeSocket() string { return c.HostPath(containerdSocket) }
 // node. The connection is not kept: the runtime comes and goes, and a kept connection
 // would wait out its back-off.
 func (c *Cluster) withRuntime(nodeSocket string, f func(runtimeapi.RuntimeServiceClient) error) error {
-	socket := c.HostPath(nodeSocket)
-	connection, err := grpc.NewClient("passthrough:///"+programContainerd,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialUnix(ctx, socket) }))
+	connection, err := unixsocket.Client(c.HostPath(nodeSocket))
 	if err != nil {
 		return err
 	}
 	defer connection.Close()
 	return f(runtimeapi.NewRuntimeServiceClient(connection))
-}
-
-// dialUnix connects to a socket whose path may be longer than the 107 bytes that
-// a socket address holds.
-func dialUnix(ctx context.Context, path string) (net.Conn, error) {
-	folder, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: filepath.Dir(path), Err: err}
-	}
-	defer unix.Close(folder)
-	var dialer net.Dialer
-	return dialer.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", strconv.Itoa(folder), filepath.Base(path)))
 }
