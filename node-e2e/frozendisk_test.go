@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -16,7 +17,7 @@ import (
 const (
 	// frozenAtMost is when a disk thaws by itself. Nothing can end a process that waits
 	// for a frozen one, so a suite that dies must not leave it so.
-	frozenAtMost = "120"
+	frozenAtMost = 120
 	// undelayed is what a start or a deletion may take that a hanging disk must not
 	// delay: a multiple of what it takes otherwise, and less than any of the guard's
 	// own time limits adds to that.
@@ -93,9 +94,11 @@ func freeze(ctx context.Context, folder string) (thaw func()) {
 		}
 	}
 	// Its environment is empty, so that it is not taken for a part of the cluster, which
-	// is killed before the disk has thawed.
-	runOnNode(ctx, "env", "-i", "setsid", "--fork", "sh", "-c",
-		"sleep "+frozenAtMost+"; fsfreeze --unfreeze "+folder+" >/dev/null 2>&1 </dev/null")
+	// is killed before the disk has thawed. It gives up its output at once, for which
+	// runOnNode waits, and ends with the mount.
+	runOnNode(ctx, "env", "-i", "setsid", "--fork", "sh", "-c", fmt.Sprintf(
+		"exec >/dev/null 2>&1 </dev/null; i=0; while [ $i -lt %d ] && mountpoint -q %[2]s; do sleep 1; i=$((i+1)); done; fsfreeze --unfreeze %[2]s",
+		frozenAtMost, folder))
 	DeferCleanup(thaw)
 	runOnNode(ctx, "fsfreeze", "--freeze", folder)
 	return thaw

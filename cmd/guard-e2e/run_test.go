@@ -13,8 +13,8 @@ func TestSplit(t *testing.T) {
 	parts := split(whole("a || b", e2e.Stock, e2e.Guarded))
 	require.Equal(t, []suitePart{
 		{kubelet: e2e.Stock, name: "stock", labels: "a || b"},
-		{kubelet: e2e.Guarded, name: "guarded", labels: "(a || b) && (!incident && !chaos)"},
-		{kubelet: e2e.Guarded, name: "incidents", labels: "(a || b) && (incident || chaos)"},
+		{kubelet: e2e.Guarded, name: "guarded", labels: "(a || b) && (!incident && !chaos && !control-plane)"},
+		{kubelet: e2e.Guarded, name: "incidents", labels: "(a || b) && (incident || chaos || control-plane)"},
 	}, parts)
 
 	// Every spec is in one part.
