@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -24,19 +25,21 @@ const cards corev1.ResourceName = "e2e.kubelet-guard.io/card"
 var _ = Describe("A kubelet restart before that of the device plugin", Label(labelGuarded, labelOwnMachine), func() {
 	// Admission starts with the init container, which does not run any more, and fails
 	// there for want of healthy devices.
-	It("costs no protected pod its life, and no orphan its device or its CPU", func(ctx SpecContext) {
+	It("costs no protected pod its life, and no orphan its device, its claim or its CPU", func(ctx SpecContext) {
 		s := newScene(ctx)
 		s.needTwoCPUs(ctx)
 		static := startStaticCPUs(ctx)
-		stopCards := startCards(ctx)
+		stopCards, driver := startCards(ctx), startDriver(ctx)
+		orphanClaim, freedClaim := s.claimDevice(ctx, "orphan"), s.claimDevice(ctx, "unprotected")
 		pods := s.run(ctx,
 			s.newPod("protected", protected, withCards(1), withInitOnCard),
-			s.newPod("unprotected", withCards(1), withInitOnCard),
-			s.newPod("orphan", protected, exclusiveCPU, withCards(1)))
+			s.newPod("unprotected", withCards(1), withInitOnCard, withResourceClaim("unprotected")),
+			s.newPod("orphan", protected, exclusiveCPU, withCards(1), withResourceClaim("orphan")))
 		keptPod, unprotected, orphan := pods[0], pods[1], pods[2]
 		own := allowedCPUs(orphan.process)
 		Expect(own).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", orphan)
 		kept, freed := cardsOf(keptPod.process), cardsOf(unprotected.process)
+		Expect(driver.Prepared(orphanClaim) && driver.Prepared(freedClaim)).To(BeTrue(), "the claims are prepared")
 
 		By("restarting the kubelet without the plugin, and without all that told it of one pod")
 		stopKubelet(ctx)
@@ -63,6 +66,8 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 			g.Expect(allowedCPUs(orphan.process)).To(Equal(own), "CPUs of pod %s", orphan)
 			g.Expect(allowedCPUs(next.process)).NotTo(ContainSubstring(own), "CPUs of pod %s", next)
 		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "nobody else gets the CPU of pod %s", orphan)
+		Eventually(driver.Prepared).WithContext(ctx).WithArguments(freedClaim).WithTimeout(claimReconcile).Should(BeFalse(), "claim of pod %s", unprotected)
+		Expect(driver.Prepared(orphanClaim)).To(BeTrue(), "claim of pod %s", orphan)
 		found, err := guardPod(ctx, orphan.uid)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(heldFor(found)).To(ContainElements(guard.OrphanedRuntimePod, guard.ResourcesReclaimed), "causes of pod %s in %s", orphan, guard.PodsPath)
@@ -70,8 +75,55 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 		asked := releaseByFile(orphan)
 		orphan.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
 		s.deleteExplicitly(ctx, restarted, metav1.DeleteOptions{})
+		Eventually(driver.Prepared).WithContext(ctx).WithArguments(orphanClaim).WithTimeout(claimReconcile).Should(BeFalse(), "claim of pod %s, which has ended", orphan)
 	})
 })
+
+// claimReconcile covers the minute after which the kubelet looks for claims of pods that
+// it does not know.
+const claimReconcile = 80 * time.Second
+
+// claimDriver is the driver of a spec's resource claims.
+const claimDriver = "claims.e2e.kubelet-guard.io"
+
+// startDriver starts the driver of resource claims, which ends with the spec.
+func startDriver(ctx context.Context) *deviceplugin.Driver {
+	GinkgoHelper()
+	ctx, cancel := context.WithTimeout(ctx, apiLag)
+	defer cancel()
+	driver, err := deviceplugin.StartDriver(ctx, provider.Node().KubeletDir(), "/var/lib/kubelet", claimDriver)
+	Expect(err).NotTo(HaveOccurred(), "start the driver of resource claims")
+	DeferCleanup(driver.Stop)
+	return driver
+}
+
+// claimDevice makes a resource claim with a device, as the scheduler does when it finds
+// one, and returns its UID. The controller manager reserves it for its pod.
+func (s *scene) claimDevice(ctx context.Context, name string) (uid string) {
+	GinkgoHelper()
+	claims := client.ResourceV1().ResourceClaims(s.namespace)
+	claim, err := claims.Create(ctx, &resourcev1.ResourceClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: resourcev1.ResourceClaimSpec{Devices: resourcev1.DeviceClaim{Requests: []resourcev1.DeviceRequest{{
+			Name: "device", Exactly: &resourcev1.ExactDeviceRequest{DeviceClassName: claimDriver},
+		}}}},
+	}, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred(), "create resource claim %s", name)
+	claim.Status.Allocation = &resourcev1.AllocationResult{Devices: resourcev1.DeviceAllocationResult{
+		Results: []resourcev1.DeviceRequestAllocationResult{{Request: "device", Driver: claimDriver, Pool: "pool", Device: name}},
+	}}
+	_, err = claims.UpdateStatus(ctx, claim, metav1.UpdateOptions{})
+	Expect(err).NotTo(HaveOccurred(), "allocate resource claim %s", name)
+	return string(claim.UID)
+}
+
+// withResourceClaim lets the workload's container use a resource claim.
+func withResourceClaim(name string) podOption {
+	return func(pod *corev1.Pod) {
+		pod.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: name, ResourceClaimName: &name}}
+		pod.Spec.Containers[0].Resources.Claims = []corev1.ResourceClaim{{Name: name}}
+	}
+}
 
 // startCards starts the device plugin with three cards and waits until the node has them.
 // The plugin ends with the spec, or before.

@@ -174,7 +174,7 @@ func TestGuardPodThatComesBackIsProtectedAgain(t *testing.T) {
 func TestGuardSavedPodIsInTheFirstMessageAfterARestart(t *testing.T) {
 	for _, alive := range []bool{true, false} {
 		t.Run(map[bool]string{true: "alive", false: "ended meanwhile"}[alive], func(t *testing.T) {
-			dir := t.TempDir()
+			dir := guardtest.StateDir(t)
 			state := func(c *guard.Configuration) { c.StateDir = dir }
 			before := newGuardTest(t, kubetypes.ApiserverSource, state)
 			pod := before.newPod(guardtest.Kinds()[0])
@@ -315,7 +315,7 @@ func TestGuardPodThatTheAPICallsRestarting(t *testing.T) {
 func TestGuardObjectThatWentBack(t *testing.T) {
 	for _, kind := range guardtest.Kinds() {
 		t.Run(kind.Name, func(t *testing.T) {
-			g := newGuardTest(t, kubetypes.ApiserverSource, func(c *guard.Configuration) { c.StateDir = t.TempDir() })
+			g := newGuardTest(t, kubetypes.ApiserverSource, func(c *guard.Configuration) { c.StateDir = guardtest.StateDir(t) })
 			pod := CreateValidPod("web", "shop")
 			pod.Spec.Containers[0].Image = "image:2"
 			pod.ResourceVersion = "20"

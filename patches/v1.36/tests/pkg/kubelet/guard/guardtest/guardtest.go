@@ -65,6 +65,24 @@ func InstallWith(t testing.TB, change func(*guard.Dependencies)) *Node {
 	return &Node{Guard: g, Runtime: runtime}
 }
 
+// StateDir returns a folder for the guard's files, which goes when the test has ended and
+// the guard writes no more: T.TempDir fails a test whose last file is still being written.
+func StateDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "guard-state-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if err := os.RemoveAll(dir); err == nil || time.Now().After(end) {
+				return
+			}
+		}
+	})
+	return dir
+}
+
 // ProcDir returns a directory like /proc of a node on which a process runs in each of
 // the given cgroups, and one in none of a pod.
 func ProcDir(t testing.TB, cgroups ...string) string {
