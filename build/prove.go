@@ -39,6 +39,8 @@ type Hook struct {
 
 	// before are the lines of the hunk upstream, after are those with the hook.
 	before, after []string
+	// onlyImports: the hunk changes nothing but imports, so that it is no hook.
+	onlyImports bool
 }
 
 // String names the hook in a line of a table.
@@ -74,19 +76,25 @@ var (
 
 // Hooks returns the hooks of the patches, in the order of the series.
 func (s Series) Hooks() ([]Hook, error) {
-	var hooks []Hook
+	hunks, err := s.hunks()
+	return slices.DeleteFunc(hunks, func(h Hook) bool { return h.onlyImports }), err
+}
+
+// hunks returns all hunks of the patches, in the order of the series.
+func (s Series) hunks() ([]Hook, error) {
+	var hunks []Hook
 	for _, p := range s.Patches {
-		found, err := p.hooks()
+		found, err := p.placedHunks()
 		if err != nil {
 			return nil, err
 		}
-		hooks = append(hooks, found...)
+		hunks = append(hunks, found...)
 	}
-	return hooks, nil
+	return hunks, nil
 }
 
-// hooks splits the patch into hunks and leaves out those that only import.
-func (p Patch) hooks() ([]Hook, error) {
+// placedHunks splits the patch into its hunks, with the place of each.
+func (p Patch) placedHunks() ([]Hook, error) {
 	var hooks []Hook
 	file := ""
 	lines := strings.Split(string(p.Data), "\n")
@@ -134,9 +142,8 @@ func (p Patch) hooks() ([]Hook, error) {
 			}
 		}
 		i--
-		if isHook {
-			hooks = append(hooks, h)
-		}
+		h.onlyImports = !isHook
+		hooks = append(hooks, h)
 	}
 	return hooks, nil
 }
@@ -176,6 +183,18 @@ func (h Hook) Without(content []byte) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s: the hook in %s of %s is not in the guarded tree; a later patch changes it", h.Patch, h.Function, h.File)
+}
+
+// neighbours returns the hunks of the same patch in the same file, of the same function
+// only or all of them.
+func (h Hook) neighbours(hunks []Hook, sameFunction bool) []Hook {
+	var found []Hook
+	for _, o := range hunks {
+		if o.Patch == h.Patch && o.File == h.File && (!sameFunction || o.Function == h.Function && !o.onlyImports) {
+			found = append(found, o)
+		}
+	}
+	return found
 }
 
 // hooksComeOut returns an error for each hook of the series that cannot be taken out of a
@@ -232,10 +251,11 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	if err != nil {
 		return nil, err
 	}
-	hooks, err := series.Hooks()
+	hunks, err := series.hunks()
 	if err != nil {
 		return nil, err
 	}
+	hooks := slices.DeleteFunc(slices.Clone(hunks), func(h Hook) bool { return h.onlyImports })
 	if only != nil {
 		hooks = slices.DeleteFunc(hooks, func(h Hook) bool { return !only.MatchString(h.String()) })
 	}
@@ -258,18 +278,16 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	var proofs []Proof
 	for i, h := range hooks {
 		start := time.Now()
-		proof, err := p.prove(ctx, h, []Hook{h})
-		if err == nil && proof.Problem != "" {
-			// Hunks that share a variable only go together.
-			together := slices.DeleteFunc(slices.Clone(hooks), func(o Hook) bool {
-				return o.Patch != h.Patch || o.File != h.File || o.Function != h.Function
-			})
-			if len(together) > 1 {
-				proof, err = p.prove(ctx, h, together)
+		// Hunks that share a variable only go together, and those that share a function or
+		// an import only with the rest of their file.
+		var proof Proof
+		for _, together := range [][]Hook{{h}, h.neighbours(hunks, true), h.neighbours(hunks, false)} {
+			if proof, err = p.prove(ctx, h, together); err != nil {
+				return nil, err
 			}
-		}
-		if err != nil {
-			return nil, err
+			if proof.Problem == "" {
+				break
+			}
 		}
 		proofs = append(proofs, proof)
 		answer := fmt.Sprintf("%d tests fail without it", len(proof.Noticed))
@@ -458,12 +476,21 @@ func (p *Proof) take(run *testRun) {
 			}
 			continue
 		}
-		name := path.Base(id.Package) + "." + id.top()
-		if !slices.Contains(p.Noticed, name) {
-			p.Noticed = append(p.Noticed, name)
+		p.notice(id)
+	}
+	// A test that waits for ever ends with its package and has no result of its own.
+	for id, text := range run.output {
+		if id.Test != "" && strings.Contains(text.String(), "panic: test timed out after ") {
+			p.notice(id)
 		}
 	}
 	sort.Strings(p.Noticed)
+}
+
+func (p *Proof) notice(id testID) {
+	if name := path.Base(id.Package) + "." + id.top(); !slices.Contains(p.Noticed, name) {
+		p.Noticed = append(p.Noticed, name)
+	}
 }
 
 // causesOf has the causes of functions of the guard that do not take one.

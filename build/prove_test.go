@@ -135,6 +135,27 @@ func TestHookThatIsNotThereOrTwice(t *testing.T) {
 	assert.ErrorContains(t, err, "2 times")
 }
 
+// What one function shares with another of the patch, an import for example, has to go
+// with it.
+func TestHookGoesWithItsNeighbours(t *testing.T) {
+	hunks, err := Patch{Name: "a.patch", Data: []byte(hookPatch)}.placedHunks()
+	require.NoError(t, err)
+	require.Len(t, hunks, 3)
+	assert.True(t, hunks[0].onlyImports)
+	assert.Equal(t, hunks[1:2], hunks[1].neighbours(hunks, true))
+	assert.Equal(t, hunks, hunks[1].neighbours(hunks, false))
+}
+
+func TestProofOfATestThatWaitsForEver(t *testing.T) {
+	run := newTestRun()
+	run.packages["k8s.io/kubernetes/pkg/a"] = "fail"
+	run.write(testID{"k8s.io/kubernetes/pkg/a", "TestGuardStop/kept"}, "panic: test timed out after 2m0s\n\trunning tests:\n")
+	run.write(testID{"k8s.io/kubernetes/pkg/a", ""}, "FAIL\tk8s.io/kubernetes/pkg/a\t120.1s\n")
+	var p Proof
+	p.take(run)
+	assert.Equal(t, []string{"a.TestGuardStop"}, p.Noticed)
+}
+
 func TestProofNamesTestsAndBuildFailures(t *testing.T) {
 	run := newTestRun()
 	run.results[testID{"k8s.io/kubernetes/pkg/a", "TestGuardStop"}] = "fail"

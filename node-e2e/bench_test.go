@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -135,6 +136,7 @@ func (b *bench) cycle(ctx context.Context, kind string, measured bool) {
 	Expect(err).NotTo(HaveOccurred(), "watch pod %s", template.Name)
 	defer watcher.Stop()
 
+	sleepAtRandom(ctx)
 	created := time.Now()
 	pod := b.create(ctx, template)
 	err = awaitEvent(ctx, watcher, func(event watch.Event) bool {
@@ -149,6 +151,7 @@ func (b *bench) cycle(ctx context.Context, kind string, measured bool) {
 	container := containers[workloadContainer]
 
 	ended := awaitExit(container.Process)
+	sleepAtRandom(ctx)
 	deleted := time.Now()
 	Expect(client.CoreV1().Pods(b.namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{})).To(Succeed(), "delete pod %s", pod.Name)
 	err = awaitEvent(ctx, watcher, func(event watch.Event) bool { return event.Type == watch.Deleted })
@@ -163,6 +166,16 @@ func (b *bench) cycle(ctx context.Context, kind string, measured bool) {
 	b.emit("PodRunning", kind, float64(running), "ns/op")
 	b.emit("PodStop", kind, float64(end.Sub(deleted)), "ns/op")
 	b.emit("PodGone", kind, float64(gone), "ns/op")
+}
+
+// sleepAtRandom waits for up to two periods of the kubelet's relist. Whether a pod is
+// deleted right after one or right before makes a second, and would be the same for all
+// pods of a block otherwise.
+func sleepAtRandom(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(rand.N(2 * time.Second)):
+	}
 }
 
 // awaitEvent waits for the first event that fits. It does not stop the watch.

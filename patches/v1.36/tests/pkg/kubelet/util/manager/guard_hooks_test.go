@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -64,9 +65,17 @@ func TestGuardSecretsOfAVanishedPodAreNotAskedFor(t *testing.T) {
 	item := store.items[objectKey{namespace: "ns", name: "name"}]
 	for range 3 {
 		// What the reflector does in its loop, without the back-off.
-		if err := item.reflector.ListAndWatch(item.stopCh); err == nil {
-			t.Errorf("the reflector listed what it may not")
+		stop, ended := make(chan struct{}), make(chan error, 1)
+		go func() { ended <- item.reflector.ListAndWatch(stop) }()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("the reflector listed what it may not")
+			}
+		case <-time.After(5 * time.Second):
+			t.Errorf("the reflector watches what it may not")
 		}
+		close(stop)
 	}
 	if lists, watches := server.lists.Load(), server.watches.Load(); lists+watches > 0 {
 		t.Errorf("%d lists and %d watches for a vanished pod, want none", lists, watches)
@@ -113,7 +122,7 @@ func pollFor(condition func() bool) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for !condition() {
 		if time.Now().After(deadline) {
-			return errOnlyVanished
+			return errors.New("timed out")
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
