@@ -219,7 +219,7 @@ test-packages: packages binaries ## Install, use and remove deb and rpm on a nod
 	@$(go) run ./cmd/guard-vm packages
 
 .PHONY: prove
-prove: ## Take out one hook after the other and fail for one that no test misses (10 minutes)
+prove: ## Take out one hook after the other and fail for one that no test misses (40 minutes)
 	@$(guard_build) prove
 
 .PHONY: stop-paths
@@ -231,7 +231,7 @@ bench: ## Measure what a decision costs
 	@$(go) test -run='^$$' -bench=. -benchmem ./pkg/kubelet/guard
 
 .PHONY: bench-node
-bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory with the stock kubelet (BLOCKS=12 PODS=6; 10 minutes)
+bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory with the stock kubelet (BLOCKS=12 PODS=6; 15 minutes)
 	@$(go) run ./cmd/guard-e2e bench --blocks='$(BLOCKS)' --pods='$(PODS)'
 	@$(go) tool benchstat -col /kubelet _output/e2e/guarded/bench.txt
 
