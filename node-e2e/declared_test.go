@@ -104,7 +104,8 @@ var _ = Describe("A static pod with the protection label", Label(labelTransparen
 })
 
 // awaitStatic waits for the one running container of a static pod. Its UID in the
-// runtime is not that of its mirror pod.
+// runtime is not that of its mirror pod. The runtime may list a container for a moment
+// whose process has ended.
 func (s *scene) awaitStatic(ctx context.Context, mirror string) *subject {
 	GinkgoHelper()
 	found := &subject{name: mirror, namespace: s.namespace}
@@ -113,7 +114,7 @@ func (s *scene) awaitStatic(ctx context.Context, mirror string) *subject {
 		g.Expect(err).NotTo(HaveOccurred())
 		var own []Process
 		for _, c := range running {
-			if c.PodNamespace == s.namespace && c.PodName == mirror {
+			if alive, err := c.Process.Alive(); c.PodNamespace == s.namespace && c.PodName == mirror && (alive || err != nil) {
 				own = append(own, c.Process)
 			}
 		}
