@@ -40,7 +40,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		s.awaitGone(ctx, pod, gracePeriod+deletionSlack)
 	})
 
-	It("runs its preStop hook when it is asked for, not before, and gives the hook its time as for any pod", Label(labelTransparency), func(ctx SpecContext) {
+	It("runs its preStop hook when it is deleted, not before, and gives the hook its time as for any pod", Label(labelTransparency), func(ctx SpecContext) {
 		s := newScene(ctx)
 		pods := s.run(ctx, s.newPod("protected", protected, withSlowPreStop), s.newPod("unprotected", withSlowPreStop),
 			s.newPod("unready", protected, withUnreadyPreStop))

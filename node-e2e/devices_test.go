@@ -41,7 +41,7 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 		kept, freed := cardsOf(keptPod.process), cardsOf(unprotected.process)
 		Expect(driver.Prepared(orphanClaim) && driver.Prepared(freedClaim)).To(BeTrue(), "the claims are prepared")
 
-		By("restarting the kubelet without the plugin, and without all that told it of one pod")
+		By("restarting the kubelet without the plugin, and without the object and the file of one pod")
 		stopKubelet(ctx)
 		stopCards()
 		s.loseKey(ctx, orphan)
@@ -51,7 +51,7 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 		unprotected.awaitDeath(ctx, since, killTimeout)
 		s.awaitHeld(ctx, keptPod, guard.AdmissionRejected)
 
-		By("starting the plugin, and asking for what is free and for more")
+		By("starting the plugin, and requesting what is free and more")
 		startCards(ctx)
 		more := s.create(ctx, s.newPod("more", withCards(2)))
 		s.expectRejected(ctx, more, "UnexpectedAdmissionError")
@@ -110,7 +110,7 @@ func (s *scene) claimDevice(ctx context.Context, name string) (uid string) {
 	}, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred(), "create resource claim %s", name)
 	claim.Status.Allocation = &resourcev1.AllocationResult{Devices: resourcev1.DeviceAllocationResult{
-		Results: []resourcev1.DeviceRequestAllocationResult{{Request: "device", Driver: claimDriver, Pool: "pool", Device: name}},
+		Results: []resourcev1.DeviceRequestAllocationResult{{Request: "device", Driver: claimDriver, Pool: deviceplugin.Pool, Device: name}},
 	}}
 	_, err = claims.UpdateStatus(ctx, claim, metav1.UpdateOptions{})
 	Expect(err).NotTo(HaveOccurred(), "allocate resource claim %s", name)
@@ -148,12 +148,12 @@ func startCards(ctx context.Context) (stop func()) {
 	return stop
 }
 
-// withCards asks for cards in the workload's container.
+// withCards requests cards in the workload's container.
 func withCards(number int64) podOption {
-	return func(pod *corev1.Pod) { askForCards(&pod.Spec.Containers[0], number) }
+	return func(pod *corev1.Pod) { requestCards(&pod.Spec.Containers[0], number) }
 }
 
-func askForCards(container *corev1.Container, number int64) {
+func requestCards(container *corev1.Container, number int64) {
 	if container.Resources.Limits == nil {
 		container.Resources.Limits = corev1.ResourceList{}
 	}
@@ -164,7 +164,7 @@ func askForCards(container *corev1.Container, number int64) {
 // before it.
 func withInitOnCard(pod *corev1.Pod) {
 	withEndedInit(pod)
-	askForCards(&pod.Spec.InitContainers[0], 1)
+	requestCards(&pod.Spec.InitContainers[0], 1)
 }
 
 // cardsOf returns the cards in the environment of a process.

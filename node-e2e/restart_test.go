@@ -19,7 +19,7 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// A kubelet meets all its pods anew when it starts. These are parts of a pod that may be
+// A kubelet admits and syncs all its pods again when it starts. These are parts of a pod that may be
 // gone by then, or at their end, beside a container that runs.
 var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine), func() {
 	It("costs no protected pod its container for want of another one's record or of a claim, and runs nothing twice", func(ctx SpecContext) {
@@ -123,7 +123,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 })
 
 var _ = Describe("The kubelet's lost record of resources", Label(labelGuarded), func() {
-	It("restarts no protected container whose resize policy asks for a restart", func(ctx SpecContext) {
+	It("restarts no protected container whose resize policy is a restart", func(ctx SpecContext) {
 		s := newScene(ctx)
 		pods := s.run(ctx, s.newPod("protected", protected, withRestartingResize), s.newPod("unprotected", withRestartingResize))
 		stopKubelet(ctx)

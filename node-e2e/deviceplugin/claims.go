@@ -18,8 +18,8 @@ import (
 	"kubelet-guard.io/node-e2e/unixsocket"
 )
 
-// pool is where the devices of a driver are.
-const pool = "pool"
+// Pool is the pool in which all devices of a driver are.
+const Pool = "pool"
 
 // Driver is a driver of dynamic resource allocation on the node. It prepares every claim,
 // without doing anything, and remembers which are prepared.
@@ -122,7 +122,7 @@ func (d *Driver) NodePrepareResources(_ context.Context, request *drapb.NodePrep
 	defer d.mu.Unlock()
 	for _, claim := range request.Claims {
 		d.prepared[claim.Uid] = true
-		response.Claims[claim.Uid] = &drapb.NodePrepareResourceResponse{Devices: []*drapb.Device{{PoolName: pool, DeviceName: claim.Uid}}}
+		response.Claims[claim.Uid] = &drapb.NodePrepareResourceResponse{Devices: []*drapb.Device{{PoolName: Pool, DeviceName: claim.Uid}}}
 	}
 	return response, nil
 }
