@@ -43,7 +43,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 	It("runs its preStop hook when it is deleted, not before, and gives the hook its time as for any pod", Label(labelTransparency), func(ctx SpecContext) {
 		s := newScene(ctx)
 		pods := s.run(ctx, s.newPod("protected", protected, withSlowPreStop), s.newPod("unprotected", withSlowPreStop),
-			s.newPod("unready", protected, withUnreadyPreStop))
+			s.newPod("unready", protected, withUnreadyPreStop, withArgs("--term-delay="+slowPreStop.String())))
 		if variant == Guarded {
 			s.hold(ctx, pods[0])
 			s.hold(ctx, pods[2])
@@ -54,7 +54,12 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 			took := s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 			Expect(took).To(BeNumerically(">=", slowPreStop), "time from the request to the end of the process of pod %s", pod)
 		}
-		s.deleteExplicitly(ctx, pods[2], metav1.DeleteOptions{})
+		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pods[2].name, metav1.DeleteOptions{})).To(Succeed())
+		Eventually(func(g Gomega) {
+			_, err := ask(ctx, pods[2], workloadPort, "/healthz")
+			g.Expect(err).To(MatchError(ContainSubstring("503")))
+		}).WithContext(ctx).WithTimeout(gracePeriod).Should(Succeed(), "the hook of pod %s is run for the deletion", pods[2])
+		s.awaitGone(ctx, pods[2], gracePeriod+deletionSlack)
 	})
 
 	It("gives a held pod the time that its process takes to end", Label(labelGuarded), func(ctx SpecContext) {

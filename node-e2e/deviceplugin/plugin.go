@@ -1,8 +1,9 @@
-// Package deviceplugin is a device plugin whose devices are names. A container that gets
-// some of them finds the names in its environment; nothing else comes with them.
+// Package deviceplugin has a device plugin (Plugin) and a driver of resource claims
+// (Driver) for the node suite. Their devices are names: a container finds those of the
+// plugin in its environment, and nothing else comes with them.
 //
-// It speaks the kubelet's own interface (k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1)
-// over the sockets that a real plugin uses.
+// Both speak the kubelet's own interfaces (deviceplugin/v1beta1 and dra/v1 in
+// k8s.io/kubelet/pkg/apis) over the sockets that real ones use.
 package deviceplugin
 
 import (
