@@ -144,6 +144,8 @@ type Guard struct {
 	loaded map[types.UID]savedPod
 	// unusable has the pods whose files could not be used, until then.
 	unusable []types.UID
+	// unconfirmedReport is when the log next says that loaded still waits.
+	unconfirmedReport time.Time
 
 	// vanished is how many pods have lost their objects. It is read without mu.
 	vanished atomic.Int32
@@ -257,6 +259,7 @@ func New(d Dependencies) (*Guard, error) {
 		g.exempt[cause] = true
 	}
 	g.metrics = newMetrics(g)
+	g.unconfirmedReport = g.clock.Now().Add(unconfirmedPatience)
 	if g.stateDir == "" && d.RootDir != "" {
 		g.stateDir = filepath.Join(d.RootDir, "guard")
 	}
@@ -637,6 +640,7 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 			}
 			g.tidy()
 			g.retryLimits()
+			g.reportUnconfirmed()
 		}
 	}
 }

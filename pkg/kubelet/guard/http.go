@@ -84,7 +84,7 @@ type HoldState struct {
 func (g *Guard) Pods() PodList {
 	list := PodList{Version: Version(), Mode: g.config.Mode, Items: []PodState{}}
 	g.mu.Lock()
-	for _, r := range g.records {
+	for _, r := range g.knownLocked() {
 		state := PodState{
 			Namespace: r.namespace, Name: r.name, UID: r.uid,
 			State:         r.stateLocked(),

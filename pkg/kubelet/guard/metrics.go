@@ -93,8 +93,9 @@ func (m *guardMetrics) register() error {
 // drift from the records.
 type stateCollector struct {
 	metrics.BaseStableCollector
-	guard                            *Guard
-	protected, held, oldest, waiting *metrics.Desc
+	guard *Guard
+
+	protected, unconfirmed, held, oldest, waiting *metrics.Desc
 }
 
 func newStateCollector(g *Guard) *stateCollector {
@@ -102,6 +103,8 @@ func newStateCollector(g *Guard) *stateCollector {
 		guard: g,
 		protected: metrics.NewDesc(subsystem+"_protected_pods",
 			"Protected pods on this node, held ones included, terminating ones not.", nil, nil, metrics.ALPHA, ""),
+		unconfirmed: metrics.NewDesc(subsystem+"_unconfirmed_pods",
+			"Protected pods that an earlier start of the kubelet saved, while the API server has not told this one which pods it has. They run on and are not managed.", nil, nil, metrics.ALPHA, ""),
 		held: metrics.NewDesc(subsystem+"_held_pods",
 			"Pods that run because an attempt to stop them was refused. A pod with two causes counts under both.", []string{"cause"}, nil, metrics.ALPHA, ""),
 		oldest: metrics.NewDesc(subsystem+"_oldest_hold_seconds",
@@ -114,6 +117,7 @@ func newStateCollector(g *Guard) *stateCollector {
 // DescribeWithStability implements metrics.StableCollector.
 func (c *stateCollector) DescribeWithStability(ch chan<- *metrics.Desc) {
 	ch <- c.protected
+	ch <- c.unconfirmed
 	ch <- c.held
 	ch <- c.oldest
 	ch <- c.waiting
@@ -126,7 +130,7 @@ func (c *stateCollector) CollectWithStability(ch chan<- metrics.Metric) {
 	protected, oldest := 0, 0.0
 	now := g.clock.Now()
 	g.mu.Lock()
-	for _, r := range g.records {
+	for _, r := range g.knownLocked() {
 		if r.stateLocked() != Terminating {
 			protected++
 		}
@@ -135,9 +139,10 @@ func (c *stateCollector) CollectWithStability(ch chan<- metrics.Metric) {
 			oldest = max(oldest, now.Sub(h.since).Seconds())
 		}
 	}
-	waiting := len(g.waiting)
+	waiting, unconfirmed := len(g.waiting), g.unconfirmedLocked()
 	g.mu.Unlock()
 	ch <- metrics.NewLazyConstMetric(c.protected, metrics.GaugeValue, float64(protected))
+	ch <- metrics.NewLazyConstMetric(c.unconfirmed, metrics.GaugeValue, float64(unconfirmed))
 	for _, cause := range causes {
 		ch <- metrics.NewLazyConstMetric(c.held, metrics.GaugeValue, float64(held[cause]), string(cause))
 	}

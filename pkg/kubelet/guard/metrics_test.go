@@ -15,6 +15,7 @@ func TestAllSeriesExistAtZeroFromTheStart(t *testing.T) {
 			want := map[string]float64{
 				"protected_pods{}":                                          0,
 				"oldest_hold_seconds{}":                                     0,
+				"unconfirmed_pods{}":                                        0,
 				"waiting_pods{}":                                            0,
 				"errors_total{operation=Processes}":                         0,
 				"decision_duration_seconds{}":                               0,

@@ -172,6 +172,7 @@ func (g *Guard) forget(r *podRecord) {
 	}
 	r.file.begunLocked()
 	g.removeLocked(r.uid)
+	delete(g.loaded, r.uid)
 	// It may be protected again already. The removal comes first.
 	if again := g.records[r.uid]; again != nil && again != r {
 		g.queueLocked(again, soon)

@@ -107,6 +107,39 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+func TestSavedPodsAreShownBeforeTheAPITellsOfThem(t *testing.T) {
+	f, restart := node(t)
+	kept, ended := protectedPod("kept"), protectedPod("ended")
+	f.running(kept, ended)
+	f.observe(deleted(ended))
+	f.saved()
+	f = restart()
+	require.Len(t, f.Pods().Items, 2)
+	for i, want := range []State{Terminating, Protected} {
+		item := f.Pods().Items[i]
+		assert.Equal(t, want, item.State, item.Name)
+		assert.False(t, item.ObjectPresent, item.Name)
+	}
+	assert.Equal(t, map[string]float64{"protected_pods{}": 1, "unconfirmed_pods{}": 1}, f.series())
+	f.ObserveSource(apiSource, []*v1.Pod{kept})
+	assert.Equal(t, map[string]float64{"protected_pods{}": 1}, f.series())
+}
+
+// A kubelet without an API server never gets a first message.
+func TestSavedPodsAreForgottenWithTheirEndThoughTheAPITellsNothing(t *testing.T) {
+	f, restart := node(t)
+	pod := protectedPod("p")
+	f.running(pod)
+	f.saved()
+	f = restart()
+	require.True(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""))
+	assert.Equal(t, 1.0, f.series()["unconfirmed_pods{}"])
+	f.runtime.remove(pod)
+	f.pass(2 * holdLinger)
+	assert.Empty(t, f.Pods().Items)
+	assert.Empty(t, f.series()["unconfirmed_pods{}"])
+}
+
 func TestRestoredPodIsHeldUntilItsObjectIsBack(t *testing.T) {
 	pod := protectedPod("p")
 	f, restart := node(t)

@@ -1,0 +1,63 @@
+package guard
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// A kubelet stops nothing before its sources have told it which pods it has, and manages
+// nothing either. One that may not read its pods, because its name is not that of its
+// credentials, or that has no API server, stays so. What an earlier one saved is shown
+// meanwhile, so that such a node is not taken for an empty one.
+
+const (
+	// unconfirmedPatience is how long a kubelet may wait for its pods without a word in
+	// its log, unconfirmedReports how often it then says that it waits.
+	unconfirmedPatience = time.Minute
+	unconfirmedReports  = 10 * time.Minute
+)
+
+// knownLocked returns the records, and those that the first message of the API source
+// will make of saved pods.
+func (g *Guard) knownLocked() []*podRecord {
+	known := slices.Collect(maps.Values(g.records))
+	for uid, saved := range g.loaded {
+		if g.records[uid] == nil && g.protectsObject(saved.Pod) {
+			r := newRecord(uid, saved.Pod.Namespace, saved.Pod.Name)
+			r.pod = saved.Pod
+			r.adopt(saved)
+			known = append(known, r)
+		}
+	}
+	return known
+}
+
+// unconfirmedLocked counts the protected pods that an earlier kubelet saved, as long as
+// the API source has not told this one which pods it has.
+func (g *Guard) unconfirmedLocked() int {
+	n := 0
+	for _, saved := range g.loaded {
+		if saved.Evidence == nil && g.protectsObject(saved.Pod) {
+			n++
+		}
+	}
+	return n
+}
+
+// reportUnconfirmed says in the log that the kubelet still waits for its pods.
+func (g *Guard) reportUnconfirmed() {
+	now := g.clock.Now()
+	g.mu.Lock()
+	n := g.unconfirmedLocked()
+	due := n > 0 && !now.Before(g.unconfirmedReport)
+	if due {
+		g.unconfirmedReport = now.Add(unconfirmedReports)
+	}
+	g.mu.Unlock()
+	if due {
+		klog.ErrorS(nil, "The API server has not told the kubelet which pods it has. Protected pods of an earlier start run on, but are not managed. Can the kubelet reach the API server, and are its credentials for this node name?", "pods", n, "node", g.nodeName)
+	}
+}
