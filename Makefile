@@ -209,9 +209,9 @@ test-alerts: promtool ## Check the alert rules and run their tests with Promethe
 	fi
 
 .PHONY: e2e-cgroup2
-e2e-cgroup2: binaries node-e2e ## Run the incidents on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 30 minutes)
+e2e-cgroup2: binaries node-e2e ## Run the incidents, and a clock that jumps, on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 30 minutes)
 	@$(go) run ./cmd/guard-vm suite --kubelet=stock --label-filter=cgroup2
-	@$(go) run ./cmd/guard-vm suite --label-filter='$(or $(LABELS),incident)'
+	@$(go) run ./cmd/guard-vm suite --label-filter='$(or $(LABELS),incident || clock)'
 
 .PHONY: test-packages
 test-packages: packages binaries ## Install, use and remove deb and rpm on a node with systemd, in an emulated machine (10 minutes)

@@ -28,7 +28,7 @@ import (
 const labelChaos = "chaos"
 
 var (
-	chaosKillsFlag = flag.Int("chaos-kills", 15, "how often the chaos run kills the kubelet")
+	chaosKillsFlag = flag.Int("chaos-kills", 8, "how often the chaos run kills the kubelet")
 	chaosSeedFlag  = flag.Uint64("chaos-seed", 2026, "seed of the chaos run, the same in every run of the suite; 0 takes one by chance, as make chaos does. A run prints the seed that repeats its decisions")
 )
 

@@ -28,9 +28,11 @@ const (
 	allowedKills  = "kubelet_guard_allowed_kills_total"
 	heldPods      = "kubelet_guard_held_pods"
 	protectedPods = "kubelet_guard_protected_pods"
-	oldestHold    = "kubelet_guard_oldest_hold_seconds"
-	guardErrors   = "kubelet_guard_errors_total"
-	guardInfo     = "kubelet_guard_info"
+	// unconfirmedPods counts those that an earlier kubelet saved and this one cannot read.
+	unconfirmedPods = "kubelet_guard_unconfirmed_pods"
+	oldestHold      = "kubelet_guard_oldest_hold_seconds"
+	guardErrors     = "kubelet_guard_errors_total"
+	guardInfo       = "kubelet_guard_info"
 )
 
 // metricFamilies is one reading of the kubelet's metrics.

@@ -134,6 +134,11 @@ type KubeletChange struct {
 	NodeName string
 	// Link is how the kubelet reaches the API server; nil is directly.
 	Link Link
+	// APIServer is another API server than the cluster's own; nil is that one.
+	APIServer OtherAPIServer
+	// HostnameOverride is the value of the flag when it alone is changed, and the
+	// credentials are those of the node's own name; empty leaves it as it is.
+	HostnameOverride string
 	// Standalone starts the kubelet without a kubeconfig, as when the flag is lost.
 	Standalone bool
 }
@@ -194,6 +199,10 @@ type Runtime interface {
 	Untag(ctx context.Context, name string) error
 	// Digest returns the digest of the image's manifest.
 	Digest(ctx context.Context, image string) (string, error)
+	// RemoveImage takes an image away with all of its names. The returned function
+	// brings it back under the one that was given. Specs that use it have the label
+	// own-machine: on a shared node other pods may start from the image.
+	RemoveImage(ctx context.Context, image string) (restore func(context.Context) error, err error)
 	// StartOther starts a second runtime beside this one, with images and without
 	// containers. Specs that use it have the label own-machine.
 	StartOther(ctx context.Context) (OtherRuntime, error)
@@ -229,6 +238,28 @@ type ControlPlane interface {
 	StopAPIServer(ctx context.Context) error
 	// StartAPIServer returns when the API server is ready and the controllers work.
 	StartAPIServer(ctx context.Context) error
+	// StartOther starts a second API server on the same storage.
+	StartOther(ctx context.Context) (OtherAPIServer, error)
+}
+
+// OtherAPIServer is an API server that can be cut off from the storage: from then on it
+// answers from what it remembers, and hears of no change.
+type OtherAPIServer interface {
+	Cut() error
+	Mend() error
+	// Stop ends it. The caller of StartOther must call it.
+	Stop(ctx context.Context) error
+}
+
+// parseNames reads the names of the image with a digest from the table of
+// `ctr images list`.
+func parseNames(table, digest string) (names []string) {
+	for line := range strings.Lines(table) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == digest {
+			names = append(names, fields[0])
+		}
+	}
+	return names
 }
 
 // parseDigest reads the digest of an image from the table of `ctr images list`.

@@ -340,6 +340,9 @@ func (k kindKubeletControl) dropIn(ctx context.Context, change KubeletChange) (s
 			c.RotateCertificates = false
 		}
 	}
+	if change.HostnameOverride != "" {
+		flags += " --hostname-override=" + change.HostnameOverride
+	}
 	if change.Standalone {
 		flags += " --kubeconfig= --bootstrap-kubeconfig="
 		inner := configure
@@ -493,6 +496,10 @@ func (r kindRuntime) Digest(ctx context.Context, image string) (string, error) {
 var errOwnMachine = errors.New("a node of a kind cluster does not have this: label the spec " + labelOwnMachine)
 
 func (kindRuntime) StartOther(context.Context) (OtherRuntime, error) { return nil, errOwnMachine }
+
+func (kindRuntime) RemoveImage(context.Context, string) (func(context.Context) error, error) {
+	return nil, errOwnMachine
+}
 
 // machineProcess is a process as this machine sees it.
 type machineProcess struct {
@@ -648,3 +655,6 @@ type kindControlPlane struct{}
 
 func (kindControlPlane) StopAPIServer(context.Context) error  { return errShared }
 func (kindControlPlane) StartAPIServer(context.Context) error { return errShared }
+func (kindControlPlane) StartOther(context.Context) (OtherAPIServer, error) {
+	return nil, errShared
+}

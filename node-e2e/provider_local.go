@@ -162,6 +162,12 @@ func (k localKubelet) Start(ctx context.Context, change KubeletChange) error {
 	if change.Link != nil {
 		options = append(options, embedded.WithLink(change.Link.(localLink).Link))
 	}
+	if change.APIServer != nil {
+		options = append(options, embedded.WithAPIServer(change.APIServer.(localOtherAPIServer).OtherAPIServer))
+	}
+	if change.HostnameOverride != "" {
+		options = append(options, embedded.WithFlags("--hostname-override="+change.HostnameOverride))
+	}
 	if change.Standalone {
 		options = append(options, embedded.WithoutAPIServer())
 	}
@@ -264,6 +270,29 @@ func (r localRuntime) Digest(ctx context.Context, image string) (string, error) 
 	return parseDigest(table, image)
 }
 
+// savedImage is where an image is while the runtime does not have it: a path of the node.
+const savedImage = "/var/lib/containerd/e2e-image.tar"
+
+func (r localRuntime) RemoveImage(ctx context.Context, image string) (func(context.Context) error, error) {
+	digest, err := r.Digest(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	table, err := r.ctr(ctx, "images", "list")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := r.ctr(ctx, "images", "export", savedImage, image); err != nil {
+		return nil, err
+	}
+	restore := func(ctx context.Context) error {
+		_, err := r.ctr(ctx, "images", "import", savedImage)
+		return err
+	}
+	_, err = r.ctr(ctx, append([]string{"images", "remove", "--sync"}, parseNames(table, digest)...)...)
+	return restore, err
+}
+
 func (r localRuntime) ctr(ctx context.Context, args ...string) (string, error) {
 	return r.cluster.RunOnNode(ctx, append([]string{filepath.Join(r.cluster.NodeDir(), "ctr"), "--namespace=k8s.io"}, args...)...)
 }
@@ -312,4 +341,21 @@ func (c localControlPlane) StopAPIServer(ctx context.Context) error {
 
 func (c localControlPlane) StartAPIServer(ctx context.Context) error {
 	return c.cluster.APIServer().Start(ctx)
+}
+
+func (c localControlPlane) StartOther(ctx context.Context) (OtherAPIServer, error) {
+	other, err := c.cluster.StartOtherAPIServer(ctx)
+	return localOtherAPIServer{other}, err
+}
+
+type localOtherAPIServer struct{ *embedded.OtherAPIServer }
+
+func (s localOtherAPIServer) Cut() error {
+	s.OtherAPIServer.Cut()
+	return nil
+}
+
+func (s localOtherAPIServer) Mend() error {
+	s.OtherAPIServer.Mend()
+	return nil
 }

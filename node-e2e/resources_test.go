@@ -83,6 +83,34 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		Expect(allowedCPUs(pod.process)).To(Equal(own), "CPUs of pod %s", pod)
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})
+
+	// What the state file says nobody else knows: with it the pod loses its CPU to the
+	// shared ones, and not its life.
+	It("whose CPU is forgotten and reserved runs on among the others, and gets one again", func(ctx SpecContext) {
+		s := newScene(ctx)
+		s.needTwoCPUs(ctx)
+		static := startStaticCPUs(ctx)
+		pod := s.run(ctx, s.newPod("exclusive", protected, exclusiveCPU))[0]
+		Expect(allowedCPUs(pod.process)).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", pod)
+		By("losing the state file, with all CPUs reserved for the system")
+		stopKubelet(ctx)
+		forgetCPUs()
+		startKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			static.Configure(c)
+			c.ReservedSystemCPUs = fmt.Sprintf("0-%d", nodeMilliCPU(ctx)/1000-1)
+		}})
+		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
+		// The CPU manager reconciles every 10 s.
+		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
+		By("reserving one CPU only")
+		restartKubelet(ctx, static)
+		Eventually(func(g Gomega) {
+			pod.expectAlive(g)
+			expectState(g, ctx, pod, guard.Protected)
+			g.Expect(allowedCPUs(pod.process)).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", pod)
+		}).WithContext(ctx).WithTimeout(survivalPeriod+apiLag).Should(Succeed(), "the policy gives pod %s a CPU", pod)
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	})
 })
 
 // needTwoCPUs skips a spec in which one CPU is reserved and one is given away, where that

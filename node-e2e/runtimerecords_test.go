@@ -25,6 +25,10 @@ var (
 	shortTag = "e2e-workload:1"
 )
 
+// errImageNeverPull is the kubelet's reason for a container whose image is not there and
+// must not be pulled.
+const errImageNeverPull = "ErrImageNeverPull"
+
 const workloadRepository = "localhost/guard/workload"
 
 func withImage(image string) podOption {
@@ -107,6 +111,40 @@ var _ = Describe("Damaged records of the runtime", func() {
 		}
 	})
 
+	It("cost no protected pod its container when its image is gone, too, and its next start waits for the image as with the stock kubelet", Label(labelTransparency, labelOwnMachine), func(ctx SpecContext) {
+		s := newScene(ctx)
+		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))
+		restore := removeImage(ctx, workloadImage)
+		if variant == Guarded {
+			stopKubelet(ctx)
+			damageHashes(ctx, pods[0])
+			startKubelet(ctx, KubeletChange{})
+			s.awaitHeld(ctx, pods[0], guard.ContainerHashChanged)
+		} else {
+			restartKubelet(ctx, KubeletChange{})
+		}
+		Consistently(func(g Gomega) {
+			for _, pod := range pods {
+				pod.expectAlive(g)
+			}
+		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		By("ending the containers")
+		for _, pod := range pods {
+			s.exit(ctx, pod.name, 1)
+			pod.awaitDeath(ctx, time.Now(), killTimeout)
+		}
+		for _, pod := range pods {
+			s.awaitWaiting(ctx, pod, errImageNeverPull)
+		}
+		By("bringing the image back")
+		restore(ctx)
+		for _, pod := range pods {
+			restarted := awaitRestarted(ctx, pod)
+			s.awaitServing(ctx, pod.name, pod.uid)
+			s.deleteExplicitly(ctx, restarted, metav1.DeleteOptions{})
+		}
+	})
+
 	It("whose container runs cost no protected pod its life, and those whose container is dead are no obstacle", func(ctx SpecContext) {
 		s := newScene(ctx)
 		By("running pods whose init container runs, and pods whose container will be dead")
@@ -158,6 +196,36 @@ var _ = Describe("Damaged records of the runtime", func() {
 		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
 	})
 })
+
+// removeImage takes an image away from the runtime; the returned function, or the spec's
+// end, brings it back.
+func removeImage(ctx context.Context, image string) (restore func(context.Context)) {
+	GinkgoHelper()
+	back, err := provider.Node().Runtime().RemoveImage(ctx, image)
+	gone := true
+	restore = func(ctx context.Context) {
+		if gone && back != nil {
+			Expect(back(ctx)).To(Succeed(), "bring image %s back", image)
+			gone = false
+		}
+	}
+	DeferCleanup(restore)
+	Expect(err).NotTo(HaveOccurred(), "remove image %s", image)
+	return restore
+}
+
+// awaitWaiting waits until the API shows why a pod's container does not start.
+func (s *scene) awaitWaiting(ctx context.Context, pod *subject, reason string) {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(object.Status.ContainerStatuses).To(HaveLen(1), "container statuses of pod %s", pod)
+		waiting := object.Status.ContainerStatuses[0].State.Waiting
+		g.Expect(waiting).NotTo(BeNil(), "state of the container of pod %s: %v", pod, object.Status.ContainerStatuses[0].State)
+		g.Expect(waiting.Reason).To(Equal(reason), "why the container of pod %s waits: %s", pod, waiting.Message)
+	}).WithContext(ctx).WithTimeout(restartTimeout).Should(Succeed())
+}
 
 const initContainer = "init"
 

@@ -55,7 +55,7 @@ func newSuiteCommand(config *vm.Config) *cobra.Command {
 			config.Command = []string{
 				"bin/node-e2e.test", "-test.run=^TestNode$", "-test.timeout=0", "-kubelet=" + kubelet,
 				"-output=/output", "-manifests=/manifests", "-results=/results/results.json",
-				"-ginkgo.label-filter=" + labelFilter, "-ginkgo.focus=" + focus, "-ginkgo.v", "-ginkgo.no-color",
+				"-ginkgo.label-filter=" + labelFilter, "-ginkgo.focus=" + focus, "-ginkgo.v", "-ginkgo.no-color", "-own-clock",
 			}
 			code, err := vm.Run(cmd.Context(), *config)
 			if err != nil {
@@ -80,7 +80,7 @@ func newSuiteCommand(config *vm.Config) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&kubelet, "kubelet", string(e2e.Guarded), "kubelet of the node: stock or guarded")
-	flags.StringVar(&labelFilter, "label-filter", "incident", "Ginkgo label filter")
+	flags.StringVar(&labelFilter, "label-filter", "incident || clock", "Ginkgo label filter")
 	flags.StringVar(&focus, "focus", "", "regular expression that the names of the specs match")
 	return cmd
 }

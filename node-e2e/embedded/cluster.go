@@ -312,7 +312,9 @@ func (c *Cluster) define() {
 		return &Component{cluster: c, name: name, prepare: prepare, healthy: healthy, patience: termPatience}
 	}
 	c.etcd = &Etcd{part(programEtcd, c.prepareEtcd, c.etcdHealthy)}
-	c.apiServer = part(programAPIServer, c.prepareAPIServer, c.apiServerHealthy)
+	c.apiServer = part(programAPIServer, func() (launch, error) {
+		return c.prepareAPIServer(apiServerPort, c.url("https", etcdClientPort))
+	}, c.apiServerHealthy)
 	c.apiServer.patience = apiServerTermPatience
 	c.apiServer.afterStart = c.restartControllers
 	c.controllerManager = part(programControllerManager, c.prepareControllerManager, c.controllerManagerHealthy)
@@ -618,6 +620,12 @@ func (c *Cluster) update(change func(*state)) error {
 
 func (c *Cluster) record(name string, id identity) error {
 	return c.update(func(s *state) { s.Processes[name] = id })
+}
+
+// forget takes a process that has ended out of the state: a cluster runs when all of its
+// recorded processes do.
+func (c *Cluster) forget(name string) error {
+	return c.update(func(s *state) { delete(s.Processes, name) })
 }
 
 func (c *Cluster) recordRegisteredName(name string) error {

@@ -17,6 +17,7 @@ import (
 // The ports of a node are the usual ones: each cluster has its own address.
 const (
 	apiServerPort         = "6443"
+	otherAPIServerPort    = "6444"
 	etcdClientPort        = "2379"
 	etcdPeerPort          = "2380"
 	etcdMetricsPort       = "2381"
@@ -81,14 +82,16 @@ func (c *Cluster) etcdHealthy(ctx context.Context) error {
 	return c.getOK(ctx, c.url("http", etcdMetricsPort)+"/health")
 }
 
-func (c *Cluster) prepareAPIServer() (launch, error) {
+// prepareAPIServer prepares an API server that listens on the port and has its storage
+// at the URL.
+func (c *Cluster) prepareAPIServer(port, storage string) (launch, error) {
 	return launch{
 		path: filepath.Join(c.config.KubeDir, programAPIServer),
 		args: append([]string{
 			"--bind-address=" + c.NodeIP(),
 			"--advertise-address=" + c.NodeIP(),
-			"--secure-port=" + apiServerPort,
-			"--etcd-servers=" + c.url("https", etcdClientPort),
+			"--secure-port=" + port,
+			"--etcd-servers=" + storage,
 			"--etcd-cafile=" + c.pki.cert("etcd/ca"),
 			"--etcd-certfile=" + c.pki.cert("apiserver-etcd-client"),
 			"--etcd-keyfile=" + c.pki.key("apiserver-etcd-client"),

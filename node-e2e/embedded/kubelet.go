@@ -76,6 +76,11 @@ func WithLink(link *Link) KubeletOption {
 	return func(s *kubeletSpec) { s.server = link.URL() }
 }
 
+// WithAPIServer lets the kubelet ask another API server than the cluster's own.
+func WithAPIServer(other *OtherAPIServer) KubeletOption {
+	return func(s *kubeletSpec) { s.server = other.cluster.url("https", otherAPIServerPort) }
+}
+
 // WithoutAPIServer runs the kubelet standalone, without a kubeconfig. Nobody can ask an
 // API server who a client is then: every client with a certificate may do everything.
 func WithoutAPIServer() KubeletOption {

@@ -57,8 +57,7 @@ func (r *OtherRuntime) Stop(ctx context.Context) error {
 	if err := r.Component.Stop(ctx); err != nil {
 		return err
 	}
-	// A cluster runs when all of its recorded processes do.
-	return r.cluster.update(func(s *state) { delete(s.Processes, r.name) })
+	return r.cluster.forget(r.name)
 }
 
 // Endpoint is what a kubelet's containerRuntimeEndpoint is for it.
