@@ -24,6 +24,19 @@ type Patch struct {
 	Trailers map[string]string
 	// Files are the changed files in the order of the patch.
 	Files []FileChange
+
+	// hunks are the changes of all files, in the order of the patch.
+	hunks []hunk
+}
+
+// hunk is one place that a patch changes.
+type hunk struct {
+	// path is the slash-separated path in the Kubernetes tree.
+	path string
+	// header is the line that begins with @@, lines are those after it as they are in the
+	// diff.
+	header string
+	lines  []string
 }
 
 // FileChange counts what a patch does to one file.
@@ -137,7 +150,7 @@ func splitTrailers(message string) (body string, trailers map[string]string) {
 	return strings.TrimSpace(message[:i]), trailers
 }
 
-// parseDiff counts changed lines. It follows the line counts of the hunk headers,
+// parseDiff finds the hunks and counts changed lines. It follows the line counts of the hunk headers,
 // so that a removed line that starts with "--" is not taken for a file header.
 func (p *Patch) parseDiff(diff string) error {
 	if diff == "" {
@@ -150,6 +163,8 @@ func (p *Patch) parseDiff(diff string) error {
 	for scanner.Scan() {
 		line := scanner.Text()
 		if oldLeft > 0 || newLeft > 0 {
+			h := &p.hunks[len(p.hunks)-1]
+			h.lines = append(h.lines, line)
 			switch {
 			case strings.HasPrefix(line, "+"):
 				file.Added++
@@ -178,6 +193,7 @@ func (p *Patch) parseDiff(diff string) error {
 			if oldLeft, newLeft, err = hunkLengths(line); err != nil {
 				return fmt.Errorf("%s: %s: %w", p.Name, file.Path, err)
 			}
+			p.hunks = append(p.hunks, hunk{path: file.Path, header: line})
 		}
 	}
 	if oldLeft > 0 || newLeft > 0 {

@@ -52,6 +52,17 @@ index 0000000000000000000000000000000000000000..33333333333333333333333333333333
 func TestParsePatch(t *testing.T) {
 	got, err := ParsePatch("a.patch", []byte(samplePatch))
 	require.NoError(t, err)
+	var places []string
+	for _, h := range got.hunks {
+		places = append(places, h.path+" "+h.header)
+	}
+	require.Equal(t, []string{
+		"pkg/kubelet/config/config.go @@ -10,4 +10,5 @@ func merge() {",
+		"pkg/kubelet/config/config.go @@ -30 +31,2 @@ func other() {",
+		"pkg/kubelet/glue.go @@ -0,0 +1,2 @@",
+	}, places)
+	require.Equal(t, []string{"+package kubelet", "+"}, got.hunks[len(got.hunks)-1].lines)
+	got.hunks = nil
 	require.Equal(t, Patch{
 		Name:    "a.patch",
 		Data:    []byte(samplePatch),

@@ -39,8 +39,9 @@ type Hook struct {
 
 	// before are the lines of the hunk upstream, after are those with the hook.
 	before, after []string
-	// onlyImports: the hunk changes nothing but imports, so that it is no hook.
-	onlyImports bool
+	// importsOnly: nothing but imports changes. That is no hook, but has to go with those
+	// that need it.
+	importsOnly bool
 }
 
 // String names the hook in a line of a table.
@@ -75,77 +76,55 @@ var (
 )
 
 // Hooks returns the hooks of the patches, in the order of the series.
-func (s Series) Hooks() ([]Hook, error) {
-	hunks, err := s.hunks()
-	return slices.DeleteFunc(hunks, func(h Hook) bool { return h.onlyImports }), err
+func (s Series) Hooks() []Hook {
+	return slices.DeleteFunc(s.changes(), func(h Hook) bool { return h.importsOnly })
 }
 
-// hunks returns all hunks of the patches, in the order of the series.
-func (s Series) hunks() ([]Hook, error) {
-	var hunks []Hook
+// changes returns all hunks of the patches, in the order of the series.
+func (s Series) changes() []Hook {
+	var all []Hook
 	for _, p := range s.Patches {
-		found, err := p.placedHunks()
-		if err != nil {
-			return nil, err
-		}
-		hunks = append(hunks, found...)
+		all = append(all, p.changes()...)
 	}
-	return hunks, nil
+	return all
 }
 
-// placedHunks splits the patch into its hunks, with the place of each.
-func (p Patch) placedHunks() ([]Hook, error) {
-	var hooks []Hook
-	file := ""
-	lines := strings.Split(string(p.Data), "\n")
-	for i := 0; i < len(lines); i++ {
-		if strings.HasPrefix(lines[i], "diff --git a/") {
-			_, file, _ = strings.Cut(lines[i], " b/")
-			continue
-		}
-		if file == "" || !strings.HasPrefix(lines[i], "@@ ") {
-			continue
-		}
-		oldLeft, newLeft, err := hunkLengths(lines[i])
-		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", p.Name, file, err)
-		}
-		h := Hook{Patch: p.Name, File: file}
-		if m := hunkFunction.FindStringSubmatch(lines[i]); m != nil {
-			h.Function = m[1]
-		}
-		isHook := false
-		for i++; i < len(lines) && (oldLeft > 0 || newLeft > 0); i++ {
-			line := lines[i]
-			switch {
-			case strings.HasPrefix(line, "+"):
-				newLeft--
-				h.after = append(h.after, line[1:])
-				for _, m := range guardName.FindAllStringSubmatch(line, -1) {
-					h.Calls = append(h.Calls, m[1])
-				}
-				isHook = isHook || strings.TrimSpace(line[1:]) != "" && !importLine.MatchString(line[1:])
-			case strings.HasPrefix(line, "-"):
-				oldLeft--
-				h.before = append(h.before, line[1:])
-				isHook = true
-			case strings.HasPrefix(line, `\`):
-			default:
-				oldLeft--
-				newLeft--
-				if !isHook && strings.HasPrefix(line, " func ") {
-					h.Function = hunkFunction.FindStringSubmatch(line)[1]
-				}
-				// An empty context line may have lost its blank.
-				h.before = append(h.before, strings.TrimPrefix(line, " "))
-				h.after = append(h.after, strings.TrimPrefix(line, " "))
-			}
-		}
-		i--
-		h.onlyImports = !isHook
-		hooks = append(hooks, h)
+func (p Patch) changes() []Hook {
+	all := make([]Hook, len(p.hunks))
+	for i, h := range p.hunks {
+		all[i] = h.change(p.Name)
 	}
-	return hooks, nil
+	return all
+}
+
+// change finds out what the hunk changes, and in which function.
+func (h hunk) change(patch string) Hook {
+	c := Hook{Patch: patch, File: h.path, importsOnly: true}
+	if m := hunkFunction.FindStringSubmatch(h.header); m != nil {
+		c.Function = m[1]
+	}
+	for _, line := range h.lines {
+		switch {
+		case strings.HasPrefix(line, "+"):
+			c.after = append(c.after, line[1:])
+			for _, m := range guardName.FindAllStringSubmatch(line, -1) {
+				c.Calls = append(c.Calls, m[1])
+			}
+			c.importsOnly = c.importsOnly && (strings.TrimSpace(line[1:]) == "" || importLine.MatchString(line[1:]))
+		case strings.HasPrefix(line, "-"):
+			c.before = append(c.before, line[1:])
+			c.importsOnly = false
+		case strings.HasPrefix(line, `\`):
+		default:
+			if c.importsOnly && strings.HasPrefix(line, " func ") {
+				c.Function = hunkFunction.FindStringSubmatch(line)[1]
+			}
+			// An empty context line may have lost its blank.
+			c.before = append(c.before, strings.TrimPrefix(line, " "))
+			c.after = append(c.after, strings.TrimPrefix(line, " "))
+		}
+	}
+	return c
 }
 
 // Without returns the content of the hook's file as upstream has it at this
@@ -185,12 +164,12 @@ func (h Hook) Without(content []byte) ([]byte, error) {
 	return nil, fmt.Errorf("%s: the hook in %s of %s is not in the guarded tree; a later patch changes it", h.Patch, h.Function, h.File)
 }
 
-// neighbours returns the hunks of the same patch in the same file, of the same function
+// neighbours returns the changes of the same patch in the same file, of the same function
 // only or all of them.
-func (h Hook) neighbours(hunks []Hook, sameFunction bool) []Hook {
+func (h Hook) neighbours(changes []Hook, sameFunction bool) []Hook {
 	var found []Hook
-	for _, o := range hunks {
-		if o.Patch == h.Patch && o.File == h.File && (!sameFunction || o.Function == h.Function && !o.onlyImports) {
+	for _, o := range changes {
+		if o.Patch == h.Patch && o.File == h.File && (!sameFunction || o.Function == h.Function && !o.importsOnly) {
 			found = append(found, o)
 		}
 	}
@@ -200,12 +179,8 @@ func (h Hook) neighbours(hunks []Hook, sameFunction bool) []Hook {
 // hooksComeOut returns an error for each hook of the series that cannot be taken out of a
 // tree with all of them.
 func (s Series) hooksComeOut(dir string) error {
-	hooks, err := s.Hooks()
-	if err != nil {
-		return err
-	}
 	var errs []error
-	for _, h := range hooks {
+	for _, h := range s.Hooks() {
 		content, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(h.File)))
 		if err == nil {
 			_, err = h.Without(content)
@@ -251,11 +226,7 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	if err != nil {
 		return nil, err
 	}
-	hunks, err := series.hunks()
-	if err != nil {
-		return nil, err
-	}
-	hooks := slices.DeleteFunc(slices.Clone(hunks), func(h Hook) bool { return h.onlyImports })
+	changes, hooks := series.changes(), series.Hooks()
 	if only != nil {
 		hooks = slices.DeleteFunc(hooks, func(h Hook) bool { return !only.MatchString(h.String()) })
 	}
@@ -281,7 +252,7 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 		// Hunks that share a variable only go together, and those that share a function or
 		// an import only with the rest of their file.
 		var proof Proof
-		for _, together := range [][]Hook{{h}, h.neighbours(hunks, true), h.neighbours(hunks, false)} {
+		for _, together := range [][]Hook{{h}, h.neighbours(changes, true), h.neighbours(changes, false)} {
 			if proof, err = p.prove(ctx, h, together); err != nil {
 				return nil, err
 			}

@@ -67,8 +67,7 @@ func parseHooks(t *testing.T) []Hook {
 	t.Helper()
 	p, err := ParsePatch("a.patch", []byte(hookPatch))
 	require.NoError(t, err)
-	hooks, err := Series{Patches: []Patch{p}}.Hooks()
-	require.NoError(t, err)
+	hooks := Series{Patches: []Patch{p}}.Hooks()
 	require.Len(t, hooks, 2, "the import is no hook")
 	return hooks
 }
@@ -138,12 +137,13 @@ func TestHookThatIsNotThereOrTwice(t *testing.T) {
 // What one function shares with another of the patch, an import for example, has to go
 // with it.
 func TestHookGoesWithItsNeighbours(t *testing.T) {
-	hunks, err := Patch{Name: "a.patch", Data: []byte(hookPatch)}.placedHunks()
+	p, err := ParsePatch("a.patch", []byte(hookPatch))
 	require.NoError(t, err)
-	require.Len(t, hunks, 3)
-	assert.True(t, hunks[0].onlyImports)
-	assert.Equal(t, hunks[1:2], hunks[1].neighbours(hunks, true))
-	assert.Equal(t, hunks, hunks[1].neighbours(hunks, false))
+	changes := p.changes()
+	require.Len(t, changes, 3)
+	assert.True(t, changes[0].importsOnly)
+	assert.Equal(t, changes[1:2], changes[1].neighbours(changes, true))
+	assert.Equal(t, changes, changes[1].neighbours(changes, false))
 }
 
 func TestProofOfATestThatWaitsForEver(t *testing.T) {

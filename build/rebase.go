@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/semver"
@@ -219,7 +220,7 @@ func (e EditTree) conflict(ctx context.Context, series Series) (*ConflictError, 
 		return nil, false
 	}
 	for _, path := range strings.Fields(unmerged) {
-		hunks := patch.hunks(path)
+		hunks := slices.DeleteFunc(slices.Clone(patch.hunks), func(h hunk) bool { return h.path != path })
 		data, err := os.ReadFile(e.file(path))
 		places := conflictMarkers(data)
 		if errors.Is(err, fs.ErrNotExist) || len(places) == 0 {
@@ -274,48 +275,6 @@ func (c conflictPlace) hunk(hunks []hunk) string {
 		}
 	}
 	return header
-}
-
-// hunk is one hunk of a patch, with its lines as they are in the diff.
-type hunk struct {
-	header string
-	lines  []string
-}
-
-// hunks returns the hunks of one file.
-func (p Patch) hunks(path string) []hunk {
-	var out []hunk
-	inFile := false
-	left := 0
-	for _, line := range strings.Split(string(p.Data), "\n") {
-		if left > 0 {
-			if !strings.HasPrefix(line, `\`) {
-				left--
-				if strings.HasPrefix(line, " ") {
-					left--
-				}
-			}
-			if inFile {
-				h := &out[len(out)-1]
-				h.lines = append(h.lines, line)
-			}
-			continue
-		}
-		switch {
-		case strings.HasPrefix(line, "diff --git "):
-			inFile = strings.HasSuffix(line, " b/"+path)
-		case strings.HasPrefix(line, "@@ "):
-			oldLines, newLines, err := hunkLengths(line)
-			if err != nil {
-				continue
-			}
-			left = oldLines + newLines
-			if inFile {
-				out = append(out, hunk{header: line})
-			}
-		}
-	}
-	return out
 }
 
 // FinishRebase exports a rebase that has no conflict left: the patches, the pin and
