@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Suite is the Debian of all root file systems, the last whose systemd runs on cgroup
@@ -125,10 +126,12 @@ func RequirePrograms(packageOf map[string]string) error {
 	return nil
 }
 
-// Run runs a program whose output goes to log.
+// Run runs a program whose output goes to log. What it mounts ends with it: debootstrap,
+// when it is interrupted, leaves the machine's /proc in the tree.
 func Run(ctx context.Context, log io.Writer, command ...string) error {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s: %w", strings.Join(command, " "), err)
 	}

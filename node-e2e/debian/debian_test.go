@@ -1,6 +1,8 @@
 package debian
 
 import (
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -10,6 +12,19 @@ func TestMissingProgramsAreNamedByPackage(t *testing.T) {
 	err := RequirePrograms(map[string]string{"sh": "dash", "no-such-program": "its-package"})
 	require.ErrorContains(t, err, "its-package")
 	require.NotContains(t, err.Error(), "dash")
+}
+
+func TestMountsOfAProgramEndWithIt(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	var log strings.Builder
+	require.NoError(t, Run(t.Context(), &log, "sh", "-c", "mount -t tmpfs none \"$0\" && mount", dir), &log)
+	require.Contains(t, log.String(), dir, "mounts of the program")
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	require.NoError(t, err)
+	require.NotContains(t, string(mounts), dir, "mounts of this process")
 }
 
 func TestFingerprintFollowsTheContent(t *testing.T) {
