@@ -11,6 +11,7 @@ import (
 
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/admission/budget"
+	"kubelet-guard.io/pkg/admission/nodes"
 )
 
 // newPodDeletionEntries makes the rules about the deletion of pods, and has the
@@ -37,10 +38,14 @@ func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernete
 	if err := budget.NewCollector(mgr.GetClient(), mgr.GetAPIReader(), now).SetupWithManager(mgr); err != nil {
 		return nil, err
 	}
+	if err := mgr.Add(budget.NewTaintEviction(mgr.GetClient(), budget.NewEvictedPods(core.CoreV1()), now)); err != nil {
+		return nil, err
+	}
+	lost := nodes.NewLostNodes(nodes.CachedPolicies{Reader: mgr.GetClient()}, nodes.CachedNodes{Reader: mgr.GetClient()}, now)
 	return []admission.Entry{
 		// The record last: it must be written exactly when the delete passes, also by
 		// override or in audit mode.
-		{Path: "/validate/pod-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{budget.NewRule(reservations), records}},
+		{Path: "/validate/pod-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{budget.NewRule(reservations, lost), records}},
 		{Path: "/validate/pod-eviction", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{records}},
 	}, nil
 }

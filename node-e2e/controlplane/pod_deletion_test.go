@@ -400,7 +400,7 @@ var _ = Describe("deletion of protected pods", func() {
 		Entry("by deletion", "poddisruptionbudget web, which needs 3 healthy pods", "--disable-eviction"),
 	)
 
-	It("is held for taint eviction", func(ctx SpecContext) {
+	It("is held for taint eviction, which forgets the pods, and made up for when the budget allows it", func(ctx SpecContext) {
 		node := createSilentNode(ctx, nil)
 		createSilentPods(ctx, namespace, node, webPods(4)...)
 		createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
@@ -413,6 +413,37 @@ var _ = Describe("deletion of protected pods", func() {
 			terminating, _ := terminatingPods(ctx, namespace)
 			return terminating
 		}).WithTimeout(controllerQuiet).Should(HaveLen(1))
+		By("asking for one pod less")
+		kubectl(ctx, "patch", "poddisruptionbudget", "web", "-n", namespace, "--type=merge", `--patch={"spec":{"minAvailable":2}}`).ExpectDone()
+		Eventually(ctx, func() []string {
+			terminating, _ := terminatingPods(ctx, namespace)
+			return terminating
+		}).WithTimeout(2*controllerReaction).Should(HaveLen(2), "terminating pods, though taint eviction has given up")
+		Consistently(ctx, func() []string {
+			terminating, _ := terminatingPods(ctx, namespace)
+			return terminating
+		}).WithTimeout(controllerQuiet).Should(HaveLen(2))
+	})
+
+	It("passes for the pods of a lost node, and is held in a mass failure", func(ctx SpecContext) {
+		const one, all = "one-lost", "all-lost"
+		createPool(ctx, one, 4, 3)
+		createPool(ctx, all, 3, 0)
+		for _, pool := range []string{one, all} {
+			createNodePolicy(ctx, nodePolicy(pool, pool, "maxDeletions: 1, period: 1h"))
+		}
+		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		for node, pod := range map[string]string{one + "-003": "web-lost", all + "-000": "web-mass"} {
+			created := createSilentPods(ctx, namespace, node, webPod(pod))[0]
+			created.Status.Conditions[0].Status = corev1.ConditionFalse
+			_, err := client.CoreV1().Pods(namespace).UpdateStatus(ctx, created, metav1.UpdateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		ordinary.kubectl(ctx, "delete", "pod", "web-mass", "-n", namespace, "--wait=false").
+			ExpectRefused("does not count as lost, since 3 of 3 nodes of the pool of NodeDeletionPolicy " + all + " are not ready")
+		ordinary.kubectl(ctx, "delete", "pod", "web-lost", "-n", namespace, "--wait=false").ExpectDone()
+		terminating, _ := terminatingPods(ctx, namespace)
+		Expect(terminating).To(ConsistOf("web-lost"))
 	})
 
 	It("is held for the garbage collector, when the owner is gone", func(ctx SpecContext) {

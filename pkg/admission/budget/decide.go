@@ -38,6 +38,8 @@ const (
 	mirror         passage = "MirrorPod"
 	byItsOwner     passage = "ByItsWorkloadController"
 	withNamespace  passage = "WithItsNamespace"
+	// nodeLost is not found out by passes: it needs the other nodes.
+	nodeLost passage = "NodeLost"
 )
 
 // namespaceController empties namespaces that are being deleted. It goes on to
@@ -152,16 +154,27 @@ const (
 	accountRefuse account = "Refuse"
 )
 
+// way is how a pod is to go.
+type way string
+
+const (
+	byDelete   way = "Delete"
+	byEviction way = "Eviction"
+)
+
 // judge returns what the budget says about the deletion of a pod that passes does
-// not let through, and why when it refuses. It follows the eviction subresource, so
-// that both give the same answer.
-func judge(budget *policyv1.PodDisruptionBudget, pod *corev1.Pod, now time.Time) (account, string) {
+// not let through, and why when it refuses. It follows the eviction subresource, with one
+// exception: a pod that is not ready may be deleted when the budget wants no healthy
+// pod at all (maxUnavailable 1 of 1), since its going lowers nothing. Eviction refuses
+// that, because nobody may have counted the pods yet.
+func judge(budget *policyv1.PodDisruptionBudget, pod *corev1.Pod, how way, now time.Time) (account, string) {
 	status := budget.Status
 	if !isReady(pod) {
 		if policy := budget.Spec.UnhealthyPodEvictionPolicy; policy != nil && *policy == policyv1.AlwaysAllow {
 			return accountUnhealthy, ""
 		}
-		if status.CurrentHealthy >= status.DesiredHealthy && status.DesiredHealthy > 0 {
+		counted := status.DesiredHealthy > 0 || how == byDelete && status.ExpectedPods > 0 && status.ObservedGeneration >= budget.Generation
+		if status.CurrentHealthy >= status.DesiredHealthy && counted {
 			return accountUnhealthy, ""
 		}
 	}

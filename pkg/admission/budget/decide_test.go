@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"encoding/json"
 	"testing"
 	"time"
@@ -178,6 +179,7 @@ func TestWhatABudgetSays(t *testing.T) {
 		generation int64
 		status     policyv1.PodDisruptionBudgetStatus
 		pod        *corev1.Pod
+		how        way
 		want       account
 		why        string
 	}{
@@ -199,6 +201,9 @@ func TestWhatABudgetSays(t *testing.T) {
 		"not ready, enough others are":                              {policy: ifHealthy, status: policyv1.PodDisruptionBudgetStatus{CurrentHealthy: 3, DesiredHealthy: 3}, pod: newPod(unready), want: accountUnhealthy},
 		"not ready, enough others are, policy left out":             {status: policyv1.PodDisruptionBudgetStatus{CurrentHealthy: 3, DesiredHealthy: 3}, pod: newPod(unready), want: accountUnhealthy},
 		"not ready, too few others are":                             {policy: ifHealthy, status: policyv1.PodDisruptionBudgetStatus{CurrentHealthy: 2, DesiredHealthy: 3}, pod: newPod(unready), want: accountRefuse, why: "needs 3 healthy pods and has 2"},
+		"not ready, of a budget that wants none":                    {status: policyv1.PodDisruptionBudgetStatus{ExpectedPods: 1}, pod: newPod(unready), want: accountUnhealthy},
+		"ready, of a budget that wants none":                        {status: policyv1.PodDisruptionBudgetStatus{ExpectedPods: 1, CurrentHealthy: 1, DisruptionsAllowed: 1}, pod: newPod(), want: accountCharge},
+		"not ready, of a budget that wants none, evicted":           {status: policyv1.PodDisruptionBudgetStatus{ExpectedPods: 1}, pod: newPod(unready), how: byEviction, want: accountRefuse, why: "needs 0 healthy pods and has 0"},
 		"not ready, nothing counted yet":                            {policy: ifHealthy, pod: newPod(unready), want: accountRefuse, why: "needs 0 healthy pods and has 0"},
 		"ready, always allowed is for those that are not":           {policy: always, status: policyv1.PodDisruptionBudgetStatus{CurrentHealthy: 3, DesiredHealthy: 3}, pod: newPod(), want: accountRefuse, why: "needs 3 healthy pods and has 3"},
 		"ready, as many as wanted: the unready's policy is not his": {policy: ifHealthy, status: policyv1.PodDisruptionBudgetStatus{CurrentHealthy: 3, DesiredHealthy: 3}, pod: newPod(), want: accountRefuse, why: "needs 3 healthy pods and has 3"},
@@ -206,7 +211,7 @@ func TestWhatABudgetSays(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			budget := newBudget("web", matching("app", "web"))
 			budget.Generation, budget.Spec.UnhealthyPodEvictionPolicy, budget.Status = test.generation, test.policy, test.status
-			got, why := judge(budget, test.pod, noon)
+			got, why := judge(budget, test.pod, cmp.Or(test.how, byDelete), noon)
 			require.Equal(t, test.want, got)
 			require.Equal(t, test.why, why)
 		})

@@ -98,7 +98,7 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 	if request.SubResource == "eviction" {
 		// An eviction that its budget will refuse deletes nothing, and is tried again and
 		// again by a drain: the pod must not have a record all that time.
-		answer, err := r.reservations.Reserve(ctx, pod, true)
+		answer, err := r.reservations.Evictable(ctx, pod)
 		switch {
 		case err != nil:
 			return admission.Fail("%w", err)

@@ -141,6 +141,15 @@ type answer struct {
 // changes, so the figures of the others may be old: to charge them all would rest on
 // numbers that nobody keeps.
 func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool) (answer, error) {
+	return r.ask(ctx, pod, byDelete, dryRun)
+}
+
+// Evictable returns what the budget would say to an eviction, and writes nothing.
+func (r *Reservations) Evictable(ctx context.Context, pod *corev1.Pod) (answer, error) {
+	return r.ask(ctx, pod, byEviction, true)
+}
+
+func (r *Reservations) ask(ctx context.Context, pod *corev1.Pod, how way, dryRun bool) (answer, error) {
 	if err := r.index.Filled(); err != nil {
 		return answer{}, err
 	}
@@ -149,7 +158,7 @@ func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool
 	case 0:
 		return answer{account: accountUnselected}, nil
 	case 1:
-		return r.reserve(ctx, selecting[0], pod, dryRun)
+		return r.reserve(ctx, selecting[0], pod, how, dryRun)
 	}
 	// The index may not have seen yet that all but one are gone.
 	var still []string
@@ -169,7 +178,7 @@ func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool
 	case 0:
 		return answer{account: accountUnselected}, nil
 	case 1:
-		return r.reserve(ctx, selecting[0], pod, dryRun)
+		return r.reserve(ctx, selecting[0], pod, how, dryRun)
 	}
 	return answer{
 		budget:  types.NamespacedName{Namespace: pod.Namespace, Name: strings.Join(still, ",")},
@@ -177,7 +186,7 @@ func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool
 	}, nil
 }
 
-func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, dryRun bool) (answer, error) {
+func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, how way, dryRun bool) (answer, error) {
 	name := types.NamespacedName{Namespace: cached.Namespace, Name: cached.Name}
 	result := answer{budget: name}
 	budget, live, at := cached, false, time.Time{}
@@ -222,7 +231,7 @@ func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisrupti
 	retries := r.retries
 	for {
 		now := r.clock.Now()
-		result.account, result.why = judge(budget, pod, now)
+		result.account, result.why = judge(budget, pod, how, now)
 		if !live && (dryRun || result.account != accountCharge) {
 			if err := refresh(); err != nil {
 				return result, err

@@ -7,17 +7,28 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/nodes"
 )
 
-// Rule holds the deletion of protected pods to their budgets.
+// LostNodes tells nodes that are lost from a mass failure.
+type LostNodes interface {
+	// Condition returns that of the node, which is the zero value for one that is ready or
+	// has no object.
+	Condition(ctx context.Context, node string) (nodes.Condition, error)
+}
+
+// Rule holds the deletion of protected pods to their budgets, but not that of pods on lost
+// nodes: nobody can reach them, and their workloads need new ones. Kubernetes deletes them
+// past the budget for that reason.
 type Rule struct {
 	reservations *Reservations
+	nodes        LostNodes
 }
 
 var _ admission.Rule = (*Rule)(nil)
 
 // NewRule returns the rule PodDeletion.
-func NewRule(reservations *Reservations) *Rule { return &Rule{reservations} }
+func NewRule(reservations *Reservations, nodes LostNodes) *Rule { return &Rule{reservations, nodes} }
 
 // Name implements admission.Rule.
 func (r *Rule) Name() admission.RuleName { return admission.PodDeletion }
@@ -36,9 +47,22 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 		}
 		return admission.Allow().Annotate("budget", string(why))
 	}
+	var node nodes.Condition
+	if !isReady(pod) {
+		var err error
+		if node, err = r.nodes.Condition(ctx, pod.Spec.NodeName); err != nil {
+			return admission.Fail("find out whether node %s is lost: %w", pod.Spec.NodeName, err)
+		}
+		if node.Lost {
+			return admission.Allow().Annotate("budget", string(nodeLost))
+		}
+	}
 	answer, err := r.reservations.Reserve(ctx, pod, request.IsDryRun())
 	if err != nil {
 		return admission.Fail("%w", err)
+	}
+	if node.MassFailure != "" && answer.account == accountRefuse {
+		answer.why += fmt.Sprintf("; its node is not ready, but does not count as lost, since %s", node.MassFailure)
 	}
 	decision := admission.Allow()
 	switch answer.account {

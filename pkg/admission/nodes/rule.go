@@ -329,14 +329,16 @@ func (l LiveLedgers) UpdateStatus(ctx context.Context, policy *guardv1alpha1.Nod
 
 // TrimNode is a transformation for the cache of nodes: it takes off what nobody here
 // reads, which is most of it. The rule reads the condition Ready, the metrics of
-// package coverage the kubelet's version.
+// package coverage the kubelet's version, and package budget the taints that evict.
 func TrimNode(object any) (any, error) {
 	node, ok := object.(*corev1.Node)
 	if !ok {
 		return object, nil
 	}
 	node.ManagedFields, node.Annotations = nil, nil
-	node.Spec = corev1.NodeSpec{}
+	node.Spec = corev1.NodeSpec{Taints: slices.DeleteFunc(node.Spec.Taints, func(t corev1.Taint) bool {
+		return t.Effect != corev1.TaintEffectNoExecute
+	})}
 	node.Status = corev1.NodeStatus{
 		Conditions: slices.DeleteFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
 			return c.Type != corev1.NodeReady
