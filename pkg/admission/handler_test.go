@@ -310,8 +310,25 @@ func TestMetricsExistFromTheStart(t *testing.T) {
 	require.NoError(t, err)
 	count, err := testutil.GatherAndCount(registry, DecisionsMetric)
 	require.NoError(t, err)
-	require.Equal(t, len(RuleNames())*len(Verdicts())*3, count)
+	require.Equal(t, len(RuleNames())*len(Verdicts())*(len(operations())+1), count)
 	count, err = testutil.GatherAndCount(registry, DecisionDurationMetric)
 	require.NoError(t, err)
 	require.Equal(t, len(RuleNames()), count)
+}
+
+// The operation of a review is what its sender says.
+func TestOperationsThatNoEntryHasAreOneSeries(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	m, err := NewMetrics(registry, Modes{Default: Enforce})
+	require.NoError(t, err)
+	before, err := registry.Gather()
+	require.NoError(t, err)
+	for _, operation := range []admissionv1.Operation{"EVIL1", "EVIL2", ""} {
+		m.observe(PodDeletion, Allowed, Enforce, operation, 0)
+	}
+	after, err := registry.Gather()
+	require.NoError(t, err)
+	for i, family := range after {
+		require.Len(t, family.GetMetric(), len(before[i].GetMetric()), family.GetName())
+	}
 }

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +14,10 @@ const (
 	DecisionDurationMetric = "guard_webhook_decision_duration_seconds"
 	CacheAgeMetric         = "guard_webhook_cache_age_seconds"
 )
+
+// unknownOperation stands for one that no webhook entry has: the operation of a review is
+// what its sender says, and must not make a series.
+const unknownOperation = "Unknown"
 
 // operations that webhook entries send.
 func operations() []admissionv1.Operation {
@@ -44,7 +49,7 @@ func NewMetrics(registerer prometheus.Registerer, modes Modes) (*Metrics, error)
 	for _, rule := range RuleNames() {
 		m.durations.WithLabelValues(string(rule))
 		for _, verdict := range Verdicts() {
-			for _, operation := range operations() {
+			for _, operation := range append(operations(), unknownOperation) {
 				m.decisions.WithLabelValues(string(rule), string(verdict), string(modes.Of(rule)), string(operation))
 			}
 		}
@@ -58,6 +63,9 @@ func NewMetrics(registerer prometheus.Registerer, modes Modes) (*Metrics, error)
 }
 
 func (m *Metrics) observe(rule RuleName, verdict Verdict, mode Mode, operation admissionv1.Operation, took time.Duration) {
+	if !slices.Contains(operations(), operation) {
+		operation = unknownOperation
+	}
 	m.decisions.WithLabelValues(string(rule), string(verdict), string(mode), string(operation)).Inc()
 	m.durations.WithLabelValues(string(rule)).Observe(took.Seconds())
 }

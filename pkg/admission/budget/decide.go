@@ -52,7 +52,7 @@ const namespaceController = "system:serviceaccount:kube-system:namespace-control
 // budgets, or "".
 func passes(pod *corev1.Pod, request *admission.Request) passage {
 	switch {
-	case pod.Labels[guardv1alpha1.ExplicitDeletionLabel] != guardv1alpha1.ExplicitDeletionRequired:
+	case !isProtected(pod):
 		return notProtected
 	case pod.DeletionTimestamp != nil:
 		return terminating
@@ -76,6 +76,10 @@ func passes(pod *corev1.Pod, request *admission.Request) passage {
 		return byItsOwner
 	}
 	return ""
+}
+
+func isProtected(pod *corev1.Pod) bool {
+	return pod.Labels[guardv1alpha1.ExplicitDeletionLabel] == guardv1alpha1.ExplicitDeletionRequired
 }
 
 func isFinished(pod *corev1.Pod) bool {

@@ -106,6 +106,20 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 			return admission.Allow().Annotate("record", "none, the eviction will be refused")
 		}
 	}
+	if request.Operation == admissionv1.Delete {
+		// What a review says about the pod may be old, or made up by somebody who is not the
+		// API server: a record is evidence, and ends a pod whose object is gone.
+		live, err := r.pods.Get(ctx, request.Key())
+		switch {
+		case apierrors.IsNotFound(err), err == nil && live.UID != pod.UID:
+			return admission.Allow().Annotate("record", "none, the pod is gone")
+		case err != nil:
+			return admission.Fail("read pod %s, whose forced delete needs a record: %w", request.Key(), err)
+		case !isProtected(live):
+			return admission.Allow().Annotate("record", "none, the pod is not protected")
+		}
+		pod = live
+	}
 	record := newRecord(pod, request, r.clock.Now().Add(r.lifetime))
 	if err := r.records.Write(ctx, record); err != nil {
 		return admission.Fail("write PodDeletion %s, without which the node of a pod that is deleted with grace period 0 may go on running it; without --grace-period=0 none is needed: %w", record.Name, err)
@@ -144,7 +158,7 @@ func (r *RecordRule) deletion(ctx context.Context, request *admission.Request) (
 			return nil, nil, nil // it will be refused: another pod is meant
 		}
 	}
-	if pod.Labels[guardv1alpha1.ExplicitDeletionLabel] != guardv1alpha1.ExplicitDeletionRequired {
+	if !isProtected(pod) {
 		return nil, nil, nil
 	}
 	return pod, options, nil

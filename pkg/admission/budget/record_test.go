@@ -125,8 +125,14 @@ func TestRecordRule(t *testing.T) {
 		want    admission.Decision
 		records []*guardv1alpha1.PodDeletion
 	}{
-		"a graceful delete needs none":          {request: deletion(t, newPod(), ordinary, metav1.DeleteOptions{}), want: admission.Allow()},
-		"a forced delete":                       {request: deletion(t, newPod(), ordinary, forced), want: allowed, records: []*guardv1alpha1.PodDeletion{record}},
+		"a graceful delete needs none": {request: deletion(t, newPod(), ordinary, metav1.DeleteOptions{}), want: admission.Allow()},
+		"a forced delete":              {request: deletion(t, newPod(), ordinary, forced), pod: newPod(), want: allowed, records: []*guardv1alpha1.PodDeletion{record}},
+		"a forced delete of a pod that the API does not have": {request: deletion(t, newPod(), ordinary, forced),
+			want: admission.Allow().Annotate("record", "none, the pod is gone")},
+		"a forced delete of a pod that has a successor": {request: deletion(t, newPod(), ordinary, forced), pod: newPod(func(pod *corev1.Pod) { pod.UID = "another" }),
+			want: admission.Allow().Annotate("record", "none, the pod is gone")},
+		"a forced delete of a pod that only the review calls protected": {request: deletion(t, newPod(), ordinary, forced), pod: unlabelled,
+			want: admission.Allow().Annotate("record", "none, the pod is not protected")},
 		"a forced delete of an unprotected pod": {request: deletion(t, unlabelled, ordinary, forced), want: admission.Allow()},
 		"a dry run of a forced delete": {
 			request: deletion(t, newPod(), ordinary, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0), DryRun: []string{metav1.DryRunAll}}),
@@ -159,7 +165,7 @@ func TestRecordRule(t *testing.T) {
 		})
 	}
 	t.Run("without its record a forced delete does not pass", func(t *testing.T) {
-		rule, err := NewRecordRule(newReservations(newServer(), clock), onePod{}, &written{err: errors.New("no such kind")}, DefaultRecordLifetime, clock)
+		rule, err := NewRecordRule(newReservations(newServer(), clock), onePod{newPod()}, &written{err: errors.New("no such kind")}, DefaultRecordLifetime, clock)
 		require.NoError(t, err)
 		decision := rule.Review(t.Context(), deletion(t, newPod(), ordinary, forced))
 		require.Equal(t, admission.Failed, decision.Verdict)
