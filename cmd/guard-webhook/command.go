@@ -107,8 +107,15 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	if err != nil {
 		return err
 	}
+	allowed := &callers{}
+	if o.callerCAFile != "" {
+		if allowed, err = newCallers(o.callerCAFile, o.callerNames); err != nil {
+			return fmt.Errorf("--caller-ca-file: %w", err)
+		}
+	}
 	serverOptions := webhook.Options{Port: o.port, CertDir: o.certDir, TLSOpts: []func(*tls.Config){
 		func(config *tls.Config) { config.MinVersion = tls.VersionTLS13 },
+		allowed.tls,
 	}}
 	cacheOptions := cache.Options{ByObject: map[client.Object]cache.ByObject{
 		&corev1.Node{}: {Transform: nodes.TrimNode},
@@ -128,7 +135,7 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	}
 
 	var stopping atomic.Bool
-	server := drainingServer{Server: webhook.NewServer(serverOptions), stopping: &stopping}
+	server := drainingServer{Server: webhook.NewServer(serverOptions), stopping: &stopping, callers: allowed}
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme:                        scheme,
 		Cache:                         cacheOptions,

@@ -14,10 +14,12 @@ import (
 type drainingServer struct {
 	webhook.Server
 	stopping *atomic.Bool
+	callers  *callers
 }
 
-// Register implements webhook.Server.
+// Register implements webhook.Server. Only callers are answered.
 func (s drainingServer) Register(path string, hook http.Handler) {
+	hook = s.callers.only(hook)
 	s.Server.Register(path, http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {
 		if s.stopping.Load() {
 			response.Header().Set("Connection", "close")

@@ -12,7 +12,7 @@ import (
 
 func TestDrainingServerEndsConnectionsOnceItStops(t *testing.T) {
 	var stopping atomic.Bool
-	server := drainingServer{Server: webhook.NewServer(webhook.Options{}), stopping: &stopping}
+	server := drainingServer{Server: webhook.NewServer(webhook.Options{}), stopping: &stopping, callers: &callers{}}
 	server.Register("/validate/anything", http.HandlerFunc(func(response http.ResponseWriter, _ *http.Request) {
 		response.WriteHeader(http.StatusOK)
 	}))

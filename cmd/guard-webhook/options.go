@@ -30,6 +30,9 @@ type options struct {
 	webhookConfiguration string
 	certDir              string
 	port                 int
+	callerCAFile         string
+	callerNames          []string
+	allowAnyCaller       bool
 
 	healthAddress  string
 	metricsAddress string
@@ -73,6 +76,9 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.webhookConfiguration, "webhook-configuration", o.webhookConfiguration, "ValidatingWebhookConfiguration that gets the certificate authority")
 	flags.StringVar(&o.certDir, "cert-dir", o.certDir, "folder with tls.crt and tls.key that somebody else renews; the webhook then makes no certificate and leaves its configuration alone")
 	flags.IntVar(&o.port, "port", o.port, "port of the webhook")
+	flags.StringVar(&o.callerCAFile, "caller-ca-file", o.callerCAFile, "certificates of the authorities that sign the client certificates of the API servers")
+	flags.StringSliceVar(&o.callerNames, "caller-names", nil, "common names of these client certificates")
+	flags.BoolVar(&o.allowAnyCaller, "allow-any-caller", o.allowAnyCaller, "answer everybody who reaches the port, where the API servers cannot be given a client certificate")
 
 	flags.StringVar(&o.healthAddress, "health-address", o.healthAddress, "address of /healthz and /readyz")
 	flags.StringVar(&o.metricsAddress, "metrics-address", o.metricsAddress, "address of /metrics, plain HTTP; 0 for none")
@@ -131,6 +137,16 @@ func (o *options) validate() (admission.Modes, error) {
 		if _, _, err := net.SplitHostPort(address.value); err != nil && address.value != "0" {
 			wrong(address.flag, "%q is not an address such as :8080", address.value)
 		}
+	}
+	switch {
+	case o.callerCAFile == "" && !o.allowAnyCaller:
+		wrong("caller-ca-file", "is required, so that only the API servers are answered; where they cannot be given a client certificate, say --allow-any-caller")
+	case o.callerCAFile != "" && o.allowAnyCaller:
+		wrong("allow-any-caller", "contradicts --caller-ca-file")
+	case o.callerCAFile != "" && len(o.callerNames) == 0:
+		wrong("caller-names", "is required with --caller-ca-file: the authority of a cluster signs the certificates of its nodes, too")
+	case o.callerCAFile == "" && len(o.callerNames) > 0:
+		wrong("caller-names", "needs --caller-ca-file")
 	}
 	if o.certDir != "" {
 		if err := certificates.CheckFiles(o.certDir); err != nil {

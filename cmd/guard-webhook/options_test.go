@@ -23,8 +23,10 @@ func TestValidate(t *testing.T) {
 	tests := []struct {
 		name      string
 		arguments []string
-		want      admission.Modes
-		wantErr   string
+		// callers: the arguments say who may call.
+		callers bool
+		want    admission.Modes
+		wantErr string
 	}{
 		{name: "the defaults enforce", want: admission.Modes{Default: admission.Enforce, ByRule: map[admission.RuleName]admission.Mode{}}},
 		{
@@ -32,6 +34,17 @@ func TestValidate(t *testing.T) {
 			want: admission.Modes{Default: admission.Audit, ByRule: map[admission.RuleName]admission.Mode{admission.NodeDeletion: admission.Enforce, admission.Replicas: admission.Audit}},
 		},
 		{name: "given certificates", arguments: []string{"--cert-dir=" + files}, want: admission.Modes{Default: admission.Enforce, ByRule: map[admission.RuleName]admission.Mode{}}},
+		{name: "given callers", callers: true, arguments: []string{"--caller-ca-file=ca.crt", "--caller-names=a,b"}, want: admission.Modes{Default: admission.Enforce, ByRule: map[admission.RuleName]admission.Mode{}}},
+		{
+			name: "nobody says who may call", callers: true,
+			wantErr: "--caller-ca-file: is required, so that only the API servers are answered; where they cannot be given a client certificate, say --allow-any-caller",
+		},
+		{name: "some and everybody", callers: true, arguments: []string{"--caller-ca-file=ca.crt", "--caller-names=a", "--allow-any-caller"}, wantErr: "--allow-any-caller: contradicts --caller-ca-file"},
+		{
+			name: "everybody of an authority", callers: true, arguments: []string{"--caller-ca-file=ca.crt"},
+			wantErr: "--caller-names: is required with --caller-ca-file: the authority of a cluster signs the certificates of its nodes, too",
+		},
+		{name: "names of no authority", arguments: []string{"--caller-names=a"}, wantErr: "--caller-names: needs --caller-ca-file"},
 		{name: "an unknown mode", arguments: []string{"--mode=Warn"}, wantErr: `--mode: unknown mode "Warn"; the modes are Enforce and Audit`},
 		{
 			name: "an unknown rule", arguments: []string{"--rule-mode=Nodes=Audit"},
@@ -56,6 +69,9 @@ func TestValidate(t *testing.T) {
 			options := newOptions("")
 			flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 			options.addFlags(flags)
+			if !test.callers {
+				test.arguments = append(test.arguments, "--allow-any-caller")
+			}
 			require.NoError(t, flags.Parse(test.arguments))
 			got, err := options.validate()
 			if test.wantErr != "" {

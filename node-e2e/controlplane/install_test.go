@@ -50,7 +50,7 @@ func overlayDir(overlay string) string {
 	host, port, err := net.SplitHostPort(server.Host)
 	Expect(err).NotTo(HaveOccurred())
 	dir := filepath.Join(artifactsDir(), "overlays", overlay)
-	Expect(webhookinstall.Overlay{Manifests: manifestsDir, Base: overlay, PodSpec: map[string]any{
+	Expect(webhookinstall.Overlay{Manifests: manifestsDir, Base: overlay, Components: []string{"callers"}, PodSpec: map[string]any{
 		"containers": []any{map[string]any{"name": webhookinstall.Container, "env": []corev1.EnvVar{
 			{Name: "KUBERNETES_SERVICE_HOST", Value: host},
 			{Name: "KUBERNETES_SERVICE_PORT", Value: port},

@@ -2,7 +2,9 @@ package controlplane
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -248,14 +250,19 @@ spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}, minReady: 100%
 
 var _ = Describe("two rules in audit mode beside others that enforce", Label(labelInstall), Serial, func() {
 	It("warn with the same decision and let the request pass", func(ctx SpecContext) {
-		setArguments := func(ctx context.Context, arguments string) {
+		deployment, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		usual := deployment.Spec.Template.Spec.Containers[0].Args
+		setArguments := func(ctx context.Context, arguments ...string) {
 			GinkgoHelper()
+			value, err := json.Marshal(arguments)
+			Expect(err).NotTo(HaveOccurred())
 			kubectl(ctx, "patch", "deployment", webhookName, "-n", guardNamespace, "--type=json", "-p",
-				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, arguments)).ExpectDone()
+				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, value)).ExpectDone()
 			awaitWebhook(ctx)
 		}
-		DeferCleanup(func(ctx SpecContext) { setArguments(ctx, `["--mode=Enforce"]`) }, NodeTimeout(clusterStart))
-		setArguments(ctx, `["--mode=Enforce","--rule-mode=OperationWindow=Audit,NodeDeletion=Audit"]`)
+		DeferCleanup(func(ctx SpecContext) { setArguments(ctx, usual...) }, NodeTimeout(clusterStart))
+		setArguments(ctx, append(slices.Clone(usual), "--rule-mode=OperationWindow=Audit,NodeDeletion=Audit")...)
 
 		const pool = "audit"
 		createPool(ctx, pool, 1, 1)
@@ -271,7 +278,7 @@ var _ = Describe("two rules in audit mode beside others that enforce", Label(lab
 
 		namespace := newNamespace(ctx, map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced})
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
-		_, err := ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, window("nightly", daily(2*time.Hour, 3*time.Hour)), metav1.CreateOptions{})
+		_, err = ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, window("nightly", daily(2*time.Hour, 3*time.Hour)), metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
 		Eventually(ctx, func(g Gomega) {
 			effective := meta.FindStatusCondition(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)

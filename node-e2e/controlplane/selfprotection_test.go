@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/yaml"
 )
 
 // staticFolderOfExample is the folder that the example of the configuration names.
@@ -19,21 +20,52 @@ const staticFolderOfExample = "/etc/kubernetes/admission/validating"
 
 func staticManifestsDir() string { return filepath.Join(artifactsDir(), "static") }
 
-// admissionConfiguration writes the project's example of an admission configuration
-// with a folder of the suite's own, emptied, and returns its path.
-func admissionConfiguration() (string, error) {
+// admissionConfiguration writes the project's two examples of an admission configuration
+// as one, with a folder of static manifests of the suite's own, emptied, and the
+// certificates of the cluster, and returns its path.
+func admissionConfiguration(pki string) (string, error) {
 	if err := os.RemoveAll(staticManifestsDir()); err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(staticManifestsDir(), 0o755); err != nil {
 		return "", err
 	}
-	example, err := os.ReadFile(filepath.Join(manifestsDir, "control-plane", "static", "admission-configuration.yaml"))
+	examples := filepath.Join(manifestsDir, "control-plane", "static")
+	kubeconfig := filepath.Join(artifactsDir(), "webhooks.kubeconfig")
+	own := strings.NewReplacer(
+		staticFolderOfExample, staticManifestsDir(),
+		"/etc/kubernetes/admission/webhooks.kubeconfig", kubeconfig,
+		"/etc/kubernetes/pki", pki,
+	)
+	credentials, err := os.ReadFile(filepath.Join(examples, "callers", "webhooks.kubeconfig"))
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(kubeconfig, []byte(own.Replace(string(credentials))), 0o600); err != nil {
+		return "", err
+	}
+	var merged map[string]any
+	for _, folder := range []string{".", "callers"} {
+		example, err := os.ReadFile(filepath.Join(examples, folder, "admission-configuration.yaml"))
+		if err != nil {
+			return "", err
+		}
+		var configuration map[string]any
+		if err := yaml.Unmarshal([]byte(own.Replace(string(example))), &configuration); err != nil {
+			return "", err
+		}
+		if merged == nil {
+			merged = configuration
+			continue
+		}
+		merged["plugins"] = append(merged["plugins"].([]any), configuration["plugins"].([]any)...)
+	}
+	content, err := yaml.Marshal(merged)
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(artifactsDir(), "admission-configuration.yaml")
-	return path, os.WriteFile(path, []byte(strings.ReplaceAll(string(example), staticFolderOfExample, staticManifestsDir())), 0o644)
+	return path, os.WriteFile(path, content, 0o644)
 }
 
 // staticWait covers the time in which the API server sees a new file: it watches the

@@ -144,7 +144,7 @@ func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 	if err := os.WriteFile(policy, []byte(auditPolicy), 0o644); err != nil {
 		return nil, err
 	}
-	admission, err := admissionConfiguration()
+	admission, err := admissionConfiguration(filepath.Join(dir, "pki"))
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,10 @@ type Overlay struct {
 	Manifests string
 	// Base is the project's overlay: audit, canary or enforce.
 	Base string
-	// PodSpec is merged into that of the pods, as a strategic merge patch does.
+	// Components are those of the project's that are added.
+	Components []string
+	// PodSpec is merged into that of the pods, as a strategic merge patch does. Empty
+	// changes nothing.
 	PodSpec map[string]any
 }
 
@@ -44,21 +47,33 @@ func (o Overlay) Write(dir string) error {
 	if err != nil {
 		return fmt.Errorf("overlay %s: %w", o.Base, err)
 	}
-	patch, err := yaml.Marshal(map[string]any{
-		"apiVersion": "apps/v1",
-		"kind":       "Deployment",
-		"metadata":   map[string]string{"name": Deployment, "namespace": Namespace},
-		"spec":       map[string]any{"template": map[string]any{"spec": o.PodSpec}},
-	})
-	if err != nil {
-		return fmt.Errorf("overlay %s: pod spec: %w", o.Base, err)
+	var components []string
+	for _, name := range o.Components {
+		component, err := filepath.Rel(dir, filepath.Join(o.Manifests, "control-plane", "components", name))
+		if err != nil {
+			return fmt.Errorf("overlay %s: component %s: %w", o.Base, name, err)
+		}
+		components = append(components, component)
 	}
-	kustomization, err := yaml.Marshal(map[string]any{
+	content := map[string]any{
 		"apiVersion": "kustomize.config.k8s.io/v1beta1",
 		"kind":       "Kustomization",
 		"resources":  []string{base},
-		"patches":    []map[string]string{{"patch": string(patch)}},
-	})
+		"components": components,
+	}
+	if len(o.PodSpec) > 0 {
+		patch, err := yaml.Marshal(map[string]any{
+			"apiVersion": "apps/v1",
+			"kind":       "Deployment",
+			"metadata":   map[string]string{"name": Deployment, "namespace": Namespace},
+			"spec":       map[string]any{"template": map[string]any{"spec": o.PodSpec}},
+		})
+		if err != nil {
+			return fmt.Errorf("overlay %s: pod spec: %w", o.Base, err)
+		}
+		content["patches"] = []map[string]string{{"patch": string(patch)}}
+	}
+	kustomization, err := yaml.Marshal(content)
 	if err != nil {
 		return fmt.Errorf("overlay %s: %w", o.Base, err)
 	}

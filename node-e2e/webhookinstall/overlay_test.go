@@ -75,3 +75,23 @@ func TestOverlayThatCannotBeWritten(t *testing.T) {
 	err := Overlay{Manifests: t.TempDir(), Base: "enforce"}.Write(filepath.Join(file, "overlay"))
 	require.ErrorContains(t, err, "overlay enforce: mkdir")
 }
+
+// The component replaces an argument by its place.
+func TestOverlayWithCallers(t *testing.T) {
+	parent, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	absolute, err := filepath.Abs(manifests)
+	require.NoError(t, err)
+	for base, mode := range map[string]string{"audit": "Audit", "canary": "Enforce", "enforce": "Enforce"} {
+		t.Run(base, func(t *testing.T) {
+			open, _ := webhookOf(t, filepath.Join(manifests, "control-plane", "overlays", base))
+			require.Equal(t, []string{"--mode=" + mode, "--allow-any-caller"}, open.Spec.Template.Spec.Containers[0].Args)
+			dir := filepath.Join(parent, base)
+			require.NoError(t, Overlay{Manifests: absolute, Base: base, Components: []string{"callers"}}.Write(dir))
+			closed, _ := webhookOf(t, dir)
+			container := closed.Spec.Template.Spec.Containers[0]
+			require.Equal(t, []string{"--mode=" + mode, "--caller-ca-file=/callers/ca.crt", "--caller-names=kube-apiserver-kubelet-client"}, container.Args)
+			require.Contains(t, container.VolumeMounts, corev1.VolumeMount{Name: "callers", MountPath: "/callers", ReadOnly: true})
+		})
+	}
+}
