@@ -473,9 +473,8 @@ var _ = Describe("deletion of protected pods", func() {
 	})
 
 	// The namespace controller deletes pods first and waits for them. If it was refused it
-	// would go on to what they use. What holds a namespace is its own label,
-	// deletion-protection.
-	It("does not hold pods whose namespace is deleted, so that they keep what they use", func(ctx SpecContext) {
+	// would go on to what they use. So it is the namespace that is held.
+	It("is held by the namespace, and not once that is deleted by override, so that pods keep what they use", func(ctx SpecContext) {
 		ending := webPod("ending")
 		ending.Spec.TerminationGracePeriodSeconds = ptr.To[int64](20)
 		ending.Spec.Containers[0].Args = []string{"--term-delay=10s"}
@@ -486,7 +485,10 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
 		markFailed(ctx, namespace, "lost")
 
-		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).
+			To(BeRefused("namespace/" + namespace + " was not deleted: 1 protected pod is in it (ending)"))
+		kubectl(ctx, "annotate", "namespace", namespace, "--overwrite", annotationOverride+"="+overrideFor(time.Hour, "moved")).ExpectDone()
+		Expect(client.CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
 		Eventually(ctx, func(g Gomega) {
 			terminating, others := terminatingPods(ctx, namespace)
 			g.Expect(terminating).To(ConsistOf("ending"))

@@ -1,8 +1,9 @@
 /*
 Package grant holds the rule about what disarms the node guard: taking the label
 kubelet-guard.io/explicit-deletion off a running pod, and taking the grant
-kubelet-guard.io/protect-pods from a namespace that has protected pods. Both are
-never allowed by themselves; the override is the confirmation.
+kubelet-guard.io/protect-pods from a namespace that has protected pods, or deleting
+the namespace with them. All of these are never allowed by themselves; the override is
+the confirmation.
 
 A policy refuses to take the label off a pod that has no override. That a namespace
 still has protected pods needs a look at them, so it is decided here alone.
@@ -35,7 +36,7 @@ type Lister interface {
 	ProtectedPods(ctx context.Context, namespace string) (Protected, error)
 }
 
-// Rule judges updates of pods and namespaces.
+// Rule judges updates of pods and namespaces, and deletions of namespaces.
 type Rule struct{ Pods Lister }
 
 // Name implements admission.Rule.
@@ -43,6 +44,9 @@ func (Rule) Name() admission.RuleName { return admission.Protection }
 
 // Review implements admission.Rule.
 func (r Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
+	if request.Operation == admissionv1.Delete {
+		return r.reviewNamespaceDeletion(ctx, request)
+	}
 	if request.Operation != admissionv1.Update {
 		return admission.Allow()
 	}
@@ -106,6 +110,47 @@ func (r Rule) reviewNamespace(ctx context.Context, request *admission.Request) a
 	return decideNamespace(request, old.Labels[guardv1alpha1.ProtectPodsLabel], protected)
 }
 
+// reviewNamespaceDeletion judges the deletion of a namespace, of which the namespace
+// controller takes everything else afterwards, past all budgets.
+func (r Rule) reviewNamespaceDeletion(ctx context.Context, request *admission.Request) admission.Decision {
+	if request.Resource.Group != "" || request.Resource.Resource != "namespaces" || request.SubResource != "" {
+		return admission.Allow()
+	}
+	old, err := request.OldMeta()
+	if err != nil {
+		return admission.Fail("%w", err)
+	}
+	if old == nil || old.DeletionTimestamp != nil || !grants(old.Labels) {
+		return admission.Allow()
+	}
+	protected, err := r.Pods.ProtectedPods(ctx, old.Name)
+	if err != nil {
+		return admission.Fail("find the protected pods of the namespace: %w", err)
+	}
+	if protected.Count == 0 {
+		return admission.Allow()
+	}
+	return admission.Refuse(admission.ReasonDependentsExist,
+		fmt.Sprintf("%s was not deleted: %s, and would end with it, past their budgets", request.Target(), protected),
+		lookAtThem(old.Name))
+}
+
+// String says where the pods are.
+func (p Protected) String() string {
+	pods := fmt.Sprintf("%d protected pods are in it (such as %s)", p.Count, p.Example)
+	switch {
+	case p.More:
+		return "at least " + pods
+	case p.Count == 1:
+		return fmt.Sprintf("1 protected pod is in it (%s)", p.Example)
+	}
+	return pods
+}
+
+func lookAtThem(namespace string) string {
+	return fmt.Sprintf("Look at them (kubectl get pods -n %s -l %s=%s), and stop them first", namespace, guardv1alpha1.ExplicitDeletionLabel, guardv1alpha1.ExplicitDeletionRequired)
+}
+
 // grants reports whether the labels of a namespace let its pods be protected.
 func grants(labels map[string]string) bool {
 	switch labels[guardv1alpha1.ProtectPodsLabel] {
@@ -120,15 +165,7 @@ func decideNamespace(request *admission.Request, grant string, protected Protect
 	if protected.Count == 0 {
 		return admission.Allow()
 	}
-	name := request.Key().Name
-	pods := fmt.Sprintf("%d protected pods are in it (such as %s)", protected.Count, protected.Example)
-	switch {
-	case protected.More:
-		pods = "at least " + pods
-	case protected.Count == 1:
-		pods = fmt.Sprintf("1 protected pod is in it (%s)", protected.Example)
-	}
 	return admission.Refuse(admission.ReasonProtectionRemoved,
-		fmt.Sprintf("%s keeps the grant %s=%s: %s, and pods that replace them would be refused", request.Target(), guardv1alpha1.ProtectPodsLabel, grant, pods),
-		fmt.Sprintf("Look at them (kubectl get pods -n %s -l %s=%s), and stop them first", name, guardv1alpha1.ExplicitDeletionLabel, guardv1alpha1.ExplicitDeletionRequired))
+		fmt.Sprintf("%s keeps the grant %s=%s: %s, and pods that replace them would be refused", request.Target(), guardv1alpha1.ProtectPodsLabel, grant, protected),
+		lookAtThem(request.Key().Name))
 }

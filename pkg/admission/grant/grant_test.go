@@ -23,19 +23,27 @@ func (f fixedPods) ProtectedPods(context.Context, string) (Protected, error) {
 	return f.protected, f.err
 }
 
+// review is that of an update, or of a deletion when there is no new object.
 func review(t *testing.T, rule Rule, resource, subresource, kind, old, object string) admission.Decision {
 	t.Helper()
 	raw := func(text string) runtime.RawExtension {
+		if text == "" {
+			return runtime.RawExtension{}
+		}
 		json, err := yaml.YAMLToJSON([]byte(text))
 		require.NoError(t, err)
 		return runtime.RawExtension{Raw: json}
 	}
 	var meta metav1.PartialObjectMetadata
 	require.NoError(t, yaml.Unmarshal([]byte(old), &meta))
+	operation := admissionv1.Update
+	if object == "" {
+		operation = admissionv1.Delete
+	}
 	return rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
 		Kind:     metav1.GroupVersionKind{Version: "v1", Kind: kind},
 		Resource: metav1.GroupVersionResource{Version: "v1", Resource: resource}, SubResource: subresource,
-		Namespace: meta.Namespace, Name: meta.Name, Operation: admissionv1.Update,
+		Namespace: meta.Namespace, Name: meta.Name, Operation: operation,
 		Object: raw(object), OldObject: raw(old),
 	}))
 }
@@ -102,4 +110,28 @@ func TestReviewNamespace(t *testing.T) {
 		require.Equal(t, admission.Failed, got.Verdict)
 		require.EqualError(t, got.Err, "find the protected pods of the namespace: timeout")
 	})
+}
+
+func TestReviewNamespaceDeletion(t *testing.T) {
+	namespace := func(grant, metadata string) string {
+		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {kubelet-guard.io/protect-pods: " + grant + "}" + metadata + "}}"
+	}
+	asked := fixedPods{err: errors.New("must not be asked")}
+	for name, test := range map[string]struct {
+		old  string
+		pods fixedPods
+		want admission.Decision
+	}{
+		"with a protected pod": {namespace("default", ""), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, admission.Refuse(admission.ReasonDependentsExist,
+			"namespace/shop was not deleted: 1 protected pod is in it (db-0), and would end with it, past their budgets",
+			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")},
+		"without one":       {namespace("allowed", ""), fixedPods{}, admission.Allow()},
+		"without the grant": {namespace("never", ""), asked, admission.Allow()},
+		"that terminates":   {namespace("allowed", `, deletionTimestamp: "2026-05-04T10:00:00Z"`), asked, admission.Allow()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, test.want, review(t, Rule{test.pods}, "namespaces", "", "Namespace", test.old, ""))
+		})
+	}
+	require.Equal(t, admission.Allow(), review(t, Rule{asked}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", ""))
 }
