@@ -61,7 +61,7 @@ func newDefinition(ctx context.Context, plural string, labels map[string]string)
 	_, err := dynamicClient.Resource(definitions).Create(ctx, toUnstructured(definition), metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func(ctx SpecContext) {
-		disarm := fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelDeletionProtection)
+		disarm := fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:%q}}}`, labelDeletionProtection, annotationOverride, overrideFor(time.Hour, "end of the spec"))
 		resource := dynamicClient.Resource(definitions)
 		if _, err := resource.Patch(ctx, definition.Name, types.MergePatchType, disarm, metav1.PatchOptions{}); !apierrors.IsNotFound(err) {
 			Expect(err).NotTo(HaveOccurred())
@@ -187,6 +187,21 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 			return services.Delete(ctx, "web", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
 		}).WithTimeout(controllerWait).Should(BeRefused("service/web in namespace "+namespace, "1 ready endpoint (web)"), "the endpoint controller has seen the pod")
 		Expect(services.Delete(ctx, "idle", metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("keeps a definition without a label while one of its custom resources has it", func(ctx SpecContext) {
+		gvr := newDefinition(ctx, "drones", nil)
+		definition := gvr.GroupResource().String()
+		as := ordinary.dynamic().Resource(gvr)
+		for name, labels := range map[string]map[string]string{"kept": {labelDeletionProtection: "always"}, "other": nil} {
+			_, err := as.Create(ctx, customObject(gvr, name, 0, labels), metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		refusal := ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{})
+		Expect(refusal).To(BeRefused(definition+" was not deleted", "1 custom resource (kept) labelled "+labelDeletionProtection))
+		By("taking the label off")
+		ordinary.kubectl(ctx, "label", definition, "kept", labelDeletionProtection+"-").ExpectDone()
+		Expect(ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})).To(Succeed())
 	}, SpecTimeout(specTimeout))
 
 	It("reads the replicas of a custom kind where its definition has them", func(ctx SpecContext) {

@@ -40,8 +40,8 @@ func (c Cluster) Pods(ctx context.Context, namespace string) (Found, error) {
 
 // Instances implements InstanceLister. It reads the metadata of one object; the API
 // server says how many more there are.
-func (c Cluster) Instances(ctx context.Context, resource schema.GroupVersionResource) (Found, error) {
-	list, err := c.Metadata.Resource(resource).List(ctx, metav1.ListOptions{Limit: 1})
+func (c Cluster) Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (Found, error) {
+	list, err := c.Metadata.Resource(resource).List(ctx, metav1.ListOptions{LabelSelector: selector, Limit: 1})
 	if err != nil {
 		return Found{}, err
 	}

@@ -94,6 +94,17 @@ func decideDefinition(request *admission.Request, resource schema.GroupResource,
 		fmt.Sprintf("Look at them (kubectl get %s -A), delete them if they are to go, and delete the definition when none is left", resource))
 }
 
+// decideLabelledInstances judges the deletion of a definition of which these custom
+// resources are labelled.
+func decideLabelledInstances(request *admission.Request, resource schema.GroupResource, labelled Found) admission.Decision {
+	if labelled.Count == 0 {
+		return admission.Allow()
+	}
+	return admission.Refuse(admission.ReasonDependentsExist,
+		fmt.Sprintf("%s was not deleted: that would delete %s labelled %s", request.Target(), labelled.text("custom resource", "custom resources"), guardv1alpha1.DeletionProtectionLabel),
+		fmt.Sprintf("Look at them (kubectl get %s -A -l %s), and take the label off those that are to go", resource, guardv1alpha1.DeletionProtectionLabel))
+}
+
 // decideClaim judges the deletion of a claim that these pods mount.
 func decideClaim(request *admission.Request, pods Found) admission.Decision {
 	if pods.Count == 0 {

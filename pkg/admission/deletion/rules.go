@@ -38,9 +38,10 @@ type EndpointLister interface {
 	ReadyEndpoints(ctx context.Context, namespace, service string) (Found, error)
 }
 
-// InstanceLister finds the objects of a resource, in all namespaces.
+// InstanceLister finds the objects of a resource, in all namespaces: those that the label
+// selector selects, or all when it is empty.
 type InstanceLister interface {
-	Instances(ctx context.Context, resource schema.GroupVersionResource) (Found, error)
+	Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (Found, error)
 }
 
 // PathLookup finds out where a kind has its replicas; false when it has none.
@@ -150,7 +151,7 @@ func (c Cascading) definition(ctx context.Context, request *admission.Request) a
 	if err != nil {
 		return admission.Fail("%w", err)
 	}
-	instances, err := c.Sources.Instances.Instances(ctx, resource)
+	instances, err := c.Sources.Instances.Instances(ctx, resource, "")
 	if err != nil {
 		return admission.Fail("find the custom resources of the definition: %w", err)
 	}
@@ -166,6 +167,39 @@ func served(definition *apiextensionsv1.CustomResourceDefinition) (schema.GroupV
 		}
 	}
 	return schema.GroupVersionResource{}, fmt.Errorf("the definition serves no version, so that nobody can say whether it still has custom resources; serve one, or take the label off")
+}
+
+// Definitions is Cascading for definitions without a label of their own: a definition takes
+// its custom resources with it, and the API server deletes those without admission.
+type Definitions struct{ Instances InstanceLister }
+
+// Name implements admission.Rule.
+func (Definitions) Name() admission.RuleName { return admission.CascadingDeletion }
+
+// labelledInstances selects the custom resources that may not go like that.
+const labelledInstances = guardv1alpha1.DeletionProtectionLabel + " in (" + guardv1alpha1.DeletionProtectionAlways + "," + guardv1alpha1.DeletionProtectionCascading + ")"
+
+// Review implements admission.Rule.
+func (d Definitions) Review(ctx context.Context, request *admission.Request) admission.Decision {
+	if request.Operation != admissionv1.Delete || request.SubResource != "" || schema.GroupVersionResource(request.Resource).GroupResource() != definitions {
+		return admission.Allow()
+	}
+	var definition apiextensionsv1.CustomResourceDefinition
+	if err := request.DecodeOldObject(&definition); err != nil {
+		return admission.Fail("%w", err)
+	}
+	if definition.DeletionTimestamp != nil {
+		return admission.Allow()
+	}
+	resource, err := served(&definition)
+	if err != nil {
+		return admission.Fail("%w", err)
+	}
+	labelled, err := d.Instances.Instances(ctx, resource, labelledInstances)
+	if err != nil {
+		return admission.Fail("find the labelled custom resources of the definition: %w", err)
+	}
+	return decideLabelledInstances(request, resource.GroupResource(), labelled)
 }
 
 // Resources is the rule about workloads.

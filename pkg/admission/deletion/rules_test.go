@@ -42,8 +42,12 @@ func (f *fixedSources) ClaimUsers(_ context.Context, namespace, claim string) (F
 func (f *fixedSources) ReadyEndpoints(_ context.Context, namespace, service string) (Found, error) {
 	return f.answer(f.endpoints, "endpoints", namespace, service)
 }
-func (f *fixedSources) Instances(_ context.Context, resource schema.GroupVersionResource) (Found, error) {
-	return f.answer(f.instances, "instances", resource.String())
+func (f *fixedSources) Instances(_ context.Context, resource schema.GroupVersionResource, selector string) (Found, error) {
+	question := []string{"instances", resource.String()}
+	if selector != "" {
+		question = append(question, selector)
+	}
+	return f.answer(f.instances, question...)
 }
 func (f *fixedSources) Paths(_ context.Context, resource schema.GroupVersionResource) (scale.Paths, bool, error) {
 	if scale.IsBuiltIn(resource.GroupResource()) {
@@ -266,5 +270,30 @@ func TestRulesDoNotJudgeOtherOperations(t *testing.T) {
 		for _, rule := range (&fixedSources{}).rules() {
 			require.Equal(t, admission.Allow(), rule.Review(t.Context(), r))
 		}
+	}
+}
+
+func TestDefinitionsWithoutALabel(t *testing.T) {
+	unlabelled := strings.ReplaceAll(strings.ReplaceAll(crdObject, "SERVED", "true"), "kubelet-guard.io/deletion-protection", "other")
+	const question = "instances example.com/v2, Resource=machines kubelet-guard.io/deletion-protection in (always,cascading)"
+	for name, test := range map[string]struct {
+		resource, object string
+		sources          fixedSources
+		want             admission.Decision
+		asked            []string
+	}{
+		"with a labelled custom resource": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{instances: Found{Count: 1, Example: "m-1"}},
+			want: admission.Refuse(admission.ReasonDependentsExist,
+				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: that would delete 1 custom resource (m-1) labelled kubelet-guard.io/deletion-protection",
+				"Look at them (kubectl get machines.example.com -A -l kubelet-guard.io/deletion-protection), and take the label off those that are to go"),
+			asked: []string{question}},
+		"without one":     {resource: "customresourcedefinitions", object: unlabelled, want: admission.Allow(), asked: []string{question}},
+		"cannot be found": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{err: errors.New("forbidden")}, want: admission.Fail("find the labelled custom resources of the definition: %w", errors.New("forbidden")), asked: []string{question}},
+		"another kind":    {resource: "configmaps", object: mapObject, want: admission.Allow()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, test.want, Definitions{&test.sources}.Review(t.Context(), request(t, test.resource, test.object)))
+			require.Equal(t, test.asked, test.sources.asked)
+		})
 	}
 }
