@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -309,12 +310,17 @@ func (s *scene) tell(ctx context.Context, pod, path string, query map[string]str
 }
 
 // exit makes a pod's workload end with a code. Its answer may be lost: the connection
-// ends with the process.
+// ends with the process. A process that has just started may not listen yet.
 func (s *scene) exit(ctx context.Context, pod string, code int) {
-	_, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), "/exit", map[string]string{"code": fmt.Sprint(code)}).DoRaw(ctx)
-	if err != nil {
+	GinkgoHelper()
+	Eventually(func() error {
+		_, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), "/exit", map[string]string{"code": fmt.Sprint(code)}).DoRaw(ctx)
+		if err == nil || strings.Contains(err.Error(), "connection refused") {
+			return err
+		}
 		GinkgoWriter.Printf("GET /exit of pod %s: %v\n", pod, err)
-	}
+		return nil
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "pod %s is told to exit", pod)
 }
 
 // ask asks a pod's workload for something at the pod's own address, which works
