@@ -25,7 +25,7 @@ var _ = Describe("A kubelet restart without room for temporary files and under m
 			s.newPod("unprotected-best-effort", withArgs("--memory=32")))
 		capacity := nodeCapacity(ctx)
 		reserved := capacity.StorageEphemeral().Value() - left
-		restartWithLess(ctx, corev1.ResourceEphemeralStorage, left, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartLeaving(ctx, corev1.ResourceEphemeralStorage, left, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{string(corev1.ResourceEphemeralStorage): fmt.Sprint(reserved)}
 			c.EvictionHard = map[string]string{"memory.available": fmt.Sprint(capacity.Memory().Value() - 80<<20)}
 		}})

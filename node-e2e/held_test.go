@@ -69,7 +69,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			withArgs("--file=/data/file", "--content="+content), withEmptyDir("/data")))[0]
 		awaitSettled(ctx)
 		reserved := nodeMilliCPU(ctx) * 3 / 4
-		restartWithLess(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartLeaving(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", reserved)}
 		}})
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected)

@@ -57,7 +57,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			// A quarter of the node remains: less than either pod requests.
 			reserved := nodeMilliCPU(ctx) * 75 / 100
-			restartWithLess(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartLeaving(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", reserved)}
 			}})
 		},
@@ -81,7 +81,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, s *scene, _ []*subject) {
 			// The pods that came with the node are older still.
 			places := int32(1 + len(s.podsBeside(ctx)))
-			restartWithLess(ctx, corev1.ResourcePods, int64(places), KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
+			restartLeaving(ctx, corev1.ResourcePods, int64(places), KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.AdmissionRejected},

@@ -57,11 +57,11 @@ func restartKubelet(ctx context.Context, change KubeletChange) {
 	startKubelet(ctx, change)
 }
 
-// restartWithLess restarts the kubelet with a change that leaves less of a resource to
+// restartLeaving restarts the kubelet with a change that leaves so much of a resource to
 // pods, and shows that in the node's status at once. The kubelet admits its pods by what
 // the API says of its node. Whether its own new figure is there by then is a race that
 // it wins on one node and loses, until its next start, on another.
-func restartWithLess(ctx context.Context, name corev1.ResourceName, left int64, change KubeletChange) {
+func restartLeaving(ctx context.Context, name corev1.ResourceName, left int64, change KubeletChange) {
 	GinkgoHelper()
 	stopKubelet(ctx)
 	showAllocatable(ctx, name, left)
@@ -72,13 +72,26 @@ func restartWithLess(ctx context.Context, name corev1.ResourceName, left int64, 
 // running spec has changed that.
 var usualAllocatable corev1.ResourceList
 
+// shownResources are those of which specs change what is left to pods.
+var shownResources = []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourcePods}
+
+// amount is a quantity in the unit of showAllocatable.
+func amount(name corev1.ResourceName, quantity resource.Quantity) int64 {
+	if name == corev1.ResourceCPU {
+		return quantity.MilliValue()
+	}
+	return quantity.Value()
+}
+
 // showAllocatable writes into the node's status what is left to pods of a resource: of
 // CPU, thousandths of a core.
 func showAllocatable(ctx context.Context, name corev1.ResourceName, left int64) {
 	GinkgoHelper()
 	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
 	Expect(err).NotTo(HaveOccurred(), "read the node")
-	usualAllocatable = node.Status.Allocatable
+	if usualAllocatable == nil {
+		usualAllocatable = node.Status.Allocatable
+	}
 	quantity := fmt.Sprint(left)
 	if name == corev1.ResourceCPU {
 		quantity += "m"
@@ -94,6 +107,11 @@ func normalKubelet(ctx context.Context) {
 	GinkgoHelper()
 	keepCounters(ctx)
 	Expect(provider.Node().Kubelet().Stop(ctx)).To(Succeed(), "stop the kubelet")
+	for _, name := range shownResources {
+		if usual, changed := usualAllocatable[name]; changed {
+			showAllocatable(ctx, name, amount(name, usual))
+		}
+	}
 	startKubelet(ctx, KubeletChange{})
 	if usualAllocatable == nil {
 		return
@@ -102,7 +120,7 @@ func normalKubelet(ctx context.Context) {
 	Eventually(func(g Gomega) {
 		node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
 		g.Expect(err).NotTo(HaveOccurred())
-		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourcePods} {
+		for _, name := range shownResources {
 			left, usual := node.Status.Allocatable[name], usualAllocatable[name]
 			g.Expect(left.Cmp(usual)).To(BeZero(), "%s: %s of usually %s", name, &left, &usual)
 		}

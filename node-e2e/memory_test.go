@@ -57,7 +57,7 @@ func memoryReserved() incident {
 			before = readMemory(kubepods, "memory.max")
 			progress("%s: limit %d MiB, in use %d MiB", kubepods, before>>20, readMemory(kubepods, "memory.current")>>20)
 			reserved = nodeCapacity(ctx).Memory().Value() - leftMemory<<20
-			restartWithLess(ctx, corev1.ResourceMemory, (leftMemory-100)<<20, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartLeaving(ctx, corev1.ResourceMemory, (leftMemory-100)<<20, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.SystemReserved = map[string]string{"memory": fmt.Sprint(reserved)}
 			}})
 			if variant == Stock {

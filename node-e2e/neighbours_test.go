@@ -47,7 +47,7 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 				left += container.Resources.Requests.Cpu().MilliValue()
 			}
 		}
-		restartWithLess(ctx, corev1.ResourceCPU, left, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartLeaving(ctx, corev1.ResourceCPU, left, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", nodeMilliCPU(ctx)-left)}
 		}})
 		since := time.Now()

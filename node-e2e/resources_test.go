@@ -95,15 +95,16 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		By("losing the state file, with all CPUs reserved for the system")
 		stopKubelet(ctx)
 		forgetCPUs()
-		startKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		last := nodeMilliCPU(ctx)/1000 - 1
+		restartLeaving(ctx, corev1.ResourceCPU, 0, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			static.Configure(c)
-			c.ReservedSystemCPUs = fmt.Sprintf("0-%d", nodeMilliCPU(ctx)/1000-1)
+			c.ReservedSystemCPUs = fmt.Sprintf("0-%d", last)
 		}})
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
 		// The CPU manager reconciles every 10 s.
 		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
 		By("reserving one CPU only")
-		restartKubelet(ctx, static)
+		restartLeaving(ctx, corev1.ResourceCPU, last*1000, static)
 		Eventually(func(g Gomega) {
 			pod.expectAlive(g)
 			expectState(g, ctx, pod, guard.Protected)
