@@ -198,7 +198,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 			Expect(err).NotTo(HaveOccurred())
 		}
 		refusal := ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{})
-		Expect(refusal).To(BeRefused(definition+" was not deleted", "1 custom resource (kept) labelled "+labelDeletionProtection))
+		Expect(refusal).To(BeRefused(definition+" was not deleted", "at least 1 custom resource (such as kept) labelled "+labelDeletionProtection))
 		By("taking the label off")
 		ordinary.kubectl(ctx, "label", definition, "kept", labelDeletionProtection+"-").ExpectDone()
 		Expect(ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})).To(Succeed())

@@ -23,8 +23,11 @@ type Found struct {
 // text returns "3 pods (such as web-0)".
 func (f Found) text(one, several string) string {
 	name, count := several, fmt.Sprint(f.Count)
+	if f.Count == 1 {
+		name = one
+	}
 	if f.Count == 1 && !f.More {
-		return fmt.Sprintf("%s %s (%s)", count, one, f.Example)
+		return fmt.Sprintf("%s %s (%s)", count, name, f.Example)
 	}
 	if f.More {
 		count = "at least " + count
