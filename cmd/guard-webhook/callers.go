@@ -33,8 +33,8 @@ func newCallers(file string, names []string) (*callers, error) {
 	return c, nil
 }
 
-// tls has the server check certificates that it is given. One that is missing is for only
-// to find: probes of the port have none and get no answer either.
+// tls has the server check the certificates that it is given. A connection without one is
+// accepted, since probes connect and ask nothing; its requests are refused by only.
 func (c *callers) tls(config *tls.Config) {
 	if c.authorities != nil {
 		config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, c.authorities
