@@ -35,8 +35,12 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 		expectKept()
 		snapshot.restore(ctx)
 		expectKept()
-		s.awaitServing(ctx, pods[0].name, pods[0].uid)
-		s.awaitServing(ctx, pods[1].name, pods[1].uid)
+		if variant == Guarded {
+			// A stock kubelet hears nothing from a storage that went back: when the control
+			// plane was away for so long that it called the pods not ready, they stay so.
+			s.awaitServing(ctx, pods[0].name, pods[0].uid)
+			s.awaitServing(ctx, pods[1].name, pods[1].uid)
+		}
 	})
 
 	It("by an empty one and then by a snapshot is followed each time", Label(labelGuarded), func(ctx SpecContext) {
