@@ -73,7 +73,7 @@ var _ = Describe("the metrics of the webhook", func() {
 		pods := webhookPods(ctx)
 		for i := range pods {
 			families := scrape(ctx, &pods[i])
-			Expect(families[admission.DecisionsMetric].GetMetric()).To(HaveLen(len(admission.RuleNames()) * len(admission.Verdicts()) * 3))
+			Expect(families[admission.DecisionsMetric].GetMetric()).To(HaveLen(len(admission.RuleNames())*len(admission.Verdicts())*4), "of CREATE, UPDATE, DELETE and Unknown")
 			Expect(families[admission.DecisionDurationMetric].GetMetric()).To(HaveLen(len(admission.RuleNames())))
 			ages := map[string]float64{}
 			for _, metric := range families[admission.CacheAgeMetric].GetMetric() {

@@ -13,6 +13,7 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -23,9 +24,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/webhookinstall"
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -517,7 +520,14 @@ var _ = Describe("deletion of protected pods", func() {
 		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
 		scaleWebhook(ctx, 0)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`)))
-		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).
+			To(MatchError(ContainSubstring(`failed calling webhook "protection.kubelet-guard.io"`)))
+		By("deleting the namespace past the webhook, as an administrator can")
+		setFailurePolicy(ctx, "protection.kubelet-guard.io", admissionregistrationv1.Ignore)
+		DeferCleanup(setFailurePolicy, "protection.kubelet-guard.io", admissionregistrationv1.Fail)
+		Eventually(ctx, func() error {
+			return ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})
+		}).WithTimeout(policyWait).Should(Succeed())
 		Eventually(ctx, func() error {
 			_, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 			return err
@@ -655,6 +665,25 @@ func markFailed(ctx context.Context, namespace, name string) {
 	patch := []byte(`{"status":{"phase":"Failed","conditions":[{"type":"DisruptionTarget","status":"True","reason":"DeletionByPodGC"}]}}`)
 	_, err := controller("pod-garbage-collector").client().CoreV1().Pods(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	Expect(err).NotTo(HaveOccurred())
+}
+
+// setFailurePolicy says what becomes of the requests of an entry while nobody answers.
+func setFailurePolicy(ctx context.Context, entry string, policy admissionregistrationv1.FailurePolicyType) {
+	GinkgoHelper()
+	configurations := client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	Expect(retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		configuration, err := configurations.Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for i := range configuration.Webhooks {
+			if configuration.Webhooks[i].Name == entry {
+				configuration.Webhooks[i].FailurePolicy = &policy
+			}
+		}
+		_, err = configurations.Update(ctx, configuration, metav1.UpdateOptions{})
+		return err
+	})).To(Succeed(), "failure policy of the entry %s", entry)
 }
 
 // podDeleter is what the specs use of a client.
