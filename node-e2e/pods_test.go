@@ -320,7 +320,7 @@ func (s *scene) exit(ctx context.Context, pod string, code int) {
 		}
 		GinkgoWriter.Printf("GET /exit of pod %s: %v\n", pod, err)
 		return nil
-	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "pod %s is told to exit", pod)
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the request to exit reaches pod %s", pod)
 }
 
 // ask asks a pod's workload for something at the pod's own address, which works

@@ -37,7 +37,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 		expectKept()
 		if variant == Guarded {
 			// About unprotected pods, and with the stock kubelet about all, a kubelet hears
-			// nothing from a storage that went back: when the control plane was away for so
+			// nothing from a restored storage: when the control plane was away for so
 			// long that it called them not ready, they stay so.
 			s.awaitServing(ctx, pods[0].name, pods[0].uid)
 		}

@@ -67,7 +67,7 @@ func rows() []row {
 				{title: "Held pods by cause", description: "What each cause means is in docs/configuration.md, what to do in docs/holds.md.", unit: "short", queries: []query{{`sum by (cause) (kubelet_guard_held_pods) > 0`, "{{cause}}"}}},
 				{title: "Held pods by node", description: "The ten nodes with most.", unit: "short", queries: []query{{`topk(10, sum by (instance) (kubelet_guard_held_pods) > 0)`, "{{instance}}"}}},
 				{title: "Pods that wait for held pods", description: "By node. They do not start because a held pod of the same name uses what only one of them may. KubeletGuardPodsWaiting fires after five minutes.", unit: "short", queries: []query{{`kubelet_guard_waiting_pods > 0`, "{{instance}}"}}},
-				{title: "Pods that kubelets do not manage", description: "By node. The API server has not told the kubelet which pods it has since it started. KubeletGuardPodsUnconfirmed fires after five minutes.", unit: "short", queries: []query{{`kubelet_guard_unconfirmed_pods > 0`, "{{instance}}"}}},
+				{title: "Pods that kubelets do not manage", description: "By node. The kubelet has not received its pods from the API server since it started. KubeletGuardPodsUnconfirmed fires after five minutes.", unit: "short", queries: []query{{`kubelet_guard_unconfirmed_pods > 0`, "{{instance}}"}}},
 				{title: "Refused and audited kills by cause", description: "In five minutes. Audited: stopped in mode Audit, kept in mode Enforce.", unit: "short", queries: []query{
 					{`sum by (cause) (increase(kubelet_guard_refused_kills_total[5m])) > 0`, "refused {{cause}}"},
 					{`sum by (cause) (increase(kubelet_guard_audited_kills_total[5m])) > 0`, "audited {{cause}}"},

@@ -104,7 +104,7 @@ func newStateCollector(g *Guard) *stateCollector {
 		protected: metrics.NewDesc(subsystem+"_protected_pods",
 			"Protected pods on this node, held ones included, terminating ones not.", nil, nil, metrics.ALPHA, ""),
 		unconfirmed: metrics.NewDesc(subsystem+"_unconfirmed_pods",
-			"Protected pods that an earlier start of the kubelet saved, while the API server has not told this one which pods it has. They run on and are not managed.", nil, nil, metrics.ALPHA, ""),
+			"Protected pods that an earlier start of the kubelet saved, while this one has not received its pods from the API server. They run on and are not managed.", nil, nil, metrics.ALPHA, ""),
 		held: metrics.NewDesc(subsystem+"_held_pods",
 			"Pods that run because an attempt to stop them was refused. A pod with two causes counts under both.", []string{"cause"}, nil, metrics.ALPHA, ""),
 		oldest: metrics.NewDesc(subsystem+"_oldest_hold_seconds",

@@ -121,6 +121,11 @@ func TestSavedPodsAreShownBeforeTheAPITellsOfThem(t *testing.T) {
 		assert.False(t, item.ObjectPresent, item.Name)
 	}
 	assert.Equal(t, map[string]float64{"protected_pods{}": 1, "unconfirmed_pods{}": 1}, f.series())
+	f.reportUnconfirmed()
+	assert.Equal(t, f.clock.Now().Add(unconfirmedPatience), f.unconfirmedReport, "no word before a minute")
+	f.clock.Step(unconfirmedPatience)
+	f.reportUnconfirmed()
+	assert.Equal(t, f.clock.Now().Add(unconfirmedReports), f.unconfirmedReport, "after the report")
 	f.ObserveSource(apiSource, []*v1.Pod{kept})
 	assert.Equal(t, map[string]float64{"protected_pods{}": 1}, f.series())
 }

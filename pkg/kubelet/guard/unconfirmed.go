@@ -8,7 +8,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// A kubelet stops nothing before its sources have told it which pods it has, and manages
+// A kubelet stops nothing before it has received its pods from its sources, and manages
 // nothing either. One that may not read its pods, because its name is not that of its
 // credentials, or that has no API server, stays so. What an earlier one saved is shown
 // meanwhile, so that such a node is not taken for an empty one.
@@ -36,7 +36,7 @@ func (g *Guard) knownLocked() []*podRecord {
 }
 
 // unconfirmedLocked counts the protected pods that an earlier kubelet saved, as long as
-// the API source has not told this one which pods it has.
+// this one has not received its pods from the API source.
 func (g *Guard) unconfirmedLocked() int {
 	n := 0
 	for _, saved := range g.loaded {
@@ -58,6 +58,6 @@ func (g *Guard) reportUnconfirmed() {
 	}
 	g.mu.Unlock()
 	if due {
-		klog.ErrorS(nil, "The API server has not told the kubelet which pods it has. Protected pods of an earlier start run on, but are not managed. Can the kubelet reach the API server, and are its credentials for this node name?", "pods", n, "node", g.nodeName)
+		klog.ErrorS(nil, "The kubelet has not received its pods from the API server. Protected pods of an earlier start run on, but are not managed. Can the kubelet reach the API server, and are its credentials for this node name?", "pods", n, "node", g.nodeName)
 	}
 }
