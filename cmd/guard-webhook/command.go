@@ -33,6 +33,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/coverage"
 	"kubelet-guard.io/pkg/admission/nodes"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -158,10 +159,17 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 			return err
 		}
 	}
-	if err := register(ctx, mgr, core, o, modes); err != nil {
+	fleet, err := coverage.NewCluster(core, mgr.GetClient())
+	if err != nil {
 		return err
 	}
-	if err := observe(mgr, core, metrics.Registry, o); err != nil {
+	if err := mgr.Add(fleet); err != nil {
+		return err
+	}
+	if err := register(ctx, mgr, core, fleet, o, modes); err != nil {
+		return err
+	}
+	if err := observe(fleet, metrics.Registry, o); err != nil {
 		return err
 	}
 
@@ -203,12 +211,12 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 }
 
 // register puts the handlers of all entries onto the server.
-func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, o *options, modes admission.Modes) error {
+func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options, modes admission.Modes) error {
 	counts, err := admission.NewMetrics(metrics.Registry, modes)
 	if err != nil {
 		return err
 	}
-	entries, err := newEntries(ctx, mgr, core, o)
+	entries, err := newEntries(ctx, mgr, core, fleet, o)
 	if err != nil {
 		return err
 	}

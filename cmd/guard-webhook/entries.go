@@ -9,6 +9,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/coverage"
 	"kubelet-guard.io/pkg/admission/deletion"
 	"kubelet-guard.io/pkg/admission/grant"
 	"kubelet-guard.io/pkg/admission/replicas"
@@ -29,7 +30,7 @@ func cachedResources(o *options) []string {
 
 // newEntries makes the rules and says which of them each path asks. The paths are
 // those of manifests/control-plane/webhook/configuration.yaml.
-func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, o *options) ([]admission.Entry, error) {
+func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options) ([]admission.Entry, error) {
 	metadataClient, err := metadata.NewForConfig(mgr.GetConfig())
 	if err != nil {
 		return nil, err
@@ -48,7 +49,7 @@ func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface
 	changes := replicas.Rule{Scale: lookup}
 	protection := grant.Rule{Pods: grant.Cluster{Metadata: metadataClient}}
 
-	podDeletion, err := newPodDeletionEntries(ctx, mgr, core, o)
+	podDeletion, err := newPodDeletionEntries(ctx, mgr, core, fleet, o)
 	if err != nil {
 		return nil, err
 	}

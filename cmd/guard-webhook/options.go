@@ -14,6 +14,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/budget"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -40,7 +41,8 @@ type options struct {
 	leaderElect    bool
 	shutdownDelay  time.Duration
 
-	recordTTL time.Duration
+	recordTTL       time.Duration
+	deletedNodeHold time.Duration
 }
 
 // newOptions returns the defaults. The namespace is the one that the pod runs in.
@@ -60,7 +62,8 @@ func newOptions(podNamespace string) *options {
 		metricsAddress:       ":8080",
 		leaderElect:          true,
 		shutdownDelay:        5 * time.Second,
-		recordTTL:            7 * 24 * time.Hour,
+		recordTTL:            budget.DefaultRecordLifetime,
+		deletedNodeHold:      budget.DefaultDeletedNodeHold,
 	}
 }
 
@@ -69,6 +72,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringToStringVar(&o.ruleMode, "rule-mode", nil, "mode of one rule, such as NodeDeletion=Audit; may be repeated. Rules: "+strings.Join(ruleNames(), ", "))
 	flags.DurationVar(&o.overrideLimit, "override-limit", o.overrideLimit, "how far ahead an override may expire")
 	flags.DurationVar(&o.recordTTL, "record-ttl", o.recordTTL, "how long a PodDeletion record is kept; longer than a node can be cut off")
+	flags.DurationVar(&o.deletedNodeHold, "deleted-node-hold", o.deletedNodeHold, "how long protected pods that were ready are kept from the pod garbage collector after their node was deleted; 0 for budgets alone")
 
 	flags.StringVar(&o.namespace, "namespace", o.namespace, "namespace of the webhook; by default that of its pod (POD_NAMESPACE)")
 	flags.StringVar(&o.service, "service", o.service, "Service by whose name the API server calls the webhook")
@@ -117,6 +121,7 @@ func (o *options) validate() (admission.Modes, error) {
 	}{
 		{"override-limit", o.overrideLimit, time.Minute},
 		{"record-ttl", o.recordTTL, time.Hour},
+		{"deleted-node-hold", o.deletedNodeHold, 0},
 		{"shutdown-delay", o.shutdownDelay, 0},
 	} {
 		if d.value < d.least {

@@ -6,17 +6,20 @@ import (
 
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/admission/budget"
+	"kubelet-guard.io/pkg/admission/coverage"
+	"kubelet-guard.io/pkg/admission/deletion"
 	"kubelet-guard.io/pkg/admission/nodes"
 )
 
 // newPodDeletionEntries makes the rules about the deletion of pods, and has the
 // manager fill their index and run the collector of records.
-func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, o *options) ([]admission.Entry, error) {
+func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options) ([]admission.Entry, error) {
 	informer, err := mgr.GetCache().GetInformer(ctx, &policyv1.PodDisruptionBudget{})
 	if err != nil {
 		return nil, err
@@ -41,11 +44,24 @@ func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernete
 	if err := mgr.Add(budget.NewTaintEviction(mgr.GetClient(), budget.NewEvictedPods(core.CoreV1()), now)); err != nil {
 		return nil, err
 	}
-	lost := nodes.NewLostNodes(nodes.CachedPolicies{Reader: mgr.GetClient()}, nodes.CachedNodes{Reader: mgr.GetClient()}, now)
-	return []admission.Entry{
+	metadataClient, err := metadata.NewForConfig(mgr.GetConfig())
+	if err != nil {
+		return nil, err
+	}
+	lost := nodes.NewLostNodes(nodes.CachedPolicies{Reader: mgr.GetClient()}, nodes.CachedNodes{Reader: mgr.GetClient()},
+		nodes.LiveNodes{Reader: mgr.GetAPIReader()}, fleet, now)
+	deletions := []admission.Rule{
+		budget.NewRule(reservations, lost, budget.NewDaemonSetReader(mgr.GetAPIReader()), o.deletedNodeHold, now),
 		// The record last: it must be written exactly when the delete passes, also by
 		// override or in audit mode.
-		{Path: "/validate/pod-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{budget.NewRule(reservations, lost), records}},
-		{Path: "/validate/pod-eviction", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{records}},
+		records,
+	}
+	changes := []admission.Rule{budget.NewChanges(index, budget.NewProtectedPods(metadataClient))}
+	return []admission.Entry{
+		{Path: "/validate/pod-deletion", FailurePolicy: admission.FailClosed, Rules: deletions},
+		{Path: "/validate/daemon-pod-deletion", FailurePolicy: admission.FailOpen, Rules: deletions},
+		{Path: "/validate/pod-eviction", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletion.Evictions{Metadata: metadataClient}, records}},
+		{Path: "/validate/disruption-budget", FailurePolicy: admission.FailClosed, Rules: changes},
+		{Path: "/validate/pod-labels", FailurePolicy: admission.FailOpen, Rules: changes},
 	}, nil
 }

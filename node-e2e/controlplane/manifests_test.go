@@ -113,7 +113,7 @@ func TestEnforceOverlay(t *testing.T) {
 		// An outage must not refuse what nobody labelled.
 		objects, namespaces := entry.ObjectSelector, entry.NamespaceSelector
 		selects := objects != nil && (len(objects.MatchLabels) > 0 || slices.ContainsFunc(objects.MatchExpressions, selectsLabelled)) ||
-			namespaces != nil && len(namespaces.MatchLabels) > 0
+			namespaces != nil && (len(namespaces.MatchLabels) > 0 || slices.ContainsFunc(namespaces.MatchExpressions, selectsLabelled))
 		require.True(t, selects, "%s has failurePolicy Fail and selects no label", entry.Name)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -28,12 +29,15 @@ import (
 // podStart covers sandbox, network and container on a loaded machine.
 const podStart = time.Minute
 
+// specNamespacePrefix begins the names of the namespaces of specs.
+const specNamespacePrefix = "spec-"
+
 // newNamespace makes the spec's namespace, with labels beside the suite's own. At
 // the end it goes, with all that is in it, whatever protects them.
 func newNamespace(ctx context.Context, labels map[string]string) string {
 	GinkgoHelper()
 	namespace, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-", Labels: labels},
+		ObjectMeta: metav1.ObjectMeta{GenerateName: specNamespacePrefix, Labels: labels},
 	}, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func(ctx SpecContext) { removeNamespace(ctx, namespace.Name) }, NodeTimeout(podStart))
@@ -58,14 +62,12 @@ var disarmed = []schema.GroupVersionResource{
 }
 
 // removeNamespace disarms what is protected in a namespace, by override, and
-// deletes it. It does not wait for the end of the namespace.
+// deletes it. It does not wait for the end of the namespace: awaitNamespacesGone does.
 func removeNamespace(ctx context.Context, name string) {
 	GinkgoHelper()
 	disarm := fmt.Sprintf(`{"metadata":{"labels":{%q:null,%q:null,%q:null},"annotations":{%q:%q}}}`,
 		labelExplicitDeletion, labelDeletionProtection, labelReplicasProtection,
 		annotationOverride, overrideFor(time.Hour, "end of the spec"))
-	// Budgets first: the namespace controller deletes pods under them.
-	Expect(client.PolicyV1().PodDisruptionBudgets(name).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})).To(Succeed())
 	for _, gvr := range disarmed {
 		resource := dynamicClient.Resource(gvr).Namespace(name)
 		list, err := resource.List(ctx, metav1.ListOptions{})
@@ -90,6 +92,30 @@ func removeNamespace(ctx context.Context, name string) {
 	if !apierrors.IsNotFound(err) {
 		Expect(err).NotTo(HaveOccurred())
 	}
+}
+
+// namespaceEnd covers the end of the last spec's pods.
+const namespaceEnd = 90 * time.Second
+
+// awaitNamespacesGone waits until no namespace of a spec is left: one that hangs is a fault.
+func awaitNamespacesGone(ctx context.Context) {
+	Eventually(ctx, func(g Gomega) {
+		namespaces, err := client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		var left []string
+		for _, namespace := range namespaces.Items {
+			if !strings.HasPrefix(namespace.Name, specNamespacePrefix) {
+				continue
+			}
+			for _, condition := range namespace.Status.Conditions {
+				if condition.Status == corev1.ConditionTrue {
+					left = append(left, fmt.Sprintf("%s: %s", condition.Type, condition.Message))
+				}
+			}
+			left = append(left, namespace.Name)
+		}
+		g.Expect(left).To(BeEmpty(), "namespaces of specs")
+	}).WithTimeout(namespaceEnd).Should(Succeed(), "the end of all namespaces")
 }
 
 // The keys of the project, under short names.

@@ -1,16 +1,22 @@
 package controlplane
 
 import (
+	"context"
 	"fmt"
+	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
+
+// timeoutSlack is what a request may take beside the time-outs of the webhook.
+const timeoutSlack = 2 * time.Second
 
 // leaseWait is longer than the time after which a kubelet renews its lease.
 const leaseWait = 30 * time.Second
@@ -51,6 +57,22 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		createdLingering := createPod(ctx, namespace, lingering)
 		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "lingering", metav1.DeleteOptions{})).To(Succeed())
 
+		By("protected workloads that will be changed")
+		rolled := newDeployment("rolled", 2, nil)
+		rolled.Spec.Template.Labels[labelExplicitDeletion] = "required"
+		createDeployment(ctx, namespace, rolled)
+		job := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "job"}, Spec: batchv1.JobSpec{Template: podTemplate(map[string]string{"app": "job", labelExplicitDeletion: "required"})}}
+		job.Spec.Template.Spec.RestartPolicy = corev1.RestartPolicyNever
+		_, err = client.BatchV1().Jobs(namespace).Create(ctx, job, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		labelled := func(selector string) func() ([]corev1.Pod, error) {
+			return func() ([]corev1.Pod, error) {
+				list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+				return list.Items, err
+			}
+		}
+		Eventually(ctx, labelled("app=job")).WithTimeout(podStart).Should(HaveLen(1))
+
 		By("stopping the webhook")
 		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
 		scaleWebhook(ctx, 0)
@@ -86,6 +108,14 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		ordinary.kubectl(ctx, "scale", "deployment", "web", "-n", namespace, "--replicas=0").ExpectDone()
 		ordinary.kubectl(ctx, "delete", "deployment", "web", "-n", namespace).ExpectDone()
 		createPod(ctx, namespace, newPod("another", required))
+		By("workloads of protected pods: rolled out, scaled down, suspended")
+		asked := time.Now()
+		ordinary.kubectl(ctx, "set", "env", "deployment/rolled", "-n", namespace, "REVISION=2").ExpectDone()
+		ordinary.kubectl(ctx, "rollout", "status", "deployment/rolled", "-n", namespace, "--timeout=1m").ExpectDone()
+		ordinary.kubectl(ctx, "scale", "deployment/rolled", "-n", namespace, "--replicas=0").ExpectDone()
+		ordinary.kubectl(ctx, "patch", "job", "job", "-n", namespace, "-p", `{"spec":{"suspend":true}}`).ExpectDone()
+		Eventually(ctx, labelled("app in (rolled, job)")).WithTimeout(podStart).Should(BeEmpty(), "pods of the workloads")
+		progress("outage: a roll-out, a scale-down and a suspension of protected pods took %.0f s", time.Since(asked).Seconds())
 		ordinary.kubectl(ctx, "create", "namespace", namespace+"-other").ExpectDone()
 		ordinary.kubectl(ctx, "delete", "namespace", namespace+"-other").ExpectDone()
 		awaitGone(ctx, createdLingering.UID, func() (metav1.Object, error) {
@@ -102,5 +132,55 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(Succeed())
 		_, err = client.CoreV1().ConfigMaps(namespace).Get(ctx, always.Name, metav1.GetOptions{})
 		Expect(apierrors.IsNotFound(err)).To(BeTrue(), "%v", err)
+	}, SpecTimeout(clusterStart))
+
+	It("that never answers delays what needs it by its time-outs, and nothing else", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		as := ordinary.client()
+		rolled := newDeployment("rolled", 1, nil)
+		rolled.Spec.Template.Labels[labelExplicitDeletion] = "required"
+		createDeployment(ctx, namespace, rolled)
+		createPod(ctx, namespace, newPod("protected", map[string]string{labelExplicitDeletion: "required"}))
+		for _, name := range []string{"deleted", "evicted"} {
+			createPod(ctx, namespace, newPod(name, nil))
+		}
+		By("freezing both replicas, as a network that drops packets does to them")
+		signalWebhook := func(ctx context.Context, signal syscall.Signal) {
+			for _, pod := range webhookPods(ctx) {
+				containers, err := containersOf(ctx, pod.UID)
+				Expect(err).NotTo(HaveOccurred())
+				for _, container := range containers {
+					Expect(syscall.Kill(container.PID, signal)).To(Or(Succeed(), MatchError(syscall.ESRCH)))
+				}
+			}
+		}
+		DeferCleanup(func(ctx SpecContext) {
+			signalWebhook(ctx, syscall.SIGCONT)
+			awaitWebhook(ctx)
+		}, NodeTimeout(clusterStart))
+		signalWebhook(ctx, syscall.SIGSTOP)
+		within := func(limit time.Duration, what string, do func() error, want OmegaMatcher) {
+			GinkgoHelper()
+			asked := time.Now()
+			Expect(do()).To(want, what)
+			took := time.Since(asked)
+			progress("webhook without an answer: %s took %.1f s", what, took.Seconds())
+			Expect(took).To(BeNumerically("<", limit+timeoutSlack), what)
+		}
+		within(0, "the deletion of a pod without the label", func() error {
+			return as.CoreV1().Pods(namespace).Delete(ctx, "deleted", metav1.DeleteOptions{})
+		}, Succeed())
+		within(3*time.Second, "an eviction in a namespace with the grant", func() error { return evict(ctx, namespace, "evicted", nil) }, Succeed())
+		within(5*time.Second, "the deletion of a protected pod", func() error {
+			return as.CoreV1().Pods(namespace).Delete(ctx, "protected", metav1.DeleteOptions{})
+		}, MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`)))
+		within(podStart, "a scale-down of protected pods", func() error {
+			ordinary.kubectl(ctx, "scale", "deployment/rolled", "-n", namespace, "--replicas=0").ExpectDone()
+			Eventually(ctx, func() ([]corev1.Pod, error) {
+				list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=rolled"})
+				return list.Items, err
+			}).WithTimeout(podStart).Should(BeEmpty())
+			return nil
+		}, Succeed())
 	}, SpecTimeout(clusterStart))
 })

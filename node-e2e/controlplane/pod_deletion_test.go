@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/client-go/kubernetes"
@@ -179,9 +180,10 @@ var _ = Describe("deletion of protected pods", func() {
 		Expect(pods(controller("pod-garbage-collector").client()).Delete(ctx, "web-1", *metav1.NewDeleteOptions(0))).To(BeRefused(spentBudget))
 		By("letting the terminating one be deleted again, sooner")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(1))).To(Succeed())
-		By("letting the node delete its pods")
-		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(Succeed())
-		_, err := client.CoreV1().Pods(namespace).Get(ctx, "web-2", metav1.GetOptions{})
+		By("letting the node end what is terminating, and nothing else")
+		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(BeRefused(spentBudget))
+		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
+		_, err := client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{})
 		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
 	})
 
@@ -282,8 +284,8 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, newBudget("b", "web", 3), 1)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("several poddisruptionbudgets select it (a,b)"))
 		Expect(evict(ctx, namespace, "web-0", nil)).To(MatchError(ContainSubstring("more than one PodDisruptionBudget")))
-		By("letting the pod go once one is left")
-		Expect(client.PolicyV1().PodDisruptionBudgets(namespace).Delete(ctx, "b", metav1.DeleteOptions{})).To(Succeed())
+		By("letting one of them be deleted, and the pod go then")
+		Expect(ordinary.client().PolicyV1().PodDisruptionBudgets(namespace).Delete(ctx, "b", metav1.DeleteOptions{})).To(Succeed())
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
 	})
 
@@ -417,7 +419,8 @@ var _ = Describe("deletion of protected pods", func() {
 			return terminating
 		}).WithTimeout(controllerQuiet).Should(HaveLen(1))
 		By("asking for one pod less")
-		kubectl(ctx, "patch", "poddisruptionbudget", "web", "-n", namespace, "--type=merge", `--patch={"spec":{"minAvailable":2}}`).ExpectDone()
+		kubectl(ctx, "patch", "poddisruptionbudget", "web", "-n", namespace, "--type=merge", fmt.Sprintf(`--patch={"metadata":{"annotations":{%q:%q}},"spec":{"minAvailable":2}}`,
+			annotationOverride, overrideFor(time.Hour, "one less"))).ExpectDone()
 		Eventually(ctx, func() []string {
 			terminating, _ := terminatingPods(ctx, namespace)
 			return terminating
@@ -447,6 +450,117 @@ var _ = Describe("deletion of protected pods", func() {
 		ordinary.kubectl(ctx, "delete", "pod", "web-lost", "-n", namespace, "--wait=false").ExpectDone()
 		terminating, _ := terminatingPods(ctx, namespace)
 		Expect(terminating).To(ConsistOf("web-lost"))
+	})
+
+	// silentWorkload creates a workload whose one pod is on a silent node and is ready there,
+	// and returns the pod. At the end both go.
+	silentWorkload := func(ctx SpecContext, workload runtime.Object) *corev1.Pod {
+		GinkgoHelper()
+		object := toUnstructured(workload)
+		gvr := schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: strings.ToLower(object.GetKind()) + "s"}
+		resource := dynamicClient.Resource(gvr).Namespace(namespace)
+		_, err := resource.Create(ctx, object, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		of := func(ctx context.Context) []corev1.Pod {
+			list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"})
+			Expect(err).NotTo(HaveOccurred())
+			return list.Items
+		}
+		DeferCleanup(func(ctx SpecContext) {
+			Expect(resource.Delete(ctx, object.GetName(), metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationOrphan)})).To(Succeed())
+			for _, pod := range of(ctx) {
+				endSilentPod(ctx, &pod)
+			}
+		}, NodeTimeout(podStart))
+		Eventually(ctx, func(g Gomega) {
+			pods := of(ctx)
+			g.Expect(pods).To(HaveLen(1))
+			g.Expect(pods[0].Spec.NodeName).NotTo(BeEmpty(), "node")
+		}).WithTimeout(podStart).Should(Succeed(), "the pod of %s", object.GetName())
+		pod := of(ctx)[0]
+		return reportRunning(ctx, &pod)
+	}
+	sameUID := func(pod *corev1.Pod) func(Gomega, context.Context) {
+		return func(g Gomega, ctx context.Context) {
+			live, err := client.CoreV1().Pods(namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(live.UID).To(Equal(pod.UID), "UID of %s", pod.Name)
+			g.Expect(live.DeletionTimestamp).To(BeNil(), "deletion of %s", pod.Name)
+		}
+	}
+	statefulSet := func(node string) *appsv1.StatefulSet {
+		template := webTemplate()
+		template.Spec.NodeName, template.Spec.TerminationGracePeriodSeconds = node, ptr.To[int64](600)
+		return &appsv1.StatefulSet{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "StatefulSet"},
+			ObjectMeta: metav1.ObjectMeta{Name: "web"},
+			Spec: appsv1.StatefulSetSpec{
+				ServiceName: "web", Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("web")}, Template: template,
+			},
+		}
+	}
+
+	It("is held for a StatefulSet, when its pod is only said to have failed", func(ctx SpecContext) {
+		pod := silentWorkload(ctx, statefulSet(createSilentNode(ctx, nil)))
+		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		before := decisions(ctx, admission.PodDeletion)
+		_, err := ordinary.client().CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"status":{"phase":"Failed"}}`), metav1.PatchOptions{}, "status")
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
+			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the StatefulSet controller")
+		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
+		_, err = getRecord(ctx, pod.UID)
+		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
+	}, SpecTimeout(specTimeout))
+
+	It("is held behind a node that was deleted, but not for pods that were not ready", func(ctx SpecContext) {
+		node := createSilentNode(ctx, nil)
+		pod := silentWorkload(ctx, statefulSet(node))
+		Expect(client.CoreV1().Nodes().Delete(ctx, node, metav1.DeleteOptions{})).To(Succeed())
+		markFailed(ctx, namespace, pod.Name)
+		deleted := func(ctx context.Context) error {
+			return pods(controller("pod-garbage-collector").client()).Delete(ctx, pod.Name, *metav1.NewDeleteOptions(0))
+		}
+		Expect(deleted(ctx)).To(BeRefused("node "+node+" was deleted, which may have been a mistake", "the pod was ready then and is kept until"))
+		By("holding the StatefulSet controller, which deletes what has failed")
+		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
+		By("letting the pod go that was not ready when its node was deleted")
+		_, err := client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(`{"status":{"conditions":[{"type":"Ready","status":"False"}]}}`), metav1.PatchOptions{}, "status")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(deleted(ctx)).To(Or(Succeed(), MatchError(apierrors.IsNotFound, "is not found")))
+		_, err = getRecord(ctx, pod.UID)
+		Expect(err).NotTo(HaveOccurred())
+	}, SpecTimeout(specTimeout))
+
+	It("is held for a DaemonSet whose node no longer fits, and passes for its roll-out", func(ctx SpecContext) {
+		const label = "kubelet-guard-e2e/daemon"
+		node := createSilentNode(ctx, map[string]string{label: namespace})
+		template := webTemplate()
+		template.Spec.NodeSelector, template.Spec.TerminationGracePeriodSeconds = map[string]string{label: namespace}, ptr.To[int64](600)
+		pod := silentWorkload(ctx, &appsv1.DaemonSet{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "DaemonSet"},
+			ObjectMeta: metav1.ObjectMeta{Name: "web"},
+			Spec:       appsv1.DaemonSetSpec{Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("web")}, Template: template},
+		})
+		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		before := decisions(ctx, admission.PodDeletion)
+		kubectl(ctx, "label", "node", node, label+"-").ExpectDone()
+		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
+			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the DaemonSet controller")
+		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
+
+		kubectl(ctx, "label", "node", node, label+"="+namespace).ExpectDone()
+		kubectl(ctx, "set", "env", "daemonset/web", "-n", namespace, "REVISION=2").ExpectDone()
+		Eventually(ctx, func() []string { terminating, _ := terminatingPods(ctx, namespace); return terminating }).
+			WithTimeout(controllerReaction).Should(ConsistOf(pod.Name), "the outdated pod")
+	}, SpecTimeout(specTimeout))
+
+	It("is refused to an eviction of a pod labelled always", func(ctx SpecContext) {
+		always := webPod("always")
+		always.Labels[labelDeletionProtection] = "always"
+		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), always)
+		Expect(pods(ordinary.client()).Delete(ctx, "always", metav1.DeleteOptions{})).To(BeRefused("pods always was not deleted"))
+		Expect(evict(ctx, namespace, "always", nil)).To(BeRefused("pods/always in namespace "+namespace+" was not deleted", "deletion-protection=always"))
 	})
 
 	It("is held for the garbage collector, when the owner is gone", func(ctx SpecContext) {

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -11,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/ptr"
 )
@@ -93,24 +95,40 @@ func createSilentPods(ctx context.Context, namespace, node string, pods ...*core
 		var err error
 		created[i], err = client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
-		created[i].Status.Phase = corev1.PodRunning
-		created[i].Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
-		created[i].Status.ContainerStatuses = []corev1.ContainerStatus{{
-			Name: pod.Spec.Containers[0].Name, Ready: true, ContainerID: "none://" + pod.Name, Image: pod.Spec.Containers[0].Image,
-			State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
-		}}
-		created[i], err = client.CoreV1().Pods(namespace).UpdateStatus(ctx, created[i], metav1.UpdateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		created[i] = reportRunning(ctx, created[i])
 	}
 	DeferCleanup(func(ctx SpecContext) {
-		// Nobody else takes them away, and the namespace waits for them.
 		for _, pod := range created {
-			kubelet := nodeUser(node).client()
-			err := kubelet.CoreV1().Pods(namespace).Delete(ctx, pod.Name, *metav1.NewDeleteOptions(0))
-			if err != nil && !apierrors.IsNotFound(err) {
-				GinkgoWriter.Printf("clean-up: %v\n", err)
-			}
+			endSilentPod(ctx, pod)
 		}
 	}, NodeTimeout(podStart))
 	return created
+}
+
+// reportRunning says of a pod on a silent node that it runs and is ready.
+func reportRunning(ctx context.Context, pod *corev1.Pod) *corev1.Pod {
+	GinkgoHelper()
+	pod.Status.Phase = corev1.PodRunning
+	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name: pod.Spec.Containers[0].Name, Ready: true, ContainerID: "none://" + pod.Name, Image: pod.Spec.Containers[0].Image,
+		State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+	}}
+	pod, err := client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	return pod
+}
+
+// endSilentPod takes a pod on a silent node away, by override: nobody else does, and the
+// namespace waits for it.
+func endSilentPod(ctx context.Context, pod *corev1.Pod) {
+	pods := client.CoreV1().Pods(pod.Namespace)
+	override := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Hour, "end of the spec"))
+	_, err := pods.Patch(ctx, pod.Name, types.MergePatchType, override, metav1.PatchOptions{})
+	if err == nil {
+		err = pods.Delete(ctx, pod.Name, *metav1.NewDeleteOptions(0))
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		GinkgoWriter.Printf("clean-up: %v\n", err)
+	}
 }

@@ -131,6 +131,9 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	client = kubernetes.NewForConfigOrDie(adminConfig)
 	dynamicClient = dynamic.NewForConfigOrDie(adminConfig)
 	progress("node %s is Ready after %.0f s", cluster.NodeName(), time.Since(started).Seconds())
+	if !*keepFlag {
+		DeferCleanup(func(ctx SpecContext) { awaitNamespacesGone(ctx) }, NodeTimeout(clusterStop))
+	}
 	createUsers(ctx)
 	install(ctx, overlayEnforce)
 	progress("the control plane is installed and in force after %.0f s", time.Since(started).Seconds())

@@ -137,9 +137,7 @@ var _ = Describe("kubectl drain", func() {
 		}
 
 		By("removing the budgets, and draining as ever")
-		for _, node := range workers() {
-			Expect(client.PolicyV1().PodDisruptionBudgets(s.namespace).Delete(ctx, "kept-"+node.Pool(), metav1.DeleteOptions{})).To(Succeed())
-		}
+		s.deleteBudgets(ctx)
 		asked := time.Now()
 		// The webhook's watch has to tell it, usually within milliseconds.
 		Eventually(ctx, func(g Gomega) {

@@ -94,8 +94,7 @@ func newNamespace(ctx context.Context, labels map[string]string) string {
 // spec leaves on a node would take resources from the next one.
 func (s *scene) remove(ctx context.Context) {
 	GinkgoHelper()
-	budgets := client.PolicyV1().PodDisruptionBudgets(s.namespace)
-	Expect(budgets.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})).To(Succeed())
+	s.deleteBudgets(ctx)
 	apps := client.AppsV1()
 	background := metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)}
 	Expect(apps.Deployments(s.namespace).DeleteCollection(ctx, background, metav1.ListOptions{})).To(Succeed())
@@ -352,6 +351,21 @@ func (s *scene) createBudget(ctx context.Context, app string, minAvailable, allo
 		g.Expect(budget.Status.ObservedGeneration).To(Equal(budget.Generation))
 		g.Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(allowed), "allowed disruptions")
 	}).WithTimeout(apiLag).Should(Succeed(), "the count of budget %s", app)
+}
+
+// deleteBudgets deletes the budgets of the scene by override, since protected pods may run.
+func (s *scene) deleteBudgets(ctx context.Context) {
+	GinkgoHelper()
+	budgets := client.PolicyV1().PodDisruptionBudgets(s.namespace)
+	list, err := budgets.List(ctx, metav1.ListOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	override := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`,
+		guardv1alpha1.OverrideAnnotation, guardv1alpha1.FormatOverride(time.Now().Add(time.Hour), "end of the spec"))
+	for _, budget := range list.Items {
+		_, err := budgets.Patch(ctx, budget.Name, types.MergePatchType, override, metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred(), "annotate budget %s", budget.Name)
+		Expect(budgets.Delete(ctx, budget.Name, metav1.DeleteOptions{})).To(Succeed(), "delete budget %s", budget.Name)
+	}
 }
 
 // subject is a pod whose container a spec keeps an eye on.

@@ -42,6 +42,8 @@ const (
 	ReasonWindowClosed Reason = "WindowClosed"
 	// ReasonDisruptionBudget: a budget that selects the pod allows no disruption.
 	ReasonDisruptionBudget Reason = "DisruptionBudget"
+	// ReasonNodeDeleted: the pod was ready when its node was deleted, and is kept for a while.
+	ReasonNodeDeleted Reason = "NodeDeleted"
 	// ReasonNodeLimit: the deletions of the period are used up.
 	ReasonNodeLimit Reason = "NodeLimit"
 	// ReasonReadyFloor: too few nodes of the pool would be ready.

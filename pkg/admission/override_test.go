@@ -51,7 +51,7 @@ func TestParseModes(t *testing.T) {
 	}{
 		"unknown mode":           {"audit", nil, `unknown mode "audit"; the modes are Enforce and Audit`},
 		"unknown mode of a rule": {"Audit", map[string]string{"Replicas": ""}, `rule Replicas: unknown mode ""; the modes are Enforce and Audit`},
-		"unknown rule":           {"Audit", map[string]string{"Replica": "Audit"}, `unknown rule "Replica"; the rules are CascadingDeletion, Replicas, ResourceDeletion, OperationWindow, PodDeletion, PodDeletionRecord, NodeDeletion, Override, Protection`},
+		"unknown rule":           {"Audit", map[string]string{"Replica": "Audit"}, `unknown rule "Replica"; the rules are CascadingDeletion, Replicas, ResourceDeletion, OperationWindow, PodDeletion, PodDeletionRecord, DisruptionBudget, NodeDeletion, Override, Protection`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := ParseModes(test.byDefault, test.byRule)

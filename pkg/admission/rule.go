@@ -15,7 +15,10 @@ const (
 	PodDeletion       RuleName = "PodDeletion"
 	// PodDeletionRecord is about the records that forced deletes of pods need.
 	PodDeletionRecord RuleName = "PodDeletionRecord"
-	NodeDeletion      RuleName = "NodeDeletion"
+	// DisruptionBudget is about changes of budgets, and of labels, that take protected pods
+	// out of their budgets.
+	DisruptionBudget RuleName = "DisruptionBudget"
+	NodeDeletion     RuleName = "NodeDeletion"
 	// Override counts how overrides were judged.
 	Override RuleName = "Override"
 	// Protection is about the label on pods and the grant on namespaces.
@@ -26,7 +29,7 @@ const (
 func RuleNames() []RuleName {
 	return []RuleName{
 		CascadingDeletion, Replicas, ResourceDeletion, OperationWindow,
-		PodDeletion, PodDeletionRecord, NodeDeletion, Override, Protection,
+		PodDeletion, PodDeletionRecord, DisruptionBudget, NodeDeletion, Override, Protection,
 	}
 }
 

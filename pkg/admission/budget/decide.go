@@ -8,6 +8,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/component-helpers/apps/poddisruptionbudget"
 
 	"kubelet-guard.io/pkg/admission"
@@ -34,12 +35,12 @@ const (
 	finished       passage = "Finished"
 	neverScheduled passage = "NeverScheduled"
 	notStarted     passage = "NotStarted"
-	byItsNode      passage = "ByItsNode"
 	mirror         passage = "MirrorPod"
 	byItsOwner     passage = "ByItsWorkloadController"
 	withNamespace  passage = "WithItsNamespace"
-	// nodeLost is not found out by passes: it needs the other nodes.
-	nodeLost passage = "NodeLost"
+	// The following are not found out by passes: they need other objects.
+	nodeLost    passage = "NodeLost"
+	outdatedPod passage = "OutdatedDaemonPod"
 )
 
 // namespaceController empties namespaces that are being deleted. It goes on to
@@ -62,8 +63,6 @@ func passes(pod *corev1.Pod, request *admission.Request) passage {
 		return finished
 	case pod.Spec.NodeName == "":
 		return neverScheduled
-	case request.IsNode(pod.Spec.NodeName):
-		return byItsNode
 	case request.UserInfo.Username == namespaceController:
 		return withNamespace
 	case isMirror(pod):
@@ -72,10 +71,19 @@ func passes(pod *corev1.Pod, request *admission.Request) passage {
 	case pod.Status.Phase == corev1.PodPending:
 		// As for eviction: it does not count as healthy anywhere yet.
 		return notStarted
-	case isItsController(request.UserInfo.Username, pod):
+	case isItsController(request.UserInfo.Username, pod) && !actsOnStatus(pod):
 		return byItsOwner
 	}
 	return ""
+}
+
+// actsOnStatus reports whether the pod's own controller deletes it for what is reported of
+// it or of its node, and not for the spec of the workload. That may be wrong: the
+// StatefulSet controller deletes pods that are said to have failed, also while their
+// containers run, and the DaemonSet controller those whose node no longer fits.
+// Rule.Review finds out whether a pod of a DaemonSet is outdated.
+func actsOnStatus(pod *corev1.Pod) bool {
+	return isFinished(pod) && anyRunning(pod) || controllerOf(pod) == daemonSetController
 }
 
 func isProtected(pod *corev1.Pod) bool {
@@ -103,30 +111,45 @@ func isMirror(pod *corev1.Pod) bool {
 	return ok
 }
 
+// Identities of controllers, as they are with --use-service-account-credentials of the
+// controller manager.
+const (
+	controllerPrefix    = "system:serviceaccount:kube-system:"
+	daemonSetController = controllerPrefix + "daemon-set-controller"
+	podGarbageCollector = controllerPrefix + "pod-garbage-collector"
+)
+
 // workloadControllers are the identities of the controllers that run workloads, by
 // the kind that owns their pods. What they delete follows from the spec of the
-// workload: a roll-out, a scale-down or a suspension that somebody asked for, held to
-// rules of its own (Replicas, OperationWindow). Budgets do not limit these upstream
+// workload: a roll-out, a scale-down or a suspension, held to rules of its own
+// (Replicas, OperationWindow). Budgets do not limit these upstream
 // either. A budget that wants two healthy pods would keep a workload from ever
 // reaching 0 pods, which is what has to be done before it may be deleted.
 //
 // The garbage collector is not among them: that the owner is gone does not say that
 // the pods should go.
-var workloadControllers = map[string]string{
-	"ReplicaSet":            "system:serviceaccount:kube-system:replicaset-controller",
-	"ReplicationController": "system:serviceaccount:kube-system:replication-controller",
-	"StatefulSet":           "system:serviceaccount:kube-system:statefulset-controller",
-	"DaemonSet":             "system:serviceaccount:kube-system:daemon-set-controller",
-	"Job":                   "system:serviceaccount:kube-system:job-controller",
+var workloadControllers = map[schema.GroupKind]string{
+	{Group: "apps", Kind: "ReplicaSet"}:  controllerPrefix + "replicaset-controller",
+	{Kind: "ReplicationController"}:      controllerPrefix + "replication-controller",
+	{Group: "apps", Kind: "StatefulSet"}: controllerPrefix + "statefulset-controller",
+	{Group: "apps", Kind: "DaemonSet"}:   daemonSetController,
+	{Group: "batch", Kind: "Job"}:        controllerPrefix + "job-controller",
 }
 
+// isItsController reports whether the user is the controller of the pod's workload.
 func isItsController(username string, pod *corev1.Pod) bool {
+	controller := controllerOf(pod)
+	return controller != "" && controller == username
+}
+
+// controllerOf returns the identity of the controller of the pod's workload, or "" when
+// none of workloadControllers runs it.
+func controllerOf(pod *corev1.Pod) string {
 	owner := metav1.GetControllerOf(pod)
 	if owner == nil {
-		return false
+		return ""
 	}
-	controller, known := workloadControllers[owner.Kind]
-	return known && username == controller
+	return workloadControllers[schema.FromAPIVersionAndKind(owner.APIVersion, owner.Kind).GroupKind()]
 }
 
 // isReady is what the disruption controller counts as healthy.

@@ -66,9 +66,9 @@ func deletedAt(at time.Time) func(*corev1.Pod) {
 	}
 }
 
-func ownedBy(kind string) func(*corev1.Pod) {
+func ownedBy(apiVersion, kind string) func(*corev1.Pod) {
 	return func(pod *corev1.Pod) {
-		pod.OwnerReferences = []metav1.OwnerReference{{Kind: kind, Name: "web", Controller: ptr.To(true)}}
+		pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: apiVersion, Kind: kind, Name: "web", Controller: ptr.To(true)}}
 	}
 }
 
@@ -108,10 +108,12 @@ func deletion(t testing.TB, pod *corev1.Pod, user authenticationv1.UserInfo, opt
 	})
 }
 
+// user is a controller of the controller manager.
+func user(controller string) authenticationv1.UserInfo {
+	return authenticationv1.UserInfo{Username: controllerPrefix + controller}
+}
+
 func TestPodsThatPassWithoutALookAtBudgets(t *testing.T) {
-	controller := func(name string) authenticationv1.UserInfo {
-		return authenticationv1.UserInfo{Username: "system:serviceaccount:kube-system:" + name}
-	}
 	for name, test := range map[string]struct {
 		pod  *corev1.Pod
 		user authenticationv1.UserInfo
@@ -124,29 +126,33 @@ func TestPodsThatPassWithoutALookAtBudgets(t *testing.T) {
 		"succeeded":                             {newPod(inPhase(corev1.PodSucceeded), containersEnded), ordinary, finished},
 		"failed":                                {newPod(inPhase(corev1.PodFailed), containersEnded), ordinary, finished},
 		"rejected by its node":                  {newPod(inPhase(corev1.PodFailed), withoutStatuses), ordinary, finished},
-		"said to have failed, a container runs": {newPod(inPhase(corev1.PodFailed)), controller("pod-garbage-collector"), ""},
+		"said to have failed, a container runs": {newPod(inPhase(corev1.PodFailed)), user("pod-garbage-collector"), ""},
 		"said to have succeeded, an init container runs": {newPod(inPhase(corev1.PodSucceeded), initContainerRuns), ordinary, ""},
-		"phase unknown":                                 {newPod(inPhase(corev1.PodUnknown)), ordinary, ""},
-		"never scheduled":                               {newPod(inPhase(corev1.PodPending), func(pod *corev1.Pod) { pod.Spec.NodeName = "" }), ordinary, neverScheduled},
-		"scheduled, not started":                        {newPod(inPhase(corev1.PodPending)), ordinary, notStarted},
-		"not ready":                                     {newPod(unready), ordinary, ""},
-		"by its node":                                   {newPod(), ownNode, byItsNode},
-		"by another node":                               {newPod(), authenticationv1.UserInfo{Username: "system:node:node-2", Groups: []string{"system:nodes"}}, ""},
-		"by somebody who calls himself its node":        {newPod(), authenticationv1.UserInfo{Username: "system:node:node-1"}, ""},
-		"mirror of a static pod":                        {newPod(asMirror), ordinary, mirror},
-		"by the controller of its replica set":          {newPod(ownedBy("ReplicaSet")), controller("replicaset-controller"), byItsOwner},
-		"by the controller of its stateful set":         {newPod(ownedBy("StatefulSet")), controller("statefulset-controller"), byItsOwner},
-		"by the controller of another kind of workload": {newPod(ownedBy("StatefulSet")), controller("replicaset-controller"), ""},
-		"by the controller of daemon sets":              {newPod(ownedBy("DaemonSet")), controller("daemon-set-controller"), byItsOwner},
-		"by the controller of jobs":                     {newPod(ownedBy("Job")), controller("job-controller"), byItsOwner},
-		"owner of a kind nobody knows, user of no name": {newPod(ownedBy("Gadget")), authenticationv1.UserInfo{}, ""},
-		"by a workload controller, owned by none":       {newPod(), controller("replicaset-controller"), ""},
-		"by the garbage collector":                      {newPod(ownedBy("ReplicaSet")), controller("generic-garbage-collector"), ""},
-		"by the pod garbage collector":                  {newPod(ownedBy("ReplicaSet")), controller("pod-garbage-collector"), ""},
-		"by the taint eviction controller":              {newPod(ownedBy("ReplicaSet")), controller("taint-eviction-controller"), ""},
-		"by the namespace controller":                   {newPod(ownedBy("ReplicaSet")), controller("namespace-controller"), withNamespace},
-		"by the scheduler, which preempts":              {newPod(), authenticationv1.UserInfo{Username: "system:kube-scheduler"}, ""},
-		"by an administrator":                           {newPod(), authenticationv1.UserInfo{Username: "admin", Groups: []string{"system:masters"}}, ""},
+		"phase unknown":                                                  {newPod(inPhase(corev1.PodUnknown)), ordinary, ""},
+		"never scheduled":                                                {newPod(inPhase(corev1.PodPending), func(pod *corev1.Pod) { pod.Spec.NodeName = "" }), ordinary, neverScheduled},
+		"scheduled, not started":                                         {newPod(inPhase(corev1.PodPending)), ordinary, notStarted},
+		"not ready":                                                      {newPod(unready), ordinary, ""},
+		"by its node, though nobody deleted it":                          {newPod(), ownNode, ""},
+		"by its node, which ends its termination":                        {newPod(deletedAt(noon)), ownNode, terminating},
+		"by another node":                                                {newPod(), authenticationv1.UserInfo{Username: "system:node:node-2", Groups: []string{"system:nodes"}}, ""},
+		"by somebody who calls himself its node":                         {newPod(), authenticationv1.UserInfo{Username: "system:node:node-1"}, ""},
+		"mirror of a static pod":                                         {newPod(asMirror), ordinary, mirror},
+		"by the controller of its replica set":                           {newPod(ownedBy("apps/v1", "ReplicaSet")), user("replicaset-controller"), byItsOwner},
+		"by the controller of its stateful set":                          {newPod(ownedBy("apps/v1", "StatefulSet")), user("statefulset-controller"), byItsOwner},
+		"by the controller of another kind of workload":                  {newPod(ownedBy("apps/v1", "StatefulSet")), user("replicaset-controller"), ""},
+		"by the controller of daemon sets, for the spec or for its node": {newPod(ownedBy("apps/v1", "DaemonSet")), user("daemon-set-controller"), ""},
+		"by the controller of its stateful set, said to have failed":     {newPod(ownedBy("apps/v1", "StatefulSet"), inPhase(corev1.PodFailed)), user("statefulset-controller"), ""},
+		"by the controller of its stateful set, it has failed":           {newPod(ownedBy("apps/v1", "StatefulSet"), inPhase(corev1.PodFailed), containersEnded), user("statefulset-controller"), finished},
+		"owned by a kind of the same name in another group":              {newPod(ownedBy("apps.kruise.io/v1beta1", "StatefulSet")), user("statefulset-controller"), ""},
+		"by the controller of jobs":                                      {newPod(ownedBy("batch/v1", "Job")), user("job-controller"), byItsOwner},
+		"owner of a kind nobody knows, user of no name":                  {newPod(ownedBy("example.com/v1", "Gadget")), authenticationv1.UserInfo{}, ""},
+		"by a workload controller, owned by none":                        {newPod(), user("replicaset-controller"), ""},
+		"by the garbage collector":                                       {newPod(ownedBy("apps/v1", "ReplicaSet")), user("generic-garbage-collector"), ""},
+		"by the pod garbage collector":                                   {newPod(ownedBy("apps/v1", "ReplicaSet")), user("pod-garbage-collector"), ""},
+		"by the taint eviction controller":                               {newPod(ownedBy("apps/v1", "ReplicaSet")), user("taint-eviction-controller"), ""},
+		"by the namespace controller":                                    {newPod(ownedBy("apps/v1", "ReplicaSet")), user("namespace-controller"), withNamespace},
+		"by the scheduler, which preempts":                               {newPod(), authenticationv1.UserInfo{Username: "system:kube-scheduler"}, ""},
+		"by an administrator":                                            {newPod(), authenticationv1.UserInfo{Username: "admin", Groups: []string{"system:masters"}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, test.want, passes(test.pod, deletion(t, test.pod, test.user, metav1.DeleteOptions{})))

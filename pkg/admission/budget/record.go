@@ -168,7 +168,10 @@ func (r *RecordRule) deletion(ctx context.Context, request *admission.Request) (
 // node may still have to stop something.
 func needsRecord(pod *corev1.Pod, options *metav1.DeleteOptions, request *admission.Request) bool {
 	switch {
-	case pod.Spec.NodeName == "", isMirror(pod), request.IsNode(pod.Spec.NodeName):
+	case pod.Spec.NodeName == "", isMirror(pod):
+		return false
+	case request.IsNode(pod.Spec.NodeName) && pod.DeletionTimestamp != nil:
+		// Its last delete: it has stopped everything.
 		return false
 	case isRejected(pod):
 		return false

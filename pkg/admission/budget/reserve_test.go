@@ -21,9 +21,6 @@ import (
 	"k8s.io/utils/clock"
 	testclock "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
-
-	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/nodes"
 )
 
 var budgetsResource = schema.GroupResource{Group: policyv1.GroupName, Resource: "poddisruptionbudgets"}
@@ -325,97 +322,4 @@ func TestManyDeletesSpendABudgetOnce(t *testing.T) {
 	require.Len(t, passed, allowed)
 	require.Len(t, s.budget("web").Status.DisruptedPods, allowed)
 	require.Zero(t, s.budget("web").Status.DisruptionsAllowed)
-}
-
-// allReady is a cluster without a lost node; nodeIn is one whose nodes are in a condition.
-type allReady struct{}
-
-func (allReady) Condition(context.Context, string) (nodes.Condition, error) {
-	return nodes.Condition{}, nil
-}
-
-type nodeIn struct {
-	condition nodes.Condition
-	err       error
-}
-
-func (n nodeIn) Condition(context.Context, string) (nodes.Condition, error) {
-	return n.condition, n.err
-}
-
-func TestPodsOfNodesThatAreNotReady(t *testing.T) {
-	for name, test := range map[string]struct {
-		pod     *corev1.Pod
-		node    nodes.Condition
-		err     error
-		verdict admission.Verdict
-		message string
-	}{
-		"lost":                           {pod: newPod(unready), node: nodes.Condition{Lost: true}, verdict: admission.Allowed},
-		"lost, but the pod is ready":     {pod: newPod(), node: nodes.Condition{Lost: true}, verdict: admission.Refused, message: "needs 1 healthy pods and has 0"},
-		"mass failure":                   {pod: newPod(unready), node: nodes.Condition{MassFailure: "9 of 9 nodes of the cluster are not ready"}, verdict: admission.Refused, message: "needs 1 healthy pods and has 0; its node is not ready, but does not count as lost, since 9 of 9 nodes of the cluster are not ready"},
-		"ready":                          {pod: newPod(unready), verdict: admission.Refused, message: "needs 1 healthy pods and has 0"},
-		"nobody knows, the pod is not":   {pod: newPod(unready), err: errors.New("no nodes yet"), verdict: admission.Failed},
-		"nobody knows, the pod is ready": {pod: newPod(), err: errors.New("no nodes yet"), verdict: admission.Refused, message: "needs 1 healthy pods and has 0"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			budget := allowing("web", 0)
-			budget.Status.DesiredHealthy = 1
-			s := newServer(budget)
-			decision := NewRule(newReservations(s, testclock.NewFakePassiveClock(noon)), nodeIn{test.node, test.err}).
-				Review(t.Context(), deletion(t, test.pod, ordinary, metav1.DeleteOptions{}))
-			require.Equal(t, test.verdict, decision.Verdict)
-			require.Contains(t, decision.Message, test.message)
-			require.Zero(t, s.writes)
-		})
-	}
-}
-
-func TestRule(t *testing.T) {
-	clock := testclock.NewFakePassiveClock(noon)
-	t.Run("a refusal names pod, budget, reason and next step", func(t *testing.T) {
-		budget := allowing("web", 0)
-		budget.Status.CurrentHealthy, budget.Status.DesiredHealthy = 3, 3
-		rule := NewRule(newReservations(newServer(budget), clock), allReady{})
-		require.Equal(t, admission.Decision{
-			Verdict:     admission.Refused,
-			Reason:      admission.ReasonDisruptionBudget,
-			Message:     "pod/web-1 in namespace shop is protected, and its deletion is held to poddisruptionbudget web, which needs 3 healthy pods and has 3",
-			NextStep:    "Try again once ALLOWED DISRUPTIONS is above 0: kubectl get poddisruptionbudget web -n shop --watch",
-			Annotations: map[string]string{"budget": "web: Refuse"},
-		}, rule.Review(t.Context(), deletion(t, newPod(), ordinary, metav1.DeleteOptions{})))
-	})
-	t.Run("a refusal because of several budgets names them", func(t *testing.T) {
-		decision := NewRule(newReservations(newServer(allowing("a", 1), allowing("b", 1)), clock), allReady{}).
-			Review(t.Context(), deletion(t, newPod(), ordinary, metav1.DeleteOptions{}))
-		require.Equal(t, admission.ReasonDisruptionBudget, decision.Reason)
-		require.Equal(t, "pod/web-1 in namespace shop is protected, and several poddisruptionbudgets select it (a,b), of which Kubernetes keeps only one up to date, so that it can be neither deleted nor evicted", decision.Message)
-		require.Equal(t, "Change them so that one selects the pod, or delete the others: kubectl get poddisruptionbudgets -n shop -o wide", decision.NextStep)
-	})
-	t.Run("what was charged is in the audit log", func(t *testing.T) {
-		rule := NewRule(newReservations(newServer(allowing("web", 2)), clock), allReady{})
-		require.Equal(t, admission.Allow().Annotate("budget", "web: charged, 1 left"),
-			rule.Review(t.Context(), deletion(t, newPod(), ordinary, metav1.DeleteOptions{})))
-	})
-	t.Run("a dry run is allowed and not charged", func(t *testing.T) {
-		s := newServer(allowing("web", 2))
-		rule := NewRule(newReservations(s, clock), allReady{})
-		require.Equal(t, admission.Allow().Annotate("budget", "web: not charged, dry run"),
-			rule.Review(t.Context(), deletion(t, newPod(), ordinary, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})))
-		require.Zero(t, s.writes)
-	})
-	t.Run("the second review of a forced delete sees a terminating pod", func(t *testing.T) {
-		s := newServer(allowing("web", 0))
-		rule := NewRule(newReservations(s, clock), allReady{})
-		require.Equal(t, admission.Allow().Annotate("budget", "Terminating"),
-			rule.Review(t.Context(), deletion(t, newPod(deletedAt(noon)), ordinary, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)})))
-		require.Zero(t, s.reads)
-	})
-	t.Run("without an answer of the API server it fails", func(t *testing.T) {
-		s := newServer(allowing("web", 2))
-		s.failWrite = func(*policyv1.PodDisruptionBudget) error { return errors.New("etcd is away") }
-		decision := NewRule(newReservations(s, clock), allReady{}).Review(t.Context(), deletion(t, newPod(), ordinary, metav1.DeleteOptions{}))
-		require.Equal(t, admission.Failed, decision.Verdict)
-		require.ErrorContains(t, decision.Err, "etcd is away")
-	})
 }

@@ -3,32 +3,66 @@ package budget
 import (
 	"context"
 	"fmt"
+	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/admission/nodes"
 )
 
+// DefaultDeletedNodeHold is how long pods that were ready are kept from the pod garbage
+// collector after their node was deleted: long enough for somebody to notice, and to
+// register the node again.
+const DefaultDeletedNodeHold = time.Hour
+
+// deletionByPodGC is the reason that the pod garbage collector writes into the condition
+// DisruptionTarget of a pod before it deletes it. It writes the condition once, so its time
+// says since when it has wanted to (markFailedAndDeletePodWithCondition in upstream's
+// pkg/controller/podgc).
+const deletionByPodGC = "DeletionByPodGC"
+
 // LostNodes tells nodes that are lost from a mass failure.
 type LostNodes interface {
-	// Condition returns that of the node, which is the zero value for one that is ready or
-	// has no object.
-	Condition(ctx context.Context, node string) (nodes.Condition, error)
+	// Health returns that of the node.
+	Health(ctx context.Context, node string) (nodes.Health, error)
+}
+
+// DaemonSetReader reads the metadata of DaemonSets from the API server, not from a cache.
+type DaemonSetReader interface {
+	// Get returns an error that is NotFound when there is none.
+	Get(ctx context.Context, name types.NamespacedName) (*metav1.PartialObjectMetadata, error)
 }
 
 // Rule holds the deletion of protected pods to their budgets, but not that of pods on lost
 // nodes: nobody can reach them, and their workloads need new ones. Kubernetes deletes them
 // past the budget for that reason.
+//
+// A node that was deleted need not be lost. Pods that were ready on it, as far as anybody
+// knows, are kept for a while from the controllers that clean up behind a node, whether they
+// have a budget or not.
 type Rule struct {
 	reservations *Reservations
 	nodes        LostNodes
+	daemonSets   DaemonSetReader
+	// hold is how long pods of deleted nodes are kept.
+	hold  time.Duration
+	clock clock.PassiveClock
 }
 
 var _ admission.Rule = (*Rule)(nil)
 
-// NewRule returns the rule PodDeletion.
-func NewRule(reservations *Reservations, nodes LostNodes) *Rule { return &Rule{reservations, nodes} }
+// NewRule returns the rule PodDeletion. Pods of deleted nodes are kept from the pod garbage
+// collector for the time of the hold; with 0 their budgets alone count.
+func NewRule(reservations *Reservations, nodes LostNodes, daemonSets DaemonSetReader, hold time.Duration, clock clock.PassiveClock) *Rule {
+	return &Rule{reservations: reservations, nodes: nodes, daemonSets: daemonSets, hold: hold, clock: clock}
+}
 
 // Name implements admission.Rule.
 func (r *Rule) Name() admission.RuleName { return admission.PodDeletion }
@@ -41,32 +75,40 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	if err := request.DecodeOldObject(pod); err != nil {
 		return admission.Fail("%w", err)
 	}
-	if why := passes(pod, request); why != "" {
-		if why == notProtected {
-			return admission.Allow()
-		}
+	why, err := r.passes(ctx, pod, request)
+	switch {
+	case err != nil:
+		return admission.Fail("%w", err)
+	case why == notProtected:
+		return admission.Allow()
+	case why != "":
 		return admission.Allow().Annotate("budget", string(why))
 	}
-	var node nodes.Condition
-	if !isReady(pod) {
-		var err error
-		if node, err = r.nodes.Condition(ctx, pod.Spec.NodeName); err != nil {
+	ready, cleansUp := isReady(pod), cleansUpBehindNodes(request.UserInfo.Username, pod)
+	var node nodes.Health
+	if !ready || cleansUp {
+		if node, err = r.nodes.Health(ctx, pod.Spec.NodeName); err != nil {
 			return admission.Fail("find out whether node %s is lost: %w", pod.Spec.NodeName, err)
 		}
-		if node.Lost {
-			return admission.Allow().Annotate("budget", string(nodeLost))
-		}
+	}
+	heldUntil := r.heldUntil(pod)
+	// A pod that is ready was fine when its node was deleted.
+	if node.Lost && (!ready || node.Deleted && !r.clock.Now().Before(heldUntil)) {
+		return admission.Allow().Annotate("budget", string(nodeLost))
 	}
 	answer, err := r.reservations.Reserve(ctx, pod, request.IsDryRun())
 	if err != nil {
 		return admission.Fail("%w", err)
 	}
 	if node.MassFailure != "" && answer.account == accountRefuse {
-		answer.why += fmt.Sprintf("; its node is not ready, but does not count as lost, since %s", node.MassFailure)
+		answer.why += fmt.Sprintf("; its node does not count as lost, since %s", node.MassFailure)
 	}
 	decision := admission.Allow()
 	switch answer.account {
 	case accountUnselected:
+		if cleansUp && node.Deleted && (node.MassFailure != "" || r.clock.Now().Before(heldUntil)) {
+			return refuseForDeletedNode(request, pod, node, heldUntil)
+		}
 		return decision
 	case accountRefuse:
 		decision = refuse(request, answer)
@@ -74,6 +116,60 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 		decision = refuseSeveral(request, answer)
 	}
 	return decision.Annotate("budget", answer.String())
+}
+
+// passes is the function of the same name, with what needs another object.
+func (r *Rule) passes(ctx context.Context, pod *corev1.Pod, request *admission.Request) (passage, error) {
+	if why := passes(pod, request); why != "" {
+		return why, nil
+	}
+	if request.UserInfo.Username != daemonSetController || controllerOf(pod) != daemonSetController || isFinished(pod) {
+		return "", nil
+	}
+	name := types.NamespacedName{Namespace: pod.Namespace, Name: metav1.GetControllerOf(pod).Name}
+	set, err := r.daemonSets.Get(ctx, name)
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("read daemonset %s: %w", name, err)
+	case isOutdated(pod, set):
+		return outdatedPod, nil
+	}
+	return "", nil
+}
+
+// isOutdated reports whether the pod was made from another template than the one that its
+// DaemonSet has now, so that a roll-out replaces it. Both keep the number of the template
+// (IsPodUpdated in upstream's pkg/controller/daemon/util).
+func isOutdated(pod *corev1.Pod, set *metav1.PartialObjectMetadata) bool {
+	generation := set.Annotations[appsv1.DeprecatedTemplateGeneration]
+	return generation != "" && pod.Labels[templateGenerationLabel] != generation
+}
+
+// templateGenerationLabel is on the pods of a DaemonSet (DaemonSetTemplateGenerationKey in
+// upstream's pkg/apis/apps).
+const templateGenerationLabel = "pod-template-generation"
+
+// cleansUpBehindNodes reports whether the requester deletes a pod that may run because
+// its node is gone, as far as the requester knows: the pod garbage collector, and controllers
+// that replace the pods that it has marked as failed.
+func cleansUpBehindNodes(username string, pod *corev1.Pod) bool {
+	if !anyRunning(pod) {
+		return false
+	}
+	return username == podGarbageCollector || isItsController(username, pod) && isFinished(pod)
+}
+
+// heldUntil is the time from which the pod garbage collector may have a pod of a deleted
+// node that was ready. It needs its condition to begin, which comes before its first delete.
+func (r *Rule) heldUntil(pod *corev1.Pod) time.Time {
+	for _, condition := range pod.Status.Conditions {
+		if condition.Type == corev1.DisruptionTarget && condition.Reason == deletionByPodGC {
+			return condition.LastTransitionTime.Add(r.hold)
+		}
+	}
+	return r.clock.Now().Add(r.hold)
 }
 
 // refuses reports whether the pod may not go.
@@ -101,4 +197,28 @@ func refuseSeveral(request *admission.Request, refusal answer) admission.Decisio
 	return admission.Refuse(admission.ReasonDisruptionBudget,
 		fmt.Sprintf("%s is protected, and several poddisruptionbudgets select it (%s), of which Kubernetes keeps only one up to date, so that it can be neither deleted nor evicted", request.Target(), refusal.budget.Name),
 		fmt.Sprintf("Change them so that one selects the pod, or delete the others: kubectl get poddisruptionbudgets -n %s -o wide", refusal.budget.Namespace))
+}
+
+// refuseForDeletedNode refuses the clean-up behind a node that was deleted.
+func refuseForDeletedNode(request *admission.Request, pod *corev1.Pod, node nodes.Health, heldUntil time.Time) admission.Decision {
+	message := fmt.Sprintf("%s is protected, and node %s was deleted, which may have been a mistake", request.Target(), pod.Spec.NodeName)
+	if node.MassFailure != "" {
+		message += ": " + node.MassFailure
+	} else {
+		message += fmt.Sprintf(": the pod was ready then and is kept until %s", heldUntil.UTC().Format(time.RFC3339))
+	}
+	return admission.Refuse(admission.ReasonNodeDeleted, message,
+		fmt.Sprintf("If the machine runs, register the node again by a restart of its kubelet. If the machine is gone, delete the pod: kubectl delete pod %s -n %s --force", pod.Name, pod.Namespace))
+}
+
+// NewDaemonSetReader returns the DaemonSets that the reader reaches, which must not be a
+// cache.
+func NewDaemonSetReader(reader client.Reader) DaemonSetReader { return daemonSetReader{reader} }
+
+type daemonSetReader struct{ reader client.Reader }
+
+func (d daemonSetReader) Get(ctx context.Context, name types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
+	set := &metav1.PartialObjectMetadata{}
+	set.SetGroupVersionKind(appsv1.SchemeGroupVersion.WithKind("DaemonSet"))
+	return set, d.reader.Get(ctx, name, set)
 }

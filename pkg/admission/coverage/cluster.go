@@ -76,6 +76,17 @@ func (c *Cluster) ProtectedPods(visit func(node string)) error {
 	return nil
 }
 
+// ProtectedNodes implements nodes.ProtectedNodes.
+func (c *Cluster) ProtectedNodes(visit func(node string)) error {
+	seen := map[string]bool{}
+	return c.ProtectedPods(func(node string) {
+		if !seen[node] {
+			seen[node] = true
+			visit(node)
+		}
+	})
+}
+
 // shrink drops what is not counted: all labelled pods of the cluster are in memory.
 func shrink(object any) (any, error) {
 	pod, ok := object.(*corev1.Pod)

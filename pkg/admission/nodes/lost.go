@@ -7,9 +7,12 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 const (
@@ -27,50 +30,98 @@ const (
 	massFailurePercent = 55
 )
 
-// Condition is what the state of a node means for the pods on it.
-type Condition struct {
-	// Lost: the node is not ready, and enough others of its pool are, so that its pods may
-	// be replaced.
+// Health is what the state of a node means for the pods on it. The zero value is that of a
+// node that is ready.
+type Health struct {
+	// Lost: the node is not ready or has no object, and enough others of its pool are
+	// ready, so that pods that are not ready on it may be replaced.
 	Lost bool
-	// MassFailure says, for a node that is not ready, why it does not count as lost.
+	// Deleted: the node has no object. That may be what is wrong: its machine may run.
+	Deleted bool
+	// MassFailure says, for a node that is not ready or deleted, why it does not count as
+	// lost.
 	MassFailure string
 }
 
+// ProtectedNodes knows which nodes protected pods are bound to.
+type ProtectedNodes interface {
+	// ProtectedNodes calls visit with the name of each.
+	ProtectedNodes(visit func(node string)) error
+}
+
+// NodeReader reads a node from the API server, not from a cache.
+type NodeReader interface {
+	// Exists reports whether the node has an object.
+	Exists(ctx context.Context, node string) (bool, error)
+}
+
 // LostNodes tells nodes that are lost from a mass failure, in which the nodes may be fine
-// and what reports on them is not. The pools are those of the NodeDeletionPolicies. It is
-// safe for concurrent use.
+// and what reports on them is not. The pools are those of the NodeDeletionPolicies; a node
+// without an object is judged with the whole cluster. It is safe for concurrent use.
 type LostNodes struct {
-	policies Policies
-	nodes    Nodes
-	clock    clock.PassiveClock
+	policies  Policies
+	nodes     Nodes
+	live      NodeReader
+	protected ProtectedNodes
+	clock     clock.PassiveClock
 
 	mu sync.Mutex
-	// conditions are those of the nodes that are not ready, as of at.
-	conditions map[string]Condition
-	at         time.Time
+	// latest is the state as of at.
+	latest *clusterHealth
+	at     time.Time
 }
 
-// NewLostNodes returns LostNodes that read from caches.
-func NewLostNodes(policies Policies, nodes Nodes, clock clock.PassiveClock) *LostNodes {
-	return &LostNodes{policies: policies, nodes: nodes, clock: clock}
+// clusterHealth is the state of all nodes at a time.
+type clusterHealth struct {
+	// notReady are the nodes that are not ready.
+	notReady map[string]Health
+	// names are those of all nodes with an object. Nodes that a live read has found are
+	// added.
+	names sets.Set[string]
+	// deleted is the health of nodes without an object.
+	deleted Health
 }
 
-// Condition returns that of the node. A node without an object is not lost: that it was
-// deleted may be the accident.
-func (l *LostNodes) Condition(ctx context.Context, node string) (Condition, error) {
+// NewLostNodes returns LostNodes that read from caches, but for nodes that seem to have no
+// object.
+func NewLostNodes(policies Policies, nodes Nodes, live NodeReader, protected ProtectedNodes, clock clock.PassiveClock) *LostNodes {
+	return &LostNodes{policies: policies, nodes: nodes, live: live, protected: protected, clock: clock}
+}
+
+// Health returns that of the node.
+func (l *LostNodes) Health(ctx context.Context, node string) (Health, error) {
+	latest, err := l.read(ctx)
+	if err != nil {
+		return Health{}, err
+	}
+	l.mu.Lock()
+	known := latest.names.Has(node)
+	l.mu.Unlock()
+	if known {
+		return latest.notReady[node], nil
+	}
+	// The cache may not have it yet.
+	exists, err := l.live.Exists(ctx, node)
+	if err != nil {
+		return Health{}, fmt.Errorf("read node %s: %w", node, err)
+	}
+	if !exists {
+		return latest.deleted, nil
+	}
+	l.mu.Lock()
+	latest.names.Insert(node)
+	l.mu.Unlock()
+	return Health{}, nil
+}
+
+// read returns the state of the nodes, which is at most lostAge old.
+func (l *LostNodes) read(ctx context.Context) (*clusterHealth, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now := l.clock.Now(); l.conditions == nil || now.Sub(l.at) >= lostAge {
-		conditions, err := l.read(ctx)
-		if err != nil {
-			return Condition{}, err
-		}
-		l.conditions, l.at = conditions, now
+	now := l.clock.Now()
+	if l.latest != nil && now.Sub(l.at) < lostAge {
+		return l.latest, nil
 	}
-	return l.conditions[node], nil
-}
-
-func (l *LostNodes) read(ctx context.Context) (map[string]Condition, error) {
 	policies, err := l.policies.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list the NodeDeletionPolicies: %w", err)
@@ -86,17 +137,38 @@ func (l *LostNodes) read(ctx context.Context) (map[string]Condition, error) {
 		}
 	}
 	cluster := healthOf("the cluster", labels.Everything(), all)
-	conditions := map[string]Condition{}
+	state := &clusterHealth{notReady: map[string]Health{}, names: sets.New[string]()}
 	for _, node := range all {
+		state.names.Insert(node.Name)
 		if !node.Ready {
-			conditions[node.Name] = conditionOf(node, pools, cluster)
+			state.notReady[node.Name] = healthOfNode(node, pools, cluster)
 		}
 	}
-	return conditions, nil
+	gone := 0
+	if err := l.protected.ProtectedNodes(func(node string) {
+		if !state.names.Has(node) {
+			gone++
+		}
+	}); err != nil {
+		return nil, fmt.Errorf("find the nodes of protected pods: %w", err)
+	}
+	state.deleted = healthOfDeleted(gone, cluster)
+	l.latest, l.at = state, now
+	return state, nil
 }
 
-// conditionOf returns the condition of a node that is not ready.
-func conditionOf(node Node, pools []poolHealth, cluster poolHealth) Condition {
+// healthOfDeleted returns the health of nodes without an object, as many as protected pods
+// are bound to.
+func healthOfDeleted(gone int, cluster poolHealth) Health {
+	with := poolHealth{nodes: cluster.nodes + gone, ready: cluster.ready}
+	if with.massFailure() {
+		return Health{Deleted: true, MassFailure: fmt.Sprintf("protected pods are on %d nodes that were deleted, and %d of %d nodes are not ready or deleted", gone, with.nodes-with.ready, with.nodes)}
+	}
+	return Health{Deleted: true, Lost: true}
+}
+
+// healthOfNode returns the health of a node that is not ready.
+func healthOfNode(node Node, pools []poolHealth, cluster poolHealth) Health {
 	own := slices.DeleteFunc(slices.Clone(pools), func(p poolHealth) bool {
 		return p.nodes < smallPool || !p.selector.Matches(labels.Set(node.Labels))
 	})
@@ -105,10 +177,10 @@ func conditionOf(node Node, pools []poolHealth, cluster poolHealth) Condition {
 	}
 	for _, p := range own {
 		if p.massFailure() {
-			return Condition{MassFailure: fmt.Sprintf("%d of %d nodes of %s are not ready", p.nodes-p.ready, p.nodes, p.name)}
+			return Health{MassFailure: fmt.Sprintf("%d of %d nodes of %s are not ready", p.nodes-p.ready, p.nodes, p.name)}
 		}
 	}
-	return Condition{Lost: true}
+	return Health{Lost: true}
 }
 
 // poolHealth counts the nodes that a selector selects.
@@ -135,4 +207,15 @@ func healthOf(name string, selector labels.Selector, all []Node) poolHealth {
 func (p poolHealth) massFailure() bool {
 	lost := p.nodes - p.ready
 	return p.ready == 0 || lost > massFailureNodes && lost*100 >= massFailurePercent*p.nodes
+}
+
+// LiveNodes reads nodes through a client, which must not be a cache.
+type LiveNodes struct{ Reader client.Reader }
+
+// Exists implements NodeReader.
+func (l LiveNodes) Exists(ctx context.Context, node string) (bool, error) {
+	object := &metav1.PartialObjectMetadata{}
+	object.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Node"))
+	err := l.Reader.Get(ctx, client.ObjectKey{Name: node}, object)
+	return err == nil, client.IgnoreNotFound(err)
 }

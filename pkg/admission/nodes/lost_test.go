@@ -1,11 +1,14 @@
 package nodes
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
 	testingclock "k8s.io/utils/clock/testing"
 
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -27,29 +30,82 @@ func policyFor(pool string) *guardv1alpha1.NodeDeletionPolicy {
 	}
 }
 
+// liveNodes are those that have an object at the API server, in addition to the cached ones.
+type liveNodes []string
+
+func (l liveNodes) Exists(_ context.Context, node string) (bool, error) {
+	return slices.Contains(l, node), nil
+}
+
+// protectedOn are the nodes that protected pods are bound to.
+type protectedOn []string
+
+func (p protectedOn) ProtectedNodes(visit func(string)) error {
+	for _, node := range p {
+		visit(node)
+	}
+	return nil
+}
+
+func newLostNodes(s *store, live liveNodes, protected protectedOn, clock clock.PassiveClock) *LostNodes {
+	return NewLostNodes(policies{s}, nodeList{s}, live, protected, clock)
+}
+
+func TestDeletedNodes(t *testing.T) {
+	gone := func(count int) (names protectedOn) {
+		for i := range count {
+			names = append(names, fmt.Sprintf("gone-%d", i))
+		}
+		return append(names, "a-0")
+	}
+	for name, test := range map[string]struct {
+		nodes     []Node
+		live      liveNodes
+		protected protectedOn
+		want      Health
+	}{
+		"one of four":                        {nodes: nodesOf("a", 3, 0), protected: gone(1), want: Health{Deleted: true, Lost: true}},
+		"two of three":                       {nodes: nodesOf("a", 1, 0), protected: gone(2), want: Health{Deleted: true, Lost: true}},
+		"all":                                {protected: gone(1), want: Health{Deleted: true, MassFailure: "protected pods are on 2 nodes that were deleted, and 2 of 2 nodes are not ready or deleted"}},
+		"many":                               {nodes: nodesOf("a", 45, 0), protected: gone(55), want: Health{Deleted: true, MassFailure: "protected pods are on 55 nodes that were deleted, and 55 of 100 nodes are not ready or deleted"}},
+		"with many that are not ready":       {nodes: nodesOf("a", 95, 50), protected: gone(5), want: Health{Deleted: true, MassFailure: "protected pods are on 5 nodes that were deleted, and 55 of 100 nodes are not ready or deleted"}},
+		"new, so that the cache lacks it":    {nodes: nodesOf("a", 3, 0), live: liveNodes{"gone-0"}, protected: gone(1)},
+		"without protected pods on any node": {nodes: nodesOf("a", 3, 0), want: Health{Deleted: true, Lost: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lost := newLostNodes(newStore(test.nodes), test.live, test.protected, testingclock.NewFakePassiveClock(noon))
+			for range 2 {
+				got, err := lost.Health(t.Context(), "gone-0")
+				require.NoError(t, err)
+				require.Equal(t, test.want, got)
+			}
+		})
+	}
+}
+
 func TestLostNodesAndMassFailures(t *testing.T) {
 	for name, test := range map[string]struct {
 		nodes    []Node
 		policies []*guardv1alpha1.NodeDeletionPolicy
-		want     Condition
+		want     Health
 	}{
 		"ready":                             {nodes: nodesOf("a", 3, 0)},
-		"gone":                              {nodes: nodesOf("b", 3, 1)},
-		"one of three":                      {nodes: nodesOf("a", 3, 1), want: Condition{Lost: true}},
-		"two of three":                      {nodes: nodesOf("a", 3, 2), want: Condition{Lost: true}},
-		"all of three":                      {nodes: nodesOf("a", 3, 3), want: Condition{MassFailure: "3 of 3 nodes of the cluster are not ready"}},
-		"the only one":                      {nodes: nodesOf("a", 1, 1), want: Condition{MassFailure: "1 of 1 nodes of the cluster are not ready"}},
-		"half of many":                      {nodes: nodesOf("a", 100, 54), want: Condition{Lost: true}},
-		"more than half":                    {nodes: nodesOf("a", 100, 55), want: Condition{MassFailure: "55 of 100 nodes of the cluster are not ready"}},
-		"a whole pool of a cluster":         {nodes: append(nodesOf("a", 4, 4), nodesOf("b", 20, 0)...), want: Condition{Lost: true}},
-		"a whole pool that has a policy":    {nodes: append(nodesOf("a", 4, 4), nodesOf("b", 20, 0)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Condition{MassFailure: "4 of 4 nodes of the pool of NodeDeletionPolicy a are not ready"}},
-		"another pool":                      {nodes: append(nodesOf("a", 4, 1), nodesOf("b", 20, 20)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a"), policyFor("b")}, want: Condition{Lost: true}},
-		"a small pool in a healthy cluster": {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 0)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Condition{Lost: true}},
-		"a small pool in an ill cluster":    {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 18)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Condition{MassFailure: "19 of 21 nodes of the cluster are not ready"}},
+		"deleted":                           {nodes: nodesOf("b", 3, 1), want: Health{Deleted: true, Lost: true}},
+		"one of three":                      {nodes: nodesOf("a", 3, 1), want: Health{Lost: true}},
+		"two of three":                      {nodes: nodesOf("a", 3, 2), want: Health{Lost: true}},
+		"all of three":                      {nodes: nodesOf("a", 3, 3), want: Health{MassFailure: "3 of 3 nodes of the cluster are not ready"}},
+		"the only one":                      {nodes: nodesOf("a", 1, 1), want: Health{MassFailure: "1 of 1 nodes of the cluster are not ready"}},
+		"half of many":                      {nodes: nodesOf("a", 100, 54), want: Health{Lost: true}},
+		"more than half":                    {nodes: nodesOf("a", 100, 55), want: Health{MassFailure: "55 of 100 nodes of the cluster are not ready"}},
+		"a whole pool of a cluster":         {nodes: append(nodesOf("a", 4, 4), nodesOf("b", 20, 0)...), want: Health{Lost: true}},
+		"a whole pool that has a policy":    {nodes: append(nodesOf("a", 4, 4), nodesOf("b", 20, 0)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Health{MassFailure: "4 of 4 nodes of the pool of NodeDeletionPolicy a are not ready"}},
+		"another pool":                      {nodes: append(nodesOf("a", 4, 1), nodesOf("b", 20, 20)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a"), policyFor("b")}, want: Health{Lost: true}},
+		"a small pool in a healthy cluster": {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 0)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Health{Lost: true}},
+		"a small pool in an ill cluster":    {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 18)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Health{MassFailure: "19 of 21 nodes of the cluster are not ready"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(test.nodes, test.policies...)
-			got, err := NewLostNodes(policies{s}, nodeList{s}, testingclock.NewFakePassiveClock(noon)).Condition(t.Context(), "a-0")
+			got, err := newLostNodes(s, nil, nil, testingclock.NewFakePassiveClock(noon)).Health(t.Context(), "a-0")
 			require.NoError(t, err)
 			require.Equal(t, test.want, got)
 		})
@@ -59,16 +115,16 @@ func TestLostNodesAndMassFailures(t *testing.T) {
 func TestLostNodesAreReadOnceASecond(t *testing.T) {
 	s := newStore(nodesOf("a", 3, 1))
 	clock := testingclock.NewFakePassiveClock(noon)
-	lost := NewLostNodes(policies{s}, nodeList{s}, clock)
-	condition := func() Condition {
+	lost := newLostNodes(s, nil, nil, clock)
+	health := func() Health {
 		t.Helper()
-		got, err := lost.Condition(t.Context(), "a-0")
+		got, err := lost.Health(t.Context(), "a-0")
 		require.NoError(t, err)
 		return got
 	}
-	require.True(t, condition().Lost)
+	require.True(t, health().Lost)
 	s.nodes[0].Ready = true
-	require.True(t, condition().Lost)
+	require.True(t, health().Lost)
 	clock.SetTime(noon.Add(lostAge))
-	require.False(t, condition().Lost)
+	require.False(t, health().Lost)
 }
