@@ -103,6 +103,8 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	// review that times out. The API server limits by priority and fairness.
 	restConfig.QPS = -1
 	restConfig.Wrap(ages.Wrap)
+	serverClock := admission.NewServerClock(clock.RealClock{})
+	restConfig.Wrap(serverClock.Wrap)
 
 	core, err := kubernetes.NewForConfig(protobuf(restConfig))
 	if err != nil {
@@ -166,7 +168,7 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	if err := mgr.Add(fleet); err != nil {
 		return err
 	}
-	if err := register(ctx, mgr, core, fleet, o, modes); err != nil {
+	if err := register(ctx, mgr, core, fleet, o, modes, serverClock); err != nil {
 		return err
 	}
 	if err := observe(fleet, metrics.Registry, o); err != nil {
@@ -211,7 +213,7 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 }
 
 // register puts the handlers of all entries onto the server.
-func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options, modes admission.Modes) error {
+func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options, modes admission.Modes, serverClock *admission.ServerClock) error {
 	counts, err := admission.NewMetrics(metrics.Registry, modes)
 	if err != nil {
 		return err
@@ -220,7 +222,7 @@ func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 	if err != nil {
 		return err
 	}
-	policies, err := newPolicyEntries(ctx, mgr, modes)
+	policies, err := newPolicyEntries(ctx, mgr, modes, serverClock)
 	if err != nil {
 		return err
 	}

@@ -18,8 +18,8 @@ import (
 
 // newPolicyEntries makes the rules that objects of our own configure, has the
 // manager keep the status of these objects, and puts the validation of them onto the
-// server.
-func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Modes) ([]admission.Entry, error) {
+// server. Windows and ledgers go by the given clock.
+func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Modes, now clock.Clock) ([]admission.Entry, error) {
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	// Every replica fills these caches before it is ready, not with its first review.
@@ -30,7 +30,6 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Mod
 			return nil, err
 		}
 	}
-	now := clock.RealClock{}
 	windows := &window.StatusController{Client: mgr.GetClient(), Clock: now, Mode: modes.Of(admission.OperationWindow)}
 	if err := windows.SetupWithManager(mgr); err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -245,6 +246,88 @@ spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}, minReady: 100%
 		Expect(deleted.Stderr).To(ContainSubstring("NodeDeletionPolicy real keeps 1 nodes of its pool ready, and only 1 are"), "%s", deleted)
 		_, err := client.CoreV1().Nodes().Get(ctx, cluster.NodeName(), metav1.GetOptions{})
 		Expect(err).NotTo(HaveOccurred())
+	}, SpecTimeout(specTimeout))
+})
+
+// setReady sets the condition Ready of a Node object without a machine.
+func setReady(ctx context.Context, status corev1.ConditionStatus, names ...string) {
+	GinkgoHelper()
+	for _, name := range names {
+		_, err := client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, fmt.Appendf(nil,
+			`{"status":{"conditions":[{"type":"Ready","status":%q,"reason":"Spec","lastHeartbeatTime":%q}]}}`, status, time.Now().UTC().Format(time.RFC3339)), metav1.PatchOptions{}, "status")
+		Expect(err).NotTo(HaveOccurred())
+	}
+}
+
+// numbered are the names of some nodes of a pool.
+func numbered(pool string, from, to int) []string {
+	var names []string
+	for i := from; i <= to; i++ {
+		names = append(names, fmt.Sprintf("%s-%03d", pool, i))
+	}
+	return names
+}
+
+var _ = Describe("node deletion policies, when nodes fail or change", func() {
+	It("keep a pool whose nodes are not ready any more, all but two dead ones", func(ctx SpecContext) {
+		const pool = "mass"
+		createPool(ctx, pool, 10, 10)
+		createNodePolicy(ctx, nodePolicy(pool, pool, "minReady: 90%"))
+		awaitReady := func(ready int) {
+			GinkgoHelper()
+			Eventually(ctx, func(g Gomega) {
+				g.Expect(nodePolicyStatus(ctx, g, pool).ReadyNodes).To(BeEquivalentTo(ready))
+			}).WithTimeout(cacheWait).Should(Succeed(), "ready nodes in the status")
+		}
+		awaitReady(10)
+		as := ordinary.unthrottled().CoreV1().Nodes()
+		Expect(as.Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(Succeed())
+		setReady(ctx, corev1.ConditionUnknown, numbered(pool, 1, 9)...)
+		awaitReady(0)
+		var refusal error
+		for _, name := range numbered(pool, 1, 9) {
+			refusal = as.Delete(ctx, name, metav1.DeleteOptions{})
+			Expect(refusal).To(BeRefused("keeps 9 nodes of its pool ready, and only 0 are; 9 of 9 are not ready, which looks like a mass failure"))
+			Expect(nodeController.unthrottled().CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(BeRefused("looks like a mass failure"))
+		}
+		Expect(nodesOf(ctx, pool)).To(HaveLen(9))
+
+		By("an override lets one go")
+		ordinary.kubectl(ctx, "annotate", "node", pool+"-009", annotationOverride+"="+overrideFor(time.Hour, "INC-3")).ExpectDone()
+		Expect(overrider.client().CoreV1().Nodes().Delete(ctx, pool+"-009", metav1.DeleteOptions{})).To(Succeed())
+
+		By("two that are dead go when the others are ready again")
+		setReady(ctx, corev1.ConditionTrue, numbered(pool, 3, 8)...)
+		awaitReady(6)
+		Expect(nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-001", metav1.DeleteOptions{})).To(Succeed())
+		Expect(as.Delete(ctx, pool+"-002", metav1.DeleteOptions{})).To(Succeed())
+		Expect(as.Delete(ctx, pool+"-003", metav1.DeleteOptions{})).To(BeRefused("keeps 9 nodes of its pool ready, and only 6 are"), "a ready one")
+
+		By("the next step of the refusal is what it says")
+		setReady(ctx, corev1.ConditionUnknown, numbered(pool, 3, 8)...)
+		awaitReady(0)
+		ordinary.followAdvice(ctx, as.Delete(ctx, pool+"-004", metav1.DeleteOptions{}))
+		Expect(as.Delete(ctx, pool+"-004", metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("are not frozen by a deletion of the next day, and say that a clock is wrong", func(ctx SpecContext) {
+		const pool = "clock"
+		createPool(ctx, pool, 2, 2)
+		createNodePolicy(ctx, nodePolicy(pool, pool, "maxDeletions: 1, period: 1h"))
+		tomorrow := time.Now().Add(24 * time.Hour).UTC()
+		_, err := dynamicClient.Resource(nodePolicyResource).Patch(ctx, pool, types.MergePatchType, fmt.Appendf(nil,
+			`{"status":{"deletions":[{"uid":"gone","node":"gone","time":%q}]}}`, tomorrow.Format("2006-01-02T15:04:05.000000Z")), metav1.PatchOptions{}, "status")
+		Expect(err).NotTo(HaveOccurred())
+		refusal := ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})
+		Expect(refusal).To(BeRefused("allows 1 deletion in 1h", "A clock is or was wrong"))
+		Eventually(ctx, func(g Gomega) {
+			status := nodePolicyStatus(ctx, g, pool)
+			g.Expect(status.Deletions).To(HaveLen(1))
+			g.Expect(status.Deletions[0].WrittenTime).NotTo(BeNil())
+			g.Expect(status.Deletions[0].WrittenTime.Time).To(BeTemporally("~", tomorrow, time.Second))
+			g.Expect(status.NextDeletionExpires.Time).To(BeTemporally("~", time.Now().Add(time.Hour), time.Minute))
+		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
+		Expect(ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(BeRefused("allows 1 deletion in 1h", "A clock is or was wrong"))
 	}, SpecTimeout(specTimeout))
 })
 

@@ -12,6 +12,11 @@
 //     over: the error is on the side of fewer deletions.
 //   - A node, told by its UID, is charged once, however often its deletion is
 //     reviewed. A dry run is decided the same way and charges nothing.
+//   - A charge takes nothing out of the ledger that another replica may still count; the
+//     status controller does, some minutes later. A deletion that was written with a time
+//     ahead counts for one period from when that is noticed.
+//   - Below its floor a pool lets no node go, ready or not, unless no more than two of its
+//     nodes are not ready.
 //   - The floor counts what a cache shows, less the nodes in the ledger: a node whose
 //     deletion was allowed is gone, whether or not the cache knows.
 //   - A policy that cannot be understood lets no node of its pool go. When the pool

@@ -23,6 +23,15 @@ const DefaultPeriod = time.Hour
 // ledgerSize is how many deletions the status of a policy can hold.
 const ledgerSize = 1000
 
+const (
+	// clockTolerance is by how much the clocks of replicas may differ. A deletion that was
+	// written with a time further ahead counts from the time at which that is noticed.
+	clockTolerance = time.Minute
+	// pruneMargin is how long a deletion that counts no longer stays in the ledger, so that
+	// a replica whose clock is ahead does not take it from the others.
+	pruneMargin = 2 * clockTolerance
+)
+
 // Node is what the rule knows of a node.
 type Node struct {
 	Name   string
@@ -103,8 +112,10 @@ func Measure(policy *guardv1alpha1.NodeDeletionPolicy, nodes []Node, now time.Ti
 type Refusal struct {
 	Reason  admission.Reason
 	Message string
-	// Next is when the deletion may be tried again; zero when no time can be told.
+	// Next is when the deletion may be tried again; zero when no time is known.
 	Next time.Time
+	// Step is what to do next, as a sentence with a command; empty for the usual one.
+	Step string
 }
 
 // Judge returns why the node may not be deleted, nil when it may.
@@ -125,8 +136,8 @@ func (u Usage) Judge(policy string, node Node, now time.Time) *Refusal {
 		// time is rounded up, so that who waits until then has waited enough.
 		next := u.Deletions[len(u.Deletions)-limit].Time.Add(u.Period + time.Second - time.Nanosecond).Truncate(time.Second)
 		return &Refusal{Reason: admission.ReasonNodeLimit, Next: next,
-			Message: fmt.Sprintf("NodeDeletionPolicy %s allows %s in %s, and there were %d. The next is allowed at %s, in %s",
-				policy, plural(limit, "deletion"), short(u.Period), len(u.Deletions), next.UTC().Format(time.RFC3339), short(next.Sub(now)))}
+			Message: fmt.Sprintf("NodeDeletionPolicy %s allows %s in %s, and there were %d. The next is allowed at %s, in %s%s",
+				policy, plural(limit, "deletion"), short(u.Period), len(u.Deletions), next.UTC().Format(time.RFC3339), short(next.Sub(now)), u.wrongClock())}
 	}
 	if node.Ready && u.Pool.Ready-1 < u.Floor {
 		refusal := &Refusal{Reason: admission.ReasonReadyFloor,
@@ -139,7 +150,32 @@ func (u Usage) Judge(policy string, node Node, now time.Time) *Refusal {
 		}
 		return refusal
 	}
+	// Below the floor a node that is not ready is held, too: what reports on so many may be
+	// what is broken. A few dead nodes are everyday life, and can always be replaced.
+	if unready := u.Pool.Nodes - u.Pool.Ready; !node.Ready && u.Pool.Ready < u.Floor && unready > massFailureNodes {
+		return &Refusal{Reason: admission.ReasonReadyFloor,
+			Message: fmt.Sprintf("NodeDeletionPolicy %s keeps %d nodes of its pool ready, and only %d are; %d of %d are not ready, which looks like a mass failure: the nodes may be well, and what reports on them not. The next deletion is allowed when %d are ready, or no more than %d are not",
+				policy, u.Floor, u.Pool.Ready, unready, u.Pool.Nodes, u.Floor, massFailureNodes),
+			Step: fmt.Sprintf("Wait until the nodes are ready again; if they are gone for good, lower the floor: kubectl patch nodedeletionpolicy %s --type=merge -p '{\"spec\":{\"minReady\":%d}}'",
+				policy, u.Pool.Ready)}
+	}
 	return nil
+}
+
+// wrongClock returns what to say in a refusal when deletions were written with a time
+// that was ahead.
+func (u Usage) wrongClock() string {
+	ahead := 0
+	for _, deletion := range u.Deletions {
+		if deletion.WrittenTime != nil {
+			ahead++
+		}
+	}
+	if ahead == 0 {
+		return ""
+	}
+	return fmt.Sprintf(". A clock is or was wrong: the ledger had %s with a time that was still to come, counted from when that was noticed. Compare the clocks of the API servers' machines and of the webhook's",
+		plural(ahead, "deletion"))
 }
 
 // floorFalls returns when, with nothing else happening, so many deletions have
@@ -194,12 +230,45 @@ func charged(deletions []guardv1alpha1.NodeDeletion, node types.UID) bool {
 	return slices.ContainsFunc(deletions, func(d guardv1alpha1.NodeDeletion) bool { return d.UID == node })
 }
 
-// counted returns the deletions of the period before now, ordered. One of the
-// future, from a replica whose clock is ahead, counts.
+// record charges the policy with the deletion of the node, and reports whether it did: not
+// when one that counts is in the ledger. It takes out what counts no longer only where the
+// room is needed, since the clock of this replica may be ahead.
+func record(policy *guardv1alpha1.NodeDeletionPolicy, node Node, user string, now time.Time) bool {
+	period := periodOf(&policy.Spec)
+	counting := counted(policy.Status.Deletions, period, now)
+	if charged(counting, node.UID) {
+		return false
+	}
+	// An entry that counts no longer is not a charge for this deletion.
+	deletions, _ := Refund(policy.Status.Deletions, node.UID)
+	if len(deletions) >= ledgerSize {
+		deletions = counting
+	}
+	policy.Status.Deletions, _ = Charge(deletions, node, user, now)
+	return true
+}
+
+// counted returns the deletions of the period before now, ordered. One whose time is a
+// little ahead counts until its own time plus the period, and one that is further ahead
+// from now on.
 func counted(deletions []guardv1alpha1.NodeDeletion, period time.Duration, now time.Time) []guardv1alpha1.NodeDeletion {
-	return ordered(slices.DeleteFunc(slices.Clone(deletions), func(d guardv1alpha1.NodeDeletion) bool {
-		return !d.Time.Add(period).After(now)
-	}))
+	return kept(deletions, period, now)
+}
+
+// kept returns the deletions of so long before now, ordered, with the times that count.
+func kept(deletions []guardv1alpha1.NodeDeletion, age time.Duration, now time.Time) []guardv1alpha1.NodeDeletion {
+	left := slices.DeleteFunc(slices.Clone(deletions), func(d guardv1alpha1.NodeDeletion) bool {
+		return !d.Time.Add(age).After(now)
+	})
+	for i := range left {
+		if written := left[i].Time; written.Sub(now) > clockTolerance {
+			left[i].Time = metav1.NewMicroTime(now.UTC())
+			if left[i].WrittenTime == nil {
+				left[i].WrittenTime = &written
+			}
+		}
+	}
+	return ordered(left)
 }
 
 func ordered(deletions []guardv1alpha1.NodeDeletion) []guardv1alpha1.NodeDeletion {

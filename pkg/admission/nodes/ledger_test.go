@@ -68,10 +68,19 @@ func TestJudge(t *testing.T) {
 			"NodeLimit: NodeDeletionPolicy p lets no node be deleted (maxDeletions is 0)"},
 		"a deletion of the future counts": {policyOf("p", 1, time.Hour, "", noon.Add(time.Second)), pool(10, 10), ready,
 			"NodeLimit: NodeDeletionPolicy p allows 1 deletion in 1h, and there were 1. The next is allowed at 2026-11-25T13:00:01Z, in 1h0m1s"},
+		"a deletion of the next day counts from now on": {policyOf("p", 1, time.Hour, "", noon.Add(24*time.Hour)), pool(10, 10), ready,
+			"NodeLimit: NodeDeletionPolicy p allows 1 deletion in 1h, and there were 1. The next is allowed at 2026-11-25T13:00:00Z, in 1h. A clock is or was wrong: the ledger had 1 deletion with a time that was still to come, counted from when that was noticed. Compare the clocks of the API servers' machines and of the webhook's"},
 		"above the floor": {policyOf("p", -1, 0, "9"), pool(10, 10), ready, ""},
 		"at the floor": {policyOf("p", -1, 0, "10"), pool(10, 10), ready,
 			"ReadyFloor: NodeDeletionPolicy p keeps 10 nodes of its pool ready, and only 10 are; the pool had 10 nodes in the last 1h. The next deletion is allowed when another node is ready"},
-		"a node that is not ready is not held to the floor": {policyOf("p", -1, 0, "10"), pool(10, 5), unready, ""},
+		"a node that is not ready, above the floor":     {policyOf("p", -1, 0, "5"), pool(10, 5), unready, ""},
+		"a node that is not ready, at the floor":        {policyOf("p", -1, 0, "5"), pool(100, 5), unready, ""},
+		"two that are not ready may go below the floor": {policyOf("p", -1, 0, "100%"), pool(10, 8), unready, ""},
+		"two of two": {policyOf("p", -1, 0, "100%"), pool(2, 0), unready, ""},
+		"a node that is not ready, without a floor":          {policyOf("p", 5, time.Hour, ""), pool(10, 0), unready, ""},
+		"a node that is not ready and was charged, below it": {policyOf("p", -1, time.Hour, "90%", ago(time.Minute)), pool(10, 0), Node{UID: "gone0"}, ""},
+		"a node that is not ready is held to a floor that is broken": {policyOf("p", -1, 0, "90%"), pool(10, 7), unready,
+			"ReadyFloor: NodeDeletionPolicy p keeps 9 nodes of its pool ready, and only 7 are; 3 of 10 are not ready, which looks like a mass failure: the nodes may be well, and what reports on them not. The next deletion is allowed when 9 are ready, or no more than 2 are not"},
 		"a node that is not ready is held to the limit": {policyOf("p", 1, time.Hour, "10", ago(time.Minute)), pool(10, 5), unready,
 			"NodeLimit: NodeDeletionPolicy p allows 1 deletion in 1h, and there were 1. The next is allowed at 2026-11-25T12:59:00Z, in 59m"},
 		"a share is rounded up": {policyOf("p", -1, 0, "75%"), pool(3, 3), ready,
@@ -120,6 +129,59 @@ func TestLedger(t *testing.T) {
 	require.Len(t, ledger, 2, "the ledger it was given")
 	_, changed = Refund(left, nodes[0].UID)
 	require.False(t, changed)
+}
+
+func TestAReplicaThatIsAheadForgetsNothing(t *testing.T) {
+	policy, nodes := policyOf("p", 5, time.Hour, "", ago(10*time.Minute), ago(5*time.Minute)), pool(3, 3)
+	require.True(t, record(policy, nodes[0], "me", noon.Add(2*time.Hour)))
+	require.Len(t, policy.Status.Deletions, 3)
+	require.Len(t, Measure(policy, nodes, noon).Deletions, 3, "what the others count")
+	require.False(t, record(policy, nodes[0], "me", noon.Add(2*time.Hour)))
+}
+
+func TestRecordChargesANodeAgainWhenItsDeletionCountsNoLonger(t *testing.T) {
+	policy, nodes := policyOf("p", 5, time.Hour, ""), pool(1, 1)
+	require.True(t, record(policy, nodes[0], "me", noon))
+	require.True(t, record(policy, nodes[0], "you", noon.Add(time.Hour)))
+	require.Len(t, policy.Status.Deletions, 1)
+	require.Equal(t, "you", policy.Status.Deletions[0].User)
+}
+
+func TestRecordMakesRoomInAFullLedger(t *testing.T) {
+	policy, nodes := policyOf("p", -1, time.Hour, "0"), pool(1, 1)
+	for i := range ledgerSize {
+		at := ago(time.Minute)
+		if i < 10 {
+			at = ago(time.Hour)
+		}
+		policy.Status.Deletions = append(policy.Status.Deletions, guardv1alpha1.NodeDeletion{UID: types.UID(fmt.Sprint(i)), Time: metav1.NewMicroTime(at)})
+	}
+	require.True(t, record(policy, nodes[0], "me", noon))
+	require.Len(t, policy.Status.Deletions, ledgerSize-9)
+}
+
+func TestTheStatusMendsATimeThatIsAhead(t *testing.T) {
+	ahead := noon.Add(24 * time.Hour)
+	policy := policyOf("p", 1, time.Hour, "", ahead)
+	policy.Status = Status(policy, nil, pool(3, 3), noon)
+	require.Equal(t, noon, policy.Status.Deletions[0].Time.Time)
+	require.Equal(t, ahead, policy.Status.Deletions[0].WrittenTime.Time)
+	later := noon.Add(30 * time.Minute)
+	refusal := Measure(policy, pool(3, 3), later).Judge("p", pool(3, 3)[0], later)
+	require.Equal(t, noon.Add(time.Hour), refusal.Next, "one period from when it was noticed")
+	require.Contains(t, refusal.Message, "A clock is or was wrong")
+	require.Equal(t, policy.Status, Status(policy, nil, pool(3, 3), later))
+}
+
+func TestTheStatusKeepsWhatAnotherClockMayStillCount(t *testing.T) {
+	policy := policyOf("p", 1, time.Hour, "", ago(time.Hour))
+	status := Status(policy, nil, pool(3, 3), noon)
+	require.Len(t, status.Deletions, 1)
+	require.Nil(t, status.NextDeletionExpires)
+	require.Equal(t, noon.Add(pruneMargin), nextChange(policy, noon))
+	require.Empty(t, Status(policy, nil, pool(3, 3), noon.Add(pruneMargin)).Deletions)
+	require.Equal(t, noon, nextChange(policy, ago(time.Second)))
+	require.Zero(t, nextChange(policyOf("p", 1, time.Hour, ""), noon))
 }
 
 func TestStatusCountsThePool(t *testing.T) {

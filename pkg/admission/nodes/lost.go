@@ -25,7 +25,8 @@ const (
 	// massFailureNodes and massFailurePercent are the figures with which the node lifecycle
 	// controller stops to evict from a zone: more nodes than that, and at least that share,
 	// are not ready (--unhealthy-zone-threshold, ComputeZoneState in upstream's
-	// pkg/controller/nodelifecycle).
+	// pkg/controller/nodelifecycle). The floor of a NodeDeletionPolicy holds by the first,
+	// too.
 	massFailureNodes   = 2
 	massFailurePercent = 55
 )

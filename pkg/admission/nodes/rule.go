@@ -150,9 +150,7 @@ func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha
 		return nil, nil, fmt.Errorf("list the nodes of its pool: %w", err)
 	}
 	now := r.clock.Now()
-	usage := Measure(policy, nodes, now)
-	policy.Status.Deletions = usage.Deletions
-	return policy, usage.Judge(name, node, now), nil
+	return policy, Measure(policy, nodes, now).Judge(name, node, now), nil
 }
 
 // charge writes the deletion into the ledgers of all policies, or of none.
@@ -199,11 +197,9 @@ func (r *Rule) chargeOne(ctx context.Context, name string, node Node, user strin
 		if err != nil || refusal != nil || policy == nil {
 			return false, refusal, err
 		}
-		deletions, added := Charge(policy.Status.Deletions, node, user, r.clock.Now())
-		if !added {
+		if !record(policy, node, user, r.clock.Now()) {
 			return false, nil, nil
 		}
-		policy.Status.Deletions = deletions
 		if err := r.ledgers.UpdateStatus(ctx, policy); err == nil {
 			return true, nil, nil
 		} else if !apierrors.IsConflict(err) {
@@ -272,7 +268,10 @@ func (r *Rule) pause(ctx context.Context) error {
 
 func refuse(request *admission.Request, policy string, refusal *Refusal) admission.Decision {
 	step := fmt.Sprintf("Look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
-	if !refusal.Next.IsZero() {
+	switch {
+	case refusal.Step != "":
+		step = refusal.Step
+	case !refusal.Next.IsZero():
 		step = fmt.Sprintf("Repeat the deletion then, or look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
 	}
 	return admission.Refuse(refusal.Reason, request.Target()+" may not be deleted now: "+refusal.Message, step)

@@ -16,7 +16,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/clock"
+	testingclock "k8s.io/utils/clock/testing"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -185,6 +187,30 @@ func TestReviewOfAnInvalidPolicyLetsNoNodeGo(t *testing.T) {
 	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.ReasonMalformed, decision.Reason)
 	require.Contains(t, decision.Message, "spec.minReady")
+}
+
+func TestReviewBelowTheFloorSaysHowToGoOn(t *testing.T) {
+	nodes := pool(10, 2)
+	s := newStore(nodes, policyOf("a", -1, time.Hour, "50%"))
+	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[9], false))
+	require.Equal(t, admission.ReasonReadyFloor, decision.Reason)
+	require.Contains(t, decision.Message, "8 of 10 are not ready")
+	require.Contains(t, decision.NextStep, `kubectl patch nodedeletionpolicy a --type=merge -p '{"spec":{"minReady":2}}'`)
+	require.Empty(t, s.charges("a"))
+	floor := intstr.FromInt32(2)
+	s.policies["a"].Spec.MinReady = &floor
+	decision = s.rule().Review(context.Background(), deletionOf(t, nodes[9], false))
+	require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
+}
+
+func TestReviewForgetsNothingForOthers(t *testing.T) {
+	nodes := pool(3, 3)
+	earlier := time.Now().Add(-30 * time.Minute)
+	s := newStore(nodes, policyOf("a", 5, time.Hour, "", earlier))
+	ahead := NewRule(policies{s}, nodeList{s}, s, testingclock.NewFakeClock(time.Now().Add(time.Hour)))
+	decision := ahead.Review(context.Background(), deletionOf(t, nodes[0], false))
+	require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
+	require.Equal(t, []string{"gone0", "n000"}, s.charges("a"))
 }
 
 func TestReviewTakesChargesBackWhenALaterPolicyRefuses(t *testing.T) {

@@ -35,7 +35,7 @@ func Status(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.Nod
 	status := *policy.Status.DeepCopy()
 	usage := Measure(policy, nodes, now)
 	status.ObservedGeneration = policy.Generation
-	status.Deletions = usage.Deletions
+	status.Deletions = kept(policy.Status.Deletions, usage.Period+pruneMargin, now)
 	status.Nodes, status.ReadyNodes = int32(usage.Pool.Nodes), int32(usage.Pool.Ready)
 	status.DeletionsAllowed = int32(usage.Allowed())
 	status.NextDeletionExpires = usage.Expires()
@@ -55,8 +55,9 @@ func Status(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.Nod
 	return status
 }
 
-// StatusController keeps the status of all NodeDeletionPolicies, and takes
-// deletions that count no longer out of their ledgers. One replica runs it.
+// StatusController keeps the status of all NodeDeletionPolicies, takes deletions that
+// count no longer out of their ledgers, and mends those that were written with a time
+// ahead. One replica runs it.
 type StatusController struct {
 	Client client.Client
 	Clock  clock.PassiveClock
@@ -142,8 +143,24 @@ func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Requ
 			return reconcile.Result{}, client.IgnoreNotFound(err)
 		}
 	}
-	if expires := policy.Status.NextDeletionExpires; expires != nil {
-		return reconcile.Result{RequeueAfter: max(expires.Sub(now), settle)}, nil
+	if next := nextChange(policy, now); !next.IsZero() {
+		return reconcile.Result{RequeueAfter: max(next.Sub(now), settle)}, nil
 	}
 	return reconcile.Result{}, nil
+}
+
+// nextChange returns when time alone changes the status: when a deletion counts no longer,
+// or leaves the ledger. It is zero when the ledger is empty.
+func nextChange(policy *guardv1alpha1.NodeDeletionPolicy, now time.Time) time.Time {
+	var next time.Time
+	for _, deletion := range policy.Status.Deletions {
+		at := deletion.Time.Add(periodOf(&policy.Spec))
+		if !at.After(now) {
+			at = at.Add(pruneMargin)
+		}
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	return next
 }

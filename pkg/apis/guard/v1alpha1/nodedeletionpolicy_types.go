@@ -66,7 +66,8 @@ type NodeDeletionPolicySpec struct {
 	// How many nodes of the pool must be ready after the deletion: a number, or a
 	// share such as "80%", rounded up, of the nodes that the pool has now and those
 	// that were deleted in the period. The deletion of a node that is not ready does
-	// not lower it and is not held to it.
+	// not lower it, and is held to it only when fewer nodes are ready than that and
+	// more than two are not: what reports on them may then be what is broken.
 	//
 	// +optional
 	// +kubebuilder:validation:XIntOrString
@@ -88,8 +89,9 @@ type NodeDeletionPolicyStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// Deletions that were allowed in the period, in the order of their time. All
-	// replicas of the webhook write here before they let a node be deleted.
+	// Deletions that were allowed in the period, and for some minutes those of before,
+	// in the order of their time. All replicas of the webhook write here before they let
+	// a node be deleted.
 	//
 	// +optional
 	// +listType=map
@@ -136,10 +138,17 @@ type NodeDeletion struct {
 	// +required
 	Node string `json:"node"`
 
-	// When the deletion was allowed.
+	// When the deletion was allowed, by the clock of the API server.
 	//
 	// +required
 	Time metav1.MicroTime `json:"time"`
+
+	// The time with which the deletion was written, where that was more than a minute
+	// ahead: a clock was wrong. The deletion counts from when that was noticed, which is
+	// then its time.
+	//
+	// +optional
+	WrittenTime *metav1.MicroTime `json:"writtenTime,omitempty"`
 
 	// Name of the user who deleted it.
 	//

@@ -1,0 +1,56 @@
+package admission
+
+import (
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/utils/clock"
+)
+
+// serverClockTolerance is the difference below which the own clock is taken to be right: the
+// time in an answer has no fractions of a second, and is as old as the answer.
+const serverClockTolerance = 10 * time.Second
+
+// ServerClock tells the time of the API server, by the dates of its answers. Replicas whose
+// own clocks differ so agree on what has expired, and with the times that the API server
+// writes into objects. Until the first answer, and with a small difference, it tells that of
+// its own clock. Timers are not concerned. It is safe for concurrent use.
+type ServerClock struct {
+	clock.Clock
+	// ahead is by how much the API server's clock is ahead, in nanoseconds.
+	ahead atomic.Int64
+}
+
+// NewServerClock returns a ServerClock beside the given one.
+func NewServerClock(own clock.Clock) *ServerClock { return &ServerClock{Clock: own} }
+
+// Now implements clock.Clock.
+func (c *ServerClock) Now() time.Time { return c.Clock.Now().Add(time.Duration(c.ahead.Load())) }
+
+// Since implements clock.Clock.
+func (c *ServerClock) Since(t time.Time) time.Duration { return c.Now().Sub(t) }
+
+// Ahead returns by how much the API server's clock is ahead of the own one; negative when it
+// is behind, zero when the difference is too small to tell.
+func (c *ServerClock) Ahead() time.Duration { return time.Duration(c.ahead.Load()) }
+
+// Wrap returns a transport to the API server that reads the dates of its answers.
+func (c *ServerClock) Wrap(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(request *http.Request) (*http.Response, error) {
+		response, err := next.RoundTrip(request)
+		if err != nil {
+			return response, err
+		}
+		date, err := http.ParseTime(response.Header.Get("Date"))
+		if err != nil {
+			return response, nil
+		}
+		ahead := date.Sub(c.Clock.Now())
+		if ahead.Abs() < serverClockTolerance {
+			ahead = 0
+		}
+		c.ahead.Store(int64(ahead))
+		return response, nil
+	})
+}
