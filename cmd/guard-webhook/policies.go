@@ -34,7 +34,8 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Mod
 	if err := windows.SetupWithManager(mgr); err != nil {
 		return nil, err
 	}
-	ledgers := &nodes.StatusController{Client: mgr.GetClient(), Clock: now}
+	mode := modes.Of(admission.NodeDeletion)
+	ledgers := &nodes.StatusController{Client: mgr.GetClient(), Clock: now, Mode: mode}
 	if err := ledgers.SetupWithManager(mgr); err != nil {
 		return nil, err
 	}
@@ -46,7 +47,7 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Mod
 
 	operations := window.NewRule(window.CachedWindows{Reader: mgr.GetClient()}, window.LiveWorkloads{Reader: mgr.GetAPIReader()}, now)
 	deletions := nodes.NewRule(policies, nodes.CachedNodes{Reader: mgr.GetClient()},
-		nodes.LiveLedgers{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}, now)
+		nodes.LiveLedgers{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}, mode, now)
 	return []admission.Entry{
 		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{operations}},
 		// A deletion that cannot be judged is refused for labelled nodes only.

@@ -329,6 +329,41 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
 		Expect(ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(BeRefused("allows 1 deletion in 1h", "A clock is or was wrong"))
 	}, SpecTimeout(specTimeout))
+
+	It("keep their nodes when somebody takes the label off", Label(labelPolicies), func(ctx SpecContext) {
+		const pool, node = "leaving", "leaving-000"
+		createPool(ctx, pool, 3, 3)
+		policy := fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: %s},
+spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [leaving, staying]}]}, minReady: 100%%}}`, pool, poolLabel))
+		_, err := ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			Expect(dynamicClient.Resource(nodePolicyResource).Delete(ctx, pool, metav1.DeleteOptions{})).To(Succeed())
+		}, NodeTimeout(podStart))
+		relabel := func(u user, node, value string, subresources ...string) error {
+			_, err := u.client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, poolLabel, value), metav1.PatchOptions{}, subresources...)
+			return err
+		}
+		dryRun := func() error {
+			_, err := ordinary.client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, poolLabel), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+			return err
+		}
+		Eventually(ctx, dryRun).WithTimeout(policyWait).Should(BeRefused("the labels of node/" + node + " were not changed"))
+		refusal := relabel(ordinary, node, "null")
+		Expect(refusal).To(BeRefused("they take it out of the pool of NodeDeletionPolicy "+pool, "override"))
+		Expect(relabel(ordinary, node, `"elsewhere"`)).To(BeRefused("out of the pool"), "another pool")
+		Expect(relabel(ordinary, node, "null", "status")).To(BeRefused("out of the pool"), "by way of the status")
+		Expect(relabel(nodeController, node, "null")).To(BeRefused("out of the pool"), "by a controller")
+		Expect(relabel(ordinary, node, `"staying"`)).To(Succeed(), "within the pool")
+
+		By("an override, by who may")
+		ordinary.followAdvice(ctx, refusal)
+		Expect(relabel(ordinary, node, "null")).To(BeRefused("out of the pool"))
+		Expect(relabel(overrider, node, "null")).To(Succeed())
+		Expect(relabel(ordinary, node, `"leaving"`)).To(Succeed(), "back into the pool")
+		Expect(relabel(nodeUser("leaving-001"), "leaving-001", "null", "status")).To(Succeed(), "its own kubelet")
+		Expect(relabel(ordinary, "leaving-001", `"leaving"`)).To(Succeed(), "for the clean-up")
+	}, SpecTimeout(specTimeout))
 })
 
 var _ = Describe("two rules in audit mode beside others that enforce", Label(labelInstall), Serial, func() {

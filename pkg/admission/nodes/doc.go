@@ -22,5 +22,7 @@
 //   - A policy that cannot be understood lets no node of its pool go. When the pool
 //     is what cannot be understood, there is no pool.
 //
-// ledger.go is pure; rule.go reads and charges, status.go keeps the status.
+// ledger.go is pure; rule.go reads and charges, status.go keeps the status. What holds
+// without this process is in policies of the API server
+// (manifests/control-plane/policies/nodes.yaml).
 package nodes

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -200,15 +201,6 @@ func (u Usage) Allowed() int {
 	return allowed
 }
 
-// Expires returns when the first of the deletions counts no longer.
-func (u Usage) Expires() *metav1.Time {
-	if len(u.Deletions) == 0 {
-		return nil
-	}
-	at := metav1.NewTime(u.Deletions[0].Time.Add(u.Period).UTC())
-	return &at
-}
-
 // Charge returns the ledger with the deletion of the node, false when it is in there
 // already.
 func Charge(deletions []guardv1alpha1.NodeDeletion, node Node, user string, now time.Time) ([]guardv1alpha1.NodeDeletion, bool) {
@@ -246,6 +238,21 @@ func record(policy *guardv1alpha1.NodeDeletionPolicy, node Node, user string, no
 	}
 	policy.Status.Deletions, _ = Charge(deletions, node, user, now)
 	return true
+}
+
+// count writes into the status what the API server reads there when it refuses a deletion by
+// itself: how many deletions count, and when the first of them does no longer.
+func count(policy *guardv1alpha1.NodeDeletionPolicy, mode admission.Mode, now time.Time) {
+	counting := counted(policy.Status.Deletions, periodOf(&policy.Spec), now)
+	policy.Status.DeletionsCounted, policy.Status.NextDeletionExpires = nil, nil
+	if mode != admission.Audit {
+		policy.Status.DeletionsCounted = ptr.To(int32(len(counting)))
+	}
+	if len(counting) > 0 {
+		// Rounded up: who waits until then has waited enough.
+		expires := counting[0].Time.Add(periodOf(&policy.Spec) + time.Second - time.Nanosecond).Truncate(time.Second)
+		policy.Status.NextDeletionExpires = ptr.To(metav1.NewTime(expires.UTC()))
+	}
 }
 
 // counted returns the deletions of the period before now, ordered. One whose time is a

@@ -10,7 +10,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -163,23 +165,23 @@ func TestRecordMakesRoomInAFullLedger(t *testing.T) {
 func TestTheStatusMendsATimeThatIsAhead(t *testing.T) {
 	ahead := noon.Add(24 * time.Hour)
 	policy := policyOf("p", 1, time.Hour, "", ahead)
-	policy.Status = Status(policy, nil, pool(3, 3), noon)
+	policy.Status = Status(policy, nil, pool(3, 3), admission.Enforce, noon)
 	require.Equal(t, noon, policy.Status.Deletions[0].Time.Time)
 	require.Equal(t, ahead, policy.Status.Deletions[0].WrittenTime.Time)
 	later := noon.Add(30 * time.Minute)
 	refusal := Measure(policy, pool(3, 3), later).Judge("p", pool(3, 3)[0], later)
 	require.Equal(t, noon.Add(time.Hour), refusal.Next, "one period from when it was noticed")
 	require.Contains(t, refusal.Message, "A clock is or was wrong")
-	require.Equal(t, policy.Status, Status(policy, nil, pool(3, 3), later))
+	require.Equal(t, policy.Status, Status(policy, nil, pool(3, 3), admission.Enforce, later))
 }
 
 func TestTheStatusKeepsWhatAnotherClockMayStillCount(t *testing.T) {
 	policy := policyOf("p", 1, time.Hour, "", ago(time.Hour))
-	status := Status(policy, nil, pool(3, 3), noon)
+	status := Status(policy, nil, pool(3, 3), admission.Enforce, noon)
 	require.Len(t, status.Deletions, 1)
 	require.Nil(t, status.NextDeletionExpires)
 	require.Equal(t, noon.Add(pruneMargin), nextChange(policy, noon))
-	require.Empty(t, Status(policy, nil, pool(3, 3), noon.Add(pruneMargin)).Deletions)
+	require.Empty(t, Status(policy, nil, pool(3, 3), admission.Enforce, noon.Add(pruneMargin)).Deletions)
 	require.Equal(t, noon, nextChange(policy, ago(time.Second)))
 	require.Zero(t, nextChange(policyOf("p", 1, time.Hour, ""), noon))
 }
@@ -187,18 +189,19 @@ func TestTheStatusKeepsWhatAnotherClockMayStillCount(t *testing.T) {
 func TestStatusCountsThePool(t *testing.T) {
 	policy := policyOf("p", 5, time.Hour, "60%", ago(2*time.Hour), ago(10*time.Minute), ago(5*time.Minute))
 	policy.Generation = 2
-	got := Status(policy, []guardv1alpha1.NodeDeletionPolicy{*policy}, pool(8, 7), noon)
+	got := Status(policy, []guardv1alpha1.NodeDeletionPolicy{*policy}, pool(8, 7), admission.Enforce, noon)
 	expires := metav1.NewTime(noon.Add(50 * time.Minute))
 	want := guardv1alpha1.NodeDeletionPolicyStatus{
 		ObservedGeneration: 2, Deletions: policy.Status.Deletions[1:], Nodes: 8, ReadyNodes: 7,
-		DeletionsAllowed: 1, NextDeletionExpires: &expires,
+		DeletionsAllowed: 1, DeletionsCounted: ptr.To(int32(2)), NextDeletionExpires: &expires,
 		Conditions: []metav1.Condition{{Type: "Valid", Status: metav1.ConditionTrue, Reason: "Valid", Message: "The policy is understood", ObservedGeneration: 2, LastTransitionTime: metav1.NewTime(noon)}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
+	require.Nil(t, Status(policy, nil, pool(8, 7), admission.Audit, noon).DeletionsCounted, "nothing by which the API server could refuse")
 	policy.Status = got
-	require.Equal(t, got, Status(policy, nil, pool(8, 7), noon.Add(time.Second)), "the status must not change when nothing has")
+	require.Equal(t, got, Status(policy, nil, pool(8, 7), admission.Enforce, noon.Add(time.Second)), "the status must not change when nothing has")
 }
 
 func TestValidateNodeDeletionPolicyNamesTheField(t *testing.T) {

@@ -62,6 +62,7 @@ type Rule struct {
 	policies Policies
 	nodes    Nodes
 	ledgers  Ledgers
+	mode     admission.Mode
 	clock    clock.Clock
 	// charging has room for the one request that charges.
 	charging chan struct{}
@@ -69,9 +70,10 @@ type Rule struct {
 
 var _ admission.Rule = &Rule{}
 
-// NewRule returns the rule.
-func NewRule(policies Policies, nodes Nodes, ledgers Ledgers, clock clock.Clock) *Rule {
-	return &Rule{policies: policies, nodes: nodes, ledgers: ledgers, clock: clock, charging: make(chan struct{}, 1)}
+// NewRule returns the rule. The mode is that in which its decisions are used: what it writes
+// into a status may not make the API server refuse anything in audit mode.
+func NewRule(policies Policies, nodes Nodes, ledgers Ledgers, mode admission.Mode, clock clock.Clock) *Rule {
+	return &Rule{policies: policies, nodes: nodes, ledgers: ledgers, mode: mode, clock: clock, charging: make(chan struct{}, 1)}
 }
 
 // Name implements admission.Rule.
@@ -197,9 +199,11 @@ func (r *Rule) chargeOne(ctx context.Context, name string, node Node, user strin
 		if err != nil || refusal != nil || policy == nil {
 			return false, refusal, err
 		}
-		if !record(policy, node, user, r.clock.Now()) {
+		now := r.clock.Now()
+		if !record(policy, node, user, now) {
 			return false, nil, nil
 		}
+		count(policy, r.mode, now)
 		if err := r.ledgers.UpdateStatus(ctx, policy); err == nil {
 			return true, nil, nil
 		} else if !apierrors.IsConflict(err) {
@@ -245,6 +249,7 @@ func (r *Rule) refundOne(ctx context.Context, name string, node Node) error {
 			return nil
 		}
 		policy.Status.Deletions = deletions
+		count(policy, r.mode, r.clock.Now())
 		if err := r.ledgers.UpdateStatus(ctx, policy); !apierrors.IsConflict(err) {
 			return client.IgnoreNotFound(err)
 		}

@@ -107,7 +107,9 @@ func (s *store) charges(policy string) []string {
 	return names
 }
 
-func (s *store) rule() *Rule { return NewRule(policies{s}, nodeList{s}, s, clock.RealClock{}) }
+func (s *store) rule() *Rule {
+	return NewRule(policies{s}, nodeList{s}, s, admission.Enforce, clock.RealClock{})
+}
 
 func deletionOf(t testing.TB, node Node, dryRun bool) *admission.Request {
 	t.Helper()
@@ -207,10 +209,27 @@ func TestReviewForgetsNothingForOthers(t *testing.T) {
 	nodes := pool(3, 3)
 	earlier := time.Now().Add(-30 * time.Minute)
 	s := newStore(nodes, policyOf("a", 5, time.Hour, "", earlier))
-	ahead := NewRule(policies{s}, nodeList{s}, s, testingclock.NewFakeClock(time.Now().Add(time.Hour)))
+	ahead := NewRule(policies{s}, nodeList{s}, s, admission.Enforce, testingclock.NewFakeClock(time.Now().Add(time.Hour)))
 	decision := ahead.Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
 	require.Equal(t, []string{"gone0", "n000"}, s.charges("a"))
+}
+
+func TestReviewWritesWhatTheAPIServerRefusesBy(t *testing.T) {
+	nodes := pool(5, 5)
+	s := newStore(nodes, policyOf("a", 2, time.Hour, "", time.Now().Add(-2*time.Hour), time.Now().Add(-30*time.Minute)))
+	require.Equal(t, admission.Allowed, s.rule().Review(context.Background(), deletionOf(t, nodes[0], false)).Verdict)
+	status := s.policies["a"].Status
+	require.EqualValues(t, 2, *status.DeletionsCounted)
+	require.WithinDuration(t, time.Now().Add(30*time.Minute), status.NextDeletionExpires.Time, 5*time.Second)
+	rule := s.rule()
+	require.NoError(t, rule.refund(context.Background(), []string{"a"}, nodes[0]))
+	require.EqualValues(t, 1, *s.policies["a"].Status.DeletionsCounted, "after a refund")
+
+	s = newStore(nodes, policyOf("a", 2, time.Hour, ""))
+	audit := NewRule(policies{s}, nodeList{s}, s, admission.Audit, clock.RealClock{})
+	require.Equal(t, admission.Allowed, audit.Review(context.Background(), deletionOf(t, nodes[0], false)).Verdict)
+	require.Nil(t, s.policies["a"].Status.DeletionsCounted)
 }
 
 func TestReviewTakesChargesBackWhenALaterPolicyRefuses(t *testing.T) {

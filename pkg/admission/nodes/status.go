@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -30,15 +31,16 @@ import (
 const settle = time.Second
 
 // Status returns the status of the policy at the time. others are all policies,
-// nodes those of its pool.
-func Status(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.NodeDeletionPolicy, nodes []Node, now time.Time) guardv1alpha1.NodeDeletionPolicyStatus {
-	status := *policy.Status.DeepCopy()
+// nodes those of its pool, mode that of the rule.
+func Status(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.NodeDeletionPolicy, nodes []Node, mode admission.Mode, now time.Time) guardv1alpha1.NodeDeletionPolicyStatus {
+	after := policy.DeepCopy()
 	usage := Measure(policy, nodes, now)
+	after.Status.Deletions = kept(policy.Status.Deletions, usage.Period+pruneMargin, now)
+	count(after, mode, now)
+	status := after.Status
 	status.ObservedGeneration = policy.Generation
-	status.Deletions = kept(policy.Status.Deletions, usage.Period+pruneMargin, now)
 	status.Nodes, status.ReadyNodes = int32(usage.Pool.Nodes), int32(usage.Pool.Ready)
 	status.DeletionsAllowed = int32(usage.Allowed())
-	status.NextDeletionExpires = usage.Expires()
 
 	valid := metav1.Condition{Type: guardv1alpha1.NodeDeletionPolicyValid, Status: metav1.ConditionTrue, Reason: "Valid", Message: "The policy is understood"}
 	if errs := ValidateNodeDeletionPolicy(policy, nil); len(errs) > 0 {
@@ -61,6 +63,8 @@ func Status(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.Nod
 type StatusController struct {
 	Client client.Client
 	Clock  clock.PassiveClock
+	// Mode of the rule.
+	Mode admission.Mode
 }
 
 // SetupWithManager adds the controller to the manager, for its leader.
@@ -135,7 +139,7 @@ func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Requ
 	}
 	now := c.Clock.Now()
 	before := policy.DeepCopy()
-	policy.Status = Status(policy, others, nodes, now)
+	policy.Status = Status(policy, others, nodes, c.Mode, now)
 	if !equality.Semantic.DeepEqual(before.Status, policy.Status) {
 		if err := c.Client.Status().Update(ctx, policy); apierrors.IsConflict(err) {
 			return reconcile.Result{RequeueAfter: settle}, nil

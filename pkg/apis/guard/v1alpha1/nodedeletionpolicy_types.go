@@ -83,8 +83,8 @@ const NodeDeletionPolicyValid = "Valid"
 // NodeDeletionPolicyStatus is the ledger of the policy, and what the webhook says
 // about its pool.
 type NodeDeletionPolicyStatus struct {
-	// Generation of the spec that the rest of the status, apart from deletions, is
-	// about.
+	// Generation of the spec that the rest of the status, apart from the deletions,
+	// their number and the next expiry, is about.
 	//
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
@@ -113,6 +113,13 @@ type NodeDeletionPolicyStatus struct {
 	//
 	// +optional
 	DeletionsAllowed int32 `json:"deletionsAllowed"`
+
+	// How many of the deletions count now, as of the last deletion or expiry. Where that
+	// is maxDeletions, the API server refuses the next deletion without the webhook.
+	// Unset in audit mode.
+	//
+	// +optional
+	DeletionsCounted *int32 `json:"deletionsCounted,omitempty"`
 
 	// When the next deletion counts no longer. Unset when none counts.
 	//

@@ -171,6 +171,11 @@ func (in *NodeDeletionPolicyStatus) DeepCopyInto(out *NodeDeletionPolicyStatus) 
 			(*in)[i].DeepCopyInto(&(*out)[i])
 		}
 	}
+	if in.DeletionsCounted != nil {
+		in, out := &in.DeletionsCounted, &out.DeletionsCounted
+		*out = new(int32)
+		**out = **in
+	}
 	if in.NextDeletionExpires != nil {
 		in, out := &in.NextDeletionExpires, &out.NextDeletionExpires
 		*out = (*in).DeepCopy()
