@@ -222,7 +222,7 @@ func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 	if err != nil {
 		return err
 	}
-	policies, err := newPolicyEntries(ctx, mgr, modes, serverClock)
+	policies, err := newPolicyEntries(ctx, mgr, o, modes, serverClock)
 	if err != nil {
 		return err
 	}

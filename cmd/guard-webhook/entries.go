@@ -21,9 +21,10 @@ func cachedResources(o *options) []string {
 	resources := []string{
 		"poddisruptionbudgets.policy", "poddeletions.kubelet-guard.io",
 		"namespaces", "nodes", "pods", "operationwindows.kubelet-guard.io", "nodedeletionpolicies.kubelet-guard.io",
+		"validatingwebhookconfigurations.admissionregistration.k8s.io",
 	}
 	if o.certDir == "" {
-		resources = append(resources, "secrets", "validatingwebhookconfigurations.admissionregistration.k8s.io")
+		resources = append(resources, "secrets")
 	}
 	return resources
 }

@@ -19,7 +19,7 @@ import (
 // newPolicyEntries makes the rules that objects of our own configure, has the
 // manager keep the status of these objects, and puts the validation of them onto the
 // server. Windows and ledgers go by the given clock.
-func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Modes, now clock.Clock) ([]admission.Entry, error) {
+func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, o *options, modes admission.Modes, now clock.Clock) ([]admission.Entry, error) {
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	// Every replica fills these caches before it is ready, not with its first review.
@@ -40,6 +40,11 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Mod
 		return nil, err
 	}
 
+	outages := &nodes.OutageController{Client: mgr.GetClient(), Configuration: o.webhookConfiguration, Mode: mode}
+	if err := outages.SetupWithManager(mgr); err != nil {
+		return nil, err
+	}
+
 	policies := nodes.CachedPolicies{Reader: mgr.GetClient()}
 	server := mgr.GetWebhookServer()
 	server.Register(window.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), window.Configuration{Namespaces: mgr.GetClient()}))
@@ -50,7 +55,8 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, modes admission.Mod
 		nodes.LiveLedgers{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}, mode, now)
 	return []admission.Entry{
 		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{operations}},
-		// A deletion that cannot be judged is refused for labelled nodes only.
+		// A deletion that cannot be judged is refused for labelled nodes, and for those of
+		// pools whose policy says so.
 		{Path: "/validate/node-deletion", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletions}},
 		{Path: "/validate/labelled-node-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{deletions}},
 	}, nil

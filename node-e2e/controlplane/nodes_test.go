@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
@@ -22,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
 
+	"kubelet-guard.io/node-e2e/webhookinstall"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -329,6 +332,101 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
 		Expect(ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(BeRefused("allows 1 deletion in 1h", "A clock is or was wrong"))
 	}, SpecTimeout(specTimeout))
+
+	It("select as label selectors do, in CEL, also in an outage", Label(labelOutage), Serial, func(ctx SpecContext) {
+		const pool = "semantics"
+		DeferCleanup(removePool, pool, NodeTimeout(podStart))
+		selectors := make([]metav1.LabelSelector, 0, 6)
+		key := func(i int) string { return fmt.Sprintf("kubelet-guard-e2e/key-%d", i) }
+		for i, text := range []string{"%s=a", "%s in (a,b)", "%s notin (a,b)", "%s", "!%s", "%s in (,b)"} {
+			selector, err := metav1.ParseToLabelSelector(fmt.Sprintf(text, key(i)) + "," + poolLabel + "=" + pool)
+			Expect(err).NotTo(HaveOccurred())
+			selectors = append(selectors, *selector)
+			content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&guardv1alpha1.NodeDeletionPolicy{
+				TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.NodeDeletionPolicyKind},
+				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", pool, i)},
+				Spec:       guardv1alpha1.NodeDeletionPolicySpec{NodeSelector: *selector, MaxDeletions: new(int32(9))},
+			})
+			Expect(err).NotTo(HaveOccurred())
+			_, err = dynamicClient.Resource(nodePolicyResource).Create(ctx, &unstructured.Unstructured{Object: content}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(func(ctx SpecContext) {
+				Expect(dynamicClient.Resource(nodePolicyResource).Delete(ctx, fmt.Sprintf("%s-%d", pool, i), metav1.DeleteOptions{})).To(Succeed())
+			}, NodeTimeout(podStart))
+		}
+		selects := func(i int, set map[string]string) bool {
+			selector, err := metav1.LabelSelectorAsSelector(&selectors[i])
+			Expect(err).NotTo(HaveOccurred())
+			return selector.Matches(labels.Set(set))
+		}
+		// A node for each policy and value, which that policy alone can select.
+		sets := map[string]map[string]string{}
+		labelled := func(set map[string]string, key, value string) map[string]string {
+			set = maps.Clone(set)
+			delete(set, key)
+			if value != "absent" {
+				set[key] = value
+			}
+			return set
+		}
+		tried := []string{"absent", "", "a", "b", "c"}
+		for i := range selectors {
+			for v, value := range tried {
+				set := map[string]string{poolLabel: pool, key(2): "a", key(4): "x"}
+				set = labelled(set, key(i), value)
+				name := fmt.Sprintf("%s-%d-%d", pool, i, v)
+				sets[name] = set
+				_, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: set}}, metav1.CreateOptions{})
+				Expect(err).NotTo(HaveOccurred())
+			}
+		}
+		Eventually(ctx, func(g Gomega) {
+			configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(fmt.Sprint(configuration.Webhooks)).To(ContainSubstring(key(len(selectors) - 1)))
+		}).WithTimeout(cacheWait).Should(Succeed(), "the entry of the pools")
+
+		as := ordinary.unthrottled().CoreV1().Nodes()
+		refused := map[bool]int{}
+		for i := range selectors {
+			for v := range tried {
+				name := fmt.Sprintf("%s-%d-%d", pool, i, v)
+				for _, value := range tried {
+					after, patched := labelled(sets[name], key(i), value), any(value)
+					if value == "absent" {
+						patched = nil
+					}
+					body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{key(i): patched}}})
+					Expect(err).NotTo(HaveOccurred())
+					_, err = as.Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+					leaves := selects(i, sets[name]) && !selects(i, after)
+					refused[leaves]++
+					if leaves {
+						Expect(err).To(BeRefused(fmt.Sprintf("out of the pool of NodeDeletionPolicy %s-%d", pool, i)), "%v to %v", sets[name], after)
+					} else {
+						Expect(err).NotTo(HaveOccurred(), "%v to %v", sets[name], after)
+					}
+				}
+			}
+		}
+		Expect(refused[true]).To(BeNumerically(">", 10))
+
+		By("stopping the webhook")
+		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
+		scaleWebhook(ctx, 0)
+		for name, set := range sets {
+			held := false
+			for i := range selectors {
+				held = held || selects(i, set)
+			}
+			err := as.Delete(ctx, name, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+			if held {
+				Expect(err).To(MatchError(ContainSubstring(`failed calling webhook "pool.node-deletion.kubelet-guard.io"`)), "%v", set)
+			} else {
+				Expect(err).NotTo(HaveOccurred(), "%v", set)
+			}
+		}
+	}, SpecTimeout(clusterStart))
 
 	It("keep their nodes when somebody takes the label off", Label(labelPolicies), func(ctx SpecContext) {
 		const pool, node = "leaving", "leaving-000"

@@ -13,6 +13,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/node-e2e/webhookinstall"
 )
 
 // timeoutSlack is what a request may take beside the time-outs of the webhook.
@@ -49,6 +51,21 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 				kubectl(ctx, "delete", "node", name, "--ignore-not-found")
 			}, NodeTimeout(podStart))
 		}
+
+		By("a pool that an outage holds, and one that it lets go until the limit")
+		const held, free = "outage-held", "outage-free"
+		createPool(ctx, held, 30, 30)
+		createNodePolicy(ctx, nodePolicy(held, held, "maxDeletions: 20"))
+		createPool(ctx, free, 5, 5)
+		createNodePolicy(ctx, nodePolicy(free, free, "maxDeletions: 2, whenUnavailable: Allow"))
+		for _, name := range numbered(free, 0, 1) {
+			Expect(as.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(Succeed())
+		}
+		Eventually(ctx, func(g Gomega) {
+			configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(configuration.Webhooks).To(ContainElement(HaveField("Name", "pool.node-deletion.kubelet-guard.io")))
+		}).WithTimeout(cacheWait).Should(Succeed(), "the entry of the pools")
 
 		By("a protected pod that is still terminating when the webhook stops")
 		lingering := newPod("lingering", required)
@@ -99,6 +116,29 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Hour, "outage")), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(outage("deletion.override"), "nobody can judge the override")
+
+		By("300 deletions of nodes of a pool: none passes; an override does")
+		looping := ordinary.unthrottled()
+		for range 10 {
+			for _, name := range numbered(held, 0, 29) {
+				Expect(looping.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(outage("pool.node-deletion"))
+			}
+		}
+		Expect(nodeController.client().CoreV1().Nodes().Delete(ctx, held+"-000", metav1.DeleteOptions{})).To(outage("pool.node-deletion"))
+		Expect(nodesOf(ctx, held)).To(HaveLen(30))
+		ordinary.kubectl(ctx, "annotate", "node", held+"-000", annotationOverride+"="+overrideFor(time.Hour, "outage")).ExpectDone()
+		Expect(as.CoreV1().Nodes().Delete(ctx, held+"-000", metav1.DeleteOptions{})).To(outage("pool.node-deletion"), "without the verb")
+		Expect(overrider.client().CoreV1().Nodes().Delete(ctx, held+"-000", metav1.DeleteOptions{})).To(Succeed())
+
+		By("a pool whose limit is used up: the API server knows")
+		for _, name := range numbered(free, 2, 4) {
+			Expect(as.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(BeRefused("NodeDeletionPolicy "+free+" allows 2 deletions in 1h, and 2 count"), "%s", name)
+		}
+		_, err = ordinary.dynamic().Resource(nodePolicyResource).Patch(ctx, free, types.MergePatchType, []byte(`{"spec":{"maxDeletions":3}}`), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func() error {
+			return as.CoreV1().Nodes().Delete(ctx, free+"-002", metav1.DeleteOptions{})
+		}).WithTimeout(policyWait).Should(Succeed(), "after the limit was raised")
 
 		By("everything else: works")
 		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "unlabelled", metav1.DeleteOptions{})).To(Succeed())

@@ -24,5 +24,6 @@
 //
 // ledger.go is pure; rule.go reads and charges, status.go keeps the status. What holds
 // without this process is in policies of the API server
-// (manifests/control-plane/policies/nodes.yaml).
+// (manifests/control-plane/policies/nodes.yaml), and in an entry of the webhook
+// configuration that outage.go keeps.
 package nodes

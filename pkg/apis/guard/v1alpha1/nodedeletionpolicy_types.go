@@ -73,7 +73,26 @@ type NodeDeletionPolicySpec struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:XValidation:rule="type(self) == int ? self >= 0 : self.matches('^([0-9]|[1-9][0-9]|100)%$')",message="must be a number that is not negative, or a share from 0% to 100%"
 	MinReady *intstr.IntOrString `json:"minReady,omitempty"`
+
+	// What becomes of a deletion in the pool that the webhook does not answer, because
+	// it is away or too slow. Hold, unless given.
+	//
+	// +optional
+	// +kubebuilder:default=Hold
+	WhenUnavailable WhenUnavailable `json:"whenUnavailable,omitempty"`
 }
+
+// WhenUnavailable says what becomes of deletions that the webhook does not answer.
+//
+// +kubebuilder:validation:Enum=Hold;Allow
+type WhenUnavailable string
+
+const (
+	// WhenUnavailableHold refuses them. A user who may override them can.
+	WhenUnavailableHold WhenUnavailable = "Hold"
+	// WhenUnavailableAllow lets them pass, until the limit is used up.
+	WhenUnavailableAllow WhenUnavailable = "Allow"
+)
 
 // NodeDeletionPolicyValid is false when the policy cannot be understood. It then
 // lets no node of its pool be deleted, or, when its selector is what cannot be
