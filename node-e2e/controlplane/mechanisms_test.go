@@ -13,8 +13,17 @@ import (
 )
 
 // noOverride is an override annotation that never counts. With it an object is judged
-// by the webhook, and without it by the policies.
+// by the webhook when the overrider asks, and without it by the policies.
 const noOverride = "not a time"
+
+// judgedBy is who asks, so that an object with this override annotation is judged by one of
+// both mechanisms.
+func judgedBy(override any) user {
+	if override == noOverride {
+		return overrider
+	}
+	return ordinary
+}
 
 // verdicts are those of both mechanisms on one request.
 type verdicts struct{ Policy, Webhook string }
@@ -45,11 +54,11 @@ var _ = Describe("policies and webhook", func() {
 		namespace := newNamespace(ctx, nil)
 		for kind, build := range workloads() {
 			gvr := workloadResource(kind)
-			resource := ordinary.dynamic().Resource(gvr).Namespace(namespace)
 			judge := func(name string, replicas int, protection string) verdicts {
 				GinkgoHelper()
 				var got verdicts
 				for _, annotation := range []string{"", noOverride} {
+					resource := judgedBy(annotation).dynamic().Resource(gvr).Namespace(namespace)
 					objectName := name + "-policy"
 					if annotation != "" {
 						objectName = name + "-webhook"
@@ -131,7 +140,7 @@ var _ = Describe("policies and webhook", func() {
 				}
 				body, err := json.Marshal(map[string]any{"metadata": metadata, "spec": map[string]any{"replicas": c.replicas}})
 				Expect(err).NotTo(HaveOccurred())
-				_, err = ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
+				_, err = judgedBy(override).client().AppsV1().Deployments(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
 				return verdict(err)
 			}
 			Expect(verdicts{patch(nil), patch(noOverride)}).To(Equal(both(c.want)), c.name)
@@ -162,7 +171,7 @@ var _ = Describe("policies and webhook", func() {
 					"annotations": map[string]any{annotationOverride: override},
 				}})
 				Expect(err).NotTo(HaveOccurred())
-				_, err = ordinary.client().CoreV1().Pods(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
+				_, err = judgedBy(override).client().CoreV1().Pods(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
 				return verdict(err)
 			}
 			Expect(verdicts{patch(nil), patch(noOverride)}).To(Equal(both(c.want)), "label %v on the %s pod", c.label, c.on)

@@ -115,7 +115,8 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		_, err = overrider.client().CoreV1().ConfigMaps(namespace).Patch(ctx, always.Name, types.MergePatchType,
 			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Hour, "outage")), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred())
-		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(outage("deletion.override"), "nobody can judge the override")
+		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(BeRefused("configmaps always was not deleted", "may not use the verb override"), "an override by who may not")
+		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(outage("deletion.override"), "nobody can judge the expiry")
 
 		By("300 deletions of nodes of a pool: none passes; an override does")
 		looping := ordinary.unthrottled()

@@ -10,9 +10,12 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+
+	"kubelet-guard.io/node-e2e/webhookinstall"
 )
 
 // overridePatch sets or, with "", removes the override annotation of an object.
@@ -32,6 +35,8 @@ var _ = Describe("the override", func() {
 		}}, metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
 	}
+	// How the policy and the webhook name it.
+	const byPolicy, byWebhook = "configmaps kept", "configmap/kept"
 	annotate := func(ctx context.Context, namespace, value string) {
 		GinkgoHelper()
 		_, err := client.CoreV1().ConfigMaps(namespace).Patch(ctx, "kept", types.MergePatchType, overridePatch(value), metav1.PatchOptions{})
@@ -39,19 +44,52 @@ var _ = Describe("the override", func() {
 	}
 
 	DescribeTable("does not count when it is not right, and says why",
-		func(ctx SpecContext, value func() string, who *user, why string) {
+		func(ctx SpecContext, value func() string, who *user, refused, why string) {
 			namespace := newNamespace(ctx, nil)
 			protectedMap(ctx, namespace)
 			annotate(ctx, namespace, value())
 			err := who.client().CoreV1().ConfigMaps(namespace).Delete(ctx, "kept", metav1.DeleteOptions{})
-			Expect(err).To(BeRefused("configmap/kept in namespace "+namespace+" was not deleted", "does not count", why))
+			Expect(err).To(BeRefused(refused, "was not deleted", "does not count", why))
 		},
-		Entry("expired", SpecTimeout(specTimeout), func() string { return overrideFor(-time.Minute, "late") }, &overrider, "it expired at"),
-		Entry("too far ahead", SpecTimeout(specTimeout), func() string { return overrideFor(48*time.Hour, "for ever") }, &overrider, "more than 24h0m0s ahead"),
-		Entry("without a reason", SpecTimeout(specTimeout), func() string { return time.Now().Add(time.Hour).UTC().Format(time.RFC3339) }, &overrider, "has no reason"),
-		Entry("without a time", SpecTimeout(specTimeout), func() string { return "please" }, &overrider, "does not begin with a time"),
-		Entry("by somebody without the permission", SpecTimeout(specTimeout), func() string { return overrideFor(time.Hour, "mine") }, &ordinary, `user "ordinary" may not use the verb override`),
+		Entry("expired", SpecTimeout(specTimeout), func() string { return overrideFor(-time.Minute, "late") }, &overrider, byWebhook, "it expired at"),
+		Entry("too far ahead", SpecTimeout(specTimeout), func() string { return overrideFor(48*time.Hour, "for ever") }, &overrider, byWebhook, "more than 24h0m0s ahead"),
+		Entry("without a reason", SpecTimeout(specTimeout), func() string { return time.Now().Add(time.Hour).UTC().Format(time.RFC3339) }, &overrider, byWebhook, "has no reason"),
+		Entry("without a time", SpecTimeout(specTimeout), func() string { return "please" }, &overrider, byWebhook, "does not begin with a time"),
+		Entry("by somebody without the permission", SpecTimeout(specTimeout), func() string { return overrideFor(time.Hour, "mine") }, &ordinary, byPolicy, `user "ordinary" may not use the verb override`),
 	)
+
+	It("follows the roles, in the policies too", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		protectedMap(ctx, namespace)
+		annotate(ctx, namespace, overrideFor(time.Hour, "ticket 20"))
+		for name, subject := range map[string]struct {
+			resource, object string
+			may              bool
+		}{
+			"of-another-kind": {"secrets", "", false}, "of-another-name": {"configmaps", "other", false}, "of-the-kind": {"configmaps", "", true}, "of-the-name": {"configmaps", "kept", true},
+		} {
+			role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{subject.resource}, Verbs: []string{"override"}}}}
+			if subject.object != "" {
+				role.Rules[0].ResourceNames = []string{subject.object}
+			}
+			_, err := client.RbacV1().Roles(namespace).Create(ctx, role, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			_, err = client.RbacV1().RoleBindings(namespace).Create(ctx, &rbacv1.RoleBinding{
+				ObjectMeta: metav1.ObjectMeta{Name: name}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
+				Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: name}},
+			}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			remove := func() error {
+				return user{name: name, groups: []string{groupEditors}}.client().CoreV1().ConfigMaps(namespace).Delete(ctx, "kept", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+			}
+			if subject.may {
+				// The authorizer learns of the role in an instant.
+				Eventually(ctx, remove).WithTimeout(policyWait).Should(Succeed(), name)
+				continue
+			}
+			Expect(remove()).To(BeRefused("may not use the verb override"), name)
+		}
+	}, SpecTimeout(specTimeout))
 
 	It("lets one object go, with a warning and an entry in the audit log", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
@@ -98,7 +136,7 @@ var _ = Describe("the override", func() {
 				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"replicas":2}}`, annotationOverride, value), metav1.PatchOptions{})
 			return err
 		}
-		Expect(patch(ordinary, overrideFor(time.Hour, "x"))).To(BeRefused("the replicas of deployment.apps/web in namespace "+namespace+" were not changed from 1 to 2", "may not use the verb override"))
+		Expect(patch(ordinary, overrideFor(time.Hour, "x"))).To(BeRefused("the replicas of deployments.apps web were not changed from 1 to 2", "does not count", "may not use the verb override"))
 		Expect(patch(overrider, "x")).To(BeRefused("does not begin with a time"))
 		Expect(patch(overrider, overrideFor(time.Hour, "ticket 18"))).To(Succeed())
 	}, SpecTimeout(specTimeout))
@@ -116,7 +154,7 @@ var _ = Describe("the override", func() {
 		Expect(output).To(ContainSubstring("pod web keeps the label"))
 		output, err = unprotect(ordinary, "--override=node pool is retired")
 		Expect(err).To(HaveOccurred(), output)
-		Expect(output).To(And(ContainSubstring("pod/web in namespace "+namespace+" keeps the label"), ContainSubstring("may not use the verb override")))
+		Expect(output).To(And(ContainSubstring("pod web keeps the label"), ContainSubstring("may not use the verb override")))
 		output, err = unprotect(overrider, "--override=node pool is retired")
 		Expect(err).NotTo(HaveOccurred(), output)
 		Expect(output).To(ContainSubstring("pod/web no longer protected"))
@@ -124,6 +162,51 @@ var _ = Describe("the override", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(pod.Labels).NotTo(HaveKey(labelExplicitDeletion))
 		Expect(pod.Annotations).To(HaveKeyWithValue(annotationOverride, HaveSuffix("node pool is retired")))
+	}, SpecTimeout(specTimeout))
+})
+
+var _ = Describe("the override where no webhook is", Label(labelOutage), Serial, func() {
+	It("counts for who may use the verb, and for nobody else", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		for _, name := range []string{"one", "other"} {
+			_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+				Name: name, Labels: map[string]string{labelDeletionProtection: "always"}, Annotations: map[string]string{annotationOverride: "x"},
+			}}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		createDeployment(ctx, namespace, newDeployment("web", 1, map[string]string{labelReplicasProtection: "confirm", labelDeletionProtection: "cascading"}))
+		createPod(ctx, namespace, newPod("running", map[string]string{labelExplicitDeletion: "required"}))
+
+		By("taking the configuration of the webhook away")
+		configurations := client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+		configuration, err := configurations.Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			configuration.ResourceVersion, configuration.UID = "", ""
+			_, err := configurations.Create(ctx, configuration, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			awaitWebhook(ctx)
+		}, NodeTimeout(clusterStart))
+		kubectl(ctx, "label", "validatingwebhookconfiguration", webhookinstall.Configuration, labelDeletionProtection+"-").ExpectDone()
+		Expect(configurations.Delete(ctx, webhookinstall.Configuration, metav1.DeleteOptions{})).To(Succeed())
+		Eventually(ctx, func() error {
+			return overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, "one", metav1.DeleteOptions{})
+		}).WithTimeout(policyWait).Should(Succeed(), "with the verb, and nobody to judge the expiry")
+
+		By("without the verb")
+		as := ordinary.client()
+		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, "other", metav1.DeleteOptions{})).To(BeRefused("configmaps other was not deleted", "does not count", "may not use the verb override"))
+		_, err = client.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, overridePatch("x"), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(as.AppsV1().Deployments(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(BeRefused("deployments.apps web was not deleted", "does not count"))
+		_, err = as.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
+			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"x"}},"spec":{"replicas":0}}`, annotationOverride), metav1.PatchOptions{})
+		Expect(err).To(BeRefused("were not changed from 1 to 0", "does not count"))
+		for _, way := range [][]string{nil, {"status"}} {
+			_, err = as.CoreV1().Pods(namespace).Patch(ctx, "running", types.StrategicMergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:"x"}}}`, labelExplicitDeletion, annotationOverride), metav1.PatchOptions{}, way...)
+			Expect(err).To(BeRefused("pod running keeps the label", "does not count"), "subresource %v", way)
+		}
 	}, SpecTimeout(specTimeout))
 })
 
