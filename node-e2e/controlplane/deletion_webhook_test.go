@@ -10,6 +10,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/utils/ptr"
 )
@@ -187,6 +189,47 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 			return services.Delete(ctx, "web", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
 		}).WithTimeout(controllerWait).Should(BeRefused("service/web in namespace "+namespace, "1 ready endpoint (web)"), "the endpoint controller has seen the pod")
 		Expect(services.Delete(ctx, "idle", metav1.DeleteOptions{})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("lets the slices of a labelled service go, and its namespace", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		object, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		service := func(name, protection string) {
+			GinkgoHelper()
+			_, err := client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{labelDeletionProtection: protection}},
+				Spec:       corev1.ServiceSpec{Selector: map[string]string{"service": name}, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromString("http")}}},
+			}, metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		slices := func(name string) func() ([]discoveryv1.EndpointSlice, error) {
+			return func() ([]discoveryv1.EndpointSlice, error) {
+				list, err := client.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + name})
+				return list.Items, err
+			}
+		}
+		service("idle", "cascading")
+		service("kept", "always")
+		By("a pod of another port, so that the service has a slice more")
+		for i, name := range []string{"one", "other"} {
+			pod := newPod(name, map[string]string{"service": "kept"})
+			pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: int32(8080 + i)}}
+			createPod(ctx, namespace, pod)
+		}
+		Eventually(ctx, slices("kept")).WithTimeout(controllerWait).Should(And(HaveLen(2), HaveEach(HaveField("Labels", HaveKeyWithValue(labelDeletionProtection, "always")))), "slices with the label of their service")
+		Expect(client.CoreV1().Pods(namespace).Delete(ctx, "other", metav1.DeleteOptions{})).To(Succeed())
+		Eventually(ctx, slices("kept")).WithTimeout(podStart).Should(ConsistOf(HaveField("Endpoints", ConsistOf(HaveField("TargetRef.Name", "one")))), "the slice of the pod that is gone to go")
+		Expect(ordinary.client().CoreV1().Services(namespace).Delete(ctx, "kept", metav1.DeleteOptions{})).To(BeRefused("services kept was not deleted"))
+
+		Eventually(ctx, slices("idle")).WithTimeout(controllerWait).Should(HaveLen(1))
+		Expect(ordinary.client().CoreV1().Services(namespace).Delete(ctx, "idle", metav1.DeleteOptions{})).To(Succeed())
+		Eventually(ctx, slices("idle")).WithTimeout(controllerWait).Should(BeEmpty(), "the slice to go with its service")
+		ordinary.kubectl(ctx, "label", "service", "kept", "-n", namespace, labelDeletionProtection+"-").ExpectDone()
+		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
+		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
+			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		})
 	}, SpecTimeout(specTimeout))
 
 	It("keeps a definition without a label while one of its custom resources has it", func(ctx SpecContext) {

@@ -71,10 +71,19 @@ var (
 	cronJobs    = schema.GroupResource{Group: "batch", Resource: "cronjobs"}
 )
 
+// copies are the kinds that controllers make with the labels of their parents: nobody chose
+// to label these, and the controllers have to remove what is out of date, the garbage
+// collector and the namespace controller what is left over.
+var copies = map[schema.GroupResource]bool{
+	{Resource: "endpoints"}:                                 true,
+	{Group: "discovery.k8s.io", Resource: "endpointslices"}: true,
+	{Group: "apps", Resource: "controllerrevisions"}:        true,
+}
+
 // subject decodes the labelled object of a DELETE. The label is "" when neither rule
 // has anything to say.
 func subject(request *admission.Request) (value string, resource schema.GroupVersionResource, err error) {
-	if request.Operation != admissionv1.Delete || request.SubResource != "" {
+	if request.Operation != admissionv1.Delete || request.SubResource != "" || copies[schema.GroupVersionResource(request.Resource).GroupResource()] {
 		return "", resource, nil
 	}
 	meta, err := request.OldMeta()

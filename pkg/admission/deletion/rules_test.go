@@ -238,6 +238,21 @@ func TestDeletion(t *testing.T) {
 				"Wait until none is left (kubectl get shop.example.com/main -n shop --watch), then delete it"),
 		},
 		{
+			name: "the slices of a labelled service may go", resource: "endpointslices",
+			object: `{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: shop, name: web-1, labels: {kubelet-guard.io/deletion-protection: cascading}}}`,
+			want:   admission.Allow(),
+		},
+		{
+			name: "the endpoints of a labelled service may go", resource: "endpoints",
+			object: `{apiVersion: v1, kind: Endpoints, metadata: {namespace: shop, name: web, labels: {kubelet-guard.io/deletion-protection: always}}}`,
+			want:   admission.Allow(),
+		},
+		{
+			name: "the revisions of a labelled template may go", resource: "controllerrevisions",
+			object: `{apiVersion: apps/v1, kind: ControllerRevision, metadata: {namespace: shop, name: web-1, labels: {kubelet-guard.io/deletion-protection: cascading}}}`,
+			want:   admission.Allow(),
+		},
+		{
 			name: "nothing depends on a pod", resource: "pods",
 			object: `{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: web-0, labels: {kubelet-guard.io/deletion-protection: cascading}}}`,
 			want:   admission.Allow(),
