@@ -8,6 +8,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -154,6 +155,38 @@ var _ = Describe("operation windows", func() {
 		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
 		refused := setImage(ctx, ordinary, namespace)
 		Expect(refused.Stderr).To(And(ContainSubstring("always-scale is open, but not for them"), ContainSubstring("nightly is closed"), ContainSubstring(next)), "%s", refused)
+	}, SpecTimeout(specTimeout))
+
+	It("hold a workload whatever its owner reference says, and let its Deployment's controller go on", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, enforced)
+		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
+		set := workloads()["statefulsets.apps"]("db", 0, nil).(*appsv1.StatefulSet)
+		owner := metav1.OwnerReference{APIVersion: "unknown.example.com/v1", Kind: "Database", Name: "db", UID: "00000000-0000-4000-8000-000000000000", Controller: new(true)}
+		set.OwnerReferences = []metav1.OwnerReference{owner}
+		_, err := client.AppsV1().StatefulSets(namespace).Create(ctx, set, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		createWindow(ctx, namespace, window("nightly", daily(2*time.Hour, 3*time.Hour)))
+
+		deployments := ordinary.client().AppsV1().Deployments(namespace)
+		ca, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		_, err = deployments.Patch(ctx, "web", types.MergePatchType, fmt.Appendf(nil,
+			`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"ConfigMap","name":%q,"uid":%q,"controller":true}]}}`, ca.Name, ca.UID), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred(), "an owner reference is no change of the spec")
+		Expect(setImage(ctx, ordinary, namespace).Stderr).To(ContainSubstring("nightly is closed"))
+		Expect(ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=0").Stderr).To(ContainSubstring("nightly is closed"))
+		_, err = ordinary.client().AppsV1().StatefulSets(namespace).Patch(ctx, "db", types.MergePatchType, []byte(`{"spec":{"replicas":1}}`), metav1.PatchOptions{})
+		Expect(err).To(BeRefused("nightly is closed"), "the StatefulSet of an operator")
+
+		By("a change by override, which the deployment controller carries out")
+		_, err = overrider.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, fmt.Appendf(nil,
+			`{"metadata":{"annotations":{%q:%q}},"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`, annotationOverride, overrideFor(time.Hour, "INC-2")), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func(g Gomega) {
+			sets, err := client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(sets.Items).To(ConsistOf(HaveField("Status.Replicas", BeZero()), HaveField("Status.AvailableReplicas", BeEquivalentTo(1))))
+		}).WithTimeout(podStart).Should(Succeed(), "the roll-out")
 	}, SpecTimeout(specTimeout))
 
 	It("let a restart pass outside the window where its path may change", func(ctx SpecContext) {

@@ -63,6 +63,11 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 		request.SubResource != "" && request.SubResource != "scale" {
 		return admission.Allow()
 	}
+	if follows, err := request.FollowsDeployment(); err != nil {
+		return admission.Fail("%w", err)
+	} else if follows {
+		return admission.Allow()
+	}
 	objects, err := r.windows.List(ctx, request.Namespace)
 	if err != nil {
 		return admission.Fail("list the OperationWindows of namespace %s: %w", request.Namespace, err)
@@ -90,10 +95,6 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	workload, err := r.workload(ctx, request, kind)
 	if err != nil {
 		return admission.Fail("%w", err)
-	}
-	// What a controller makes follows its owner, and windows select owners.
-	if metav1.GetControllerOfNoCopy(workload) != nil {
-		return admission.Allow()
 	}
 	selecting := slices.DeleteFunc(windows, func(w *Window) bool { return !w.Selects(string(kind), workload.Labels) })
 	verdict := Decide(selecting, changed, r.clock.Now())

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -53,12 +54,12 @@ func TestRuleReview(t *testing.T) {
 		Inside:    fields(guardv1alpha1.AllFields),
 		Workloads: guardv1alpha1.WorkloadSelector{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "web"}}},
 	}}
-	controlled := true
 	const (
 		one   = "{metadata: {labels: {tier: web}}, spec: {replicas: 1}}"
 		two   = "{metadata: {labels: {tier: web}}, spec: {replicas: 2}}"
 		bare  = "{metadata: {}, spec: {replicas: 2}}"
-		owned = "{metadata: {labels: {tier: web}, ownerReferences: [{name: x, controller: true}]}, spec: {replicas: 1}}"
+		owned = "{metadata: {labels: {tier: web}, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: x, controller: true}]}, spec: {replicas: 1}}"
+		ofWeb = "{metadata: {labels: {tier: web}, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]}, spec: {replicas: 1}}"
 	)
 	for name, test := range map[string]struct {
 		resource, subresource string
@@ -74,15 +75,17 @@ func TestRuleReview(t *testing.T) {
 		"the label goes with the change": {"deployments", "", admissionv1.Update, one, bare, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
 		"no change of the spec":          {"deployments", "", admissionv1.Update, two, bare, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"another workload":               {"deployments", "", admissionv1.Update, bare, one, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
-		"of a controller":                {"replicasets", "", admissionv1.Update, owned, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"with an owner":                  {"deployments", "", admissionv1.Update, owned, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"of an operator":                 {"statefulsets", "", admissionv1.Update, owned, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"a ReplicaSet, by somebody":      {"replicasets", "", admissionv1.Update, ofWeb, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
 		"status":                         {"deployments", "status", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"a creation":                     {"deployments", "", admissionv1.Create, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"scale": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
 			stored{workload: &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"tier": "web"}}}}, "2026-11-25T12:00:00Z", admission.Refused},
 		"scale of another": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
 			stored{workload: &metav1.PartialObjectMetadata{}}, "2026-11-25T12:00:00Z", admission.Allowed},
-		"scale of a controller's": {"replicasets", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
-			stored{workload: &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"tier": "web"}, OwnerReferences: []metav1.OwnerReference{{Controller: &controlled}}}}}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"scale of a workload with an owner": {"statefulsets", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+			stored{workload: &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"tier": "web"}, OwnerReferences: []metav1.OwnerReference{{Controller: new(true)}}}}}, "2026-11-25T12:00:00Z", admission.Refused},
 		"scale without an answer": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
 			stored{err: errors.New("no answer")}, "2026-11-25T12:00:00Z", admission.Failed},
 		"windows without an answer": {"deployments", "", admissionv1.Update, one, two, listed{err: errors.New("no answer")}, stored{}, "2026-11-25T12:00:00Z", admission.Failed},
@@ -107,6 +110,18 @@ func TestRuleReview(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestReplicaSetsFollowTheirDeployment(t *testing.T) {
+	review := admissionv1.AdmissionRequest{
+		Operation: admissionv1.Update, Namespace: "shop", Name: "web-1",
+		Resource: metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"},
+		UserInfo: authenticationv1.UserInfo{Username: "system:serviceaccount:kube-system:deployment-controller"},
+	}
+	review.OldObject.Raw = raw(t, "{metadata: {ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]}, spec: {replicas: 1}}")
+	review.Object.Raw = raw(t, "{metadata: {}, spec: {replicas: 2}}")
+	rule := NewRule(listed{err: errors.New("must not be asked")}, stored{}, clocktesting.NewFakePassiveClock(at(t, "2026-11-25T12:00:00Z")))
+	require.Equal(t, admission.Allow(), rule.Review(t.Context(), admission.NewRequest(review)))
 }
 
 func TestStatus(t *testing.T) {
