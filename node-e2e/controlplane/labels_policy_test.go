@@ -5,6 +5,8 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -41,5 +43,27 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 			_, err = deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: value}), metav1.CreateOptions{DryRun: dryRun})
 			Expect(err).NotTo(HaveOccurred(), value)
 		}
+	}, SpecTimeout(specTimeout))
+
+	It("is refused on a kind without replicas, with what to use instead", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		as := ordinary.client()
+		meta := metav1.ObjectMeta{Name: "agent", Labels: map[string]string{labelReplicasProtection: "confirm"}}
+		template := podTemplate(workloadLabels("agent"))
+		_, err := as.AppsV1().DaemonSets(namespace).Create(ctx, &appsv1.DaemonSet{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("agent")}, Template: template,
+		}}, metav1.CreateOptions{DryRun: dryRun})
+		Expect(err).To(BeRefused("daemonsets agent was not accepted", "the kind has no replicas", "deletion-protection=cascading", "OperationWindow"))
+		template.Spec.RestartPolicy = corev1.RestartPolicyNever
+		job := batchv1.JobSpec{Template: template}
+		_, err = as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun})
+		Expect(err).To(BeRefused("jobs agent was not accepted", "deletion-protection=cascading"))
+		_, err = as.BatchV1().CronJobs(namespace).Create(ctx, &batchv1.CronJob{ObjectMeta: meta, Spec: batchv1.CronJobSpec{
+			Schedule: "0 0 1 1 *", JobTemplate: batchv1.JobTemplateSpec{Spec: job},
+		}}, metav1.CreateOptions{DryRun: dryRun})
+		Expect(err).To(BeRefused("cronjobs agent was not accepted"))
+		meta.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "CronJob", Name: "x", UID: "00000000-0000-4000-8000-000000000000", Controller: new(true)}}
+		_, err = as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun})
+		Expect(err).NotTo(HaveOccurred(), "a Job of a CronJob, with the labels of its template")
 	}, SpecTimeout(specTimeout))
 })

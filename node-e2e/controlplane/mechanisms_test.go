@@ -126,7 +126,8 @@ var _ = Describe("policies and webhook", func() {
 			{"without the label", "plain", 5, nil, false, "Allowed", false},
 			{"taking the label off with it", "labelled", 5, nil, true, "Refused", false},
 			{"no change", "labelled", 0, nil, false, "Allowed", false},
-			{"what has a controller", "owned", 5, nil, false, "Allowed", false},
+			{"what has a controller", "owned", 5, nil, false, "Refused", false},
+			{"what has a controller, confirmed", "owned", 5, "5", false, "Allowed", false},
 			{"a controller that comes with it", "labelled", 5, nil, false, "Refused", true},
 		} {
 			patch := func(override any) string {

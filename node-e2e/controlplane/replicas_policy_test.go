@@ -169,6 +169,20 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		}).WithTimeout(podStart).Should(Succeed(), "the roll-out to complete")
 	}, SpecTimeout(specTimeout))
 
+	It("holds what an operator made, through /scale too", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		set := workloads()["statefulsets.apps"]("db", 0, protected).(*appsv1.StatefulSet)
+		set.OwnerReferences = []metav1.OwnerReference{{APIVersion: "unknown.example.com/v1", Kind: "Database", Name: "db", UID: "00000000-0000-4000-8000-000000000000", Controller: new(true)}}
+		_, err := client.AppsV1().StatefulSets(namespace).Create(ctx, set, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		patch := func(subresources ...string) error {
+			_, err := ordinary.client().AppsV1().StatefulSets(namespace).Patch(ctx, "db", types.MergePatchType, []byte(`{"spec":{"replicas":1}}`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, subresources...)
+			return err
+		}
+		Expect(patch()).To(BeRefused("statefulsets.apps db were not changed from 0 to 1"))
+		Eventually(ctx, func() error { return patch("scale") }).WithTimeout(policyWait).Should(BeRefused("statefulsets.apps db were not changed from 0 to 1"))
+	}, SpecTimeout(specTimeout))
+
 	It("covers a custom kind by the component", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		example := filepath.Join(manifestsDir, "control-plane", "components", "scale-custom-kind")

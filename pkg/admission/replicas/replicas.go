@@ -7,6 +7,7 @@ of the new object.
 For the built-in workloads and their scale subresource, policies decide the same
 without the webhook. The rule here judges their objects when an override is on them,
 and custom kinds with a scale subresource, whose replicas may be anywhere in the spec.
+The deployment controller needs no confirmation for the ReplicaSets of a Deployment.
 */
 package replicas
 
@@ -81,6 +82,11 @@ func (r Rule) Review(ctx context.Context, request *admission.Request) admission.
 	if !protected(meta, oldMeta) {
 		return admission.Allow()
 	}
+	if follows, err := request.FollowsDeployment(); err != nil {
+		return admission.Fail("%w", err)
+	} else if follows {
+		return admission.Allow()
+	}
 	paths, found, err := r.Scale.Paths(ctx, schema.GroupVersionResource(request.Resource))
 	switch {
 	case err != nil:
@@ -108,10 +114,9 @@ func (r Rule) Review(ctx context.Context, request *admission.Request) admission.
 }
 
 // protected reports whether the label is on the old or the new object: to take it off
-// in the same request does not help. What a controller made follows its owner, which the
-// old object names: a request cannot give itself one.
+// in the same request does not help.
 func protected(object, oldObject *metav1.PartialObjectMetadata) bool {
-	if object == nil || oldObject == nil || metav1.GetControllerOfNoCopy(oldObject) != nil {
+	if object == nil || oldObject == nil {
 		return false
 	}
 	for _, o := range []*metav1.PartialObjectMetadata{object, oldObject} {

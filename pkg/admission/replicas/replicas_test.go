@@ -2,10 +2,12 @@ package replicas
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -76,7 +78,8 @@ func TestReview(t *testing.T) {
 		{"an empty annotation", "deployments", object(label, "replicas: 3"), object(confirm(""), "replicas: 5"), refused(admission.ReasonMalformed, "3", "5", `the annotation kubelet-guard.io/confirm-replicas cannot be read: "" is neither a number such as 3 nor a range such as 2-10`)},
 		{"taking the label off in the same request", "deployments", object(label, "replicas: 3"), object("", "replicas: 0"), refused(admission.ReasonReplicasNotConfirmed, "3", "0", "nothing confirms the change")},
 		{"a field that is not there counts as one", "deployments", object(label, ""), object(label, "replicas: 2"), refused(admission.ReasonReplicasNotConfirmed, "1", "2", "nothing confirms the change")},
-		{"what a controller made follows its owner", "replicasets", object(label+owner, "replicas: 3"), object(label+owner, "replicas: 5"), admission.Allow()},
+		{"what an owner reference says does not matter", "deployments", object(label+owner, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
+		{"a ReplicaSet of a Deployment, by somebody", "replicasets", object(label+owner, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
 		{"an owner that comes in the same request", "deployments", object(label, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
 		{"a kind without replicas", "configmaps", object(label, "replicas: 3"), object(label, "replicas: 5"), admission.Allow()},
 		{"a custom kind, where its definition says", "shops", object(label, "tills: 3"), object(label, "tills: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
@@ -97,5 +100,21 @@ func TestReview(t *testing.T) {
 			})
 			require.Equal(t, test.want, rule.Review(t.Context(), request))
 		})
+	}
+}
+
+func TestReplicaSetsFollowTheirDeployment(t *testing.T) {
+	const object = `{"apiVersion":"apps/v1","kind":"ReplicaSet","metadata":{"name":"web-1","labels":{"kubelet-guard.io/replicas-protection":"confirm"},"ownerReferences":[{"apiVersion":"apps/v1","kind":"Deployment","name":"web","controller":true}]},"spec":{"replicas":%d}}`
+	rule := Rule{pathTable{"replicasets": scale.BuiltIn}}
+	for username, want := range map[string]admission.Verdict{
+		"system:serviceaccount:kube-system:deployment-controller": admission.Allowed,
+		"jane": admission.Refused,
+	} {
+		got := rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
+			Resource:  metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"},
+			Namespace: "shop", Name: "web-1", Operation: admissionv1.Update, UserInfo: authenticationv1.UserInfo{Username: username},
+			Object: runtime.RawExtension{Raw: fmt.Appendf(nil, object, 5)}, OldObject: runtime.RawExtension{Raw: fmt.Appendf(nil, object, 3)},
+		}))
+		require.Equal(t, want, got.Verdict, username)
 	}
 }

@@ -64,24 +64,31 @@ func (l Lookup) Paths(ctx context.Context, resource schema.GroupVersionResource)
 	return Defined(definition, resource.Version)
 }
 
-// Defined returns the paths of a version of the definition, false when it has no
-// scale subresource.
+// Defined returns the paths of a version of the definition, false when no version has a
+// scale subresource. Those of another version count where that one has none: a client
+// chooses the version of its request, and the replicas are the same.
 func Defined(definition *apiextensionsv1.CustomResourceDefinition, version string) (Paths, bool, error) {
+	var subresource *apiextensionsv1.CustomResourceSubresourceScale
 	for _, v := range definition.Spec.Versions {
-		if v.Name != version || v.Subresources == nil || v.Subresources.Scale == nil {
+		if v.Subresources == nil || v.Subresources.Scale == nil {
 			continue
 		}
-		spec, err := fields(v.Subresources.Scale.SpecReplicasPath)
-		if err != nil {
-			return Paths{}, false, fmt.Errorf("CustomResourceDefinition %s: specReplicasPath: %w", definition.Name, err)
+		if subresource == nil || v.Name == version {
+			subresource = v.Subresources.Scale
 		}
-		status, err := fields(v.Subresources.Scale.StatusReplicasPath)
-		if err != nil {
-			return Paths{}, false, fmt.Errorf("CustomResourceDefinition %s: statusReplicasPath: %w", definition.Name, err)
-		}
-		return Paths{Spec: spec, Status: status}, true, nil
 	}
-	return Paths{}, false, nil
+	if subresource == nil {
+		return Paths{}, false, nil
+	}
+	spec, err := fields(subresource.SpecReplicasPath)
+	if err != nil {
+		return Paths{}, false, fmt.Errorf("CustomResourceDefinition %s: specReplicasPath: %w", definition.Name, err)
+	}
+	status, err := fields(subresource.StatusReplicasPath)
+	if err != nil {
+		return Paths{}, false, fmt.Errorf("CustomResourceDefinition %s: statusReplicasPath: %w", definition.Name, err)
+	}
+	return Paths{Spec: spec, Status: status}, true, nil
 }
 
 // fields splits a path such as .spec.replicas. The API server lets no array notation

@@ -37,6 +37,7 @@ func TestPaths(t *testing.T) {
 		"shops.example.com": {Spec: apiextensionsv1.CustomResourceDefinitionSpec{Versions: []apiextensionsv1.CustomResourceDefinitionVersion{
 			version("v1", "", ""), version("v2", ".spec.size.tills", ".status.tills"), version("v3", "..x", ".status.tills"),
 		}}},
+		"plain.example.com":  {Spec: apiextensionsv1.CustomResourceDefinitionSpec{Versions: []apiextensionsv1.CustomResourceDefinitionVersion{version("v1", "", "")}}},
 		"broken.example.com": nil,
 	}}
 	tests := []struct {
@@ -49,7 +50,8 @@ func TestPaths(t *testing.T) {
 		{"a built-in workload", schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}, BuiltIn, true, ""},
 		{"a built-in kind without replicas", schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}, Paths{}, false, ""},
 		{"a custom kind", schema.GroupVersionResource{Group: "example.com", Version: "v2", Resource: "shops"}, Paths{Spec: []string{"spec", "size", "tills"}, Status: []string{"status", "tills"}}, true, ""},
-		{"a version without a scale subresource", schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "shops"}, Paths{}, false, ""},
+		{"a version without a scale subresource, beside one that has it", schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "shops"}, Paths{Spec: []string{"spec", "size", "tills"}, Status: []string{"status", "tills"}}, true, ""},
+		{"no version with a scale subresource", schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "plain"}, Paths{}, false, ""},
 		{"a kind that no definition is for", schema.GroupVersionResource{Group: "other.example.com", Version: "v1", Resource: "things"}, Paths{}, false, ""},
 		{"a path that is none", schema.GroupVersionResource{Group: "example.com", Version: "v3", Resource: "shops"}, Paths{}, false, `CustomResourceDefinition : specReplicasPath: "..x" is not a path of fields`},
 		{"a definition that cannot be read", schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "broken"}, Paths{}, false, "get CustomResourceDefinition broken.example.com: timeout"},
