@@ -12,6 +12,7 @@ import (
 
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/admission/nodes"
+	"kubelet-guard.io/pkg/admission/replicas"
 	"kubelet-guard.io/pkg/admission/window"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -50,11 +51,16 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, o *options, modes a
 	server.Register(window.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), window.Configuration{Namespaces: mgr.GetClient()}))
 	server.Register(nodes.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), nodes.Configuration{Policies: policies}))
 
-	operations := window.NewRule(window.CachedWindows{Reader: mgr.GetClient()}, window.LiveWorkloads{Reader: mgr.GetAPIReader()}, now)
+	workloads := window.LiveWorkloads{Reader: mgr.GetAPIReader()}
+	operations := window.NewRule(window.CachedWindows{Reader: mgr.GetClient()}, workloads, now)
+	withDeployment := replicas.ReplicaSets{Workloads: workloads, WithDeployment: true}
 	deletions := nodes.NewRule(policies, nodes.CachedNodes{Reader: mgr.GetClient()},
 		nodes.LiveLedgers{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}, mode, now)
 	return []admission.Entry{
-		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{operations}},
+		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment, operations}},
+		{Path: "/validate/replicasets", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment}},
+		// Most of these have no label, so that an outage lets them pass.
+		{Path: "/validate/replicasets-elsewhere", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{replicas.ReplicaSets{Workloads: workloads}}},
 		// A deletion that cannot be judged is refused for labelled nodes, and for those of
 		// pools whose policy says so.
 		{Path: "/validate/node-deletion", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletions}},

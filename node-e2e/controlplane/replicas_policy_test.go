@@ -122,7 +122,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 			ordinary.kubectl(ctx, "annotate", name, "web", "-n", namespace, annotationConfirm+"=1").ExpectDone()
 			Eventually(ctx, func() error { return scale().Err }).WithTimeout(policyWait).Should(Succeed())
 		},
-		Entry(nil, SpecTimeout(specTimeout), "deployments.apps"), Entry(nil, SpecTimeout(specTimeout), "statefulsets.apps"), Entry(nil, SpecTimeout(specTimeout), "replicasets.apps"), Entry(nil, SpecTimeout(specTimeout), "replicationcontrollers"),
+		Entry(nil, SpecTimeout(specTimeout), "deployments.apps"), Entry(nil, SpecTimeout(specTimeout), "statefulsets.apps"), Entry(nil, SpecTimeout(specTimeout), "replicationcontrollers"),
 	)
 
 	It("lets an autoscaler move inside the range and not outside", func(ctx SpecContext) {

@@ -35,6 +35,8 @@ const (
 	ReasonReplicasNotZero Reason = "ReplicasNotZero"
 	// ReasonReplicasNotConfirmed: no annotation confirms the new number.
 	ReasonReplicasNotConfirmed Reason = "ReplicasNotConfirmed"
+	// ReasonOwnedByDeployment: a ReplicaSet changes only with its Deployment.
+	ReasonOwnedByDeployment Reason = "OwnedByDeployment"
 	// ReasonProtectionRemoved: a label or grant that disarms the node guard is taken
 	// away.
 	ReasonProtectionRemoved Reason = "ProtectionRemoved"

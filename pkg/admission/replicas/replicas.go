@@ -5,9 +5,11 @@ number, or a range that holds it, in the annotation kubelet-guard.io/confirm-rep
 of the new object.
 
 For the built-in workloads and their scale subresource, policies decide the same
-without the webhook. The rule here judges their objects when an override is on them,
+without the webhook. Rule judges their objects when an override is on them,
 and custom kinds with a scale subresource, whose replicas may be anywhere in the spec.
 The deployment controller needs no confirmation for the ReplicaSets of a Deployment.
+ReplicaSets judges the scale subresource of these, whose object does not say whose they
+are, and that they change only with their Deployment.
 */
 package replicas
 
