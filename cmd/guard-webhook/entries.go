@@ -48,7 +48,7 @@ func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface
 	}}
 	resources := deletion.Resources{Scale: lookup}
 	changes := replicas.Rule{Scale: lookup}
-	protection := grant.Rule{Pods: grant.Cluster{Metadata: metadataClient}}
+	protection := grant.Rule{Pods: grant.Cluster{Metadata: metadataClient}, Namespaces: grant.CachedNamespaces{Reader: mgr.GetClient()}}
 
 	podDeletion, err := newPodDeletionEntries(ctx, mgr, core, fleet, o)
 	if err != nil {

@@ -128,4 +128,43 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		_, err = pods.Patch(ctx, "finished", types.MergePatchType, label("null"), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "a pod that has finished")
 	}, SpecTimeout(specTimeout))
+
+	It("stays on a pod without a node where the namespace gave it", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "default"})
+		gated := newPod("gated", nil)
+		gated.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "e2e.example.com/gate"}}
+		created, err := client.CoreV1().Pods(namespace).Create(ctx, gated, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(created.Labels).To(HaveKeyWithValue(labelExplicitDeletion, "required"))
+		_, err = ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "gated", types.MergePatchType, label("null"), metav1.PatchOptions{})
+		Expect(err).To(BeRefused("pod gated keeps the label", "namespace "+namespace+" gives it to all of its pods"))
+		_, err = ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "gated", types.JSONPatchType, []byte(`[{"op":"remove","path":"/spec/schedulingGates"}]`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+		Expect(err).NotTo(HaveOccurred(), "another change")
+	}, SpecTimeout(specTimeout))
+
+	It("stays on a pod that has failed by hearsay, while its containers run", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		// A node without a kubelet, so that nobody corrects the status.
+		lonely := newPod("lonely", required)
+		lonely.Spec.NodeName = "none-" + namespace
+		pods := ordinary.client().CoreV1().Pods(namespace)
+		_, err := client.CoreV1().Pods(namespace).Create(ctx, lonely, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		report := func(phase, state string) {
+			GinkgoHelper()
+			_, err := pods.Patch(ctx, "lonely", types.MergePatchType, fmt.Appendf(nil,
+				`{"status":{"phase":%q,"containerStatuses":[{"name":"workload","image":"i","imageID":"i","ready":false,"restartCount":0,"state":%s}]}}`, phase, state), metav1.PatchOptions{}, "status")
+			Expect(err).NotTo(HaveOccurred())
+		}
+		report("Running", `{"running":{"startedAt":"2026-01-01T00:00:00Z"}}`)
+		report("Failed", `{"running":{"startedAt":"2026-01-01T00:00:00Z"}}`)
+		for _, way := range [][]string{nil, {"status"}} {
+			_, err = pods.Patch(ctx, "lonely", types.StrategicMergePatchType, label("null"), metav1.PatchOptions{}, way...)
+			Expect(err).To(BeRefused("pod lonely keeps the label"), "%v", way)
+		}
+		report("Failed", `{"terminated":{"exitCode":1,"startedAt":"2026-01-01T00:00:00Z","finishedAt":"2026-01-01T00:00:01Z","containerID":"x://y"}}`)
+		_, err = pods.Patch(ctx, "lonely", types.MergePatchType, label("null"), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred(), "once no container runs")
+		Expect(client.CoreV1().Pods(namespace).Delete(ctx, "lonely", *metav1.NewDeleteOptions(0))).To(Succeed())
+	}, SpecTimeout(specTimeout))
 })

@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/metadata"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -32,4 +33,18 @@ func (c Cluster) ProtectedPods(ctx context.Context, namespace string) (Protected
 		protected.Example = list.Items[0].Name
 	}
 	return protected, nil
+}
+
+// CachedNamespaces reads the labels of namespaces through a client, which should be that of
+// a manager that watches their metadata.
+type CachedNamespaces struct{ Reader client.Reader }
+
+// Labels implements Namespaces.
+func (c CachedNamespaces) Labels(ctx context.Context, name string) (map[string]string, error) {
+	namespace := &metav1.PartialObjectMetadata{}
+	namespace.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	if err := c.Reader.Get(ctx, client.ObjectKey{Name: name}, namespace); err != nil {
+		return nil, err
+	}
+	return namespace.Labels, nil
 }

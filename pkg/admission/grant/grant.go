@@ -1,6 +1,7 @@
 /*
 Package grant holds the rule about what disarms the node guard: taking the label
-kubelet-guard.io/explicit-deletion off a running pod, and taking the grant
+kubelet-guard.io/explicit-deletion off a running pod, or off one that its namespace gave
+it to, and taking the grant
 kubelet-guard.io/protect-pods from a namespace that has protected pods, or deleting
 the namespace with them. All of these are never allowed by themselves; the override is
 the confirmation.
@@ -13,6 +14,7 @@ package grant
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -36,8 +38,16 @@ type Lister interface {
 	ProtectedPods(ctx context.Context, namespace string) (Protected, error)
 }
 
+// Namespaces reads the labels of namespaces. It may be a cache.
+type Namespaces interface {
+	Labels(ctx context.Context, namespace string) (map[string]string, error)
+}
+
 // Rule judges updates of pods and namespaces, and deletions of namespaces.
-type Rule struct{ Pods Lister }
+type Rule struct {
+	Pods       Lister
+	Namespaces Namespaces
+}
 
 // Name implements admission.Rule.
 func (Rule) Name() admission.RuleName { return admission.Protection }
@@ -57,14 +67,14 @@ func (r Rule) Review(ctx context.Context, request *admission.Request) admission.
 	}
 	switch (schema.GroupResource{Group: request.Resource.Group, Resource: request.Resource.Resource}) {
 	case schema.GroupResource{Resource: "pods"}:
-		return reviewPod(request)
+		return r.reviewPod(ctx, request)
 	case schema.GroupResource{Resource: "namespaces"}:
 		return r.reviewNamespace(ctx, request)
 	}
 	return admission.Allow()
 }
 
-func reviewPod(request *admission.Request) admission.Decision {
+func (r Rule) reviewPod(ctx context.Context, request *admission.Request) admission.Decision {
 	var pod, old corev1.Pod
 	if err := request.DecodeObject(&pod); err != nil {
 		return admission.Fail("%w", err)
@@ -72,23 +82,44 @@ func reviewPod(request *admission.Request) admission.Decision {
 	if err := request.DecodeOldObject(&old); err != nil {
 		return admission.Fail("%w", err)
 	}
-	return decidePod(request, &old, &pod)
-}
-
-// decidePod judges the update of a pod.
-func decidePod(request *admission.Request, old, pod *corev1.Pod) admission.Decision {
-	protected := func(pod *corev1.Pod) bool {
-		return pod.Labels[guardv1alpha1.ExplicitDeletionLabel] == guardv1alpha1.ExplicitDeletionRequired
-	}
 	_, mirror := old.Annotations[corev1.MirrorPodAnnotationKey]
-	running := old.Spec.NodeName != "" && old.DeletionTimestamp == nil &&
-		old.Status.Phase != corev1.PodSucceeded && old.Status.Phase != corev1.PodFailed
-	if !protected(old) || protected(pod) || !running || mirror {
+	if !protected(&old) || protected(&pod) || mirror || old.DeletionTimestamp != nil || finished(&old) {
 		return admission.Allow()
 	}
+	if old.Spec.NodeName != "" {
+		return keep(request, "without it, its node may stop it for any reason of its own")
+	}
+	// Before a pod has a node its label is a wish, which may be taken back, unless the
+	// namespace says that its pods have it.
+	labels, err := r.Namespaces.Labels(ctx, request.Namespace)
+	switch {
+	case err != nil:
+		return admission.Fail("find out whether the namespace protects its pods by default: %w", err)
+	case labels[guardv1alpha1.ProtectPodsLabel] != guardv1alpha1.ProtectPodsDefault:
+		return admission.Allow()
+	}
+	return keep(request, fmt.Sprintf("namespace %s gives it to all of its pods, and without it a node may stop it for any reason of its own", request.Namespace))
+}
+
+func protected(pod *corev1.Pod) bool {
+	return pod.Labels[guardv1alpha1.ExplicitDeletionLabel] == guardv1alpha1.ExplicitDeletionRequired
+}
+
+// finished reports whether nothing of the pod runs. Its phase alone does not say so: the pod
+// garbage collector and others write it, too.
+func finished(pod *corev1.Pod) bool {
+	if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
+		return false
+	}
+	running := func(status corev1.ContainerStatus) bool { return status.State.Running != nil }
+	return !slices.ContainsFunc(pod.Status.ContainerStatuses, running) && !slices.ContainsFunc(pod.Status.InitContainerStatuses, running)
+}
+
+// keep refuses to take the label off the pod.
+func keep(request *admission.Request, why string) admission.Decision {
 	return admission.Refuse(admission.ReasonProtectionRemoved,
-		fmt.Sprintf("%s keeps the label %s: without it, its node may stop it for any reason of its own", request.Target(), guardv1alpha1.ExplicitDeletionLabel),
-		fmt.Sprintf("Delete the pod if it is to end. To take the label off while it runs: kubectl guard unprotect pod/%s%s --override '<reason>'", pod.Name, request.NamespaceFlag()))
+		fmt.Sprintf("%s keeps the label %s: %s", request.Target(), guardv1alpha1.ExplicitDeletionLabel, why),
+		fmt.Sprintf("Delete the pod if it is to end. To take the label off all the same: kubectl guard unprotect pod/%s%s --override '<reason>'", request.Key().Name, request.NamespaceFlag()))
 }
 
 func (r Rule) reviewNamespace(ctx context.Context, request *admission.Request) admission.Decision {

@@ -3,6 +3,7 @@ package grant
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -13,6 +14,16 @@ import (
 
 	"kubelet-guard.io/pkg/admission"
 )
+
+// fixedNamespaces are the labels of every namespace.
+type fixedNamespaces struct {
+	grant string
+	err   error
+}
+
+func (f fixedNamespaces) Labels(context.Context, string) (map[string]string, error) {
+	return map[string]string{"kubelet-guard.io/protect-pods": f.grant}, f.err
+}
 
 type fixedPods struct {
 	protected Protected
@@ -53,9 +64,13 @@ func TestReviewPod(t *testing.T) {
 		return "{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: db-0, " + metadata + "}, spec: {" + spec + "}, status: {" + status + "}}"
 	}
 	const label = "labels: {kubelet-guard.io/explicit-deletion: required}"
-	refused := admission.Refuse(admission.ReasonProtectionRemoved,
-		"pod/db-0 in namespace shop keeps the label kubelet-guard.io/explicit-deletion: without it, its node may stop it for any reason of its own",
-		"Delete the pod if it is to end. To take the label off while it runs: kubectl guard unprotect pod/db-0 -n shop --override '<reason>'")
+	keeps := func(why string) admission.Decision {
+		return admission.Refuse(admission.ReasonProtectionRemoved,
+			"pod/db-0 in namespace shop keeps the label kubelet-guard.io/explicit-deletion: "+why,
+			"Delete the pod if it is to end. To take the label off all the same: kubectl guard unprotect pod/db-0 -n shop --override '<reason>'")
+	}
+	refused := keeps("without it, its node may stop it for any reason of its own")
+	const running = "containerStatuses: [{name: c, state: {terminated: {exitCode: 0}}}, {name: d, state: {running: {}}}]"
 	tests := []struct {
 		name, old, new string
 		want           admission.Decision
@@ -66,16 +81,28 @@ func TestReviewPod(t *testing.T) {
 		{"the pod was never protected", pod("", "nodeName: node-1", ""), pod(label, "nodeName: node-1", ""), admission.Allow()},
 		{"the pod is on no node", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"), admission.Allow()},
 		{"the pod has finished", pod(label, "nodeName: node-1", "phase: Succeeded"), pod("", "nodeName: node-1", "phase: Succeeded"), admission.Allow()},
+		{"it has failed, as somebody says, and its containers run", pod(label, "nodeName: node-1", "phase: Failed, "+running), pod("", "nodeName: node-1", "phase: Failed"), refused},
+		{"it has succeeded, as somebody says, and an init container runs", pod(label, "nodeName: node-1", "phase: Succeeded, "+strings.ReplaceAll(running, "containerS", "initContainerS")), pod("", "nodeName: node-1", ""), refused},
+		{"it has failed, and its containers with it", pod(label, "nodeName: node-1", "phase: Failed, containerStatuses: [{name: c, state: {terminated: {exitCode: 1}}}]"), pod("", "nodeName: node-1", ""), admission.Allow()},
 		{"the pod is being deleted", pod(label+`, deletionTimestamp: "2026-05-04T10:00:00Z"`, "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", ""), admission.Allow()},
 		{"a mirror pod is never protected", pod(label+", annotations: {kubernetes.io/config.mirror: x}", "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", ""), admission.Allow()},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			for _, subresource := range []string{"", "status"} {
-				require.Equal(t, test.want, review(t, Rule{}, "pods", subresource, "Pod", test.old, test.new), "subresource %q", subresource)
+				rule := Rule{Namespaces: fixedNamespaces{grant: "allowed"}}
+				require.Equal(t, test.want, review(t, rule, "pods", subresource, "Pod", test.old, test.new), "subresource %q", subresource)
 			}
 		})
 	}
+	t.Run("the pod is on no node, and has the label from its namespace", func(t *testing.T) {
+		got := review(t, Rule{Namespaces: fixedNamespaces{grant: "default"}}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
+		require.Equal(t, keeps("namespace shop gives it to all of its pods, and without it a node may stop it for any reason of its own"), got)
+	})
+	t.Run("the pod is on no node, and the namespace cannot be read", func(t *testing.T) {
+		got := review(t, Rule{Namespaces: fixedNamespaces{err: errors.New("timeout")}}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
+		require.EqualError(t, got.Err, "find out whether the namespace protects its pods by default: timeout")
+	})
 }
 
 func TestReviewNamespace(t *testing.T) {
@@ -101,12 +128,12 @@ func TestReviewNamespace(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			for _, subresource := range []string{"", "status", "finalize"} {
-				require.Equal(t, test.want, review(t, Rule{test.pods}, "namespaces", subresource, "Namespace", test.old, test.new), "subresource %q", subresource)
+				require.Equal(t, test.want, review(t, Rule{Pods: test.pods}, "namespaces", subresource, "Namespace", test.old, test.new), "subresource %q", subresource)
 			}
 		})
 	}
 	t.Run("the pods cannot be listed", func(t *testing.T) {
-		got := review(t, Rule{fixedPods{err: errors.New("timeout")}}, "namespaces", "", "Namespace", namespace("allowed"), namespace(`""`))
+		got := review(t, Rule{Pods: fixedPods{err: errors.New("timeout")}}, "namespaces", "", "Namespace", namespace("allowed"), namespace(`""`))
 		require.Equal(t, admission.Failed, got.Verdict)
 		require.EqualError(t, got.Err, "find the protected pods of the namespace: timeout")
 	})
@@ -130,8 +157,8 @@ func TestReviewNamespaceDeletion(t *testing.T) {
 		"that terminates":   {namespace("allowed", `, deletionTimestamp: "2026-05-04T10:00:00Z"`), asked, admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.Equal(t, test.want, review(t, Rule{test.pods}, "namespaces", "", "Namespace", test.old, ""))
+			require.Equal(t, test.want, review(t, Rule{Pods: test.pods}, "namespaces", "", "Namespace", test.old, ""))
 		})
 	}
-	require.Equal(t, admission.Allow(), review(t, Rule{asked}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", ""))
+	require.Equal(t, admission.Allow(), review(t, Rule{Pods: asked}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", ""))
 }

@@ -1,0 +1,50 @@
+package policies
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestLabelOfAPodComesOff(t *testing.T) {
+	all, entries := loadPolicies(t, "policies/*.yaml"), loadWebhooks(t)
+	const (
+		label   = "labels: {kubelet-guard.io/explicit-deletion: required}"
+		running = "containerStatuses: [{name: c, state: {running: {}}}]"
+		ended   = "containerStatuses: [{name: c, state: {terminated: {exitCode: 1}}}]"
+	)
+	pod := func(metadata, spec, status string) string {
+		return "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, " + metadata + "}, spec: {" + spec + "}, status: {" + status + "}}"
+	}
+	for name, test := range map[string]struct {
+		grant, spec, status, metadata string
+		want                          string
+	}{
+		"running":                               {"allowed", "nodeName: n", "phase: Running, " + running, label, "pod web keeps the label kubelet-guard.io/explicit-deletion: without it, its node may stop it"},
+		"starting":                              {"allowed", "nodeName: n", "phase: Pending", label, "without it, its node may stop it"},
+		"failed, and its containers run":        {"allowed", "nodeName: n", "phase: Failed, " + running, label, "without it, its node may stop it"},
+		"succeeded, and an init container runs": {"allowed", "nodeName: n", "phase: Succeeded, initContainerStatuses: [{name: i, state: {running: {}}}]", label, "without it, its node may stop it"},
+		"failed":                                {"allowed", "nodeName: n", "phase: Failed, " + ended, label, ""},
+		"failed before it started":              {"allowed", "nodeName: n", "phase: Failed", label, ""},
+		"on no node":                            {"allowed", "", "phase: Pending", label, ""},
+		"on no node, with the label by default": {"default", "", "phase: Pending", label, "pod web keeps the label kubelet-guard.io/explicit-deletion: namespace shop gives it to all of its pods"},
+		"on no node and failed":                 {"default", "", "phase: Failed", label, ""},
+		"terminating":                           {"default", "nodeName: n", "phase: Running, " + running, label + `, deletionTimestamp: "2026-05-04T10:00:00Z"`, ""},
+		"a mirror pod":                          {"default", "nodeName: n", "phase: Running, " + running, label + ", annotations: {kubernetes.io/config.mirror: x}", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, resource := range []string{"pods", "pods/status"} {
+				change := review{resource: resource, namespace: map[string]string{"kubelet-guard.io/protect-pods": test.grant},
+					old: pod(test.metadata, test.spec, test.status), new: pod("", test.spec, test.status)}
+				refusal, _ := all.refusal(t, "removal.protection.kubelet-guard.io", change)
+				if test.want == "" {
+					require.Empty(t, refusal)
+					continue
+				}
+				require.Contains(t, refusal, test.want)
+				change.new = pod("annotations: {kubelet-guard.io/override: x}", test.spec, test.status)
+				require.True(t, entries.calls(t, "protection.override.kubelet-guard.io", change), "what the policy leaves to the webhook reaches it")
+			}
+		})
+	}
+}
