@@ -20,10 +20,12 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 	DescribeTable("is refused when it is set, and the message has the values",
 		func(ctx SpecContext, label, value, want string) {
 			name := newNamespace(ctx, nil)
-			_, err := client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType,
-				fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun})
-			Expect(err).To(BeRefused(fmt.Sprintf("metadata.labels[%s] is %q", label, value), want))
-			_, err = client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			for _, way := range [][]string{nil, {"status"}} {
+				_, err := client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType,
+					fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun}, way...)
+				Expect(err).To(BeRefused(fmt.Sprintf("metadata.labels[%s] is %q", label, value), want), "%v", way)
+			}
+			_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 				GenerateName: "labels-", Labels: map[string]string{label: value},
 			}}, metav1.CreateOptions{DryRun: dryRun})
 			Expect(err).To(BeRefused(want))
@@ -43,6 +45,22 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 			_, err = deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: value}), metav1.CreateOptions{DryRun: dryRun})
 			Expect(err).NotTo(HaveOccurred(), value)
 		}
+	}, SpecTimeout(specTimeout))
+
+	It("is refused by way of a status", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		_, err := client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone},
+		}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		for label, value := range map[string]string{labelDeletionProtection: "Always", labelReplicasProtection: "yes"} {
+			_, err = ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun}, "status")
+			Expect(err).To(BeRefused("services web was not accepted", value))
+		}
+		_, err = ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
+			fmt.Appendf(nil, `{"metadata":{"labels":{%q:"always"}}}`, labelDeletionProtection), metav1.PatchOptions{DryRun: dryRun}, "status")
+		Expect(err).NotTo(HaveOccurred(), "a value that means something")
 	}, SpecTimeout(specTimeout))
 
 	It("is refused on a kind without replicas, with what to use instead", func(ctx SpecContext) {

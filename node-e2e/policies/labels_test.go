@@ -1,0 +1,35 @@
+package policies
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestWrongValuesOfLabelsByEveryWay(t *testing.T) {
+	all := loadPolicies(t, "policies/*.yaml")
+	service := func(metadata string) string {
+		return "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop, " + metadata + "}}"
+	}
+	namespace := func(metadata string) string {
+		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, " + metadata + "}}"
+	}
+	for policy, test := range map[string]struct {
+		key    string
+		object func(string) string
+		ways   []string
+	}{
+		"deletion-protection.labels.kubelet-guard.io": {"deletion-protection", service, []string{"services", "services/status"}},
+		"replicas-protection.labels.kubelet-guard.io": {"replicas-protection", service, []string{"services", "services/status"}},
+		"protect-pods.labels.kubelet-guard.io":        {"protect-pods", namespace, []string{"namespaces", "namespaces/status", "namespaces/finalize"}},
+		"operation-windows.labels.kubelet-guard.io":   {"operation-windows", namespace, []string{"namespaces", "namespaces/status", "namespaces/finalize"}},
+	} {
+		for _, way := range test.ways {
+			wrong := test.object("labels: {kubelet-guard.io/" + test.key + ": wrong}")
+			refusal, _ := all.refusal(t, policy, review{resource: way, old: test.object(""), new: wrong})
+			require.Contains(t, refusal, `is "wrong", which`, "%s by %s", policy, way)
+			refusal, _ = all.refusal(t, policy, review{resource: way, old: wrong, new: wrong})
+			require.Empty(t, refusal, "%s by %s: it has the label already", policy, way)
+		}
+	}
+}
