@@ -63,6 +63,19 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		Expect(err).NotTo(HaveOccurred(), "a value that means something")
 	}, SpecTimeout(specTimeout))
 
+	It("is refused on a pod that could be evicted all the same, and the advice is followed", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		pods := ordinary.client().CoreV1().Pods(namespace)
+		create := func() error {
+			_, err := pods.Create(ctx, newPod("web", map[string]string{labelDeletionProtection: "always"}), metav1.CreateOptions{DryRun: dryRun})
+			return err
+		}
+		refusal := create()
+		Expect(refusal).To(BeRefused("pod web was not accepted", "does not keep it from being evicted", labelExplicitDeletion+"=required"))
+		ordinary.followAdvice(ctx, refusal)
+		Eventually(ctx, create).WithTimeout(policyWait).Should(Succeed())
+	}, SpecTimeout(specTimeout))
+
 	It("is refused on a kind without replicas, with what to use instead", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		as := ordinary.client()

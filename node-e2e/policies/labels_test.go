@@ -33,3 +33,33 @@ func TestWrongValuesOfLabelsByEveryWay(t *testing.T) {
 		}
 	}
 }
+
+func TestDeletionProtectionOfPods(t *testing.T) {
+	all := loadPolicies(t, "policies/*.yaml")
+	pod := func(metadata string) string {
+		return "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, " + metadata + "}}"
+	}
+	const label = "labels: {kubelet-guard.io/deletion-protection: always}"
+	const refusal = "pod web was not accepted: metadata.labels[kubelet-guard.io/deletion-protection] does not keep it from being evicted in namespace shop"
+	for name, test := range map[string]struct {
+		old, new, grant string
+		want            string
+	}{
+		"created":                    {"", pod(label), "", refusal},
+		"labelled later":             {pod(""), pod(label), "", refusal},
+		"has it already":             {pod(label), pod(label), "", ""},
+		"in a namespace that grants": {"", pod(label), "allowed", ""},
+		"of a controller":            {"", pod(join(label, ofAnOperator)), "", ""},
+		"a mirror pod":               {"", pod(label + ", annotations: {kubernetes.io/config.mirror: x}"), "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, _ := all.refusal(t, "pods.labels.kubelet-guard.io", review{resource: "pods", old: test.old, new: test.new, namespace: map[string]string{"kubelet-guard.io/protect-pods": test.grant}})
+			if test.want == "" {
+				require.Empty(t, got)
+				return
+			}
+			require.Contains(t, got, test.want)
+			require.Contains(t, got, "kubelet-guard.io/explicit-deletion=required")
+		})
+	}
+}
