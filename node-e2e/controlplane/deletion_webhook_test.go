@@ -30,12 +30,21 @@ var definitions = schema.GroupVersionResource{Group: apiextensionsv1.GroupName, 
 // all objects of a deleted one are gone.
 const definitionWait = 30 * time.Second
 
-// newDefinition creates a cluster-scoped custom kind with a scale subresource, whose
-// replicas are not where the built-in kinds have theirs, and returns its resource. At
-// the end it goes, with its objects.
+// definitionGroup is that of the kinds whose objects the webhook may list.
+const definitionGroup = "e2e.example.com"
+
+// newDefinition is newDefinitionOf in definitionGroup.
 func newDefinition(ctx context.Context, plural string, labels map[string]string) schema.GroupVersionResource {
 	GinkgoHelper()
-	gvr := schema.GroupVersionResource{Group: "e2e.example.com", Version: "v1", Resource: plural}
+	return newDefinitionOf(ctx, definitionGroup, plural, labels)
+}
+
+// newDefinitionOf creates a cluster-scoped custom kind with a scale subresource, whose
+// replicas are not where the built-in kinds have theirs, and returns its resource. At
+// the end it goes, with its objects.
+func newDefinitionOf(ctx context.Context, group, plural string, labels map[string]string) schema.GroupVersionResource {
+	GinkgoHelper()
+	gvr := schema.GroupVersionResource{Group: group, Version: "v1", Resource: plural}
 	kind := strings.ToUpper(plural[:1]) + strings.TrimSuffix(plural[1:], "s")
 	number := apiextensionsv1.JSONSchemaProps{Type: "integer", Format: "int64"}
 	object := func(name string) apiextensionsv1.JSONSchemaProps {
@@ -245,6 +254,25 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		By("taking the label off")
 		ordinary.kubectl(ctx, "label", definition, "kept", labelDeletionProtection+"-").ExpectDone()
 		Expect(ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})).To(Succeed())
+	}, SpecTimeout(specTimeout))
+
+	It("keeps a labelled definition whose custom resources it may not list, and the advice gives it the right", func(ctx SpecContext) {
+		gvr := newDefinitionOf(ctx, "unlisted.example.com", "boats", cascading)
+		definition := gvr.GroupResource().String()
+		role := "kubelet-guard-webhook-" + definition
+		DeferCleanup(func(ctx SpecContext) { kubectl(ctx, "delete", "clusterrole", role, "--ignore-not-found").ExpectDone() }, NodeTimeout(podStart))
+		remove := func() error {
+			return ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+		}
+		refusal := remove()
+		Expect(refusal).To(BeRefused(definition+" was not deleted", "the webhook may not list its custom resources", role))
+		ordinary.followAdvice(ctx, refusal)
+		Eventually(ctx, remove).WithTimeout(controllerWait).Should(Succeed(), "once the controller manager has given the right to the webhook")
+
+		By("a definition without a label goes, with a warning")
+		other := newDefinitionOf(ctx, "unlisted.example.com", "rafts", nil).GroupResource().String()
+		deleted := ordinary.kubectl(ctx, "delete", "crd", other, "--dry-run=server").ExpectDone()
+		Expect(deleted.Stderr).To(And(ContainSubstring("Warning:"), ContainSubstring("kubelet-guard-webhook-"+other), ContainSubstring("the request was let through")))
 	}, SpecTimeout(specTimeout))
 
 	It("reads the replicas of a custom kind where its definition has them", func(ctx SpecContext) {

@@ -19,6 +19,7 @@ import (
 
 	"kubelet-guard.io/node-e2e/specreport"
 	"kubelet-guard.io/node-e2e/suite"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // user is somebody as whom requests are made, by impersonation: the API server
@@ -67,6 +68,12 @@ func createUsers(ctx context.Context) {
 		ObjectMeta: metav1.ObjectMeta{Name: role.Name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: groupEditors}},
+	}, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	// The webhook counts the custom resources of a definition that may go.
+	_, err = client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "kubelet-guard-e2e-dependents", Labels: map[string]string{guardv1alpha1.AggregateToWebhookLabel: "true"}},
+		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{definitionGroup}, Resources: []string{"*"}, Verbs: []string{"list"}}},
 	}, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred())
 }

@@ -31,6 +31,9 @@ const (
 	// ReasonDependentsExist: the label says cascading and something depends on the
 	// object.
 	ReasonDependentsExist Reason = "DependentsExist"
+	// ReasonDependentsUnknown: the label says cascading, and the webhook has no right to find
+	// out what depends on the object.
+	ReasonDependentsUnknown Reason = "DependentsUnknown"
 	// ReasonReplicasNotZero: a workload may go only once it has no replicas.
 	ReasonReplicasNotZero Reason = "ReplicasNotZero"
 	// ReasonReplicasNotConfirmed: no annotation confirms the new number.

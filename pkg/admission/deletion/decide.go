@@ -97,6 +97,20 @@ func decideDefinition(request *admission.Request, resource schema.GroupResource,
 		fmt.Sprintf("Look at them (kubectl get %s -A), delete them if they are to go, and delete the definition when none is left", resource))
 }
 
+// decideUnlisted judges the deletion of a definition whose custom resources the webhook has
+// no right to list.
+func decideUnlisted(request *admission.Request, resource schema.GroupResource) admission.Decision {
+	return refuse(request, admission.ReasonDependentsUnknown, guardv1alpha1.DeletionProtectionCascading,
+		", and the webhook may not list its custom resources", letList(resource))
+}
+
+// letList says how to give the webhook the right to list the custom resources.
+func letList(resource schema.GroupResource) string {
+	role := "kubelet-guard-webhook-" + resource.String()
+	return fmt.Sprintf("Let it list them, and try again: kubectl create clusterrole %s --verb=list --resource=%s && kubectl label clusterrole %s %s=true",
+		role, resource, role, guardv1alpha1.AggregateToWebhookLabel)
+}
+
 // decideLabelledInstances judges the deletion of a definition of which these custom
 // resources are labelled.
 func decideLabelledInstances(request *admission.Request, resource schema.GroupResource, labelled Found) admission.Decision {

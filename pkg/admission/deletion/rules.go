@@ -7,6 +7,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -161,7 +162,10 @@ func (c Cascading) definition(ctx context.Context, request *admission.Request) a
 		return admission.Fail("%w", err)
 	}
 	instances, err := c.Sources.Instances.Instances(ctx, resource, "")
-	if err != nil {
+	switch {
+	case apierrors.IsForbidden(err):
+		return decideUnlisted(request, resource.GroupResource())
+	case err != nil:
 		return admission.Fail("find the custom resources of the definition: %w", err)
 	}
 	return decideDefinition(request, resource.GroupResource(), instances)
@@ -205,7 +209,10 @@ func (d Definitions) Review(ctx context.Context, request *admission.Request) adm
 		return admission.Fail("%w", err)
 	}
 	labelled, err := d.Instances.Instances(ctx, resource, labelledInstances)
-	if err != nil {
+	switch {
+	case apierrors.IsForbidden(err):
+		return admission.Fail("the webhook may not list its custom resources, of which some may be labelled %s. %s", guardv1alpha1.DeletionProtectionLabel, letList(resource.GroupResource()))
+	case err != nil:
 		return admission.Fail("find the labelled custom resources of the definition: %w", err)
 	}
 	return decideLabelledInstances(request, resource.GroupResource(), labelled)

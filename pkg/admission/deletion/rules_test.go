@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -117,6 +118,11 @@ func workloadObject(spec, status string) string {
 	return strings.NewReplacer("SPEC", spec, "STATUS", status, " EXTRA", "").Replace(deployment)
 }
 
+// mayNotList is the answer to a webhook that has no right to list.
+var mayNotList = apierrors.NewForbidden(schema.GroupResource{Group: "example.com", Resource: "machines"}, "", errors.New("no"))
+
+const letListMachines = "Let it list them, and try again: kubectl create clusterrole kubelet-guard-webhook-machines.example.com --verb=list --resource=machines.example.com && kubectl label clusterrole kubelet-guard-webhook-machines.example.com kubelet-guard.io/aggregate-to-webhook=true"
+
 func TestDeletion(t *testing.T) {
 	const label = "it is labelled kubelet-guard.io/deletion-protection="
 	cascading := func(object string) string { return strings.ReplaceAll(object, "VALUE", "cascading") }
@@ -183,6 +189,13 @@ func TestDeletion(t *testing.T) {
 			want: admission.Refuse(admission.ReasonDependentsExist,
 				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: "+label+"cascading and its deletion would delete 1000 custom resources (such as default/m-1)",
 				"Look at them (kubectl get machines.example.com -A), delete them if they are to go, and delete the definition when none is left"),
+			asked: []string{"instances example.com/v2, Resource=machines"},
+		},
+		{
+			name: "a definition whose objects the webhook may not list may not", resource: "customresourcedefinitions", object: strings.ReplaceAll(crdObject, "SERVED", "true"),
+			sources: fixedSources{err: mayNotList},
+			want: admission.Refuse(admission.ReasonDependentsUnknown,
+				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: "+label+"cascading, and the webhook may not list its custom resources", letListMachines),
 			asked: []string{"instances example.com/v2, Resource=machines"},
 		},
 		{
@@ -304,7 +317,9 @@ func TestDefinitionsWithoutALabel(t *testing.T) {
 			asked: []string{question}},
 		"without one":     {resource: "customresourcedefinitions", object: unlabelled, want: admission.Allow(), asked: []string{question}},
 		"cannot be found": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{err: errors.New("forbidden")}, want: admission.Fail("find the labelled custom resources of the definition: %w", errors.New("forbidden")), asked: []string{question}},
-		"another kind":    {resource: "configmaps", object: mapObject, want: admission.Allow()},
+		"cannot be listed": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{err: mayNotList},
+			want: admission.Fail("the webhook may not list its custom resources, of which some may be labelled %s. %s", "kubelet-guard.io/deletion-protection", letListMachines), asked: []string{question}},
+		"another kind": {resource: "configmaps", object: mapObject, want: admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, test.want, Definitions{&test.sources}.Review(t.Context(), request(t, test.resource, test.object)))

@@ -64,6 +64,10 @@ func FormatOverride(expires time.Time, reason string) string {
 	return expires.UTC().Format(time.RFC3339) + " " + reason
 }
 
+// AggregateToWebhookLabel with the value "true" on a ClusterRole gives its rules to the
+// webhook, which lists the custom resources of a definition before that is deleted.
+const AggregateToWebhookLabel = "kubelet-guard.io/aggregate-to-webhook"
+
 // SystemNamespace is where the webhook runs. No rule applies to its objects,
 // except those of the policies that protect the guard itself.
 const SystemNamespace = "kubelet-guard-system"
