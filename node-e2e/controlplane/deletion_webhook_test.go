@@ -200,6 +200,18 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		Expect(services.Delete(ctx, "idle", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(specTimeout))
 
+	It("holds in kube-system as anywhere", func(ctx SpecContext) {
+		maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+		kept, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-", Labels: cascading}}, metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			kubectl(ctx, "label", "configmap", kept.Name, "-n", kept.Namespace, labelDeletionProtection+"-").ExpectDone()
+			Expect(maps.Delete(ctx, kept.Name, metav1.DeleteOptions{})).To(Succeed())
+		}, NodeTimeout(podStart))
+		Expect(ordinary.client().CoreV1().ConfigMaps(kept.Namespace).Delete(ctx, kept.Name, metav1.DeleteOptions{})).To(
+			BeRefused("configmap/"+kept.Name+" in namespace kube-system was not deleted", "deletion-protection=cascading"))
+	}, SpecTimeout(specTimeout))
+
 	It("lets the slices of a labelled service go, and its namespace", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		object, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})

@@ -58,7 +58,7 @@ func Status(window *guardv1alpha1.OperationWindow, namespace map[string]string, 
 	}
 	effective := metav1.Condition{Type: guardv1alpha1.OperationWindowEffective, Status: metav1.ConditionTrue, Reason: reasonEnforced, Message: "Changes are held to the window"}
 	switch {
-	case window.Namespace == guardv1alpha1.SystemNamespace || window.Namespace == metav1.NamespaceSystem:
+	case window.Namespace == guardv1alpha1.SystemNamespace:
 		effective.Status, effective.Reason = metav1.ConditionFalse, reasonSystemNamespace
 		effective.Message = fmt.Sprintf("Changes in the namespace %s are never held to windows", window.Namespace)
 	case namespace[guardv1alpha1.OperationWindowsLabel] != guardv1alpha1.OperationWindowsEnforced:
