@@ -59,7 +59,6 @@ func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface
 		{Path: "/validate/cascading-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources}},
 		// Unlabelled, so that an outage lets it pass.
 		{Path: "/validate/definition-deletion", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletion.Definitions{Instances: dependents}}},
-		{Path: "/validate/resource-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources}},
 		{Path: "/validate/replicas", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{changes}},
 		{Path: "/validate/protection", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{protection}},
 		// What the policies leave to the webhook because of the annotation.

@@ -45,11 +45,6 @@ type InstanceLister interface {
 	Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (Found, error)
 }
 
-// PathLookup finds out where a kind has its replicas; false when it has none.
-type PathLookup interface {
-	Paths(ctx context.Context, resource schema.GroupVersionResource) (scale.Paths, bool, error)
-}
-
 // Sources are where the rules look for what depends on an object.
 type Sources struct {
 	Pods       PodLister
@@ -57,7 +52,7 @@ type Sources struct {
 	ClaimUsers ClaimUserLister
 	Endpoints  EndpointLister
 	Instances  InstanceLister
-	Scale      PathLookup
+	Scale      scale.PathLookup
 }
 
 var (
@@ -219,7 +214,7 @@ func (d Definitions) Review(ctx context.Context, request *admission.Request) adm
 }
 
 // Resources is the rule about workloads.
-type Resources struct{ Scale PathLookup }
+type Resources struct{ Scale scale.PathLookup }
 
 // Name implements admission.Rule.
 func (Resources) Name() admission.RuleName { return admission.ResourceDeletion }
@@ -245,7 +240,7 @@ func (r Resources) Review(ctx context.Context, request *admission.Request) admis
 
 // readWorkload reads what the rule needs of the old object, false for a kind that
 // runs no pods by itself.
-func readWorkload(ctx context.Context, lookup PathLookup, request *admission.Request, resource schema.GroupVersionResource) (workload, bool, error) {
+func readWorkload(ctx context.Context, lookup scale.PathLookup, request *admission.Request, resource schema.GroupVersionResource) (workload, bool, error) {
 	switch resource.GroupResource() {
 	case daemonSets:
 		var set appsv1.DaemonSet

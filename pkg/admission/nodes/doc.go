@@ -1,4 +1,4 @@
-// Package nodes holds rule 6: a NodeDeletionPolicy limits how many Node objects of a
+// Package nodes holds the rule NodeDeletion: a NodeDeletionPolicy limits how many Node objects of a
 // pool are deleted in a period, and keeps a floor of ready nodes.
 //
 // Invariants:

@@ -57,13 +57,8 @@ func ParseConfirmation(value string) (Confirmation, error) {
 // Holds reports whether the confirmation holds the number.
 func (c Confirmation) Holds(replicas int64) bool { return c.Min <= replicas && replicas <= c.Max }
 
-// PathLookup finds out where a kind has its replicas; false when it has none.
-type PathLookup interface {
-	Paths(ctx context.Context, resource schema.GroupVersionResource) (scale.Paths, bool, error)
-}
-
 // Rule judges changes of replicas.
-type Rule struct{ Scale PathLookup }
+type Rule struct{ Scale scale.PathLookup }
 
 // Name implements admission.Rule.
 func (Rule) Name() admission.RuleName { return admission.Replicas }

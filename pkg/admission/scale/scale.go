@@ -35,6 +35,12 @@ var builtIn = map[schema.GroupResource]bool{
 // IsBuiltIn reports whether the resource is a workload of Kubernetes with replicas.
 func IsBuiltIn(resource schema.GroupResource) bool { return builtIn[resource] }
 
+// PathLookup finds out where a kind has its replicas; false when it has none. Lookup is
+// the one that reads definitions.
+type PathLookup interface {
+	Paths(ctx context.Context, resource schema.GroupVersionResource) (Paths, bool, error)
+}
+
 // Definitions reads definitions of custom resources.
 type Definitions interface {
 	Get(ctx context.Context, name string, options metav1.GetOptions) (*apiextensionsv1.CustomResourceDefinition, error)

@@ -1,4 +1,4 @@
-// Package window holds rule 4: an OperationWindow says when which fields of the
+// Package window holds the rule OperationWindow: an OperationWindow says when which fields of the
 // workloads of a namespace may change.
 //
 // Invariants:
