@@ -31,10 +31,6 @@ func (c *ServerClock) Now() time.Time { return c.Clock.Now().Add(time.Duration(c
 // Since implements clock.Clock.
 func (c *ServerClock) Since(t time.Time) time.Duration { return c.Now().Sub(t) }
 
-// Ahead returns by how much the API server's clock is ahead of the own one; negative when it
-// is behind, zero when the difference is too small to tell.
-func (c *ServerClock) Ahead() time.Duration { return time.Duration(c.ahead.Load()) }
-
 // Wrap returns a transport to the API server that reads the dates of its answers.
 func (c *ServerClock) Wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(request *http.Request) (*http.Response, error) {
