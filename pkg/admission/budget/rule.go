@@ -165,7 +165,7 @@ func cleansUpBehindNodes(username string, pod *corev1.Pod) bool {
 // node that was ready. It needs its condition to begin, which comes before its first delete.
 func (r *Rule) heldUntil(pod *corev1.Pod) time.Time {
 	for _, condition := range pod.Status.Conditions {
-		if condition.Type == corev1.DisruptionTarget && condition.Reason == deletionByPodGC {
+		if condition.Type == corev1.DisruptionTarget && condition.Reason == deletionByPodGC && !condition.LastTransitionTime.IsZero() {
 			return condition.LastTransitionTime.Add(r.hold)
 		}
 	}

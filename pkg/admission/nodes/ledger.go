@@ -39,6 +39,8 @@ type Node struct {
 	UID    types.UID
 	Labels map[string]string
 	Ready  bool
+	// Reported is true once anybody has said whether the node is ready.
+	Reported bool
 	// Terminating is true once the deletion of the object was asked for.
 	Terminating bool
 }
@@ -48,7 +50,7 @@ func NodeOf(node *corev1.Node) Node {
 	n := Node{Name: node.Name, UID: node.UID, Labels: node.Labels, Terminating: node.DeletionTimestamp != nil}
 	for _, condition := range node.Status.Conditions {
 		if condition.Type == corev1.NodeReady {
-			n.Ready = condition.Status == corev1.ConditionTrue
+			n.Ready, n.Reported = condition.Status == corev1.ConditionTrue, true
 		}
 	}
 	return n

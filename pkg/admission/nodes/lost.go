@@ -141,7 +141,8 @@ func (l *LostNodes) read(ctx context.Context) (*clusterHealth, error) {
 	state := &clusterHealth{notReady: map[string]Health{}, names: sets.New[string]()}
 	for _, node := range all {
 		state.names.Insert(node.Name)
-		if !node.Ready {
+		// One that has just registered is not lost.
+		if !node.Ready && node.Reported {
 			state.notReady[node.Name] = healthOfNode(node, pools, cluster)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 func nodesOf(pool string, total, lost int) []Node {
 	nodes := make([]Node, total)
 	for i := range nodes {
-		nodes[i] = Node{Name: fmt.Sprintf("%s-%d", pool, i), Labels: map[string]string{"pool": pool}, Ready: i >= lost}
+		nodes[i] = Node{Name: fmt.Sprintf("%s-%d", pool, i), Labels: map[string]string{"pool": pool}, Ready: i >= lost, Reported: true}
 	}
 	return nodes
 }
@@ -91,6 +91,7 @@ func TestLostNodesAndMassFailures(t *testing.T) {
 	}{
 		"ready":                             {nodes: nodesOf("a", 3, 0)},
 		"deleted":                           {nodes: nodesOf("b", 3, 1), want: Health{Deleted: true, Lost: true}},
+		"new, nothing reported":             {nodes: []Node{{Name: "a-0"}, {Name: "a-1", Ready: true, Reported: true}}},
 		"one of three":                      {nodes: nodesOf("a", 3, 1), want: Health{Lost: true}},
 		"two of three":                      {nodes: nodesOf("a", 3, 2), want: Health{Lost: true}},
 		"all of three":                      {nodes: nodesOf("a", 3, 3), want: Health{MassFailure: "3 of 3 nodes of the cluster are not ready"}},
