@@ -34,10 +34,10 @@ type LostNodes interface {
 	Health(ctx context.Context, node string) (nodes.Health, error)
 }
 
-// DaemonSetReader reads the metadata of DaemonSets from the API server, not from a cache.
+// DaemonSetReader reads DaemonSets from the API server, not from a cache.
 type DaemonSetReader interface {
 	// Get returns an error that is NotFound when there is none.
-	Get(ctx context.Context, name types.NamespacedName) (*metav1.PartialObjectMetadata, error)
+	Get(ctx context.Context, name types.NamespacedName) (*appsv1.DaemonSet, error)
 }
 
 // Rule holds the deletion of protected pods to their budgets, but not that of pods on lost
@@ -142,7 +142,7 @@ func (r *Rule) passes(ctx context.Context, pod *corev1.Pod, request *admission.R
 // isOutdated reports whether the pod was made from another template than the one that its
 // DaemonSet has now, so that a roll-out replaces it. Both keep the number of the template
 // (IsPodUpdated in upstream's pkg/controller/daemon/util).
-func isOutdated(pod *corev1.Pod, set *metav1.PartialObjectMetadata) bool {
+func isOutdated(pod *corev1.Pod, set *appsv1.DaemonSet) bool {
 	generation := set.Annotations[appsv1.DeprecatedTemplateGeneration]
 	return generation != "" && pod.Labels[templateGenerationLabel] != generation
 }
@@ -217,8 +217,9 @@ func NewDaemonSetReader(reader client.Reader) DaemonSetReader { return daemonSet
 
 type daemonSetReader struct{ reader client.Reader }
 
-func (d daemonSetReader) Get(ctx context.Context, name types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
-	set := &metav1.PartialObjectMetadata{}
-	set.SetGroupVersionKind(appsv1.SchemeGroupVersion.WithKind("DaemonSet"))
+// Get reads the whole object: the API server adds the annotation with the number of the
+// template to that, and leaves it out of bare metadata.
+func (d daemonSetReader) Get(ctx context.Context, name types.NamespacedName) (*appsv1.DaemonSet, error) {
+	set := &appsv1.DaemonSet{}
 	return set, d.reader.Get(ctx, name, set)
 }

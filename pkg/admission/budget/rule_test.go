@@ -34,12 +34,12 @@ func (n everyNode) Health(context.Context, string) (nodes.Health, error) { retur
 // templates are the DaemonSets of the namespace shop, each with the number of its template.
 type templates map[string]string
 
-func (t templates) Get(_ context.Context, name types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
+func (t templates) Get(_ context.Context, name types.NamespacedName) (*appsv1.DaemonSet, error) {
 	generation, found := t[name.Name]
 	if !found || name.Namespace != "shop" {
 		return nil, apierrors.NewNotFound(schema.GroupResource{Group: "apps", Resource: "daemonsets"}, name.Name)
 	}
-	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{appsv1.DeprecatedTemplateGeneration: generation}}}, nil
+	return &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{appsv1.DeprecatedTemplateGeneration: generation}}}, nil
 }
 
 // newRule returns the rule on a cluster without a lost node.
