@@ -43,6 +43,8 @@ type options struct {
 
 	recordTTL       time.Duration
 	deletedNodeHold time.Duration
+
+	workloadControllers map[string]string
 }
 
 // newOptions returns the defaults. The namespace is the one that the pod runs in.
@@ -72,6 +74,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringToStringVar(&o.ruleMode, "rule-mode", nil, "mode of one rule, such as NodeDeletion=Audit; may be repeated. Rules: "+strings.Join(ruleNames(), ", "))
 	flags.DurationVar(&o.overrideLimit, "override-limit", o.overrideLimit, "how far ahead an override may expire")
 	flags.DurationVar(&o.recordTTL, "record-ttl", o.recordTTL, "how long a PodDeletion record is kept; longer than a node can be cut off")
+	flags.StringToStringVar(&o.workloadControllers, "workload-controllers", nil, "controllers that run workloads and may scale them past budgets, beside those of Kubernetes: kind and user, such as StatefulSet.apps.kruise.io=system:serviceaccount:kruise-system:kruise-manager; may be repeated")
 	flags.DurationVar(&o.deletedNodeHold, "deleted-node-hold", o.deletedNodeHold, "how long protected pods that were ready are kept from the pod garbage collector after their node was deleted; 0 for budgets alone")
 
 	flags.StringVar(&o.namespace, "namespace", o.namespace, "namespace of the webhook; by default that of its pod (POD_NAMESPACE)")
@@ -152,6 +155,9 @@ func (o *options) validate() (admission.Modes, error) {
 		wrong("caller-names", "is required with --caller-ca-file: the authority of a cluster signs the certificates of its nodes, too")
 	case o.callerCAFile == "" && len(o.callerNames) > 0:
 		wrong("caller-names", "needs --caller-ca-file")
+	}
+	if _, err := budget.ParseControllers(o.workloadControllers); err != nil {
+		wrong("workload-controllers", "%w", err)
 	}
 	if o.certDir != "" {
 		if err := certificates.CheckFiles(o.certDir); err != nil {

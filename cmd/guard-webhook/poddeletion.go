@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 
 	policyv1 "k8s.io/api/policy/v1"
@@ -50,8 +51,12 @@ func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernete
 	}
 	lost := nodes.NewLostNodes(nodes.CachedPolicies{Reader: mgr.GetClient()}, nodes.CachedNodes{Reader: mgr.GetClient()},
 		nodes.LiveNodes{Reader: mgr.GetAPIReader()}, fleet, now)
+	controllers, err := budget.ParseControllers(o.workloadControllers)
+	if err != nil {
+		return nil, fmt.Errorf("--workload-controllers: %w", err)
+	}
 	deletions := []admission.Rule{
-		budget.NewRule(reservations, lost, budget.NewDaemonSetReader(mgr.GetAPIReader()), o.deletedNodeHold, now),
+		budget.NewRule(reservations, lost, budget.NewDaemonSetReader(mgr.GetAPIReader()), controllers, o.deletedNodeHold, now),
 		// The record last: it must be written exactly when the delete passes, also by
 		// override or in audit mode.
 		records,

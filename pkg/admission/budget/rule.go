@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -15,6 +16,7 @@ import (
 
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/admission/nodes"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // DefaultDeletedNodeHold is how long pods that were ready are kept from the pod garbage
@@ -51,6 +53,8 @@ type Rule struct {
 	reservations *Reservations
 	nodes        LostNodes
 	daemonSets   DaemonSetReader
+	// controllers are those that the cluster's administrator has named.
+	controllers Controllers
 	// hold is how long pods of deleted nodes are kept.
 	hold  time.Duration
 	clock clock.PassiveClock
@@ -59,9 +63,10 @@ type Rule struct {
 var _ admission.Rule = (*Rule)(nil)
 
 // NewRule returns the rule PodDeletion. Pods of deleted nodes are kept from the pod garbage
-// collector for the time of the hold; with 0 their budgets alone count.
-func NewRule(reservations *Reservations, nodes LostNodes, daemonSets DaemonSetReader, hold time.Duration, clock clock.PassiveClock) *Rule {
-	return &Rule{reservations: reservations, nodes: nodes, daemonSets: daemonSets, hold: hold, clock: clock}
+// collector for the time of the hold; with 0 their budgets alone count. The controllers are
+// let through beside those of Kubernetes itself.
+func NewRule(reservations *Reservations, nodes LostNodes, daemonSets DaemonSetReader, controllers Controllers, hold time.Duration, clock clock.PassiveClock) *Rule {
+	return &Rule{reservations: reservations, nodes: nodes, daemonSets: daemonSets, controllers: controllers, hold: hold, clock: clock}
 }
 
 // Name implements admission.Rule.
@@ -111,7 +116,7 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 		}
 		return decision
 	case accountRefuse:
-		decision = refuse(request, answer)
+		decision = refuse(request, answer, r.hint(pod, request))
 	case accountSeveral:
 		decision = refuseSeveral(request, answer)
 	}
@@ -122,6 +127,9 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 func (r *Rule) passes(ctx context.Context, pod *corev1.Pod, request *admission.Request) (passage, error) {
 	if why := passes(pod, request); why != "" {
 		return why, nil
+	}
+	if named := r.controllers.of(pod); named != "" && named == request.UserInfo.Username && !actsOnStatus(pod) {
+		return byItsOwner, nil
 	}
 	if request.UserInfo.Username != daemonSetController || controllerOf(pod) != daemonSetController || isFinished(pod) {
 		return "", nil
@@ -186,11 +194,22 @@ func (a answer) String() string {
 	return a.budget.Name + ": " + string(a.account)
 }
 
-func refuse(request *admission.Request, refusal answer) admission.Decision {
+// hint tells an operator's author why the operator is held, when its own account deletes
+// pods that a kind of its own owns.
+func (r *Rule) hint(pod *corev1.Pod, request *admission.Request) string {
+	kind := ownerKind(pod)
+	if kind.Empty() || workloadControllers[kind] != "" || r.controllers[kind] != "" || !slices.Contains(request.UserInfo.Groups, "system:serviceaccounts") {
+		return ""
+	}
+	return fmt.Sprintf(". The pod belongs to a %s, whose controller the webhook does not know: its administrator can name it by --workload-controllers=%s=%s, or the controller uses evictions or the verb %s",
+		kind, kind, request.UserInfo.Username, guardv1alpha1.OverrideVerb)
+}
+
+func refuse(request *admission.Request, refusal answer, hint string) admission.Decision {
 	name, namespace := refusal.budget.Name, refusal.budget.Namespace
 	return admission.Refuse(admission.ReasonDisruptionBudget,
 		fmt.Sprintf("%s is protected, and its deletion is held to poddisruptionbudget %s, which %s", request.Target(), name, refusal.why),
-		fmt.Sprintf("Try again once ALLOWED DISRUPTIONS is above 0: kubectl get poddisruptionbudget %s -n %s --watch", name, namespace))
+		fmt.Sprintf("Try again once ALLOWED DISRUPTIONS is above 0: kubectl get poddisruptionbudget %s -n %s --watch", name, namespace)+hint)
 }
 
 func refuseSeveral(request *admission.Request, refusal answer) admission.Decision {

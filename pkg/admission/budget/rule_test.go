@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func (t templates) Get(_ context.Context, name types.NamespacedName) (*appsv1.Da
 
 // newRule returns the rule on a cluster without a lost node.
 func newRule(reservations *Reservations, clock clock.PassiveClock) *Rule {
-	return NewRule(reservations, everyNode{}, templates{}, DefaultDeletedNodeHold, clock)
+	return NewRule(reservations, everyNode{}, templates{}, nil, DefaultDeletedNodeHold, clock)
 }
 
 func TestPodsOfNodesThatAreNotReady(t *testing.T) {
@@ -67,7 +68,7 @@ func TestPodsOfNodesThatAreNotReady(t *testing.T) {
 			budget.Status.DesiredHealthy = 1
 			s := newServer(budget)
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(s, clock), everyNode{test.node, test.err}, templates{}, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(s, clock), everyNode{test.node, test.err}, templates{}, nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, ordinary, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict)
 			require.Contains(t, decision.Message, test.message)
@@ -126,7 +127,7 @@ func TestPodsOfDeletedNodes(t *testing.T) {
 				s = newServer(test.budget)
 			}
 			clock := testclock.NewFakePassiveClock(noon.Add(test.after))
-			decision := NewRule(newReservations(s, clock), everyNode{health: test.node}, templates{}, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(s, clock), everyNode{health: test.node}, templates{}, nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Contains(t, decision.Message, test.message)
@@ -160,11 +161,50 @@ func TestPodsOfDaemonSets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, test.sets, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, test.sets, nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Equal(t, test.annotated, decision.Annotations["budget"])
 		})
+	}
+}
+
+func TestControllersThatAnAdministratorNames(t *testing.T) {
+	const account = "system:serviceaccount:kruise-system:kruise-manager"
+	operator := authenticationv1.UserInfo{Username: account, Groups: []string{"system:serviceaccounts"}}
+	owned := ownedBy("apps.kruise.io/v1beta1", "StatefulSet")
+	named, err := ParseControllers(map[string]string{"StatefulSet.apps.kruise.io": account})
+	require.NoError(t, err)
+	for name, test := range map[string]struct {
+		named   Controllers
+		pod     *corev1.Pod
+		user    authenticationv1.UserInfo
+		verdict admission.Verdict
+		hint    bool
+	}{
+		"named":                              {named, newPod(owned), operator, admission.Allowed, false},
+		"named, said to have failed":         {named, newPod(owned, inPhase(corev1.PodFailed)), operator, admission.Refused, false},
+		"named for another kind":             {named, newPod(ownedBy("example.com/v1", "StatefulSet")), operator, admission.Refused, true},
+		"not named":                          {nil, newPod(owned), operator, admission.Refused, true},
+		"not named, by a person":             {nil, newPod(owned), ordinary, admission.Refused, false},
+		"by another account":                 {named, newPod(owned), user("generic-garbage-collector"), admission.Refused, false},
+		"an operator, a pod of a Deployment": {nil, newPod(ownedBy("apps/v1", "ReplicaSet")), operator, admission.Refused, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clock := testclock.NewFakePassiveClock(noon)
+			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, templates{}, test.named, DefaultDeletedNodeHold, clock).
+				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{}))
+			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
+			require.Equal(t, test.hint, strings.Contains(decision.NextStep, "--workload-controllers="), decision.NextStep)
+		})
+	}
+	for name, wrong := range map[string]map[string]string{
+		"no group":         {"Widget": account},
+		"no user":          {"Widget.example.com": ""},
+		"one that is ours": {"StatefulSet.apps": account},
+	} {
+		_, err := ParseControllers(wrong)
+		require.Error(t, err, name)
 	}
 }
 
