@@ -579,6 +579,22 @@ var _ = Describe("deletion of protected pods", func() {
 		Consistently(ctx, remaining).WithTimeout(controllerQuiet).Should(Equal(2), "pods left running")
 	})
 
+	It("is held for the garbage collector, when the owner never existed, as after a restore", func(ctx SpecContext) {
+		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
+		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		before := decisions(ctx, admission.PodDeletion)
+		for _, pod := range created {
+			_, err := client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(
+				`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":"StatefulSet","name":"web","uid":"00000000-0000-4000-8000-000000000001","controller":true}]}}`), metav1.PatchOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
+			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the garbage collector")
+		for _, pod := range created {
+			sameUID(pod)(Default, ctx)
+		}
+	})
+
 	It("lets a workload's own controller scale it down below the budget", func(ctx SpecContext) {
 		deployment := newDeployment("web", 3, nil)
 		deployment.Spec.Template = webTemplate()

@@ -183,6 +183,20 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		Eventually(ctx, func() error { return patch("scale") }).WithTimeout(policyWait).Should(BeRefused("statefulsets.apps db were not changed from 0 to 1"))
 	}, SpecTimeout(specTimeout))
 
+	It("holds a manifest from which the field was removed, whose default comes back", func(ctx SpecContext) {
+		namespace := newNamespace(ctx, nil)
+		manifest := func(name, replicas string) string {
+			return fmt.Sprintf(`{apiVersion: apps/v1, kind: Deployment, metadata: {name: %s, namespace: %s, labels: {%s: confirm}},
+spec: {%sselector: {matchLabels: {app: %s}}, template: {metadata: {labels: {app: %s}}, spec: {containers: [{name: c, image: none, imagePullPolicy: Never}]}}}}`,
+				name, namespace, labelReplicasProtection, replicas, name, name)
+		}
+		for name, flags := range map[string][]string{"client-side": nil, "server-side": {"--server-side"}} {
+			apply := append([]string{"apply", "-f", "-"}, flags...)
+			kubectlInput(ctx, manifest(name, "replicas: 5, "), apply...).ExpectDone()
+			kubectlInput(ctx, manifest(name, ""), apply...).ExpectRefused("deployments.apps " + name + " were not changed from 5 to 1")
+		}
+	}, SpecTimeout(specTimeout))
+
 	It("covers a custom kind by the component", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		example := filepath.Join(manifestsDir, "control-plane", "components", "scale-custom-kind")
