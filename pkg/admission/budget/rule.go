@@ -32,8 +32,9 @@ const deletionByPodGC = "DeletionByPodGC"
 
 // LostNodes tells nodes that are lost from a mass failure.
 type LostNodes interface {
-	// Health returns that of the node.
-	Health(ctx context.Context, node string) (nodes.Health, error)
+	// Health returns that of the node. With live, a cache is not enough to say that the node
+	// has an object.
+	Health(ctx context.Context, node string, live bool) (nodes.Health, error)
 }
 
 // DaemonSetReader reads DaemonSets from the API server, not from a cache.
@@ -92,7 +93,7 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	ready, cleansUp := isReady(pod), cleansUpBehindNodes(request.UserInfo.Username, pod)
 	var node nodes.Health
 	if !ready || cleansUp {
-		if node, err = r.nodes.Health(ctx, pod.Spec.NodeName); err != nil {
+		if node, err = r.nodes.Health(ctx, pod.Spec.NodeName, cleansUp); err != nil {
 			return admission.Fail("find out whether node %s is lost: %w", pod.Spec.NodeName, err)
 		}
 	}

@@ -89,8 +89,9 @@ func NewLostNodes(policies Policies, nodes Nodes, live NodeReader, protected Pro
 	return &LostNodes{policies: policies, nodes: nodes, live: live, protected: protected, clock: clock}
 }
 
-// Health returns that of the node.
-func (l *LostNodes) Health(ctx context.Context, node string) (Health, error) {
+// Health returns that of the node, which may be a second old. With live, the API server is
+// asked whether the node has an object, in any case.
+func (l *LostNodes) Health(ctx context.Context, node string, live bool) (Health, error) {
 	latest, err := l.read(ctx)
 	if err != nil {
 		return Health{}, err
@@ -98,10 +99,10 @@ func (l *LostNodes) Health(ctx context.Context, node string) (Health, error) {
 	l.mu.Lock()
 	known := latest.names.Has(node)
 	l.mu.Unlock()
-	if known {
+	if known && !live {
 		return latest.notReady[node], nil
 	}
-	// The cache may not have it yet.
+	// The cache may not have it yet, or still.
 	exists, err := l.live.Exists(ctx, node)
 	if err != nil {
 		return Health{}, fmt.Errorf("read node %s: %w", node, err)
@@ -112,7 +113,7 @@ func (l *LostNodes) Health(ctx context.Context, node string) (Health, error) {
 	l.mu.Lock()
 	latest.names.Insert(node)
 	l.mu.Unlock()
-	return Health{}, nil
+	return latest.notReady[node], nil
 }
 
 // read returns the state of the nodes, which is at most lostAge old.

@@ -75,10 +75,29 @@ func TestDeletedNodes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			lost := newLostNodes(newStore(test.nodes), test.live, test.protected, testingclock.NewFakePassiveClock(noon))
 			for range 2 {
-				got, err := lost.Health(t.Context(), "gone-0")
+				got, err := lost.Health(t.Context(), "gone-0", false)
 				require.NoError(t, err)
 				require.Equal(t, test.want, got)
 			}
+		})
+	}
+}
+
+func TestANodeThatWasJustDeleted(t *testing.T) {
+	lost := newLostNodes(newStore(nodesOf("a", 3, 0)), liveNodes{"a-1"}, nil, testingclock.NewFakePassiveClock(noon))
+	for name, test := range map[string]struct {
+		node string
+		live bool
+		want Health
+	}{
+		"by the cache":      {"a-0", false, Health{}},
+		"by the API server": {"a-0", true, Health{Deleted: true, Lost: true}},
+		"one that is there": {"a-1", true, Health{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := lost.Health(t.Context(), test.node, test.live)
+			require.NoError(t, err)
+			require.Equal(t, test.want, got)
 		})
 	}
 }
@@ -106,7 +125,7 @@ func TestLostNodesAndMassFailures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(test.nodes, test.policies...)
-			got, err := newLostNodes(s, nil, nil, testingclock.NewFakePassiveClock(noon)).Health(t.Context(), "a-0")
+			got, err := newLostNodes(s, nil, nil, testingclock.NewFakePassiveClock(noon)).Health(t.Context(), "a-0", false)
 			require.NoError(t, err)
 			require.Equal(t, test.want, got)
 		})
@@ -119,7 +138,7 @@ func TestLostNodesAreReadOnceASecond(t *testing.T) {
 	lost := newLostNodes(s, nil, nil, clock)
 	health := func() Health {
 		t.Helper()
-		got, err := lost.Health(t.Context(), "a-0")
+		got, err := lost.Health(t.Context(), "a-0", false)
 		require.NoError(t, err)
 		return got
 	}
