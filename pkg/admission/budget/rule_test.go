@@ -30,7 +30,9 @@ type everyNode struct {
 	err    error
 }
 
-func (n everyNode) Health(context.Context, string, bool) (nodes.Health, error) { return n.health, n.err }
+func (n everyNode) Health(context.Context, string, bool) (nodes.Health, error) {
+	return n.health, n.err
+}
 
 // templates are the DaemonSets of the namespace shop, each with the number of its template.
 type templates map[string]string
