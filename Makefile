@@ -249,10 +249,16 @@ counters: binaries node-e2e ## Count what a pod's life costs with both kubelets 
 		[[ $$status -eq 0 ]] || { sed -n '/^  \[FAILED\]/,/^  In /p' _output/counters.log; echo 'See _output/counters.log'; }; exit $$status
 
 .PHONY: bench-webhook
-bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure pod deletion with 10 and 10,000 budgets, with the guard and by eviction, on a cluster
+bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure the webhook: pod deletion with 10 and 10,000 budgets on a cluster; memory, node deletion and reviews in a large one (15 minutes)
 	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/budget
-	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=bench-webhook -output=_output -manifests=manifests \
-		-bench -ginkgo.label-filter=bench -ginkgo.no-color > _output/bench-webhook.log
+	@$(go) test -run='^$$' -bench=Judge -benchmem ./pkg/admission/nodes
+	@$(go) test -c -o _output/bin/webhookscale.test ./node-e2e/webhookscale
+	@status=0; \
+	_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=bench-webhook -output=_output -manifests=manifests \
+		-bench -ginkgo.label-filter=bench -ginkgo.no-color > _output/bench-webhook.log || status=1; \
+	_output/bin/webhookscale.test -test.run='^TestScale$$' -test.timeout=30m -strict -webhook=_output/bin/guard-webhook -manifests=manifests \
+		-table=_output/e2e/controlplane/webhook-scale.md > _output/webhook-scale.log || { tail -n 40 _output/webhook-scale.log; status=1; }; \
+	cat _output/e2e/controlplane/webhook-scale.md; exit $$status
 
 .PHONY: verify
 verify: ## Check format, vet, staticcheck, scripts, patches and generated files

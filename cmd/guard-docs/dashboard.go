@@ -76,6 +76,7 @@ func rows() []row {
 				{title: "Protected pods", description: "As the kubelets count them, and as their labels say. A gap between the two is pods on unguarded nodes, or a podSelector that is not the default.", unit: "short", queries: []query{
 					{`sum(kubelet_guard_protected_pods)`, "on guarded kubelets"},
 					{`max by (kubelet) (guard_webhook_protected_pods)`, "labelled, kubelet {{kubelet}}"},
+					{`max(guard_webhook_protected_pods_without_budget)`, "labelled, without a budget"},
 				}},
 				{title: "Nodes", description: "By kubelet, and the guarded ones by mode and version.", unit: "short", queries: []query{
 					{`max by (kubelet) (guard_webhook_nodes)`, "{{kubelet}}"},

@@ -27,6 +27,9 @@ var webhookAdvice = map[string]string{
 	coverage.ProtectedNodesMetric: "KubeletGuardNodesUnguarded. Every replica counts the whole cluster: take `max`, not `sum`, over replicas. " +
 		"A kubelet is guarded when its version has the suffix `+guard.<release>`; a guarded one whose configuration selects other labels, or whose mode is `Off`, counts as guarded.",
 	coverage.ProtectedPodsMetric: "No alert. Over `kubelet=\"Unguarded\"` it says how many pods the alert is about.",
+	coverage.WithoutBudgetMetric: "No alert. A namespace and labels that several pods share count as one kind of pod, as of the moment of the read. " +
+		"A budget whose selector names a label that each pod has for itself (`statefulset.kubernetes.io/pod-name`, an index, or any whose value is the pod's name) is not seen here. " +
+		"There is no series while a replica does not know all pods and budgets, nor where protected pods have more than 50,000 sets of labels. `kubectl guard status` names the namespaces.",
 }
 
 // webhookLabels says which values a label takes whose values are not all there at the
@@ -39,8 +42,9 @@ var webhookLabels = map[string]string{
 // emptyCluster is a coverage.Lister.
 type emptyCluster struct{}
 
-func (emptyCluster) Nodes(func(name, version string)) error { return nil }
-func (emptyCluster) ProtectedPods(func(node string)) error  { return nil }
+func (emptyCluster) Nodes(func(name, version string)) error          { return nil }
+func (emptyCluster) ProtectedPods(func(node string, pods int)) error { return nil }
+func (emptyCluster) WithoutBudget() (int, error)                     { return 0, nil }
 
 // webhookMetrics returns the metrics of the webhook, sorted by name, as it serves them
 // after its start, but for those of the libraries.

@@ -13,11 +13,13 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
@@ -33,8 +35,10 @@ import (
 
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/budget"
 	"kubelet-guard.io/pkg/admission/coverage"
 	"kubelet-guard.io/pkg/admission/nodes"
+	"kubelet-guard.io/pkg/admission/paging"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -120,9 +124,15 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		func(config *tls.Config) { config.MinVersion = tls.VersionTLS13 },
 		allowed.tls,
 	}}
-	cacheOptions := cache.Options{ByObject: map[client.Object]cache.ByObject{
-		&corev1.Node{}: {Transform: nodes.TrimNode},
-	}}
+	cacheOptions := cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Node{}: {Transform: nodes.TrimNode},
+			// Packed: they are read through the index alone, not through the manager's client.
+			&policyv1.PodDisruptionBudget{}: {Transform: budget.Transform},
+		},
+		NewInformer: paging.NewInformer(transform),
+	}
 	var serving *certificates.Serving
 	if o.certDir == "" {
 		serving, err = certificates.New(ctx, certificates.Config{
@@ -161,14 +171,15 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 			return err
 		}
 	}
-	fleet, err := coverage.NewCluster(core, mgr.GetClient())
+	known, err := newIndexes(ctx, mgr)
 	if err != nil {
 		return err
 	}
+	fleet := coverage.NewCluster(core, mgr.GetClient(), known.budgets)
 	if err := mgr.Add(fleet); err != nil {
 		return err
 	}
-	if err := register(ctx, mgr, core, fleet, o, modes, serverClock); err != nil {
+	if err := register(ctx, mgr, core, known, fleet, o, modes, serverClock); err != nil {
 		return err
 	}
 	if err := observe(fleet, metrics.Registry, o); err != nil {
@@ -213,16 +224,16 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 }
 
 // register puts the handlers of all entries onto the server.
-func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options, modes admission.Modes, serverClock *admission.ServerClock) error {
+func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *coverage.Cluster, o *options, modes admission.Modes, serverClock *admission.ServerClock) error {
 	counts, err := admission.NewMetrics(metrics.Registry, modes)
 	if err != nil {
 		return err
 	}
-	entries, err := newEntries(ctx, mgr, core, fleet, o)
+	entries, err := newEntries(mgr, core, known, fleet, o)
 	if err != nil {
 		return err
 	}
-	policies, err := newPolicyEntries(ctx, mgr, o, modes, serverClock)
+	policies, err := newPolicyEntries(ctx, mgr, known.nodes, o, modes, serverClock)
 	if err != nil {
 		return err
 	}
@@ -239,6 +250,17 @@ func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 		mgr.GetWebhookServer().Register(handler.Path(), &webhook.Admission{Handler: handler})
 	}
 	return nil
+}
+
+// transform returns what the caches keep of objects like the example.
+func transform(example runtime.Object) toolscache.TransformFunc {
+	switch example.(type) {
+	case *corev1.Node:
+		return nodes.TrimNode
+	case *policyv1.PodDisruptionBudget:
+		return budget.Transform
+	}
+	return cache.TransformStripManagedFields()
 }
 
 // syncedWithin bounds how long a readiness probe waits for caches.

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -31,7 +29,7 @@ func cachedResources(o *options) []string {
 
 // newEntries makes the rules and says which of them each path asks. The paths are
 // those of manifests/control-plane/webhook/configuration.yaml.
-func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options) ([]admission.Entry, error) {
+func newEntries(mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *coverage.Cluster, o *options) ([]admission.Entry, error) {
 	metadataClient, err := metadata.NewForConfig(mgr.GetConfig())
 	if err != nil {
 		return nil, err
@@ -50,7 +48,7 @@ func newEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface
 	changes := replicas.Rule{Scale: lookup}
 	protection := grant.Rule{Pods: grant.Cluster{Metadata: metadataClient}, Namespaces: grant.CachedNamespaces{Reader: mgr.GetClient()}}
 
-	podDeletion, err := newPodDeletionEntries(ctx, mgr, core, fleet, o)
+	podDeletion, err := newPodDeletionEntries(mgr, core, known, fleet, o)
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // observe registers the metrics that belong to no rule: when the certificate expires,
-// and how many protected pods have a guarded kubelet.
+// and how many protected pods have a guarded kubelet and a budget.
 func observe(fleet *coverage.Cluster, registry prometheus.Registerer, o *options) error {
 	for _, collector := range []prometheus.Collector{coverage.NewCollector(fleet), admission.NewCertificateExpiry(o.port)} {
 		if err := registry.Register(collector); err != nil {

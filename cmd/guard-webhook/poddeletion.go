@@ -1,11 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"net/http"
 
-	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/utils/clock"
@@ -19,21 +16,10 @@ import (
 )
 
 // newPodDeletionEntries makes the rules about the deletion of pods, and has the
-// manager fill their index and run the collector of records.
-func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, fleet *coverage.Cluster, o *options) ([]admission.Entry, error) {
-	informer, err := mgr.GetCache().GetInformer(ctx, &policyv1.PodDisruptionBudget{})
-	if err != nil {
-		return nil, err
-	}
-	index := budget.NewIndex()
-	if err := index.Follow(informer); err != nil {
-		return nil, err
-	}
-	if err := mgr.AddReadyzCheck("budgets", func(*http.Request) error { return index.Filled() }); err != nil {
-		return nil, err
-	}
+// manager run the collector of records.
+func newPodDeletionEntries(mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *coverage.Cluster, o *options) ([]admission.Entry, error) {
 	now := clock.RealClock{}
-	reservations := budget.NewReservations(index, budget.NewBudgets(core.PolicyV1()), now)
+	reservations := budget.NewReservations(known.budgets, budget.NewBudgets(core.PolicyV1()), now)
 	records, err := budget.NewRecordRule(reservations, budget.NewPodReader(core.CoreV1()),
 		budget.NewRecords(mgr.GetClient(), mgr.GetAPIReader(), now), o.recordTTL, now)
 	if err != nil {
@@ -49,7 +35,7 @@ func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernete
 	if err != nil {
 		return nil, err
 	}
-	lost := nodes.NewLostNodes(nodes.CachedPolicies{Reader: mgr.GetClient()}, nodes.CachedNodes{Reader: mgr.GetClient()},
+	lost := nodes.NewLostNodes(nodes.CachedPolicies{Reader: mgr.GetClient()}, known.nodes,
 		nodes.LiveNodes{Reader: mgr.GetAPIReader()}, fleet, now)
 	controllers, err := budget.ParseControllers(o.workloadControllers)
 	if err != nil {
@@ -61,7 +47,7 @@ func newPodDeletionEntries(ctx context.Context, mgr ctrl.Manager, core kubernete
 		// override or in audit mode.
 		records,
 	}
-	changes := []admission.Rule{budget.NewChanges(index, budget.NewProtectedPods(metadataClient))}
+	changes := []admission.Rule{budget.NewChanges(known.budgets, budget.NewProtectedPods(metadataClient))}
 	return []admission.Entry{
 		{Path: "/validate/pod-deletion", FailurePolicy: admission.FailClosed, Rules: deletions},
 		{Path: "/validate/daemon-pod-deletion", FailurePolicy: admission.FailOpen, Rules: deletions},

@@ -20,12 +20,12 @@ import (
 // newPolicyEntries makes the rules that objects of our own configure, has the
 // manager keep the status of these objects, and puts the validation of them onto the
 // server. Windows and ledgers go by the given clock.
-func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, o *options, modes admission.Modes, now clock.Clock) ([]admission.Entry, error) {
+func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, index *nodes.Index, o *options, modes admission.Modes, now clock.Clock) ([]admission.Entry, error) {
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	// Every replica fills these caches before it is ready, not with its first review.
 	for _, object := range []client.Object{
-		&guardv1alpha1.OperationWindow{}, &guardv1alpha1.NodeDeletionPolicy{}, &corev1.Node{}, namespaces,
+		&guardv1alpha1.OperationWindow{}, &guardv1alpha1.NodeDeletionPolicy{}, namespaces,
 	} {
 		if _, err := mgr.GetCache().GetInformer(ctx, object); err != nil {
 			return nil, err
@@ -54,8 +54,8 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, o *options, modes a
 	workloads := window.LiveWorkloads{Reader: mgr.GetAPIReader()}
 	operations := window.NewRule(window.CachedWindows{Reader: mgr.GetClient()}, workloads, now)
 	withDeployment := replicas.ReplicaSets{Workloads: workloads, WithDeployment: true}
-	deletions := nodes.NewRule(policies, nodes.CachedNodes{Reader: mgr.GetClient()},
-		nodes.LiveLedgers{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}, mode, now)
+	deletions := nodes.NewRule(policies, index,
+		nodes.NewLiveLedgers(mgr.GetClient(), mgr.GetAPIReader(), mgr.GetClient()), mode, now)
 	return []admission.Entry{
 		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment, operations}},
 		{Path: "/validate/replicasets", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment}},

@@ -8,7 +8,6 @@ import (
 	"sync"
 
 	policyv1 "k8s.io/api/policy/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
@@ -26,10 +25,13 @@ import (
 // a demand (Exists, NotIn, DoesNotExist, or empty) are tried one by one; there are
 // few of them, as each selects pods of many workloads.
 //
-// It is safe for concurrent use, and is a handler of informer events.
+// It is safe for concurrent use, and is a handler of informer events: of budgets, or of what
+// Transform makes of them.
 type Index struct {
 	mu         sync.RWMutex
 	namespaces map[string]*namespaceIndex
+	// generation counts changes of what budgets select.
+	generation uint64
 	// filled reports whether the first list of the informer has arrived. It is set
 	// before the index is used.
 	filled func() bool
@@ -48,7 +50,7 @@ type namespaceIndex struct {
 
 // entry is one budget. Its budget is replaced and never changed.
 type entry struct {
-	budget   *policyv1.PodDisruptionBudget
+	budget   *Packed
 	selector labels.Selector
 	// pairs the entry is kept under; none means in rest.
 	pairs []pair
@@ -57,8 +59,7 @@ type entry struct {
 // NewIndex returns an empty index.
 func NewIndex() *Index { return &Index{namespaces: map[string]*namespaceIndex{}} }
 
-// Selecting returns the budgets that select a pod with these labels, by name. They
-// are shared: the caller must not change them.
+// Selecting returns the budgets that select a pod with these labels, by name.
 func (i *Index) Selecting(namespace string, podLabels map[string]string) []*policyv1.PodDisruptionBudget {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
@@ -70,7 +71,7 @@ func (i *Index) Selecting(namespace string, podLabels map[string]string) []*poli
 	try := func(entries []*entry) {
 		for _, e := range entries {
 			if e.selector.Matches(labels.Set(podLabels)) {
-				found = append(found, e.budget)
+				found = append(found, e.budget.Unpack())
 			}
 		}
 	}
@@ -107,26 +108,61 @@ func (i *Index) Filled() error {
 	return nil
 }
 
-// Set adds or replaces a budget. The index keeps it: the caller must not change it
-// afterwards.
+// Generation is another number after what a budget selects may have changed. A new status
+// does not change it.
+func (i *Index) Generation() uint64 {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.generation
+}
+
+// Selects reports whether a budget selects a pod with these labels.
+func (i *Index) Selects(namespace string, podLabels map[string]string) bool {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	in := i.namespaces[namespace]
+	if in == nil {
+		return false
+	}
+	matches := func(e *entry) bool { return e.selector.Matches(labels.Set(podLabels)) }
+	for key, value := range podLabels {
+		if slices.ContainsFunc(in.byPair[pair{key, value}], matches) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(in.rest, matches)
+}
+
+// Set adds or replaces a budget, which it takes managedFields away from.
 func (i *Index) Set(budget *policyv1.PodDisruptionBudget) {
+	i.setPacked(Pack(budget), selectorOf(budget))
+}
+
+func (i *Index) setPacked(budget *Packed, selector labels.Selector) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	in := i.namespaces[budget.Namespace]
+	in := i.namespaces[budget.name.Namespace]
 	if in == nil {
 		in = &namespaceIndex{entries: map[string]*entry{}, byPair: map[pair][]*entry{}}
-		i.namespaces[budget.Namespace] = in
+		i.namespaces[budget.name.Namespace] = in
 	}
-	if e := in.entries[budget.Name]; e != nil {
+	if e := in.entries[budget.name.Name]; e != nil {
 		// The common case is a new status.
-		if equality.Semantic.DeepEqual(e.budget.Spec.Selector, budget.Spec.Selector) &&
-			(e.budget.Spec.Selector == nil) == (budget.Spec.Selector == nil) {
+		if sameSelector(e.selector, selector) {
 			e.budget = budget
 			return
 		}
 		in.remove(e)
 	}
-	in.add(&entry{budget: budget, selector: selectorOf(budget)})
+	i.generation++
+	in.add(&entry{budget: budget, selector: selector})
+}
+
+// sameSelector reports whether both select the same.
+func sameSelector(a, b labels.Selector) bool {
+	_, selects := a.Requirements()
+	_, alsoSelects := b.Requirements()
+	return selects == alsoSelects && a.String() == b.String()
 }
 
 // Delete removes a budget, if it is there.
@@ -137,6 +173,7 @@ func (i *Index) Delete(name types.NamespacedName) {
 	if in == nil || in.entries[name.Name] == nil {
 		return
 	}
+	i.generation++
 	in.remove(in.entries[name.Name])
 	if len(in.entries) == 0 {
 		delete(i.namespaces, name.Namespace)
@@ -154,14 +191,20 @@ func (i *Index) OnDelete(object any) {
 	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = last.Obj
 	}
-	if budget, ok := object.(*policyv1.PodDisruptionBudget); ok {
-		i.Delete(types.NamespacedName{Namespace: budget.Namespace, Name: budget.Name})
+	switch o := object.(type) {
+	case *Packed:
+		i.Delete(o.name)
+	case *policyv1.PodDisruptionBudget:
+		i.Delete(types.NamespacedName{Namespace: o.Namespace, Name: o.Name})
 	}
 }
 
 func (i *Index) set(object any) {
-	if budget, ok := object.(*policyv1.PodDisruptionBudget); ok {
-		i.Set(budget)
+	switch o := object.(type) {
+	case *Packed:
+		i.setPacked(o, selectorOf(o.Unpack()))
+	case *policyv1.PodDisruptionBudget:
+		i.Set(o)
 	}
 }
 
@@ -177,7 +220,7 @@ func selectorOf(budget *policyv1.PodDisruptionBudget) labels.Selector {
 }
 
 func (in *namespaceIndex) add(e *entry) {
-	in.entries[e.budget.Name] = e
+	in.entries[e.budget.name.Name] = e
 	requirements, selectable := e.selector.Requirements()
 	if !selectable {
 		return // it selects nothing
@@ -205,7 +248,7 @@ func (in *namespaceIndex) add(e *entry) {
 }
 
 func (in *namespaceIndex) remove(e *entry) {
-	delete(in.entries, e.budget.Name)
+	delete(in.entries, e.budget.name.Name)
 	without := func(entries []*entry) []*entry {
 		return slices.DeleteFunc(entries, func(other *entry) bool { return other == e })
 	}

@@ -1,9 +1,11 @@
 /*
-Package coverage counts how far the protection labels are backed by guarded kubelets:
-a label on a pod of a stock node promises what nobody keeps.
+Package coverage counts how far the protection labels are backed: by guarded kubelets, since
+a label on a pod of a stock node promises what nobody keeps, and by PodDisruptionBudgets,
+since nothing limits the deletion of a pod that none selects.
 
-The figures are computed from caches when they are read, so they cannot drift from
-them, and no label names a node or a pod.
+Pods are counted as their events come, by node and by labels. What these numbers mean
+(which nodes are guarded, which labels a budget selects) is looked up when the metrics are
+read, so that a read costs nothing per pod. No label names a node or a pod.
 */
 package coverage
 
@@ -19,6 +21,7 @@ const (
 	NodesMetric          = "guard_webhook_nodes"
 	ProtectedNodesMetric = "guard_webhook_nodes_with_protected_pods"
 	ProtectedPodsMetric  = "guard_webhook_protected_pods"
+	WithoutBudgetMetric  = "guard_webhook_protected_pods_without_budget"
 )
 
 // Kubelet says what the kubelet of a node is. The zero value is invalid.
@@ -43,9 +46,11 @@ const versionMark = "+guard."
 type Lister interface {
 	// Nodes calls visit with each node's name and the version of its kubelet.
 	Nodes(visit func(name, kubeletVersion string)) error
-	// ProtectedPods calls visit with the node of each protected pod that is bound and
-	// has not finished.
-	ProtectedPods(visit func(node string)) error
+	// ProtectedPods calls visit once with each node that protected pods are bound to which
+	// have not finished, and with their number.
+	ProtectedPods(visit func(node string, pods int)) error
+	// WithoutBudget returns how many of these pods no PodDisruptionBudget selects.
+	WithoutBudget() (int, error)
 }
 
 // Counts are numbers by kubelet. A kubelet that is not in the map has none.
@@ -67,17 +72,13 @@ func Count(lister Lister) (Counts, error) {
 	}); err != nil {
 		return Counts{}, err
 	}
-	seen := map[string]bool{}
-	err := lister.ProtectedPods(func(node string) {
+	err := lister.ProtectedPods(func(node string, pods int) {
 		kubelet, ok := kubelets[node]
 		if !ok {
 			kubelet = Missing
 		}
-		counts.ProtectedPods[kubelet]++
-		if !seen[node] {
-			seen[node] = true
-			counts.ProtectedNodes[kubelet]++
-		}
+		counts.ProtectedPods[kubelet] += pods
+		counts.ProtectedNodes[kubelet]++
 	})
 	return counts, err
 }
@@ -89,11 +90,11 @@ func runs(pod *corev1.Pod) bool {
 
 // Collector is a prometheus.Collector. It is safe for concurrent use.
 type Collector struct {
-	lister                           Lister
-	nodes, protectedNodes, protected *prometheus.Desc
+	lister                                          Lister
+	nodes, protectedNodes, protected, withoutBudget *prometheus.Desc
 }
 
-// NewCollector returns a Collector of what the lister sees. It has no series while
+// NewCollector returns a Collector of what the lister sees. A metric has no series while
 // the lister fails: caches that are not filled yet would count too little.
 func NewCollector(lister Lister) *Collector {
 	labels := []string{"kubelet"}
@@ -105,6 +106,8 @@ func NewCollector(lister Lister) *Collector {
 			"Nodes that run protected pods. With kubelet Unguarded the label of these pods stops nothing on the node.", labels, nil),
 		protected: prometheus.NewDesc(ProtectedPodsMetric,
 			"Protected pods that are bound to a node and have not finished.", labels, nil),
+		withoutBudget: prometheus.NewDesc(WithoutBudgetMetric,
+			"Protected pods that are bound to a node and have not finished, and that no PodDisruptionBudget selects: nothing limits how many of them are deleted at once.", nil, nil),
 	}
 }
 
@@ -113,10 +116,14 @@ func (c *Collector) Describe(descriptions chan<- *prometheus.Desc) {
 	descriptions <- c.nodes
 	descriptions <- c.protectedNodes
 	descriptions <- c.protected
+	descriptions <- c.withoutBudget
 }
 
 // Collect implements prometheus.Collector.
 func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
+	if pods, err := c.lister.WithoutBudget(); err == nil {
+		metrics <- prometheus.MustNewConstMetric(c.withoutBudget, prometheus.GaugeValue, float64(pods))
+	}
 	counts, err := Count(c.lister)
 	if err != nil {
 		return

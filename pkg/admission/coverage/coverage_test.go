@@ -11,16 +11,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"kubelet-guard.io/pkg/admission/budget"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 type fixed struct {
 	nodes map[string]string
-	pods  []string
+	pods  map[string]int
 	err   error
 }
 
@@ -31,17 +34,19 @@ func (f fixed) Nodes(visit func(name, version string)) error {
 	return f.err
 }
 
-func (f fixed) ProtectedPods(visit func(node string)) error {
-	for _, node := range f.pods {
-		visit(node)
+func (f fixed) ProtectedPods(visit func(node string, pods int)) error {
+	for node, pods := range f.pods {
+		visit(node, pods)
 	}
 	return f.err
 }
 
+func (f fixed) WithoutBudget() (int, error) { return 0, f.err }
+
 func TestCount(t *testing.T) {
 	counts, err := Count(fixed{
 		nodes: map[string]string{"a": "v1.36.3+guard.0.1.0", "b": "v1.36.3", "c": "v1.36.3", "d": "v1.36.3+vendor.1"},
-		pods:  []string{"a", "a", "b", "b", "b", "gone"},
+		pods:  map[string]int{"a": 2, "b": 3, "gone": 1},
 	})
 	require.NoError(t, err)
 	require.Equal(t, Counts{
@@ -58,7 +63,7 @@ func TestCollectorHasNoSeriesBeforeTheCachesAreFilled(t *testing.T) {
 func TestCollectorFollowsTheCluster(t *testing.T) {
 	pod := func(name, node, label string, phase corev1.PodPhase) *corev1.Pod {
 		return &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{guardv1alpha1.ExplicitDeletionLabel: label}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Labels: map[string]string{guardv1alpha1.ExplicitDeletionLabel: label, "app": name}},
 			Spec:       corev1.PodSpec{NodeName: node},
 			Status:     corev1.PodStatus{Phase: phase},
 		}
@@ -78,8 +83,12 @@ func TestCollectorFollowsTheCluster(t *testing.T) {
 			pod("unbound", "", "required", corev1.PodPending),
 			pod("other", "stock", "", corev1.PodRunning),
 		)
-		lister, err := NewCluster(pods, nodes)
-		require.NoError(t, err)
+		budgets := budget.NewIndex()
+		budgets.Set(&policyv1.PodDisruptionBudget{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a"},
+			Spec:       policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "a"}}},
+		})
+		lister := NewCluster(pods, nodes, budgets)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); _ = lister.Start(ctx) }()
@@ -103,6 +112,9 @@ guard_webhook_nodes_with_protected_pods{kubelet="Unguarded"} 1
 guard_webhook_protected_pods{kubelet="Guarded"} 1
 guard_webhook_protected_pods{kubelet="Missing"} 0
 guard_webhook_protected_pods{kubelet="Unguarded"} 1
+# HELP guard_webhook_protected_pods_without_budget Protected pods that are bound to a node and have not finished, and that no PodDisruptionBudget selects: nothing limits how many of them are deleted at once.
+# TYPE guard_webhook_protected_pods_without_budget gauge
+guard_webhook_protected_pods_without_budget 1
 `)))
 	})
 }

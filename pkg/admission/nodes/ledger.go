@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -80,15 +81,30 @@ type Usage struct {
 	minReady intstr.IntOrString
 }
 
+// uidSets are for use again: a flood of deletions would leave one as garbage each.
+var uidSets = sync.Pool{New: func() any { return map[types.UID]struct{}{} }}
+
 // Measure returns the state of the policy at the time. nodes are those that its
 // selector selects.
 func Measure(policy *guardv1alpha1.NodeDeletionPolicy, nodes []Node, now time.Time) Usage {
 	usage := Usage{Period: periodOf(&policy.Spec), Max: -1}
 	usage.Deletions = counted(policy.Status.Deletions, usage.Period, now)
 	usage.Pool.Deleted = len(usage.Deletions)
-	for _, node := range nodes {
+	gone := uidSets.Get().(map[types.UID]struct{})
+	defer func() {
+		clear(gone)
+		uidSets.Put(gone)
+	}()
+	if len(nodes) > 0 {
+		for i := range usage.Deletions {
+			gone[usage.Deletions[i].UID] = struct{}{}
+		}
+	}
+	for i := range nodes {
+		node := &nodes[i]
+		_, isGone := gone[node.UID]
 		switch {
-		case charged(usage.Deletions, node.UID):
+		case isGone:
 		case node.Terminating:
 			// Asked for before the policy was there.
 			usage.Pool.Deleted++
@@ -280,8 +296,12 @@ func kept(deletions []guardv1alpha1.NodeDeletion, age time.Duration, now time.Ti
 	return ordered(left)
 }
 
+func byTime(a, b guardv1alpha1.NodeDeletion) int { return a.Time.Compare(b.Time.Time) }
+
 func ordered(deletions []guardv1alpha1.NodeDeletion) []guardv1alpha1.NodeDeletion {
-	slices.SortStableFunc(deletions, func(a, b guardv1alpha1.NodeDeletion) int { return a.Time.Compare(b.Time.Time) })
+	if !slices.IsSortedFunc(deletions, byTime) { // they nearly always are
+		slices.SortStableFunc(deletions, byTime)
+	}
 	return deletions
 }
 

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -44,7 +45,7 @@ type Policies interface {
 
 // Nodes reads nodes, from a cache.
 type Nodes interface {
-	// List returns the nodes that the selector selects.
+	// List returns the nodes that the selector selects, which must not be changed.
 	List(ctx context.Context, selector labels.Selector) ([]Node, error)
 }
 
@@ -66,6 +67,8 @@ type Rule struct {
 	clock    clock.Clock
 	// charging has room for the one request that charges.
 	charging chan struct{}
+	// charges counts those of this process.
+	charges atomic.Int64
 }
 
 var _ admission.Rule = &Rule{}
@@ -99,19 +102,28 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	if err != nil {
 		return admission.Fail("list the NodeDeletionPolicies: %w", err)
 	}
+	asked := answers{charges: r.charges.Load(), policies: map[string]*guardv1alpha1.NodeDeletionPolicy{}}
 	for _, policy := range policies {
-		_, refusal, err := r.judge(ctx, policy, node)
+		live, refusal, err := r.judge(ctx, policy, node)
 		if err != nil {
 			return admission.Fail("NodeDeletionPolicy %s: %w", policy, err)
 		}
 		if refusal != nil {
 			return refuse(request, policy, refusal)
 		}
+		asked.policies[policy] = live
 	}
 	if len(policies) == 0 || request.IsDryRun() {
 		return admission.Allow()
 	}
-	return r.charge(ctx, request, policies, node)
+	return r.charge(ctx, request, policies, asked, node)
+}
+
+// answers are policies that have let a node go, as judge returned them, when so many charges
+// had been made. They are good for a charge as long as that is the number.
+type answers struct {
+	policies map[string]*guardv1alpha1.NodeDeletionPolicy
+	charges  int64
 }
 
 // selecting returns the names of the policies that select the node, ordered.
@@ -147,16 +159,20 @@ func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha
 		return policy, &Refusal{Reason: admission.ReasonMalformed,
 			Message: fmt.Sprintf("NodeDeletionPolicy %s is not valid and so lets no node of its pool be deleted (%v)", name, errs.ToAggregate())}, nil
 	}
+	now := r.clock.Now()
+	// In a flood of deletions most are refused by the limit, for which no pool is needed.
+	if refusal := Measure(policy, nil, now).Judge(name, node, now); refusal != nil && refusal.Reason == admission.ReasonNodeLimit {
+		return policy, refusal, nil
+	}
 	nodes, err := r.nodes.List(ctx, selector)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the nodes of its pool: %w", err)
 	}
-	now := r.clock.Now()
 	return policy, Measure(policy, nodes, now).Judge(name, node, now), nil
 }
 
 // charge writes the deletion into the ledgers of all policies, or of none.
-func (r *Rule) charge(ctx context.Context, request *admission.Request, policies []string, node Node) admission.Decision {
+func (r *Rule) charge(ctx context.Context, request *admission.Request, policies []string, asked answers, node Node) admission.Decision {
 	waiting, cancel := context.WithTimeout(ctx, chargeTimeout)
 	defer cancel()
 	select {
@@ -165,9 +181,12 @@ func (r *Rule) charge(ctx context.Context, request *admission.Request, policies 
 	case <-waiting.Done():
 		return refuse(request, policies[0], tooMany(policies[0]))
 	}
+	if asked.charges != r.charges.Load() {
+		asked.policies = nil
+	}
 	var done []string
 	for _, policy := range policies {
-		written, refusal, err := r.chargeOne(ctx, policy, node, request.UserInfo.Username)
+		written, refusal, err := r.chargeOne(ctx, policy, asked.policies, node, request.UserInfo.Username)
 		if err == nil && refusal == nil {
 			if written {
 				done = append(done, policy)
@@ -192,12 +211,20 @@ func (r *Rule) charge(ctx context.Context, request *admission.Request, policies 
 }
 
 // chargeOne writes the deletion into one ledger, and reports whether it did: not
-// when it is in there already, nor when the policy is not about the node any more.
-func (r *Rule) chargeOne(ctx context.Context, name string, node Node, user string) (bool, *Refusal, error) {
+// when it is in there already, nor when the policy is not about the node any more. A
+// policy that has been asked is asked again when the write shows that it has changed.
+func (r *Rule) chargeOne(ctx context.Context, name string, asked map[string]*guardv1alpha1.NodeDeletionPolicy, node Node, user string) (bool, *Refusal, error) {
 	for attempt := 1; ; attempt++ {
-		policy, refusal, err := r.judge(ctx, name, node)
-		if err != nil || refusal != nil || policy == nil {
-			return false, refusal, err
+		policy, known := asked[name]
+		if !known || attempt > 1 {
+			var refusal *Refusal
+			var err error
+			if policy, refusal, err = r.judge(ctx, name, node); err != nil || refusal != nil {
+				return false, refusal, err
+			}
+		}
+		if policy == nil {
+			return false, nil, nil
 		}
 		now := r.clock.Now()
 		if !record(policy, node, user, now) {
@@ -205,6 +232,7 @@ func (r *Rule) chargeOne(ctx context.Context, name string, node Node, user strin
 		}
 		count(policy, r.mode, now)
 		if err := r.ledgers.UpdateStatus(ctx, policy); err == nil {
+			r.charges.Add(1)
 			return true, nil, nil
 		} else if !apierrors.IsConflict(err) {
 			// Whether an error without an answer was a write is not known. If it was,
@@ -310,27 +338,6 @@ func (c CachedNodes) List(ctx context.Context, selector labels.Selector) ([]Node
 	return nodes, nil
 }
 
-// LiveLedgers reads policies past the cache and writes their status.
-type LiveLedgers struct {
-	// Reader must not be a cache: it is a manager's API reader.
-	Reader client.Reader
-	Writer client.StatusClient
-}
-
-// Get implements Ledgers.
-func (l LiveLedgers) Get(ctx context.Context, name string) (*guardv1alpha1.NodeDeletionPolicy, error) {
-	policy := &guardv1alpha1.NodeDeletionPolicy{}
-	if err := l.Reader.Get(ctx, client.ObjectKey{Name: name}, policy); err != nil {
-		return nil, err
-	}
-	return policy, nil
-}
-
-// UpdateStatus implements Ledgers.
-func (l LiveLedgers) UpdateStatus(ctx context.Context, policy *guardv1alpha1.NodeDeletionPolicy) error {
-	return l.Writer.Status().Update(ctx, policy)
-}
-
 // TrimNode is a transformation for the cache of nodes: it takes off what nobody here
 // reads, which is most of it. The rule reads the condition Ready, the metrics of
 // package coverage the kubelet's version, and package budget the taints that evict.
@@ -340,14 +347,27 @@ func TrimNode(object any) (any, error) {
 		return object, nil
 	}
 	node.ManagedFields, node.Annotations = nil, nil
-	node.Spec = corev1.NodeSpec{Taints: slices.DeleteFunc(node.Spec.Taints, func(t corev1.Taint) bool {
-		return t.Effect != corev1.TaintEffectNoExecute
+	node.Name, node.Labels = admission.Intern(node.Name), admission.InternMap(node.Labels)
+	// What is left is copied: what is cut off a slice stays in memory with it.
+	node.Spec = corev1.NodeSpec{Taints: copyOf(node.Spec.Taints, func(t corev1.Taint) bool {
+		return t.Effect == corev1.TaintEffectNoExecute
 	})}
 	node.Status = corev1.NodeStatus{
-		Conditions: slices.DeleteFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type != corev1.NodeReady
+		Conditions: copyOf(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady
 		}),
-		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: node.Status.NodeInfo.KubeletVersion},
+		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: admission.Intern(node.Status.NodeInfo.KubeletVersion)},
 	}
 	return node, nil
+}
+
+// copyOf returns a copy of those that are to be kept.
+func copyOf[T any](all []T, keep func(T) bool) []T {
+	var some []T
+	for _, one := range all {
+		if keep(one) {
+			some = append(some, one)
+		}
+	}
+	return some
 }

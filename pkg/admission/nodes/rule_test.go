@@ -240,6 +240,7 @@ func TestReviewTakesChargesBackWhenALaterPolicyRefuses(t *testing.T) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.policies["b"].Status.Deletions, _ = Charge(nil, nodes[9], "other", time.Now())
+		s.policies["b"].ResourceVersion += "x"
 	})
 	s.beforeWrite = func(string) { once() }
 	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[0], false))

@@ -3,7 +3,6 @@ package nodes
 import (
 	"context"
 	"fmt"
-	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -85,8 +84,7 @@ func counts(change event.UpdateEvent) bool {
 	if !wasNode || !isNode {
 		return true
 	}
-	was, is := NodeOf(before), NodeOf(after)
-	return was.Ready != is.Ready || was.Terminating != is.Terminating || was.UID != is.UID || !maps.Equal(was.Labels, is.Labels)
+	return !same(NodeOf(before), NodeOf(after))
 }
 
 // policies returns the names of all policies: a node may have left a pool.

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -50,6 +51,9 @@ type cluster struct {
 	nodes  []*fakeNode
 	pods   map[string]*corev1.Pod
 	events []corev1.Event
+	// budgets may be listed unless noBudgets.
+	budgets   []policyv1.PodDisruptionBudget
+	noBudgets bool
 	// owners are objects of apps/v1, by resource/name.
 	owners map[string]map[string]any
 	// records by name; nil: the cluster does not know the kind.
@@ -139,6 +143,25 @@ func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
 		return notFound("nodes", r.PathValue("name"))
 	})
 	mux.HandleFunc("GET /api/v1/nodes/{name}/proxy/guard/pods", c.proxy)
+	handle("GET /api/v1/pods", func(_ http.ResponseWriter, r *http.Request) any {
+		selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
+		if err != nil {
+			t.Error(err)
+		}
+		list := &corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
+		for _, name := range sortedKeys(c.pods) {
+			if selector.Matches(labels.Set(c.pods[name].Labels)) {
+				list.Items = append(list.Items, *c.pods[name])
+			}
+		}
+		return list
+	})
+	handle("GET /apis/policy/v1/poddisruptionbudgets", func(http.ResponseWriter, *http.Request) any {
+		if c.noBudgets {
+			return failure(http.StatusForbidden, metav1.StatusReasonForbidden, "poddisruptionbudgets.policy is forbidden")
+		}
+		return &policyv1.PodDisruptionBudgetList{TypeMeta: metav1.TypeMeta{Kind: "PodDisruptionBudgetList", APIVersion: "policy/v1"}, Items: c.budgets}
+	})
 	handle("GET /api/v1/namespaces/{namespace}/pods", func(_ http.ResponseWriter, r *http.Request) any {
 		selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
 		if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
@@ -69,6 +71,51 @@ func TestStatusOfNamedNodes(t *testing.T) {
 	r = c.run("", "status", "worker-9")
 	require.ErrorContains(t, r.err, `nodes "worker-9" not found`)
 	require.Empty(t, r.out)
+}
+
+func TestStatusCountsProtectedPodsWithoutBudget(t *testing.T) {
+	t.Parallel()
+	prepare := func(t *testing.T) *cluster {
+		c := newCluster(t, &fakeNode{name: "worker-1", version: guarded})
+		protected := labelled(protectionLabel, protectionValue)
+		for i, namespace := range []string{"a", "b", "b", "c", "d", "e", "f", "g"} {
+			c.addPod(namespace, fmt.Sprint("pod-", i), i, "worker-1", protected, labelled("app", namespace))
+		}
+		c.addPod("b", "unbound", 20, "", protected)
+		c.addPod("b", "finished", 21, "worker-1", protected, func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodFailed })
+		c.addPod("b", "unprotected", 22, "worker-1")
+		return c
+	}
+	last := func(out string) string { return out[strings.Index(out, "\n\n")+2:] }
+
+	c := prepare(t)
+	r := c.run("", "status")
+	require.NoError(t, r.err)
+	require.Equal(t, "8 protected pods have no PodDisruptionBudget, so that nothing limits how many are deleted at once:\nb 2, a 1, c 1, d 1, e 1, and 2 namespaces more.\n", last(r.out))
+
+	budget := func(namespace string, selector *metav1.LabelSelector) policyv1.PodDisruptionBudget {
+		return policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "budget"}, Spec: policyv1.PodDisruptionBudgetSpec{Selector: selector}}
+	}
+	for _, namespace := range []string{"a", "c", "d", "e", "f"} {
+		c.budgets = append(c.budgets, budget(namespace, &metav1.LabelSelector{MatchLabels: map[string]string{"app": namespace}}))
+	}
+	c.budgets = append(c.budgets, budget("b", &metav1.LabelSelector{}), budget("g", nil))
+	r = c.run("", "status")
+	require.NoError(t, r.err)
+	require.Equal(t, "1 protected pod has no PodDisruptionBudget, so that nothing limits how many are deleted at once: g\n1.\n", last(r.out))
+	r = c.run("", "status", "-o", "jsonpath={.withoutBudget}")
+	require.NoError(t, r.err)
+	require.JSONEq(t, `{"pods":1,"namespaces":{"g":1}}`, r.out)
+
+	c.budgets = append(c.budgets, budget("g", &metav1.LabelSelector{}))
+	require.NotContains(t, c.run("", "status").out, "PodDisruptionBudget")
+	require.NotContains(t, prepare(t).run("", "status", "worker-1").out, "PodDisruptionBudget", "of the whole cluster, not of a node")
+
+	c.noBudgets = true
+	r = c.run("", "status")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "worker-1")
+	require.Contains(t, r.errOut, "Warning: protected pods without a PodDisruptionBudget are not counted: list the PodDisruptionBudgets: ")
 }
 
 func TestHolds(t *testing.T) {

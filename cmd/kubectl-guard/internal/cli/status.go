@@ -35,6 +35,8 @@ type nodeStatusList struct {
 	APIVersion string       `json:"apiVersion"`
 	Kind       string       `json:"kind"`
 	Items      []nodeStatus `json:"items"`
+	// WithoutBudget is nil when nodes were named, or when it is not known.
+	WithoutBudget *withoutBudget `json:"withoutBudget,omitempty"`
 }
 
 type statusOptions struct {
@@ -48,7 +50,8 @@ func newStatusCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "status [NODE...]",
 		Short: "Show which nodes are guarded, and how many pods they protect and hold",
-		Long: `Show which nodes are guarded, and how many pods they protect and hold.
+		Long: `Show which nodes are guarded, and how many pods they protect and hold. Without
+names of nodes, a line says how many protected pods no PodDisruptionBudget selects.
 
 STATE is Guarded, Unguarded (the kubelet has no guard), NoAnswer (nothing usable
 came within --node-timeout), or Forbidden (you may not get nodes/proxy).`,
@@ -80,6 +83,11 @@ func (o *statusOptions) run(ctx context.Context) error {
 	for _, answer := range answers {
 		list.Items = append(list.Items, statusOf(answer))
 	}
+	if len(o.nodes) == 0 && len(list.Items) > 0 {
+		if list.WithoutBudget, err = c.withoutBudget(ctx); err != nil {
+			o.warn("protected pods without a PodDisruptionBudget are not counted: %v", err)
+		}
+	}
 	if !o.output.forPeople() {
 		return o.output.object(o.Out, &list)
 	}
@@ -87,7 +95,14 @@ func (o *statusOptions) run(ctx context.Context) error {
 		fmt.Fprintln(o.ErrOut, "The cluster has no nodes.")
 		return nil
 	}
-	return o.table(list.Items)
+	if err := o.table(list.Items); err != nil {
+		return err
+	}
+	if w := list.WithoutBudget; w != nil && w.sentence() != "" {
+		fmt.Fprintln(o.Out)
+		wrap(o.Out, "", w.sentence())
+	}
+	return nil
 }
 
 // ask asks the named nodes, or all.

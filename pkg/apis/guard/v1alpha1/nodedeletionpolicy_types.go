@@ -113,8 +113,7 @@ type NodeDeletionPolicyStatus struct {
 	// a node be deleted.
 	//
 	// +optional
-	// +listType=map
-	// +listMapKey=uid
+	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=1000
 	Deletions []NodeDeletion `json:"deletions,omitempty"`
 

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"net/http"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelet-guard.io/pkg/admission/budget"
+	"kubelet-guard.io/pkg/admission/nodes"
+)
+
+// indexes find what rules look up for each review.
+type indexes struct {
+	budgets *budget.Index
+	nodes   *nodes.Index
+}
+
+// newIndexes returns indexes that the manager fills. A replica is not ready before it has.
+func newIndexes(ctx context.Context, mgr ctrl.Manager) (indexes, error) {
+	all := indexes{budgets: budget.NewIndex(), nodes: nodes.NewIndex()}
+	for _, index := range []struct {
+		name   string
+		object client.Object
+		follow func(cache.Informer) error
+		filled func() error
+	}{
+		{"budgets", &policyv1.PodDisruptionBudget{}, func(i cache.Informer) error { return all.budgets.Follow(i) }, all.budgets.Filled},
+		{"nodes", &corev1.Node{}, func(i cache.Informer) error { return all.nodes.Follow(i) }, all.nodes.Filled},
+	} {
+		informer, err := mgr.GetCache().GetInformer(ctx, index.object)
+		if err != nil {
+			return indexes{}, err
+		}
+		if err := index.follow(informer); err != nil {
+			return indexes{}, err
+		}
+		if err := mgr.AddReadyzCheck(index.name, func(*http.Request) error { return index.filled() }); err != nil {
+			return indexes{}, err
+		}
+	}
+	return all, nil
+}
