@@ -99,7 +99,10 @@ func failoverApps(way string) (apps map[string]policyv1.PodDisruptionBudgetSpec,
 	}
 	apps = map[string]policyv1.PodDisruptionBudgetSpec{}
 	for name, spec := range usualBudgets {
-		apps[prefix+name] = spec
+		// All budgets are judged alike, so one is enough for the other ways.
+		if way == byTaintEviction || name == "min-available" {
+			apps[prefix+name] = spec
+		}
 	}
 	return apps, from
 }
