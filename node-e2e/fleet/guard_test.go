@@ -144,6 +144,33 @@ func refused(ctx context.Context, node *kind.Node) map[guard.Cause]int {
 	return causes
 }
 
+// failures are counts of failed operations of one kubelet process, which begin at its start.
+type failures struct {
+	start       float64
+	byOperation map[string]int
+}
+
+// reportedFailures are those that a spec has failed for. A later spec fails for its own only.
+var reportedFailures failures
+
+// newFailures returns the failed operations that no spec has failed for, and notes that
+// one has now.
+func newFailures(families map[string]*dto.MetricFamily) map[string]int {
+	now := failures{byOperation: byLabel(families[guardErrors])}
+	delete(now.byOperation, deletionLookups)
+	for _, metric := range families["process_start_time_seconds"].GetMetric() {
+		now.start = metric.GetGauge().GetValue()
+	}
+	fresh := map[string]int{}
+	for operation, count := range now.byOperation {
+		if now.start != reportedFailures.start || count > reportedFailures.byOperation[operation] {
+			fresh[operation] = count
+		}
+	}
+	reportedFailures = now
+	return fresh
+}
+
 // The guard's own counters tell of what a spec does not look for: kill attempts that
 // only the last line of defence refused, and failed operations on the node. A correct
 // build on a healthy node has none.
@@ -159,8 +186,7 @@ var _ = JustAfterEach(func(ctx SpecContext) {
 	}
 	families, err := readMetrics(ctx, guardedNode())
 	if err == nil {
-		failed := byLabel(families[guardErrors])
-		delete(failed, deletionLookups)
+		failed := newFailures(families)
 		stops := byLabel(families[refusedKills])[string(guard.RuntimeStop)]
 		if CurrentSpecReport().Failed() || len(failed) > 0 || stops > 0 {
 			collect(ctx)
