@@ -327,7 +327,7 @@ func wantsMetadata(q *http.Request) bool {
 	return strings.Contains(q.Header.Get("Accept"), "as=PartialObjectMetadata")
 }
 
-// shown is the object, or its metadata where they are asked for.
+// shown is the object, or its metadata where that is requested.
 func (s *server) shown(q *http.Request, object runtime.Object) runtime.Object {
 	if !wantsMetadata(q) {
 		return object

@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// maxGroups is how many groups of pods are told apart. A cluster of 150,000 protected pods
+// maxGroups is how many groups of pods are counted apart. A cluster of 150,000 protected pods
 // has some 10,000. One in which nearly each pod has labels of its own would cost the memory
 // that reviews need, for a gauge.
 const maxGroups = 50_000

@@ -89,7 +89,7 @@ func (r Rule) reviewPod(ctx context.Context, request *admission.Request) admissi
 	if old.Spec.NodeName != "" {
 		return keep(request, "without it, its node may stop it for any reason of its own")
 	}
-	// Before a pod has a node its label is a wish, which may be taken back, unless the
+	// Before a pod has a node its label is a wish, which may be withdrawn, unless the
 	// namespace says that its pods have it.
 	labels, err := r.Namespaces.Labels(ctx, request.Namespace)
 	switch {

@@ -17,7 +17,7 @@ import (
 // those of policies that were changed.
 const mostPools = 100
 
-// Index keeps what counts of the nodes, and the pools that were asked for: a flood of
+// Index keeps what counts of the nodes, and the pools that were requested: a flood of
 // deletions asks for the same ones again and again.
 //
 // It is safe for concurrent use, and is a handler of informer events.
