@@ -16,9 +16,9 @@ import (
 
 // LiveLedgers reads policies as they are at the API server, and writes their ledgers. A
 // ledger of a thousand deletions is 200 KiB of JSON, which takes longer to read than to
-// judge. So the API server sends the version of the policy alone, and for the rest
-// only where neither the cache nor the last write has that version; and a write is of the
-// entries that change. It is safe for concurrent use.
+// judge. So it requests the version of the policy alone, and the whole policy only when
+// neither the cache nor the last write has that version; and a write is of the entries that
+// change. It is safe for concurrent use.
 type LiveLedgers struct {
 	cache  client.Reader
 	reader client.Reader
