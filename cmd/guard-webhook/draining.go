@@ -17,9 +17,9 @@ type drainingServer struct {
 	callers  *callers
 }
 
-// Register implements webhook.Server. Only callers are answered.
+// Register implements webhook.Server. Only callers are answered, a few at a time.
 func (s drainingServer) Register(path string, hook http.Handler) {
-	hook = s.callers.only(hook)
+	hook = s.callers.only(inTurn(hook))
 	s.Server.Register(path, http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {
 		if s.stopping.Load() {
 			response.Header().Set("Connection", "close")

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -76,7 +77,7 @@ var (
 )
 
 func init() {
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, policyv1.AddToScheme, guardv1alpha1.AddToScheme, metav1.AddMetaToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{admissionregistrationv1.AddToScheme, corev1.AddToScheme, policyv1.AddToScheme, guardv1alpha1.AddToScheme, metav1.AddMetaToScheme} {
 		if err := add(objects); err != nil {
 			panic(err)
 		}
@@ -88,6 +89,7 @@ func newServer(t testing.TB, s size, streams bool) *server {
 	of := func(n int) func() int { return func() int { return n } }
 	srv := &server{t: t, streams: streams, policy: s.policy(), broken: make(chan struct{}), complete: map[string]int{}}
 	core, policy, guard := corev1.SchemeGroupVersion, policyv1.SchemeGroupVersion, guardv1alpha1.GroupVersion
+	registration := admissionregistrationv1.SchemeGroupVersion
 	policies := 1
 	if s.deletions == 0 {
 		policies = 0
@@ -97,6 +99,8 @@ func newServer(t testing.TB, s size, streams bool) *server {
 		{gv: core, name: "nodes", kind: "Node", count: of(s.nodes), object: func(i int) runtime.Object { return s.node(i) }, list: func() runtime.Object { return &corev1.NodeList{} }},
 		{gv: core, name: "namespaces", kind: "Namespace", count: of(s.namespaces), object: func(i int) runtime.Object { return s.namespace(i) }, list: func() runtime.Object { return &corev1.NamespaceList{} }},
 		{gv: policy, name: "poddisruptionbudgets", kind: "PodDisruptionBudget", namespaced: true, count: of(s.budgets), object: func(i int) runtime.Object { return s.budget(i) }, list: func() runtime.Object { return &policyv1.PodDisruptionBudgetList{} }},
+		// The webhook is not registered here, but a replica that cannot list what is ends itself.
+		{gv: registration, name: "validatingwebhookconfigurations", kind: "ValidatingWebhookConfiguration", count: of(0), list: func() runtime.Object { return &admissionregistrationv1.ValidatingWebhookConfigurationList{} }},
 		{gv: guard, name: "nodedeletionpolicies", kind: "NodeDeletionPolicy", count: of(policies), isCustomResource: true, object: func(int) runtime.Object { return srv.currentPolicy() }, list: func() runtime.Object { return &guardv1alpha1.NodeDeletionPolicyList{} }},
 		{gv: guard, name: "operationwindows", kind: "OperationWindow", namespaced: true, count: of(0), isCustomResource: true, list: func() runtime.Object { return &guardv1alpha1.OperationWindowList{} }},
 		{gv: guard, name: "poddeletions", kind: "PodDeletion", count: of(0), isCustomResource: true, list: func() runtime.Object { return &guardv1alpha1.PodDeletionList{} }},
@@ -123,12 +127,12 @@ func newServer(t testing.TB, s size, streams bool) *server {
 	})
 	mux.HandleFunc("GET /apis", func(w http.ResponseWriter, q *http.Request) {
 		list := &metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}}
-		for _, gv := range []schema.GroupVersion{policy, guard} {
+		for _, gv := range []schema.GroupVersion{policy, registration, guard} {
 			list.Groups = append(list.Groups, groupOf(gv))
 		}
 		srv.write(w, q, list)
 	})
-	for _, gv := range []schema.GroupVersion{core, policy, guard} {
+	for _, gv := range []schema.GroupVersion{core, policy, registration, guard} {
 		path := "/api/v1"
 		if gv.Group != "" {
 			path = "/apis/" + gv.String()

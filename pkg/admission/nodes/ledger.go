@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -88,7 +89,7 @@ var uidSets = sync.Pool{New: func() any { return map[types.UID]struct{}{} }}
 // selector selects.
 func Measure(policy *guardv1alpha1.NodeDeletionPolicy, nodes []Node, now time.Time) Usage {
 	usage := Usage{Period: periodOf(&policy.Spec), Max: -1}
-	usage.Deletions = counted(policy.Status.Deletions, usage.Period, now)
+	usage.Deletions = within(policy.Status.Deletions, usage.Period, now)
 	usage.Pool.Deleted = len(usage.Deletions)
 	gone := uidSets.Get().(map[types.UID]struct{})
 	defer func() {
@@ -245,7 +246,7 @@ func charged(deletions []guardv1alpha1.NodeDeletion, node types.UID) bool {
 // room is needed, since the clock of this replica may be ahead.
 func record(policy *guardv1alpha1.NodeDeletionPolicy, node Node, user string, now time.Time) bool {
 	period := periodOf(&policy.Spec)
-	counting := counted(policy.Status.Deletions, period, now)
+	counting := within(policy.Status.Deletions, period, now)
 	if charged(counting, node.UID) {
 		return false
 	}
@@ -261,7 +262,7 @@ func record(policy *guardv1alpha1.NodeDeletionPolicy, node Node, user string, no
 // count writes into the status what the API server reads there when it refuses a deletion by
 // itself: how many deletions count, and when the first of them does no longer.
 func count(policy *guardv1alpha1.NodeDeletionPolicy, mode admission.Mode, now time.Time) {
-	counting := counted(policy.Status.Deletions, periodOf(&policy.Spec), now)
+	counting := within(policy.Status.Deletions, periodOf(&policy.Spec), now)
 	policy.Status.DeletionsCounted, policy.Status.NextDeletionExpires = nil, nil
 	if mode != admission.Audit {
 		policy.Status.DeletionsCounted = ptr.To(int32(len(counting)))
@@ -273,27 +274,29 @@ func count(policy *guardv1alpha1.NodeDeletionPolicy, mode admission.Mode, now ti
 	}
 }
 
-// counted returns the deletions of the period before now, ordered. One whose time is a
-// little ahead counts until its own time plus the period, and one that is further ahead
-// from now on.
-func counted(deletions []guardv1alpha1.NodeDeletion, period time.Duration, now time.Time) []guardv1alpha1.NodeDeletion {
-	return kept(deletions, period, now)
-}
-
-// kept returns the deletions of so long before now, ordered, with the times that count.
-func kept(deletions []guardv1alpha1.NodeDeletion, age time.Duration, now time.Time) []guardv1alpha1.NodeDeletion {
-	left := slices.DeleteFunc(slices.Clone(deletions), func(d guardv1alpha1.NodeDeletion) bool {
-		return !d.Time.Add(age).After(now)
-	})
+// within returns the deletions of so long before now, ordered. One whose time is a little
+// ahead counts until its own time plus the age, and one that is further ahead from now on.
+// A ledger in order is not copied, since a flood of deletions reads it again and again: what
+// is returned must not be changed.
+func within(deletions []guardv1alpha1.NodeDeletion, age time.Duration, now time.Time) []guardv1alpha1.NodeDeletion {
+	ahead := func(d guardv1alpha1.NodeDeletion) bool { return d.Time.Sub(now) > clockTolerance }
+	expired := func(d guardv1alpha1.NodeDeletion) bool { return !d.Time.Add(age).After(now) }
+	if slices.IsSortedFunc(deletions, byTime) && (len(deletions) == 0 || !ahead(deletions[len(deletions)-1])) {
+		first := sort.Search(len(deletions), func(i int) bool { return !expired(deletions[i]) })
+		return slices.Clip(deletions[first:])
+	}
+	left := slices.DeleteFunc(slices.Clone(deletions), expired)
 	for i := range left {
-		if written := left[i].Time; written.Sub(now) > clockTolerance {
+		if ahead(left[i]) {
+			written := left[i].Time
 			left[i].Time = metav1.NewMicroTime(now.UTC())
 			if left[i].WrittenTime == nil {
 				left[i].WrittenTime = &written
 			}
 		}
 	}
-	return ordered(left)
+	slices.SortStableFunc(left, byTime)
+	return left
 }
 
 func byTime(a, b guardv1alpha1.NodeDeletion) int { return a.Time.Compare(b.Time.Time) }

@@ -34,7 +34,7 @@ const settle = time.Second
 func Status(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.NodeDeletionPolicy, nodes []Node, mode admission.Mode, now time.Time) guardv1alpha1.NodeDeletionPolicyStatus {
 	after := policy.DeepCopy()
 	usage := Measure(policy, nodes, now)
-	after.Status.Deletions = kept(policy.Status.Deletions, usage.Period+pruneMargin, now)
+	after.Status.Deletions = within(policy.Status.Deletions, usage.Period+pruneMargin, now)
 	count(after, mode, now)
 	status := after.Status
 	status.ObservedGeneration = policy.Generation
