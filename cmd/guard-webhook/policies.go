@@ -53,14 +53,18 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, index *nodes.Index,
 
 	workloads := window.LiveWorkloads{Reader: mgr.GetAPIReader()}
 	operations := window.NewRule(window.CachedWindows{Reader: mgr.GetClient()}, workloads, now)
-	withDeployment := replicas.ReplicaSets{Workloads: workloads, WithDeployment: true}
+	withDeployment := replicas.ReplicaSets{Workloads: workloads}
+	scales := replicas.Scales{Workloads: workloads}
 	deletions := nodes.NewRule(policies, index,
 		nodes.NewLiveLedgers(mgr.GetClient(), mgr.GetAPIReader(), mgr.GetClient()), mode, now)
 	return []admission.Entry{
 		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment, operations}},
 		{Path: "/validate/replicasets", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment}},
 		// Most of these have no label, so that an outage lets them pass.
-		{Path: "/validate/replicasets-elsewhere", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{replicas.ReplicaSets{Workloads: workloads}}},
+		{Path: "/validate/replicasets-elsewhere", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{scales}},
+		// Labelled or not, in namespaces that chose it. An outage holds scale-downs alone.
+		{Path: "/validate/scale-down", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{scales}},
+		{Path: "/validate/scale-up", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{scales}},
 		// A deletion that cannot be judged is refused for labelled nodes, and for those of
 		// pools whose policy says so.
 		{Path: "/validate/node-deletion", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletions}},

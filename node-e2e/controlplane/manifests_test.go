@@ -141,16 +141,25 @@ func TestAuditOverlayRefusesNothing(t *testing.T) {
 }
 
 func TestCanaryOverlayIsForCanariesOnly(t *testing.T) {
-	b := build(t, overlays+overlayCanary)
+	b, everywhere := build(t, overlays+overlayCanary), build(t, overlays+overlayEnforce)
 	const canary = "kubelet-guard.io/canary"
-	for _, binding := range b.bindings {
+	require.Len(t, b.bindings, len(everywhere.bindings))
+	for i, binding := range b.bindings {
 		if binding.Name == roleLimit {
 			continue
 		}
-		require.Equal(t, "true", binding.Spec.MatchResources.NamespaceSelector.MatchLabels[canary], binding.Name)
+		want := everywhere.bindings[i].Spec
+		if want.MatchResources == nil {
+			want.MatchResources = &admissionregistrationv1.MatchResources{}
+		}
+		if want.MatchResources.NamespaceSelector == nil {
+			want.MatchResources.NamespaceSelector = &metav1.LabelSelector{}
+		}
+		want.MatchResources.NamespaceSelector.MatchLabels = map[string]string{canary: "true"}
+		require.Equal(t, want, binding.Spec, "%s: what it had stays so", binding.Name)
 	}
 	enforced := map[string]admissionregistrationv1.ValidatingWebhook{}
-	for _, entry := range build(t, overlays+overlayEnforce).webhooks {
+	for _, entry := range everywhere.webhooks {
 		enforced[entry.Name] = entry
 	}
 	for _, entry := range b.webhooks {

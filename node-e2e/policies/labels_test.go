@@ -23,6 +23,7 @@ func TestWrongValuesOfLabelsByEveryWay(t *testing.T) {
 		"replicas-protection.labels.kubelet-guard.io": {"replicas-protection", service, []string{"services", "services/status"}},
 		"protect-pods.labels.kubelet-guard.io":        {"protect-pods", namespace, []string{"namespaces", "namespaces/status", "namespaces/finalize"}},
 		"operation-windows.labels.kubelet-guard.io":   {"operation-windows", namespace, []string{"namespaces", "namespaces/status", "namespaces/finalize"}},
+		"scale-review.labels.kubelet-guard.io":        {"scale-review", namespace, []string{"namespaces", "namespaces/status", "namespaces/finalize"}},
 	} {
 		for _, way := range test.ways {
 			wrong := test.object("labels: {kubelet-guard.io/" + test.key + ": wrong}")

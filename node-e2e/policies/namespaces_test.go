@@ -13,7 +13,7 @@ func TestKubeSystemIsLikeAnyOther(t *testing.T) {
 	entries := loadWebhooks(t)
 	for _, name := range []string{
 		"cascading-deletion.kubelet-guard.io", "replicas.kubelet-guard.io", "operation-window.kubelet-guard.io",
-		"replicasets.kubelet-guard.io", "elsewhere.replicasets.kubelet-guard.io", "protection.kubelet-guard.io",
+		"replicasets.kubelet-guard.io", "elsewhere.replicasets.kubelet-guard.io", "scale-down.kubelet-guard.io", "scale-up.kubelet-guard.io", "protection.kubelet-guard.io",
 	} {
 		selector := entries[name].NamespaceSelector
 		require.NotNil(t, selector, name)

@@ -3,6 +3,7 @@ package replicas
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/pkg/admission"
@@ -24,11 +26,14 @@ func (s stored) Get(_ context.Context, kind schema.GroupVersionKind, key types.N
 	if s == "" {
 		return nil, errors.New("no answer")
 	}
-	if kind != replicaSetKind || key != (types.NamespacedName{Namespace: "shop", Name: "web-1"}) {
-		return nil, errors.New("another object")
-	}
 	object := &metav1.PartialObjectMetadata{}
-	return object, yaml.Unmarshal([]byte(s), object)
+	if err := yaml.Unmarshal([]byte(s), object); err != nil {
+		return nil, err
+	}
+	if object.GroupVersionKind() != kind || client.ObjectKeyFromObject(object) != key {
+		return nil, fmt.Errorf("%s %s, not %s %s", kind, key, object.GroupVersionKind(), client.ObjectKeyFromObject(object))
+	}
+	return object, nil
 }
 
 func TestReplicaSets(t *testing.T) {
@@ -39,7 +44,7 @@ func TestReplicaSets(t *testing.T) {
 		confirm    = "labels: {kubelet-guard.io/replicas-protection: confirm}"
 	)
 	object := func(metadata, spec string) string {
-		return "{metadata: {namespace: shop, name: web-1, " + metadata + "}, spec: {" + spec + "}}"
+		return "{apiVersion: apps/v1, kind: ReplicaSet, metadata: {namespace: shop, name: web-1, " + metadata + "}, spec: {" + spec + "}}"
 	}
 	ofDeployment := func(next string) admission.Decision {
 		return admission.Refuse(admission.ReasonOwnedByDeployment,
@@ -51,28 +56,24 @@ func TestReplicaSets(t *testing.T) {
 	const scaleDeployment = "Scale the Deployment instead: kubectl scale deployments.apps web -n shop --replicas=0"
 	three, zero := object("", "replicas: 3"), object("", "replicas: 0")
 	for name, test := range map[string]struct {
-		withDeployment    bool
 		subresource, user string
 		old, new          string
 		live              stored
 		want              admission.Decision
 	}{
-		"scale of a Deployment's":                 {true, "scale", "jane", three, zero, stored(object(owned, "")), ofDeployment(scaleDeployment)},
-		"scale of a Deployment's, elsewhere":      {false, "scale", "jane", three, zero, stored(object(owned, "")), admission.Allow()},
-		"scale of a labelled one of a Deployment": {false, "scale", "jane", three, zero, stored(object(confirm+", "+owned, "")), unconfirmed},
-		"scale of a bare one":                     {true, "scale", "jane", three, zero, stored(object("", "")), admission.Allow()},
-		"scale of a bare one that is labelled":    {true, "scale", "jane", three, zero, stored(object(confirm, "")), unconfirmed},
-		"scale of a labelled one, elsewhere":      {false, "scale", "jane", three, zero, stored(object(confirm, "")), unconfirmed},
-		"scale that is confirmed":                 {false, "scale", "jane", three, zero, stored(object(confirm+`, annotations: {kubelet-guard.io/confirm-replicas: "0-3"}`, "")), admission.Allow()},
-		"scale of another controller's":           {true, "scale", "jane", three, zero, stored(object(foreign, "")), admission.Allow()},
-		"scale to the same number":                {true, "scale", "jane", three, three, "", admission.Allow()},
-		"scale without an answer":                 {true, "scale", "jane", three, zero, "", admission.Fail("get the ReplicaSet whose replicas change: %w", errors.New("no answer"))},
-		"update of a Deployment's":                {true, "", "jane", object(owned, "replicas: 3"), object(owned, "replicas: 3, minReadySeconds: 1"), "", ofDeployment("Change the Deployment instead: kubectl edit deployments.apps web -n shop")},
-		"update of a Deployment's replicas":       {true, "", "jane", object(owned, "replicas: 3"), object("", "replicas: 0"), "", ofDeployment(scaleDeployment)},
-		"update by the deployment controller":     {true, "", controller, object(owned, "replicas: 3"), object(owned, "replicas: 0"), "", admission.Allow()},
-		"update of labels":                        {true, "", "jane", object(owned, "replicas: 3"), object(confirm+", "+owned, "replicas: 3"), "", admission.Allow()},
-		"update of a bare one, which Rule judges": {true, "", "jane", object(confirm, "replicas: 3"), object(confirm, "replicas: 0"), "", admission.Allow()},
-		"status": {true, "status", "jane", object(owned, "replicas: 3"), object(owned, "replicas: 0"), "", admission.Allow()},
+		"scale of a Deployment's":                 {"scale", "jane", three, zero, stored(object(owned, "")), ofDeployment(scaleDeployment)},
+		"scale of a bare one":                     {"scale", "jane", three, zero, stored(object("", "")), admission.Allow()},
+		"scale of a bare one that is labelled":    {"scale", "jane", three, zero, stored(object(confirm, "")), unconfirmed},
+		"scale that is confirmed":                 {"scale", "jane", three, zero, stored(object(confirm+`, annotations: {kubelet-guard.io/confirm-replicas: "0-3"}`, "")), admission.Allow()},
+		"scale of another controller's":           {"scale", "jane", three, zero, stored(object(foreign, "")), admission.Allow()},
+		"scale to the same number":                {"scale", "jane", three, three, "", admission.Allow()},
+		"scale without an answer":                 {"scale", "jane", three, zero, "", admission.Fail("get the ReplicaSet whose replicas change: %w", errors.New("no answer"))},
+		"update of a Deployment's":                {"", "jane", object(owned, "replicas: 3"), object(owned, "replicas: 3, minReadySeconds: 1"), "", ofDeployment("Change the Deployment instead: kubectl edit deployments.apps web -n shop")},
+		"update of a Deployment's replicas":       {"", "jane", object(owned, "replicas: 3"), object("", "replicas: 0"), "", ofDeployment(scaleDeployment)},
+		"update by the deployment controller":     {"", controller, object(owned, "replicas: 3"), object(owned, "replicas: 0"), "", admission.Allow()},
+		"update of labels":                        {"", "jane", object(owned, "replicas: 3"), object(confirm+", "+owned, "replicas: 3"), "", admission.Allow()},
+		"update of a bare one, which Rule judges": {"", "jane", object(confirm, "replicas: 3"), object(confirm, "replicas: 0"), "", admission.Allow()},
+		"status": {"status", "jane", object(owned, "replicas: 3"), object(owned, "replicas: 0"), "", admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw := func(text string) runtime.RawExtension {
@@ -86,7 +87,7 @@ func TestReplicaSets(t *testing.T) {
 				Namespace: "shop", Name: "web-1", Operation: admissionv1.Update, SubResource: test.subresource,
 				UserInfo: authenticationv1.UserInfo{Username: test.user}, Object: raw(test.new), OldObject: raw(test.old),
 			})
-			got := ReplicaSets{Workloads: test.live, WithDeployment: test.withDeployment}.Review(t.Context(), request)
+			got := ReplicaSets{Workloads: test.live}.Review(t.Context(), request)
 			if test.subresource == "" && test.want.Verdict == admission.Refused {
 				test.want.Message = "replicaset" + test.want.Message[len("replicasets"):]
 			}

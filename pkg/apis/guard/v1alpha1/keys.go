@@ -37,6 +37,14 @@ const (
 	OperationWindowsLabel = GroupName + "/operation-windows"
 	// OperationWindowsEnforced is the only value of OperationWindowsLabel.
 	OperationWindowsEnforced = "enforced"
+
+	// ScaleReviewLabel on a namespace says who judges changes of replicas through /scale
+	// there. Without it, policies of the API server do, at a price that grows with the
+	// number of labelled workloads.
+	ScaleReviewLabel = GroupName + "/scale-review"
+	// ScaleReviewWebhook is the only value of ScaleReviewLabel: the webhook reads the one
+	// workload, and an outage of the webhook holds scale-downs.
+	ScaleReviewWebhook = "webhook"
 )
 
 // Annotations.
