@@ -34,6 +34,7 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		Entry(nil, SpecTimeout(specTimeout), labelReplicasProtection, "true", `Set it to "confirm"`),
 		Entry(nil, SpecTimeout(specTimeout), labelProtectPods, "yes", `Set it to "allowed" or "default"`),
 		Entry(nil, SpecTimeout(specTimeout), guardv1alpha1.OperationWindowsLabel, "on", `Set it to "enforced"`),
+		Entry(nil, SpecTimeout(specTimeout), guardv1alpha1.ScaleReviewLabel, "policies", `Set it to "webhook"`),
 	)
 
 	It("is refused on a workload, and its true values are not", func(ctx SpecContext) {

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 
 	"kubelet-guard.io/node-e2e/webhookinstall"
 )
@@ -90,6 +91,13 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		}
 		Eventually(ctx, labelled("app=job")).WithTimeout(podStart).Should(HaveLen(1))
 
+		By("a namespace that chose the webhook for /scale")
+		reviewed := newNamespace(ctx, reviewedByWebhook)
+		for name, labels := range map[string]map[string]string{"plain": nil, "confirmed": {labelReplicasProtection: "confirm"}} {
+			_, err = client.AppsV1().Deployments(reviewed).Create(ctx, newDeployment(name, 0, labels), metav1.CreateOptions{})
+			Expect(err).NotTo(HaveOccurred())
+		}
+
 		By("stopping the webhook")
 		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
 		scaleWebhook(ctx, 0)
@@ -117,6 +125,20 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		Expect(err).NotTo(HaveOccurred())
 		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(BeRefused("configmaps always was not deleted", "may not use the verb override"), "an override by who may not")
 		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(outage("deletion.override"), "nobody can judge the expiry")
+
+		By("/scale where the webhook was chosen for it: up passes, down is refused, also without a label")
+		for _, name := range []string{"plain", "confirmed"} {
+			scale := func(replicas int) error {
+				_, err := as.AppsV1().Deployments(reviewed).Patch(ctx, name, types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}, "scale")
+				return err
+			}
+			Expect(scale(1)).To(Succeed(), name)
+			Expect(scale(0)).To(outage("scale-down"), name)
+		}
+		_, err = as.AppsV1().Deployments(reviewed).Patch(ctx, "plain", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
+		Expect(err).NotTo(HaveOccurred(), "an update of the workload itself")
+		_, err = as.AppsV1().Deployments(reviewed).Patch(ctx, "confirmed", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
+		Expect(err).To(BeRefused("were not changed from 1 to 0"), "a policy decides that")
 
 		By("300 deletions of nodes of a pool: none passes; an override does")
 		looping := ordinary.unthrottled()
@@ -185,6 +207,9 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		for _, name := range []string{"deleted", "evicted"} {
 			createPod(ctx, namespace, newPod(name, nil))
 		}
+		reviewed := newNamespace(ctx, reviewedByWebhook)
+		_, err := client.AppsV1().Deployments(reviewed).Create(ctx, newDeployment("plain", 1, nil), metav1.CreateOptions{})
+		Expect(err).NotTo(HaveOccurred())
 		By("freezing both replicas, as a network that drops packets does to them")
 		signalWebhook := func(ctx context.Context, signal syscall.Signal) {
 			for _, pod := range webhookPods(ctx) {
@@ -200,28 +225,46 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 			awaitWebhook(ctx)
 		}, NodeTimeout(clusterStart))
 		signalWebhook(ctx, syscall.SIGSTOP)
-		within := func(limit time.Duration, what string, do func() error, want OmegaMatcher) {
-			GinkgoHelper()
-			asked := time.Now()
-			Expect(do()).To(want, what)
-			took := time.Since(asked)
-			progress("webhook without an answer: %s took %.1f s", what, took.Seconds())
-			Expect(took).To(BeNumerically("<", limit+timeoutSlack), what)
+		scale := func(replicas int) func() error {
+			return func() error {
+				_, err := as.AppsV1().Deployments(reviewed).Patch(ctx, "plain", types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, "scale")
+				return err
+			}
 		}
-		within(0, "the deletion of a pod without the label", func() error {
-			return as.CoreV1().Pods(namespace).Delete(ctx, "deleted", metav1.DeleteOptions{})
-		}, Succeed())
-		within(3*time.Second, "an eviction in a namespace with the grant", func() error { return evict(ctx, namespace, "evicted", nil) }, Succeed())
-		within(5*time.Second, "the deletion of a protected pod", func() error {
-			return as.CoreV1().Pods(namespace).Delete(ctx, "protected", metav1.DeleteOptions{})
-		}, MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`)))
-		within(podStart, "a scale-down of protected pods", func() error {
-			ordinary.kubectl(ctx, "scale", "deployment/rolled", "-n", namespace, "--replicas=0").ExpectDone()
-			Eventually(ctx, func() ([]corev1.Pod, error) {
-				list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=rolled"})
-				return list.Items, err
-			}).WithTimeout(podStart).Should(BeEmpty())
-			return nil
-		}, Succeed())
+		requests := []struct {
+			limit time.Duration
+			what  string
+			do    func() error
+			want  OmegaMatcher
+		}{
+			{0, "the deletion of a pod without the label", func() error {
+				return as.CoreV1().Pods(namespace).Delete(ctx, "deleted", metav1.DeleteOptions{})
+			}, Succeed()},
+			{3 * time.Second, "an eviction in a namespace with the grant", func() error { return evict(ctx, namespace, "evicted", nil) }, Succeed()},
+			{5 * time.Second, "the deletion of a protected pod", func() error {
+				return as.CoreV1().Pods(namespace).Delete(ctx, "protected", metav1.DeleteOptions{})
+			}, MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`))},
+			{3 * time.Second, "a scale-up in a namespace that chose the webhook for /scale", scale(2), Succeed()},
+			{5 * time.Second, "a scale-down in a namespace that chose the webhook for /scale", scale(0), MatchError(ContainSubstring(`failed calling webhook "scale-down.kubelet-guard.io"`))},
+		}
+		// Side by side: the replicas get no more requests once they are not ready.
+		failures, took := make([]error, len(requests)), make([]time.Duration, len(requests))
+		workqueue.ParallelizeUntil(ctx, len(requests), len(requests), func(at int) {
+			asked := time.Now()
+			failures[at] = requests[at].do()
+			took[at] = time.Since(asked)
+		})
+		for i, request := range requests {
+			Expect(failures[i]).To(request.want, request.what)
+			progress("webhook without an answer: %s took %.1f s", request.what, took[i].Seconds())
+			Expect(took[i]).To(BeNumerically("<", request.limit+timeoutSlack), request.what)
+		}
+		asked := time.Now()
+		ordinary.kubectl(ctx, "scale", "deployment/rolled", "-n", namespace, "--replicas=0").ExpectDone()
+		Eventually(ctx, func() ([]corev1.Pod, error) {
+			list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=rolled"})
+			return list.Items, err
+		}).WithTimeout(podStart).Should(BeEmpty())
+		progress("webhook without an answer: a scale-down of protected pods took %.1f s", time.Since(asked).Seconds())
 	}, SpecTimeout(clusterStart))
 })
