@@ -208,12 +208,13 @@ func podSpec(image string, requirements []corev1.NodeSelectorRequirement) corev1
 	}
 }
 
-// RequestOf returns the request of a DaemonSet that DaemonSet made. The error names the
+// RequestOf returns the request of a DaemonSet that DaemonSet made, in this release or in an
+// earlier one: ReleaseHeld may be set, which no node accepts any more. The error names the
 // DaemonSet.
 func RequestOf(ds *appsv1.DaemonSet) (Request, error) {
-	request, err := ParseRequest(ds.Spec.Template.Annotations[RequestAnnotation])
+	request, err := readRequest(ds.Spec.Template.Annotations[RequestAnnotation])
 	if err != nil {
-		return Request{}, fmt.Errorf("daemonset %s/%s: %w", ds.Namespace, ds.Name, err)
+		return Request{}, fmt.Errorf("daemonset %s/%s: annotation %s: %w", ds.Namespace, ds.Name, RequestAnnotation, err)
 	}
 	return request, nil
 }

@@ -54,7 +54,7 @@ const (
 	ReasonNode         Reason = "NodeNotReady"        // the node was not ready before
 	ReasonRuntime      Reason = "RuntimeNotAnswering" // the container runtime cannot be asked
 	ReasonSpace        Reason = "NoSpace"             // not enough room for the kubelet
-	ReasonHeld         Reason = "PodsHeld"            // pods are held and ReleaseHeld is not set
+	ReasonHeld         Reason = "PodsHeld"            // pods are held that ReleaseHeldUIDs does not name
 	ReasonPreparation  Reason = "PreparationFailed"   // a file could not be written
 	// The change was rolled back, or left in place.
 	ReasonNotStarted   Reason = "KubeletDoesNotStart" // it ended, again and again

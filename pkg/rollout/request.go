@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
@@ -61,6 +63,9 @@ const (
 	DefaultSettle = 15 * time.Second
 	// MaxVerifyTimeout bounds VerifyTimeout: pods are without a kubelet meanwhile.
 	MaxVerifyTimeout = 5 * time.Minute
+	// MaxReleased bounds ReleaseHeldUIDs: the request is handed to a process as one
+	// variable of its environment, which has at most 128 KiB.
+	MaxReleased = 1000
 )
 
 // Request is what the nodes of a pool are asked to run.
@@ -80,8 +85,12 @@ type Request struct {
 	// leave mode out, which is set from Target; another mode than the target's is an
 	// error.
 	Configuration string `json:"configuration,omitempty"`
-	// ReleaseHeld is the yes to releasing pods that are held: from Enforce to Audit or
-	// Stock, what the guard holds stops. Without it a node with held pods refuses.
+	// ReleaseHeldUIDs are the held pods that may stop: from Enforce to Audit or Stock, what
+	// the guard holds stops. They are the pods that somebody was shown and said yes to, at
+	// most MaxReleased. A node that holds any other pod refuses.
+	ReleaseHeldUIDs []types.UID `json:"releaseHeldUIDs,omitempty"`
+	// ReleaseHeld was the yes of earlier releases to whatever a node holds when its turn
+	// comes. It is not valid any more, and read so that an error can say so.
 	ReleaseHeld bool `json:"releaseHeld,omitempty"`
 	// VerifyTimeout and Settle are DefaultVerifyTimeout and DefaultSettle when zero.
 	VerifyTimeout metav1.Duration `json:"verifyTimeout,omitzero"`
@@ -143,6 +152,16 @@ func (r Request) Validate() error {
 			errs = append(errs, field.Invalid(path, sum, "must be a SHA-256 checksum of 64 lower case hexadecimal digits"))
 		}
 	}
+	if r.ReleaseHeld {
+		errs = append(errs, field.Forbidden(field.NewPath("releaseHeld"),
+			"it would stop every pod that is held when a node's turn comes, also those that nobody was shown: name the pods in releaseHeldUIDs, as kubectl guard rollout start, undo and uninstall do"))
+	}
+	if len(r.ReleaseHeldUIDs) > MaxReleased {
+		errs = append(errs, field.TooMany(field.NewPath("releaseHeldUIDs"), len(r.ReleaseHeldUIDs), MaxReleased))
+	}
+	if slices.Contains(r.ReleaseHeldUIDs, "") {
+		errs = append(errs, field.Invalid(field.NewPath("releaseHeldUIDs"), "", "must be UIDs of pods"))
+	}
 	if _, err := r.GuardConfiguration(); err != nil {
 		errs = append(errs, field.Invalid(field.NewPath("configuration"), field.OmitValueType{}, err.Error()))
 	}
@@ -186,14 +205,26 @@ func (r Request) GuardConfiguration() ([]byte, error) {
 
 // ParseRequest decodes what RequestAnnotation has, strictly, and validates it.
 func ParseRequest(data string) (Request, error) {
-	var r Request
-	if err := decode(data, &r); err != nil {
-		return Request{}, fmt.Errorf("the request of the roll-out (annotation %s): %w", RequestAnnotation, err)
+	r, err := readRequest(data)
+	if err == nil {
+		err = r.Validate()
 	}
-	if err := r.Validate(); err != nil {
+	if err != nil {
 		return Request{}, fmt.Errorf("the request of the roll-out (annotation %s): %w", RequestAnnotation, err)
 	}
 	return r, nil
+}
+
+// readRequest is ParseRequest but for the yes to all held pods, which requests of earlier
+// releases may have: who only reads them can still tell what was requested.
+func readRequest(data string) (Request, error) {
+	var r Request
+	if err := decode(data, &r); err != nil {
+		return Request{}, err
+	}
+	valid := r
+	valid.ReleaseHeld = false
+	return r, valid.Validate()
 }
 
 func decode(data string, into any) error {

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -19,7 +20,7 @@ func TestRequestSurvivesItsAnnotation(t *testing.T) {
 		Target: Audit, Image: image, KubeletVersion: "v1.36.3+guard.0.1.0",
 		KubeletChecksums: map[string]string{"amd64": strings.Repeat("a", 64), "arm64": strings.Repeat("b", 64)},
 		Configuration:    "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\nallowedCauses: [NodeShutdown]\n",
-		ReleaseHeld:      true,
+		ReleaseHeldUIDs:  []types.UID{"a", "b"},
 		VerifyTimeout:    metav1.Duration{Duration: 90 * time.Second},
 	}
 	parsed, err := ParseRequest(encode(request))
@@ -37,7 +38,7 @@ func TestRequestIDDiffersWithWhatIsAsked(t *testing.T) {
 		func(r *Request) { r.KubeletVersion = "v1.36.4+guard.0.1.0" },
 		func(r *Request) { r.KubeletChecksums = map[string]string{"amd64": strings.Repeat("a", 64)} },
 		func(r *Request) { r.Configuration = "x" },
-		func(r *Request) { r.ReleaseHeld = true },
+		func(r *Request) { r.ReleaseHeldUIDs = []types.UID{"a"} },
 	} {
 		changed := request
 		change(&changed)
@@ -61,6 +62,9 @@ func TestRequestThatIsWrongNamesTheField(t *testing.T) {
 		"other mode":          {Request{Target: Audit, Image: image, Configuration: "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\nmode: Enforce\n"}, "mode: Enforce is not the target's (Audit)"},
 		"timeout too long":    {Request{Target: Audit, Image: image, VerifyTimeout: metav1.Duration{Duration: time.Hour}}, "verifyTimeout: Invalid value"},
 		"settles too late":    {Request{Target: Audit, Image: image, Settle: metav1.Duration{Duration: time.Minute}}, "settle: Invalid value"},
+		"a blanket yes":       {Request{Target: Stock, Image: image, ReleaseHeld: true}, "releaseHeld: Forbidden: it would stop every pod that is held when a node's turn comes"},
+		"too many held pods":  {Request{Target: Stock, Image: image, ReleaseHeldUIDs: make([]types.UID, MaxReleased+1)}, "releaseHeldUIDs: Too many"},
+		"no UID":              {Request{Target: Stock, Image: image, ReleaseHeldUIDs: []types.UID{""}}, "releaseHeldUIDs: Invalid value"},
 		"observes, but wrong": {Request{Target: Observe, Image: image, Configuration: "a: 1"}, "configuration: Invalid value"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -101,7 +101,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	}
 	began := time.Now()
 	entry := journal.Entry{
-		RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: i.Request.ReleaseHeld,
+		RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: len(i.notReleased(v)) == 0,
 		Boot: boot, Began: began, Deadline: began.Add(i.Request.Verify()),
 		Settle:   i.Request.SettleTime(),
 		Previous: v.dropIn, Wanted: v.wanted,

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
@@ -349,12 +350,19 @@ func TestHeldPodsNeedAYes(t *testing.T) {
 			report := w.run(wanted)
 			assert.Equal(t, rollout.Refused, report.Phase)
 			assert.Equal(t, rollout.ReasonHeld, report.Reason)
-			assert.Contains(t, report.Message, "1 pods are held and would stop with what is asked for: ns/a")
+			assert.Contains(t, report.Message, "1 pods are held and would stop with what is requested: ns/a")
 			assert.Equal(t, []string{"ns/a"}, report.HeldPods)
 			assert.Equal(t, 2, report.Protected)
 
-			// With a yes the held one may stop, and no other.
-			wanted.ReleaseHeld = true
+			// A yes is for the pods that were shown.
+			wanted.ReleaseHeldUIDs = []types.UID{"uid-a"}
+			w.held = append(w.held, guard.PodState{Namespace: "ns", Name: "c", UID: "uid-c", State: guard.Held})
+			report = w.run(wanted)
+			assert.Equal(t, rollout.Refused, report.Phase)
+			assert.Contains(t, report.Message, "1 pods are held and would stop with what is requested: ns/c")
+			w.held = w.held[:2]
+
+			// With it the held one may stop, and no other.
 			installer := w.installer(wanted)
 			installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
 				if w.started == 3 && len(w.containers) == 3 {
@@ -622,7 +630,7 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 			report := w.run(request(target))
 			assert.Equal(t, rollout.Refused, report.Phase)
 			assert.Equal(t, rollout.ReasonHeld, report.Reason, report.Message)
-			report = w.run(with(request(target), func(r *rollout.Request) { r.ReleaseHeld = true }))
+			report = w.run(with(request(target), func(r *rollout.Request) { r.ReleaseHeldUIDs = []types.UID{"uid-a"} }))
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		}
 	})
@@ -640,7 +648,7 @@ func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
 	}{
 		"the same configuration":                  {func(r *rollout.Request) { r.Image = "broken" }, nil, false},
 		"another configuration":                   {exempt, nil, true},
-		"another configuration, held before, too": {func(r *rollout.Request) { exempt(r); r.ReleaseHeld = true }, []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}, false},
+		"another configuration, held before, too": {func(r *rollout.Request) { exempt(r); r.ReleaseHeldUIDs = []types.UID{"uid-a"} }, []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -368,20 +369,35 @@ func (i *Installer) want(v *view) error {
 	return nil
 }
 
-// lookAtHeld refuses what would release held pods without a yes. Not only another mode
-// does that: with another configuration a pod may be no longer protected.
+// lookAtHeld refuses what would release held pods that nobody has agreed to. Not only
+// another mode does that: with another configuration a pod may be no longer protected.
 func (i *Installer) lookAtHeld(v *view) []refusal {
-	if len(v.held) == 0 && v.unknown == nil || i.Request.ReleaseHeld || i.Request.Target == rollout.Observe {
+	if i.Request.Target == rollout.Observe {
 		return nil
 	}
 	if i.Request.Target == rollout.Enforce && v.dropIn != nil && v.config != "" && strings.Contains(*v.dropIn, v.config) {
 		return nil
 	}
 	if v.unknown != nil {
-		return []refusal{{rollout.ReasonHeld, fmt.Sprintf("the guarded kubelet does not answer, so that nobody knows which pods it holds: put it in order, or say that held pods may stop (--release-held) (%v)", v.unknown)}}
+		return []refusal{{rollout.ReasonHeld, fmt.Sprintf("the guarded kubelet does not answer, so that nobody knows which pods it holds, and nobody can have agreed that they stop: put it in order first (systemctl restart kubelet on the node) (%v)", v.unknown)}}
 	}
-	return []refusal{{rollout.ReasonHeld, fmt.Sprintf("%d pods are held and would stop with what is asked for: %s. Look at kubectl guard holds; put the reasons right, release the pods, or say that they may stop (--release-held)",
-		len(v.held), list(v.heldPods))}}
+	others := i.notReleased(v)
+	if len(others) == 0 {
+		return nil
+	}
+	return []refusal{{rollout.ReasonHeld, fmt.Sprintf("%d pods are held and would stop with what is requested: %s. Nobody was shown them and agreed to it. See kubectl guard holds; put the reasons right, release the pods, or give the same command again, which lists them",
+		len(others), list(others))}}
+}
+
+// notReleased returns namespace/name of the held pods that the request does not release.
+func (i *Installer) notReleased(v *view) []string {
+	var names []string
+	for n, uid := range v.held {
+		if !slices.Contains(i.Request.ReleaseHeldUIDs, uid) {
+			names = append(names, v.heldPods[n])
+		}
+	}
+	return names
 }
 
 func (v *view) heldAndProtected() {

@@ -168,7 +168,7 @@ func (o *protectOptions) run(ctx context.Context, arguments []string) error {
 		return fmt.Errorf("%s has no pods", strings.Join(arguments, " "))
 	}
 	if !o.protect && !o.yes && o.dryRun == dryRunNone {
-		if err := o.confirmHeld(pods); err != nil {
+		if err := o.confirmHeld(ctx, pods); err != nil {
 			return err
 		}
 	}
@@ -272,7 +272,7 @@ func describe(object *unstructured.Unstructured) string {
 }
 
 // confirmHeld asks before the label of held pods is removed.
-func (o *protectOptions) confirmHeld(pods []corev1.Pod) error {
+func (o *protectOptions) confirmHeld(ctx context.Context, pods []corev1.Pod) error {
 	var held []string
 	for i := range pods {
 		if causes := heldBy(&pods[i]); causes != "" && pods[i].Labels[protectionLabel] != "" {
@@ -286,7 +286,7 @@ func (o *protectOptions) confirmHeld(pods []corev1.Pod) error {
 		return fmt.Errorf("%s held, and without the label the kubelet stops what it wanted to stop; give --yes to go on:\n%s", areOrIs(len(held)), strings.Join(held, "\n"))
 	}
 	fmt.Fprintf(o.Out, "%s held. Without the label the kubelet does at once what it wanted to do:\n%s\n", areOrIs(len(held)), strings.Join(held, "\n"))
-	return o.confirm("Remove the label?")
+	return o.confirm(ctx, "Remove the label?")
 }
 
 func areOrIs(n int) string {

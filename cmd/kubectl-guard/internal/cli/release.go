@@ -150,7 +150,7 @@ func (o *releaseOptions) run(ctx context.Context) error {
 		}
 	}
 	if !o.yes && o.dryRun == dryRunNone {
-		if err := o.confirm(fmt.Sprintf("Release %s?", count(len(pods), "pod"))); err != nil {
+		if err := o.confirm(ctx, fmt.Sprintf("Release %s?", count(len(pods), "pod"))); err != nil {
 			return err
 		}
 	}

@@ -163,6 +163,10 @@ func poolOf(set *appsv1.DaemonSet) (*nodePool, error) {
 // remember is the history with another request.
 func remember(asked []rollout.Request, request rollout.Request) []rollout.Request {
 	asked = append(slices.Clone(asked), request)
+	for i := range asked[:len(asked)-1] {
+		// A yes is for one time.
+		asked[i].ReleaseHeldUIDs, asked[i].ReleaseHeld = nil, false
+	}
 	return asked[max(0, len(asked)-historyLength):]
 }
 

@@ -53,7 +53,7 @@ func (o *rolloutChangeOptions) waiting(command *cobra.Command, releases bool) *c
 	flags := command.Flags()
 	flags.BoolVarP(&o.yes, "yes", "y", false, "Do not ask, except about held pods")
 	if releases {
-		flags.BoolVar(&o.releaseHeld, "release-held", false, "Do not ask about held pods, which are stopped by that")
+		flags.BoolVar(&o.releaseHeld, "release-held", false, "Do not ask about the held pods that are listed, which are stopped by that")
 		flags.Var(&o.dryRun, "dry-run", "none; client: only show what would be done")
 		flags.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
 		o.dryRun = dryRunNone
@@ -122,10 +122,13 @@ func (o *rolloutChangeOptions) resume(ctx context.Context, c *clients, pools []*
 		if request.Target == rollout.Observe {
 			return fmt.Errorf("pool %s is only looked at; to change it, give kubectl guard rollout start --pool %s", p.Name, p.Name)
 		}
+		if request.ReleaseHeld {
+			return fmt.Errorf("pool %s: its request is of an earlier release and lets every held pod stop, which nobody can agree to any more: give the kubectl guard rollout start, undo or uninstall again that it is from", p.Name)
+		}
 		progress := p.progress(request)
 		failed := progress.named(stepFailed)
 		if len(failed) > 0 && !o.yes {
-			if err := o.confirm(fmt.Sprintf("Try %s of pool %s once more (%s)?", count(len(failed), "node"), p.Name, listed(failed))); err != nil {
+			if err := o.confirm(ctx, fmt.Sprintf("Try %s of pool %s once more (%s)?", count(len(failed), "node"), p.Name, listed(failed))); err != nil {
 				return err
 			}
 		}
@@ -192,7 +195,7 @@ func (o *rolloutChangeOptions) undo(ctx context.Context, c *clients, pools []*no
 			plan.request = rollout.Request{Target: rollout.Stock, Image: template.Image, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle}
 			asked = remember(asked, plan.request)
 		}
-		plan.request.ReleaseHeld = o.releaseHeld && plan.releases()
+		plan.request.ReleaseHeldUIDs, plan.request.ReleaseHeld = nil, false
 		if err := o.backTo(ctx, c, plan, asked); err != nil {
 			return err
 		}
@@ -221,7 +224,7 @@ func (o *rolloutChangeOptions) uninstall(ctx context.Context, c *clients, pools 
 			return err
 		}
 		plan := &poolPlan{nodePool: p, request: rollout.Request{
-			Target: rollout.Stock, Image: template.Image, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle, ReleaseHeld: o.releaseHeld,
+			Target: rollout.Stock, Image: template.Image, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle,
 		}}
 		asked := p.asked
 		if current := p.current(); current == nil || current.Target != rollout.Stock {
@@ -245,11 +248,11 @@ func (o *rolloutChangeOptions) backTo(ctx context.Context, c *clients, plan *poo
 	if o.dryRun == dryRunClient {
 		return nil
 	}
-	if err := o.acceptRelease(plans, o.yes, o.releaseHeld); err != nil {
+	if err := o.acceptRelease(ctx, plans, o.yes, o.releaseHeld); err != nil {
 		return err
 	}
 	if !o.yes {
-		if err := o.confirm(fmt.Sprintf("Change %s, %d at a time?", plan.describe(), plan.MaxUnavailable)); err != nil {
+		if err := o.confirm(ctx, fmt.Sprintf("Change %s, %d at a time?", plan.describe(), plan.MaxUnavailable)); err != nil {
 			return err
 		}
 	}

@@ -145,7 +145,7 @@ func (o *rolloutStartOptions) request(p *nodePool) (rollout.Request, error) {
 	if current := p.current(); current != nil {
 		request = *current
 	}
-	request.ReleaseHeld = false
+	request.ReleaseHeldUIDs, request.ReleaseHeld = nil, false
 	if o.image != "" && o.image != request.Image {
 		// These were of the image before.
 		request.Image, request.KubeletVersion, request.KubeletChecksums = o.image, "", nil
@@ -168,7 +168,6 @@ func (o *rolloutStartOptions) request(p *nodePool) (rollout.Request, error) {
 		}
 		request.Configuration = string(data)
 	}
-	request.ReleaseHeld = o.releaseHeld && request.Target == rollout.Audit
 	return request, request.Validate()
 }
 
@@ -208,7 +207,7 @@ func sameRequest(a, b rollout.Request) bool {
 	if b.KubeletVersion == "" {
 		b.KubeletVersion = a.KubeletVersion
 	}
-	b.ReleaseHeld = b.ReleaseHeld || a.ReleaseHeld
+	a.ReleaseHeldUIDs, a.ReleaseHeld, b.ReleaseHeldUIDs, b.ReleaseHeld = nil, false, nil, false
 	return a.ID() == b.ID()
 }
 

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
@@ -75,7 +77,7 @@ it is.`,
 	flags.StringVar(&o.maxUnavailable, "max-unavailable", "", "How many nodes of a pool, or how many percent, may be changed at a time (default 1)")
 	flags.DurationVar(&o.pause, "pause-between-pools", 0, "How long to wait after a pool before the next one, to see whether it stays well")
 	flags.BoolVar(&o.skipAudit, "skip-audit", false, "Enforce on nodes where Audit has not run, without a question")
-	flags.BoolVar(&o.releaseHeld, "release-held", false, "Go from Enforce to Audit without a question about the held pods, which are stopped by that")
+	flags.BoolVar(&o.releaseHeld, "release-held", false, "Go from Enforce to Audit without a question about the held pods that are listed, which are stopped by that")
 	flags.BoolVarP(&o.yes, "yes", "y", false, "Do not ask, except about held pods and skipped audits, which have flags of their own")
 	o.rolloutWait.addFlags(command)
 	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
@@ -129,7 +131,7 @@ func (o *rolloutStartOptions) run(ctx context.Context) error {
 	if len(open) == 0 {
 		return nil
 	}
-	if err := o.accept(open); err != nil {
+	if err := o.accept(ctx, open); err != nil {
 		return err
 	}
 	if err := o.observe(ctx, c, open); err != nil {
@@ -139,7 +141,7 @@ func (o *rolloutStartOptions) run(ctx context.Context) error {
 }
 
 // accept asks what has to be asked before anything is done.
-func (o *rolloutStartOptions) accept(plans []*poolPlan) error {
+func (o *rolloutStartOptions) accept(ctx context.Context, plans []*poolPlan) error {
 	var unaudited []string
 	for _, p := range plans {
 		if p.request.Target == rollout.Enforce {
@@ -151,22 +153,24 @@ func (o *rolloutStartOptions) accept(plans []*poolPlan) error {
 		if o.yes {
 			return errors.New("--mode=Enforce needs --skip-audit where Audit has not run; nothing was done")
 		}
-		if err := o.confirm("Enforce without Audit before it?"); err != nil {
+		if err := o.confirm(ctx, "Enforce without Audit before it?"); err != nil {
 			return err
 		}
 	}
-	if err := o.acceptRelease(plans, o.yes, o.releaseHeld); err != nil {
+	if err := o.acceptRelease(ctx, plans, o.yes, o.releaseHeld); err != nil {
 		return err
 	}
 	if o.yes {
 		return nil
 	}
 	fmt.Fprintln(o.Out, "Installers look at the nodes first. No node is changed before the next question.")
-	return o.confirm(fmt.Sprintf("Start %s?", count(nodesOf(plans), "installer")))
+	return o.confirm(ctx, fmt.Sprintf("Start %s?", count(nodesOf(plans), "installer")))
 }
 
-// acceptRelease asks about held pods, and puts the yes into the requests.
-func (s *settings) acceptRelease(plans []*poolPlan, yes, release bool) error {
+// acceptRelease asks about the held pods that were shown, and puts them into the requests.
+// A pod that is held later, or on a node that did not answer, is not among them: its node
+// refuses.
+func (s *settings) acceptRelease(ctx context.Context, plans []*poolPlan, yes, release bool) error {
 	held := 0
 	for _, p := range plans {
 		if p.releases() {
@@ -176,20 +180,37 @@ func (s *settings) acceptRelease(plans []*poolPlan, yes, release bool) error {
 	switch {
 	case held == 0:
 		return nil
+	case held > rollout.MaxReleased:
+		return fmt.Errorf("%s would be stopped, and at most %d can be agreed to at a time; nothing was done. See kubectl guard holds -A and put right what they are held for, or take smaller pools", count(held, "held pod"), rollout.MaxReleased)
 	case release:
 	case yes:
 		return fmt.Errorf("%s would be stopped; nothing was done. See kubectl guard holds -A and put right what they are held for, or accept it with --release-held", count(held, "held pod"))
 	default:
-		if err := s.confirm(fmt.Sprintf("Stop %s?", count(held, "held pod"))); err != nil {
+		if err := s.confirm(ctx, fmt.Sprintf("Stop %s?", count(held, "held pod"))); err != nil {
 			return err
 		}
 	}
 	for _, p := range plans {
 		if p.releases() {
-			p.request.ReleaseHeld = true
+			p.release()
 		}
 	}
 	return nil
+}
+
+// release puts the held pods of a plan into its request.
+func (p *poolPlan) release() {
+	var uids []types.UID
+	for _, pod := range p.held {
+		uids = append(uids, pod.UID)
+	}
+	slices.Sort(uids)
+	if slices.Equal(uids, p.request.ReleaseHeldUIDs) {
+		return
+	}
+	p.request.ReleaseHeldUIDs = uids
+	// It is another request than the one that the pool has.
+	p.attach, p.complete = false, false
 }
 
 func nodesOf(plans []*poolPlan) int {
@@ -262,7 +283,7 @@ func (o *rolloutStartOptions) look(ctx context.Context, c *clients, begun, plans
 	if o.yes {
 		return nil
 	}
-	return o.confirm(fmt.Sprintf("Change %s, beginning with %s?", count(nodesOf(plans), "node"), plans[0].describe()))
+	return o.confirm(ctx, fmt.Sprintf("Change %s, beginning with %s?", count(nodesOf(plans), "node"), plans[0].describe()))
 }
 
 // putBack undoes observe for a pool.
@@ -312,7 +333,7 @@ func (o *rolloutStartOptions) between(ctx context.Context, c *clients, done, nex
 	if o.yes {
 		return nil
 	}
-	yes, err := o.ask(fmt.Sprintf("Go on with %s?", next.describe()))
+	yes, err := o.ask(ctx, fmt.Sprintf("Go on with %s?", next.describe()))
 	if err == nil && !yes {
 		err = errors.New("not confirmed")
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -605,9 +607,50 @@ func TestRolloutUninstallListsHeldPods(t *testing.T) {
 		require.Empty(t, c.rollouts.begun)
 		r = c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
 		require.NoError(t, r.err)
-		require.True(t, c.requested("blue").ReleaseHeld)
+		require.Equal(t, []types.UID{uidOf(2), uidOf(3)}, c.requested("blue").ReleaseHeldUIDs, "those that were listed, and no other")
 		require.Equal(t, rollout.Audit, c.requested("blue").Target)
 	})
+}
+
+// A yes is for the pods that were listed, whatever is held by the time of the next node.
+func TestRolloutReleasesOnlyWhatItHasListed(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	r := c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
+	require.NoError(t, r.err)
+	require.Empty(t, c.requested("blue").ReleaseHeldUIDs, "nothing was listed")
+
+	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	c.node("blue-1").pods = []guard.PodState{heldPod("web", "cache", 2, false, guard.PodVanished)}
+	c.node("blue-2").status = http.StatusServiceUnavailable
+	r = c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
+	require.NoError(t, r.err)
+	require.Contains(t, r.errOut, "blue-2 (NoAnswer)")
+	require.Equal(t, []types.UID{uidOf(2)}, c.requested("blue").ReleaseHeldUIDs)
+
+	// The yes is for one time: the next request does not have it, and the history neither.
+	c.node("blue-2").status = 0
+	c.node("blue-1").pods = nil
+	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	require.Empty(t, c.requested("blue").ReleaseHeldUIDs)
+	require.NotContains(t, c.rollouts.sets["guard-installer-blue"].Annotations[historyAnnotation], string(uidOf(2)))
+}
+
+func TestRolloutDoesNotGoOnWithABlanketYesOfAnEarlierRelease(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	set := c.rollouts.sets["guard-installer-blue"]
+	request := c.requested("blue")
+	request.ReleaseHeld = true
+	data, err := json.Marshal(request)
+	require.NoError(t, err)
+	set.Spec.Template.Annotations[rollout.RequestAnnotation] = string(data)
+	require.NoError(t, c.run("", "rollout", "status").err, "it can still be shown")
+	r := c.run("", "rollout", "resume", "--pool", "blue", "--yes")
+	require.ErrorContains(t, r.err, "pool blue: its request is of an earlier release and lets every held pod stop")
+	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	require.False(t, c.requested("blue").ReleaseHeld)
 }
 
 func TestRolloutWithoutItsManifests(t *testing.T) {
