@@ -25,8 +25,7 @@ import (
 const completionName = "kubectl_complete-guard"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	ctx := interruptible()
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
 	command := cli.NewCommand(streams)
 	arguments := os.Args[1:]
@@ -36,6 +35,22 @@ func main() {
 	command.SetArgs(arguments)
 	if err := command.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(1)
+		os.Exit(cli.ExitCode(err))
 	}
+}
+
+// interruptible returns a context that ends with the first signal that ends programs: a key,
+// a lost terminal, a reader of the output that is gone. What a command has to remove it
+// removes then. A second Ctrl-C, or SIGTERM, ends the program at once; a terminal that is
+// lost may say so several times.
+func interruptible() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	go func() {
+		<-signals
+		cancel()
+		signal.Reset(os.Interrupt, syscall.SIGTERM)
+	}()
+	return ctx
 }

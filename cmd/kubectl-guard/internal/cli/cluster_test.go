@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -21,9 +22,11 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
@@ -60,6 +63,12 @@ type cluster struct {
 	records map[string]json.RawMessage
 	// writes are the requests that change something: verb, path and body.
 	writes []string
+	// watchers are told of each change of a node.
+	watchers []chan watch.Event
+	// told is what they know, by name.
+	told map[string]*corev1.Node
+	// lists counts the pages of nodes that were read, watches the watches.
+	lists, watches int
 	// rollouts is what roll-outs are made of.
 	rollouts rollouts
 }
@@ -94,7 +103,9 @@ func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			if body := answer(w, r); body != nil {
+			body := answer(w, r)
+			c.tell()
+			if body != nil {
 				w.Header().Set("Content-Type", "application/json")
 				if status, ok := body.(*metav1.Status); ok {
 					w.WriteHeader(int(status.Code))
@@ -128,6 +139,7 @@ func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
 		if err != nil {
 			t.Error(err)
 		}
+		c.lists++
 		list := &corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}}
 		for _, n := range c.nodes {
 			if selector.Matches(labels.Set(n.labels)) {
@@ -233,9 +245,69 @@ func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
 		return json.RawMessage(body)
 	})
 	c.serveRollouts(handle)
-	c.server = httptest.NewServer(mux)
-	t.Cleanup(c.server.Close)
+	c.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/v1/nodes" && r.URL.Query().Get("watch") != "" {
+			c.watch(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		c.server.CloseClientConnections()
+		c.server.Close()
+	})
 	return c
+}
+
+// watch streams the changes of nodes, of all of them since the list.
+func (c *cluster) watch(w http.ResponseWriter, r *http.Request) {
+	selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
+	if err != nil {
+		c.t.Error(err)
+	}
+	events := make(chan watch.Event, 10000)
+	c.mu.Lock()
+	c.watches++
+	// What was changed since the list comes with the first events.
+	for _, n := range c.nodes {
+		events <- watch.Event{Type: watch.Modified, Object: n.object().DeepCopy()}
+	}
+	c.tell()
+	c.watchers = append(c.watchers, events)
+	c.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	for {
+		w.(http.Flusher).Flush()
+		select {
+		case event := <-events:
+			if !selector.Matches(labels.Set(event.Object.(*corev1.Node).Labels)) {
+				continue
+			}
+			if err := json.NewEncoder(w).Encode(map[string]any{"type": event.Type, "object": event.Object}); err != nil {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// tell tells the watchers which nodes are others than before.
+func (c *cluster) tell() {
+	if c.told == nil {
+		c.told = map[string]*corev1.Node{}
+	}
+	for _, n := range c.nodes {
+		node := n.object()
+		if was := c.told[n.name]; was != nil && equality.Semantic.DeepEqual(was, node) {
+			continue
+		}
+		c.told[n.name] = node.DeepCopy()
+		for _, events := range c.watchers {
+			events <- watch.Event{Type: watch.Modified, Object: node.DeepCopy()}
+		}
+	}
 }
 
 func (c *cluster) node(name string) *fakeNode {
@@ -346,6 +418,14 @@ type result struct {
 // run runs the command with answers on stdin.
 func (c *cluster) run(stdin string, arguments ...string) result {
 	c.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	return c.runUntil(ctx, strings.NewReader(stdin), arguments...)
+}
+
+// runUntil runs the command until the context is done.
+func (c *cluster) runUntil(ctx context.Context, stdin io.Reader, arguments ...string) result {
+	c.t.Helper()
 	folder := c.t.TempDir()
 	kubeconfig := filepath.Join(folder, "kubeconfig")
 	require.NoError(c.t, os.WriteFile(kubeconfig, fmt.Appendf(nil, `
@@ -355,8 +435,8 @@ clusters: [{name: test, cluster: {server: %q}}]
 contexts: [{name: test, context: {cluster: test, namespace: web}}]
 current-context: test
 `, c.server.URL), 0o600))
-	streams, in, out, errOut := genericiooptions.NewTestIOStreams()
-	in.WriteString(stdin)
+	streams, _, out, errOut := genericiooptions.NewTestIOStreams()
+	streams.In = stdin
 	at := c.now
 	if at == nil {
 		at = func() time.Time { return now }
@@ -376,7 +456,7 @@ current-context: test
 		verb++
 	}
 	command.SetArgs(slices.Insert(slices.Clone(arguments), verb, "--kubeconfig", kubeconfig, "--cache-dir", filepath.Join(folder, "cache"), "--node-timeout", nodeTimeout))
-	err := command.ExecuteContext(context.Background())
+	err := command.ExecuteContext(ctx)
 	return result{out: out.String(), errOut: errOut.String(), err: err}
 }
 

@@ -87,6 +87,8 @@ type clients struct {
 	// namespace is that of -n or of the kubeconfig; explicit: it was given with -n.
 	namespace string
 	explicit  bool
+	// poll is that of the settings.
+	poll time.Duration
 }
 
 func (s *settings) connect() (*clients, error) {
@@ -121,6 +123,7 @@ func (s *settings) connect() (*clients, error) {
 		records:   record.Client{Dynamic: dynamicClient, FieldManager: fieldManager},
 		nodes:     nodes.Asker{Client: kube, Timeout: s.nodeTimeout},
 		namespace: namespace, explicit: explicit,
+		poll: s.poll,
 	}, nil
 }
 

@@ -14,10 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/client-go/tools/pager"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 
@@ -60,12 +58,16 @@ The documented order is one pool after the other, Audit first, then Enforce.`,
 // nodePool is a pool with what the cluster has of it.
 type nodePool struct {
 	rollout.Pool
+	// problem is why the pool's DaemonSet cannot be read; it has no more than a name then.
+	problem error
 	// set is nil for a pool that has no installers yet.
 	set *appsv1.DaemonSet
 	// asked has what was asked for, newest last; empty: nothing but to observe.
 	asked []rollout.Request
 	// nodes in the order of their names.
 	nodes []corev1.Node
+	// watch tells of the nodes; nil before the first look.
+	watch *nodeWatch
 	// stale has reports that do not count any more, by node.
 	stale map[string]*rollout.Report
 }
@@ -105,29 +107,30 @@ func (f *fleet) fill(p *nodePool) {
 // readFleet reads nodes and pools.
 func (c *clients) readFleet(ctx context.Context) (*fleet, error) {
 	f := &fleet{}
-	err := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-		return c.kube.CoreV1().Nodes().List(ctx, options)
-	}).EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
-		f.nodes = append(f.nodes, *object.(*corev1.Node))
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the nodes: %w", err)
+	if _, err := c.eachNode(ctx, "", func(node corev1.Node) { f.nodes = append(f.nodes, node) }); err != nil {
+		return nil, err
 	}
 	sort.Slice(f.nodes, func(i, j int) bool { return f.nodes[i].Name < f.nodes[j].Name })
+	return f, c.readPools(ctx, f)
+}
+
+// readPools reads the pools of a fleet whose nodes are known.
+func (c *clients) readPools(ctx context.Context, f *fleet) error {
 	sets, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel})
 	if err != nil {
-		return nil, fmt.Errorf("list the pools (DaemonSets in namespace %s): %w", rollout.Namespace, err)
+		return fmt.Errorf("list the pools (DaemonSets in namespace %s): %w", rollout.Namespace, err)
 	}
 	for i := range sets.Items {
-		p, err := poolOf(&sets.Items[i])
+		set := &sets.Items[i]
+		p, err := poolOf(set)
 		if err != nil {
-			return nil, err
+			// One that a later release has made, say, must not hide the others.
+			p = &nodePool{Pool: rollout.Pool{Name: set.Labels[rollout.PoolLabel]}, set: set, problem: err}
 		}
 		f.fill(p)
 		f.pools = append(f.pools, p)
 	}
-	return f, nil
+	return nil
 }
 
 // historyAnnotation on a DaemonSet has the requests that were made of the pool, newest
@@ -272,19 +275,24 @@ func (c *clients) change(ctx context.Context, p *nodePool, change func(*appsv1.D
 	return nil
 }
 
-// readPool reads DaemonSet and nodes of a pool again.
+// readPool reads DaemonSet and nodes of a pool again. The nodes come from a watch that
+// begins with the first call and lasts as long as that call's context.
 func (c *clients) readPool(ctx context.Context, p *nodePool) error {
 	set, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(p.Name), metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.Name, err)
 	}
-	// From the cache of the API server, as it is asked again and again.
-	list, err := c.kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: p.Selector, ResourceVersion: "0"})
-	if err != nil {
-		return fmt.Errorf("pool %s: list its nodes: %w", p.Name, err)
+	if p.watch == nil {
+		p.watch = c.watchNodes(ctx, p.Selector, 2*c.poll)
 	}
-	sort.Slice(list.Items, func(i, j int) bool { return list.Items[i].Name < list.Items[j].Name })
-	p.set, p.nodes = set, list.Items
+	if err := p.watch.first(ctx); err != nil {
+		return fmt.Errorf("pool %s: %w", p.Name, err)
+	}
+	list, err := p.watch.list()
+	if err != nil {
+		return fmt.Errorf("pool %s: %w", p.Name, err)
+	}
+	p.set, p.nodes = set, list
 	return nil
 }
 

@@ -7,10 +7,14 @@ import (
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/pkg/rollout"
 )
+
+var errWhichPool = errors.New("which pool? give --pool NAME; kubectl guard rollout status shows all")
 
 // rolloutChangeOptions are of the verbs that change pools that exist.
 type rolloutChangeOptions struct {
@@ -28,7 +32,7 @@ func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.
 	_ = command.RegisterFlagCompletionFunc("pool", o.completePools)
 	command.RunE = func(command *cobra.Command, _ []string) error {
 		if len(o.pools) == 0 {
-			return errors.New("which pool? give --pool NAME; kubectl guard rollout status shows all")
+			return errWhichPool
 		}
 		ctx := command.Context()
 		c, err := o.connect()
@@ -42,6 +46,11 @@ func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.
 		pools, err := f.named(o.pools)
 		if err != nil {
 			return err
+		}
+		for _, p := range pools {
+			if p.problem != nil {
+				return fmt.Errorf("pool %s cannot be read: %w", p.Name, p.problem)
+			}
 		}
 		return run(ctx, c, pools)
 	}
@@ -75,29 +84,49 @@ func (o *rolloutChangeOptions) waiting(command *cobra.Command, releases bool) *c
 
 func newRolloutPauseCommand(s *settings) *cobra.Command {
 	o := &rolloutChangeOptions{rolloutWait: rolloutWait{settings: s}}
-	return o.command(&cobra.Command{
+	command := o.command(&cobra.Command{
 		Use:   "pause --pool NAME",
 		Short: "Let no further node of a pool begin",
 		Long: `Let no further node of a pool begin.
 
 A node that is being changed is brought to its end, one way or the other. New nodes of
-the pool are not changed either until the roll-out is resumed.`,
-		Example: `  kubectl guard rollout pause --pool blue`,
-	}, o.pause)
-}
+the pool are not changed either until the roll-out is resumed.
 
-func (o *rolloutChangeOptions) pause(ctx context.Context, c *clients, pools []*nodePool) error {
-	for _, p := range pools {
-		err := c.change(ctx, p, func(set *appsv1.DaemonSet) {
-			metav1.SetMetaDataAnnotation(&set.ObjectMeta, rollout.PausedAnnotation, "true")
-			set.Spec.UpdateStrategy = appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}
-		})
+It is one request, a patch of the pool's DaemonSet, which works whatever else the cluster
+is busy with and whatever release the pool is from.`,
+		Example: `  kubectl guard rollout pause --pool blue`,
+	}, nil)
+	command.RunE = func(command *cobra.Command, _ []string) error {
+		if len(o.pools) == 0 {
+			return errWhichPool
+		}
+		c, err := o.connect()
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(o.Out, "%s: paused\n", p.Name)
+		return o.pause(command.Context(), c)
 	}
-	return nil
+	return command
+}
+
+// pausing is what makes a DaemonSet a paused pool.
+const pausing = `{"metadata":{"annotations":{"` + rollout.PausedAnnotation + `":"true"}},"spec":{"updateStrategy":{"type":"OnDelete","rollingUpdate":null}}}`
+
+// pause pauses all pools that it can: it is the brake.
+func (o *rolloutChangeOptions) pause(ctx context.Context, c *clients) error {
+	var errs []error
+	for _, name := range o.pools {
+		_, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).Patch(ctx, rollout.DaemonSetName(name), types.MergePatchType, []byte(pausing), metav1.PatchOptions{FieldManager: fieldManager})
+		switch {
+		case apierrors.IsNotFound(err):
+			errs = append(errs, noPool(name))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("pool %s: patch DaemonSet %s: %w", name, rollout.DaemonSetName(name), err))
+		default:
+			fmt.Fprintf(o.Out, "%s: paused\n", name)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func newRolloutResumeCommand(s *settings) *cobra.Command {

@@ -99,6 +99,19 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 		}
 		return set
 	})
+	handle("PATCH "+path+"/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		body := c.note(r)
+		set := c.rollouts.sets[r.PathValue("name")]
+		if set == nil {
+			return notFound("daemonsets.apps", r.PathValue("name"))
+		}
+		// Of a merge patch, what the command needs: a null removes.
+		if err := json.Unmarshal(body, set); err != nil {
+			c.t.Error(err)
+		}
+		set.Generation++
+		return set
+	})
 	handle("DELETE "+path+"/{name}", func(_ http.ResponseWriter, r *http.Request) any {
 		c.note(r)
 		delete(c.rollouts.sets, r.PathValue("name"))

@@ -46,7 +46,8 @@ func TestManifestsOfRollOutsFitTheProgram(t *testing.T) {
 	} {
 		require.Contains(t, policy, "'"+name+"'")
 	}
-	require.ElementsMatch(t, []string{"get", "list", "create", "update", "delete"}, operator["daemonsets"])
+	require.ElementsMatch(t, []string{"get", "list", "create", "update", "patch", "delete"}, operator["daemonsets"])
 	require.ElementsMatch(t, []string{"get", "list", "delete"}, operator["leases"])
-	require.ElementsMatch(t, []string{"get", "list"}, operator["pods"])
+	require.ElementsMatch(t, []string{"get", "list", "delete"}, operator["pods"], "the installer's own message advises to delete its pod")
+	require.ElementsMatch(t, []string{"get"}, operator["pods/log"])
 }

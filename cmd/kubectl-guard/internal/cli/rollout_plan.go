@@ -92,6 +92,8 @@ func (o *rolloutStartOptions) planPool(f *fleet, argument string) (*poolPlan, er
 	name, selector, given := strings.Cut(argument, "=")
 	pool := f.pool(name)
 	switch {
+	case pool != nil && pool.problem != nil:
+		return nil, fmt.Errorf("--pool: pool %s cannot be read: %w", name, pool.problem)
 	case pool == nil && !given:
 		return nil, fmt.Errorf("--pool: there is no pool %s; to make one, say which nodes it has: --pool %s=SELECTOR", name, name)
 	case pool == nil:

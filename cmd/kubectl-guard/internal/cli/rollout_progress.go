@@ -21,6 +21,8 @@ const (
 	poolPaused poolState = "Paused"
 	// poolStopped: a node failed, so no further node is begun.
 	poolStopped poolState = "Stopped"
+	// poolUnreadable: its DaemonSet is not understood, one of a later release, say.
+	poolUnreadable poolState = "Unreadable"
 	// poolComplete: all nodes are as asked for.
 	poolComplete poolState = "Complete"
 )

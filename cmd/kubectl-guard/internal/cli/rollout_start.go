@@ -237,11 +237,18 @@ func (o *rolloutStartOptions) observe(ctx context.Context, c *clients, plans []*
 	if err == nil {
 		return nil
 	}
-	errs := []error{err}
-	// Also after an interrupt.
+	return errors.Join(err, o.putAllBack(ctx, c, begun))
+}
+
+// putAllBack undoes observe for pools, also after an interrupt.
+func (o *rolloutStartOptions) putAllBack(ctx context.Context, c *clients, plans []*poolPlan) error {
+	if ctx.Err() != nil {
+		fmt.Fprintln(o.ErrOut, "The installers that only look are removed; a second Ctrl-C would leave them.")
+	}
 	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), putBackTimeout)
 	defer cancel()
-	for _, p := range begun {
+	var errs []error
+	for _, p := range plans {
 		errs = append(errs, o.putBack(back, c, p))
 	}
 	return errors.Join(errs...)
@@ -307,16 +314,16 @@ func (o *rolloutStartOptions) roll(ctx context.Context, c *clients, plans []*poo
 	for i, p := range plans {
 		if i > 0 {
 			if err := o.between(ctx, c, plans[i-1], p); err != nil {
-				return errors.Join(err, left(plans[i:]))
+				return errors.Join(err, o.left(ctx, c, plans[i:]))
 			}
 		}
 		if !p.attach {
 			if err := c.put(ctx, p.nodePool, p.request, remember(p.asked, p.request), false); err != nil {
-				return errors.Join(err, left(plans[i:]))
+				return errors.Join(err, o.left(ctx, c, plans[i:]))
 			}
 		}
 		if err := o.complete(ctx, c, p.nodePool, p.request); err != nil {
-			return errors.Join(err, left(plans[i+1:]))
+			return errors.Join(err, o.left(ctx, c, plans[i+1:]))
 		}
 	}
 	return nil
@@ -340,14 +347,23 @@ func (o *rolloutStartOptions) between(ctx context.Context, c *clients, done, nex
 	return err
 }
 
-// left names the pools that were not begun. Their installers look on and change nothing.
-func left(plans []*poolPlan) error {
+// left names the pools that were not begun. Their installers look on and change nothing,
+// unless the command was interrupted: then they go with it.
+func (o *rolloutStartOptions) left(ctx context.Context, c *clients, plans []*poolPlan) error {
 	if len(plans) == 0 {
 		return nil
 	}
 	var names []string
+	var looking []*poolPlan
 	for _, p := range plans {
 		names = append(names, p.Name)
+		if !p.attach {
+			looking = append(looking, p)
+		}
+	}
+	if ctx.Err() != nil {
+		err := o.putAllBack(ctx, c, looking)
+		return errors.Join(fmt.Errorf("not begun: %s. The same command goes on", strings.Join(names, ", ")), err)
 	}
 	return fmt.Errorf("not begun: %s. The same command goes on; kubectl guard rollout undo --pool %s takes the installers back, which only look", strings.Join(names, ", "), strings.Join(names, " --pool "))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,8 +18,10 @@ type poolStatus struct {
 	Selector       string    `json:"selector"`
 	MaxUnavailable int       `json:"maxUnavailable"`
 	State          poolState `json:"state"`
-	// Request is what the pool is asked for.
-	Request rollout.Request `json:"request"`
+	// Problem says why the pool cannot be read; the fields below are empty then.
+	Problem string `json:"problem,omitempty"`
+	// Request is what is requested of the pool.
+	Request rollout.Request `json:"request,omitzero"`
 	// Figures of nodes.
 	Done    int `json:"done"`
 	Working int `json:"working"`
@@ -51,8 +54,10 @@ type poolStatusList struct {
 
 type rolloutStatusOptions struct {
 	*settings
-	output *output
-	pools  []string
+	output  *output
+	pools   []string
+	wait    bool
+	timeout time.Duration
 }
 
 func newRolloutStatusCommand(s *settings) *cobra.Command {
@@ -63,21 +68,36 @@ func newRolloutStatusCommand(s *settings) *cobra.Command {
 		Long: `Show how far the roll-outs are, by pool and by node.
 
 STATE of a pool is Observing (installers look and change nothing), Progressing, Paused,
-Stopped (a node failed, no further node is begun) or Complete. PHASE of a node is what
-its installer reported last; Pending: nothing yet about what is asked for now.`,
+Stopped (a node failed, no further node begins), Complete, or Unreadable (another release
+made it). PHASE of a node is what its installer reported last; Pending: nothing yet about
+the present request.
+
+With --wait the command ends when all pools are Complete, with exit code 0, when one is
+Stopped, with exit code 3, or after --timeout, with exit code 4. Then it shows them.`,
 		Example: `  kubectl guard rollout status
-  kubectl guard rollout status --pool blue -o wide`,
+  kubectl guard rollout status --pool blue -o wide
+  kubectl guard rollout status --pool blue --wait --timeout 2h`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(command *cobra.Command, _ []string) error { return o.run(command.Context()) },
 	}
 	o.output.addFlags(command)
-	command.Flags().StringArrayVar(&o.pools, "pool", nil, "Show this pool only; repeat it for several")
+	flags := command.Flags()
+	flags.StringArrayVar(&o.pools, "pool", nil, "Show this pool only; repeat it for several")
+	flags.BoolVar(&o.wait, "wait", false, "Wait until the pools are Complete, or one is Stopped")
+	flags.DurationVar(&o.timeout, "timeout", 0, "With --wait: how long to wait; 0 is as long as it takes")
 	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
+	_ = command.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions)
 	return command
 }
 
 func (o *rolloutStatusOptions) run(ctx context.Context) error {
+	switch {
+	case o.timeout < 0:
+		return errors.New("--timeout must not be negative")
+	case o.timeout > 0 && !o.wait:
+		return errors.New("--timeout goes with --wait")
+	}
 	if err := o.output.check(); err != nil {
 		return err
 	}
@@ -89,24 +109,122 @@ func (o *rolloutStatusOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pools, err := f.named(o.pools)
+	list, err := o.read(f)
 	if err != nil {
 		return err
 	}
-	list := poolStatusList{APIVersion: outputVersion, Kind: "PoolStatusList", Items: []poolStatus{}}
-	for _, p := range pools {
-		status, err := statusOfPool(p)
-		if err != nil {
-			return err
+	var ended error
+	if o.wait {
+		if list, ended = o.await(ctx, c, list); list == nil {
+			return ended
 		}
-		list.Items = append(list.Items, status)
 	}
+	if err := o.show(list); err != nil {
+		return err
+	}
+	return ended
+}
+
+// read returns the state of the pools.
+func (o *rolloutStatusOptions) read(f *fleet) (*poolStatusList, error) {
+	pools, err := f.named(o.pools)
+	if err != nil {
+		return nil, err
+	}
+	list := &poolStatusList{APIVersion: outputVersion, Kind: "PoolStatusList", Items: []poolStatus{}}
+	for _, p := range pools {
+		list.Items = append(list.Items, statusOfPool(p))
+	}
+	return list, nil
+}
+
+// await waits until the pools are at an end, and returns their state then with an error
+// that has the exit code. Without a state the error is about the command.
+func (o *rolloutStatusOptions) await(ctx context.Context, c *clients, list *poolStatusList) (*poolStatusList, error) {
+	begun := o.now()
+	nodes := c.watchNodes(ctx, "", 2*c.poll)
+	var problem error
+	for {
+		if problem == nil {
+			if end, err := endOf(list); end {
+				return list, err
+			}
+		}
+		if o.timeout > 0 && o.now().Sub(begun) > o.timeout {
+			err := fmt.Errorf("not all pools are Complete after %s", o.timeout)
+			if problem != nil {
+				err = fmt.Errorf("%w: %w", err, problem)
+			}
+			return list, withCode(err, exitTimeout)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w; the roll-out goes on in the cluster", errInterrupted)
+		case <-time.After(2 * o.poll):
+		}
+		var err error
+		if list, err = o.look(ctx, c, nodes, list); err != nil && problem == nil && ctx.Err() == nil {
+			o.warn("%v; it is asked again", err) // API servers are restarted, too
+		}
+		problem = err
+	}
+}
+
+// look reads the pools again. With an error it returns what was known before.
+func (o *rolloutStatusOptions) look(ctx context.Context, c *clients, nodes *nodeWatch, before *poolStatusList) (*poolStatusList, error) {
+	f := &fleet{}
+	if err := nodes.first(ctx); err != nil {
+		return before, err
+	}
+	var err error
+	if f.nodes, err = nodes.list(); err != nil {
+		return before, err
+	}
+	if err := c.readPools(ctx, f); err != nil {
+		return before, err
+	}
+	list, err := o.read(f)
+	if err != nil {
+		return before, err
+	}
+	return list, nil
+}
+
+// endOf reports whether nothing more is to be awaited, and the error to end with.
+func endOf(list *poolStatusList) (bool, error) {
+	var stopped, open []string
+	for _, p := range list.Items {
+		switch p.State {
+		case poolUnreadable:
+			return true, fmt.Errorf("pool %s cannot be read: %s", p.Pool, p.Problem)
+		case poolStopped:
+			stopped = append(stopped, p.Pool)
+		case poolComplete:
+		default:
+			open = append(open, p.Pool)
+		}
+	}
+	switch {
+	case len(list.Items) == 0:
+		return true, errors.New("no pool has a roll-out; there is nothing to wait for")
+	case len(stopped) > 0:
+		return true, withCode(fmt.Errorf("stopped: %s; kubectl guard rollout status shows the nodes and why", listed(stopped)), exitStopped)
+	}
+	return len(open) == 0, nil
+}
+
+func (o *rolloutStatusOptions) show(list *poolStatusList) error {
 	if !o.output.forPeople() {
-		return o.output.object(o.Out, &list)
+		return o.output.object(o.Out, list)
 	}
 	if len(list.Items) == 0 {
 		fmt.Fprintln(o.ErrOut, "No pool has a roll-out. kubectl guard rollout start makes one.")
 		return nil
+	}
+	for _, p := range list.Items {
+		if p.Problem != "" {
+			o.warn("pool %s cannot be read, and only kubectl guard rollout pause works with it: %s", p.Pool, p.Problem)
+		}
 	}
 	return o.tables(list.Items)
 }
@@ -124,16 +242,23 @@ func (f *fleet) named(names []string) ([]*nodePool, error) {
 		if p := f.pool(name); p != nil {
 			pools = append(pools, p)
 		} else {
-			errs = append(errs, fmt.Errorf("--pool: there is no pool %s; kubectl guard rollout status shows all", name))
+			errs = append(errs, noPool(name))
 		}
 	}
 	return pools, errors.Join(errs...)
 }
 
-func statusOfPool(p *nodePool) (poolStatus, error) {
+func noPool(name string) error {
+	return fmt.Errorf("--pool: there is no pool %s; kubectl guard rollout status shows all", name)
+}
+
+func statusOfPool(p *nodePool) poolStatus {
+	if p.problem != nil {
+		return poolStatus{Pool: p.Name, State: poolUnreadable, Problem: p.problem.Error()}
+	}
 	request, err := rollout.RequestOf(p.set)
 	if err != nil {
-		return poolStatus{}, err
+		return poolStatus{Pool: p.Name, State: poolUnreadable, Problem: err.Error()}
 	}
 	progress := p.progress(request)
 	status := poolStatus{
@@ -149,7 +274,7 @@ func statusOfPool(p *nodePool) (poolStatus, error) {
 		}
 		status.Nodes = append(status.Nodes, item)
 	}
-	return status, nil
+	return status
 }
 
 func (o *rolloutStatusOptions) tables(items []poolStatus) error {
@@ -159,7 +284,7 @@ func (o *rolloutStatusOptions) tables(items []poolStatus) error {
 	}
 	var rows [][]any
 	for _, p := range items {
-		rows = append(rows, []any{p.Pool, string(p.State), string(p.Request.Target), len(p.Nodes), p.Done, p.Working, p.Failed, p.Pending, p.Selector, p.Request.Image})
+		rows = append(rows, []any{p.Pool, string(p.State), orNone(string(p.Request.Target)), len(p.Nodes), p.Done, p.Working, p.Failed, p.Pending, p.Selector, p.Request.Image})
 	}
 	if err := table(o.Out, o.output.wide(), columns, rows); err != nil {
 		return err

@@ -105,7 +105,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 			// Not the end: API servers are restarted, too.
 			o.warn("%v; it is asked again", problem)
 		} else if o.now().Sub(moved) > o.timeout {
-			return poolProgress{}, fmt.Errorf("nothing was seen for %s: %w", o.timeout, problem)
+			return poolProgress{}, withCode(fmt.Errorf("nothing was seen for %s: %w", o.timeout, problem), exitTimeout)
 		}
 		if err := o.sleep(ctx); err != nil && request.Target == rollout.Observe {
 			return poolProgress{}, errors.New("interrupted; no node was changed")
@@ -149,7 +149,7 @@ func (o *rolloutWait) stopped(ctx context.Context, c *clients, p *nodePool, prog
 	fmt.Fprintf(&text, "  kubectl guard rollout resume --pool %s                # the node was put right: try it again\n", p.Name)
 	fmt.Fprintf(&text, "  kubectl guard rollout start --pool %s --image IMAGE   # another build\n", p.Name)
 	fmt.Fprintf(&text, "  kubectl guard rollout undo --pool %s                  # back to what the pool had before", p.Name)
-	return errors.New(text.String())
+	return withCode(errors.New(text.String()), exitStopped)
 }
 
 // stuck is the error for a pool in which nothing moves.
@@ -183,7 +183,7 @@ func (o *rolloutWait) stuck(ctx context.Context, c *clients, p *nodePool, progre
 	} else {
 		fmt.Fprintf(&text, "\nThe roll-out goes on by itself when what it waits for is there: kubectl guard rollout status --pool %s", p.Name)
 	}
-	return errors.New(text.String())
+	return withCode(errors.New(text.String()), exitTimeout)
 }
 
 // nodeOf is the node of a DaemonSet's pod, also before it is bound.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -88,8 +89,30 @@ func (o *statusOptions) run(ctx context.Context) error {
 			o.warn("protected pods without a PodDisruptionBudget are not counted: %v", err)
 		}
 	}
+	if err := o.show(&list); err != nil {
+		return err
+	}
+	return unanswered(list.Items)
+}
+
+// unanswered is the error when no node said anything, so that nothing is known.
+func unanswered(items []nodeStatus) error {
+	states := map[nodes.State]int{}
+	for _, item := range items {
+		states[item.State]++
+	}
+	if silent := states[nodes.NoAnswer] + states[nodes.Forbidden]; silent == 0 || silent < len(items) {
+		return nil
+	}
+	if states[nodes.NoAnswer] == 0 {
+		return errors.New("no node may be asked: that needs get on nodes/proxy, which the role kubelet-guard-viewer has")
+	}
+	return errors.New("no node answered; -o wide shows why")
+}
+
+func (o *statusOptions) show(list *nodeStatusList) error {
 	if !o.output.forPeople() {
-		return o.output.object(o.Out, &list)
+		return o.output.object(o.Out, list)
 	}
 	if len(list.Items) == 0 {
 		fmt.Fprintln(o.ErrOut, "The cluster has no nodes.")
