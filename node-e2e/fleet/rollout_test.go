@@ -196,7 +196,7 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		By("rolling out Enforce while the node lacks a label that running pods need")
 		labelNode(ctx, node, diskLabel, "")
 		asOperator(ctx, "start", "--yes", "--skip-audit", "--pool", poolOf(poolGreen), "--mode=Enforce", "--image="+imageGood.name).
-			ExpectRefused(node.Name(), "The change was not taken back: the guard holds 1 pods now that the old kubelet would stop: "+held.namespace+"/"+held.name)
+			ExpectRefused(node.Name(), "The change was not rolled back: the guard holds 1 pods now that the old kubelet would stop: "+held.namespace+"/"+held.name)
 		Expect(markedNodes(ctx)).To(ConsistOf(node.Name()))
 		report := reportOf(ctx, node)
 		Expect(report.Phase).To(Equal(rollout.Failed), report.Message)

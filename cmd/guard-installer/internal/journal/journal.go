@@ -80,6 +80,9 @@ type Entry struct {
 	// TokenFile is where the node has the installer's token for the kubelet; empty when
 	// it was not found.
 	TokenFile string `json:"tokenFile,omitempty"`
+	// GuardDir is the state directory of the guard in the new kubelet; empty when it is
+	// unknown.
+	GuardDir string `json:"guardDir,omitempty"`
 
 	// Reason and Message say why it is taken back, or was; of a confirmed change, what was
 	// wrong although it was left in place. Stopped are containers that were found stopped.

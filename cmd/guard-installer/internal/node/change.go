@@ -109,6 +109,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 		Protected: v.protected, HeldPods: atMost20(v.heldPods), Held: v.held,
 		Containers: running,
 		Address:    v.address, Pin: v.pin, Runtime: v.socket, TokenFile: i.hostTokenFile(),
+		GuardDir: guardDir(v.configData, v.process),
 	}
 	if err := i.store().Begin(entry); err != nil {
 		return i.refuse(report, refusal{rollout.ReasonPreparation, err.Error()}), nil

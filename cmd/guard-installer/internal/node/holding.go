@@ -7,12 +7,14 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
@@ -25,13 +27,16 @@ import (
 const (
 	// holdingTimeout bounds the question what is held. It is part of timerMargin.
 	holdingTimeout = 9 * time.Second
-	// holdingTries are for a kubelet that was started a moment ago.
+	// systemdTimeout is the part of it for systemd.
+	systemdTimeout = 3 * time.Second
+	// holdingTries are for a kubelet that was started a moment ago, and for a systemd that
+	// is reloading.
 	holdingTries = 3
 )
 
-// Holding finds out whether a change can be taken back without harm: pods that the new
+// Holding finds out whether a change can be rolled back without harm: pods that the new
 // kubelet holds are pods that the old one would stop. The installer asks, and so does
-// the node when it takes a change back by itself.
+// the node when it rolls a change back by itself.
 type Holding struct {
 	Root    host.Root
 	Systemd interface {
@@ -47,37 +52,40 @@ func (i *Installer) holding() Holding {
 	return Holding{Root: i.Root, Systemd: i.Systemd, Protected: i.Protected, Poll: i.Poll}
 }
 
-// Keep says why a change must not be taken back: the new kubelet runs, with the guard in
-// mode Enforce, and holds pods that the kubelet of before would stop, or cannot be ruled
-// out to do so. It says nothing when the change can be taken back, which is so for a
+// Keep says why a change must not be rolled back: the new kubelet runs, with the guard in
+// mode Enforce, and holds pods that the kubelet of before would stop, or it is unknown
+// whether it does. It says nothing when the change can be rolled back, which is so for a
 // kubelet that does not run, ends again and again or runs without the guard: there
 // nothing is held.
 func (h Holding) Keep(ctx context.Context, entry *journal.Entry) string {
 	if entry.Wanted == nil || entry.Kubelet.Mode != guard.Enforce {
 		return ""
 	}
-	service, err := h.Systemd.Unit(ctx, rollout.KubeletUnit)
-	if err != nil || !service.Running() || service.Restarts >= enoughRestarts {
-		return ""
-	}
-	process, err := h.Root.Process(service.MainPID)
-	if err != nil {
-		return ""
-	}
-	config, guarded := process.Flag(unit.GuardFlag)
-	if !guarded || !strings.Contains(*entry.Wanted, config) {
-		return "" // the old one, or one that somebody has put there
-	}
-	if entry.Previous != nil && strings.Contains(*entry.Previous, config) {
+	if entry.Previous != nil && configurationOf(entry.Previous) == configurationOf(entry.Wanted) {
 		return "" // the kubelet of before holds the same pods
 	}
-	pods, err := h.ask(ctx, entry)
+	ctx, cancel := context.WithTimeout(ctx, holdingTimeout)
+	defer cancel()
+	if runs := h.runs(ctx, entry); runs.IsNo() {
+		return ""
+	}
+	// The guard is asked also where systemd does not say what runs.
+	var pods *guard.PodList
+	asked := h.again(ctx, func() answer.Answer {
+		list, err := h.Protected(ctx, entry.Address, entry.Pin)
+		switch {
+		case errors.Is(err, kubelet.ErrNotListening):
+			return answer.No() // it has not begun to work
+		case err != nil:
+			return answer.Unknown(err)
+		}
+		pods = list
+		return answer.Of(pods != nil && pods.Mode == guard.Enforce)
+	})
 	switch {
-	case errors.Is(err, kubelet.ErrNotListening):
-		return "" // it has not begun to work
-	case err != nil:
-		return h.unknown(process, config, err)
-	case pods == nil || pods.Mode != guard.Enforce:
+	case asked.Err() != nil:
+		return h.unknown(entry, asked.Err())
+	case asked.IsNo():
 		return ""
 	}
 	var held []string
@@ -90,58 +98,69 @@ func (h Holding) Keep(ctx context.Context, entry *journal.Entry) string {
 	if len(held) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("The change was not taken back: the guard holds %d pods now that the old kubelet would stop: %s", len(held), list(held))
+	return fmt.Sprintf("The change was not rolled back: the guard holds %d pods now that the old kubelet would stop: %s", len(held), list(held))
 }
 
-func (h Holding) ask(ctx context.Context, entry *journal.Entry) (pods *guard.PodList, err error) {
-	ctx, cancel := context.WithTimeout(ctx, holdingTimeout)
+// runs answers whether a kubelet with the configuration of the change runs and goes on
+// running.
+func (h Holding) runs(ctx context.Context, entry *journal.Entry) answer.Answer {
+	ctx, cancel := context.WithTimeout(ctx, systemdTimeout)
 	defer cancel()
+	return h.again(ctx, func() answer.Answer { return h.runsNow(ctx, entry) })
+}
+
+func (h Holding) runsNow(ctx context.Context, entry *journal.Entry) answer.Answer {
+	service, err := h.Systemd.Unit(ctx, rollout.KubeletUnit)
+	if err != nil {
+		return answer.Unknown(err)
+	}
+	if service.MainPID == 0 || service.Restarts >= enoughRestarts {
+		return answer.No()
+	}
+	process, err := h.Root.Process(service.MainPID)
+	if err != nil {
+		return answer.Unknown(err) // it may have ended a moment ago
+	}
+	config, guarded := process.Flag(unit.GuardFlag)
+	// Any other is the old one, or one that somebody has put there.
+	return answer.Of(guarded && config == configurationOf(entry.Wanted))
+}
+
+// again asks until there is an answer, a few times.
+func (h Holding) again(ctx context.Context, ask func() answer.Answer) (a answer.Answer) {
 	for range holdingTries {
-		if pods, err = h.Protected(ctx, entry.Address, entry.Pin); err == nil {
-			return pods, nil
+		if a = ask(); a.Err() == nil {
+			return a
 		}
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return a
 		case <-time.After(h.Poll):
 		}
 	}
-	return nil, err
+	return a
 }
 
-// unknown is the answer for a guard that does not say what it holds. It saves every pod
-// that it protects, so without a saved pod there is nothing to hold.
-func (h Holding) unknown(process host.Process, config string, why error) string {
-	saved, err := h.saved(process, config)
+// unknown decides about a guard that does not say what it holds. It saves every pod that
+// it protects, so without a saved pod there is nothing to hold.
+func (h Holding) unknown(entry *journal.Entry, why error) string {
+	saved, err := h.saved(entry)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("The change was not taken back: the guard does not say whether it holds pods that the old kubelet would stop (%v), nor can it be told how many it protects (%v)", why, err)
+		return fmt.Sprintf("The change was not rolled back: the guard does not say whether it holds pods that the old kubelet would stop (%v), and it is unknown how many it protects (%v)", why, err)
 	case saved > 0:
-		return fmt.Sprintf("The change was not taken back: the guard protects %d pods here and does not say whether it holds some that the old kubelet would stop (%v)", saved, why)
+		return fmt.Sprintf("The change was not rolled back: the guard protects %d pods here and does not say whether it holds some that the old kubelet would stop (%v)", saved, why)
 	default:
 		return ""
 	}
 }
 
 // saved returns how many pods the guard has saved in its state directory.
-func (h Holding) saved(process host.Process, config string) (int, error) {
-	data, err := h.Root.Read(config)
-	if err != nil {
-		return 0, err
+func (h Holding) saved(entry *journal.Entry) (int, error) {
+	if entry.GuardDir == "" {
+		return 0, errors.New("the journal does not name the state directory of the guard")
 	}
-	parsed, err := guard.ParseConfiguration(data)
-	if err != nil {
-		return 0, err
-	}
-	dir := parsed.StateDir
-	if dir == "" {
-		root, _ := process.Flag("--root-dir")
-		if root == "" {
-			root = "/var/lib/kubelet"
-		}
-		dir = path.Join(root, "guard")
-	}
-	names, err := h.Root.Folder(path.Join(dir, "pods"))
+	names, err := h.Root.Folder(path.Join(entry.GuardDir, "pods"))
 	if err != nil {
 		return 0, err
 	}
@@ -152,6 +171,36 @@ func (h Holding) saved(process host.Process, config string) (int, error) {
 		}
 	}
 	return saved, nil
+}
+
+// guardDir returns the state directory of a guard with the configuration, in a kubelet
+// with the arguments of the process.
+func guardDir(configuration []byte, process host.Process) string {
+	if parsed, err := guard.ParseConfiguration(configuration); err != nil {
+		return "" // unknown
+	} else if parsed.StateDir != "" {
+		return parsed.StateDir
+	}
+	root, _ := process.Flag("--root-dir")
+	if root == "" {
+		root = "/var/lib/kubelet"
+	}
+	return path.Join(root, "guard")
+}
+
+var configurationFlag = regexp.MustCompile(unit.GuardFlag + `=(\S+)`)
+
+// configurationOf returns the path of the guard's configuration that a drop-in of a
+// roll-out names; "" when there is no drop-in.
+func configurationOf(dropIn *string) string {
+	if dropIn == nil {
+		return ""
+	}
+	found := configurationFlag.FindAllStringSubmatch(*dropIn, -1)
+	if len(found) == 0 {
+		return ""
+	}
+	return found[len(found)-1][1]
 }
 
 // hostTokenFile returns where the node has the file TokenFile, and nothing when it cannot

@@ -464,7 +464,7 @@ func holdsA(w *world) {
 func savesA(w *world) { w.file("/var/lib/kubelet/guard/pods/uid-a.pod", "") }
 
 func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
-	const notTakenBack = "The change was not taken back: the guard "
+	const notTakenBack = "The change was not rolled back: the guard "
 	for name, c := range map[string]struct {
 		kubelet []string
 		prepare func(w *world)
@@ -485,7 +485,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 		"no answer, pods are protected": {[]string{"guarded", "deaf"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy,
 			"protects 1 pods here and does not say whether it holds some that the old kubelet would stop (no answer in time)"},
 		"no answer, the state directory cannot be read": {[]string{"guarded", "deaf"}, func(w *world) { w.file("/var/lib/kubelet/guard/pods", "") }, rollout.Enforce, rollout.ReasonNotHealthy,
-			"does not say whether it holds pods that the old kubelet would stop (no answer in time), nor can it be told how many it protects ("},
+			"does not say whether it holds pods that the old kubelet would stop (no answer in time), and it is unknown how many it protects ("},
 		"no answer, no pods are protected":      {[]string{"guarded", "deaf"}, func(*world) {}, rollout.Enforce, rollout.ReasonNotHealthy, ""},
 		"no answer, the guard only audits":      {[]string{"guarded", "deaf"}, savesA, rollout.Audit, rollout.ReasonNotHealthy, ""},
 		"nothing listens":                       {[]string{"guarded", "sick"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy, ""},
@@ -543,6 +543,66 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A systemd that does not answer says nothing about what is held.
+func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		kubelet []string
+		prepare func(w *world)
+		left    string
+	}{
+		"pods are held":                   {[]string{"kills"}, holdsA, "holds 1 pods now that the old kubelet would stop: ns/a"},
+		"nothing is held":                 {[]string{"kills"}, savesA, ""},
+		"no answer, pods are protected":   {[]string{"deaf"}, savesA, "protects 1 pods here and does not say whether it holds some"},
+		"no answer, nothing is protected": {[]string{"deaf"}, func(*world) {}, ""},
+		"nothing listens":                 {[]string{"sick"}, savesA, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for path, end := range map[string]func(w *world) rollout.Report{
+				"the installer": func(w *world) rollout.Report {
+					installer := w.installer(brief(rollout.Enforce))
+					installer.Cluster = silencesSystemd{w}
+					report, err := installer.Step(context.Background())
+					require.NoError(w.t, err)
+					return report
+				},
+				"the timer": func(w *world) rollout.Report {
+					require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
+					w.silent = errors.New("the connection was closed")
+					_, err := w.takeBack()
+					require.NoError(t, err)
+					w.silent = nil
+					return w.run(brief(rollout.Enforce))
+				},
+			} {
+				t.Run(path, func(t *testing.T) {
+					w := newWorld(t)
+					w.image(program(append(c.kubelet, "guarded", "version="+guardedVersion)...))
+					c.prepare(w)
+					report := end(w)
+					assert.Equal(t, c.left != "", report.Left, report.Message)
+					if c.left != "" {
+						assert.Contains(t, report.Message, "The change was not rolled back: the guard "+c.left)
+						assert.Equal(t, guardedVersion, word(w.running, "version"))
+					} else {
+						assert.Equal(t, stockVersion, word(w.running, "version"))
+					}
+				})
+			}
+		})
+	}
+}
+
+// silencesSystemd has systemd not answer from the first look at the new kubelet on. It
+// answers again when the kubelet was exchanged once more.
+type silencesSystemd struct{ *world }
+
+func (s silencesSystemd) Report(ctx context.Context, report rollout.Report, mark *bool) error {
+	if strings.HasPrefix(report.Message, "Restarting the kubelet") {
+		s.silent = errors.New("the connection was closed")
+	}
+	return s.world.Report(ctx, report, mark)
 }
 
 func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
