@@ -163,6 +163,10 @@ func run(ctx context.Context) error {
 			return answer, c.Pin, err
 		},
 		Protected: protected(tokenFile),
+		Pods: func(ctx context.Context, address, pin string) (kubelet.Pods, error) {
+			c := kubelet.Client{Address: address, TokenFile: tokenFile, Pin: pin}
+			return c.Pods(ctx)
+		},
 		TokenFile: tokenFile,
 		Running: func(ctx context.Context, socket string) ([]cri.Container, error) {
 			return cri.Runtime{Root: root, Endpoint: socket}.Running(ctx)

@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
@@ -43,30 +42,18 @@ func (c *Cluster) Node(ctx context.Context) (*corev1.Node, error) {
 	return node, nil
 }
 
-// Pods returns the pods of the node.
-func (c *Cluster) Pods(ctx context.Context) ([]corev1.Pod, error) {
+// Pod returns a pod, nil when there is none of that name.
+func (c *Cluster) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	list, err := c.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", c.NodeName).String(),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the pods of node %s: %w", c.NodeName, err)
+	pod, err := c.Client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
 	}
-	return list.Items, nil
-}
-
-// Events returns the events of a pod.
-func (c *Cluster) Events(ctx context.Context, namespace string, uid types.UID) ([]corev1.Event, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	list, err := c.Client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("involvedObject.uid", string(uid)).String(),
-	})
 	if err != nil {
-		return nil, fmt.Errorf("list the events of pod %s: %w", uid, err)
+		return nil, fmt.Errorf("get pod %s/%s: %w", namespace, name, err)
 	}
-	return list.Items, nil
+	return pod, nil
 }
 
 // Heartbeat returns when the kubelet last renewed the lease of its node.

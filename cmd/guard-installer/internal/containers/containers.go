@@ -3,9 +3,9 @@
 package containers
 
 import (
+	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -13,18 +13,32 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 )
 
-// Evidence is what is known about the pods whose containers are missing.
+// Evidence is what is known about the pods whose containers are missing. None of it can be
+// written by a tenant: events are no evidence, since whoever may create them in a
+// namespace may write them in the kubelet's name.
 type Evidence struct {
-	// Pods of the node as the API has them.
+	// Pods of the node as its kubelet has them. One that the kubelet does not have any
+	// more, and whose deletion was not requested, is here as the API server has it.
 	Pods []corev1.Pod
-	// Events of pods that have missing containers.
-	Events []corev1.Event
+	// Deleted are the pods whose deletion was requested, and those that the API server
+	// does not have any more.
+	Deleted map[types.UID]bool
+	// Running are the containers that run now.
+	Running []cri.Container
+	// FailedProbes are the containers whose liveness or startup probe has failed.
+	FailedProbes map[Key]bool
+	// Audited are the pods that the guard would have kept from being stopped.
+	Audited map[types.UID]bool
 	// Held are the pods that the guard held before the change, and Released says that
 	// they may stop.
 	Held     []types.UID
 	Released bool
-	// Since is when the change began.
-	Since time.Time
+}
+
+// Key names a container, whatever its run.
+type Key struct {
+	Pod  types.UID
+	Name string
 }
 
 // Missing returns the containers of before that are not in now.
@@ -46,71 +60,142 @@ func Missing(before, now []cri.Container) []cri.Container {
 type Verdict int
 
 const (
-	// Expected: the deletion of its pod was asked for, or its author's rules ended it.
+	// Expected: the deletion of its pod was requested, or its author's rules stop it.
 	Expected Verdict = iota + 1
-	// Stopped: the kubelet stopped it, and nobody asked for that.
+	// Stopped: the kubelet stopped it without a request.
 	Stopped
-	// Unclear: it ended, and nothing says yet that the kubelet stopped it. A report of
-	// that may come later; when none comes, it ended by itself.
+	// Unclear: it ended by itself, unless the kubelet has stopped more containers than
+	// are expected.
 	Unclear
 )
 
-// Judge decides about one missing container.
+// Judge decides about one container that does not run any more, or is about to end.
 func Judge(c cri.Container, evidence Evidence) Verdict {
 	if slices.Contains(evidence.Held, c.PodUID) {
-		if evidence.Released {
+		if evidence.Released || evidence.Deleted[c.PodUID] {
 			return Expected
 		}
-		// Evidence of an explicit deletion may have come meanwhile; below.
-		if pod := find(c.PodUID, evidence.Pods); pod != nil && pod.DeletionTimestamp != nil {
-			return Expected
-		}
+		return Stopped
+	}
+	if evidence.Deleted[c.PodUID] {
+		return Expected
+	}
+	if evidence.Audited[c.PodUID] {
 		return Stopped
 	}
 	pod := find(c.PodUID, evidence.Pods)
-	if pod == nil || pod.DeletionTimestamp != nil {
-		return Expected
+	if pod == nil {
+		return Unclear
 	}
-	terminal := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	status := pod.Status
 	switch {
-	case pod.Status.Reason == "DeadlineExceeded":
+	case status.Phase == corev1.PodFailed && (status.Reason == "DeadlineExceeded" || status.Reason == "Evicted" && overItsOwnLimit(status.Message)):
 		return Expected
-	case terminal && pod.Spec.RestartPolicy != corev1.RestartPolicyNever && pod.Spec.RestartPolicy != corev1.RestartPolicyOnFailure:
+	case status.Phase == corev1.PodFailed && status.Reason != "":
+		// The kubelet gives a reason when it rejects or evicts a pod; a pod that ended by
+		// itself has none. It ran before, so what it is rejected for is new.
+		return Stopped
+	case (status.Phase == corev1.PodFailed || status.Phase == corev1.PodSucceeded) && pod.Spec.RestartPolicy != corev1.RestartPolicyNever && pod.Spec.RestartPolicy != corev1.RestartPolicyOnFailure:
 		// It never ends by itself. That it may count as succeeded says only that its
-		// containers did as they were told when they were stopped.
+		// containers handled the signal to end when they were stopped.
 		return Stopped
-	case pod.Status.Phase == corev1.PodFailed && pod.Status.Reason != "":
-		// The kubelet gives a reason when it rejects or evicts a pod; a pod that ended
-		// by itself has none.
-		return Stopped
-	case pod.Status.Phase == corev1.PodSucceeded && sidecar(pod, c.Name):
+	case sidecar(pod, c.Name) && !mainRuns(pod, evidence.Running):
 		return Expected // stopped when the others had ended
+	case evidence.FailedProbes[Key{c.PodUID, c.Name}], updated(pod, c):
+		return Expected
+	default:
+		return Unclear
 	}
-	verdict := Unclear
-	for _, event := range evidence.Events {
-		if event.InvolvedObject.UID != c.PodUID || at(event).Before(evidence.Since.Truncate(time.Second)) {
-			continue
-		}
-		switch event.Reason {
-		case "Evicted", "Preempting", "SandboxChanged":
-			return Stopped
-		case "Killing":
-			if path := event.InvolvedObject.FieldPath; path != "" && !strings.HasSuffix(path, "{"+c.Name+"}") {
-				continue
-			}
-			if asAuthorSays(event.Message) {
-				verdict = Expected
-				continue
-			}
-			return Stopped
-		}
-	}
-	return verdict
 }
 
-// asAuthorSays reports whether a container was stopped as the probes of its pod say.
-func asAuthorSays(message string) bool {
-	return strings.Contains(message, "failed liveness probe") || strings.Contains(message, "failed startup probe")
+// Unexplained returns how many containers the kubelet has stopped beyond those that may
+// have been stopped for a reason: the expected ones of all that were seen since the
+// change, whether they still run or not. stops is the kubelet's own count.
+func Unexplained(stops int, seen []cri.Container, evidence Evidence) int {
+	for _, c := range seen {
+		if Judge(c, evidence) == Expected {
+			stops--
+		}
+	}
+	return max(stops, 0)
+}
+
+// Annotate adds to containers what their pods say about them.
+func Annotate(list []cri.Container, pods []corev1.Pod) []cri.Container {
+	list = slices.Clone(list)
+	for i := range list {
+		pod := find(list[i].PodUID, pods)
+		if pod == nil {
+			continue
+		}
+		list[i].Generation = pod.Generation
+		if source := pod.Annotations[sourceAnnotation]; source != "" && source != "api" {
+			list[i].Static = true
+		}
+		if spec := specOf(pod, list[i].Name); spec != nil {
+			list[i].Image = spec.Image
+		}
+	}
+	return list
+}
+
+// Strange says why the containers of a runtime are not those of the kubelet; "" when
+// they are. With another runtime than the kubelet's, no container would ever be missing.
+func Strange(running []cri.Container, pods []corev1.Pod) string {
+	shown := make(map[types.UID]bool, len(running))
+	for _, c := range running {
+		shown[c.PodUID] = true
+	}
+	run := 0
+	for i := range pods {
+		if !slices.ContainsFunc(pods[i].Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.State.Running != nil }) {
+			continue
+		}
+		run++
+		if shown[pods[i].UID] || shown[types.UID(pods[i].Annotations[mirrorAnnotation])] {
+			return ""
+		}
+	}
+	if run == 0 {
+		return ""
+	}
+	return fmt.Sprintf("it shows %d containers, and none of the %d pods that run by the word of the kubelet", len(running), run)
+}
+
+// overItsOwnLimit reports whether the message of an eviction says that the pod has used
+// more than its author allows it, and not that the node is short of something.
+func overItsOwnLimit(message string) bool {
+	return strings.Contains(message, "exceeds the total limit of containers") ||
+		strings.Contains(message, "exceeded its local ephemeral storage limit") ||
+		strings.Contains(message, "Usage of EmptyDir volume") && strings.Contains(message, "exceeds the limit")
+}
+
+// updated reports whether the author of the pod has changed the container in a way that
+// restarts it: another image, or resources that are not resized in place.
+func updated(pod *corev1.Pod, c cri.Container) bool {
+	spec := specOf(pod, c.Name)
+	if spec == nil || c.Image == "" || pod.Generation == c.Generation {
+		return false
+	}
+	return spec.Image != c.Image || slices.ContainsFunc(spec.ResizePolicy, func(p corev1.ContainerResizePolicy) bool { return p.RestartPolicy == corev1.RestartContainer })
+}
+
+func specOf(pod *corev1.Pod, name string) *corev1.Container {
+	for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
+
+// mainRuns reports whether a container of the pod runs that is no init container.
+func mainRuns(pod *corev1.Pod, running []cri.Container) bool {
+	return slices.ContainsFunc(running, func(c cri.Container) bool {
+		return find(c.PodUID, []corev1.Pod{*pod}) != nil && !sidecar(pod, c.Name)
+	})
 }
 
 // sidecar reports whether a container is one that runs beside the others of its pod.
@@ -126,6 +211,9 @@ func sidecar(pod *corev1.Pod, name string) bool {
 // mirrorAnnotation on a mirror pod has the UID that the kubelet gave its static pod.
 const mirrorAnnotation = "kubernetes.io/config.mirror"
 
+// sourceAnnotation on a pod of the kubelet says where it has it from.
+const sourceAnnotation = "kubernetes.io/config.source"
+
 func find(uid types.UID, pods []corev1.Pod) *corev1.Pod {
 	for i := range pods {
 		if pods[i].UID == uid || pods[i].Annotations[mirrorAnnotation] == string(uid) {
@@ -133,15 +221,4 @@ func find(uid types.UID, pods []corev1.Pod) *corev1.Pod {
 		}
 	}
 	return nil
-}
-
-func at(event corev1.Event) time.Time {
-	latest := event.EventTime.Time
-	if t := event.LastTimestamp.Time; t.After(latest) {
-		latest = t
-	}
-	if event.Series != nil && event.Series.LastObservedTime.After(latest) {
-		latest = event.Series.LastObservedTime.Time
-	}
-	return latest
 }

@@ -35,6 +35,12 @@ type Container struct {
 	Namespace string    `json:"namespace"`
 	Pod       string    `json:"pod"`
 	Name      string    `json:"name"`
+	// Image and Generation are those of the pod's spec, and Static says that the pod comes
+	// from a file or a URL. The runtime does not know them: they are empty for a container
+	// whose pod was not looked at.
+	Image      string `json:"image,omitempty"`
+	Generation int64  `json:"generation,omitempty"`
+	Static     bool   `json:"static,omitempty"`
 }
 
 // String is namespace/pod/container.

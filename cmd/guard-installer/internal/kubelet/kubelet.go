@@ -2,6 +2,7 @@
 package kubelet
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -19,7 +20,10 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -42,6 +46,22 @@ type Answer struct {
 	Mode guard.Mode
 	// Pods are the protected pods; nil for a kubelet without the guard.
 	Pods *guard.PodList
+	// Stops is how many containers the process of the kubelet has stopped, NotCounted when
+	// it does not say.
+	Stops int
+}
+
+// NotCounted is the number of stops of a kubelet that does not count them.
+const NotCounted = -1
+
+// Pods are the pods of a kubelet.
+type Pods struct {
+	// Items are the pods as the kubelet has them, static ones included. The status of one
+	// from the API server is the one that the kubelet has read there.
+	Items []corev1.Pod
+	// FailedProbes are the containers whose liveness or startup probe has failed since the
+	// kubelet was started.
+	FailedProbes map[containers.Key]bool
 }
 
 // ForbiddenError says that a right is missing.
@@ -133,6 +153,31 @@ func (c *Client) Protected(ctx context.Context) (*guard.PodList, error) {
 	return list, nil
 }
 
+// Pods returns the pods of the kubelet.
+func (c *Client) Pods(ctx context.Context) (Pods, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	client, _ := c.client()
+	defer client.CloseIdleConnections()
+	data, err := c.get(ctx, client, "/pods")
+	if err != nil {
+		return Pods{}, err
+	}
+	list := corev1.PodList{}
+	if err := json.Unmarshal(data, &list); err != nil {
+		return Pods{}, fmt.Errorf("GET /pods of the kubelet: %w", err)
+	}
+	metrics, err := c.get(ctx, client, "/metrics/probes")
+	if err != nil {
+		return Pods{}, err
+	}
+	failed, err := failedProbes(metrics)
+	if err != nil {
+		return Pods{}, fmt.Errorf("GET /metrics/probes of the kubelet: %w", err)
+	}
+	return Pods{Items: list.Items, FailedProbes: failed}, nil
+}
+
 // client speaks to the kubelet with the pinned certificate only. shown is the pin, or
 // that of the first answer.
 func (c *Client) client() (client *http.Client, shown *string) {
@@ -201,10 +246,46 @@ func parseMetrics(text []byte) (Answer, error) {
 	if answer.Version == "" {
 		return Answer{}, errors.New("no kubernetes_build_info: this does not look like a kubelet")
 	}
+	answer.Stops = stops(families)
 	if info := series(families["kubelet_guard_info"]); info != nil {
 		answer.Guarded, answer.Mode = true, guard.Mode(info["mode"])
 	}
 	return answer, nil
+}
+
+// stops returns how many containers a kubelet has stopped. It counts calls of the
+// runtime; one that failed has stopped nothing. A kind of call has no series before its
+// first one.
+func stops(families map[string]*dto.MetricFamily) int {
+	const calls, errors = "kubelet_runtime_operations_total", "kubelet_runtime_operations_errors_total"
+	if len(families[calls].GetMetric()) == 0 {
+		return NotCounted
+	}
+	sum := func(name string) (n int) {
+		for _, metric := range families[name].GetMetric() {
+			if labelsOf(metric)["operation_type"] == "stop_container" {
+				n += int(metric.GetCounter().GetValue())
+			}
+		}
+		return n
+	}
+	return sum(calls) - sum(errors)
+}
+
+func failedProbes(text []byte) (map[containers.Key]bool, error) {
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	failed := map[containers.Key]bool{}
+	for _, metric := range families["prober_probe_total"].GetMetric() {
+		labels := labelsOf(metric)
+		if metric.GetCounter().GetValue() > 0 && labels["result"] == "failed" && (labels["probe_type"] == "Liveness" || labels["probe_type"] == "Startup") {
+			failed[containers.Key{Pod: types.UID(labels["pod_uid"]), Name: labels["container"]}] = true
+		}
+	}
+	return failed, nil
 }
 
 // series returns the labels of the first series of a family with the value 1.
@@ -213,11 +294,15 @@ func series(family *dto.MetricFamily) map[string]string {
 		if metric.GetGauge().GetValue() != 1 {
 			continue
 		}
-		labels := map[string]string{}
-		for _, pair := range metric.GetLabel() {
-			labels[pair.GetName()] = pair.GetValue()
-		}
-		return labels
+		return labelsOf(metric)
 	}
 	return nil
+}
+
+func labelsOf(metric *dto.Metric) map[string]string {
+	labels := map[string]string{}
+	for _, pair := range metric.GetLabel() {
+		labels[pair.GetName()] = pair.GetValue()
+	}
+	return labels
 }

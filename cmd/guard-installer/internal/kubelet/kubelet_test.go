@@ -11,11 +11,15 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-const stockMetrics = "# TYPE kubernetes_build_info gauge\nkubernetes_build_info{git_version=\"v1.36.3\"} 1\n"
+const stockMetrics = "# TYPE kubernetes_build_info gauge\nkubernetes_build_info{git_version=\"v1.36.3\"} 1\n" + `# TYPE kubelet_runtime_operations_total counter
+kubelet_runtime_operations_total{operation_type="version"} 9
+`
 
 func serve(t *testing.T, answers map[string]string) (*Client, *int) {
 	t.Helper()
@@ -54,6 +58,47 @@ func TestAskTellsStockFromGuarded(t *testing.T) {
 		Version: "v1", Mode: guard.Audit, Items: []guard.PodState{{Namespace: "a", Name: "b", UID: "c", State: guard.Held}},
 	}}, answer)
 	assert.Len(t, guarded.Pin, 64)
+}
+
+func TestWhatAKubeletHasStopped(t *testing.T) {
+	for metrics, want := range map[string]int{
+		stockMetrics: 0,
+		stockMetrics + `kubelet_runtime_operations_total{operation_type="stop_container"} 5
+kubelet_runtime_operations_total{operation_type="remove_container"} 7
+# TYPE kubelet_runtime_operations_errors_total counter
+kubelet_runtime_operations_errors_total{operation_type="stop_container"} 2
+`: 3,
+		strings.Split(stockMetrics, "# TYPE kubelet_runtime")[0]: NotCounted,
+	} {
+		client, _ := serve(t, map[string]string{"/healthz": "ok", "/metrics": metrics})
+		answer, err := client.Ask(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, want, answer.Stops, metrics)
+	}
+}
+
+func TestPodsOfTheKubelet(t *testing.T) {
+	client, _ := serve(t, map[string]string{
+		"/pods": `{"kind":"PodList","items":[{"metadata":{"uid":"u"}}]}`,
+		"/metrics/probes": `# TYPE prober_probe_total counter
+prober_probe_total{container="a",pod_uid="u",probe_type="Liveness",result="failed"} 1
+prober_probe_total{container="b",pod_uid="u",probe_type="Liveness",result="successful"} 1
+prober_probe_total{container="c",pod_uid="u",probe_type="Readiness",result="failed"} 1
+prober_probe_total{container="d",pod_uid="u",probe_type="Startup",result="failed"} 1
+prober_probe_total{container="e",pod_uid="u",probe_type="Startup",result="failed"} 0
+`,
+	})
+	pods, err := client.Pods(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, types.UID("u"), pods.Items[0].UID)
+	assert.Equal(t, map[containers.Key]bool{{Pod: "u", Name: "a"}: true, {Pod: "u", Name: "d"}: true}, pods.FailedProbes)
+
+	client, _ = serve(t, map[string]string{"/pods": "{}"})
+	_, err = client.Pods(context.Background())
+	assert.ErrorContains(t, err, "refuses GET /metrics/probes")
+	client, _ = serve(t, map[string]string{"/pods": "<html>", "/metrics/probes": ""})
+	_, err = client.Pods(context.Background())
+	assert.ErrorContains(t, err, "GET /pods of the kubelet")
 }
 
 func TestAskSaysWhatIsWrong(t *testing.T) {

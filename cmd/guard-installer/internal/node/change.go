@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/unit"
 	"kubelet-guard.io/pkg/rollout"
@@ -107,7 +108,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 		Previous: v.dropIn, Wanted: v.wanted,
 		Before: v.now, Kubelet: wanted, Offered: v.offered,
 		Protected: v.protected, HeldPods: atMost20(v.heldPods), Held: v.held,
-		Containers: running,
+		Containers: containers.Annotate(running, v.pods),
 		Address:    v.address, Pin: v.pin, Runtime: v.socket, TokenFile: i.hostTokenFile(),
 		GuardDir: guardDir(v.configData, v.process),
 	}
@@ -280,7 +281,7 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 	report := i.newReport()
 	report.Before, report.Now, report.Began = entry.Before, entry.Kubelet, metav1.NewTime(now)
 	i.progress(ctx, report, "Looking at the kubelet again that was left in place")
-	found, ended := i.verify(ctx, &again)
+	found, ended := i.verifyAgain(ctx, &again)
 	if found == nil {
 		gone := len(entry.Containers) - len(again.Containers) - entry.Ended
 		if err := i.store().Confirm(max(gone, 0) + ended); err != nil {

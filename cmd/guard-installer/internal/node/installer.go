@@ -10,7 +10,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
@@ -33,8 +32,7 @@ type Systemd interface {
 // Cluster is what the installer asks the API server and tells it.
 type Cluster interface {
 	Node(ctx context.Context) (*corev1.Node, error)
-	Pods(ctx context.Context) ([]corev1.Pod, error)
-	Events(ctx context.Context, namespace string, uid types.UID) ([]corev1.Event, error)
+	Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
 	Heartbeat(ctx context.Context) (time.Time, error)
 	ServerVersion(ctx context.Context) (string, error)
 	MayBegin(ctx context.Context, requestID string) (string, error)
@@ -59,6 +57,8 @@ type Installer struct {
 	// Protected asks the kubelet which pods its guard protects. It needs less of the
 	// kubelet than Ask: one that is not healthy may still answer.
 	Protected func(ctx context.Context, address, pin string) (*guard.PodList, error)
+	// Pods asks the kubelet for its pods.
+	Pods func(ctx context.Context, address, pin string) (kubelet.Pods, error)
 	// TokenFile has the token for the kubelet, here.
 	TokenFile string
 	// Running asks the container runtime at the socket of the node.

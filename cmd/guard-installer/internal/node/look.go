@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/version"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
@@ -66,6 +67,8 @@ type view struct {
 	// unknown is why nobody knows what is held.
 	unknown error
 	running []cri.Container
+	// pods are those of the kubelet; nil when it could not be asked.
+	pods []corev1.Pod
 	// complete: everything was looked at. guardFlag: the process has the flag.
 	complete, guardFlag bool
 }
@@ -193,6 +196,15 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonRuntime, "%v", err)
 	} else if v.running, err = i.Running(ctx, v.socket); err != nil {
 		refuse(rollout.ReasonRuntime, "%v", err)
+	} else if pods, err := i.Pods(ctx, v.address, v.pin); err != nil {
+		if inOrder {
+			refuse(rollout.ReasonKubelet, "the kubelet does not say which pods it has: %v", err)
+		}
+	} else {
+		v.pods = pods.Items
+		if why := containers.Strange(v.running, v.pods); why != "" {
+			refuse(rollout.ReasonRuntime, "%s is not the container runtime of the kubelet: %s. Name the right one in containerRuntimeEndpoint of the kubelet's configuration", v.socket, why)
+		}
 	}
 
 	// What the image offers.

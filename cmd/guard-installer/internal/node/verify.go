@@ -4,13 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/containers"
+	"kubelet-guard.io/cmd/guard-installer/internal/cri"
+	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -20,8 +25,8 @@ const (
 	certain = 3
 	// enoughRestarts of a kubelet that ends by itself are enough.
 	enoughRestarts = 3
-	// unclearFor is how long a container may be missing without a word from the kubelet
-	// until it has ended by itself. Events come within a second or two.
+	// unclearFor is how long the reason of a stop is waited for. A status that the kubelet
+	// writes is back from the API server within a second or two.
 	unclearFor = 8 * time.Second
 )
 
@@ -40,104 +45,192 @@ type verifier struct {
 	entry *journal.Entry
 	// since is when the new kubelet certainly had been started.
 	since time.Time
-	// missing has when a container was first found missing; ended is how many are.
+	// seen are the containers that ran before or since, missing has when one of before was
+	// first found missing, and ended is how many are.
+	seen    map[string]cri.Container
 	missing map[string]time.Time
 	ended   int
+	// deleted are pods whose deletion was requested.
+	deleted map[types.UID]bool
+	// process is the one whose record of stops is read, and stoppedBefore what it had
+	// counted before the containers were noted; NotCounted: not known yet. restartsBefore
+	// is that of its restarts. broken says why the record is not complete; "" when it is.
+	process        int
+	stoppedBefore  int
+	restartsBefore uint32
+	broken         string
 }
 
-// verify returns what is wrong, and nil when everything was in order for as long as the
-// request says. ended is how many containers have ended for reasons of their own.
+func (i *Installer) verifier(entry *journal.Entry, stoppedBefore int) *verifier {
+	v := &verifier{
+		Installer: i, entry: entry, since: time.Now(), stoppedBefore: stoppedBefore,
+		seen: map[string]cri.Container{}, missing: map[string]time.Time{}, deleted: map[types.UID]bool{},
+	}
+	for _, c := range entry.Containers {
+		v.seen[c.ID] = c
+	}
+	return v
+}
+
+// verify returns what is wrong with a kubelet that was started by the change, and nil
+// when it was in order for as long as the request says. ended is how many containers
+// have ended for reasons of their own.
 func (i *Installer) verify(ctx context.Context, entry *journal.Entry) (found *failure, ended int) {
+	return i.verifier(entry, 0).run(ctx)
+}
+
+// verifyAgain is verify for a kubelet that runs already.
+func (i *Installer) verifyAgain(ctx context.Context, entry *journal.Entry) (found *failure, ended int) {
+	return i.verifier(entry, kubelet.NotCounted).run(ctx)
+}
+
+// run looks until the settle time of the kubelet is over, and the fate of each container
+// is clear. Only the kubelet restarts the settle time: containers come and go.
+func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
+	entry := v.entry
 	ctx, cancel := context.WithDeadline(ctx, entry.Deadline)
 	defer cancel()
-	v := &verifier{Installer: i, entry: entry, since: time.Now(), missing: map[string]time.Time{}}
-	last := failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped for too long to see whether the change was in order"}
-	var orderSince time.Time
-	inARow := 0
-	pid := 0
+	last := &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped for too long to see whether the change was in order"}
+	var healthySince time.Time
+	inARow, pid, restarts := 0, 0, 0
+	restartedBy := ""
+	// restart has the settle time begin again.
+	restart := func(why string) {
+		if !healthySince.IsZero() {
+			restarts, restartedBy = restarts+1, why
+			klog.InfoS("The settle time begins again", "why", why)
+		}
+		healthySince = time.Time{}
+	}
 	for {
-		found, running := v.check(ctx)
-		switch {
-		case found == nil && running == pid:
-			if orderSince.IsZero() {
-				orderSince = time.Now()
+		looked := v.look(ctx)
+		if ctx.Err() != nil {
+			return overdue(entry, last, restarts, restartedBy), 0 // the last look was cut off
+		}
+		if looked.process != pid && pid != 0 {
+			restart("the kubelet was started again")
+		}
+		pid = looked.process
+		found := looked.kubelet
+		if found != nil {
+			restart(found.message)
+		} else {
+			if healthySince.IsZero() {
+				healthySince = time.Now()
 				klog.InfoS("The kubelet is in order", "pid", pid, "settles", entry.Settle)
 			}
-			if time.Since(orderSince) >= entry.Settle {
-				return nil, v.ended
+			found = looked.containers
+			if found == nil && time.Since(healthySince) >= entry.Settle {
+				if found = v.strange(ctx); found == nil {
+					return nil, v.ended
+				}
 			}
+		}
+		switch {
+		case found == nil:
 			inARow = 0
-			last = failure{reason: rollout.ReasonNotHealthy, message: fmt.Sprintf("the kubelet was not in order for %s at a stretch", entry.Settle)}
-		case found == nil: // another process than at the last look
-			orderSince, inARow = time.Time{}, 0
-		case ctx.Err() != nil:
-			// The last look was cut off by the deadline.
+			last = &failure{reason: rollout.ReasonNotHealthy, message: fmt.Sprintf("the kubelet was not in order for %s at a stretch", entry.Settle)}
 		default:
-			orderSince = time.Time{}
 			if last.message != found.message {
 				klog.InfoS("Not in order yet", "reason", found.reason, "message", found.message)
 			}
-			last = *found
-			if found.definite {
-				if inARow++; inARow >= certain {
-					return found, 0
-				}
-			} else {
+			last = found
+			if !found.definite {
 				inARow = 0
+			} else if inARow++; inARow >= certain {
+				return found, 0
 			}
 		}
-		pid = running
+		if healthySince.IsZero() && inARow == 0 && time.Until(entry.Deadline) < entry.Settle {
+			return overdue(entry, last, restarts, restartedBy), 0 // no time is left to settle
+		}
 		select {
 		case <-ctx.Done():
-			last.message = fmt.Sprintf("not in order within %s: %s", entry.Deadline.Sub(entry.Began).Round(time.Second), last.message)
-			return &last, 0
-		case <-time.After(i.Poll):
+			return overdue(entry, last, restarts, restartedBy), 0
+		case <-time.After(v.Poll):
 		}
 	}
 }
 
-// check looks once. It returns what is wrong, and the process of the kubelet.
-func (v *verifier) check(ctx context.Context) (*failure, int) {
-	wrong := func(reason rollout.Reason, definite bool, format string, arguments ...any) *failure {
-		return &failure{reason: reason, definite: definite, message: fmt.Sprintf(format, arguments...)}
+// overdue is the failure of a change that was not in order in time.
+func overdue(entry *journal.Entry, last *failure, restarts int, restartedBy string) *failure {
+	found := *last
+	found.message = fmt.Sprintf("not in order within %s: %s", entry.Deadline.Sub(entry.Began).Round(time.Second), last.message)
+	if restarts > 0 {
+		found.message += fmt.Sprintf(" (the settle time of %s began again %d times, the last time because: %s)", entry.Settle, restarts, restartedBy)
+	}
+	return &found
+}
+
+// look is what one look has found: what is wrong with the kubelet, and with containers;
+// nil for nothing.
+type look struct {
+	kubelet, containers *failure
+	process             int
+}
+
+func (v *verifier) look(ctx context.Context) look {
+	// Containers first: what the kubelet has stopped by now, it has counted when it is asked.
+	running, err := v.Running(ctx, v.entry.Runtime)
+	found, answer, process := v.checkKubelet(ctx)
+	switch {
+	case err != nil:
+		return look{found, &failure{reason: rollout.ReasonRuntime, message: err.Error()}, process}
+	case found != nil:
+		return look{found, nil, process}
+	}
+	return look{nil, v.checkContainers(ctx, running, answer), process}
+}
+
+// checkKubelet looks at the kubelet once. It returns what is wrong, its answer, and its
+// process.
+func (v *verifier) checkKubelet(ctx context.Context) (*failure, kubelet.Answer, int) {
+	var answer kubelet.Answer
+	process := host.Process{}
+	wrong := func(reason rollout.Reason, definite bool, format string, arguments ...any) (*failure, kubelet.Answer, int) {
+		return &failure{reason: reason, definite: definite, message: fmt.Sprintf(format, arguments...)}, answer, process.PID
 	}
 	entry, want := v.entry, v.entry.Kubelet
 	unit, err := v.Systemd.Unit(ctx, rollout.KubeletUnit)
 	if err != nil {
-		return wrong(rollout.ReasonNotHealthy, false, "%v", err), 0
+		return wrong(rollout.ReasonNotHealthy, false, "%v", err)
 	}
-	// Containers first: nothing else makes good for them.
-	if found := v.checkContainers(ctx); found != nil {
-		return found, unit.MainPID
+	if v.stoppedBefore == kubelet.NotCounted {
+		v.restartsBefore = unit.Restarts
+	}
+	if unit.Restarts > v.restartsBefore {
+		v.broken = fmt.Sprintf("the kubelet has ended %d times by itself", unit.Restarts)
 	}
 	if unit.Restarts >= enoughRestarts {
-		return wrong(rollout.ReasonNotStarted, true, "the kubelet %s has ended %d times by itself (journalctl -u kubelet on the node says why)", want.Version, unit.Restarts), 0
+		return wrong(rollout.ReasonNotStarted, true, "the kubelet %s has ended %d times by itself (journalctl -u kubelet on the node says why)", want.Version, unit.Restarts)
 	}
 	if !unit.Running() {
-		return wrong(rollout.ReasonNotStarted, false, "%v: %s (%s) (journalctl -u kubelet on the node says why)", errNotRunning, unit.Active, unit.Sub), 0
+		return wrong(rollout.ReasonNotStarted, false, "%v: %s (%s) (journalctl -u kubelet on the node says why)", errNotRunning, unit.Active, unit.Sub)
 	}
-	process, err := v.Root.Process(unit.MainPID)
-	if err != nil {
-		return wrong(rollout.ReasonNotStarted, false, "%v", err), 0
+	if process, err = v.Root.Process(unit.MainPID); err != nil {
+		return wrong(rollout.ReasonNotStarted, false, "%v", err)
 	}
 	if process.SHA256 != want.SHA256 {
-		return wrong(rollout.ReasonOtherKubelet, false, "the program that runs has the checksum %s, not %s", process.SHA256, want.SHA256), process.PID
+		return wrong(rollout.ReasonOtherKubelet, false, "the program that runs has the checksum %s, not %s", process.SHA256, want.SHA256)
 	}
-	answer, _, err := v.Ask(ctx, entry.Address, entry.Pin)
-	if err != nil {
-		return wrong(rollout.ReasonNotHealthy, false, "%v", err), process.PID
+	if answer, _, err = v.Ask(ctx, entry.Address, entry.Pin); err != nil {
+		return wrong(rollout.ReasonNotHealthy, false, "%v", err)
 	}
 	switch {
 	case entry.Target.Guarded() && !answer.Guarded:
-		return wrong(rollout.ReasonUnguarded, true, "the kubelet %s runs without the guard", answer.Version), process.PID
+		return wrong(rollout.ReasonUnguarded, true, "the kubelet %s runs without the guard", answer.Version)
 	case entry.Target.Guarded() && answer.Mode != want.Mode:
-		return wrong(rollout.ReasonMode, true, "the guard runs in mode %s, asked for was %s", answer.Mode, want.Mode), process.PID
+		return wrong(rollout.ReasonMode, true, "the guard runs in mode %s, asked for was %s", answer.Mode, want.Mode)
 	case !entry.Target.Guarded() && answer.Guarded:
-		return wrong(rollout.ReasonGuarded, true, "the kubelet still runs with the guard"), process.PID
+		return wrong(rollout.ReasonGuarded, true, "the kubelet still runs with the guard")
 	case answer.Version != want.Version:
-		return wrong(rollout.ReasonOtherKubelet, true, "the kubelet says that it is %s, not %s", answer.Version, want.Version), process.PID
+		return wrong(rollout.ReasonOtherKubelet, true, "the kubelet says that it is %s, not %s", answer.Version, want.Version)
 	}
-	return v.checkNode(ctx, want.Version, v.since), process.PID
+	if v.process != 0 && v.process != process.PID {
+		v.broken = "the kubelet was started again"
+	}
+	v.process = process.PID
+	return v.checkNode(ctx, want.Version, v.since), answer, process.PID
 }
 
 // checkNode asks whether the API server hears from the kubelet.
@@ -166,58 +259,125 @@ func (i *Installer) checkNode(ctx context.Context, version string, since time.Ti
 }
 
 // checkContainers finds containers that ran before and do not any more.
-func (v *verifier) checkContainers(ctx context.Context) *failure {
-	found := func(definite bool, message string) *failure {
-		return &failure{reason: rollout.ReasonContainers, definite: definite, message: message}
+func (v *verifier) checkContainers(ctx context.Context, running []cri.Container, answer kubelet.Answer) *failure {
+	found := func(definite bool, format string, arguments ...any) *failure {
+		return &failure{reason: rollout.ReasonContainers, definite: definite, message: fmt.Sprintf(format, arguments...)}
 	}
-	running, err := v.Running(ctx, v.entry.Runtime)
-	if err != nil {
-		return &failure{reason: rollout.ReasonRuntime, message: err.Error()}
+	for _, c := range running {
+		if _, known := v.seen[c.ID]; !known {
+			v.seen[c.ID] = c
+		}
+	}
+	if answer.Stops == kubelet.NotCounted {
+		v.broken = "the kubelet does not count what it stops"
+	} else if v.stoppedBefore == kubelet.NotCounted {
+		v.stoppedBefore = answer.Stops
 	}
 	missing := containers.Missing(v.entry.Containers, running)
+	v.ended = len(missing)
 	if len(missing) == 0 {
-		v.ended = 0
 		return nil
 	}
-	evidence := containers.Evidence{Held: v.entry.Held, Released: v.entry.ReleaseHeld, Since: v.entry.Began}
-	if evidence.Pods, err = v.Cluster.Pods(ctx); err != nil {
-		return found(false, fmt.Sprintf("%d containers do not run any more, and it cannot be told why: %v", len(missing), err))
+	evidence, err := v.evidence(ctx, missing, running, answer)
+	if err != nil {
+		return found(false, "%d containers do not run any more, and the reason is not known: %v", len(missing), err)
 	}
-	asked := map[types.UID]bool{}
-	for _, c := range missing {
-		if asked[c.PodUID] {
-			continue
-		}
-		asked[c.PodUID] = true
-		events, err := v.Cluster.Events(ctx, c.Namespace, c.PodUID)
-		if err != nil {
-			return found(false, fmt.Sprintf("%d containers do not run any more, and it cannot be told why: %v", len(missing), err))
-		}
-		evidence.Events = append(evidence.Events, events...)
-	}
+	unexplained := containers.Unexplained(answer.Stops-v.stoppedBefore, slices.Collect(maps.Values(v.seen)), evidence)
 	var stopped, unclear []string
 	for _, c := range missing {
-		if _, seen := v.missing[c.ID]; !seen {
+		first, seen := v.missing[c.ID]
+		if !seen {
 			v.missing[c.ID] = time.Now()
 		}
 		switch containers.Judge(c, evidence) {
 		case containers.Stopped:
 			stopped = append(stopped, c.String())
 		case containers.Unclear:
-			if time.Since(v.missing[c.ID]) < min(unclearFor, v.entry.Settle/2) {
+			switch {
+			case v.broken != "", !seen:
 				unclear = append(unclear, c.String())
+			case unexplained == 0: // it ended by itself
+			case time.Since(first) < min(unclearFor, v.entry.Settle/2):
+				unclear = append(unclear, c.String())
+			default:
+				stopped = append(stopped, c.String())
 			}
 		}
 	}
-	if len(stopped) > 0 {
-		f := found(true, fmt.Sprintf("%d containers were stopped by the change: %s", len(stopped), list(stopped)))
+	switch {
+	case len(stopped) > 0:
+		f := found(true, "%d containers were stopped by the change: %s", len(stopped), list(stopped))
 		f.stopped = stopped
 		return f
+	case len(unclear) > 0 && v.broken != "":
+		return found(false, "%d containers do not run any more, and whether the kubelet stopped them is not known, since %s: %s", len(unclear), v.broken, list(unclear))
+	case len(unclear) > 0:
+		return found(false, "%d containers do not run any more: %s", len(unclear), list(unclear))
 	}
-	if len(unclear) > 0 {
-		return found(false, fmt.Sprintf("%d containers do not run any more: %s", len(unclear), list(unclear)))
+	return nil
+}
+
+// evidence gathers what is known about the pods of missing containers. The kubelet was
+// asked for its answer before.
+func (v *verifier) evidence(ctx context.Context, missing, running []cri.Container, answer kubelet.Answer) (containers.Evidence, error) {
+	pods, err := v.Pods(ctx, v.entry.Address, v.entry.Pin)
+	if err != nil {
+		return containers.Evidence{}, err
 	}
-	v.ended = len(missing)
+	e := containers.Evidence{
+		Pods: pods.Items, Deleted: v.deleted, Running: running, FailedProbes: pods.FailedProbes,
+		Audited: map[types.UID]bool{}, Held: v.entry.Held, Released: v.entry.ReleaseHeld,
+	}
+	known := map[types.UID]bool{}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		known[pod.UID] = true
+		if pod.DeletionTimestamp != nil {
+			v.deleted[pod.UID] = true
+		}
+	}
+	if answer.Pods != nil {
+		for _, pod := range answer.Pods.Items {
+			for _, attempt := range pod.Audited {
+				if !attempt.LastAttempt.Before(v.entry.Began) {
+					e.Audited[pod.UID] = true
+				}
+			}
+		}
+	}
+	// That the kubelet does not have a pod is no evidence: it may have lost it. A pod from
+	// a file has no object that the API server could say anything about.
+	for _, c := range v.seen {
+		if known[c.PodUID] || v.deleted[c.PodUID] || c.Static {
+			continue
+		}
+		known[c.PodUID] = true
+		pod, err := v.Cluster.Pod(ctx, c.Namespace, c.Pod)
+		if err != nil {
+			return containers.Evidence{}, err
+		}
+		if pod == nil || pod.UID != c.PodUID || pod.DeletionTimestamp != nil {
+			v.deleted[c.PodUID] = true
+			continue
+		}
+		e.Pods = append(e.Pods, *pod)
+	}
+	return e, nil
+}
+
+// strange finds out whether the containers that were looked at are those of the kubelet.
+func (v *verifier) strange(ctx context.Context) *failure {
+	pods, err := v.Pods(ctx, v.entry.Address, v.entry.Pin)
+	if err != nil {
+		return &failure{reason: rollout.ReasonNotHealthy, message: err.Error()}
+	}
+	running, err := v.Running(ctx, v.entry.Runtime)
+	if err != nil {
+		return &failure{reason: rollout.ReasonRuntime, message: err.Error()}
+	}
+	if why := containers.Strange(running, pods.Items); why != "" {
+		return &failure{reason: rollout.ReasonRuntime, message: fmt.Sprintf("%s is not the container runtime of the kubelet: %s", v.entry.Runtime, why)}
+	}
 	return nil
 }
 

@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
@@ -98,12 +99,16 @@ type world struct {
 	started    int
 	containers []cri.Container
 	held       []guard.PodState
+	// stops is how many containers the process of the kubelet has stopped.
+	stops int
 
 	// cluster
-	node      *corev1.Node
-	server    string
-	events    []corev1.Event
-	pods      []corev1.Pod
+	node   *corev1.Node
+	server string
+	pods   []corev1.Pod
+	// lost are pods that the API server has and the kubelet has not.
+	lost      []corev1.Pod
+	probes    map[containers.Key]bool
 	why       string
 	slot      bool
 	slotTaken bool
@@ -187,7 +192,7 @@ func (w *world) installer(request rollout.Request) *Installer {
 		Root: w.root, Systemd: w, Cluster: w,
 		Request: request, Pool: rollout.Pool{Name: "blue", Selector: "x=y", MaxUnavailable: 1},
 		Program: filepath.Join(w.images, "installer"), Kubelet: filepath.Join(w.images, "kubelet"),
-		Ask: w.ask, Protected: w.protected,
+		Ask: w.ask, Protected: w.protected, Pods: w.podsOfKubelet,
 		Running: func(context.Context, string) ([]cri.Container, error) { return slices.Clone(w.containers), nil },
 		Version: func(_ context.Context, root host.Root, program string) (string, error) {
 			if root != "" {
@@ -265,7 +270,7 @@ func (w *world) Restart(_ context.Context, name string) error {
 
 func (w *world) start() error {
 	w.started++
-	w.restarts = 0
+	w.restarts, w.stops = 0, 0
 	w.pid = 1000 + w.started
 	data, err := w.root.Read(w.command.Program)
 	if err != nil {
@@ -287,10 +292,7 @@ func (w *world) start() error {
 
 // stop has the kubelet stop a container.
 func (w *world) stop(container cri.Container) {
-	w.events = append(w.events, corev1.Event{
-		InvolvedObject: corev1.ObjectReference{UID: container.PodUID, FieldPath: "spec.containers{main}"}, Reason: "Killing", Message: "Stopping container main",
-		LastTimestamp: metav1.Now(),
-	})
+	w.stops++
 	w.containers = slices.DeleteFunc(slices.Clone(w.containers), func(c cri.Container) bool { return c.ID == container.ID })
 }
 
@@ -366,7 +368,7 @@ func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, str
 	case w.is("unhealthy"):
 		return kubelet.Answer{}, "", errors.New("healthz says no")
 	}
-	answer := kubelet.Answer{Version: word(w.running, "version")}
+	answer := kubelet.Answer{Version: word(w.running, "version"), Stops: w.stops}
 	if other := word(w.running, "says"); other != "" {
 		answer.Version = other
 	}
@@ -386,6 +388,17 @@ func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, str
 		answer.Pods = &guard.PodList{Items: w.held}
 	}
 	return answer, "pin", nil
+}
+
+func (w *world) podsOfKubelet(context.Context, string, string) (kubelet.Pods, error) {
+	if w.running == nil || w.is("sick") || w.is("deaf") {
+		return kubelet.Pods{}, errors.New("connection refused")
+	}
+	pods := kubelet.Pods{FailedProbes: w.probes}
+	for _, pod := range w.pods {
+		pods.Items = append(pods.Items, *pod.DeepCopy())
+	}
+	return pods, nil
 }
 
 func (w *world) is(word string) bool { return slices.Contains(words(w.running), word) }
@@ -423,9 +436,13 @@ func (w *world) Node(context.Context) (*corev1.Node, error) {
 	}
 	return node, nil
 }
-func (w *world) Pods(context.Context) ([]corev1.Pod, error) { return w.pods, nil }
-func (w *world) Events(_ context.Context, _ string, uid types.UID) ([]corev1.Event, error) {
-	return w.events, nil
+func (w *world) Pod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
+	for _, pod := range append(slices.Clone(w.pods), w.lost...) {
+		if pod.Namespace == namespace && pod.Name == name {
+			return &pod, nil
+		}
+	}
+	return nil, nil
 }
 func (w *world) Heartbeat(context.Context) (time.Time, error) {
 	if w.running == nil {

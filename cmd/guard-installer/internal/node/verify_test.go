@@ -1,0 +1,239 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/containers"
+	"kubelet-guard.io/cmd/guard-installer/internal/cri"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// whileVerified calls what happens on the node, with the number of the look, before the
+// new kubelet answers.
+func (w *world) whileVerified(installer *Installer, happens func(look int)) {
+	look := 0
+	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+		if w.started == 2 {
+			look++
+			happens(look)
+		}
+		return w.ask(ctx, address, pin)
+	}
+}
+
+// ends has a container end by itself.
+func (w *world) ends(id string) {
+	w.containers = slices.DeleteFunc(slices.Clone(w.containers), func(c cri.Container) bool { return c.ID == id })
+}
+
+func step(t *testing.T, installer *Installer) rollout.Report {
+	t.Helper()
+	report, err := installer.Step(context.Background())
+	require.NoError(t, err)
+	return report
+}
+
+func TestANodeWhereContainersComeAndGoIsVerified(t *testing.T) {
+	w := newWorld(t)
+	for n := range 40 {
+		name := fmt.Sprintf("job-%d", n)
+		w.containers = append(w.containers, cri.Container{ID: name, PodUID: types.UID(name), Namespace: "ns", Pod: name, Name: "main"})
+		pod := corev1.Pod{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever}}
+		pod.Namespace, pod.Name, pod.UID = "ns", name, types.UID(name)
+		w.pods = append(w.pods, pod)
+	}
+	installer := w.installer(with(request(rollout.Audit), func(r *rollout.Request) {
+		r.Settle.Duration, r.VerifyTimeout.Duration = 300*time.Millisecond, 1200*time.Millisecond
+	}))
+	installer.Poll = 5 * time.Millisecond
+	next, last := 0, time.Now()
+	// One ends every tenth of the settle time, and its status comes later.
+	w.whileVerified(installer, func(int) {
+		if time.Since(last) > 30*time.Millisecond && next < 40 {
+			w.ends(fmt.Sprintf("job-%d", next))
+			next, last = next+1, time.Now()
+		}
+	})
+	report := step(t, installer)
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Greater(t, next, 4)
+	assert.Contains(t, report.Message, "have ended since, by themselves or with their pods")
+}
+
+func TestWhatRestartsTheSettleTimeIsSaid(t *testing.T) {
+	w := newWorld(t)
+	installer := w.installer(brief(rollout.Audit))
+	ask := w.ask
+	looks := 0
+	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+		if looks++; w.started == 2 && looks%5 == 0 {
+			return kubelet.Answer{}, "", fmt.Errorf("healthz says no")
+		}
+		return ask(ctx, address, pin)
+	}
+	installer.Poll = 10 * time.Millisecond
+	report := step(t, installer)
+	assert.Equal(t, rollout.RolledBack, report.Phase)
+	assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
+	assert.Regexp(t, `the settle time of 60ms began again \d+ times, the last time because: healthz says no`, report.Message)
+}
+
+func TestAKubeletThatCannotSettleInTimeIsRolledBackAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "sick"))
+	began := time.Now()
+	report := w.run(with(request(rollout.Audit), func(r *rollout.Request) {
+		r.VerifyTimeout.Duration, r.Settle.Duration = 20*time.Second, 19800*time.Millisecond
+	}))
+	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+	assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
+	assert.Less(t, time.Since(began), 10*time.Second)
+}
+
+func TestWhatCountsAsStoppedByTheChange(t *testing.T) {
+	const done, back = rollout.Done, rollout.RolledBack
+	for name, c := range map[string]struct {
+		// happens during the first look at the new kubelet.
+		happens func(w *world)
+		want    rollout.Phase
+		message string
+	}{
+		"it ended by itself":     {func(w *world) { w.ends("first-a") }, done, "1 of the 3"},
+		"the kubelet stopped it": {func(w *world) { w.stop(w.containers[0]) }, back, "1 containers were stopped by the change: ns/a/main"},
+		"its deletion was requested": {func(w *world) {
+			w.stop(w.containers[0])
+			now := metav1.Now()
+			w.pods[0].DeletionTimestamp = &now
+		}, done, "1 of the 3"},
+		"it was deleted by force": {func(w *world) {
+			w.stop(w.containers[0])
+			w.pods = w.pods[1:]
+		}, done, "1 of the 3"},
+		"it was deleted by force, and another of its name exists": {func(w *world) {
+			w.stop(w.containers[0])
+			w.pods[0].UID = "another"
+		}, done, "1 of the 3"},
+		"the kubelet has lost its pod": {func(w *world) {
+			w.stop(w.containers[0])
+			w.lost, w.pods = w.pods[:1], w.pods[1:]
+		}, back, "1 containers were stopped by the change: ns/a/main"},
+		"one was stopped for its probe, one ended by itself": {func(w *world) {
+			w.stop(w.containers[0])
+			w.ends("first-b")
+			w.probes = map[containers.Key]bool{{Pod: "uid-a", Name: "main"}: true}
+		}, done, "2 of the 3"},
+		"one was stopped for its new image, one ended by itself": {func(w *world) {
+			w.stop(w.containers[0])
+			w.ends("first-b")
+			w.pods[0].Generation, w.pods[0].Spec.Containers = 2, []corev1.Container{{Name: "main", Image: "image:2"}}
+		}, done, "2 of the 3"},
+		"one that was started since is stopped with its pod, one ended by itself": {func(w *world) {
+			w.stops++
+			w.ends("first-b")
+			w.containers = append(w.containers, cri.Container{ID: "new", PodUID: "uid-new", Namespace: "ns", Pod: "new", Name: "main"})
+		}, done, "1 of the 3"},
+		"the kubelet stopped more than there are reasons for": {func(w *world) {
+			w.stop(w.containers[0])
+			w.stop(w.containers[0])
+			w.probes = map[containers.Key]bool{{Pod: "uid-a", Name: "main"}: true}
+		}, back, "1 containers were stopped by the change: ns/b/main"},
+		"the guard would have kept it": {func(w *world) {
+			w.ends("first-a")
+			w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Protected, Audited: []guard.HoldState{{LastAttempt: time.Now()}}}}
+		}, back, "1 containers were stopped by the change: ns/a/main"},
+		"the guard would have kept it from an earlier attempt": {func(w *world) {
+			w.ends("first-a")
+			w.held = []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Protected, Audited: []guard.HoldState{{LastAttempt: time.Now().Add(-time.Hour)}}}}
+		}, done, "1 of the 3"},
+		"the kubelet does not count": {func(w *world) {
+			w.ends("first-a")
+			w.stops = kubelet.NotCounted
+		}, back, "whether the kubelet stopped them is not known, since the kubelet does not count what it stops: ns/a/main"},
+		"the kubelet was started again": {func(w *world) {
+			w.ends("first-a")
+			require.NoError(w.t, w.start()) // as systemd does
+		}, back, "whether the kubelet stopped them is not known, since the kubelet was started again: ns/a/main"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			for n := range w.pods {
+				w.pods[n].Generation, w.pods[n].Spec.Containers = 1, []corev1.Container{{Name: "main", Image: "image:1"}}
+			}
+			installer := w.installer(brief(rollout.Audit))
+			w.whileVerified(installer, func(look int) {
+				if look == 2 {
+					c.happens(w)
+				}
+			})
+			report := step(t, installer)
+			assert.Equal(t, c.want, report.Phase, report.Message)
+			assert.Contains(t, report.Message, c.message)
+			if c.want == back {
+				assert.Equal(t, rollout.ReasonContainers, report.Reason)
+			}
+		})
+	}
+}
+
+// A resume looks at a kubelet that runs: what it has stopped by then does not count.
+func TestAResumeDoesNotCountEarlierStops(t *testing.T) {
+	w := newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "kills"))
+	holdsA(w)
+	require.True(t, w.run(request(rollout.Enforce)).Left)
+	delete(w.node.Labels, rollout.StateLabel)
+	installer := w.installer(request(rollout.Enforce))
+	w.whileVerified(installer, func(look int) {
+		if look == 2 {
+			w.ends("first-a")
+		}
+	})
+	w.held = nil
+	report := step(t, installer)
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+}
+
+// runs gives a pod a container that runs by the word of the kubelet.
+func runs(pod *corev1.Pod) {
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+}
+
+func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
+	t.Run("before the change", func(t *testing.T) {
+		w := newWorld(t)
+		runs(&w.pods[0])
+		w.containers = nil
+		report := w.run(request(rollout.Audit))
+		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.Equal(t, rollout.ReasonRuntime, report.Reason)
+		assert.Contains(t, report.Message, "/run/containerd/containerd.sock is not the container runtime of the kubelet: it shows 0 containers, and none of the 1 pods that run by the word of the kubelet")
+		assert.Equal(t, 1, w.started)
+	})
+	t.Run("since the change", func(t *testing.T) {
+		w := newWorld(t)
+		w.containers = nil
+		installer := w.installer(brief(rollout.Audit))
+		w.whileVerified(installer, func(int) { runs(&w.pods[0]) })
+		report := step(t, installer)
+		assert.Equal(t, rollout.RolledBack, report.Phase)
+		assert.Equal(t, rollout.ReasonRuntime, report.Reason)
+	})
+	t.Run("nothing runs", func(t *testing.T) {
+		w := newWorld(t)
+		w.containers, w.pods = nil, nil
+		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+	})
+}
