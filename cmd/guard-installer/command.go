@@ -89,15 +89,27 @@ nodes of a pool, and systemd on a node whose change has to be taken back.`,
 // keep is asked on the node, with the token of the installer that began the change.
 func keep(ctx context.Context, entry *journal.Entry) string {
 	return node.Holding{
-		Root: "/", Systemd: systemd.Manager{Root: "/"}, Protected: protected(entry.TokenFile), Poll: time.Second,
+		Root: "/", Systemd: systemd.Manager{Root: "/"}, Protected: protected("/", entry.TokenFile), Poll: time.Second,
 	}.Keep(ctx, entry)
 }
 
-func protected(token string) func(ctx context.Context, address, pin string) (*guard.PodList, error) {
+func protected(root host.Root, token string) func(ctx context.Context, address, pin string) (*guard.PodList, error) {
 	return func(ctx context.Context, address, pin string) (*guard.PodList, error) {
-		c := kubelet.Client{Address: address, TokenFile: token, Pin: pin}
+		c, err := askKubelet(ctx, root, token, address, pin)
+		if err != nil {
+			return nil, err
+		}
 		return c.Protected(ctx)
 	}
+}
+
+// askKubelet is a client of the process that kubelet.service runs, and of nobody else.
+func askKubelet(ctx context.Context, root host.Root, token, address, pin string) (*kubelet.Client, error) {
+	unit, err := systemd.Manager{Root: root}.Unit(ctx, rollout.KubeletUnit)
+	if err != nil {
+		return nil, err
+	}
+	return &kubelet.Client{Address: address, TokenFile: token, Pin: pin, Identity: &kubelet.Identity{Root: root, PID: unit.MainPID}}, nil
 }
 
 func store(root host.Root) journal.Store { return journal.Store{Root: root} }
@@ -158,14 +170,27 @@ func run(ctx context.Context) error {
 		Program: rollout.InstallerPath,
 		Kubelet: rollout.KubeletPath,
 		Ask: func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-			c := kubelet.Client{Address: address, TokenFile: tokenFile, Pin: pin}
+			c, err := askKubelet(ctx, root, tokenFile, address, pin)
+			if err != nil {
+				return kubelet.Answer{}, "", err
+			}
 			answer, err := c.Ask(ctx)
 			return answer, c.Pin, err
 		},
-		Protected: protected(tokenFile),
+		Protected: protected(root, tokenFile),
 		Pods: func(ctx context.Context, address, pin string) (kubelet.Pods, error) {
-			c := kubelet.Client{Address: address, TokenFile: tokenFile, Pin: pin}
+			c, err := askKubelet(ctx, root, tokenFile, address, pin)
+			if err != nil {
+				return kubelet.Pods{}, err
+			}
 			return c.Pods(ctx)
+		},
+		Config: func(ctx context.Context, address, pin string) (kubelet.Config, error) {
+			c, err := askKubelet(ctx, root, tokenFile, address, pin)
+			if err != nil {
+				return kubelet.Config{}, err
+			}
+			return c.Config(ctx)
 		},
 		TokenFile: tokenFile,
 		Running: func(ctx context.Context, socket string) ([]cri.Container, error) {

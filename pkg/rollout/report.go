@@ -52,7 +52,8 @@ const (
 	ReasonForeignGuard Reason = "ForeignGuard"        // the node has the guard from elsewhere, such as a package
 	ReasonKubelet      Reason = "KubeletNotInOrder"   // the kubelet was not healthy before
 	ReasonNode         Reason = "NodeNotReady"        // the node was not ready before
-	ReasonRuntime      Reason = "RuntimeNotAnswering" // the container runtime cannot be asked
+	ReasonPressure     Reason = "NodeUnderPressure"   // the node was short of disk, memory or PIDs before
+	ReasonRuntime      Reason = "RuntimeNotAnswering" // the container runtime cannot be asked, or is not the kubelet's
 	ReasonSpace        Reason = "NoSpace"             // not enough room for the kubelet
 	ReasonHeld         Reason = "PodsHeld"            // pods are held that ReleaseHeldUIDs does not name
 	ReasonPreparation  Reason = "PreparationFailed"   // a file could not be written

@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 )
@@ -86,23 +85,9 @@ func (r Runtime) Running(ctx context.Context) ([]Container, error) {
 // usual are the sockets of runtimes, for a kubelet that names none.
 var usual = []string{"/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/cri-dockerd.sock"}
 
-// Endpoint returns the socket that the kubelet with the given process uses: what its
-// flag says, what its configuration says, or the first usual one that is there.
-func Endpoint(root host.Root, kubelet host.Process) (string, error) {
-	endpoint, _ := kubelet.Flag("--container-runtime-endpoint")
-	if config, ok := kubelet.Flag("--config"); ok && endpoint == "" {
-		data, err := root.Read(config)
-		if err != nil {
-			return "", fmt.Errorf("the configuration of the kubelet: %w", err)
-		}
-		var fields struct {
-			ContainerRuntimeEndpoint string `json:"containerRuntimeEndpoint"`
-		}
-		if err := yaml.Unmarshal(data, &fields); err != nil {
-			return "", fmt.Errorf("the configuration of the kubelet, %s: %w", config, err)
-		}
-		endpoint = fields.ContainerRuntimeEndpoint
-	}
+// Socket returns the path of the socket that an endpoint names, as the kubelet has it in
+// its configuration. Without an endpoint it is the first usual one that is there.
+func Socket(root host.Root, endpoint string) (string, error) {
 	if endpoint != "" {
 		path := strings.TrimPrefix(endpoint, "unix://")
 		if !strings.HasPrefix(path, "/") {

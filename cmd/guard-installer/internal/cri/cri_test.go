@@ -9,30 +9,18 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 )
 
-func TestEndpoint(t *testing.T) {
+func TestSocket(t *testing.T) {
 	root := host.Root(t.TempDir())
-	require.NoError(t, root.Write("/var/lib/kubelet/config.yaml", []byte("containerRuntimeEndpoint: unix:///run/own.sock\n"), 0o644))
-	require.NoError(t, root.Write("/var/lib/kubelet/plain.yaml", []byte("kind: KubeletConfiguration\n"), 0o644))
-	endpoint := func(arguments ...string) (string, error) {
-		return Endpoint(root, host.Process{Arguments: append([]string{"kubelet"}, arguments...)})
-	}
-	got, err := endpoint("--config=/var/lib/kubelet/config.yaml")
+	got, err := Socket(root, "unix:///run/own.sock")
 	require.NoError(t, err)
 	assert.Equal(t, "/run/own.sock", got)
+	_, err = Socket(root, "tcp://192.0.2.1:1")
+	assert.ErrorContains(t, err, "is not a socket of the node")
 
-	got, err = endpoint("--config=/var/lib/kubelet/config.yaml", "--container-runtime-endpoint", "unix:///run/flag.sock")
-	require.NoError(t, err)
-	assert.Equal(t, "/run/flag.sock", got, "the flag counts more than the file")
-
-	_, err = endpoint("--config=/var/lib/kubelet/plain.yaml")
+	_, err = Socket(root, "")
 	assert.ErrorContains(t, err, "no container runtime found")
 	require.NoError(t, root.Write("/run/crio/crio.sock", nil, 0o644))
-	got, err = endpoint("--config=/var/lib/kubelet/plain.yaml")
+	got, err = Socket(root, "")
 	require.NoError(t, err)
 	assert.Equal(t, "/run/crio/crio.sock", got)
-
-	_, err = endpoint("--config=/gone")
-	assert.ErrorContains(t, err, "the configuration of the kubelet")
-	_, err = endpoint("--container-runtime-endpoint=tcp://192.0.2.1:1")
-	assert.ErrorContains(t, err, "is not a socket of the node")
 }

@@ -241,14 +241,32 @@ func copyLabel(from, to string) error {
 // Free returns how many bytes are free for the file in the file system that it will be
 // in.
 func (r Root) Free(name string) (uint64, error) {
+	system, err := r.FileSystem(name)
+	return system.Free, err
+}
+
+// FileSystem is a file system of the node.
+type FileSystem struct {
+	// Device tells file systems apart.
+	Device uint64
+	// Free and Size are in bytes.
+	Free, Size uint64
+}
+
+// FileSystem returns the file system in which the file is or will be.
+func (r Root) FileSystem(name string) (FileSystem, error) {
 	for dir := filepath.Dir(name); ; dir = filepath.Dir(dir) {
 		var stat unix.Statfs_t
+		var node unix.Stat_t
 		err := unix.Statfs(r.Path(dir), &stat)
 		if err == nil {
-			return stat.Bavail * uint64(stat.Bsize), nil
+			err = unix.Stat(r.Path(dir), &node)
+		}
+		if err == nil {
+			return FileSystem{Device: uint64(node.Dev), Free: stat.Bavail * uint64(stat.Bsize), Size: stat.Blocks * uint64(stat.Bsize)}, nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) || dir == "/" {
-			return 0, fmt.Errorf("free space of %s: %w", dir, err)
+			return FileSystem{}, fmt.Errorf("free space of %s: %w", dir, err)
 		}
 	}
 }

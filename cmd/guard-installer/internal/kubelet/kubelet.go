@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -81,10 +82,11 @@ type Client struct {
 	Address string
 	// TokenFile has the token of the service account. It is read for each request.
 	TokenFile string
-	// Pin is the SHA-256 checksum of the certificate that the kubelet must show before
-	// it gets the token. Empty: that of the first answer is taken. The port is one that
-	// every process of the node can take while no kubelet listens.
+	// Pin is the SHA-256 checksum of the certificate that the kubelet must show before it
+	// gets the token, unless Identity knows it. After an answer it is that of the answer.
 	Pin string
+	// Identity tells the kubelet from others. Nil: without a pin the first answer is taken.
+	Identity *Identity
 }
 
 // Ask returns what the kubelet says. An error means that it is not in order, or that
@@ -178,27 +180,37 @@ func (c *Client) Pods(ctx context.Context) (Pods, error) {
 	return Pods{Items: list.Items, FailedProbes: failed}, nil
 }
 
-// client speaks to the kubelet with the pinned certificate only. shown is the pin, or
-// that of the first answer.
+// client speaks to the kubelet only: to who shows the pinned certificate, or is known by
+// Identity. shown is the checksum of the certificate that was shown.
 func (c *Client) client() (client *http.Client, shown *string) {
 	pin := c.Pin
 	transport := &http.Transport{
 		DisableKeepAlives: true,
-		TLSClientConfig: &tls.Config{
-			MinVersion: tls.VersionTLS12,
-			// Most kubelets sign their certificates themselves: the pin is the check.
-			InsecureSkipVerify: true,
-			VerifyConnection: func(state tls.ConnectionState) error {
-				sum := sha256.Sum256(state.PeerCertificates[0].Raw)
-				got := hex.EncodeToString(sum[:])
-				if pin == "" {
-					pin = got
-				}
-				if got != pin {
-					return errors.New("another certificate than before the change: it gets no token")
-				}
-				return nil
-			},
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			raw, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			// Most kubelets sign their certificates themselves: who it is is checked below.
+			conn := tls.Client(raw, &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
+			if err := conn.HandshakeContext(ctx); err != nil {
+				return nil, errors.Join(err, raw.Close())
+			}
+			certificate := conn.ConnectionState().PeerCertificates[0].Raw
+			sum := sha256.Sum256(certificate)
+			got := hex.EncodeToString(sum[:])
+			switch {
+			case got == pin:
+			case c.Identity != nil:
+				err = c.Identity.Check(raw.LocalAddr(), certificate)
+			case pin != "":
+				err = errors.New("another certificate than before the change: it gets no token")
+			}
+			if err != nil {
+				return nil, errors.Join(err, raw.Close())
+			}
+			pin = got
+			return conn, nil
 		},
 	}
 	return &http.Client{Transport: transport}, &pin

@@ -59,6 +59,8 @@ type Installer struct {
 	Protected func(ctx context.Context, address, pin string) (*guard.PodList, error)
 	// Pods asks the kubelet for its pods.
 	Pods func(ctx context.Context, address, pin string) (kubelet.Pods, error)
+	// Config asks the kubelet for the configuration that it runs with.
+	Config func(ctx context.Context, address, pin string) (kubelet.Config, error)
 	// TokenFile has the token for the kubelet, here.
 	TokenFile string
 	// Running asks the container runtime at the socket of the node.

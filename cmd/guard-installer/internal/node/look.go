@@ -18,8 +18,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
@@ -67,6 +69,8 @@ type view struct {
 	// unknown is why nobody knows what is held.
 	unknown error
 	running []cri.Container
+	// kubeletConfig is the configuration of the kubelet that runs.
+	kubeletConfig kubelet.Config
 	// pods are those of the kubelet; nil when it could not be asked.
 	pods []corev1.Pod
 	// complete: everything was looked at. guardFlag: the process has the flag.
@@ -149,7 +153,12 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonKubelet, "%s is %s (%s): put it in order first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
 	}
 	var forbidden *kubelet.ForbiddenError
+	err = errNotRunning
+	// Nobody is asked who may listen at the port of a kubelet that does not run.
 	for range 3 { // a slow answer is not worth a refusal
+		if !v.unit.Running() {
+			break
+		}
 		if v.answer, v.pin, err = i.Ask(ctx, v.address, ""); err == nil || errors.As(err, &forbidden) {
 			break
 		}
@@ -160,6 +169,8 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonKubelet, "%v", err)
 	case err != nil && inOrder:
 		refuse(rollout.ReasonKubelet, "the kubelet is not in order: %v", err)
+	case err != nil && v.dropIn != nil && !v.unit.Running():
+		v.unknown = err
 	case err != nil && v.dropIn != nil:
 		// What it holds it may still say.
 		if list, listErr := i.Protected(ctx, v.address, ""); listErr != nil {
@@ -179,6 +190,9 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	if inOrder && !nodeReady(v.node) {
 		refuse(rollout.ReasonNode, "node %s is not ready: put it in order first", v.node.Name)
 	}
+	if short := pressure(v.node); inOrder && short != "" {
+		refuse(rollout.ReasonPressure, "node %s reports %s, and its kubelet evicts pods: wait until it has ended, or put the node in order", v.node.Name, short)
+	}
 	_, v.guardFlag = v.process.Flag(unit.GuardFlag)
 	switch {
 	case v.dropIn != nil || v.command.HasGuard():
@@ -192,7 +206,9 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	}
 
 	// The container runtime.
-	if v.socket, err = cri.Endpoint(i.Root, v.process); err != nil {
+	if err = i.lookAtConfig(ctx, &v); err != nil {
+		refuse(rollout.ReasonRuntime, "%v", err)
+	} else if v.socket, err = cri.Socket(i.Root, v.kubeletConfig.ContainerRuntimeEndpoint); err != nil {
 		refuse(rollout.ReasonRuntime, "%v", err)
 	} else if v.running, err = i.Running(ctx, v.socket); err != nil {
 		refuse(rollout.ReasonRuntime, "%v", err)
@@ -220,6 +236,30 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	}
 	v.complete = true
 	return v, append(refusals, i.lookAtHeld(&v)...), nil
+}
+
+// lookAtConfig reads the configuration of the kubelet that runs. What it says itself
+// counts; without an answer its files do.
+func (i *Installer) lookAtConfig(ctx context.Context, v *view) error {
+	files, err := kubelet.ConfigOf(i.Root, v.process)
+	if err != nil {
+		return err
+	}
+	v.kubeletConfig = files
+	if v.pin == "" {
+		return nil // it does not answer
+	}
+	config, err := i.Config(ctx, v.address, v.pin)
+	if err != nil {
+		klog.InfoS("The kubelet does not say its configuration, its files count", "err", err)
+		return nil
+	}
+	v.kubeletConfig = config
+	if at := func(endpoint string) string { return i.Root.Path(strings.TrimPrefix(endpoint, "unix://")) }; files.ContainerRuntimeEndpoint != "" &&
+		at(files.ContainerRuntimeEndpoint) != at(config.ContainerRuntimeEndpoint) {
+		return fmt.Errorf("the kubelet runs with the container runtime at %s, and its flags and files name %s, which have changed since it was started: restart it first, so that the change is known to work", config.ContainerRuntimeEndpoint, files.ContainerRuntimeEndpoint)
+	}
+	return nil
 }
 
 // lookAtStock looks at the kubelet of the node's own command.
@@ -345,14 +385,82 @@ func (i *Installer) missingSpace(v *view) (string, error) {
 		return "", nil
 	}
 	need += spareSpace
-	free, err := i.Root.Free(rollout.InstallDir + "/x")
+	system, err := i.Root.FileSystem(rollout.InstallDir + "/x")
 	if err != nil {
 		return "", err
 	}
-	if free < need {
-		return fmt.Sprintf("%s has %d MiB free, %d are needed", rollout.InstallDir, free>>20, need>>20), nil
+	if system.Free < need {
+		return fmt.Sprintf("%s has %d MiB free, %d are needed", rollout.InstallDir, system.Free>>20, need>>20), nil
+	}
+	return i.belowThreshold(v, system, need)
+}
+
+// folders of what the kubelet's signals are about. Where the runtime keeps images it does
+// not say; these are the usual places.
+func folders(process host.Process) map[string][]string {
+	root, _ := process.Flag("--root-dir")
+	if root == "" {
+		root = "/var/lib/kubelet"
+	}
+	return map[string][]string{
+		"nodefs.available":  {root},
+		"imagefs.available": {"/var/lib/containerd", "/var/lib/containers", "/var/lib/docker"},
+	}
+}
+
+// defaultThresholds are the kubelet's, for one that does not say.
+var defaultThresholds = map[string]string{"nodefs.available": "10%", "imagefs.available": "15%"}
+
+// belowThreshold says why the kubelet would evict pods when so many bytes more are used in
+// the file system of InstallDir; "" when it would not.
+func (i *Installer) belowThreshold(v *view, system host.FileSystem, need uint64) (string, error) {
+	hard := v.kubeletConfig.EvictionHard
+	if hard == nil {
+		hard = defaultThresholds
+	}
+	for _, signal := range []string{"nodefs.available", "imagefs.available"} {
+		same := false
+		for _, dir := range folders(v.process)[signal] {
+			if !i.Root.Exists(dir) {
+				continue
+			}
+			other, err := i.Root.FileSystem(dir + "/x")
+			if err != nil {
+				return "", err
+			}
+			same = same || other.Device == system.Device
+		}
+		for _, thresholds := range []map[string]string{hard, v.kubeletConfig.EvictionSoft} {
+			text, set := thresholds[signal]
+			if !same || !set {
+				continue
+			}
+			bytes, err := thresholdBytes(text, system.Size)
+			if err != nil {
+				return "", fmt.Errorf("the kubelet's eviction threshold of %s: %w", signal, err)
+			}
+			if system.Free < need+bytes {
+				return fmt.Sprintf("%s has %d MiB free; with %d MiB less it is below the kubelet's eviction threshold (%s: %s), and pods would be evicted", rollout.InstallDir, system.Free>>20, need>>20, signal, text), nil
+			}
+		}
 	}
 	return "", nil
+}
+
+// thresholdBytes reads an eviction threshold, which is a quantity or a share of the size.
+func thresholdBytes(text string, size uint64) (uint64, error) {
+	if share, ok := strings.CutSuffix(text, "%"); ok {
+		percent, err := strconv.ParseFloat(share, 64)
+		if err != nil || percent < 0 || percent > 100 {
+			return 0, fmt.Errorf("%q is no share from 0%% to 100%%", text)
+		}
+		return uint64(percent / 100 * float64(size)), nil
+	}
+	quantity, err := resource.ParseQuantity(text)
+	if err != nil || quantity.Sign() < 0 {
+		return 0, fmt.Errorf("%q is neither a quantity nor a share", text)
+	}
+	return uint64(quantity.Value()), nil
 }
 
 func programPath(checksum, name string) string {
@@ -463,6 +571,20 @@ func nodeReady(node *corev1.Node) bool {
 		}
 	}
 	return false
+}
+
+// pressure returns the conditions that say what the node is short of; "" for none.
+func pressure(node *corev1.Node) string {
+	var short []string
+	for _, condition := range node.Status.Conditions {
+		switch condition.Type {
+		case corev1.NodeDiskPressure, corev1.NodeMemoryPressure, corev1.NodePIDPressure:
+			if condition.Status == corev1.ConditionTrue {
+				short = append(short, string(condition.Type))
+			}
+		}
+	}
+	return strings.Join(short, ", ")
 }
 
 // elfArchitecture returns the architecture of a program, as Go names it.

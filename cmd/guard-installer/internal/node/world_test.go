@@ -99,6 +99,9 @@ type world struct {
 	started    int
 	containers []cri.Container
 	held       []guard.PodState
+	// config is what the kubelet says that it runs with, unless there is noConfig.
+	config   kubelet.Config
+	noConfig error
 	// stops is how many containers the process of the kubelet has stopped.
 	stops int
 
@@ -193,6 +196,7 @@ func (w *world) installer(request rollout.Request) *Installer {
 		Request: request, Pool: rollout.Pool{Name: "blue", Selector: "x=y", MaxUnavailable: 1},
 		Program: filepath.Join(w.images, "installer"), Kubelet: filepath.Join(w.images, "kubelet"),
 		Ask: w.ask, Protected: w.protected, Pods: w.podsOfKubelet,
+		Config:  func(context.Context, string, string) (kubelet.Config, error) { return w.config, w.noConfig },
 		Running: func(context.Context, string) ([]cri.Container, error) { return slices.Clone(w.containers), nil },
 		Version: func(_ context.Context, root host.Root, program string) (string, error) {
 			if root != "" {
