@@ -40,10 +40,13 @@ func Phases() []Phase {
 func (p Phase) Stopped() bool { return p == Refused || p == RolledBack || p == Failed }
 
 // Reason says why a node stopped, in a word that does not change. It is empty in other
-// phases.
+// phases, except for ReasonUnitChanged.
 type Reason string
 
 const (
+	// ReasonUnitChanged: a node that is Done runs its kubelet with the arguments that its
+	// unit had then; somebody has changed the unit since.
+	ReasonUnitChanged Reason = "UnitChanged"
 	// Nothing was changed.
 	ReasonArchitecture Reason = "Architecture"        // the image's kubelet is for another one
 	ReasonVersion      Reason = "Version"             // not the minor version of the node's kubelet, or newer than the API server

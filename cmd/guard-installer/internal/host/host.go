@@ -312,6 +312,43 @@ func (r Root) Process(pid int) (Process, error) {
 	return Process{PID: pid, SHA256: sum, Arguments: strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")}, nil
 }
 
+// InControlGroup returns the names of the processes in a control group, as systemd calls
+// it, and in the groups below it. A name has at most 15 characters. A process that ends
+// meanwhile is not among them.
+func (r Root) InControlGroup(group string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(string(r), "proc"))
+	if err != nil {
+		return nil, fmt.Errorf("list the processes of the node: %w", err)
+	}
+	var names []string
+	for _, entry := range entries {
+		if strings.Trim(entry.Name(), "0123456789") != "" {
+			continue
+		}
+		dir := filepath.Join(string(r), "proc", entry.Name())
+		groups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+		if err != nil || !inGroup(string(groups), group) {
+			continue
+		}
+		if name, err := os.ReadFile(filepath.Join(dir, "comm")); err == nil {
+			names = append(names, strings.TrimSpace(string(name)))
+		}
+	}
+	return names, nil
+}
+
+// inGroup looks at the hierarchies that systemd uses: the unified one, or its own. Seen
+// from a container the path of a group has others before it.
+func inGroup(groups, group string) bool {
+	for line := range strings.Lines(groups) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(fields) == 3 && (fields[1] == "" || fields[1] == "name=systemd") && strings.Contains(fields[2]+"/", group+"/") {
+			return true
+		}
+	}
+	return false
+}
+
 // Flag returns the last value of a flag in the arguments, and whether it is there.
 func (p Process) Flag(name string) (value string, ok bool) {
 	for i, argument := range p.Arguments {

@@ -278,14 +278,15 @@ func (i *Installer) watch(ctx context.Context) rollout.Report {
 	current, err := i.dropIn()
 	changed := err == nil && !same(current, i.finishedDropIn)
 	running := ""
-	if unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit); err == nil && unit.Running() {
+	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
+	if err == nil && unit.Running() {
 		if process, err := i.Root.Process(unit.MainPID); err == nil {
 			running = process.SHA256
 			changed = changed || i.Request.Target.Guarded() && running != i.finished.Now.SHA256
 		}
 	}
 	if !changed {
-		return *i.finished
+		return i.reportUnitChange(*i.finished, unit.Files)
 	}
 	report := *i.finished
 	report.Now = rollout.Kubelet{SHA256: running}

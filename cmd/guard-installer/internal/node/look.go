@@ -125,18 +125,15 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonUnit, "%s was not written by a roll-out; give it another name", rollout.DropIn)
 		return v, refusals, nil
 	}
-	base, later, err := unit.Base(v.unit.Files, rollout.DropIn, i.Root.Read)
-	if err != nil {
-		refuse(rollout.ReasonUnit, "%v", err)
+	judged := unit.Judge(v.unit.Files, rollout.DropIn, i.Root.Read)
+	for _, why := range judged.Refusals {
+		refuse(rollout.ReasonUnit, "%s", why)
+	}
+	if !judged.Understood() {
 		return v, refusals, nil
 	}
-	if later != "" {
-		refuse(rollout.ReasonUnit, "%s sets ExecStart= and its name sorts behind %s, which would have no effect: rename it so that it comes before", later, path.Base(rollout.DropIn))
-	}
-	if v.command, err = unit.ExecStart(base, i.Root.Read); err != nil {
-		refuse(rollout.ReasonUnit, "%s is not understood: %v", rollout.KubeletUnit, err)
-		return v, refusals, nil
-	}
+	v.command = judged.Command
+	refusals = append(refusals, i.lookAtNeighbours(v.unit, judged)...)
 	if v.command.HasGuard() {
 		refuse(rollout.ReasonForeignGuard, "%s runs a guarded kubelet already (a package, or by hand): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", v.command.File)
 	}
@@ -271,8 +268,6 @@ func (i *Installer) lookAtStock(ctx context.Context, v *view) []refusal {
 	switch {
 	case err != nil:
 		return []refusal{{rollout.ReasonUnit, fmt.Sprintf("%s: ExecStart= runs %s, which is not a program (a script?): %v", v.command.File, program, err)}}
-	case !strings.HasPrefix(path.Base(program), "kubelet"):
-		return []refusal{{rollout.ReasonUnit, fmt.Sprintf("%s: ExecStart= runs %s, which is not named like a kubelet", v.command.File, program)}}
 	case arch != architecture():
 		return []refusal{{rollout.ReasonArchitecture, fmt.Sprintf("the node's kubelet %s is for %s, the installer for %s", program, arch, architecture())}}
 	}
@@ -539,7 +534,7 @@ func (v *view) heldAndProtected() {
 // asAsked reports whether there is nothing to do. What would keep a change from being
 // made does not matter then.
 func (i *Installer) asAsked(v *view) bool {
-	if !v.complete || !same(v.dropIn, v.wanted) {
+	if !v.complete || !same(v.dropIn, v.wanted) && !i.onlyUnitChanged(v) {
 		return false
 	}
 	if !i.Request.Target.Guarded() {

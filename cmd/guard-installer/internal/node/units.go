@@ -20,7 +20,8 @@ const (
 	// What is in /run is gone after a boot.
 	runtimeUnits = "/run/systemd/system"
 	units        = "/etc/systemd/system"
-	wanted       = units + "/multi-user.target.wants"
+	// The unit of the kubelet wants it, whatever target the node boots to.
+	wanted = units + "/" + rollout.KubeletUnit + ".wants"
 )
 
 // writeUnits writes the units. program is the installer on the node, after is when the
@@ -52,8 +53,8 @@ Type=oneshot
 ExecStart=%s recover
 TimeoutStartSec=60
 [Install]
-WantedBy=multi-user.target
-`, rollout.KubeletUnit, rollout.InstallDir, rollout.StateDir, path.Dir(rollout.DropIn), program),
+WantedBy=%s
+`, rollout.KubeletUnit, rollout.InstallDir, rollout.StateDir, path.Dir(rollout.DropIn), program, rollout.KubeletUnit),
 	}
 	for name, text := range files {
 		if err := i.Root.Write(name, []byte(text), 0o644); err != nil {
@@ -74,5 +75,5 @@ func (i *Installer) removeUnits() error {
 			return err
 		}
 	}
-	return nil
+	return i.Root.RemoveEmpty(wanted)
 }

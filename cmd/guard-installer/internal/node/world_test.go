@@ -246,13 +246,9 @@ func (w *world) call() {
 
 func (w *world) Reload(context.Context) error {
 	w.call()
-	w.files = []string{unitFile, kubeadmFile}
-	names, err := w.root.Folder(filepath.Dir(rollout.DropIn))
-	if err != nil {
+	var err error
+	if w.files, err = unit.Files(w.root, rollout.KubeletUnit); err != nil {
 		return err
-	}
-	for _, name := range names {
-		w.files = append(w.files, filepath.Join(filepath.Dir(rollout.DropIn), name))
 	}
 	w.command, err = unit.ExecStart(w.files, w.root.Read)
 	w.stale = false

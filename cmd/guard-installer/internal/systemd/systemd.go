@@ -44,6 +44,11 @@ type Unit struct {
 	Restarts uint32
 	// NeedsReload: a file has changed since systemd read it.
 	NeedsReload bool
+	// StoppedWith are the units that systemd stops whenever it stops this one.
+	StoppedWith []string
+	// ControlGroup has the processes of the unit, as /system.slice/kubelet.service; empty
+	// when none runs.
+	ControlGroup string
 }
 
 // Running reports whether the process of the service runs.
@@ -99,6 +104,12 @@ func (m Manager) Unit(ctx context.Context, name string) (Unit, error) {
 		if pid, ok := properties["MainPID"].(uint32); ok {
 			unit.MainPID = int(pid)
 		}
+		// Units with PartOf=, BindsTo= and Requires= of this one, and its own PropagatesStopTo=.
+		for _, key := range []string{"ConsistsOf", "BoundBy", "RequiredBy", "PropagatesStopTo"} {
+			names, _ := properties[key].([]string)
+			unit.StoppedWith = append(unit.StoppedWith, names...)
+		}
+		unit.ControlGroup, _ = properties["ControlGroup"].(string)
 		if fragment, _ := properties["FragmentPath"].(string); fragment != "" {
 			unit.Files = append(unit.Files, fragment)
 		}

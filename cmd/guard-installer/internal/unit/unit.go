@@ -8,11 +8,11 @@
 package unit
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -27,6 +27,10 @@ type Command struct {
 	Program string
 	// Arguments are the rest as written, with continued lines joined.
 	Arguments string
+	// Needs are the variables of the command that Environment= in the files sets. Where
+	// such a file is replaced by another, they may have no value any more, and a kubelet
+	// would be started without its configuration. Sorted.
+	Needs []string
 }
 
 // GuardFlag is the flag of the guarded kubelet that names its configuration.
@@ -38,25 +42,11 @@ func (c Command) HasGuard() bool { return strings.Contains(c.Arguments, GuardFla
 // ExecStart returns the only command that the service has when the files are read in
 // the given order, the unit first and then its drop-ins. The error names the file.
 func ExecStart(files []string, read func(string) ([]byte, error)) (Command, error) {
-	type setting struct{ file, text string }
-	var commands []setting
-	for _, file := range files {
-		data, err := read(file)
-		if err != nil {
-			return Command{}, fmt.Errorf("read the unit file %s: %w", file, err)
-		}
-		values, err := serviceValues(data, "ExecStart")
-		if err != nil {
-			return Command{}, fmt.Errorf("%s: %w", file, err)
-		}
-		for _, value := range values {
-			if value == "" {
-				commands = nil
-				continue
-			}
-			commands = append(commands, setting{file, value})
-		}
+	all, err := readSettings(files, read)
+	if err != nil {
+		return Command{}, err
 	}
+	commands := list(all, "ExecStart")
 	switch len(commands) {
 	case 0:
 		return Command{}, errors.New("the unit has no ExecStart=")
@@ -64,50 +54,69 @@ func ExecStart(files []string, read func(string) ([]byte, error)) (Command, erro
 	default:
 		return Command{}, fmt.Errorf("%s: the unit has %d ExecStart= commands; one is expected", commands[len(commands)-1].file, len(commands))
 	}
-	command, err := parseCommand(commands[0].text)
+	command, err := parseCommand(commands[0].value)
 	if err != nil {
-		return Command{}, fmt.Errorf("%s: ExecStart=%s: %w", commands[0].file, commands[0].text, err)
+		return Command{}, fmt.Errorf("%s: %s: %w", commands[0].file, commands[0], err)
 	}
 	command.File = commands[0].file
+	command.Needs = needs(command.Arguments, list(all, "Environment"))
 	return command, nil
 }
 
-// serviceValues returns the values of a setting in the sections [Service], in order.
-func serviceValues(data []byte, name string) ([]string, error) {
-	var values []string
-	section := ""
-	joined, continued := "", false
-	for line := range bytes.Lines(data) {
-		text := strings.TrimRight(string(line), "\r\n")
-		trimmed := strings.TrimSpace(text)
-		// A comment between continued lines does not end them.
-		if strings.HasPrefix(trimmed, "#") || strings.HasPrefix(trimmed, ";") {
-			continue
-		}
-		if continued {
-			joined += " " + strings.TrimSpace(strings.TrimSuffix(text, `\`))
-		} else {
-			joined = strings.TrimSpace(strings.TrimSuffix(text, `\`))
-		}
-		if continued = strings.HasSuffix(text, `\`); continued {
-			continue
-		}
-		if strings.HasPrefix(joined, "[") {
-			if !strings.HasSuffix(joined, "]") {
-				return nil, fmt.Errorf("the section %q is not closed", joined)
+// needs returns the variables of the arguments that the settings of Environment= give a
+// value.
+func needs(arguments string, environment []setting) []string {
+	value := map[string]string{}
+	for _, s := range environment {
+		for _, assignment := range unquotedWords(s.value) {
+			if name, v, ok := strings.Cut(assignment, "="); ok {
+				value[name] = v
 			}
-			section = joined
-			continue
-		}
-		key, value, ok := strings.Cut(joined, "=")
-		if ok && section == "[Service]" && strings.TrimSpace(key) == name {
-			values = append(values, strings.TrimSpace(value))
 		}
 	}
-	if continued {
-		return nil, errors.New("the last line ends with a backslash")
+	var names []string
+	for name, v := range value {
+		if v != "" && usesVariable(arguments, name) {
+			names = append(names, name)
+		}
 	}
-	return values, nil
+	slices.Sort(names)
+	return names
+}
+
+func usesVariable(arguments, name string) bool {
+	arguments = strings.ReplaceAll(arguments, "$$", "")
+	if strings.Contains(arguments, "${"+name+"}") {
+		return true
+	}
+	// Without braces a variable is a word of its own.
+	return slices.Contains(unquotedWords(arguments), "$"+name)
+}
+
+// unquotedWords splits at blanks outside of quotes and removes the quotes. Escapes stay.
+func unquotedWords(text string) []string {
+	var words []string
+	word, inWord, quote := "", false, rune(0)
+	for _, r := range text {
+		switch {
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote == 0 && (r == '"' || r == '\''):
+			quote, inWord = r, true
+		case quote == 0 && (r == ' ' || r == '\t'):
+			if inWord {
+				words = append(words, word)
+			}
+			word, inWord = "", false
+		default:
+			word += string(r)
+			inWord = true
+		}
+	}
+	if inWord {
+		words = append(words, word)
+	}
+	return words
 }
 
 func parseCommand(text string) (Command, error) {
@@ -115,6 +124,9 @@ func parseCommand(text string) (Command, error) {
 	command := Command{Prefix: text[:len(text)-len(rest)]}
 	if strings.Contains(command.Prefix, "@") {
 		return Command{}, errors.New("the prefix @ gives the program another name, which is not supported")
+	}
+	if strings.Contains(command.Prefix, "|") {
+		return Command{}, errors.New("the prefix | runs the program by a shell, which is not supported")
 	}
 	if strings.HasPrefix(rest, `"`) || strings.HasPrefix(rest, "'") {
 		program, after, ok := strings.Cut(rest[1:], rest[:1])
@@ -134,43 +146,11 @@ func parseCommand(text string) (Command, error) {
 		return Command{}, fmt.Errorf("the program %q is not an absolute path", command.Program)
 	case strings.ContainsAny(command.Program, `%$\`):
 		return Command{}, fmt.Errorf("the program %q has specifiers or variables", command.Program)
-	case strings.HasPrefix(command.Arguments, "; "), strings.Contains(command.Arguments, " ; "), strings.HasSuffix(command.Arguments, " ;"):
+	case slices.Contains(strings.Fields(command.Arguments), ";"):
 		return Command{}, errors.New("more than one command in a line")
 	}
 	return command, nil
 }
-
-// marker is in the first line of a drop-in that DropIn wrote.
-const marker = "# Written by guard-installer"
-
-// DropIn returns the drop-in that runs another program with the arguments of the
-// command and the configuration of the guard. The paths may not have characters that
-// systemd gives a meaning.
-func DropIn(command Command, program, configuration string) ([]byte, error) {
-	for _, p := range []string{program, configuration} {
-		if !path.IsAbs(p) || strings.ContainsAny(p, " \t\n\"'%$\\;") {
-			return nil, fmt.Errorf("the path %q cannot be written into a unit", p)
-		}
-	}
-	if command.HasGuard() {
-		return nil, fmt.Errorf("%s: ExecStart= has %s already", command.File, GuardFlag)
-	}
-	arguments := command.Arguments
-	if arguments != "" {
-		arguments += " "
-	}
-	return fmt.Appendf(nil, `%s: it belongs to a roll-out of Kubelet Guard. Remove it with
-# kubectl guard rollout. In an emergency: remove this file, then systemctl daemon-reload
-# and systemctl restart kubelet. That starts the kubelet of
-# %s again.
-[Service]
-ExecStart=
-ExecStart=%s%s %s%s=%s
-`, marker, command.File, command.Prefix, program, arguments, GuardFlag, configuration), nil
-}
-
-// Ours reports whether DropIn wrote the file.
-func Ours(data []byte) bool { return bytes.HasPrefix(data, []byte(marker)) }
 
 // Base returns the files without the drop-in at the path, and the first of those that
 // systemd reads behind it and that sets ExecStart= itself; "" when there is none.
@@ -184,15 +164,11 @@ func Base(files []string, dropIn string, read func(string) ([]byte, error)) (bas
 		if i == 0 || later != "" || filepath.Base(file) <= filepath.Base(dropIn) {
 			continue
 		}
-		data, err := read(file)
+		all, err := readSettings([]string{file}, read)
 		if err != nil {
-			return nil, "", fmt.Errorf("read the unit file %s: %w", file, err)
+			return nil, "", err
 		}
-		values, err := serviceValues(data, "ExecStart")
-		if err != nil {
-			return nil, "", fmt.Errorf("%s: %w", file, err)
-		}
-		if len(values) > 0 {
+		if slices.ContainsFunc(all, func(s setting) bool { return s.section == service && s.key == "ExecStart" }) {
 			later = file
 		}
 	}

@@ -37,7 +37,7 @@ ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS
 		},
 		"kubeadm's drop-in replaces it": {
 			files: []string{"[Service]\nExecStart=/usr/bin/kubelet\n", kubeadm},
-			want:  Command{File: "1", Program: "/usr/bin/kubelet", Arguments: "$KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS"},
+			want:  Command{File: "1", Program: "/usr/bin/kubelet", Arguments: "$KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS", Needs: []string{"KUBELET_CONFIG_ARGS"}},
 		},
 		"specifiers, quotes and escapes stay as written": {
 			files: []string{"[Service]\nExecStart = -/opt/bin/kubelet --node-labels='a=b c' --host=%H \"--x=\\t$A\" $$\n"},
