@@ -17,8 +17,14 @@ fi
 export SOURCE_DATE_EPOCH
 
 export PACKAGE_VERSION=${version#v}
+# 1.36 and 1.37: the kubelet of the distribution is of the first, and not of the second.
+major=${PACKAGE_VERSION%%.*}
+minor=${PACKAGE_VERSION#*.}
+minor=${minor%%.*}
+export KUBELET_MINOR=$major.$minor KUBELET_NEXT_MINOR=$major.$((minor + 1))
 
 mkdir -p _output/packages
+rm -f _output/packages/*.deb _output/packages/*.rpm
 for GOARCH in "$@"; do
 	KUBELET=_output/$upstream/linux-$GOARCH/kubelet
 	if [[ $GOARCH == "$here" ]]; then
@@ -28,7 +34,10 @@ for GOARCH in "$@"; do
 		printf '%s is not built: make kubelet GOARCH=%s\n' "$KUBELET" "$GOARCH" >&2
 		exit 1
 	fi
-	export GOARCH KUBELET
+	KUBELET_GUARD_UNIT=_output/packages/bin/$GOARCH/kubelet-guard-unit
+	CGO_ENABLED=0 GOOS=linux GOARCH=$GOARCH go build -trimpath -buildvcs=false -ldflags='-s -w' \
+		-o "$KUBELET_GUARD_UNIT" ./cmd/guard-installer/kubelet-guard-unit
+	export GOARCH KUBELET KUBELET_GUARD_UNIT
 	for format in deb rpm; do
 		"$nfpm" package --config build/packages/nfpm.yaml --packager "$format" --target _output/packages/
 	done

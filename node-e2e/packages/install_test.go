@@ -24,7 +24,8 @@ const (
 	upstream      = "v1.36.3"
 	guardedBinary = "/usr/bin/kubelet-guarded"
 	configFile    = "/etc/kubernetes/kubelet-guard.yaml"
-	dropIn        = "/usr/lib/systemd/system/kubelet.service.d/90-kubelet-guard.conf"
+	dropIn        = "/etc/systemd/system/kubelet.service.d/90-kubelet-guard.conf"
+	unitCommand   = "/usr/sbin/kubelet-guard-unit"
 )
 
 // TestInstall takes a node with running pods from the stock kubelet to the guarded
@@ -59,6 +60,20 @@ func TestInstall(t *testing.T) {
 			m := *m
 			m.t = t
 			stock := m.kubeletPID()
+			t.Log("a unit that stops containers is refused, and nothing is changed")
+			const stops = "ExecStop=/usr/bin/crictl stop --timeout=60 all"
+			m.write(stopDropIn, "[Service]\n"+stops+"\n")
+			refusal := m.output(install...)
+			t.Log(refusal)
+			for _, want := range []string{stopDropIn + ": " + stops, "REFUSED"} {
+				if !strings.Contains(refusal, want) {
+					t.Errorf("the installation does not say %q", want)
+				}
+			}
+			m.expectNoFile(dropIn)
+			m.run(p.remove...)
+			m.run("rm", stopDropIn)
+
 			t.Log(m.run(install...))
 			if got := m.kubeletPID(); got != stock {
 				t.Fatalf("the installation restarted the kubelet: process %d, was %d", got, stock)
@@ -75,15 +90,30 @@ func TestInstall(t *testing.T) {
 
 			t.Log("a kubelet without its guard configuration does not start, and stops nothing")
 			m.run("mv", configFile, configFile+".away")
-			m.expectNoStart(configFile + ": no such file")
+			m.restartAndExpect(configFile + ": no such file")
 			m.expectTasks(before)
 			m.run("mv", configFile+".away", configFile)
 			m.awaitGuarded("Enforce")
 
-			t.Log("a unit that is not kubeadm's does not start, and stops nothing")
+			t.Log("a command that was changed later is named in the journal; the kubelet starts with the one of before")
+			own := m.read(localDropIn)
+			m.write(localDropIn, strings.TrimSuffix(own, "\n")+" --v=3\n")
+			m.run("systemctl", "daemon-reload")
+			m.restartAndExpect("the unit has --v=3 besides")
+			m.awaitGuarded("Enforce")
+			m.expectTasks(before)
+			m.run(unitCommand, "apply")
+			if text := m.read(dropIn); !strings.Contains(text, " --v=3 --guard-config=") {
+				t.Fatalf("the drop-in has not got the new command:\n%s", text)
+			}
+			m.write(localDropIn, own)
+			m.run(unitCommand, "apply")
+			m.run("systemctl", "daemon-reload")
+
+			t.Log("a unit that does not set the variables any more does not start, and stops nothing")
 			m.write("/etc/systemd/system/kubelet.service.d/20-other.conf", "[Service]\nUnsetEnvironment=KUBELET_CONFIG_ARGS\n")
 			m.run("systemctl", "daemon-reload")
-			m.expectNoStart("KUBELET_CONFIG_ARGS is not set")
+			m.restartAndExpect("does not set all of KUBELET_CONFIG_ARGS, KUBELET_KUBECONFIG_ARGS any more")
 			m.expectTasks(before)
 			m.run("rm", "/etc/systemd/system/kubelet.service.d/20-other.conf")
 			m.run("systemctl", "daemon-reload")
@@ -98,7 +128,7 @@ func TestInstall(t *testing.T) {
 			guarded := m.kubeletPID()
 			removal := m.run(p.remove...)
 			t.Log(removal)
-			for _, want := range []string{"has 1 protected pods", "runs on until kubelet.service is restarted"} {
+			for _, want := range []string{"has 1 protected pods (" + rootDir + "/guard)", "runs on until kubelet.service is restarted"} {
 				if !strings.Contains(removal, want) {
 					t.Errorf("the removal does not say %q", want)
 				}
@@ -106,7 +136,7 @@ func TestInstall(t *testing.T) {
 			if got := m.kubeletPID(); got != guarded {
 				t.Fatalf("the removal restarted the kubelet: process %d, was %d", got, guarded)
 			}
-			m.expectNoFile(guardedBinary, dropIn)
+			m.expectNoFile(guardedBinary, unitCommand, dropIn)
 			m.run("systemctl", "restart", "kubelet")
 			m.awaitKubelet(upstream)
 			m.expectTasks(before)
@@ -190,14 +220,15 @@ func kubeletMetrics() (string, error) {
 	return string(body), err
 }
 
-// expectNoStart restarts the kubelet, which must refuse to start, saying the text.
-func (m *machine) expectNoStart(text string) {
+// restartAndExpect restarts the kubelet and waits until the journal of its unit has the
+// text.
+func (m *machine) restartAndExpect(text string) {
 	m.t.Helper()
 	// What earlier starts have said does not count.
 	begin := m.run("journalctl", "--unit=kubelet", "--lines=0", "--show-cursor", "--quiet")
 	_, cursor, _ := strings.Cut(strings.TrimSpace(begin), "-- cursor: ")
 	m.run("systemctl", "restart", "--no-block", "kubelet")
-	m.await("the kubelet to refuse its start with "+text, func() error {
+	m.await("the journal of the kubelet to say "+text, func() error {
 		journal := m.run("journalctl", "--unit=kubelet", "--no-pager", "--output=cat", "--after-cursor="+cursor)
 		if !strings.Contains(journal, text) {
 			return fmt.Errorf("the journal since the restart is:\n%s", journal)

@@ -56,6 +56,16 @@ EnvironmentFile=-/etc/default/kubelet
 ExecStart=
 ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS
 `
+	// An administrator's command, with another root directory. A kubelet without it would
+	// find no pods there and stop those that run.
+	localUnit = `[Service]
+ExecStart=
+ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS \
+  $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS --root-dir=` + rootDir + `
+`
+	rootDir     = "/data/kubelet"
+	localDropIn = "/etc/systemd/system/kubelet.service.d/20-local.conf"
+	stopDropIn  = "/etc/systemd/system/kubelet.service.d/50-stop.conf"
 	// The addresses are the loopback's: the embedded node has those of its bridge.
 	kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -140,6 +150,7 @@ func newMachine(t *testing.T, output string) *machine {
 	m.copy(filepath.Join(output, "bin", "kubelet-stock"), "/usr/bin/kubelet")
 	m.write("/etc/systemd/system/kubelet.service", kubeletUnit)
 	m.write("/etc/systemd/system/kubelet.service.d/10-kubeadm.conf", fmt.Sprintf(kubeadmDropIn, m.cluster.Kubeconfig()))
+	m.write(localDropIn, localUnit)
 	m.write("/var/lib/kubelet/config.yaml", kubeletConfig)
 	m.write("/etc/systemd/system/containerd.service", fmt.Sprintf(containerdUnit, m.nodeBin))
 	m.write("/etc/containerd/config.toml", fmt.Sprintf(containerdConfig, m.nodeBin))
@@ -165,6 +176,12 @@ func (m *machine) run(command ...string) string {
 	if err != nil {
 		m.t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, output)
 	}
+	return string(output)
+}
+
+// output runs a program that may fail and returns what it printed, on both streams.
+func (m *machine) output(command ...string) string {
+	output, _ := exec.Command(command[0], command[1:]...).CombinedOutput()
 	return string(output)
 }
 
