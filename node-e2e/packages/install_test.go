@@ -49,10 +49,14 @@ func TestInstall(t *testing.T) {
 	for _, p := range []struct {
 		format, pattern         string
 		install, remove, purged []string
+		// relations prints which kubelets the package does not go with.
+		relations func(file string) []string
 	}{
-		{"deb", "*_" + debArch() + ".deb", []string{"dpkg", "--install"}, []string{"dpkg", "--remove", "kubelet-guard"}, []string{"dpkg", "--purge", "kubelet-guard"}},
+		{"deb", "*_" + debArch() + ".deb", []string{"dpkg", "--install"}, []string{"dpkg", "--remove", "kubelet-guard"}, []string{"dpkg", "--purge", "kubelet-guard"},
+			func(file string) []string { return []string{"dpkg-deb", "--field", file, "Breaks"} }},
 		// The other's dependencies are not in rpm's own list on a Debian machine.
-		{"rpm", "*." + rpmArch() + ".rpm", []string{"rpm", "--install", "--nodeps"}, []string{"rpm", "--erase", "kubelet-guard"}, nil},
+		{"rpm", "*." + rpmArch() + ".rpm", []string{"rpm", "--install", "--nodeps"}, []string{"rpm", "--erase", "kubelet-guard"}, nil,
+			func(file string) []string { return []string{"rpm", "--query", "--package", "--conflicts", file} }},
 	} {
 		file := m.packageFile(output, p.pattern)
 		install := append(p.install, file)
@@ -60,6 +64,13 @@ func TestInstall(t *testing.T) {
 			m := *m
 			m.t = t
 			stock := m.kubeletPID()
+			relations := m.run(p.relations(file)...)
+			for _, want := range []string{"1.36", "1.37~"} {
+				if !strings.Contains(relations, want) {
+					t.Errorf("the package has the relations %q, none to kubelet %s", relations, want)
+				}
+			}
+
 			t.Log("a unit that stops containers is refused, and nothing is changed")
 			const stops = "ExecStop=/usr/bin/crictl stop --timeout=60 all"
 			m.write(stopDropIn, "[Service]\n"+stops+"\n")

@@ -77,8 +77,9 @@ func testOf(variables []string) string {
 		tests = append(tests, fmt.Sprintf(`test -n "$$%s"`, v))
 	}
 	return fmt.Sprintf(`# The unit set these variables when this file was written. A kubelet without its
-# arguments takes the pods of the node for orphans; one that does not start leaves them.
-ExecStartPre=/bin/sh -c '%s || { echo "Kubelet Guard: not started, because kubelet.service does not set all of %s any more, which its command needs. Look at systemctl cat kubelet" >&2; exit 1; }'
+# configuration takes the pods of the node for orphans; one that does not start leaves
+# them.
+ExecStartPre=/bin/sh -c '%s || { echo "Kubelet Guard: not started, because kubelet.service does not set all of %s any more, which hold the configuration of the kubelet. Look at systemctl cat kubelet" >&2; exit 1; }'
 `, strings.Join(tests, " && "), strings.Join(variables, ", "))
 }
 

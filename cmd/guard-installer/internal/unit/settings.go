@@ -19,7 +19,7 @@ type setting struct{ file, section, key, value string }
 // String is the line as written, with continued lines joined.
 func (s setting) String() string { return s.key + "=" + s.value }
 
-// readSettings returns the assignments of the files, in order. The error names the
+// readSettings returns the assignments of the files, one after the other. The error names the
 // file.
 func readSettings(files []string, read func(string) ([]byte, error)) ([]setting, error) {
 	var all []setting

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -27,9 +28,10 @@ type Command struct {
 	Program string
 	// Arguments are the rest as written, with continued lines joined.
 	Arguments string
-	// Needs are the variables of the command that Environment= in the files sets. Where
-	// such a file is replaced by another, they may have no value any more, and a kubelet
-	// would be started without its configuration. Sorted.
+	// Needs are the variables of the command that Environment= in the files sets to
+	// --config, --kubeconfig or --bootstrap-kubeconfig. When a file is replaced by one with
+	// other variables they have no value any more, and a kubelet would be started without
+	// its configuration. Sorted.
 	Needs []string
 }
 
@@ -63,8 +65,12 @@ func ExecStart(files []string, read func(string) ([]byte, error)) (Command, erro
 	return command, nil
 }
 
-// needs returns the variables of the arguments that the settings of Environment= give a
-// value.
+// configuration finds the flags that make a kubelet one of its cluster.
+var configuration = regexp.MustCompile(`(^|\s)--(config|kubeconfig|bootstrap-kubeconfig)[=\s]`)
+
+// needs returns the variables of the arguments that Environment= sets to the
+// configuration of the kubelet. Others may well be empty: an EnvironmentFile= has the
+// last word.
 func needs(arguments string, environment []setting) []string {
 	value := map[string]string{}
 	for _, s := range environment {
@@ -76,7 +82,7 @@ func needs(arguments string, environment []setting) []string {
 	}
 	var names []string
 	for name, v := range value {
-		if v != "" && usesVariable(arguments, name) {
+		if configuration.MatchString(v) && usesVariable(arguments, name) {
 			names = append(names, name)
 		}
 	}

@@ -20,6 +20,8 @@ const folder = "testdata/units"
 // Unit is a kubelet.service with its drop-ins, and the verdict on it.
 type Unit struct {
 	Name string `json:"name"`
+	// Base is a unit whose files this one has as well; those of the same name replace them.
+	Base string `json:"base"`
 	// Script is a file of the unit that is a script; all others are programs.
 	Script string `json:"script"`
 	// Refused has parts of what the installer and the package say, and Installer of what
@@ -56,22 +58,27 @@ func Units(t *testing.T) []Unit {
 // Install writes the unit into the root of a node.
 func (u Unit) Install(t *testing.T, root string) {
 	t.Helper()
-	top := folder + "/" + u.Name
-	err := fs.WalkDir(units, top, func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
+	for _, name := range []string{u.Base, u.Name} {
+		if name == "" {
+			continue
 		}
-		data, err := units.ReadFile(name)
+		top := folder + "/" + name
+		err := fs.WalkDir(units, top, func(name string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() {
+				return err
+			}
+			data, err := units.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			target := filepath.Join(root, strings.TrimPrefix(name, top))
+			if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+				return err
+			}
+			return os.WriteFile(target, data, 0o644)
+		})
 		if err != nil {
-			return err
+			t.Fatal(err)
 		}
-		target := filepath.Join(root, strings.TrimPrefix(name, top))
-		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-			return err
-		}
-		return os.WriteFile(target, data, 0o644)
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }
