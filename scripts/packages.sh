@@ -34,7 +34,7 @@ for GOARCH in "$@"; do
 		printf '%s is not built: make kubelet GOARCH=%s\n' "$KUBELET" "$GOARCH" >&2
 		exit 1
 	fi
-	KUBELET_GUARD_UNIT=_output/packages/bin/$GOARCH/kubelet-guard-unit
+	KUBELET_GUARD_UNIT=_output/bin/kubelet-guard-unit-$GOARCH
 	CGO_ENABLED=0 GOOS=linux GOARCH=$GOARCH go build -trimpath -buildvcs=false -ldflags='-s -w' \
 		-o "$KUBELET_GUARD_UNIT" ./cmd/guard-installer/kubelet-guard-unit
 	export GOARCH KUBELET KUBELET_GUARD_UNIT

@@ -39,6 +39,9 @@ func (w *world) use(u unittest.Unit) {
 		if config, ok := process.Flag("--config"); ok {
 			w.file(config, "{}")
 		}
+		if folder, ok := process.Flag("--config-dir"); ok {
+			w.file(folder+"/README", "")
+		}
 	}
 }
 
