@@ -100,13 +100,13 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 
 	It("goes from Audit to Enforce, node by node, and no container is restarted", func(ctx SpecContext) {
 		By("rolling out Audit")
-		asOperator(ctx, "start", "--yes", "--pool", poolOf(poolBlue), "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageGood.name).ExpectDone()
+		asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolBlue), "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageGood.name).ExpectDone()
 		expectRolledOut(ctx, nodes, guarded, guard.Audit)
 		expectRunning(Default, ctx, pods...)
 		expectOneAfterTheOther(ctx, nodes)
 
 		By("rolling out Enforce")
-		asOperator(ctx, "start", "--yes", "--pool", poolBlue, "--pool", poolGreen, "--mode=Enforce").ExpectDone()
+		asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolBlue, "--pool", poolGreen, "--mode=Enforce").ExpectDone()
 		expectRolledOut(ctx, nodes, guarded, guard.Enforce)
 		expectRunning(Default, ctx, pods...)
 		expectOneAfterTheOther(ctx, nodes)
@@ -132,7 +132,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			for _, node := range blue {
 				before[node] = kubeletOf(ctx, node)
 			}
-			answer := asOperator(ctx, "start", "--yes", "--pool", poolBlue, "--image="+broken.image.name)
+			answer := asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolBlue, "--image="+broken.image.name)
 
 			marked := markedNodes(ctx)
 			Expect(marked).To(HaveLen(1), "nodes with the label %s=%s\n%s", rollout.StateLabel, rollout.StateFailed, answer)
@@ -195,7 +195,7 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 
 		By("rolling out Enforce while the node lacks a label that running pods need")
 		labelNode(ctx, node, diskLabel, "")
-		asOperator(ctx, "start", "--yes", "--skip-audit", "--pool", poolOf(poolGreen), "--mode=Enforce", "--image="+imageGood.name).
+		asOperator(ctx, "start", "--allow-tag", "--yes", "--skip-audit", "--pool", poolOf(poolGreen), "--mode=Enforce", "--image="+imageGood.name).
 			ExpectRefused(node.Name(), "The change was not rolled back: the guard holds 1 pods now that the old kubelet would stop: "+held.namespace+"/"+held.name)
 		Expect(markedNodes(ctx)).To(ConsistOf(node.Name()))
 		report := reportOf(ctx, node)

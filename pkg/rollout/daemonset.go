@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/utils/ptr"
+
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // maxPoolName keeps the names that are made from a pool's within 63 characters.
@@ -37,7 +39,17 @@ type Pool struct {
 	// MaxUnavailable is how many nodes may be in the middle of a change, or have failed,
 	// before the roll-out waits. At least 1.
 	MaxUnavailable int `json:"maxUnavailable"`
+	// Without are names of nodes that are selected and left out all the same, because they
+	// could not be changed when the pool was looked at. At most MaxWithout.
+	Without []string `json:"without,omitempty"`
 }
+
+// MaxWithout bounds the nodes that a pool leaves out: each is a part of every installer's pod.
+const MaxWithout = 100
+
+// LookGate is the scheduling gate of installers that only look. Whoever lets them look
+// removes it from some at a time, so that not all nodes pull the image at once.
+const LookGate = guardv1alpha1.GroupName + "/look"
 
 // Validate returns an error that names every field that is wrong.
 func (p Pool) Validate() error {
@@ -55,12 +67,20 @@ func (p Pool) Validate() error {
 	if p.MaxUnavailable < 1 {
 		errs = append(errs, field.Invalid(field.NewPath("maxUnavailable"), p.MaxUnavailable, "must be at least 1"))
 	}
+	if len(p.Without) > MaxWithout {
+		errs = append(errs, field.TooMany(field.NewPath("without"), len(p.Without), MaxWithout))
+	}
 	return errs.ToAggregate()
 }
 
-// Matches reports whether the node is selected. A pool that is not valid selects none.
+// Matches reports whether the node is in the pool: selected, not left out, and not of
+// another operating system than Linux. A pool that is not valid selects none.
 func (p Pool) Matches(node *corev1.Node) bool {
-	if _, err := p.requirements(); err != nil {
+	if _, err := p.requirements(); err != nil || slices.Contains(p.Without, node.Name) {
+		return false
+	}
+	// A kubelet labels its node; without the label nothing says that it is another one.
+	if system := node.Labels[corev1.LabelOSStable]; system != "" && system != linux {
 		return false
 	}
 	selector, err := labels.Parse(p.Selector)
@@ -77,6 +97,18 @@ var nodeOperators = map[selection.Operator]corev1.NodeSelectorOperator{
 	selection.DoesNotExist: corev1.NodeSelectorOpDoesNotExist,
 	selection.GreaterThan:  corev1.NodeSelectorOpGt,
 	selection.LessThan:     corev1.NodeSelectorOpLt,
+}
+
+// linux is the operating system of nodes that can be changed.
+const linux = "linux"
+
+// fields leave nodes out. Each may name one node only.
+func (p Pool) fields() []corev1.NodeSelectorRequirement {
+	var fields []corev1.NodeSelectorRequirement
+	for _, name := range p.Without {
+		fields = append(fields, corev1.NodeSelectorRequirement{Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpNotIn, Values: []string{name}})
+	}
+	return fields
 }
 
 // requirements is the selector in the form of a pod's node affinity.
@@ -101,7 +133,7 @@ func (p Pool) requirements() ([]corev1.NodeSelectorRequirement, error) {
 		}
 		requirements = append(requirements, requirement)
 	}
-	return requirements, nil
+	return append(requirements, corev1.NodeSelectorRequirement{Key: corev1.LabelOSStable, Operator: corev1.NodeSelectorOpIn, Values: []string{linux}}), nil
 }
 
 // podLabels select the pods of a pool's installers.
@@ -138,7 +170,7 @@ func DaemonSet(pool Pool, request Request) (*appsv1.DaemonSet, error) {
 						PoolAnnotation:    encode(pool),
 					},
 				},
-				Spec: podSpec(request.Image, requirements),
+				Spec: podSpec(request, corev1.NodeSelectorTerm{MatchExpressions: requirements, MatchFields: pool.fields()}),
 			},
 		},
 	}, nil
@@ -152,12 +184,17 @@ func RollingUpdate(pool Pool) appsv1.DaemonSetUpdateStrategy {
 	}
 }
 
-func podSpec(image string, requirements []corev1.NodeSelectorRequirement) corev1.PodSpec {
+func podSpec(request Request, selected corev1.NodeSelectorTerm) corev1.PodSpec {
+	var gates []corev1.PodSchedulingGate
+	if request.Target == Observe {
+		gates = []corev1.PodSchedulingGate{{Name: LookGate}}
+	}
 	fromField := func(name, path string) corev1.EnvVar {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
 	}
 	annotation := func(key string) string { return fmt.Sprintf("metadata.annotations['%s']", key) }
 	return corev1.PodSpec{
+		SchedulingGates:               gates,
 		ServiceAccountName:            ServiceAccount,
 		PriorityClassName:             "system-node-critical",
 		TerminationGracePeriodSeconds: ptr.To[int64](gracePeriodSeconds),
@@ -170,12 +207,12 @@ func podSpec(image string, requirements []corev1.NodeSelectorRequirement) corev1
 		Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 		Affinity: &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
 			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
-				NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: requirements}},
+				NodeSelectorTerms: []corev1.NodeSelectorTerm{selected},
 			},
 		}},
 		Containers: []corev1.Container{{
 			Name:            Container,
-			Image:           image,
+			Image:           request.Image,
 			ImagePullPolicy: corev1.PullIfNotPresent,
 			Command:         []string{InstallerPath, "run"},
 			Env: []corev1.EnvVar{

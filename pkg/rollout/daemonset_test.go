@@ -86,7 +86,7 @@ func TestPoolSelectsAsKubectlDoes(t *testing.T) {
 			require.NoError(t, err)
 			terms := ds.Spec.Template.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
 			require.Len(t, terms, 1)
-			assert.Equal(t, c.requirements, terms[0].MatchExpressions)
+			assert.Equal(t, append(c.requirements, corev1.NodeSelectorRequirement{Key: "kubernetes.io/os", Operator: "In", Values: []string{"linux"}}), terms[0].MatchExpressions)
 		})
 	}
 }
@@ -116,4 +116,28 @@ func TestReportSurvivesItsAnnotation(t *testing.T) {
 	node.Annotations[ReportAnnotation] = "{"
 	_, err = ReportOf(node)
 	assert.ErrorContains(t, err, "node n: annotation kubelet-guard.io/rollout-report")
+}
+
+func TestPoolLeavesNodesOut(t *testing.T) {
+	pool := Pool{Name: "p", Selector: "pool=a", MaxUnavailable: 1, Without: []string{"a2"}}
+	node := func(name, system string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"pool": "a", "kubernetes.io/os": system}}}
+	}
+	assert.True(t, pool.Matches(node("a1", "linux")))
+	assert.False(t, pool.Matches(node("a2", "linux")), "left out")
+	assert.False(t, pool.Matches(node("a3", "windows")), "no kubelet for it")
+	ds, err := DaemonSet(pool, Request{Target: Audit, Image: image})
+	require.NoError(t, err)
+	term := ds.Spec.Template.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0]
+	assert.Equal(t, []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: "NotIn", Values: []string{"a2"}}}, term.MatchFields)
+	assert.Empty(t, ds.Spec.Template.Spec.SchedulingGates)
+
+	pool.Without = make([]string, MaxWithout+1)
+	assert.ErrorContains(t, pool.Validate(), "without: Too many")
+}
+
+func TestInstallersThatOnlyLookWaitAtAGate(t *testing.T) {
+	ds, err := DaemonSet(Pool{Name: "p", Selector: "pool=a", MaxUnavailable: 1}, Request{Target: Observe, Image: image})
+	require.NoError(t, err)
+	assert.Equal(t, []corev1.PodSchedulingGate{{Name: LookGate}}, ds.Spec.Template.Spec.SchedulingGates)
 }

@@ -73,6 +73,9 @@ type Request struct {
 	Target Target `json:"target"`
 	// Image has the installer and the guarded kubelet.
 	Image string `json:"image"`
+	// ImageName is the name with a tag that Image was resolved from, when it is a name with
+	// a digest. It is for people: nothing is pulled by it.
+	ImageName string `json:"imageName,omitempty"`
 	// KubeletVersion, when set, is the version that the image's kubelet must have, such
 	// as v1.36.3+guard.0.1.0.
 	KubeletVersion string `json:"kubeletVersion,omitempty"`
@@ -92,6 +95,9 @@ type Request struct {
 	// ReleaseHeld was the yes of earlier releases to whatever a node holds when its turn
 	// comes. It is not valid any more, and read so that an error can say so.
 	ReleaseHeld bool `json:"releaseHeld,omitempty"`
+	// Attempt tells requests apart that are the same otherwise, so that an earlier report is
+	// no answer to a later look.
+	Attempt string `json:"attempt,omitempty"`
 	// VerifyTimeout and Settle are DefaultVerifyTimeout and DefaultSettle when zero.
 	VerifyTimeout metav1.Duration `json:"verifyTimeout,omitzero"`
 	// Settle is how long a node has to stay in order before it counts as done.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -145,6 +146,18 @@ func newCluster(t *testing.T, nodes ...*fakeNode) *cluster {
 			if selector.Matches(labels.Set(n.labels)) {
 				list.Items = append(list.Items, *n.object())
 			}
+		}
+		from, _ := strconv.Atoi(r.URL.Query().Get("continue"))
+		list.Items = list.Items[from:]
+		if limit, _ := strconv.Atoi(r.URL.Query().Get("limit")); limit > 0 && len(list.Items) > limit {
+			list.Items, list.Continue = list.Items[:limit], strconv.Itoa(from+limit)
+		}
+		if strings.Contains(r.Header.Get("Accept"), "PartialObjectMetadataList") {
+			partial := &metav1.PartialObjectMetadataList{TypeMeta: metav1.TypeMeta{Kind: "PartialObjectMetadataList", APIVersion: "meta.k8s.io/v1"}, ListMeta: list.ListMeta}
+			for i := range list.Items {
+				partial.Items = append(partial.Items, metav1.PartialObjectMetadata{ObjectMeta: list.Items[i].ObjectMeta})
+			}
+			return partial
 		}
 		return list
 	})

@@ -48,7 +48,8 @@ unless its deletion was asked for through the API. A pod that it would have stop
 otherwise is held: it runs on until its deletion is asked for, or the cause is over.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          onlyCommands,
+		Version:       clientVersion(),
 		RunE:          func(command *cobra.Command, _ []string) error { return command.Help() },
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl guard"},
 	}
@@ -60,7 +61,7 @@ otherwise is held: it runs on until its deletion is asked for, or the cause is o
 	command.AddCommand(
 		newStatusCommand(s), newHoldsCommand(s), newWhyCommand(s),
 		newReleaseCommand(s), newProtectCommand(s), newUnprotectCommand(s),
-		newRolloutCommand(s),
+		newRolloutCommand(s), newVersionCommand(s),
 	)
 	s.completeFlags(command)
 	return command

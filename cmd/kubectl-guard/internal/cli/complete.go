@@ -6,7 +6,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/metadata"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -14,8 +16,10 @@ import (
 const (
 	// completionTimeout bounds what a press of the Tab key may take.
 	completionTimeout = 3 * time.Second
-	// completionLimit bounds what is read for it.
+	// completionLimit bounds what is offered for it, about.
 	completionLimit = 500
+	// completionPage is how many objects are read at a time.
+	completionPage = 1000
 )
 
 // completeFlags registers the completion of the flags that all verbs have.
@@ -39,30 +43,37 @@ func (s *settings) completeContexts(_ *cobra.Command, _ []string, prefix string)
 
 func (s *settings) completeNamespaces(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	return s.completeFrom(command, nil, prefix, func(ctx context.Context, c *clients) []string {
-		list, err := c.kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{Limit: completionLimit})
-		if err != nil {
-			return nil
-		}
-		var names []string
-		for _, namespace := range list.Items {
-			names = append(names, namespace.Name)
-		}
-		return names
+		return c.names(ctx, c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")), prefix)
 	})
 }
 
 func (s *settings) completeNodes(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	return s.completeFrom(command, arguments, prefix, func(ctx context.Context, c *clients) []string {
-		list, err := c.kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{Limit: completionLimit})
-		if err != nil {
-			return nil
-		}
-		var names []string
-		for _, node := range list.Items {
-			names = append(names, node.Name)
-		}
-		return names
+		return c.names(ctx, c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes")), prefix)
 	})
+}
+
+// names returns the names of objects that begin with the prefix, at most completionLimit. It
+// reads all objects, page by page, and of each the metadata only. What was found by the end of
+// the time, or before an error, is better than nothing.
+func (c *clients) names(ctx context.Context, objects metadata.ResourceInterface, prefix string) []string {
+	var names []string
+	options := metav1.ListOptions{Limit: completionPage}
+	for {
+		page, err := objects.List(ctx, options)
+		if err != nil {
+			return names
+		}
+		for i := range page.Items {
+			if name := page.Items[i].Name; strings.HasPrefix(name, prefix) {
+				names = append(names, name)
+			}
+		}
+		if page.Continue == "" || len(names) >= completionLimit {
+			return names
+		}
+		options.Continue = page.Continue
+	}
 }
 
 // completeHeldPods offers the held pods whose object the kubelet misses.
@@ -115,13 +126,9 @@ func (s *settings) completeWorkloads(command *cobra.Command, arguments []string,
 		if err != nil {
 			return nil
 		}
-		list, err := c.metadata.Resource(resource).Namespace(c.namespace).List(ctx, metav1.ListOptions{Limit: completionLimit})
-		if err != nil {
-			return nil
-		}
 		var names []string
-		for _, item := range list.Items {
-			names = append(names, kind+"/"+item.Name)
+		for _, name := range c.names(ctx, c.metadata.Resource(resource).Namespace(c.namespace), strings.TrimPrefix(prefix, kind+"/")) {
+			names = append(names, kind+"/"+name)
 		}
 		return names
 	})

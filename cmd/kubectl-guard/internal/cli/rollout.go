@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -45,7 +46,7 @@ The documented order is one pool after the other, Audit first, then Enforce.`,
   kubectl guard rollout status
   kubectl guard rollout start --pool blue --mode Enforce
   kubectl guard rollout undo --pool blue`,
-		Args: cobra.NoArgs,
+		Args: onlyCommands,
 		RunE: func(command *cobra.Command, _ []string) error { return command.Help() },
 	}
 	command.AddCommand(
@@ -102,6 +103,19 @@ func (f *fleet) fill(p *nodePool) {
 			p.nodes = append(p.nodes, f.nodes[i])
 		}
 	}
+}
+
+// withAll gives a pool the nodes back that were left out.
+func (f *fleet) withAll(p *nodePool) {
+	if len(p.Without) > 0 {
+		p.Without, p.nodes = nil, nil
+		f.fill(p)
+	}
+}
+
+// changedByOthers is the error for a pool of which somebody else has requested something.
+func (p *nodePool) changedByOthers(is rollout.Request) error {
+	return fmt.Errorf("pool %s: somebody else has changed it meanwhile: it is asked for %s; see kubectl guard rollout status", p.Name, requestText(is))
 }
 
 // readFleet reads nodes and pools.
@@ -292,17 +306,27 @@ func (c *clients) readPool(ctx context.Context, p *nodePool) error {
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.Name, err)
 	}
-	p.set, p.nodes = set, list
+	p.set = set
+	p.nodes = slices.DeleteFunc(list, func(node corev1.Node) bool { return !p.Matches(&node) })
 	return nil
 }
 
-// installers returns the pods of a pool.
-func (c *clients) installers(ctx context.Context, p *nodePool) ([]corev1.Pod, error) {
-	list, err := c.kube.CoreV1().Pods(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + p.Name})
-	if err != nil {
-		return nil, fmt.Errorf("pool %s: list its installers: %w", p.Name, err)
+// eachInstaller reads the pods of a pool page by page.
+func (c *clients) eachInstaller(ctx context.Context, p *nodePool, use func(*corev1.Pod)) error {
+	options := metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + p.Name, Limit: nodesPage}
+	for {
+		page, err := c.kube.CoreV1().Pods(rollout.Namespace).List(ctx, options)
+		if err != nil {
+			return fmt.Errorf("pool %s: list its installers: %w", p.Name, err)
+		}
+		for i := range page.Items {
+			use(&page.Items[i])
+		}
+		if page.Continue == "" {
+			return nil
+		}
+		options.Continue = page.Continue
 	}
-	return list.Items, nil
 }
 
 // removePool takes the installers of a pool away, and what they left in the API. The
@@ -316,15 +340,16 @@ func (o *rolloutWait) removePool(ctx context.Context, c *clients, p *nodePool) e
 	// An installer that still runs would write its report again.
 	deadline := o.now().Add(o.timeout)
 	for {
-		pods, err := c.installers(ctx, p)
+		n, name, on := 0, "", ""
+		err := c.eachInstaller(ctx, p, func(pod *corev1.Pod) { n, name, on = n+1, pod.Name, nodeOf(pod) })
 		if err != nil {
 			return err
 		}
-		if len(pods) == 0 {
+		if n == 0 {
 			break
 		}
 		if o.now().After(deadline) {
-			return fmt.Errorf("pool %s: its installers were deleted and %s there after %s, such as %s on node %s; give the command again", p.Name, areStill(len(pods)), o.timeout, pods[0].Name, pods[0].Spec.NodeName)
+			return fmt.Errorf("pool %s: its installers were deleted and %s there after %s, such as %s on node %s; give the command again", p.Name, areStill(n), o.timeout, name, on)
 		}
 		if err := o.sleep(ctx); err != nil {
 			return err
@@ -340,12 +365,8 @@ func (o *rolloutWait) removePool(ctx context.Context, c *clients, p *nodePool) e
 			return fmt.Errorf("pool %s: delete slot %s: %w", p.Name, lease.Name, err)
 		}
 	}
-	var errs []error
-	for i := range p.nodes {
-		errs = append(errs, c.unmark(ctx, &p.nodes[i], true))
-	}
 	p.set = nil
-	return errors.Join(errs...)
+	return c.unmarkAll(ctx, p.nodes, true)
 }
 
 func areStill(n int) string {
@@ -353,6 +374,30 @@ func areStill(n int) string {
 		return "1 is still"
 	}
 	return fmt.Sprintf("%d are still", n)
+}
+
+// unmarkAll is unmark for many nodes. It tries all, and its error has at most ten.
+func (c *clients) unmarkAll(ctx context.Context, list []corev1.Node, all bool) error {
+	errs := make([]error, len(list))
+	var group errgroup.Group
+	group.SetLimit(lookups)
+	for i := range list {
+		group.Go(func() error {
+			errs[i] = c.unmark(ctx, &list[i], all)
+			return nil
+		})
+	}
+	_ = group.Wait() // each has its own error
+	return firstErrors(errs)
+}
+
+// firstErrors joins at most ten errors.
+func firstErrors(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) > examples {
+		errs = append(errs[:examples], fmt.Errorf("and %d more errors", len(errs)-examples))
+	}
+	return errors.Join(errs...)
 }
 
 // unmark takes the mark of a failure off a node, and with all whatever else a roll-out

@@ -25,7 +25,7 @@ type rolloutChangeOptions struct {
 	dryRun      dryRun
 }
 
-func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.Context, *clients, []*nodePool) error) *cobra.Command {
+func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.Context, *clients, *fleet, []*nodePool) error) *cobra.Command {
 	command.Args = cobra.NoArgs
 	command.ValidArgsFunction = cobra.NoFileCompletions
 	command.Flags().StringArrayVar(&o.pools, "pool", nil, "Name of the pool; repeat it for several, which are done in this order")
@@ -52,7 +52,7 @@ func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.
 				return fmt.Errorf("pool %s cannot be read: %w", p.Name, p.problem)
 			}
 		}
-		return run(ctx, c, pools)
+		return run(ctx, c, f, pools)
 	}
 	return command
 }
@@ -142,7 +142,7 @@ A node that failed is tried once more: put it right before. The command takes th
 	}, o.resume), false)
 }
 
-func (o *rolloutChangeOptions) resume(ctx context.Context, c *clients, pools []*nodePool) error {
+func (o *rolloutChangeOptions) resume(ctx context.Context, c *clients, _ *fleet, pools []*nodePool) error {
 	for _, p := range pools {
 		request, err := rollout.RequestOf(p.set)
 		if err != nil {
@@ -169,10 +169,8 @@ func (o *rolloutChangeOptions) resume(ctx context.Context, c *clients, pools []*
 		if err != nil {
 			return err
 		}
-		for i := range p.nodes {
-			if err := c.unmark(ctx, &p.nodes[i], false); err != nil {
-				return err
-			}
+		if err := c.unmarkAll(ctx, p.nodes, false); err != nil {
+			return err
 		}
 		if err := o.complete(ctx, c, p, request); err != nil {
 			return err
@@ -195,7 +193,7 @@ pace of the pool; those that were not changed are left alone.`,
 	}, o.undo), true)
 }
 
-func (o *rolloutChangeOptions) undo(ctx context.Context, c *clients, pools []*nodePool) error {
+func (o *rolloutChangeOptions) undo(ctx context.Context, c *clients, _ *fleet, pools []*nodePool) error {
 	for _, p := range pools {
 		template, err := rollout.RequestOf(p.set)
 		if err != nil {
@@ -221,7 +219,7 @@ func (o *rolloutChangeOptions) undo(ctx context.Context, c *clients, pools []*no
 			asked = asked[:len(asked)-1]
 			plan.request = asked[len(asked)-1]
 		default:
-			plan.request = rollout.Request{Target: rollout.Stock, Image: template.Image, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle}
+			plan.request = rollout.Request{Target: rollout.Stock, Image: template.Image, ImageName: template.ImageName, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle}
 			asked = remember(asked, plan.request)
 		}
 		plan.request.ReleaseHeldUIDs, plan.request.ReleaseHeld = nil, false
@@ -246,14 +244,16 @@ guard held them for is still there, so they are stopped. They are listed first.`
 	}, o.uninstall), true)
 }
 
-func (o *rolloutChangeOptions) uninstall(ctx context.Context, c *clients, pools []*nodePool) error {
+func (o *rolloutChangeOptions) uninstall(ctx context.Context, c *clients, f *fleet, pools []*nodePool) error {
 	for _, p := range pools {
 		template, err := rollout.RequestOf(p.set)
 		if err != nil {
 			return err
 		}
+		// Nodes that were left out may have been changed before.
+		f.withAll(p)
 		plan := &poolPlan{nodePool: p, request: rollout.Request{
-			Target: rollout.Stock, Image: template.Image, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle,
+			Target: rollout.Stock, Image: template.Image, ImageName: template.ImageName, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle,
 		}}
 		asked := p.asked
 		if current := p.current(); current == nil || current.Target != rollout.Stock {
@@ -271,7 +271,7 @@ func (o *rolloutChangeOptions) uninstall(ctx context.Context, c *clients, pools 
 func (o *rolloutChangeOptions) backTo(ctx context.Context, c *clients, plan *poolPlan, asked []rollout.Request) error {
 	plans := []*poolPlan{plan}
 	c.askPool(ctx, plan)
-	if _, err := o.showPlans(plans); err != nil {
+	if _, err := o.showPlans(plans, false); err != nil {
 		return err
 	}
 	if o.dryRun == dryRunClient {

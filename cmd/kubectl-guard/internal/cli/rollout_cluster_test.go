@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -12,7 +14,6 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes/scheme"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -22,6 +23,10 @@ import (
 const (
 	installerImage = "registry.example/kubelet-guard/installer:0.2.0"
 	stock          = "v1.36.3"
+	// digest of every image.
+	digest = "sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
+	// installerDigest is how installerImage is named once it was looked at.
+	installerDigest = "registry.example/kubelet-guard/installer@" + digest
 )
 
 // rollouts are the DaemonSets of pools, with the DaemonSet controller and the
@@ -41,6 +46,12 @@ type rollouts struct {
 	checksums map[string]string
 	// lying nodes report what was asked for and do not run it.
 	lying map[string]bool
+	// digests of images as nodes report them, where they differ; empty: none.
+	digests map[string]string
+	// open are the pods whose gate was removed; pulls is how many nodes pulled at most at the
+	// same time.
+	open  map[string]bool
+	pulls int
 	// begun has the nodes in the order in which they were changed.
 	begun []string
 	// reports counts them, for their times.
@@ -54,7 +65,7 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 	c.rollouts = rollouts{
 		sets: map[string]*appsv1.DaemonSet{}, installed: map[string]string{installerImage: guarded},
 		outcome: map[string]rollout.Phase{}, refused: map[string]string{}, pulling: map[string]bool{},
-		checksums: map[string]string{}, lying: map[string]bool{},
+		checksums: map[string]string{}, lying: map[string]bool{}, digests: map[string]string{}, open: map[string]bool{},
 	}
 	const path = "/apis/apps/v1/namespaces/" + rollout.Namespace + "/daemonsets"
 	decode := func(body []byte) *appsv1.DaemonSet {
@@ -96,6 +107,11 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 		if r.URL.Query().Get("dryRun") == "" {
 			set.Generation++
 			c.rollouts.sets[set.Name] = set
+			for name := range c.rollouts.open {
+				if strings.HasPrefix(name, set.Name+"-") {
+					delete(c.rollouts.open, name)
+				}
+			}
 		}
 		return set
 	})
@@ -117,21 +133,28 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 		delete(c.rollouts.sets, r.PathValue("name"))
 		return &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess, Code: http.StatusOK}
 	})
-	handle("GET /api/v1/namespaces/"+rollout.Namespace+"/pods", func(_ http.ResponseWriter, r *http.Request) any {
+	const pods = "/api/v1/namespaces/" + rollout.Namespace + "/pods"
+	handle("GET "+pods, func(_ http.ResponseWriter, r *http.Request) any {
 		list := &corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
 		pool := strings.TrimPrefix(r.URL.Query().Get("labelSelector"), rollout.PoolLabel+"=")
 		set := c.rollouts.sets[rollout.DaemonSetName(pool)]
 		if set == nil {
 			return list
 		}
+		waiting := r.URL.Query().Get("fieldSelector") == "spec.nodeName="
 		for _, n := range c.poolNodes(set) {
-			pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-" + n.name}, Spec: corev1.PodSpec{NodeName: n.name}}
-			if c.rollouts.pulling[n.name] {
-				pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"}}}}
+			if pod := c.installer(set, n); !waiting || pod.Spec.NodeName == "" {
+				list.Items = append(list.Items, *pod)
 			}
-			list.Items = append(list.Items, pod)
 		}
 		return list
+	})
+	handle("PATCH "+pods+"/{name}", func(_ http.ResponseWriter, r *http.Request) any {
+		var body bytes.Buffer
+		_, _ = body.ReadFrom(r.Body)
+		assert.JSONEq(c.t, `{"spec":{"schedulingGates":null}}`, body.String())
+		c.rollouts.open[r.PathValue("name")] = true
+		return &corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}}
 	})
 	const leases = "/apis/coordination.k8s.io/v1/namespaces/" + rollout.Namespace + "/leases"
 	handle("GET "+leases, func(http.ResponseWriter, *http.Request) any {
@@ -165,6 +188,35 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 	})
 }
 
+// installer is the pod of a DaemonSet on a node.
+func (c *cluster) installer(set *appsv1.DaemonSet, n *fakeNode) *corev1.Pod {
+	template := set.Spec.Template.Spec
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: set.Name + "-" + n.name}}
+	if len(template.SchedulingGates) > 0 && !c.rollouts.open[pod.Name] {
+		pod.Spec.SchedulingGates = template.SchedulingGates
+		pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{
+			{MatchFields: []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{n.name}}}},
+		}}}}
+		return pod
+	}
+	pod.Spec.NodeName = n.name
+	image := template.Containers[0].Image
+	status := corev1.ContainerStatus{Name: rollout.Container, Image: image, ImageID: repository(image) + "@" + digest}
+	if other, given := c.rollouts.digests[n.name]; given {
+		status.ImageID = other
+	}
+	if c.rollouts.pulling[n.name] {
+		status.State.Waiting = &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"}
+	}
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{status}
+	return pod
+}
+
+// versionOf is the version of the kubelet in the image of a request.
+func (c *cluster) versionOf(request rollout.Request) string {
+	return c.rollouts.installed[cmp.Or(request.ImageName, request.Image)]
+}
+
 // serveNodeStatus lets the condition of held pods be removed.
 func (c *cluster) serveNodeStatus(handle func(string, func(http.ResponseWriter, *http.Request) any)) {
 	handle("PATCH /api/v1/nodes/{name}/status", func(_ http.ResponseWriter, r *http.Request) any {
@@ -182,13 +234,9 @@ func (c *cluster) poolNodes(set *appsv1.DaemonSet) []*fakeNode {
 	if err != nil {
 		c.t.Error(err)
 	}
-	selector, err := labels.Parse(pool.Selector)
-	if err != nil {
-		c.t.Error(err)
-	}
 	var matching []*fakeNode
 	for _, n := range c.nodes {
-		if selector.Matches(labels.Set(n.labels)) {
+		if pool.Matches(n.object()) {
 			matching = append(matching, n)
 		}
 	}
@@ -206,7 +254,12 @@ func (c *cluster) step(set *appsv1.DaemonSet) {
 	list := c.poolNodes(set)
 	set.Status = appsv1.DaemonSetStatus{ObservedGeneration: set.Generation}
 	changed := false
+	pulls := 0
+	defer func() { c.rollouts.pulls = max(c.rollouts.pulls, pulls) }()
 	for _, n := range list {
+		if c.installer(set, n).Spec.NodeName == "" {
+			continue
+		}
 		if n.notReady || c.rollouts.pulling[n.name] {
 			continue
 		}
@@ -227,6 +280,7 @@ func (c *cluster) step(set *appsv1.DaemonSet) {
 			set.Status.UpdatedNumberScheduled++
 			set.Status.NumberAvailable++
 		case request.Target == rollout.Observe:
+			pulls++
 			c.report(n, request, rollout.Observed)
 		case !changed && !rollout.Paused(set):
 			changed = true
@@ -245,7 +299,7 @@ func (c *cluster) change(n *fakeNode, request rollout.Request) {
 	if outcome == rollout.Done {
 		switch {
 		case request.Target.Guarded():
-			n.status, n.mode, n.version = 0, request.Target.Mode(), c.rollouts.installed[request.Image]
+			n.status, n.mode, n.version = 0, request.Target.Mode(), c.versionOf(request)
 		default:
 			n.status, n.version, n.pods = http.StatusNotFound, stock, nil
 		}
@@ -266,7 +320,7 @@ func (c *cluster) report(n *fakeNode, request rollout.Request, phase rollout.Pha
 	report := rollout.Report{
 		RequestID: request.ID(), Target: request.Target, Phase: phase, Architecture: "amd64",
 		Before: rollout.Kubelet{Version: stock}, Now: is,
-		Offered: rollout.Kubelet{Version: c.rollouts.installed[request.Image], SHA256: strings.Repeat("5", 64)},
+		Offered: rollout.Kubelet{Version: c.versionOf(request), SHA256: strings.Repeat("5", 64)},
 		Time:    metav1.NewTime(now.Add(-10*time.Minute + time.Duration(c.rollouts.reports)*time.Second)),
 	}
 	c.rollouts.reports++

@@ -48,6 +48,6 @@ func TestManifestsOfRollOutsFitTheProgram(t *testing.T) {
 	}
 	require.ElementsMatch(t, []string{"get", "list", "create", "update", "patch", "delete"}, operator["daemonsets"])
 	require.ElementsMatch(t, []string{"get", "list", "delete"}, operator["leases"])
-	require.ElementsMatch(t, []string{"get", "list", "delete"}, operator["pods"], "the installer's own message advises to delete its pod")
+	require.ElementsMatch(t, []string{"get", "list", "patch", "delete"}, operator["pods"], "the installer's own message advises to delete its pod")
 	require.ElementsMatch(t, []string{"get"}, operator["pods/log"])
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,9 +11,12 @@ import (
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/apimachinery/pkg/util/version"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -28,6 +32,8 @@ type poolPlan struct {
 	// answers of the pool's kubelets, in the order of its nodes.
 	answers []nodes.Answer
 	held    []knownPod
+	// left are the nodes that an earlier command has left out.
+	left []string
 	// attach: the pool was asked for this already.
 	attach bool
 	// complete: and nothing is left to do.
@@ -45,6 +51,7 @@ func (p *poolPlan) describe() string {
 // observing is a request with which the installers only look.
 func observing(request rollout.Request) rollout.Request {
 	request.Target = rollout.Observe
+	request.Attempt = rand.String(8)
 	return request
 }
 
@@ -109,8 +116,11 @@ func (o *rolloutStartOptions) planPool(f *fleet, argument string) (*poolPlan, er
 		return nil, fmt.Errorf("--pool: no node matches %s, so pool %s is empty; see kubectl get nodes --show-labels", pool.Selector, name)
 	}
 	p := &poolPlan{nodePool: pool}
+	p.left = pool.Without
 	if pool.set != nil {
 		p.before = pool.set.DeepCopy()
+		// What could not be changed is looked at again.
+		f.withAll(pool)
 	}
 	widened, err := o.widen(pool)
 	if err != nil {
@@ -133,7 +143,10 @@ func (o *rolloutStartOptions) widen(p *nodePool) (bool, error) {
 	}
 	value := intstr.Parse(o.maxUnavailable)
 	n, err := intstr.GetScaledValueFromIntOrPercent(&value, len(p.nodes), true)
-	if err != nil || n < 1 || n > len(p.nodes) && value.Type == intstr.String {
+	if err == nil && value.Type == intstr.Int {
+		n = min(n, len(p.nodes))
+	}
+	if err != nil || n < 1 || n > len(p.nodes) {
 		return false, fmt.Errorf("--max-unavailable: %q is neither a number from 1 nor a share from 1%% to 100%%", o.maxUnavailable)
 	}
 	changed := p.MaxUnavailable != n
@@ -148,9 +161,12 @@ func (o *rolloutStartOptions) request(p *nodePool) (rollout.Request, error) {
 		request = *current
 	}
 	request.ReleaseHeldUIDs, request.ReleaseHeld = nil, false
-	if o.image != "" && o.image != request.Image {
+	if o.image != "" && o.image != request.Image && o.image != request.ImageName {
 		// These were of the image before.
-		request.Image, request.KubeletVersion, request.KubeletChecksums = o.image, "", nil
+		request.Image, request.ImageName, request.KubeletVersion, request.KubeletChecksums = o.image, "", "", nil
+	}
+	if len(o.checksums) > 0 {
+		request.KubeletChecksums = o.checksums
 	}
 	if o.version != "" {
 		request.KubeletVersion = o.version
@@ -187,7 +203,9 @@ func (p *poolPlan) compare(widened bool) error {
 		// A start was given up after its installers had looked.
 		return nil
 	}
+	wanted, all := p.request, p.nodes
 	p.request = *current
+	p.without(p.left)
 	progress := p.progress(*current)
 	switch stateOf(p.set, progress, *current) {
 	case poolStopped:
@@ -195,10 +213,24 @@ func (p *poolPlan) compare(widened bool) error {
 	case poolPaused:
 		return fmt.Errorf("pool %s was asked for this before and is paused; to go on, give kubectl guard rollout resume --pool %s", p.Name, p.Name)
 	case poolComplete:
+		if len(p.left) > 0 {
+			// What was left out is looked at again.
+			p.request, p.Without, p.nodes = wanted, nil, all
+			return nil
+		}
 		p.complete = true
 	}
 	p.attach = true
 	return nil
+}
+
+// without leaves nodes out of the plan.
+func (p *poolPlan) without(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	p.Without = names
+	p.nodes = slices.DeleteFunc(slices.Clone(p.nodes), func(node corev1.Node) bool { return slices.Contains(names, node.Name) })
 }
 
 // sameRequest reports whether b asks for nothing that a did not ask for.
@@ -289,15 +321,19 @@ func (c *clients) askPool(ctx context.Context, p *poolPlan) {
 }
 
 // showPlans prints the plans and returns those that leave something to do.
-func (s *settings) showPlans(plans []*poolPlan) ([]*poolPlan, error) {
+func (s *settings) showPlans(plans []*poolPlan, all bool) ([]*poolPlan, error) {
 	var open []*poolPlan
 	for _, p := range plans {
 		fmt.Fprintf(s.Out, "Pool %s: %s with %s, %d at a time\n", p.Name, count(len(p.nodes), "node"), p.Selector, p.MaxUnavailable)
 		if current := p.current(); current != nil {
 			fmt.Fprintf(s.Out, "  now:  %s\n", requestText(*current))
 		}
-		fmt.Fprintf(s.Out, "  then: %s\n\n", requestText(p.request))
-		if err := s.showNodes(p); err != nil {
+		fmt.Fprintf(s.Out, "  then: %s\n", requestText(p.request))
+		for _, remark := range p.remarks() {
+			fmt.Fprintf(s.Out, "  %s\n", remark)
+		}
+		fmt.Fprintln(s.Out)
+		if err := s.showNodes(p, all); err != nil {
 			return nil, err
 		}
 		fmt.Fprintln(s.Out)
@@ -323,15 +359,91 @@ func requestText(r rollout.Request) string {
 	if r.Target == rollout.Stock {
 		return "Stock, the kubelet that the node had before the first roll-out"
 	}
-	text := fmt.Sprintf("%s, image %s", r.Target, r.Image)
+	text := fmt.Sprintf("%s, image %s", r.Target, cmp.Or(r.ImageName, r.Image))
 	if r.KubeletVersion != "" {
 		text += ", kubelet " + r.KubeletVersion
 	}
 	return text
 }
 
+// remarks name the nodes of a pool that may be in it by accident.
+func (p *poolPlan) remarks() []string {
+	var controlPlane, virtual []string
+	for i := range p.nodes {
+		node := &p.nodes[i]
+		_, is := node.Labels["node-role.kubernetes.io/control-plane"]
+		_, was := node.Labels["node-role.kubernetes.io/master"]
+		if is || was {
+			controlPlane = append(controlPlane, node.Name)
+		}
+		if node.Labels["type"] == "virtual-kubelet" {
+			virtual = append(virtual, node.Name)
+		}
+	}
+	var remarks []string
+	if len(controlPlane) > 0 {
+		remarks = append(remarks, fmt.Sprintf("of the control plane: %s", listed(controlPlane)))
+	}
+	if len(virtual) > 0 {
+		remarks = append(remarks, fmt.Sprintf("virtual, without a kubelet of its own (leave them out: %s,type!=virtual-kubelet): %s", p.Selector, listed(virtual)))
+	}
+	return remarks
+}
+
+// shownNodes is how many nodes a table has by default. Of more, those of a kind are a row.
+const shownNodes = 20
+
+// rowsOf makes one row of those that have the same cells but for those of the columns in
+// each, which have names of nodes or numbers: of names ten are shown, numbers are added up.
+func rowsOf(rows [][]any, each ...int) [][]any {
+	type group struct {
+		row []any
+		n   int
+		at  map[int][]string
+		sum map[int]int64
+	}
+	var groups []*group
+	index := map[string]*group{}
+	for _, row := range rows {
+		key := ""
+		for i, cell := range row {
+			if !slices.Contains(each, i) {
+				key += fmt.Sprintf("%v\x00", cell)
+			}
+		}
+		g := index[key]
+		if g == nil {
+			g = &group{row: slices.Clone(row), at: map[int][]string{}, sum: map[int]int64{}}
+			index[key] = g
+			groups = append(groups, g)
+		}
+		g.n++
+		for _, i := range each {
+			switch cell := row[i].(type) {
+			case int64:
+				g.sum[i] += cell
+			case string:
+				g.at[i] = append(g.at[i], cell)
+			}
+		}
+	}
+	slices.SortStableFunc(groups, func(a, b *group) int { return b.n - a.n })
+	var out [][]any
+	for _, g := range groups {
+		for _, i := range each {
+			if sum, numbers := g.sum[i]; numbers {
+				g.row[i] = sum
+			} else if i == each[0] && g.n > 1 {
+				g.row[i] = fmt.Sprintf("%d: %s", g.n, listed(g.at[i]))
+			}
+		}
+		out = append(out, g.row)
+	}
+	return out
+}
+
 // showNodes prints what the nodes of a pool are now.
-func (s *settings) showNodes(p *poolPlan) error {
+func (s *settings) showNodes(p *poolPlan, all bool) error {
 	columns := []column{{name: "Node"}, {name: "Ready"}, {name: "State"}, {name: "Version"}, {name: "Mode"}, {name: "Protected"}, {name: "Held"}}
 	var rows [][]any
 	for i := range p.answers {
@@ -341,6 +453,9 @@ func (s *settings) showNodes(p *poolPlan) error {
 			row[4], row[5], row[6] = string(status.Mode), *status.Protected, *status.Held
 		}
 		rows = append(rows, row)
+	}
+	if len(rows) > shownNodes && !all {
+		rows = rowsOf(rows, 0, 5, 6)
 	}
 	return table(s.Out, false, columns, rows)
 }
@@ -356,6 +471,7 @@ func yesNo(yes bool) string {
 func (s *settings) showHeld(p *poolPlan) {
 	fmt.Fprintf(s.Out, "%s held in pool %s, and stopped by the change as soon as the new kubelet runs, because\nwhat wants them stopped is still there:\n", arePods(len(p.held)), p.Name)
 	for _, pod := range p.held {
+		// All of them: the question is about these.
 		fmt.Fprintf(s.Out, "  %s on %s (%s)\n", pod.key(), pod.Node, causesOf(pod.Holds, true))
 	}
 	fmt.Fprintln(s.Out)
@@ -385,6 +501,9 @@ func (o *rolloutStartOptions) showFound(plans []*poolPlan) error {
 			rows = append(rows, row)
 		}
 	}
+	if len(rows) > shownNodes && !o.all {
+		rows = rowsOf(rows, 1)
+	}
 	if !o.yes {
 		// The answer to the question before ends no line when it is not typed.
 		fmt.Fprintln(o.Out)
@@ -393,7 +512,38 @@ func (o *rolloutStartOptions) showFound(plans []*poolPlan) error {
 		return err
 	}
 	fmt.Fprintln(o.Out)
+	for _, p := range plans {
+		if older := p.older(); len(older) > 0 {
+			o.warn("pool %s: the image has an older patch release than %s now: %s", p.Name, areOn(len(older)), listed(older))
+		}
+	}
 	return nil
+}
+
+func areOn(n int) string {
+	if n == 1 {
+		return "1 node runs"
+	}
+	return fmt.Sprintf("%d nodes run", n)
+}
+
+// older returns the nodes that would get an older release of Kubernetes than they run.
+func (p *poolPlan) older() []string {
+	var names []string
+	for _, node := range p.found.nodes {
+		if node.step != stepDone {
+			continue
+		}
+		now, err := version.ParseGeneric(node.report.Now.Version)
+		if err != nil {
+			continue
+		}
+		then, err := version.ParseGeneric(node.report.Offered.Version)
+		if err == nil && then.LessThan(now) {
+			names = append(names, fmt.Sprintf("%s (%s)", node.node, node.report.Now.Version))
+		}
+	}
+	return names
 }
 
 // pin ties the request of a pool to the kubelets that its nodes were offered when they
@@ -411,7 +561,7 @@ func (p *poolPlan) pin() error {
 		}
 		sums[arch] = sum
 	}
-	if len(sums) > 0 {
+	if len(sums) > 0 && len(p.request.KubeletChecksums) == 0 {
 		p.request.KubeletChecksums = sums
 	}
 	versions := map[string]bool{}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"maps"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -109,6 +110,12 @@ func (p poolProgress) absent() []string {
 		}
 	}
 	return names
+}
+
+// without is the progress of the other nodes.
+func (p poolProgress) without(names []string) poolProgress {
+	p.nodes = slices.DeleteFunc(slices.Clone(p.nodes), func(node nodeProgress) bool { return slices.Contains(names, node.node) })
+	return p
 }
 
 // finished reports whether all nodes that are ready are as asked for.

@@ -27,6 +27,13 @@ type rolloutStartOptions struct {
 	version        string
 	configuration  string
 	maxUnavailable string
+	manyAtOnce     bool
+	maxPulls       int
+	leave          int
+	allowTag       bool
+	checksumFlags  []string
+	checksums      map[string]string
+	all            bool
 	pause          time.Duration
 	skipAudit      bool
 	releaseHeld    bool
@@ -75,6 +82,12 @@ it is.`,
 	flags.StringVar(&o.version, "kubelet-version", "", "Version that the kubelet of the image must have; installers refuse any other")
 	flags.StringVar(&o.configuration, "guard-config", "", "File with the guard's configuration, for other pods or allowed causes than by default; its mode must be that of --mode, or left out")
 	flags.StringVar(&o.maxUnavailable, "max-unavailable", "", "How many nodes of a pool, or how many percent, may be changed at a time (default 1)")
+	flags.BoolVar(&o.manyAtOnce, "many-at-once", false, "Without a question, change more than a quarter of a pool, or more than 50 nodes, at a time")
+	flags.BoolVar(&o.allowTag, "allow-tag", false, "Keep the tag of --image where the nodes do not say which digest it has, as with an image that was loaded by hand")
+	flags.StringArrayVar(&o.checksumFlags, "kubelet-checksum", nil, "ARCHITECTURE=SHA256 of the kubelet in the image, from where it was published; repeat it for several. Any other kubelet ends the command before anything is changed")
+	flags.IntVar(&o.maxPulls, "max-pulls", defaultMaxPulls, "How many nodes may pull the image and look at the same time")
+	flags.IntVar(&o.leave, "leave-out", 0, "Without a question, go on without as many nodes that cannot be changed")
+	flags.BoolVar(&o.all, "all", false, "Show each node, also of pools with many")
 	flags.DurationVar(&o.pause, "pause-between-pools", 0, "How long to wait after a pool before the next one, to see whether it stays well")
 	flags.BoolVar(&o.skipAudit, "skip-audit", false, "Enforce on nodes where Audit has not run, without a question")
 	flags.BoolVar(&o.releaseHeld, "release-held", false, "Go from Enforce to Audit without a question about the held pods that are listed, which are stopped by that")
@@ -82,7 +95,7 @@ it is.`,
 	o.rolloutWait.addFlags(command)
 	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
 	_ = command.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions([]string{string(guard.Audit), string(guard.Enforce)}, cobra.ShellCompDirectiveNoFileComp))
-	for _, flag := range []string{"image", "kubelet-version", "max-unavailable", "pause-between-pools"} {
+	for _, flag := range []string{"image", "kubelet-version", "max-unavailable", "pause-between-pools", "kubelet-checksum", "max-pulls", "leave-out"} {
 		_ = command.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
 	}
 	return command
@@ -94,12 +107,18 @@ func (o *rolloutStartOptions) check() error {
 		return errors.New("which nodes? give --pool NAME=SELECTOR, such as --pool blue=pool=blue, or --pool NAME for a pool that exists")
 	case o.mode != "" && o.mode != string(guard.Audit) && o.mode != string(guard.Enforce):
 		return fmt.Errorf("--mode: %q is neither Audit nor Enforce; the stock kubelet comes back with kubectl guard rollout uninstall", o.mode)
+	case o.maxPulls < 1:
+		return errors.New("--max-pulls must be at least 1")
+	case o.leave < 0 || o.leave > rollout.MaxWithout:
+		return fmt.Errorf("--leave-out must be between 0 and %d", rollout.MaxWithout)
 	case o.pause < 0:
 		return errors.New("--pause-between-pools must not be negative")
 	case !o.output.forPeople() && o.dryRun != dryRunClient:
 		return errors.New("--output goes with --dry-run=client, and prints the DaemonSets; for the state of a roll-out there is kubectl guard rollout status -o yaml")
 	}
-	return errors.Join(o.rolloutWait.check(), o.output.check())
+	var err error
+	o.checksums, err = parseChecksums(o.checksumFlags)
+	return errors.Join(err, o.rolloutWait.check(), o.output.check())
 }
 
 func (o *rolloutStartOptions) run(ctx context.Context) error {
@@ -118,7 +137,7 @@ func (o *rolloutStartOptions) run(ctx context.Context) error {
 	if !o.output.forPeople() {
 		return o.printSets(plans)
 	}
-	open, err := o.showPlans(plans)
+	open, err := o.showPlans(plans, o.all)
 	if err != nil {
 		return err
 	}
@@ -157,6 +176,9 @@ func (o *rolloutStartOptions) accept(ctx context.Context, plans []*poolPlan) err
 			return err
 		}
 	}
+	if err := o.acceptMany(ctx, plans); err != nil {
+		return err
+	}
 	if err := o.acceptRelease(ctx, plans, o.yes, o.releaseHeld); err != nil {
 		return err
 	}
@@ -165,6 +187,32 @@ func (o *rolloutStartOptions) accept(ctx context.Context, plans []*poolPlan) err
 	}
 	fmt.Fprintln(o.Out, "Installers look at the nodes first. No node is changed before the next question.")
 	return o.confirm(ctx, fmt.Sprintf("Start %s?", count(nodesOf(plans), "installer")))
+}
+
+// many reports whether a build that does not work would be on too many nodes before the
+// first of them says so.
+func many(atOnce, nodes int) bool {
+	return atOnce > 1 && (atOnce > 50 || atOnce*4 > nodes)
+}
+
+// acceptMany asks about pools of which many nodes are changed at a time.
+func (o *rolloutStartOptions) acceptMany(ctx context.Context, plans []*poolPlan) error {
+	if o.maxUnavailable == "" || o.manyAtOnce {
+		return nil
+	}
+	for _, p := range plans {
+		if !many(p.MaxUnavailable, len(p.nodes)) {
+			continue
+		}
+		text := fmt.Sprintf("%d of %s of pool %s at a time, and a kubelet that does not work may be on all of these before the roll-out stops", p.MaxUnavailable, count(len(p.nodes), "node"), p.Name)
+		if o.yes {
+			return fmt.Errorf("--max-unavailable=%s is %s: give --many-at-once if that is meant; nothing was done", o.maxUnavailable, text)
+		}
+		if err := o.confirm(ctx, text+". Is that meant?"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // acceptRelease asks about the held pods that were shown, and puts them into the requests.
@@ -221,31 +269,12 @@ func nodesOf(plans []*poolPlan) int {
 	return n
 }
 
-// observe starts installers that only look on all pools, and shows what they found. A
-// refusal, or a no, puts the pools back as they were.
-func (o *rolloutStartOptions) observe(ctx context.Context, c *clients, plans []*poolPlan) error {
-	var begun []*poolPlan
-	for _, p := range plans {
-		if !p.attach {
-			begun = append(begun, p)
-		}
-	}
-	if len(begun) == 0 {
-		return nil
-	}
-	err := o.look(ctx, c, begun, plans)
-	if err == nil {
-		return nil
-	}
-	return errors.Join(err, o.putAllBack(ctx, c, begun))
-}
-
 // putAllBack undoes observe for pools, also after an interrupt.
 func (o *rolloutStartOptions) putAllBack(ctx context.Context, c *clients, plans []*poolPlan) error {
 	if ctx.Err() != nil {
 		fmt.Fprintln(o.ErrOut, "The installers that only look are removed; a second Ctrl-C would leave them.")
 	}
-	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), putBackTimeout)
+	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), putBackTimeout+time.Duration(nodesOf(plans))*putBackPerNode)
 	defer cancel()
 	var errs []error
 	for _, p := range plans {
@@ -254,44 +283,12 @@ func (o *rolloutStartOptions) putAllBack(ctx context.Context, c *clients, plans 
 	return errors.Join(errs...)
 }
 
-// putBackTimeout is for the installers of a pool to end.
-const putBackTimeout = 2 * time.Minute
-
-func (o *rolloutStartOptions) look(ctx context.Context, c *clients, begun, plans []*poolPlan) error {
-	for _, p := range begun {
-		p.look = observing(p.request)
-		if err := c.put(ctx, p.nodePool, p.look, p.asked, false); err != nil {
-			return err
-		}
-	}
-	var refused []string
-	for _, p := range begun {
-		progress, err := o.await(ctx, c, p.nodePool, p.look, true)
-		if err != nil {
-			return err
-		}
-		p.found = progress
-		for _, node := range progress.nodes {
-			if node.step == stepFailed {
-				refused = append(refused, fmt.Sprintf("  %s/%s: %s", p.Name, node.node, node.text()))
-			}
-		}
-		if err := p.pin(); err != nil {
-			return err
-		}
-	}
-	if len(refused) > 0 {
-		return fmt.Errorf("%s cannot be changed, and none was. Put it right, or choose pools without:\n%s",
-			count(len(refused), "node"), strings.Join(refused, "\n"))
-	}
-	if err := o.showFound(begun); err != nil {
-		return err
-	}
-	if o.yes {
-		return nil
-	}
-	return o.confirm(ctx, fmt.Sprintf("Change %s, beginning with %s?", count(nodesOf(plans), "node"), plans[0].describe()))
-}
+// putBackTimeout is for the installers of all pools to end, and perNode is added for each
+// node that they have written to.
+const (
+	putBackTimeout = 2 * time.Minute
+	putBackPerNode = 50 * time.Millisecond
+)
 
 // putBack undoes observe for a pool.
 func (o *rolloutStartOptions) putBack(ctx context.Context, c *clients, p *poolPlan) error {

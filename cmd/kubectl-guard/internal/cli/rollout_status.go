@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,7 @@ type rolloutStatusOptions struct {
 	*settings
 	output  *output
 	pools   []string
+	all     bool
 	wait    bool
 	timeout time.Duration
 }
@@ -84,6 +86,7 @@ Stopped, with exit code 3, or after --timeout, with exit code 4. Then it shows t
 	o.output.addFlags(command)
 	flags := command.Flags()
 	flags.StringArrayVar(&o.pools, "pool", nil, "Show this pool only; repeat it for several")
+	flags.BoolVar(&o.all, "all", false, "Show each node; of more than 20, those of a kind are a row otherwise")
 	flags.BoolVar(&o.wait, "wait", false, "Wait until the pools are Complete, or one is Stopped")
 	flags.DurationVar(&o.timeout, "timeout", 0, "With --wait: how long to wait; 0 is as long as it takes")
 	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
@@ -284,7 +287,7 @@ func (o *rolloutStatusOptions) tables(items []poolStatus) error {
 	}
 	var rows [][]any
 	for _, p := range items {
-		rows = append(rows, []any{p.Pool, string(p.State), orNone(string(p.Request.Target)), len(p.Nodes), p.Done, p.Working, p.Failed, p.Pending, p.Selector, p.Request.Image})
+		rows = append(rows, []any{p.Pool, string(p.State), orNone(string(p.Request.Target)), len(p.Nodes), p.Done, p.Working, p.Failed, p.Pending, p.Selector, cmp.Or(p.Request.ImageName, p.Request.Image)})
 	}
 	if err := table(o.Out, o.output.wide(), columns, rows); err != nil {
 		return err
@@ -295,7 +298,7 @@ func (o *rolloutStatusOptions) tables(items []poolStatus) error {
 		{name: "Before", wide: true}, {name: "Message", wide: true},
 	}
 	rows = nil
-	var stopped []poolNodeStatus
+	var stopped []nodeLine
 	for _, p := range items {
 		for _, node := range p.Nodes {
 			row := []any{node.Node, p.Pool, string(stepPending), none, none, none, none, node.Problem}
@@ -309,18 +312,25 @@ func (o *rolloutStatusOptions) tables(items []poolStatus) error {
 			}
 			rows = append(rows, row)
 			if node.Step == stepFailed {
-				stopped = append(stopped, node)
+				stopped = append(stopped, nodeLine{node.Node, node.Node, node.Report.Message})
 			}
 		}
+	}
+	if len(rows) > shownNodes && !o.all && !o.output.wide() {
+		rows = rowsOf(rows, 0, 5, 7)
 	}
 	if err := table(o.Out, o.output.wide(), columns, rows); err != nil {
 		return err
 	}
-	if o.output.wide() {
+	if o.output.wide() || len(stopped) == 0 {
+		return nil
+	}
+	if len(stopped) > examples {
+		fmt.Fprintf(o.Out, "\n%s\n", grouped(stopped))
 		return nil
 	}
 	for _, node := range stopped {
-		fmt.Fprintf(o.Out, "\n%s: %s\n", node.Node, node.Report.Message)
+		fmt.Fprintf(o.Out, "\n%s: %s\n", node.label, node.text)
 	}
 	return nil
 }

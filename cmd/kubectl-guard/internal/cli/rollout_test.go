@@ -62,7 +62,7 @@ func TestRolloutStartDoesOnePoolAfterTheOther(t *testing.T) {
 	golden(t, "rollout-start.txt", r.out, false)
 	require.Equal(t, []string{"blue-1", "blue-2", "green-1"}, c.rollouts.begun)
 	require.Equal(t, rollout.Request{
-		Target: rollout.Audit, Image: installerImage, KubeletVersion: guarded, KubeletChecksums: map[string]string{"amd64": strings.Repeat("5", 64)},
+		Target: rollout.Audit, Image: installerDigest, ImageName: installerImage, KubeletVersion: guarded, KubeletChecksums: map[string]string{"amd64": strings.Repeat("5", 64)},
 	}, c.requested("blue"), "tied to what the nodes were offered when they looked")
 	require.Equal(t, stock, c.node("other-1").version)
 }
@@ -101,7 +101,7 @@ func TestRolloutStartTakesBackWhatItBegan(t *testing.T) {
 				c.rollouts.refused["green-1"] = "its kubelet has the guard from somewhere else"
 			},
 			arguments: []string{"--yes"},
-			err:       "1 node cannot be changed, and none was. Put it right, or choose pools without:\n  green/green-1: Refused: its kubelet has the guard from somewhere else",
+			err:       "1 node cannot be changed, and none was:\n  green/green-1: Refused: its kubelet has the guard from somewhere else\nThat is all of pool green. Put it right, or choose another pool",
 		},
 		"a tag that was moved": {
 			prepare:   func(c *cluster) { c.rollouts.checksums["blue-2"] = strings.Repeat("6", 64) },
@@ -188,7 +188,7 @@ func TestRolloutStartNeedsAuditBeforeEnforce(t *testing.T) {
 		r := c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
 		require.NoError(t, r.err)
 		require.Empty(t, r.errOut)
-		require.Equal(t, installerImage, c.requested("blue").Image)
+		require.Equal(t, installerImage, c.requested("blue").ImageName)
 		require.Equal(t, guard.Enforce, c.node("blue-2").mode)
 		require.Equal(t, guard.Audit, c.node("green-1").mode)
 	})
@@ -285,7 +285,7 @@ func TestRolloutStartWithANodeThatIsAway(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
 	c.node("blue-2").notReady = true
-	r := c.run("", "rollout", "start", "--pool", "blue=pool=blue", "--mode", "Audit", "--image", installerImage, "--yes", "--max-unavailable", "100%")
+	r := c.run("", "rollout", "start", "--pool", "blue=pool=blue", "--mode", "Audit", "--image", installerImage, "--yes", "--max-unavailable", "100%", "--many-at-once")
 	require.NoError(t, r.err)
 	require.Contains(t, r.out, "blue: 1 of 2 nodes done")
 	require.Contains(t, r.errOut, "Warning: 1 node is not ready, and will be done when back: blue-2\n")
@@ -346,10 +346,17 @@ func TestRolloutStartGivesUpWhereNothingMoves(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
 	c.rollouts.pulling["blue-2"] = true
-	var minutes atomic.Int64
-	c.now = func() time.Time { return now.Add(time.Duration(minutes.Add(1)) * time.Minute) }
+	var seconds atomic.Int64
+	c.now = func() time.Time { return now.Add(time.Duration(seconds.Add(1)) * time.Second) }
 	r := c.run("", append(start, "--yes", "--timeout=5m")...)
-	require.ErrorContains(t, r.err, "pool blue: nothing has moved for 5m0s; 1 of 2 nodes done\n  node blue-2: Pending; installer guard-installer-blue-blue-2: ImagePullBackOff: no such image\nNo node was changed.")
+	require.EqualError(t, r.err, "1 node cannot be changed, and none was:\n  blue/blue-2: no report within 5m0s: ImagePullBackOff: no such image\nPut it right, choose pools without, or go on without them with --leave-out=1")
+	c.requireUntouched()
+
+	c.rollouts.pulling["blue-1"] = true
+	r = c.run("", append(start, "--yes", "--timeout=5m")...)
+	require.ErrorContains(t, r.err, "pool blue: nothing has moved for 5m0s; 0 of 2 nodes done\n  node blue-1: Pending; installer guard-installer-blue-blue-1: ImagePullBackOff: no such image\n")
+	require.ErrorContains(t, r.err, "No node was changed.")
+	require.Equal(t, exitTimeout, ExitCode(r.err))
 	c.requireUntouched()
 }
 
@@ -537,7 +544,7 @@ func TestRolloutUndoLeavesNodesAloneThatWereNotChanged(t *testing.T) {
 	c.rollouts.begun = nil
 	r = c.run("", "rollout", "undo", "--pool", "blue", "--yes")
 	require.NoError(t, r.err)
-	require.Equal(t, installerImage, c.requested("blue").Image)
+	require.Equal(t, installerImage, c.requested("blue").ImageName)
 }
 
 func TestRolloutUndoOfALookTakesTheInstallersBack(t *testing.T) {

@@ -49,9 +49,9 @@ func (o *rolloutWait) sleep(ctx context.Context) error {
 	}
 }
 
-// await tells what happens on the nodes of a pool until all that are ready are done,
-// or until one has failed; with all, until each is done or has failed.
-func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, request rollout.Request, all bool) (poolProgress, error) {
+// await tells what happens on the nodes of a pool until all that are ready are done, or
+// until one has failed.
+func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, request rollout.Request) (poolProgress, error) {
 	told := map[string]string{}
 	begun := o.now()
 	moved := begun
@@ -68,7 +68,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 				return poolProgress{}, fmt.Errorf("pool %s: %w", p.Name, err)
 			}
 			if is.ID() != request.ID() {
-				return poolProgress{}, fmt.Errorf("pool %s: somebody else has changed it meanwhile: it is asked for %s; see kubectl guard rollout status", p.Name, requestText(is))
+				return poolProgress{}, p.changedByOthers(is)
 			}
 			if now := rollout.Paused(p.set); now != paused {
 				if paused = now; paused {
@@ -82,19 +82,16 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 				if text := node.text(); told[node.node] != text {
 					// What all nodes begin with, and what a table shows later, is left out.
 					begins := told[node.node] == "" && node.step == stepPending && node.ready
-					if !begins && !(all && node.step == stepDone) {
+					if !begins {
 						fmt.Fprintf(o.Out, "%s/%s: %s\n", p.Name, node.node, text)
 					}
 					told[node.node] = text
 					moved = o.now()
 				}
 			}
-			failed := progress.count(stepFailed)
 			switch {
-			case failed > 0 && !all:
+			case progress.count(stepFailed) > 0:
 				return progress, o.stopped(ctx, c, p, progress)
-			case failed > 0 && progress.settled():
-				return progress, nil
 			case progress.finished():
 				return progress, nil
 			}
@@ -107,9 +104,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 		} else if o.now().Sub(moved) > o.timeout {
 			return poolProgress{}, withCode(fmt.Errorf("nothing was seen for %s: %w", o.timeout, problem), exitTimeout)
 		}
-		if err := o.sleep(ctx); err != nil && request.Target == rollout.Observe {
-			return poolProgress{}, errors.New("interrupted; no node was changed")
-		} else if err != nil {
+		if err := o.sleep(ctx); err != nil {
 			return poolProgress{}, fmt.Errorf("interrupted; pool %s goes on in the cluster. kubectl guard rollout status shows it, kubectl guard rollout pause --pool %s lets no further node begin", p.Name, p.Name)
 		}
 	}
@@ -118,9 +113,14 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 // stopped is the error for a pool in which a node failed: which, why, what to do.
 func (o *rolloutWait) stopped(ctx context.Context, c *clients, p *nodePool, progress poolProgress) error {
 	var text strings.Builder
+	shown := 0
 	for _, node := range progress.nodes {
 		if node.step != stepFailed {
 			continue
+		}
+		if shown++; shown > examples {
+			fmt.Fprintf(&text, "and at %s more; kubectl get nodes -l %s=%s lists those that are marked\n", count(progress.count(stepFailed)-examples, "node"), rollout.StateLabel, rollout.StateFailed)
+			break
 		}
 		fmt.Fprintf(&text, "pool %s stopped at node %s: %s\n", p.Name, node.node, node.text())
 		for _, container := range node.report.Stopped {
@@ -134,12 +134,9 @@ func (o *rolloutWait) stopped(ctx context.Context, c *clients, p *nodePool, prog
 	fmt.Fprintf(&text, "What the installer did:\n")
 	names := map[string]string{}
 	// Without the names of the pods the commands are still right.
-	if pods, err := c.installers(ctx, p); err == nil {
-		for _, pod := range pods {
-			names[pod.Spec.NodeName] = pod.Name
-		}
-	}
-	for _, node := range progress.named(stepFailed) {
+	_ = c.eachInstaller(ctx, p, func(pod *corev1.Pod) { names[pod.Spec.NodeName] = pod.Name })
+	failed := progress.named(stepFailed)
+	for _, node := range failed[:min(len(failed), examples)] {
 		if name := names[node]; name != "" {
 			fmt.Fprintf(&text, "  kubectl logs -n %s %s\n", rollout.Namespace, name)
 		}
@@ -156,27 +153,31 @@ func (o *rolloutWait) stopped(ctx context.Context, c *clients, p *nodePool, prog
 func (o *rolloutWait) stuck(ctx context.Context, c *clients, p *nodePool, progress poolProgress, request rollout.Request) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "pool %s: nothing has moved for %s; %d of %s done", p.Name, o.timeout, progress.count(stepDone), count(len(progress.nodes), "node"))
-	pods, err := c.installers(ctx, p)
+	type installer struct{ name, why string }
+	on := map[string]installer{}
+	err := c.eachInstaller(ctx, p, func(pod *corev1.Pod) { on[nodeOf(pod)] = installer{pod.Name, waitingFor(pod)} })
 	if err != nil {
 		fmt.Fprintf(&text, "\n  %v", err)
 	}
-	on := map[string]*corev1.Pod{}
-	for i := range pods {
-		on[nodeOf(&pods[i])] = &pods[i]
-	}
+	var lines []nodeLine
 	for _, node := range progress.nodes {
 		if node.step == stepDone {
 			continue
 		}
-		fmt.Fprintf(&text, "\n  node %s: %s", node.node, node.text())
-		switch pod := on[node.node]; {
-		case pod == nil:
-			fmt.Fprintf(&text, "; it has no installer")
-		default:
-			if why := waitingFor(pod); why != "" {
-				fmt.Fprintf(&text, "; installer %s: %s", pod.Name, why)
-			}
+		line := nodeLine{"node " + node.node, node.node, node.text()}
+		switch pod, found := on[node.node]; {
+		case err != nil:
+		case !found:
+			line.text += "; it has no installer"
+		case pod.why != "" && len(progress.nodes) > examples:
+			line.text += "; its installer: " + strings.ReplaceAll(pod.why, pod.name, "POD")
+		case pod.why != "":
+			line.text += fmt.Sprintf("; installer %s: %s", pod.name, pod.why)
 		}
+		lines = append(lines, line)
+	}
+	if len(lines) > 0 {
+		fmt.Fprintf(&text, "\n%s", grouped(lines))
 	}
 	if request.Target == rollout.Observe {
 		fmt.Fprintf(&text, "\nNo node was changed.")
@@ -226,7 +227,7 @@ func waitingFor(pod *corev1.Pod) string {
 // complete awaits a pool and then asks its kubelets themselves.
 func (o *rolloutWait) complete(ctx context.Context, c *clients, p *nodePool, request rollout.Request) error {
 	start := o.now()
-	progress, err := o.await(ctx, c, p, request, false)
+	progress, err := o.await(ctx, c, p, request)
 	if err != nil {
 		return err
 	}
@@ -259,6 +260,7 @@ func (o *rolloutWait) verify(ctx context.Context, c *clients, p *nodePool, progr
 		}
 	}
 	var errs []error
+	var silent []nodeLine
 	found := map[string]int{}
 	for _, answer := range c.nodes.Ask(ctx, done) {
 		report := reports[answer.Node.Name]
@@ -268,7 +270,7 @@ func (o *rolloutWait) verify(ctx context.Context, c *clients, p *nodePool, progr
 			is.Version, is.Mode = answer.Pods.Version, answer.Pods.Mode
 		case nodes.Unguarded:
 		default:
-			o.warn("node %s reports %s, and could not be asked whether that is so: %s", answer.Node.Name, kubeletText(report.Now), answer.Detail)
+			silent = append(silent, nodeLine{"node " + answer.Node.Name, answer.Node.Name, fmt.Sprintf("reports %s; %s", kubeletText(report.Now), answer.Detail)})
 			found[kubeletText(report.Now)]++
 			continue
 		}
@@ -281,7 +283,10 @@ func (o *rolloutWait) verify(ctx context.Context, c *clients, p *nodePool, progr
 			errs = append(errs, fmt.Errorf("node %s reports %s, but its kubelet says %s; look at the node before anything else is changed: kubectl guard status %s", answer.Node.Name, kubeletText(report.Now), kubeletText(is), answer.Node.Name))
 		}
 	}
-	return strings.Join(slices.Sorted(maps.Keys(found)), "; "), errors.Join(errs...)
+	if len(silent) > 0 {
+		o.warn("%s could not be asked whether what the installers report is so:\n%s", count(len(silent), "node"), grouped(silent))
+	}
+	return strings.Join(slices.Sorted(maps.Keys(found)), "; "), firstErrors(errs)
 }
 
 // kubeletText is "v1.36.3+guard.0.1.0 in Audit".
