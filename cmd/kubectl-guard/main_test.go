@@ -12,7 +12,11 @@ import (
 
 // TestMain is the program of the tests below, too.
 func TestMain(m *testing.M) {
-	if os.Getenv("INTERRUPTIBLE") == "" {
+	switch {
+	case os.Getenv("RUN_MAIN") != "":
+		main()
+		os.Exit(0)
+	case os.Getenv("INTERRUPTIBLE") == "":
 		os.Exit(m.Run())
 	}
 	ctx := interruptible()
