@@ -71,15 +71,15 @@ nodes of a pool, and systemd on a node whose change has to be taken back.`,
 		&cobra.Command{
 			Use: "take-back", Short: "Put the previous kubelet back unless the change was confirmed, or the new one holds pods (on the node)", Args: cobra.NoArgs,
 			RunE: func(command *cobra.Command, _ []string) error {
-				entry, err := store("/").TakeBack(command.Context(), systemd.Manager{Root: "/"}, keep, rollout.ReasonInterrupted,
-					"the installer did not confirm the change in time, so the node took it back by itself")
+				entry, err := store("/").TakeBackOrTry(command.Context(), systemd.Manager{Root: "/"}, keep, rollout.ReasonInterrupted,
+					"the installer did not confirm the change in time, so the node rolled it back by itself")
 				return told(entry, err)
 			},
 		},
 		&cobra.Command{
 			Use: "recover", Short: "Put the previous kubelet back when the node has booted in the middle of a change (on the node)", Args: cobra.NoArgs,
 			RunE: func(command *cobra.Command, _ []string) error {
-				return told(store("/").Recover(command.Context(), systemd.Manager{Root: "/"}))
+				return told(store("/").Recover(command.Context(), systemd.Manager{Root: "/"}, keep))
 			},
 		},
 	)
@@ -117,10 +117,10 @@ func store(root host.Root) journal.Store { return journal.Store{Root: root} }
 // told logs what became of a change; the log is systemd's journal.
 func told(entry *journal.Entry, err error) error {
 	if err != nil {
-		return err
+		return fmt.Errorf("%w (systemd tries it again after %d seconds, %d times in all)", err, node.RollbackPause, node.RollbackTries)
 	}
 	if entry == nil {
-		klog.InfoS("There is no change to take back")
+		klog.InfoS("There is no change to roll back")
 		return nil
 	}
 	klog.InfoS("The change of the kubelet", "state", entry.State, "request", entry.RequestID, "reason", entry.Reason, "message", entry.Message)
@@ -167,6 +167,7 @@ func run(ctx context.Context) error {
 		Cluster: &cluster.Cluster{Client: client, Pool: pool, NodeName: name},
 		Request: request,
 		Pool:    pool,
+		Owner:   fmt.Sprintf("pod %s of pool %s", os.Getenv(rollout.PodEnv), pool.Name),
 		Program: rollout.InstallerPath,
 		Kubelet: rollout.KubeletPath,
 		Ask: func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {

@@ -16,9 +16,36 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// Step, when it is not nil, is called before every operation that changes a file of a
+// node. Its error is that of the operation. Tests stop a program there, or fill a disk.
+// It must be set before the first operation.
+var Step func(root Root, operation Operation, name string) error
+
+// Operation changes a file of a node.
+type Operation string
+
+const (
+	// Write, MakeFolder and MakeLink need room on the disk.
+	Write      Operation = "write"
+	MakeFolder Operation = "make folder"
+	MakeLink   Operation = "make link"
+	// Rename, Remove and TakeLock need none.
+	Rename   Operation = "rename"
+	Remove   Operation = "remove"
+	TakeLock Operation = "take lock"
+)
+
+func (r Root) step(operation Operation, name string) error {
+	if Step == nil {
+		return nil
+	}
+	return Step(r, operation, name)
+}
 
 // Root is the root of the node, such as /host, or / on the node itself. Symbolic links
 // in paths of the node are followed within it.
@@ -71,12 +98,35 @@ func (r Root) Write(name string, data []byte, mode fs.FileMode) error {
 	})
 }
 
+// unfinished begins the name of a file that is not complete yet.
+const unfinished = ".guard-installer-"
+
+// RemoveUnfinished removes what a process has left in the folder that was killed while it
+// wrote a file there.
+func (r Root) RemoveUnfinished(folder string) error {
+	names, err := r.Folder(folder)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, unfinished) {
+			if err := r.Remove(filepath.Join(folder, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func (r Root) replace(name string, mode fs.FileMode, fill func(*os.File) error) (err error) {
 	dir := r.Path(filepath.Dir(name))
-	if err := makeFolders(dir); err != nil {
+	if err := r.makeFolders(dir); err != nil {
 		return fmt.Errorf("make the folder of %s: %w", name, err)
 	}
-	file, err := os.CreateTemp(dir, ".guard-installer-*")
+	if err := r.step(Write, name); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	file, err := os.CreateTemp(dir, unfinished+"*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
@@ -99,14 +149,43 @@ func (r Root) replace(name string, mode fs.FileMode, fill func(*os.File) error) 
 	if err := file.Close(); err != nil {
 		return err
 	}
+	if err := r.step(Rename, name); err != nil {
+		return err
+	}
 	if err := os.Rename(file.Name(), filepath.Join(dir, filepath.Base(name))); err != nil {
 		return err
 	}
 	return syncFolder(dir)
 }
 
+// Rename gives a file another name in the same folder, and replaces what has that name.
+// It needs no room on the disk.
+func (r Root) Rename(from, to string) error {
+	if err := r.step(Rename, to); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", from, to, err)
+	}
+	dir := r.Path(filepath.Dir(to))
+	if err := os.Rename(filepath.Join(dir, filepath.Base(from)), filepath.Join(dir, filepath.Base(to))); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", from, to, err)
+	}
+	return syncFolder(dir)
+}
+
+// ReadText returns the content of a file, and nil when there is none.
+func (r Root) ReadText(name string) (*string, error) {
+	data, err := r.Read(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	text := string(data)
+	return &text, nil
+}
+
 // makeFolders is os.MkdirAll, but what it makes is on the disk when it returns.
-func makeFolders(dir string) error {
+func (r Root) makeFolders(dir string) error {
 	if info, err := os.Stat(dir); err == nil {
 		if !info.IsDir() {
 			return &fs.PathError{Op: "mkdir", Path: dir, Err: unix.ENOTDIR}
@@ -114,7 +193,10 @@ func makeFolders(dir string) error {
 		return nil
 	}
 	parent := filepath.Dir(dir)
-	if err := makeFolders(parent); err != nil {
+	if err := r.makeFolders(parent); err != nil {
+		return err
+	}
+	if err := r.step(MakeFolder, strings.TrimPrefix(dir, string(r))); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -135,6 +217,9 @@ func syncFolder(dir string) error {
 // Remove removes a file, if it is there.
 func (r Root) Remove(name string) error {
 	path := filepath.Join(r.Path(filepath.Dir(name)), filepath.Base(name))
+	if err := r.step(Remove, name); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
 	if err := os.Remove(path); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -148,6 +233,9 @@ func (r Root) Remove(name string) error {
 // and not what it leads to.
 func (r Root) RemoveAll(name string) error {
 	path := filepath.Join(r.Path(filepath.Dir(name)), filepath.Base(name))
+	if err := r.step(Remove, name); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
 	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
@@ -156,6 +244,9 @@ func (r Root) RemoveAll(name string) error {
 
 // RemoveEmpty removes a folder if nothing is in it.
 func (r Root) RemoveEmpty(name string) error {
+	if err := r.step(Remove, name); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
 	err := unix.Rmdir(r.Path(name))
 	if err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("remove %s: %w", name, err)
@@ -166,8 +257,11 @@ func (r Root) RemoveEmpty(name string) error {
 // Link makes a symbolic link, and leaves one that is there.
 func (r Root) Link(target, name string) error {
 	dir := r.Path(filepath.Dir(name))
-	if err := makeFolders(dir); err != nil {
+	if err := r.makeFolders(dir); err != nil {
 		return fmt.Errorf("make the folder of %s: %w", name, err)
+	}
+	if err := r.step(MakeLink, name); err != nil {
+		return fmt.Errorf("link %s: %w", name, err)
 	}
 	if err := os.Symlink(target, filepath.Join(dir, filepath.Base(name))); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("link %s: %w", name, err)
@@ -288,6 +382,16 @@ func (r Root) Boot() (string, error) {
 		return "", fmt.Errorf("tell the boot of the node: /proc/1/stat has too few fields")
 	}
 	return strings.TrimSpace(string(id)) + "/" + fields[19], nil
+}
+
+// Uptime is the time since the boot, that in suspension included. No clock that is set
+// changes it.
+func Uptime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0 // there is no such kernel
+	}
+	return time.Duration(t.Nano())
 }
 
 // Process is what is known about a process of the node.

@@ -4,34 +4,50 @@
 // What runs on a node is decided by one file, the drop-in of kubelet.service; the
 // journal has what it was and what it shall be. Before the drop-in is touched an entry
 // in the state Switching is on the disk. From then on exactly one of two things
-// happens to the entry: somebody confirms it, or somebody takes it back. Both hold the
-// lock. What is not in order and cannot be taken back without harm is confirmed with a
-// reason: it was left in place. Taking back may be repeated at any point: after a crash,
-// by the timer, when the node boots.
+// happens to the entry: somebody confirms it, or somebody rolls it back. Both hold the
+// lock, and so does who renames the drop-in. What is not in order and cannot be rolled
+// back without harm is confirmed with a reason: it was left in place. A rollback may be
+// repeated at any point: after a crash, by the timer, when the node boots. It needs no
+// room on the disk.
 package journal
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
+	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
+	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
 	"kubelet-guard.io/pkg/rollout"
 )
 
 const (
 	file     = rollout.StateDir + "/journal.json"
 	lockFile = rollout.StateDir + "/lock"
+
+	// A rollback must not need room on the disk: both files are written before the change
+	// and only renamed then. systemd does not read a drop-in with this ending.
+	previousDropIn  = rollout.DropIn + ".previous"
+	rolledBackEntry = rollout.StateDir + "/journal-rolled-back.json"
+
+	// decisionHolds is how long a decision to roll back holds: what the guard holds may be
+	// more after that.
+	decisionHolds = 30 * time.Second
 )
+
+// Timer starts the rollback of a change that nobody has confirmed in time.
+const Timer = "kubelet-guard-take-back.timer"
 
 // State of an entry. The zero value is invalid.
 type State string
@@ -47,6 +63,8 @@ const (
 
 // Entry is a change of a node.
 type Entry struct {
+	// ID is random: it tells this change from every other one, also of the same request.
+	ID        string         `json:"id,omitempty"`
 	State     State          `json:"state"`
 	RequestID string         `json:"requestID"`
 	Pool      string         `json:"pool"`
@@ -56,6 +74,8 @@ type Entry struct {
 	// Boot in which the change began.
 	Boot  string    `json:"boot"`
 	Began time.Time `json:"began"`
+	// Uptime is host.Uptime when it began.
+	Uptime time.Duration `json:"uptime,omitempty"`
 	// Deadline for the confirmation; Settle is how long everything must have been in
 	// order until then.
 	Deadline time.Time     `json:"deadline"`
@@ -63,6 +83,10 @@ type Entry struct {
 	// Previous and Wanted are the content of the drop-in; nil: no drop-in.
 	Previous *string `json:"previous"`
 	Wanted   *string `json:"wanted"`
+	// Exchanged: the drop-in has been Wanted since the change began.
+	Exchanged bool `json:"exchanged,omitempty"`
+	// Arguments of the kubelet that ran before.
+	Arguments []string `json:"arguments,omitempty"`
 	// Before is the kubelet that ran, Kubelet the one that shall run.
 	Before  rollout.Kubelet `json:"before"`
 	Kubelet rollout.Kubelet `json:"kubelet"`
@@ -89,6 +113,8 @@ type Entry struct {
 	Reason  rollout.Reason `json:"reason,omitempty"`
 	Message string         `json:"message,omitempty"`
 	Stopped []string       `json:"stopped,omitempty"`
+	// Decided is when somebody found out that a rollback does no harm.
+	Decided time.Time `json:"decided,omitzero"`
 	// Ended is how many of Containers had ended for reasons of their own when the change
 	// was confirmed.
 	Ended int `json:"ended,omitempty"`
@@ -100,7 +126,9 @@ type Entry struct {
 type Store struct{ Root host.Root }
 
 // Read returns the entry, and nil when there is none.
-func (s Store) Read() (*Entry, error) {
+func (s Store) Read() (*Entry, error) { return s.read(file) }
+
+func (s Store) read(file string) (*Entry, error) {
 	data, err := s.Root.Read(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -115,7 +143,9 @@ func (s Store) Read() (*Entry, error) {
 	return entry, nil
 }
 
-func (s Store) write(entry *Entry) error {
+func (s Store) write(entry *Entry) error { return s.writeTo(file, entry) }
+
+func (s Store) writeTo(file string, entry *Entry) error {
 	data, err := json.MarshalIndent(entry, "", "  ")
 	if err != nil {
 		return err
@@ -123,40 +153,94 @@ func (s Store) write(entry *Entry) error {
 	return s.Root.Write(file, append(data, '\n'), 0o600)
 }
 
-// ErrTaken says that somebody else has ended the change.
-var ErrTaken = errors.New("the change was taken back or left meanwhile")
+// ErrTaken says that somebody else has ended the change, or has begun another one.
+var ErrTaken = errors.New("the change was rolled back or left meanwhile")
 
-// Begin writes a new entry in the state Switching. One that is being switched is an
-// error.
-func (s Store) Begin(entry Entry) error {
-	return s.locked(func(old *Entry) error {
+// Begin writes a new entry in the state Switching and returns it. One that is being
+// switched is an error.
+func (s Store) Begin(entry Entry) (*Entry, error) {
+	var id [16]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return nil, err
+	}
+	entry.ID = hex.EncodeToString(id[:])
+	err := s.locked(func(old *Entry) error {
 		if old != nil && old.State == Switching {
 			return fmt.Errorf("another change (request %s) is not at its end", old.RequestID)
+		}
+		if entry.Previous != nil {
+			if err := s.Root.Write(previousDropIn, []byte(*entry.Previous), 0o644); err != nil {
+				return err
+			}
+		}
+		end := entry
+		end.State, end.Reason = RolledBack, rollout.ReasonInterrupted
+		end.Message = "the change was rolled back, and the reason could not be written to " + file + ": is the disk full? The log of the installer has it, or journalctl on the node"
+		if err := s.writeTo(rolledBackEntry, &end); err != nil {
+			return err
 		}
 		entry.State = Switching
 		return s.write(&entry)
 	})
+	if err != nil {
+		return nil, err
+	}
+	return &entry, nil
 }
 
-// Change changes an entry in the state Switching. The error says so when it is not.
-func (s Store) Change(change func(*Entry)) error {
+// change changes an entry that f allows to be changed.
+func (s Store) change(id string, may func(*Entry) bool, f func(*Entry) error) error {
 	return s.locked(func(entry *Entry) error {
-		if entry == nil || entry.State != Switching {
+		if entry == nil || entry.ID != id || !may(entry) {
 			return ErrTaken
 		}
-		change(entry)
+		return f(entry)
+	})
+}
+
+func (e *Entry) switching() bool { return e.State == Switching }
+
+// Exchange puts the drop-in of the change into its place, or removes it. It fails with
+// ErrTaken when the change is not being switched any more.
+func (s Store) Exchange(id string) error {
+	return s.change(id, (*Entry).switching, func(entry *Entry) error {
+		if err := s.put(entry.Wanted); err != nil {
+			return err
+		}
+		entry.Exchanged = true
 		return s.write(entry)
 	})
 }
 
+func (s Store) put(dropIn *string) error {
+	if dropIn == nil {
+		return s.Root.Remove(rollout.DropIn)
+	}
+	return s.Root.Write(rollout.DropIn, []byte(*dropIn), 0o644)
+}
+
+// Decide notes why a change that is being switched is to be rolled back, and that this
+// does no harm now.
+func (s Store) Decide(id string, reason rollout.Reason, message string, stopped []string) error {
+	return s.change(id, (*Entry).switching, func(entry *Entry) error {
+		if entry.Reason == "" {
+			entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
+		}
+		entry.Decided = time.Now()
+		return s.write(entry)
+	})
+}
+
+func (e *Entry) decided() bool {
+	age := time.Since(e.Decided)
+	return age >= 0 && age < decisionHolds
+}
+
 // Confirm ends a change that is in order, also one that was left in place. ended is how
 // many more containers have ended for reasons of their own. It fails when the change was
-// taken back meanwhile.
-func (s Store) Confirm(ended int) error {
-	return s.locked(func(entry *Entry) error {
-		if entry == nil || entry.State == RolledBack {
-			return ErrTaken
-		}
+// rolled back meanwhile.
+func (s Store) Confirm(id string, ended int) error {
+	return s.change(id, func(entry *Entry) bool { return entry.State != RolledBack }, func(entry *Entry) error {
 		entry.State = Confirmed
 		entry.Ended += ended
 		entry.Reason, entry.Message, entry.Stopped, entry.Marked = "", "", nil, false
@@ -166,25 +250,41 @@ func (s Store) Confirm(ended int) error {
 
 // Leave ends a change that is not in order and is left in place all the same. It fails
 // when somebody else has ended it meanwhile.
-func (s Store) Leave(reason rollout.Reason, message string, stopped []string) error {
-	return s.Change(func(entry *Entry) { leave(entry, reason, message, stopped) })
+func (s Store) Leave(ctx context.Context, systemd Systemd, id string, reason rollout.Reason, message string, stopped []string) error {
+	return s.change(id, (*Entry).switching, func(entry *Entry) error {
+		return s.leave(ctx, systemd, entry, reason, message, stopped)
+	})
 }
 
-func leave(entry *Entry, reason rollout.Reason, message string, stopped []string) {
+func (s Store) leave(ctx context.Context, systemd Systemd, entry *Entry, reason rollout.Reason, message string, stopped []string) error {
+	current, err := s.Root.ReadText(rollout.DropIn)
+	if err != nil {
+		return err
+	}
+	if !same(current, entry.Wanted) {
+		// A rollback got this far. The kubelet that runs shall be the one that systemd would
+		// start again.
+		if err := s.put(entry.Wanted); err != nil {
+			return err
+		}
+		if err := systemd.Reload(ctx); err != nil {
+			return err
+		}
+	}
 	entry.State, entry.Marked = Confirmed, false
 	entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
+	return s.write(entry)
 }
 
 // Left reports whether the change is not in order and was left in place.
 func (e *Entry) Left() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
 
-// Reopen makes a change that was left in place one that is being switched.
-func (s Store) Reopen(reason rollout.Reason, message string, stopped []string) error {
-	return s.locked(func(entry *Entry) error {
-		if !entry.Left() {
-			return ErrTaken
-		}
-		entry.State, entry.Marked = Switching, false
+// Reopen makes a change that was left in place one that is being switched. again has
+// what is known anew.
+func (s Store) Reopen(again *Entry, reason rollout.Reason, message string, stopped []string) error {
+	return s.change(again.ID, (*Entry).Left, func(entry *Entry) error {
+		entry.State, entry.Marked, entry.Decided = Switching, false, time.Time{}
+		entry.Address, entry.Pin = again.Address, again.Pin
 		entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
 		return s.write(entry)
 	})
@@ -211,104 +311,214 @@ func (s Store) Clear() error {
 	})
 }
 
-// Systemd is what taking back needs.
+// Systemd is what a rollback needs.
 type Systemd interface {
 	Reload(ctx context.Context) error
 	Restart(ctx context.Context, unit string) error
 	Queue(ctx context.Context, unit string) error
+	Unit(ctx context.Context, name string) (systemd.Unit, error)
 }
 
 // Keep says why a change that is not confirmed is left in place all the same, and
-// nothing when it is to be taken back.
+// nothing when it is to be rolled back.
 type Keep func(ctx context.Context, entry *Entry) string
 
 // TakeBack puts the previous drop-in back and restarts the kubelet, if the entry is
-// being switched. An entry with a reason was decided on; of any other, keep is asked
-// first. It returns the entry, and nil when there is none.
-func (s Store) TakeBack(ctx context.Context, systemd Systemd, keep Keep, reason rollout.Reason, message string) (*Entry, error) {
-	return s.takeBack(ctx, keep, reason, message, func(ctx context.Context) error {
-		if err := systemd.Reload(ctx); err != nil {
-			return err
-		}
-		return systemd.Restart(ctx, rollout.KubeletUnit)
-	})
+// being switched. Keep is asked first, unless that was decided a moment ago. It returns
+// the entry, and nil when there is none.
+//
+// With an id it is for that change only, and also for one that another process has
+// rolled back before its drop-in was put into its place.
+func (s Store) TakeBack(ctx context.Context, systemd Systemd, id string, keep Keep, reason rollout.Reason, message string) (*Entry, error) {
+	return s.takeBack(ctx, systemd, id, keep, reason, message, systemd.Restart)
 }
 
-// Recover takes back what was begun in another boot. It is called before the kubelet
-// is started, and so does not wait for it. Nothing runs then that the old kubelet could
-// stop, so nobody is asked.
-func (s Store) Recover(ctx context.Context, systemd Systemd) (*Entry, error) {
+// TakeBackOrTry is TakeBack for the unit on the node. Where no change is to be rolled
+// back it tries what a rollback needs, so that a unit that cannot do it is found before
+// the change.
+func (s Store) TakeBackOrTry(ctx context.Context, systemd Systemd, keep Keep, reason rollout.Reason, message string) (*Entry, error) {
+	before, err := s.Read()
+	if err != nil {
+		return nil, err
+	}
+	entry, err := s.TakeBack(ctx, systemd, "", keep, reason, message)
+	if err != nil || before != nil && before.State == Switching {
+		return entry, err
+	}
+	if _, err := systemd.Unit(ctx, rollout.KubeletUnit); err != nil {
+		return entry, fmt.Errorf("try a rollback: %w", err)
+	}
+	if err := s.Root.Write(previousDropIn, nil, 0o644); err != nil {
+		return entry, fmt.Errorf("try a rollback: %w", err)
+	}
+	if err := s.Root.Remove(previousDropIn); err != nil {
+		return entry, fmt.Errorf("try a rollback: %w", err)
+	}
+	return entry, nil
+}
+
+// Recover rolls back what a boot has interrupted. It is called before the kubelet is
+// started, and so does not wait for it. Where a kubelet runs all the same, keep is asked
+// first. A soft reboot starts systemd again in the same boot of the kernel: the timer of
+// the change does not run any more then.
+func (s Store) Recover(ctx context.Context, systemd Systemd, keep Keep) (*Entry, error) {
 	boot, err := s.Root.Boot()
 	if err != nil {
 		return nil, err
 	}
 	entry, err := s.Read()
-	if err != nil || entry == nil || entry.Boot == boot {
+	if err != nil || entry == nil || entry.State != Switching {
 		return entry, err
 	}
-	return s.takeBack(ctx, nil, rollout.ReasonInterrupted, "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out", func(ctx context.Context) error {
-		if err := systemd.Reload(ctx); err != nil {
-			return err
+	if entry.Boot == boot {
+		timer, err := systemd.Unit(ctx, Timer)
+		if err != nil || timer.Active == "active" {
+			return entry, err
 		}
-		return systemd.Queue(ctx, rollout.KubeletUnit)
-	})
+	}
+	if kubelet, err := systemd.Unit(ctx, rollout.KubeletUnit); err == nil && kubelet.MainPID == 0 {
+		keep = nil // nothing runs that the old kubelet could stop
+	}
+	return s.takeBack(ctx, systemd, entry.ID, keep, rollout.ReasonInterrupted,
+		"the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out", systemd.Queue)
 }
 
-func (s Store) takeBack(ctx context.Context, keep Keep, reason rollout.Reason, message string, restart func(context.Context) error) (entry *Entry, err error) {
+func (s Store) takeBack(ctx context.Context, systemd Systemd, id string, keep Keep, reason rollout.Reason, message string, restart func(context.Context, string) error) (entry *Entry, err error) {
 	err = s.locked(func(e *Entry) error {
 		entry = e
-		if e == nil || e.State != Switching {
+		if e == nil {
 			return nil
 		}
-		if keep != nil && e.Reason == "" {
-			if why := keep(ctx, e); why != "" {
-				leave(e, reason, message+". "+why, nil)
-				return s.write(e)
-			}
+		if id != "" && e.ID != id {
+			return ErrTaken
 		}
-		if e.Previous == nil {
-			err = s.Root.Remove(rollout.DropIn)
-		} else {
-			err = s.Root.Write(rollout.DropIn, []byte(*e.Previous), 0o644)
-		}
+		current, err := s.Root.ReadText(rollout.DropIn)
 		if err != nil {
 			return err
 		}
-		if err := restart(ctx); err != nil {
+		lost := id != "" && e.State == RolledBack && same(current, e.Wanted) && !same(current, e.Previous)
+		if e.State != Switching && !lost {
+			return nil
+		}
+		e.State = Switching
+		if e.Reason != "" {
+			reason, message = e.Reason, e.Message
+		}
+		if keep != nil && !e.decided() {
+			if why := keep(ctx, e); why != "" {
+				return s.leave(ctx, systemd, e, reason, message+". "+why, e.Stopped)
+			}
+		}
+		if !same(current, e.Previous) {
+			if err := s.putBack(e); err != nil {
+				return err
+			}
+		}
+		if err := systemd.Reload(ctx); err != nil {
 			return err
 		}
-		e.State = RolledBack
-		if e.Reason == "" {
-			e.Reason, e.Message = reason, message
+		if err := s.restart(ctx, systemd, e, restart); err != nil {
+			return err
 		}
-		return s.write(e)
+		e.State, e.Reason, e.Message = RolledBack, reason, message
+		return s.end(e)
 	})
 	if err != nil {
-		return entry, fmt.Errorf("take back the change of the kubelet: %w", err)
+		return entry, fmt.Errorf("roll back the change of the kubelet: %w", err)
 	}
 	return entry, nil
+}
+
+// putBack puts the previous drop-in back. On a full disk it needs no room.
+func (s Store) putBack(e *Entry) error {
+	if e.Previous != nil {
+		if prepared, err := s.Root.ReadText(previousDropIn); err == nil && same(prepared, e.Previous) {
+			return s.Root.Rename(previousDropIn, rollout.DropIn)
+		}
+	}
+	return s.put(e.Previous)
+}
+
+// restart starts the old kubelet, unless it runs: what could not be written does not
+// restart it again and again.
+func (s Store) restart(ctx context.Context, systemd Systemd, e *Entry, restart func(context.Context, string) error) error {
+	if s.runsOld(ctx, systemd, e).IsYes() {
+		return nil
+	}
+	before, beforeErr := systemd.Unit(ctx, rollout.KubeletUnit)
+	err := restart(ctx, rollout.KubeletUnit)
+	if err == nil {
+		return nil
+	}
+	after, afterErr := systemd.Unit(ctx, rollout.KubeletUnit)
+	if afterErr == nil && (after.MainPID == 0 || beforeErr == nil && before.MainPID != after.MainPID) {
+		// The new kubelet does not run any more. That the old one does not start is no reason to do it
+		// all again: systemd starts it, and the report says how it is.
+		klog.ErrorS(err, "The old kubelet was put back and did not start at once")
+		return nil
+	}
+	return err
+}
+
+// runsOld answers whether the kubelet of before runs.
+func (s Store) runsOld(ctx context.Context, systemd Systemd, e *Entry) answer.Answer {
+	service, err := systemd.Unit(ctx, rollout.KubeletUnit)
+	if err != nil {
+		return answer.Unknown(err)
+	}
+	if !service.Running() || e.Before.SHA256 == "" || len(e.Arguments) == 0 {
+		return answer.No()
+	}
+	process, err := s.Root.Process(service.MainPID)
+	if err != nil {
+		return answer.Unknown(err)
+	}
+	return answer.Of(process.SHA256 == e.Before.SHA256 && slices.Equal(process.Arguments, e.Arguments))
+}
+
+// end writes an entry that is at its end. On a full disk it needs no room: what was
+// written at the beginning says less, and ends it as well.
+func (s Store) end(e *Entry) error {
+	err := s.write(e)
+	if err == nil {
+		return nil
+	}
+	prepared, readErr := s.read(rolledBackEntry)
+	if readErr != nil || prepared == nil || prepared.ID != e.ID {
+		return err
+	}
+	klog.ErrorS(err, "Could not write the reason of a rollback", "reason", e.Reason, "message", e.Message)
+	if renameErr := s.Root.Rename(rolledBackEntry, file); renameErr != nil {
+		return errors.Join(err, renameErr)
+	}
+	e.Reason, e.Message, e.Stopped = prepared.Reason, prepared.Message, prepared.Stopped
+	return nil
+}
+
+// RemovePrepared removes what was prepared for a rollback. No entry may be in the state
+// Switching.
+func (s Store) RemovePrepared() error {
+	return errors.Join(s.Root.Remove(previousDropIn), s.Root.Remove(rolledBackEntry))
+}
+
+func same(a, b *string) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return *a == *b
 }
 
 // locked calls f with the entry, nil when there is none, while no other process may
 // change it.
 func (s Store) locked(f func(*Entry) error) error {
-	path := s.Root.Path(lockFile)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("lock the journal: %w", err)
-	}
-	lock, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	lock, err := s.Root.Lock(lockFile)
 	if err != nil {
-		return fmt.Errorf("lock the journal: %w", err)
+		return fmt.Errorf("the journal: %w", err)
 	}
 	defer lock.Close()
-	for {
-		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("lock the journal: %w", err)
-		}
+	// Whoever writes there has the lock: what is unfinished is of a process that was killed.
+	if err := s.Root.RemoveUnfinished(rollout.StateDir); err != nil {
+		klog.ErrorS(err, "Could not remove what a killed process has left")
 	}
 	entry, err := s.Read()
 	if err != nil {

@@ -76,6 +76,9 @@ func (e *ForbiddenError) Error() string {
 // port when it begins to work, and ends when it cannot.
 var ErrNotListening = errors.New("nothing listens at the port of the kubelet")
 
+// ErrOtherCertificate says that what listens shows another certificate than the pinned one.
+var ErrOtherCertificate = errors.New("another certificate than before the change: it gets no token")
+
 // Client asks one kubelet at its authenticated port.
 type Client struct {
 	// Address is host:port.
@@ -204,7 +207,7 @@ func (c *Client) client() (client *http.Client, shown *string) {
 			case c.Identity != nil:
 				err = c.Identity.Check(raw.LocalAddr(), certificate)
 			case pin != "":
-				err = errors.New("another certificate than before the change: it gets no token")
+				err = ErrOtherCertificate
 			}
 			if err != nil {
 				return nil, errors.Join(err, raw.Close())

@@ -11,7 +11,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/containers"
+	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/unit"
 	"kubelet-guard.io/pkg/rollout"
@@ -31,7 +33,11 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 		report.Phase, report.Message = rollout.Observed, "Nothing was changed"
 		return report, nil
 	}
-	if i.asAsked(&v) {
+	intact := i.configurationIntact(v.wanted)
+	if i.asAsked(&v) && intact.Err() != nil {
+		return rollout.Report{}, intact.Err()
+	}
+	if i.asAsked(&v) && intact.IsYes() {
 		report.Phase, report.Message = rollout.Done, "The node runs what was asked for"
 		if err := i.cleanUp(ctx, nil); err != nil {
 			return rollout.Report{}, err
@@ -79,7 +85,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	i.progress(ctx, report, "Preparing")
 	program, err := i.prepare(ctx, v)
 	if err != nil {
-		if err := i.removeUnits(); err != nil {
+		if err := i.endUnits(ctx); err != nil {
 			klog.ErrorS(err, "Could not remove units")
 		}
 		return i.refuse(report, refusal{rollout.ReasonPreparation, fmt.Sprintf("the preparation failed: %v", err)}), nil
@@ -95,6 +101,11 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	if err != nil {
 		return i.refuse(report, refusal{rollout.ReasonPreparation, err.Error()}), nil
 	}
+	if now, err := i.Systemd.Unit(ctx, rollout.KubeletUnit); err != nil {
+		return rollout.Report{}, err
+	} else if now.MainPID != v.unit.MainPID {
+		return rollout.Report{}, fmt.Errorf("%s was restarted while its change was prepared: the node is looked at again", rollout.KubeletUnit)
+	}
 	wanted := v.stock
 	if i.Request.Target.Guarded() {
 		wanted = v.offered
@@ -103,39 +114,39 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	began := time.Now()
 	entry := journal.Entry{
 		RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: len(i.notReleased(v)) == 0,
-		Boot: boot, Began: began, Deadline: began.Add(i.Request.Verify()),
+		Boot: boot, Began: began, Uptime: host.Uptime(), Deadline: began.Add(i.Request.Verify()),
 		Settle:   i.Request.SettleTime(),
-		Previous: v.dropIn, Wanted: v.wanted,
+		Previous: v.dropIn, Wanted: v.wanted, Arguments: v.process.Arguments,
 		Before: v.now, Kubelet: wanted, Offered: v.offered,
 		Protected: v.protected, HeldPods: atMost20(v.heldPods), Held: v.held,
 		Containers: containers.Annotate(running, v.pods),
 		Address:    v.address, Pin: v.pin, Runtime: v.socket, TokenFile: i.hostTokenFile(),
 		GuardDir: guardDir(v.configData, v.process),
 	}
-	if err := i.store().Begin(entry); err != nil {
+	begun, err := i.store().Begin(entry)
+	if err != nil {
 		return i.refuse(report, refusal{rollout.ReasonPreparation, err.Error()}), nil
 	}
 	if err := i.Systemd.Start(ctx, takeBackTimer); err != nil {
-		// Nothing was changed yet, but a crash now must end as one later. This restarts
-		// the kubelet with what it has.
-		return i.takeBack(ctx, rollout.ReasonPreparation, fmt.Sprintf("the timer that takes the change back could not be started: %v", err))
+		// Nothing was changed yet, but a crash now must end as one later.
+		ended, err := i.undo(ctx, begun, &failure{reason: rollout.ReasonPreparation, message: fmt.Sprintf("the timer that rolls the change back could not be started: %v", err)})
+		if err != nil {
+			return rollout.Report{}, err
+		}
+		return i.outcome(ctx, ended)
 	}
 	report.Containers = len(running)
 	i.progress(ctx, report, fmt.Sprintf("Restarting the kubelet: %s, then %s", describe(v.now), describe(wanted)))
-	failed := i.swap(ctx, v.wanted)
-	current, err := i.store().Read()
-	if err != nil || current == nil {
-		return rollout.Report{}, errors.Join(errors.New("the journal is gone in the middle of a change"), err)
-	}
-	if failed != nil {
-		current, err = i.settle(ctx, current, notExchanged(failed), 0)
-	} else {
-		current, err = i.finish(ctx, current)
-	}
-	if err != nil {
+	var ended *journal.Entry
+	if err := i.swap(ctx, begun); err != nil {
+		ended, err = i.settle(ctx, begun, notExchanged(err), 0)
+		if err != nil {
+			return rollout.Report{}, err
+		}
+	} else if ended, err = i.finish(ctx, begun); err != nil {
 		return rollout.Report{}, err
 	}
-	return i.outcome(ctx, current)
+	return i.outcome(ctx, ended)
 }
 
 func (i *Installer) outcome(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
@@ -188,14 +199,8 @@ func (i *Installer) prepare(ctx context.Context, v *view) (string, error) {
 }
 
 // swap puts the drop-in into its place, or removes it, and restarts the kubelet.
-func (i *Installer) swap(ctx context.Context, dropIn *string) error {
-	var err error
-	if dropIn == nil {
-		err = i.Root.Remove(rollout.DropIn)
-	} else {
-		err = i.Root.Write(rollout.DropIn, []byte(*dropIn), 0o644)
-	}
-	if err != nil {
+func (i *Installer) swap(ctx context.Context, entry *journal.Entry) error {
+	if err := i.store().Exchange(entry.ID); err != nil {
 		return err
 	}
 	if err := i.Systemd.Reload(ctx); err != nil {
@@ -205,27 +210,43 @@ func (i *Installer) swap(ctx context.Context, dropIn *string) error {
 }
 
 // finish brings a change to its end that the journal has as Switching, and returns the
-// entry.
+// entry. An error says that this is unknown yet; it is tried again.
 func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
-	var found *failure
-	ended := 0
-	switch boot, err := i.Root.Boot(); {
-	case err != nil:
+	boot, err := i.Root.Boot()
+	if err != nil {
 		return nil, err
-	case boot != entry.Boot:
-		found = &failure{reason: rollout.ReasonInterrupted, message: "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out"}
-	case !i.untouched(entry):
-		found = &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped before it had exchanged the kubelet. Nothing is known to be wrong with the kubelet that was rolled out"}
-	case !i.exchanged(ctx, entry):
-		// Between the drop-in and the restart. The timer runs.
-		if err := i.swap(ctx, entry.Wanted); err != nil {
-			found = notExchanged(err)
-		} else {
-			found, ended = i.verify(ctx, entry)
-		}
-	default:
-		found, ended = i.verify(ctx, entry)
 	}
+	if boot != entry.Boot {
+		return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out"}, 0)
+	}
+	untouched := i.untouched(entry)
+	if err := untouched.Err(); err != nil {
+		return nil, err
+	}
+	if untouched.IsNo() {
+		return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped before it had exchanged the kubelet. Nothing is known to be wrong with the kubelet that was rolled out"}, 0)
+	}
+	// A soft reboot leaves the boot as it was and ends the timer.
+	timer, err := i.Systemd.Unit(ctx, takeBackTimer)
+	if err != nil {
+		return nil, err
+	}
+	if timer.Active != "active" {
+		if err := i.Systemd.Start(ctx, takeBackTimer); err != nil {
+			return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the timer that rolls the change back does not run and could not be started: %v", err)}, 0)
+		}
+	}
+	exchanged := i.exchanged(ctx, entry)
+	if err := exchanged.Err(); err != nil {
+		return nil, err
+	}
+	if exchanged.IsNo() {
+		// Between the drop-in and the restart.
+		if err := i.swap(ctx, entry); err != nil {
+			return i.settle(ctx, entry, notExchanged(err), 0)
+		}
+	}
+	found, ended := i.verify(ctx, entry)
 	return i.settle(ctx, entry, found, ended)
 }
 
@@ -233,23 +254,23 @@ func notExchanged(err error) *failure {
 	return &failure{reason: rollout.ReasonNotStarted, message: fmt.Sprintf("the kubelet could not be exchanged: %v", err)}
 }
 
-// settle confirms a change in which nothing was found wrong. What was is taken back, or
+// settle confirms a change in which nothing was found wrong. What was is rolled back, or
 // left in place where that would do more harm. It returns the entry.
 func (i *Installer) settle(ctx context.Context, entry *journal.Entry, found *failure, ended int) (*journal.Entry, error) {
 	if found != nil {
 		why := i.holding().Keep(ctx, entry)
 		if why == "" {
-			return i.undo(ctx, found)
+			return i.undo(ctx, entry, found)
 		}
 		klog.InfoS("Leaving the change in place", "reason", found.reason, "message", found.message, "why", why)
-		switch err := i.store().Leave(found.reason, found.message+". "+why, atMost20(found.stopped)); {
+		switch err := i.store().Leave(ctx, i.Systemd, entry.ID, found.reason, found.message+". "+why, atMost20(found.stopped)); {
 		case errors.Is(err, journal.ErrTaken):
-			return i.undo(ctx, found) // the timer was quicker, and has decided
+			return i.undo(ctx, entry, found) // the timer was quicker, and has decided
 		case err != nil:
 			// Tried again. The timer decides in the same way, and writes first, too.
 			return nil, err
 		}
-	} else if err := i.store().Confirm(ended); err != nil {
+	} else if err := i.store().Confirm(entry.ID, ended); err != nil {
 		klog.ErrorS(err, "Could not confirm the change")
 		// The timer was quicker, or the disk is full: either way it does not count.
 		return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was in order, but it could not be confirmed: %v", err)}, 0)
@@ -271,7 +292,18 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 		runs[c.ID] = true
 	}
 	again := *entry
-	again.Began, again.Deadline = now, now.Add(i.Request.Verify())
+	again.Began, again.Uptime, again.Deadline = now, host.Uptime(), now.Add(i.Request.Verify())
+	// Address and certificate may be others by now.
+	node, err := i.Cluster.Node(ctx)
+	if err != nil {
+		return nil, err
+	}
+	again.Address = kubeletAddress(node)
+	if process, runs := i.process(ctx); runs.IsYes() {
+		if _, pin, err := i.askNow(ctx, again.Address, entry, process); err == nil {
+			again.Pin = pin
+		}
+	}
 	again.Containers = nil
 	for _, c := range entry.Containers {
 		if runs[c.ID] {
@@ -284,12 +316,12 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 	found, ended := i.verifyAgain(ctx, &again)
 	if found == nil {
 		gone := len(entry.Containers) - len(again.Containers) - entry.Ended
-		if err := i.store().Confirm(max(gone, 0) + ended); err != nil {
+		if err := i.store().Confirm(entry.ID, max(gone, 0)+ended); err != nil {
 			return nil, err
 		}
 		return i.store().Read()
 	}
-	if err := i.store().Reopen(found.reason, found.message, atMost20(found.stopped)); err != nil {
+	if err := i.store().Reopen(&again, found.reason, found.message, atMost20(found.stopped)); err != nil {
 		return nil, err
 	}
 	return i.settle(ctx, &again, found, 0)
@@ -305,7 +337,7 @@ func (i *Installer) stopTimer(ctx context.Context) {
 func (i *Installer) left(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
 	report.Architecture = architecture()
-	if i.inForce(ctx, entry) {
+	if i.inForce(ctx, entry).IsYes() {
 		report.Now = entry.Kubelet
 	}
 	report.Phase, report.Reason, report.Left = rollout.Failed, entry.Reason, true
@@ -313,63 +345,51 @@ func (i *Installer) left(ctx context.Context, entry *journal.Entry) rollout.Repo
 	return report
 }
 
-// exchanged reports whether the kubelet was restarted since the drop-in was changed. One
+// exchanged answers whether the kubelet was restarted since the drop-in was changed. One
 // that does not run was.
-func (i *Installer) exchanged(ctx context.Context, entry *journal.Entry) bool {
+func (i *Installer) exchanged(ctx context.Context, entry *journal.Entry) answer.Answer {
 	state, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
-	if err != nil || !state.Running() {
-		return true
+	if err != nil {
+		return answer.Unknown(err)
+	}
+	if !state.Running() {
+		return answer.Yes()
 	}
 	process, err := i.Root.Process(state.MainPID)
 	if err != nil {
-		return true
+		return answer.Unknown(err)
 	}
-	config, guarded := process.Flag(unit.GuardFlag)
+	configuration, guarded := process.Flag(unit.GuardFlag)
 	if entry.Wanted == nil {
-		return !guarded
+		return answer.Of(!guarded)
 	}
-	return process.SHA256 == entry.Kubelet.SHA256 && guarded && strings.Contains(*entry.Wanted, config)
+	return answer.Of(process.SHA256 == entry.Kubelet.SHA256 && guarded && configuration == configurationOf(entry.Wanted))
 }
 
-// takeBack undoes a change and reports it.
-func (i *Installer) takeBack(ctx context.Context, reason rollout.Reason, message string) (rollout.Report, error) {
-	entry, err := i.undo(ctx, &failure{reason: reason, message: message})
-	if err != nil {
-		return rollout.Report{}, err
-	}
-	return i.outcome(ctx, entry)
-}
-
-// undo has the node take the change back: by the unit that was tried before, in case
+// undo has the node roll the change back: by the unit that was tried before, in case
 // this container dies in the middle of it, or else from here.
-func (i *Installer) undo(ctx context.Context, found *failure) (*journal.Entry, error) {
-	klog.InfoS("Taking the change back", "reason", found.reason, "message", found.message)
+func (i *Installer) undo(ctx context.Context, entry *journal.Entry, found *failure) (*journal.Entry, error) {
+	klog.InfoS("Rolling the change back", "reason", found.reason, "message", found.message)
 	store := i.store()
-	if err := store.Change(func(entry *journal.Entry) {
-		if entry.Reason == "" {
-			entry.Reason, entry.Message, entry.Stopped = found.reason, found.message, atMost20(found.stopped)
-		}
-	}); err != nil {
-		klog.ErrorS(err, "Could not note the reason")
+	if err := store.Decide(entry.ID, found.reason, found.message, atMost20(found.stopped)); err != nil {
+		klog.ErrorS(err, "Could not write the reason")
 	}
 	if err := i.Systemd.Start(ctx, takeBackUnit); err != nil {
-		klog.ErrorS(err, "The unit that takes the change back failed, doing it from here")
+		klog.ErrorS(err, "The unit that rolls the change back failed, doing it from here")
 	}
-	entry, err := store.TakeBack(ctx, i.Systemd, nil, found.reason, found.message)
+	entry, err := store.TakeBack(ctx, i.Systemd, entry.ID, i.holding().Keep, found.reason, found.message)
 	if err != nil {
 		return nil, err
 	}
 	if entry == nil {
 		return nil, errors.New("the journal is gone in the middle of a change")
 	}
-	i.stopTimer(ctx)
 	if entry.State == journal.Confirmed {
+		i.stopTimer(ctx)
 		return entry, nil // the timer was quicker and left it in place
 	}
-	if err := i.removeUnits(); err != nil {
-		klog.ErrorS(err, "Could not remove units")
-	} else if err := i.Systemd.Reload(ctx); err != nil {
-		klog.ErrorS(err, "Could not have systemd forget units")
+	if err := i.endUnits(ctx); err != nil {
+		klog.ErrorS(err, "Could not remove units, will try again")
 	}
 	i.awaitOldKubelet(ctx, entry)
 	return entry, nil
@@ -394,10 +414,7 @@ func (i *Installer) done(ctx context.Context, entry *journal.Entry) (rollout.Rep
 // a roll-out ever wrote; the guard's own state of pods is left. Otherwise the kubelet of
 // before stays, so that to go back needs no image.
 func (i *Installer) cleanUp(ctx context.Context, entry *journal.Entry) error {
-	if err := i.removeUnits(); err != nil {
-		return err
-	}
-	if err := i.Systemd.Reload(ctx); err != nil {
+	if err := i.endUnits(ctx); err != nil {
 		return err
 	}
 	if !i.Request.Target.Guarded() {

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"path"
@@ -12,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
@@ -49,6 +52,8 @@ type Installer struct {
 	Cluster Cluster
 	Request rollout.Request
 	Pool    rollout.Pool
+	// Owner names this process for another installer of the node.
+	Owner string
 	// Program and Kubelet are the paths of the two programs of the image, here.
 	Program, Kubelet string
 	// Ask asks the kubelet of the node. The pin is that of kubelet.Client, and is
@@ -81,6 +86,18 @@ type Installer struct {
 	finishedDropIn *string
 	// awaited: the old kubelet was waited for after a change was taken back.
 	awaited bool
+	// asMode is whether a finished node has its mode. asked is when the kubelet was asked,
+	// askedOf the process that has answered.
+	asMode  answer.Answer
+	asked   time.Time
+	askedOf int
+	// owned is the lock of the node.
+	owned *host.Lock
+	// unfinished is how often in a row a change could not be brought to its end, stuck the
+	// report of that, and nextTry when it is tried again.
+	unfinished int
+	stuck      rollout.Report
+	nextTry    time.Time
 }
 
 const (
@@ -92,6 +109,14 @@ const (
 	waitAgain = 3 * time.Second
 	// retell is how often an installer that is at its end sees that its report is there.
 	retell = 20 * time.Second
+	// quickTries is how often a change that cannot be brought to its end is tried again
+	// before the node is reported as failed. From then on it is tried every slowTry.
+	quickTries = 5
+	slowTry    = time.Minute
+	// askAgain is how long a kubelet that does not answer is left alone that was started
+	// on a finished node. One that has answered is not asked again: a guard keeps its mode
+	// for its life, and each answer costs the API server some questions of the kubelet's.
+	askAgain = time.Minute
 )
 
 // store returns the journal of the node.
@@ -101,6 +126,7 @@ func (i *Installer) store() journal.Store { return journal.Store{Root: i.Root} }
 // first. Errors are logged and tried again: an installer that ends would be started
 // again and again.
 func (i *Installer) Run(ctx context.Context) error {
+	defer i.disown()
 	var told rollout.Report
 	failures := 0
 	for {
@@ -163,6 +189,16 @@ func pause(phase rollout.Phase) time.Duration {
 // Step does what can be done now and returns how the node is. The error is about what
 // may be different the next time, such as an API server that does not answer.
 func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
+	other, err := i.own()
+	if err != nil {
+		return rollout.Report{}, err
+	}
+	if other != "" {
+		report := i.newReport()
+		report.Phase = rollout.Waiting
+		report.Message = fmt.Sprintf("Another installer runs on this node: %s. This one begins when that one has ended; a node must be in one pool only", other)
+		return report, nil
+	}
 	if i.finished != nil {
 		return i.watch(ctx), nil
 	}
@@ -172,17 +208,19 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 	}
 	if entry != nil && entry.State == journal.Switching {
 		// What was begun comes to its end, whatever is asked for now.
-		klog.InfoS("An installer was interrupted in the middle of a change", "request", entry.RequestID)
-		if entry, err = i.finish(context.WithoutCancel(ctx), entry); err != nil {
-			return rollout.Report{}, err
+		if time.Now().Before(i.nextTry) {
+			return i.stuck, nil
 		}
+		klog.InfoS("An installer was interrupted in the middle of a change", "request", entry.RequestID)
+		ended, err := i.finish(context.WithoutCancel(ctx), entry)
+		if err != nil {
+			return i.notFinished(entry, err)
+		}
+		entry, i.unfinished = ended, 0
 	}
 	if i.Root.Exists(path.Join(units, recoverUnit)) {
 		// Of an installer that was interrupted before or after a change.
-		if err := i.removeUnits(); err != nil {
-			return rollout.Report{}, err
-		}
-		if err := i.Systemd.Reload(ctx); err != nil {
+		if err := i.endUnits(ctx); err != nil {
 			return rollout.Report{}, err
 		}
 	}
@@ -209,10 +247,13 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 		if err != nil {
 			return rollout.Report{}, err
 		}
+		untouched := i.untouched(entry)
 		switch {
 		case !again:
 			return i.left(ctx, entry), nil
-		case !i.untouched(entry):
+		case untouched.Err() != nil:
+			return rollout.Report{}, untouched.Err()
+		case untouched.IsNo():
 			// Somebody has put another kubelet there by hand.
 			if err := i.store().Clear(); err != nil {
 				return rollout.Report{}, err
@@ -225,10 +266,37 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 			return i.outcome(ctx, entry)
 		}
 	}
-	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() && i.inForce(ctx, entry) {
-		return i.done(ctx, entry)
+	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() {
+		inForce := i.inForce(ctx, entry)
+		if inForce.IsYes() {
+			inForce = i.inMode(ctx, entry)
+		}
+		if err := inForce.Err(); err != nil {
+			return rollout.Report{}, err
+		}
+		if inForce.IsYes() {
+			return i.done(ctx, entry)
+		}
 	}
 	return i.work(ctx)
+}
+
+// notFinished reports a change that could not be brought to its end, when that has
+// failed a few times.
+func (i *Installer) notFinished(entry *journal.Entry, err error) (rollout.Report, error) {
+	if i.unfinished++; i.unfinished < quickTries {
+		return rollout.Report{}, err
+	}
+	i.nextTry = time.Now().Add(slowTry)
+	report := reportOf(entry)
+	report.Architecture = architecture()
+	report.Phase, report.Reason = rollout.Failed, entry.Reason
+	if report.Reason == "" {
+		report.Reason = rollout.ReasonInterrupted
+	}
+	report.Message = fmt.Sprintf("The change of the kubelet is neither confirmed nor rolled back, after %d tries: %v. Put that right on the node; the installer tries again every minute, and so does %s (journalctl -u %s)", i.unfinished, err, takeBackUnit, takeBackUnit)
+	i.stuck = report
+	return report, nil
 }
 
 // again reports whether somebody has asked to try the request again that has failed.
@@ -243,23 +311,82 @@ func (i *Installer) again(ctx context.Context, entry *journal.Entry) (bool, erro
 	return !rollout.Marked(node), nil
 }
 
-// untouched reports whether the drop-in is the one of the entry.
-func (i *Installer) untouched(entry *journal.Entry) bool {
+// untouched answers whether the drop-in is the one of the entry.
+func (i *Installer) untouched(entry *journal.Entry) answer.Answer {
 	current, err := i.dropIn()
-	return err == nil && same(current, entry.Wanted)
+	if err != nil {
+		return answer.Unknown(err)
+	}
+	return answer.Of(same(current, entry.Wanted))
 }
 
-// inForce reports whether the node runs what the entry says.
-func (i *Installer) inForce(ctx context.Context, entry *journal.Entry) bool {
-	if !i.untouched(entry) {
-		return false
+// inForce answers whether the node runs what the entry says, with its configuration.
+func (i *Installer) inForce(ctx context.Context, entry *journal.Entry) answer.Answer {
+	files := i.untouched(entry).And(i.configurationIntact(entry.Wanted))
+	process, a := i.process(ctx)
+	if !a.IsYes() {
+		return files.And(a)
 	}
+	return files.And(answer.Of(process.SHA256 == entry.Kubelet.SHA256))
+}
+
+// process is the one of the kubelet. The answer is whether it runs.
+func (i *Installer) process(ctx context.Context) (host.Process, answer.Answer) {
 	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
-	if err != nil || !unit.Running() {
-		return false
+	if err != nil {
+		return host.Process{}, answer.Unknown(err)
+	}
+	if !unit.Running() {
+		return host.Process{}, answer.No()
 	}
 	process, err := i.Root.Process(unit.MainPID)
-	return err == nil && process.SHA256 == entry.Kubelet.SHA256
+	if err != nil {
+		return host.Process{}, answer.Unknown(err)
+	}
+	return process, answer.Yes()
+}
+
+// configurationIntact answers whether the guard's configuration that the drop-in names is
+// the one that was written: its name is its checksum.
+func (i *Installer) configurationIntact(dropIn *string) answer.Answer {
+	name := configurationOf(dropIn)
+	if name == "" {
+		return answer.Yes()
+	}
+	data, err := i.Root.ReadText(name)
+	switch {
+	case err != nil:
+		return answer.Unknown(err)
+	case data == nil:
+		return answer.No()
+	}
+	sum := sha256.Sum256([]byte(*data))
+	return answer.Of(path.Base(name) == hex.EncodeToString(sum[:])+".yaml")
+}
+
+// inMode answers whether the guard says that it is in the mode of the entry. The file
+// that the kubelet has read may have been another one.
+func (i *Installer) inMode(ctx context.Context, entry *journal.Entry) answer.Answer {
+	if !entry.Target.Guarded() {
+		return answer.Yes()
+	}
+	process, a := i.process(ctx)
+	if !a.IsYes() {
+		return a
+	}
+	address := entry.Address
+	if boot, err := i.Root.Boot(); err != nil || boot != entry.Boot {
+		node, err := i.Cluster.Node(ctx)
+		if err != nil {
+			return answer.Unknown(err)
+		}
+		address = kubeletAddress(node)
+	}
+	said, _, err := i.askNow(ctx, address, entry, process)
+	if err != nil {
+		return answer.Unknown(err)
+	}
+	return answer.Of(said.Guarded && said.Mode == entry.Kubelet.Mode)
 }
 
 // finishWith notes that the node has what was asked for.
@@ -273,25 +400,47 @@ func (i *Installer) finishWith(report rollout.Report) rollout.Report {
 // watch looks at a node that had what was asked for. When somebody has changed it by
 // hand the installer says so and leaves it: whoever puts a node right in the night
 // shall not have to fight with it. It asks nobody but the node, so that an API server
-// that is away makes no pod unready.
+// that is away makes no pod unready; each kubelet that is started is asked once for the
+// mode of its guard. What is unknown is as it was.
 func (i *Installer) watch(ctx context.Context) rollout.Report {
-	current, err := i.dropIn()
-	changed := err == nil && !same(current, i.finishedDropIn)
-	running := ""
-	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
-	if err == nil && unit.Running() {
-		if process, err := i.Root.Process(unit.MainPID); err == nil {
-			running = process.SHA256
-			changed = changed || i.Request.Target.Guarded() && running != i.finished.Now.SHA256
+	report := *i.finished
+	changed := func(reason rollout.Reason, what string) rollout.Report {
+		return i.refuse(report, refusal{reason, fmt.Sprintf(
+			"the node had what was asked for, and %s since. To have it put right, delete this pod (kubectl delete pod -n %s --field-selector spec.nodeName=NODE); to keep the change, take the node out of the pool", what, rollout.Namespace)})
+	}
+	asIs := answer.Yes()
+	if current, err := i.dropIn(); err == nil {
+		asIs = answer.Of(same(current, i.finishedDropIn))
+	}
+	process, running := i.process(ctx)
+	if running.IsYes() && i.Request.Target.Guarded() {
+		asIs = asIs.And(answer.Of(process.SHA256 == i.finished.Now.SHA256))
+	}
+	if asIs.IsNo() {
+		report.Now = rollout.Kubelet{SHA256: process.SHA256}
+		return changed(rollout.ReasonOtherKubelet, fmt.Sprintf("somebody has changed %s or its drop-ins", rollout.KubeletUnit))
+	}
+	if i.configurationIntact(i.finishedDropIn).IsNo() {
+		return changed(rollout.ReasonMode, fmt.Sprintf("somebody has changed or removed the guard's configuration %s", configurationOf(i.finishedDropIn)))
+	}
+	if i.Request.Target.Guarded() && running.IsYes() && process.PID != i.askedOf && time.Since(i.asked) >= askAgain {
+		i.asked = time.Now()
+		entry, err := i.store().Read()
+		if err != nil || entry == nil || entry.State != journal.Confirmed {
+			entry = &journal.Entry{Target: i.Request.Target, Kubelet: rollout.Kubelet{Mode: i.Request.Target.Mode()}}
+		}
+		if inMode := i.inMode(ctx, entry); inMode.Err() == nil {
+			i.asMode, i.askedOf = inMode, process.PID
 		}
 	}
-	if !changed {
-		return i.reportUnitChange(*i.finished, unit.Files)
+	if i.asMode.IsNo() {
+		return changed(rollout.ReasonMode, fmt.Sprintf("the guard does not run in mode %s any more", i.Request.Target.Mode()))
 	}
-	report := *i.finished
-	report.Now = rollout.Kubelet{SHA256: running}
-	return i.refuse(report, refusal{rollout.ReasonOtherKubelet, fmt.Sprintf(
-		"the node had what was asked for, and somebody has changed %s or its drop-ins since. To have it put right, delete this pod (kubectl delete pod -n %s --field-selector spec.nodeName=NODE); to keep the change, take the node out of the pool", rollout.KubeletUnit, rollout.Namespace)})
+	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
+	if err != nil {
+		return report
+	}
+	return i.reportUnitChange(report, unit.Files)
 }
 
 func same(a, b *string) bool {

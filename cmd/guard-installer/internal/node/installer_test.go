@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
@@ -200,7 +201,7 @@ func TestCrashAnywhere(t *testing.T) {
 				require.True(t, w.root.Exists(filepath.Join(wanted, recoverUnit)), "the boot would not take it back")
 			}
 			require.NoError(t, w.Reload(context.Background()))
-			_, err = journal.Store{Root: w.root}.Recover(context.Background(), w)
+			_, err = journal.Store{Root: w.root}.Recover(context.Background(), w, nil)
 			require.NoError(t, err)
 			require.NoError(t, w.Restart(context.Background(), rollout.KubeletUnit))
 			w.run(request(rollout.Audit))
@@ -562,7 +563,13 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 			for path, end := range map[string]func(w *world) rollout.Report{
 				"the installer": func(w *world) rollout.Report {
 					installer := w.installer(brief(rollout.Enforce))
-					installer.Cluster = silencesSystemd{w}
+					running := installer.Running
+					installer.Running = func(ctx context.Context, socket string) ([]cri.Container, error) {
+						if w.started == 2 { // the new one is looked at
+							w.silent = errors.New("the connection was closed")
+						}
+						return running(ctx, socket)
+					}
 					report, err := installer.Step(context.Background())
 					require.NoError(w.t, err)
 					return report
@@ -592,17 +599,6 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 			}
 		})
 	}
-}
-
-// silencesSystemd has systemd not answer from the first look at the new kubelet on. It
-// answers again when the kubelet was exchanged once more.
-type silencesSystemd struct{ *world }
-
-func (s silencesSystemd) Report(ctx context.Context, report rollout.Report, mark *bool) error {
-	if strings.HasPrefix(report.Message, "Restarting the kubelet") {
-		s.silent = errors.New("the connection was closed")
-	}
-	return s.world.Report(ctx, report, mark)
 }
 
 func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {

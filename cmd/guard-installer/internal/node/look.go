@@ -36,8 +36,12 @@ import (
 // spareSpace is what must be free beyond the size of the programs, in bytes.
 const spareSpace = 64 << 20
 
-// smallSpace must be free where drop-ins, units and the journal are, in bytes.
+// smallSpace must be free where drop-ins and the journal are, in bytes.
 const smallSpace = 4 << 20
+
+// runSpace must be free in /run, in bytes: systemd refuses to read units again below
+// 16 MiB, and a rollback needs that.
+const runSpace = 32 << 20
 
 // architecture is that of this program, and so of the node.
 func architecture() string { return runtime.GOARCH }
@@ -101,7 +105,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	// be to replace a kubelet that an earlier request has left there.
 	strict := target != rollout.Stock
 	inOrder := strict
-	if entry, err := i.store().Read(); err == nil && entry.Left() && i.untouched(entry) {
+	if entry, err := i.store().Read(); err == nil && entry.Left() && i.untouched(entry).IsYes() {
 		inOrder = false
 	}
 
@@ -353,13 +357,13 @@ func (i *Installer) lookAtOffer(ctx context.Context, v *view) (refusals []refusa
 // missingSpace returns what is missing for the programs, and for the small files that
 // must be written to take a change back; "" when there is room.
 func (i *Installer) missingSpace(v *view) (string, error) {
-	for _, name := range []string{rollout.DropIn, rollout.StateDir + "/x", runtimeUnits + "/x"} {
+	for name, need := range map[string]uint64{rollout.DropIn: smallSpace, rollout.StateDir + "/x": smallSpace, runtimeUnits + "/x": runSpace} {
 		free, err := i.Root.Free(name)
 		if err != nil {
 			return "", err
 		}
-		if free < smallSpace {
-			return fmt.Sprintf("%s has %d MiB free, %d are needed", path.Dir(name), free>>20, smallSpace>>20), nil
+		if free < need {
+			return fmt.Sprintf("%s has %d MiB free, %d are needed", path.Dir(name), free>>20, need>>20), nil
 		}
 	}
 	var need uint64

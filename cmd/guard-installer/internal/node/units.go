@@ -1,21 +1,29 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"path"
 	"time"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/pkg/rollout"
 )
 
 // Units that exist while a node is being changed.
 const (
-	// takeBackUnit takes the change back. takeBackTimer starts it when nobody has
+	// takeBackUnit rolls the change back. takeBackTimer starts it when nobody has
 	// confirmed the change in time.
 	takeBackUnit  = "kubelet-guard-take-back.service"
-	takeBackTimer = "kubelet-guard-take-back.timer"
-	// recoverUnit takes the change back when the node boots in the middle of it.
+	takeBackTimer = journal.Timer
+	// recoverUnit rolls the change back when the node boots in the middle of it.
 	recoverUnit = "kubelet-guard-recover.service"
+
+	// A rollback that fails is tried again by systemd, RollbackTries times in all, with
+	// RollbackPause seconds between. That is 10 minutes, and more where each takes its time.
+	RollbackTries = 60
+	// RollbackPause is in seconds.
+	RollbackPause = 10
 
 	// What is in /run is gone after a boot.
 	runtimeUnits = "/run/systemd/system"
@@ -25,17 +33,21 @@ const (
 )
 
 // writeUnits writes the units. program is the installer on the node, after is when the
-// timer takes the change back.
+// timer rolls the change back.
 func (i *Installer) writeUnits(program string, after time.Duration) error {
 	files := map[string]string{
 		path.Join(runtimeUnits, takeBackUnit): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node is at its end.
 [Unit]
 Description=Put back the kubelet that a roll-out of Kubelet Guard has replaced
+StartLimitIntervalSec=86400
+StartLimitBurst=%d
 [Service]
 Type=oneshot
 ExecStart=%s take-back
 TimeoutStartSec=180
-`, program),
+Restart=on-failure
+RestartSec=%d
+`, RollbackTries, program, RollbackPause),
 		path.Join(runtimeUnits, takeBackTimer): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node is at its end.
 [Unit]
 Description=Put back the kubelet unless the roll-out of Kubelet Guard confirms the new one
@@ -48,13 +60,17 @@ AccuracySec=1
 Description=Put back the kubelet of a roll-out of Kubelet Guard that a boot has interrupted
 Before=%s
 RequiresMountsFor=%s %s %s
+StartLimitIntervalSec=86400
+StartLimitBurst=%d
 [Service]
 Type=oneshot
 ExecStart=%s recover
 TimeoutStartSec=60
+Restart=on-failure
+RestartSec=%d
 [Install]
 WantedBy=%s
-`, rollout.KubeletUnit, rollout.InstallDir, rollout.StateDir, path.Dir(rollout.DropIn), program, rollout.KubeletUnit),
+`, rollout.KubeletUnit, rollout.InstallDir, rollout.StateDir, path.Dir(rollout.DropIn), RollbackTries, program, RollbackPause, rollout.KubeletUnit),
 	}
 	for name, text := range files {
 		if err := i.Root.Write(name, []byte(text), 0o644); err != nil {
@@ -64,16 +80,45 @@ WantedBy=%s
 	return i.Root.Link(path.Join(units, recoverUnit), path.Join(wanted, recoverUnit))
 }
 
-// removeUnits removes what writeUnits wrote. The link goes first: without its file it
-// would be an error of every boot.
-func (i *Installer) removeUnits() error {
-	for _, name := range []string{
-		path.Join(wanted, recoverUnit), path.Join(units, recoverUnit),
-		path.Join(runtimeUnits, takeBackTimer), path.Join(runtimeUnits, takeBackUnit),
-	} {
+// endUnits stops and removes what writeUnits wrote, and removes what the journal has
+// prepared for a rollback and what installers that were killed have left. No change may be
+// under way. The unit for a boot goes last: while it is there, the next installer does the
+// rest. Its link goes before it: without its file it would be an error of every boot.
+func (i *Installer) endUnits(ctx context.Context) error {
+	// A timer that ran on would end the next change early.
+	for _, name := range []string{takeBackTimer, takeBackUnit} {
+		if err := i.Systemd.Stop(ctx, name); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{takeBackTimer, takeBackUnit} {
+		if err := i.Root.Remove(path.Join(runtimeUnits, name)); err != nil {
+			return err
+		}
+	}
+	if err := i.store().RemovePrepared(); err != nil {
+		return err
+	}
+	folders := []string{wanted, units, runtimeUnits, path.Dir(rollout.DropIn), rollout.StateDir, rollout.ConfigDir}
+	programs, err := i.Root.Folder(rollout.InstallDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range programs {
+		folders = append(folders, path.Join(rollout.InstallDir, name))
+	}
+	for _, folder := range folders {
+		if err := i.Root.RemoveUnfinished(folder); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{path.Join(wanted, recoverUnit), path.Join(units, recoverUnit)} {
 		if err := i.Root.Remove(name); err != nil {
 			return err
 		}
 	}
-	return i.Root.RemoveEmpty(wanted)
+	if err := i.Root.RemoveEmpty(wanted); err != nil {
+		return err
+	}
+	return i.Systemd.Reload(ctx)
 }

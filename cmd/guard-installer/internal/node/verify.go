@@ -88,7 +88,7 @@ func (i *Installer) verifyAgain(ctx context.Context, entry *journal.Entry) (foun
 // is clear. Only the kubelet restarts the settle time: containers come and go.
 func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	entry := v.entry
-	ctx, cancel := context.WithDeadline(ctx, entry.Deadline)
+	ctx, cancel := context.WithTimeout(ctx, timeLeft(entry, host.Uptime()))
 	defer cancel()
 	last := &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped for too long to see whether the change was in order"}
 	var healthySince time.Time
@@ -150,6 +150,15 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 		case <-time.After(v.Poll):
 		}
 	}
+}
+
+// timeLeft returns how long a change may take until its deadline. It goes by the time
+// since the boot: a clock that is set in the middle of a change ends no change.
+func timeLeft(entry *journal.Entry, uptime time.Duration) time.Duration {
+	if entry.Uptime == 0 {
+		return time.Until(entry.Deadline)
+	}
+	return entry.Deadline.Sub(entry.Began) - (uptime - entry.Uptime)
 }
 
 // overdue is the failure of a change that was not in order in time.
@@ -405,7 +414,7 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 		return now, err
 	}
 	// The node may have booted since, with another address.
-	answer, _, err := i.Ask(ctx, kubeletAddress(node), entry.Pin)
+	answer, _, err := i.askNow(ctx, kubeletAddress(node), entry, process)
 	if err != nil {
 		return now, err
 	}

@@ -77,6 +77,9 @@ type world struct {
 	t      *testing.T
 	root   host.Root
 	images string
+	// process is the installer that runs, processes how many were started.
+	process   *Installer
+	processes int
 
 	// systemd
 	command  unit.Command // as read at the last reload
@@ -85,6 +88,8 @@ type world struct {
 	pid      int
 	restarts uint32
 	timer    bool
+	// retry: systemd starts the unit that rolls back again after a while.
+	retry bool
 	// crash, when it gets to 0, is a kill of the installer at a call of systemd.
 	crash int
 	// dies: the installer is killed after the next restart.
@@ -104,7 +109,13 @@ type world struct {
 	noConfig error
 	// stops is how many containers the process of the kubelet has stopped.
 	stops int
+	// certificate is what the kubelet shows.
+	certificate string
 
+	// steps, see crash_test.go: onStep is called at each, with where in the code it is.
+	onStep func(what, where string) error
+	inStep bool
+	full   bool
 	// cluster
 	node   *corev1.Node
 	server string
@@ -126,7 +137,9 @@ type crashed struct{}
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, root: host.Root(memory(t)), images: t.TempDir(), server: "v1.36.3", slot: true, crash: -1}
+	w := &world{t: t, root: host.Root(memory(t)), images: t.TempDir(), server: "v1.36.3", slot: true, crash: -1, certificate: "pin"}
+	worlds.Store(w.root, w)
+	t.Cleanup(func() { worlds.Delete(w.root) })
 	w.file("/proc/sys/kernel/random/boot_id", "boot-1\n")
 	w.file("/proc/1/stat", "1 (systemd) S "+strings.Repeat("0 ", 18)+"17 0")
 	w.file("/run/containerd/containerd.sock", "")
@@ -191,21 +204,38 @@ func request(target rollout.Target) rollout.Request {
 
 // installer is a process of the installer that has just been started.
 func (w *world) installer(request rollout.Request) *Installer {
+	if w.process != nil {
+		w.process.disown() // that process is dead
+	}
+	w.process = w.another(request)
+	return w.process
+}
+
+// another is a process of the installer that is started beside the one that runs.
+func (w *world) another(request rollout.Request) *Installer {
+	w.processes++
 	return &Installer{
-		Root: w.root, Systemd: w, Cluster: w,
+		Root: w.root, Systemd: w, Cluster: w, Owner: fmt.Sprintf("pod installer-%d of pool blue", w.processes),
 		Request: request, Pool: rollout.Pool{Name: "blue", Selector: "x=y", MaxUnavailable: 1},
 		Program: filepath.Join(w.images, "installer"), Kubelet: filepath.Join(w.images, "kubelet"),
 		Ask: w.ask, Protected: w.protected, Pods: w.podsOfKubelet,
-		Config:  func(context.Context, string, string) (kubelet.Config, error) { return w.config, w.noConfig },
-		Running: func(context.Context, string) ([]cri.Container, error) { return slices.Clone(w.containers), nil },
+		Config: func(context.Context, string, string) (kubelet.Config, error) {
+			w.step("kubelet")
+			return w.config, w.noConfig
+		},
+		Running: func(context.Context, string) ([]cri.Container, error) {
+			w.step("runtime")
+			return slices.Clone(w.containers), nil
+		},
 		Version: func(_ context.Context, root host.Root, program string) (string, error) {
+			w.step("program")
 			if root != "" {
 				program = root.Path(program)
 			}
 			data, err := os.ReadFile(program)
 			return word(data, "version"), err
 		},
-		SetReady: func(ready bool) error { w.ready = ready; return nil },
+		SetReady: func(ready bool) error { w.step("readiness"); w.ready = ready; return nil },
 		Poll:     time.Millisecond,
 		Recovery: 300 * time.Millisecond,
 	}
@@ -221,13 +251,13 @@ func (w *world) run(request rollout.Request) rollout.Report {
 	return report
 }
 
-// tree has the names of all files but those of /proc.
+// tree has the names of all files but those of /proc and the lock of a process.
 func (w *world) tree() []string {
 	w.t.Helper()
 	var names []string
 	require.NoError(w.t, filepath.Walk(string(w.root), func(path string, info os.FileInfo, err error) error {
 		name := strings.TrimPrefix(path, string(w.root))
-		if err == nil && !info.IsDir() && !strings.HasPrefix(name, "/proc/") {
+		if err == nil && !info.IsDir() && !strings.HasPrefix(name, "/proc/") && name != ownerFile {
 			names = append(names, name)
 		}
 		return err
@@ -238,6 +268,7 @@ func (w *world) tree() []string {
 // systemd
 
 func (w *world) call() {
+	w.step("systemd")
 	if w.crash == 0 {
 		panic(crashed{})
 	}
@@ -312,6 +343,9 @@ func (w *world) Unit(_ context.Context, name string) (systemd.Unit, error) {
 	if w.silent != nil {
 		return systemd.Unit{}, w.silent
 	}
+	if name == takeBackTimer {
+		return systemd.Unit{Active: map[bool]string{true: "active", false: "inactive"}[w.timer]}, nil
+	}
 	u := systemd.Unit{Loaded: true, Active: "active", Sub: "running", Files: w.files, MainPID: w.pid, NeedsReload: w.stale}
 	if w.pid == 0 {
 		w.restarts++
@@ -333,7 +367,11 @@ func (w *world) Start(ctx context.Context, name string) error {
 		if w.broken != nil {
 			return w.broken
 		}
-		_, err := w.takeBack()
+		var err error
+		if dies(func() { _, err = w.takeBack() }) {
+			err = errors.New("the process of the unit was killed")
+		}
+		w.retry = err != nil
 		return err
 	}
 	return fmt.Errorf("unexpected start of %s", name)
@@ -346,11 +384,14 @@ func (w *world) takeBack() (*journal.Entry, error) {
 	w.crash = -1
 	defer func() { w.crash = crash }()
 	holding := Holding{Root: w.root, Systemd: w, Protected: w.protected, Poll: time.Millisecond}
-	return journal.Store{Root: w.root}.TakeBack(context.Background(), w, holding.Keep, rollout.ReasonInterrupted, "the timer")
+	return journal.Store{Root: w.root}.TakeBackOrTry(context.Background(), w, holding.Keep, rollout.ReasonInterrupted, "the timer")
 }
 
 func (w *world) Stop(_ context.Context, name string) error {
 	w.call()
+	if name == takeBackUnit {
+		w.retry = false
+	}
 	if name == takeBackTimer {
 		w.timer = false
 	}
@@ -360,9 +401,12 @@ func (w *world) Stop(_ context.Context, name string) error {
 // kubelet
 
 func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, string, error) {
+	w.step("kubelet")
 	switch {
 	case w.running == nil || w.is("sick"):
 		return kubelet.Answer{}, "", errors.New("connection refused")
+	case pin != "" && pin != w.certificate:
+		return kubelet.Answer{}, "", kubelet.ErrOtherCertificate
 	case w.is("deaf"):
 		return kubelet.Answer{}, "", errors.New("no answer in time")
 	case w.is("unhealthy"):
@@ -387,10 +431,11 @@ func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, str
 		}
 		answer.Pods = &guard.PodList{Items: w.held}
 	}
-	return answer, "pin", nil
+	return answer, w.certificate, nil
 }
 
 func (w *world) podsOfKubelet(context.Context, string, string) (kubelet.Pods, error) {
+	w.step("kubelet")
 	if w.running == nil || w.is("sick") || w.is("deaf") {
 		return kubelet.Pods{}, errors.New("connection refused")
 	}
@@ -404,6 +449,7 @@ func (w *world) podsOfKubelet(context.Context, string, string) (kubelet.Pods, er
 func (w *world) is(word string) bool { return slices.Contains(words(w.running), word) }
 
 func (w *world) protected(ctx context.Context, address, pin string) (*guard.PodList, error) {
+	w.step("kubelet")
 	switch {
 	case w.running == nil || w.is("sick"):
 		return nil, kubelet.ErrNotListening
@@ -425,9 +471,20 @@ func (w *world) protected(ctx context.Context, address, pin string) (*guard.PodL
 
 // cluster
 
-func (w *world) Node(context.Context) (*corev1.Node, error) {
+var errAway = errors.New("the API server is away")
+
+// reach is a request to the API server.
+func (w *world) reach() error {
+	w.step("API server")
 	if w.away {
-		return nil, errors.New("the API server is away")
+		return errAway
+	}
+	return nil
+}
+
+func (w *world) Node(context.Context) (*corev1.Node, error) {
+	if err := w.reach(); err != nil {
+		return nil, err
 	}
 	node := w.node.DeepCopy()
 	node.Status.NodeInfo.KubeletVersion = word(w.running, "version")
@@ -437,6 +494,9 @@ func (w *world) Node(context.Context) (*corev1.Node, error) {
 	return node, nil
 }
 func (w *world) Pod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
+	if err := w.reach(); err != nil {
+		return nil, err
+	}
 	for _, pod := range append(slices.Clone(w.pods), w.lost...) {
 		if pod.Namespace == namespace && pod.Name == name {
 			return &pod, nil
@@ -446,21 +506,30 @@ func (w *world) Pod(_ context.Context, namespace, name string) (*corev1.Pod, err
 }
 func (w *world) Heartbeat(context.Context) (time.Time, error) {
 	if w.running == nil {
-		return time.Time{}, nil
+		return time.Time{}, w.reach()
 	}
-	return time.Now(), nil
+	return time.Now(), w.reach()
 }
-func (w *world) ServerVersion(context.Context) (string, error)            { return w.server, nil }
-func (w *world) MayBegin(context.Context, string) (string, error)         { return w.why, nil }
-func (w *world) ReleaseSlot(context.Context) error                        { w.slotTaken = false; return nil }
-func (w *world) Event(_ context.Context, kind, reason, text string) error { return nil }
+func (w *world) ServerVersion(context.Context) (string, error)    { return w.server, w.reach() }
+func (w *world) MayBegin(context.Context, string) (string, error) { return w.why, w.reach() }
+func (w *world) ReleaseSlot(context.Context) error {
+	if err := w.reach(); err != nil {
+		return err
+	}
+	w.slotTaken = false
+	return nil
+}
+func (w *world) Event(_ context.Context, kind, reason, text string) error { return w.reach() }
 func (w *world) TakeSlot(context.Context) (bool, []string, error) {
+	if err := w.reach(); err != nil {
+		return false, nil, err
+	}
 	w.slotTaken = w.slot
 	return w.slot, []string{"other"}, nil
 }
 func (w *world) Report(_ context.Context, report rollout.Report, mark *bool) error {
-	if w.away {
-		return errors.New("the API server is away")
+	if err := w.reach(); err != nil {
+		return err
 	}
 	w.told = append(w.told, report)
 	metav1.SetMetaDataAnnotation(&w.node.ObjectMeta, rollout.ReportAnnotation, report.Annotation())

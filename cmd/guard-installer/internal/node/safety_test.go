@@ -1,0 +1,406 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
+	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// between calls f when the change has begun and the drop-in is as before.
+type between struct {
+	*world
+	f func()
+}
+
+func (b between) Report(ctx context.Context, report rollout.Report, mark *bool) error {
+	if strings.HasPrefix(report.Message, "Restarting the kubelet") {
+		b.f()
+	}
+	return b.world.Report(ctx, report, mark)
+}
+
+func TestOneInstallerOwnsTheNode(t *testing.T) {
+	for words, want := range map[string]rollout.Phase{"guarded": rollout.Done, "guarded nostart": rollout.RolledBack, "guarded sick": rollout.RolledBack} {
+		w := newWorld(t)
+		w.image(program(words, "version="+guardedVersion))
+		first := w.installer(brief(rollout.Audit))
+		second := w.another(brief(rollout.Audit))
+		first.Cluster = between{w, func() {
+			report, err := second.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, rollout.Waiting, report.Phase)
+			assert.Contains(t, report.Message, "Another installer runs on this node: pod installer-1 of pool blue.")
+		}}
+		report, err := first.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, want, report.Phase, report.Message)
+		assert.Equal(t, want == rollout.Done, w.root.Exists(rollout.DropIn))
+		assert.Equal(t, want == rollout.Done, w.is("guarded"))
+
+		// The second one begins when the first has ended.
+		first.disown()
+		report, err = second.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, want, report.Phase, report.Message)
+	}
+}
+
+// Where the lock was of no use, nothing that was rolled back gets into its place.
+func TestAChangeThatWasRolledBackIsNotMade(t *testing.T) {
+	w := newWorld(t)
+	first := w.installer(brief(rollout.Audit))
+	first.Cluster = between{w, func() {
+		_, err := w.takeBack()
+		require.NoError(t, err)
+	}}
+	report, err := first.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+	assert.False(t, w.root.Exists(rollout.DropIn))
+	assert.Equal(t, 1, w.started, "the old kubelet runs all the time")
+}
+
+func TestADropInThatCameAfterTheRollbackIsRolledBack(t *testing.T) {
+	w := newWorld(t)
+	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+	store := journal.Store{Root: w.root}
+	wanted, err := w.root.ReadText(rollout.DropIn)
+	require.NoError(t, err)
+	entry, err := w.takeBack()
+	require.NoError(t, err)
+	require.Equal(t, journal.RolledBack, entry.State)
+	w.file(rollout.DropIn, *wanted)
+	require.NoError(t, w.Reload(context.Background()))
+	require.NoError(t, w.start())
+
+	installer := w.installer(brief(rollout.Audit))
+	entry, err = installer.undo(context.Background(), entry, &failure{reason: rollout.ReasonInterrupted, message: "x"})
+	require.NoError(t, err)
+	assert.Equal(t, journal.RolledBack, entry.State)
+	assert.False(t, w.root.Exists(rollout.DropIn))
+	assert.False(t, w.is("guarded"))
+
+	// That of another change is not.
+	_, err = store.TakeBack(context.Background(), w, "another", nil, rollout.ReasonInterrupted, "x")
+	assert.ErrorIs(t, err, journal.ErrTaken)
+}
+
+// fills fills the disk when the kubelet is restarted.
+type fills struct{ *world }
+
+func (f fills) Restart(ctx context.Context, name string) error {
+	err := f.world.Restart(ctx, name)
+	f.full = true
+	return err
+}
+
+func TestAFullDiskKeepsNoRollbackFromItsEnd(t *testing.T) {
+	for _, before := range []rollout.Target{rollout.Stock, rollout.Enforce} {
+		w := newWorld(t)
+		require.Equal(t, rollout.Done, w.run(request(before)).Phase)
+		old, started := w.running, w.started
+		w.image(program("version="+guardedVersion, "guarded", "nostart"))
+		wanted := with(brief(rollout.Audit), func(r *rollout.Request) { r.Image = "broken" })
+		installer := w.installer(wanted)
+		installer.Systemd = fills{w}
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+		for range 3 {
+			report, err = w.installer(wanted).Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+		}
+		assert.Equal(t, string(old), string(w.running))
+		assert.Equal(t, started+2, w.started, "the kubelet is restarted twice: for the change, and for the rollback")
+	}
+}
+
+func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
+	for name, c := range map[string]struct {
+		breaks  func(w *world)
+		message string
+	}{
+		"no room beside the drop-in": {func(w *world) { w.full = true }, "no space left on device"},
+		"systemd does not answer":    {func(w *world) { w.silent = errors.New("permission denied") }, "permission denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.installer(brief(rollout.Audit))
+			w.onStep = func(_, where string) error {
+				if strings.Contains(where, "TakeBackOrTry") {
+					c.breaks(w)
+				}
+				return nil
+			}
+			report, err := w.process.Step(context.Background())
+			w.onStep, w.full, w.silent = nil, false, nil
+			require.NoError(t, err)
+			assert.Equal(t, rollout.Refused, report.Phase)
+			assert.Equal(t, rollout.ReasonPreparation, report.Reason)
+			assert.Contains(t, report.Message, c.message)
+			assert.Equal(t, 1, w.started)
+		})
+	}
+}
+
+func TestTheUnitsAreTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, w.installer(request(rollout.Audit)).writeUnits("/opt/installer", time.Minute))
+	for _, name := range []string{runtimeUnits + "/" + takeBackUnit, units + "/" + recoverUnit} {
+		data, err := w.root.Read(name)
+		require.NoError(t, err)
+		for _, line := range []string{"Restart=on-failure", "RestartSec=10", "StartLimitBurst=60", "StartLimitIntervalSec=86400"} {
+			assert.Contains(t, string(data), "\n"+line+"\n", name)
+		}
+	}
+}
+
+func TestAChangeThatGetsToNoEndIsSaid(t *testing.T) {
+	w := newWorld(t)
+	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+	w.silent = errors.New("the connection was closed")
+	installer := w.installer(brief(rollout.Audit))
+	for range quickTries - 1 {
+		_, err := installer.Step(context.Background())
+		require.ErrorContains(t, err, "the connection was closed")
+	}
+	for range 2 {
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.Failed, report.Phase)
+		assert.Contains(t, report.Message, "The change of the kubelet is neither confirmed nor rolled back, after 5 tries: the connection was closed. ")
+	}
+	assert.Equal(t, 2, w.started)
+	w.silent, installer.nextTry = nil, time.Time{}
+	report, err := installer.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+}
+
+// A rollback that got halfway must not leave a kubelet that systemd would not start again.
+func TestWhatIsKeptAfterHalfARollbackStays(t *testing.T) {
+	w := newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "unhealthy"))
+	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
+	_, err := journal.Store{Root: w.root}.TakeBack(context.Background(), refusesReload{w}, "", nil, rollout.ReasonInterrupted, "x")
+	require.ErrorContains(t, err, "refused")
+	require.False(t, w.root.Exists(rollout.DropIn))
+	holdsA(w)
+	report := w.run(brief(rollout.Enforce))
+	assert.True(t, report.Left, report.Message)
+	assert.True(t, w.root.Exists(rollout.DropIn))
+	assert.True(t, w.command.HasGuard())
+	assert.Equal(t, 2, w.started)
+}
+
+type refusesReload struct{ *world }
+
+func (refusesReload) Reload(context.Context) error { return errors.New("refused") }
+
+func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
+	for name, restart := range map[string]bool{"the file was changed": false, "the kubelet was restarted with it": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			installer := w.installer(request(rollout.Enforce))
+			report, err := installer.Step(context.Background())
+			require.NoError(t, err)
+			require.Equal(t, rollout.Done, report.Phase)
+			entry, err := installer.store().Read()
+			require.NoError(t, err)
+			file := configurationOf(entry.Wanted)
+			data, err := w.root.Read(file)
+			require.NoError(t, err)
+			require.Contains(t, string(data), "Enforce")
+			w.file(file, strings.ReplaceAll(string(data), "Enforce", "Audit"))
+			if restart {
+				require.NoError(t, w.start())
+			}
+			report, err = installer.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, rollout.Refused, report.Phase)
+			assert.Equal(t, rollout.ReasonMode, report.Reason)
+			assert.Contains(t, report.Message, file)
+			assert.False(t, ready(report))
+
+			// A new pod puts it right.
+			report = w.run(request(rollout.Enforce))
+			assert.Equal(t, rollout.Done, report.Phase, report.Message)
+			assert.True(t, w.process.configurationIntact(entry.Wanted).IsYes())
+			answer, _, err := w.ask(context.Background(), "", "")
+			require.NoError(t, err)
+			assert.Equal(t, guard.Enforce, answer.Mode)
+		})
+	}
+	t.Run("the file is right again, and the kubelet has read the other one", func(t *testing.T) {
+		w := newWorld(t)
+		installer := w.installer(request(rollout.Enforce))
+		_, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		audits := func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+			answer, pin, err := w.ask(ctx, address, pin)
+			answer.Mode = guard.Audit
+			return answer, pin, err
+		}
+		installer.Ask = audits
+		require.NoError(t, w.start())
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.Contains(t, report.Message, "the guard does not run in mode Enforce any more")
+
+		// A new pod does not say that it is done, either, and one that gets no answer says
+		// nothing.
+		fresh := w.installer(brief(rollout.Enforce))
+		fresh.Request = request(rollout.Enforce)
+		fresh.Ask = func(context.Context, string, string) (kubelet.Answer, string, error) {
+			return kubelet.Answer{}, "", errors.New("no answer in time")
+		}
+		_, err = fresh.Step(context.Background())
+		require.ErrorContains(t, err, "no answer in time")
+		fresh.Ask = audits
+		started := w.started
+		report, err = fresh.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.ReasonMode, report.Reason, report.Message)
+		assert.Greater(t, w.started, started, "it tries to put it right")
+	})
+}
+
+func TestACertificateMayBeRotated(t *testing.T) {
+	rotate := func(w *world) {
+		content := []byte("another certificate")
+		w.file("/var/lib/kubelet/pki/kubelet-server-current.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: content})))
+		sum := sha256.Sum256(content)
+		w.certificate = hex.EncodeToString(sum[:])
+	}
+	t.Run("after a rollback", func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "nostart"))
+		require.Equal(t, rollout.RolledBack, w.run(brief(rollout.Audit)).Phase)
+		rotate(w)
+		report := w.run(brief(rollout.Audit))
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+	})
+	t.Run("after a change that was left", func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "kills"))
+		holdsA(w)
+		require.True(t, w.run(brief(rollout.Enforce)).Left)
+		rotate(w)
+		delete(w.node.Labels, rollout.StateLabel)
+		report := w.run(brief(rollout.Enforce))
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})
+	t.Run("it is not on the disk", func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "nostart"))
+		require.Equal(t, rollout.RolledBack, w.run(brief(rollout.Audit)).Phase)
+		w.certificate = "another"
+		report := w.run(brief(rollout.Audit))
+		assert.Equal(t, rollout.Failed, report.Phase)
+		assert.Contains(t, report.Message, kubelet.ErrOtherCertificate.Error())
+		w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
+		report = w.run(brief(rollout.Audit))
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+	})
+}
+
+func TestASoftRebootIsABoot(t *testing.T) {
+	w := newWorld(t)
+	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+	store := journal.Store{Root: w.root}
+	entry, err := store.Recover(context.Background(), w, nil)
+	require.NoError(t, err)
+	require.Equal(t, journal.Switching, entry.State, "the timer runs")
+	w.silent = errors.New("the connection was closed")
+	_, err = store.Recover(context.Background(), w, nil)
+	require.Error(t, err, "systemd tries it again")
+	require.True(t, w.root.Exists(rollout.DropIn))
+
+	w.silent, w.timer, w.pid, w.running = nil, false, 0, nil
+	entry, err = store.Recover(context.Background(), w, nil)
+	require.NoError(t, err)
+	assert.Equal(t, journal.RolledBack, entry.State)
+	assert.False(t, w.root.Exists(rollout.DropIn))
+}
+
+// The unit for a boot that comes late asks, as the timer's does.
+func TestARecoveryBesideARunningKubeletAsks(t *testing.T) {
+	w := newWorld(t)
+	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
+	holdsA(w)
+	w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
+	entry, err := journal.Store{Root: w.root}.Recover(context.Background(), w, w.installer(brief(rollout.Enforce)).holding().Keep)
+	require.NoError(t, err)
+	assert.True(t, entry.Left())
+	assert.True(t, w.root.Exists(rollout.DropIn))
+}
+
+func TestTheTimerThatASoftRebootEndedIsStartedAgain(t *testing.T) {
+	w := newWorld(t)
+	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+	w.timer = false
+	armed := false
+	installer := w.installer(brief(rollout.Audit))
+	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+		armed = armed || w.timer
+		return w.ask(ctx, address, pin)
+	}
+	report, err := installer.Step(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.True(t, armed)
+	assert.False(t, w.timer)
+}
+
+func TestAClockThatIsSetEndsNoChange(t *testing.T) {
+	began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	entry := &journal.Entry{Began: began, Deadline: began.Add(time.Minute), Uptime: time.Hour}
+	assert.Equal(t, time.Minute, timeLeft(entry, time.Hour), "the clock is years ahead")
+	assert.Equal(t, 20*time.Second, timeLeft(entry, time.Hour+40*time.Second))
+	assert.Negative(t, timeLeft(entry, 2*time.Hour))
+
+	// The clock is set forward between the beginning and the verification.
+	w := newWorld(t)
+	installer := w.installer(brief(rollout.Audit))
+	installer.Cluster = between{w, func() {
+		data, err := w.root.Read(rollout.StateDir + "/journal.json")
+		require.NoError(t, err)
+		entry := entryOf(t, w)
+		past, err := entry.Deadline.Add(-time.Hour).MarshalText()
+		require.NoError(t, err)
+		deadline, err := entry.Deadline.MarshalText()
+		require.NoError(t, err)
+		earlier, err := entry.Began.Add(-time.Hour).MarshalText()
+		require.NoError(t, err)
+		now, err := entry.Began.MarshalText()
+		require.NoError(t, err)
+		w.file(rollout.StateDir+"/journal.json", strings.NewReplacer(string(deadline), string(past), string(now), string(earlier)).Replace(string(data)))
+	}}
+	w.dieAfterRestart()
+	require.True(t, dies(func() { _, _ = installer.Step(context.Background()) }))
+	report := w.run(brief(rollout.Audit))
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+}
+
+func entryOf(t *testing.T, w *world) *journal.Entry {
+	t.Helper()
+	entry, err := journal.Store{Root: w.root}.Read()
+	require.NoError(t, err)
+	require.NotNil(t, entry)
+	return entry
+}
