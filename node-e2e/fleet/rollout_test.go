@@ -40,6 +40,9 @@ const (
 	rolloutTime = 6 * time.Minute
 	// backWithin is how soon a node has its old kubelet after a change began that fails.
 	backWithin = 2 * time.Minute
+	// timerWithin is the same where the timer does it: 75 s, and the back-off with which
+	// the old kubelet starts the installer again, which reports it.
+	timerWithin = 4 * time.Minute
 )
 
 // Images of the installer: with the guarded kubelet, and with two that are broken.
@@ -220,6 +223,51 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		asOperator(ctx, "uninstall", "--pool", poolGreen, "--release-held", "--yes").ExpectDone()
 		expectRunning(Default, ctx, held, plain)
 	}, SpecTimeout(rolloutTime))
+})
+
+var _ = Describe("The timer of a change of a node", Label(labelRollout), func() {
+	It("puts the old kubelet back when the new one does not start and the installer was killed", func(ctx SpecContext) {
+		if len(cluster.Pool(poolGreen)) == 0 {
+			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolGreen))
+		}
+		node := cluster.Pool(poolGreen)[0]
+		Expect(imageNotStarting.load(ctx, []*kind.Node{node})).To(Succeed())
+		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
+		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		s := newScene(ctx, nil)
+		pods := s.run(ctx, newPod("protected", protected, onNode(node)), newPod("plain", onNode(node)))
+		before := kubeletOf(ctx, node)
+
+		By("killing the installer when it has exchanged the kubelet")
+		answers := make(chan suite.Answer, 1)
+		go func() {
+			defer GinkgoRecover()
+			answers <- asOperator(ctx, "start", "--yes", "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageNotStarting.name)
+		}()
+		Eventually(func() error {
+			_, err := node.Exec(ctx, "test", "-e", rollout.DropIn)
+			return err
+		}).WithContext(ctx).WithTimeout(rolloutTime).WithPolling(200*time.Millisecond).Should(Succeed(), "the drop-in of the change on %s", node.Name())
+		// Nobody starts it again: the kubelet that would do so is the one that does not start.
+		_, err := node.Exec(ctx, "pkill", "-KILL", "-f", "^"+rollout.InstallerPath+" run")
+		Expect(err).NotTo(HaveOccurred(), "the installer on %s", node.Name())
+		timer, err := node.Exec(ctx, "systemctl", "is-active", "kubelet-guard-take-back.timer")
+		Expect(err).NotTo(HaveOccurred(), "the timer on %s: %s", node.Name(), timer)
+
+		By("waiting for the timer")
+		var answer suite.Answer
+		Eventually(answers).WithContext(ctx).WithTimeout(rolloutTime).Should(Receive(&answer))
+		answer.ExpectRefused(node.Name(), string(rollout.RolledBack))
+		report := reportOf(ctx, node)
+		Expect(report.Phase).To(Equal(rollout.RolledBack), report.Message)
+		Expect(report.Reason).To(Equal(rollout.ReasonInterrupted), report.Message)
+		Expect(report.Message).To(ContainSubstring("the node rolled it back by itself"))
+		Expect(kubeletOf(ctx, node).checksum).To(Equal(before.checksum), "the program of the kubelet of %s", node.Name())
+		took := report.Time.Sub(report.Began.Time)
+		Expect(took).To(BeNumerically("<", timerWithin), "from the change to the old kubelet on %s", node.Name())
+		expectRunning(Default, ctx, pods...)
+		found("roll-out: with its installer killed, a kubelet that does not start was rolled back by the timer after %.0f s", took.Seconds())
+	}, SpecTimeout(rolloutStart+2*rolloutTime))
 })
 
 var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", Label(labelRollout), func() {
