@@ -32,11 +32,16 @@ const (
 
 	// ReportAnnotation on a Node has its Report, as JSON.
 	ReportAnnotation = guardv1alpha1.GroupName + "/rollout-report"
-	// StateLabel marks a Node where a roll-out failed. The installer tries the same
-	// request again when somebody has removed the label.
+	// StateLabel marks a Node where a roll-out failed. It is for those who look: what
+	// removes it resumes nothing.
 	StateLabel = guardv1alpha1.GroupName + "/rollout"
 	// StateFailed is the only value of StateLabel.
 	StateFailed = "failed"
+
+	// ResumeAnnotation on a Node has the Attempt of the report that says that the roll-out
+	// failed there. The installer tries the same request again. A value of another
+	// attempt, or none, means nothing.
+	ResumeAnnotation = guardv1alpha1.GroupName + "/rollout-resume"
 
 	// Environment variables of the installer's container, filled from the pod.
 	RequestEnv   = "GUARD_REQUEST"

@@ -92,6 +92,9 @@ type Report struct {
 	Target    Target `json:"target"`
 	Phase     Phase  `json:"phase"`
 	Reason    Reason `json:"reason,omitempty"`
+	// Attempt tells the failed attempts of a node apart; empty for a phase that is no
+	// failure. See ResumeAnnotation.
+	Attempt string `json:"attempt,omitempty"`
 	// Left: the change failed and was left in place, because the old kubelet would stop
 	// pods that the guard holds, or may hold.
 	Left bool `json:"left,omitempty"`
@@ -140,3 +143,8 @@ func (r Report) Annotation() string { return encode(r) }
 
 // Marked reports whether the node is marked as failed.
 func Marked(node *corev1.Node) bool { return node.Labels[StateLabel] == StateFailed }
+
+// Resumed reports whether somebody has requested to try the failed attempt again.
+func Resumed(node *corev1.Node, attempt string) bool {
+	return attempt != "" && node.Annotations[ResumeAnnotation] == attempt
+}

@@ -128,8 +128,7 @@ func (c *Cluster) stopped(ctx context.Context, requestID string) (string, error)
 		if err != nil || report == nil || report.RequestID != requestID {
 			continue // it says nothing about this request
 		}
-		// Without the mark somebody has asked to try it again.
-		if report.Phase == rollout.Refused || report.Phase.Stopped() && rollout.Marked(node) {
+		if report.Phase == rollout.Refused || report.Phase.Stopped() && !rollout.Resumed(node, report.Attempt) {
 			return fmt.Sprintf("the roll-out stands still at node %s (%s)", name, report.Phase), nil
 		}
 	}

@@ -102,7 +102,7 @@ func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
 		"refused":                        {rollout.Refused, request.ID(), &no, "the roll-out stands still at node a (Refused)"},
 		"rolled back":                    {rollout.RolledBack, request.ID(), &yes, "the roll-out stands still at node a (RolledBack)"},
 		"not in order":                   {rollout.Failed, request.ID(), &yes, "the roll-out stands still at node a (Failed)"},
-		"asked to try again":             {rollout.RolledBack, request.ID(), &no, ""},
+		"its label is gone":              {rollout.RolledBack, request.ID(), &no, "the roll-out stands still at node a (RolledBack)"},
 		"failed with an earlier request": {rollout.RolledBack, "earlier", &yes, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -115,7 +115,17 @@ func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
 			assert.Empty(t, why, "it does not wait for itself")
 		})
 	}
-	require.NoError(t, a.Report(ctx, rollout.Report{RequestID: request.ID(), Phase: rollout.Failed}, &yes))
+	require.NoError(t, a.Report(ctx, rollout.Report{RequestID: request.ID(), Phase: rollout.Failed, Attempt: "second"}, &yes))
+	for attempt, want := range map[string]string{"first": "the roll-out stands still at node a (Failed)", "second": ""} {
+		resumed, err := a.Node(ctx)
+		require.NoError(t, err)
+		metav1.SetMetaDataAnnotation(&resumed.ObjectMeta, rollout.ResumeAnnotation, attempt)
+		_, err = client.CoreV1().Nodes().Update(ctx, resumed, metav1.UpdateOptions{})
+		require.NoError(t, err)
+		why, err := b.MayBegin(ctx, request.ID())
+		require.NoError(t, err)
+		assert.Equal(t, want, why, "resume of the attempt %s", attempt)
+	}
 	require.NoError(t, client.CoreV1().Nodes().Delete(ctx, "a", metav1.DeleteOptions{}))
 	why, err := b.MayBegin(ctx, request.ID())
 	require.NoError(t, err)

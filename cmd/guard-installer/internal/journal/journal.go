@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -118,9 +119,14 @@ type Entry struct {
 	// Ended is how many of Containers had ended for reasons of their own when the change
 	// was confirmed.
 	Ended int `json:"ended,omitempty"`
+	// Attempt tells this attempt from others at the same request.
+	Attempt string `json:"attempt,omitempty"`
 	// Marked: the Node has the label that says that the roll-out failed there.
 	Marked bool `json:"marked,omitempty"`
 }
+
+// NewAttempt returns the name of an attempt that no other has.
+func NewAttempt() string { return strings.ToLower(rand.Text()[:12]) }
 
 // Store has at most one entry.
 type Store struct{ Root host.Root }
@@ -280,10 +286,10 @@ func (s Store) leave(ctx context.Context, systemd Systemd, entry *Entry, reason 
 func (e *Entry) Left() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
 
 // Reopen makes a change that was left in place one that is being switched. again has
-// what is known anew.
+// what is known by now.
 func (s Store) Reopen(again *Entry, reason rollout.Reason, message string, stopped []string) error {
 	return s.change(again.ID, (*Entry).Left, func(entry *Entry) error {
-		entry.State, entry.Marked, entry.Decided = Switching, false, time.Time{}
+		entry.State, entry.Marked, entry.Decided, entry.Attempt = Switching, false, time.Time{}, NewAttempt()
 		entry.Address, entry.Pin = again.Address, again.Pin
 		entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
 		return s.write(entry)

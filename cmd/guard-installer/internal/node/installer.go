@@ -299,7 +299,8 @@ func (i *Installer) notFinished(entry *journal.Entry, err error) (rollout.Report
 	return report, nil
 }
 
-// again reports whether somebody has asked to try the request again that has failed.
+// again reports whether somebody has requested to try the failed attempt again. A Node
+// that lost its label, or was registered again, says nothing.
 func (i *Installer) again(ctx context.Context, entry *journal.Entry) (bool, error) {
 	if !entry.Marked {
 		return false, nil
@@ -308,7 +309,7 @@ func (i *Installer) again(ctx context.Context, entry *journal.Entry) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	return !rollout.Marked(node), nil
+	return rollout.Resumed(node, entry.Attempt), nil
 }
 
 // untouched answers whether the drop-in is the one of the entry.
@@ -485,7 +486,7 @@ func reportOf(entry *journal.Entry) rollout.Report {
 func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
 	report.Architecture = architecture()
-	report.Reason = entry.Reason
+	report.Reason, report.Attempt = entry.Reason, entry.Attempt
 	now, err := i.oldKubelet(ctx, entry)
 	report.Now = now
 	if err != nil {
@@ -494,7 +495,7 @@ func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Re
 		return report
 	}
 	report.Phase = rollout.RolledBack
-	report.Message = fmt.Sprintf("%s. The old kubelet (%s) runs again. To try again remove the label %s from the node", entry.Message, describe(now), rollout.StateLabel)
+	report.Message = fmt.Sprintf("%s. The old kubelet (%s) runs again. To try again: kubectl guard rollout resume --pool %s", entry.Message, describe(now), entry.Pool)
 	return report
 }
 

@@ -131,8 +131,8 @@ func TestWhatIsWrongIsTakenBack(t *testing.T) {
 				assert.Equal(t, rollout.RolledBack, report.Phase)
 				assert.Equal(t, started+2, w.started)
 
-				// Somebody takes the mark away: it is tried again.
-				delete(w.node.Labels, rollout.StateLabel)
+				// Somebody resumes: it is tried again.
+				w.resume()
 				w.startContainers("second")
 				report = w.run(wanted)
 				assert.Equal(t, rollout.RolledBack, report.Phase)
@@ -603,7 +603,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 
 func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 	resume := func(w *world) rollout.Report {
-		delete(w.node.Labels, rollout.StateLabel)
+		w.resume()
 		return w.run(request(rollout.Enforce))
 	}
 	left := func(t *testing.T, words ...string) *world {

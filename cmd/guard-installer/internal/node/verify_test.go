@@ -194,7 +194,7 @@ func TestAResumeDoesNotCountEarlierStops(t *testing.T) {
 	w.image(program("version="+guardedVersion, "guarded", "kills"))
 	holdsA(w)
 	require.True(t, w.run(request(rollout.Enforce)).Left)
-	delete(w.node.Labels, rollout.StateLabel)
+	w.resume()
 	installer := w.installer(request(rollout.Enforce))
 	w.whileVerified(installer, func(look int) {
 		if look == 2 {
@@ -236,4 +236,49 @@ func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
 		w.containers, w.pods = nil, nil
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
 	})
+}
+
+func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
+	for name, c := range map[string]struct {
+		words []string
+		left  bool
+	}{
+		"rolled back":   {[]string{"guarded", "nostart"}, false},
+		"left in place": {[]string{"guarded", "unhealthy"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.image(program(append(c.words, "version="+guardedVersion)...))
+			holdsA(w)
+			report := w.run(brief(rollout.Enforce))
+			require.Equal(t, c.left, report.Left)
+			first, started := report.Attempt, w.started
+			require.NotEmpty(t, first)
+
+			for what, happens := range map[string]func(){
+				"something strips the label": func() { delete(w.node.Labels, rollout.StateLabel) },
+				"the Node is registered again": func() {
+					w.node.Labels, w.node.Annotations = nil, nil
+				},
+				"another attempt was resumed": func() {
+					metav1.SetMetaDataAnnotation(&w.node.ObjectMeta, rollout.ResumeAnnotation, "another")
+				},
+			} {
+				happens()
+				report = w.run(brief(rollout.Enforce))
+				assert.Equal(t, first, report.Attempt, what)
+				assert.Equal(t, started, w.started, what)
+				assert.True(t, rollout.Marked(w.node), "%s: it is marked again", what)
+			}
+
+			// A resume counts once.
+			w.resume()
+			report = w.run(brief(rollout.Enforce))
+			assert.NotEqual(t, first, report.Attempt)
+			second, started := report.Attempt, w.started
+			assert.Equal(t, second, w.run(brief(rollout.Enforce)).Attempt)
+			assert.Equal(t, started, w.started)
+		})
+	}
 }

@@ -251,6 +251,16 @@ func (w *world) run(request rollout.Request) rollout.Report {
 	return report
 }
 
+// resume is kubectl guard rollout resume.
+func (w *world) resume() {
+	w.t.Helper()
+	report, err := rollout.ReportOf(w.node)
+	require.NoError(w.t, err)
+	require.NotEmpty(w.t, report.Attempt)
+	metav1.SetMetaDataAnnotation(&w.node.ObjectMeta, rollout.ResumeAnnotation, report.Attempt)
+	delete(w.node.Labels, rollout.StateLabel)
+}
+
 // tree has the names of all files but those of /proc and the lock of a process.
 func (w *world) tree() []string {
 	w.t.Helper()

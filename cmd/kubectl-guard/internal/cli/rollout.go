@@ -409,8 +409,14 @@ func (c *clients) unmark(ctx context.Context, node *corev1.Node, all bool) error
 	if marked {
 		metadata["labels"] = map[string]any{rollout.StateLabel: nil}
 	}
-	if all && reported {
-		metadata["annotations"] = map[string]any{rollout.ReportAnnotation: nil}
+	switch {
+	case all && reported:
+		metadata["annotations"] = map[string]any{rollout.ReportAnnotation: nil, rollout.ResumeAnnotation: nil}
+	case !all && reported:
+		// The installer tries again what has this value.
+		if report, err := rollout.ReportOf(node); err == nil && report.Attempt != "" {
+			metadata["annotations"] = map[string]any{rollout.ResumeAnnotation: report.Attempt}
+		}
 	}
 	if len(metadata) > 0 {
 		if err := c.patchNode(ctx, node, types.MergePatchType, map[string]any{"metadata": metadata}); err != nil {

@@ -136,8 +136,9 @@ func newRolloutResumeCommand(s *settings) *cobra.Command {
 		Short: "Go on with a pool that is paused, or stopped at a node",
 		Long: `Go on with a pool that is paused, or stopped at a node.
 
-A node that failed is tried once more: put it right before. The command takes the label
-` + rollout.StateLabel + `=` + rollout.StateFailed + ` off it and waits as start does.`,
+A node that failed is tried once more: put it right before. The command writes the failed
+attempt into the annotation ` + rollout.ResumeAnnotation + ` of the node, takes
+the label ` + rollout.StateLabel + `=` + rollout.StateFailed + ` off it and waits as start does.`,
 		Example: `  kubectl guard rollout resume --pool blue`,
 	}, o.resume), false)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -181,8 +182,10 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 		for key := range patch.Metadata.Labels {
 			delete(n.labels, key)
 		}
-		for key := range patch.Metadata.Annotations {
-			delete(n.annotations, key)
+		for key, value := range patch.Metadata.Annotations {
+			if delete(n.annotations, key); value != nil {
+				n.annotations[key] = *value
+			}
 		}
 		return n.object()
 	})
@@ -272,7 +275,7 @@ func (c *cluster) step(set *appsv1.DaemonSet) {
 		case same && report.Phase == rollout.Refused && c.rollouts.refused[n.name] == "" && request.Target != rollout.Observe:
 			c.change(n, request)
 			return
-		case same && report.Phase.Stopped() && (rollout.Marked(n.object()) || report.Phase == rollout.Refused):
+		case same && report.Phase.Stopped() && !rollout.Resumed(n.object(), report.Attempt):
 			if request.Target != rollout.Observe {
 				return
 			}
@@ -332,6 +335,9 @@ func (c *cluster) report(n *fakeNode, request rollout.Request, phase rollout.Pha
 	}
 	if why, refused := c.rollouts.refused[n.name]; refused {
 		report.Phase, report.Reason, report.Message, report.Offered = rollout.Refused, rollout.ReasonForeignGuard, why, rollout.Kubelet{}
+	}
+	if phase == rollout.RolledBack || phase == rollout.Failed {
+		report.Attempt = fmt.Sprintf("attempt-%d", c.rollouts.reports)
 	}
 	if phase == rollout.RolledBack {
 		report.Reason, report.Message = rollout.ReasonNotStarted, "the kubelet ended 3 times within 60 s; the old one runs again"

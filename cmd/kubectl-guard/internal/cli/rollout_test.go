@@ -50,6 +50,7 @@ func (c *cluster) requireUntouched() {
 	require.Empty(c.t, c.rollouts.sets)
 	for _, n := range c.nodes {
 		require.NotContains(c.t, n.annotations, rollout.ReportAnnotation)
+		require.NotContains(c.t, n.annotations, rollout.ResumeAnnotation)
 		require.NotContains(c.t, n.labels, rollout.StateLabel)
 	}
 }
@@ -491,6 +492,7 @@ func TestRolloutResumeTriesANodeOnceMore(t *testing.T) {
 	require.NoError(t, r.err)
 	require.Equal(t, []string{"blue-1", "blue-1", "blue-1", "blue-2"}, c.rollouts.begun)
 	require.NotContains(t, c.node("blue-1").labels, rollout.StateLabel)
+	require.Contains(t, c.node("blue-1").annotations, rollout.ResumeAnnotation)
 
 	r = c.run("", "rollout", "resume", "--pool", "green")
 	require.ErrorContains(t, r.err, "pool green is only looked at; to change it, give kubectl guard rollout start --pool green")
