@@ -49,7 +49,7 @@ const (
 	ReasonUnitChanged Reason = "UnitChanged"
 	// Nothing was changed.
 	ReasonArchitecture Reason = "Architecture"        // the image's kubelet is for another one
-	ReasonVersion      Reason = "Version"             // not the minor version of the node's kubelet, or newer than the API server
+	ReasonVersion      Reason = "Version"             // not the minor version of the node's kubelet, or it does not fit the API server
 	ReasonBuild        Reason = "Build"               // not the kubelet that the request names
 	ReasonUnit         Reason = "Unit"                // kubelet.service is not understood
 	ReasonForeignGuard Reason = "ForeignGuard"        // the node has the guard from elsewhere, such as a package

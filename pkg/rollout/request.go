@@ -61,6 +61,12 @@ const (
 	// started with a wrong configuration kills pods after 2 seconds, and evicts them
 	// after 10.
 	DefaultSettle = 15 * time.Second
+	// timeToStart is what is left of VerifyTimeout for a kubelet to get in order. One that
+	// has no time left to settle is rolled back at once, so a long settle time does not
+	// leave a node longer without a kubelet.
+	timeToStart = DefaultVerifyTimeout - DefaultSettle
+	// MaxSettle bounds Settle.
+	MaxSettle = MaxVerifyTimeout - timeToStart
 	// MaxVerifyTimeout bounds VerifyTimeout: pods are without a kubelet meanwhile.
 	MaxVerifyTimeout = 5 * time.Minute
 	// MaxReleased bounds ReleaseHeldUIDs: the request is handed to a process as one
@@ -98,9 +104,13 @@ type Request struct {
 	// Attempt tells requests apart that are the same otherwise, so that an earlier report is
 	// no answer to a later look.
 	Attempt string `json:"attempt,omitempty"`
-	// VerifyTimeout and Settle are DefaultVerifyTimeout and DefaultSettle when zero.
+	// StockVersion is the yes to a stock kubelet of this version, such as v1.38.0, although
+	// it does not fit: it is newer than the API server, or too many minor versions away.
+	StockVersion string `json:"stockVersion,omitempty"`
+	// VerifyTimeout is DefaultVerifyTimeout when zero, or more for a longer Settle.
 	VerifyTimeout metav1.Duration `json:"verifyTimeout,omitzero"`
-	// Settle is how long a node has to stay in order before it counts as done.
+	// Settle is how long the kubelet has to stay in order before a node counts as done,
+	// DefaultSettle when zero.
 	Settle metav1.Duration `json:"settle,omitzero"`
 }
 
@@ -115,12 +125,13 @@ func (r Request) ID() string {
 	return hex.EncodeToString(sum[:6])
 }
 
-// Verify returns VerifyTimeout or its default.
+// Verify returns VerifyTimeout or its default, which leaves the time to start that
+// DefaultVerifyTimeout and DefaultSettle leave.
 func (r Request) Verify() time.Duration {
 	if r.VerifyTimeout.Duration > 0 {
 		return r.VerifyTimeout.Duration
 	}
-	return DefaultVerifyTimeout
+	return max(DefaultVerifyTimeout, r.SettleTime()+timeToStart)
 }
 
 // SettleTime returns Settle or its default.
@@ -133,6 +144,7 @@ func (r Request) SettleTime() time.Duration {
 
 var (
 	checksumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	versionPattern  = regexp.MustCompile(`^v\d+\.\d+\.\d+[-+.0-9A-Za-z]*$`)
 	archPattern     = regexp.MustCompile(`^[a-z0-9]+$`)
 )
 
@@ -174,7 +186,12 @@ func (r Request) Validate() error {
 	if d := r.VerifyTimeout.Duration; d < 0 || d > MaxVerifyTimeout {
 		errs = append(errs, field.Invalid(field.NewPath("verifyTimeout"), d.String(), fmt.Sprintf("must be between 0 (the default, %s) and %s", DefaultVerifyTimeout, MaxVerifyTimeout)))
 	}
-	if d := r.Settle.Duration; d < 0 || r.SettleTime() >= r.Verify() {
+	if v := r.StockVersion; v != "" && !versionPattern.MatchString(v) {
+		errs = append(errs, field.Invalid(field.NewPath("stockVersion"), v, "must be a version such as v1.36.3"))
+	}
+	if d := r.Settle.Duration; d < 0 || d > MaxSettle {
+		errs = append(errs, field.Invalid(field.NewPath("settle"), d.String(), fmt.Sprintf("must be between 0 (the default, %s) and %s", DefaultSettle, MaxSettle)))
+	} else if r.SettleTime() >= r.Verify() {
 		errs = append(errs, field.Invalid(field.NewPath("settle"), r.SettleTime().String(), fmt.Sprintf("must be shorter than verifyTimeout (%s)", r.Verify())))
 	}
 	return errs.ToAggregate()

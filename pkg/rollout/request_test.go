@@ -61,10 +61,12 @@ func TestRequestThatIsWrongNamesTheField(t *testing.T) {
 		"bad configuration":   {Request{Target: Audit, Image: image, Configuration: "a: 1"}, "configuration: Invalid value"},
 		"other mode":          {Request{Target: Audit, Image: image, Configuration: "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\nmode: Enforce\n"}, "mode: Enforce is not the target's (Audit)"},
 		"timeout too long":    {Request{Target: Audit, Image: image, VerifyTimeout: metav1.Duration{Duration: time.Hour}}, "verifyTimeout: Invalid value"},
-		"settles too late":    {Request{Target: Audit, Image: image, Settle: metav1.Duration{Duration: time.Minute}}, "settle: Invalid value"},
 		"a blanket yes":       {Request{Target: Stock, Image: image, ReleaseHeld: true}, "releaseHeld: Forbidden: it would stop every pod that is held when a node's turn comes"},
 		"too many held pods":  {Request{Target: Stock, Image: image, ReleaseHeldUIDs: make([]types.UID, MaxReleased+1)}, "releaseHeldUIDs: Too many"},
 		"no UID":              {Request{Target: Stock, Image: image, ReleaseHeldUIDs: []types.UID{""}}, "releaseHeldUIDs: Invalid value"},
+		"settles too late":    {Request{Target: Audit, Image: image, Settle: metav1.Duration{Duration: time.Minute}, VerifyTimeout: metav1.Duration{Duration: time.Minute}}, "settle: Invalid value"},
+		"settles too long":    {Request{Target: Audit, Image: image, Settle: metav1.Duration{Duration: 5 * time.Minute}}, "must be between 0 (the default, 15s) and 4m15s"},
+		"no version":          {Request{Target: Stock, Image: image, StockVersion: "1.36"}, "stockVersion: Invalid value"},
 		"observes, but wrong": {Request{Target: Observe, Image: image, Configuration: "a: 1"}, "configuration: Invalid value"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -84,5 +86,13 @@ func TestGuardConfigurationHasTheModeOfTheTarget(t *testing.T) {
 		want := guard.DefaultConfiguration()
 		want.Mode, want.AllowedCauses = mode, []guard.Cause{guard.NodeShutdown}
 		assert.Equal(t, want, config)
+	}
+}
+
+func TestVerifyTimeoutGrowsWithTheSettleTime(t *testing.T) {
+	for settle, want := range map[time.Duration]time.Duration{0: time.Minute, 10 * time.Second: time.Minute, 2 * time.Minute: 165 * time.Second, MaxSettle: MaxVerifyTimeout} {
+		request := Request{Target: Audit, Image: "image", Settle: metav1.Duration{Duration: settle}}
+		assert.Equal(t, want, request.Verify(), settle)
+		assert.NoError(t, request.Validate(), settle)
 	}
 }

@@ -142,6 +142,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonForeignGuard, "%s runs a guarded kubelet already (a package, or by hand): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", v.command.File)
 	}
 	refusals = append(refusals, i.lookAtStock(ctx, &v)...)
+	stockFound := v.stock.Version != ""
 
 	// The kubelet that runs.
 	if v.unit.MainPID > 0 {
@@ -182,6 +183,13 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		}
 	case err == nil:
 		v.now.Version, v.now.Mode = v.answer.Version, v.answer.Mode
+	}
+	if target == rollout.Stock && stockFound {
+		more, err := i.lookAtReturn(ctx, &v)
+		if err != nil {
+			return v, nil, err
+		}
+		refusals = append(refusals, more...)
 	}
 	v.heldAndProtected()
 	v.now.Path = v.command.Program
@@ -282,6 +290,70 @@ func (i *Installer) lookAtStock(ctx context.Context, v *view) []refusal {
 		return []refusal{{rollout.ReasonVersion, fmt.Sprintf("the version of the node's kubelet: %v", err)}}
 	}
 	return nil
+}
+
+// lookAtReturn looks whether the stock kubelet, which the distribution may have upgraded
+// since, fits the API server and is close to the kubelet that runs.
+func (i *Installer) lookAtReturn(ctx context.Context, v *view) ([]refusal, error) {
+	if v.stock.Version == i.Request.StockVersion {
+		return nil, nil
+	}
+	server, err := i.Cluster.ServerVersion(ctx)
+	if err != nil {
+		return nil, err
+	}
+	running := v.now.Version
+	if entry, err := i.store().Read(); err == nil && entry != nil && running == "" {
+		running = entry.Kubelet.Version // it does not answer
+	}
+	why := misfit(v.stock.Version, running, server)
+	if why == "" {
+		return nil, nil
+	}
+	return []refusal{{rollout.ReasonVersion, fmt.Sprintf("now %s runs, then the stock kubelet %s (%s) would: %s. Install a stock kubelet that fits, or accept this one (--stock-version=%s)",
+		describe(v.now), v.stock.Version, v.stock.Path, why, v.stock.Version)}}, nil
+}
+
+const (
+	// olderMinors is how many minor versions a kubelet may be older than its API server.
+	olderMinors = 3
+	// otherMinors is how many minor versions a kubelet may be away from the one before it.
+	otherMinors = 1
+)
+
+// misfit says why a stock kubelet does not fit; "" when it does. An empty version of the
+// kubelet that runs is one that nobody knows.
+func misfit(stock, running, server string) string {
+	parse := func(text, whose string) (major, minor int, why string) {
+		parsed, err := version.ParseSemantic(text)
+		if err != nil {
+			return 0, 0, fmt.Sprintf("the version %q of the %s is not understood", text, whose)
+		}
+		return int(parsed.Major()), int(parsed.Minor()), ""
+	}
+	major, minor, why := parse(stock, "stock kubelet")
+	if why != "" {
+		return why
+	}
+	serverMajor, serverMinor, why := parse(server, "API server")
+	switch {
+	case why != "":
+		return why
+	case major != serverMajor || minor > serverMinor:
+		return fmt.Sprintf("it is newer than the API server (%s)", server)
+	case minor < serverMinor-olderMinors:
+		return fmt.Sprintf("it is more than %d minor versions older than the API server (%s)", olderMinors, server)
+	case running == "":
+		return ""
+	}
+	runningMajor, runningMinor, why := parse(running, "kubelet that runs")
+	switch {
+	case why != "":
+		return why
+	case major != runningMajor || max(minor-runningMinor, runningMinor-minor) > otherMinors:
+		return fmt.Sprintf("it is more than %d minor version away from the kubelet that runs", otherMinors)
+	}
+	return ""
 }
 
 // lookAtOffer looks at the kubelet of the image.

@@ -120,3 +120,42 @@ func TestNobodyIsAskedWhileNoKubeletRuns(t *testing.T) {
 		assert.Equal(t, rollout.ReasonKubelet, report.Reason, report.Message)
 	}
 }
+
+func TestMisfit(t *testing.T) {
+	for name, c := range map[string]struct{ stock, running, server, want string }{
+		"the same":                     {"v1.36.3", "v1.36.3+guard.0.1.0", "v1.36.3", ""},
+		"the next minor":               {"v1.37.0", "v1.36.3+guard.0.1.0", "v1.37.1", ""},
+		"nobody knows what runs":       {"v1.36.3", "", "v1.36.3", ""},
+		"newer than the API server":    {"v1.38.0", "v1.36.3+guard.0.1.0", "v1.36.3", "it is newer than the API server (v1.36.3)"},
+		"a patch newer than it":        {"v1.36.9", "v1.36.3+guard.0.1.0", "v1.36.3", ""},
+		"two minors in one step":       {"v1.38.0", "v1.36.3+guard.0.1.0", "v1.38.3", "it is more than 1 minor version away from the kubelet that runs"},
+		"two minors back":              {"v1.34.0", "v1.36.3+guard.0.1.0", "v1.36.3", "it is more than 1 minor version away from the kubelet that runs"},
+		"too old for the API server":   {"v1.35.0", "v1.36.3+guard.0.1.0", "v1.39.0", "it is more than 3 minor versions older than the API server (v1.39.0)"},
+		"an odd version":               {"1.x", "", "v1.36.3", `the version "1.x" of the stock kubelet is not understood`},
+		"an odd version of the server": {"v1.36.3", "", "", `the version "" of the API server is not understood`},
+		"an odd version that runs":     {"v1.36.3", "x", "v1.36.3", `the version "x" of the kubelet that runs is not understood`},
+	} {
+		assert.Equal(t, c.want, misfit(c.stock, c.running, c.server), name)
+	}
+}
+
+func TestAStockKubeletThatDoesNotFitNeedsAYes(t *testing.T) {
+	w := newWorld(t)
+	require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+	require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version=v1.38.0"), 0o755))
+	report := w.run(request(rollout.Stock))
+	assert.Equal(t, rollout.Refused, report.Phase)
+	assert.Equal(t, rollout.ReasonVersion, report.Reason)
+	assert.Contains(t, report.Message, "now v1.36.3+guard.0.1.0, mode Audit runs, then the stock kubelet v1.38.0 (/usr/bin/kubelet) would: it is newer than the API server (v1.36.3). Install a stock kubelet that fits, or accept this one (--stock-version=v1.38.0)")
+	assert.Equal(t, 2, w.started)
+
+	// The yes is for one version.
+	report = w.run(with(request(rollout.Stock), func(r *rollout.Request) { r.StockVersion = "v1.37.0" }))
+	assert.Equal(t, rollout.Refused, report.Phase)
+	report = w.run(with(request(rollout.Stock), func(r *rollout.Request) { r.StockVersion = "v1.38.0" }))
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Equal(t, "v1.38.0", report.Now.Version)
+
+	// A node that has it already is done.
+	assert.Equal(t, rollout.Done, w.run(request(rollout.Stock)).Phase)
+}

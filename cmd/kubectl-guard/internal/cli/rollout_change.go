@@ -22,7 +22,9 @@ type rolloutChangeOptions struct {
 	pools       []string
 	yes         bool
 	releaseHeld bool
-	dryRun      dryRun
+	// stockVersion is the yes to a stock kubelet that does not fit.
+	stockVersion string
+	dryRun       dryRun
 }
 
 func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.Context, *clients, *fleet, []*nodePool) error) *cobra.Command {
@@ -63,6 +65,8 @@ func (o *rolloutChangeOptions) waiting(command *cobra.Command, releases bool) *c
 	flags.BoolVarP(&o.yes, "yes", "y", false, "Do not ask, except about held pods")
 	if releases {
 		flags.BoolVar(&o.releaseHeld, "release-held", false, "Do not ask about the held pods that are listed, which are stopped by that")
+		flags.StringVar(&o.stockVersion, "stock-version", "", "Accept a stock kubelet of this version, such as v1.38.0, although it does not fit the API server or the kubelet that runs")
+		_ = command.RegisterFlagCompletionFunc("stock-version", cobra.NoFileCompletions)
 		flags.Var(&o.dryRun, "dry-run", "none; client: only show what would be done")
 		flags.Lookup("dry-run").NoOptDefVal = string(dryRunClient)
 		o.dryRun = dryRunNone
@@ -224,6 +228,9 @@ func (o *rolloutChangeOptions) undo(ctx context.Context, c *clients, _ *fleet, p
 			asked = remember(asked, plan.request)
 		}
 		plan.request.ReleaseHeldUIDs, plan.request.ReleaseHeld = nil, false
+		if plan.request.StockVersion = ""; plan.request.Target == rollout.Stock {
+			plan.request.StockVersion = o.stockVersion
+		}
 		if err := o.backTo(ctx, c, plan, asked); err != nil {
 			return err
 		}
@@ -254,7 +261,7 @@ func (o *rolloutChangeOptions) uninstall(ctx context.Context, c *clients, f *fle
 		// Nodes that were left out may have been changed before.
 		f.withAll(p)
 		plan := &poolPlan{nodePool: p, request: rollout.Request{
-			Target: rollout.Stock, Image: template.Image, ImageName: template.ImageName, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle,
+			Target: rollout.Stock, Image: template.Image, ImageName: template.ImageName, VerifyTimeout: template.VerifyTimeout, Settle: template.Settle, StockVersion: o.stockVersion,
 		}}
 		asked := p.asked
 		if current := p.current(); current == nil || current.Target != rollout.Stock {

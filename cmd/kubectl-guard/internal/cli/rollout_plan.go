@@ -160,7 +160,7 @@ func (o *rolloutStartOptions) request(p *nodePool) (rollout.Request, error) {
 	if current := p.current(); current != nil {
 		request = *current
 	}
-	request.ReleaseHeldUIDs, request.ReleaseHeld = nil, false
+	request.ReleaseHeldUIDs, request.ReleaseHeld, request.StockVersion = nil, false, ""
 	if o.image != "" && o.image != request.Image && o.image != request.ImageName {
 		// These were of the image before.
 		request.Image, request.ImageName, request.KubeletVersion, request.KubeletChecksums = o.image, "", "", nil
@@ -185,6 +185,12 @@ func (o *rolloutStartOptions) request(p *nodePool) (rollout.Request, error) {
 			return request, fmt.Errorf("--guard-config: %w", err)
 		}
 		request.Configuration = string(data)
+	}
+	if o.settle != 0 {
+		request.Settle.Duration = o.settle
+	}
+	if o.verify != 0 {
+		request.VerifyTimeout.Duration = o.verify
 	}
 	return request, request.Validate()
 }

@@ -35,6 +35,7 @@ type rolloutStartOptions struct {
 	checksums      map[string]string
 	all            bool
 	pause          time.Duration
+	settle, verify time.Duration
 	skipAudit      bool
 	releaseHeld    bool
 	yes            bool
@@ -89,13 +90,15 @@ it is.`,
 	flags.IntVar(&o.leave, "leave-out", 0, "Without a question, go on without as many nodes that cannot be changed")
 	flags.BoolVar(&o.all, "all", false, "Show each node, also of pools with many")
 	flags.DurationVar(&o.pause, "pause-between-pools", 0, "How long to wait after a pool before the next one, to see whether it stays well")
+	flags.DurationVar(&o.settle, "settle", 0, fmt.Sprintf("How long a changed kubelet has to stay in order before its node is done, from %s to %s (default %[1]s)", rollout.DefaultSettle, rollout.MaxSettle))
+	flags.DurationVar(&o.verify, "verify-timeout", 0, fmt.Sprintf("How long a node may take from the restart of its kubelet until it is done, at most %s (default %s, or more for a longer --settle)", rollout.MaxVerifyTimeout, rollout.DefaultVerifyTimeout))
 	flags.BoolVar(&o.skipAudit, "skip-audit", false, "Enforce on nodes where Audit has not run, without a question")
 	flags.BoolVar(&o.releaseHeld, "release-held", false, "Go from Enforce to Audit without a question about the held pods that are listed, which are stopped by that")
 	flags.BoolVarP(&o.yes, "yes", "y", false, "Do not ask, except about held pods and skipped audits, which have flags of their own")
 	o.rolloutWait.addFlags(command)
 	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
 	_ = command.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions([]string{string(guard.Audit), string(guard.Enforce)}, cobra.ShellCompDirectiveNoFileComp))
-	for _, flag := range []string{"image", "kubelet-version", "max-unavailable", "pause-between-pools", "kubelet-checksum", "max-pulls", "leave-out"} {
+	for _, flag := range []string{"image", "kubelet-version", "max-unavailable", "pause-between-pools", "kubelet-checksum", "max-pulls", "leave-out", "settle", "verify-timeout"} {
 		_ = command.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
 	}
 	return command
@@ -113,6 +116,10 @@ func (o *rolloutStartOptions) check() error {
 		return fmt.Errorf("--leave-out must be between 0 and %d", rollout.MaxWithout)
 	case o.pause < 0:
 		return errors.New("--pause-between-pools must not be negative")
+	case o.settle != 0 && (o.settle < rollout.DefaultSettle || o.settle > rollout.MaxSettle):
+		return fmt.Errorf("--settle: %s is not between %s and %s: a kubelet with a wrong configuration evicts pods 10 seconds after its start", o.settle, rollout.DefaultSettle, rollout.MaxSettle)
+	case o.verify != 0 && (o.verify <= rollout.DefaultSettle || o.verify > rollout.MaxVerifyTimeout):
+		return fmt.Errorf("--verify-timeout: %s is not longer than %s and at most %s", o.verify, rollout.DefaultSettle, rollout.MaxVerifyTimeout)
 	case !o.output.forPeople() && o.dryRun != dryRunClient:
 		return errors.New("--output goes with --dry-run=client, and prints the DaemonSets; for the state of a roll-out there is kubectl guard rollout status -o yaml")
 	}

@@ -677,3 +677,35 @@ func TestRolloutCompletesPools(t *testing.T) {
 	require.NoError(t, r.err)
 	require.Contains(t, r.out, "blue\ngreen\n")
 }
+
+func TestRolloutStartSettles(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	for _, arguments := range [][]string{{"--settle", "1s"}, {"--settle", "10m"}, {"--verify-timeout", "15s"}, {"--verify-timeout", "6m"}} {
+		r := c.run("", append(append([]string{}, start...), arguments...)...)
+		require.ErrorContains(t, r.err, arguments[0]+": ")
+	}
+	r := c.run("", append(append([]string{}, start...), "--settle", "2m", "--verify-timeout", "90s")...)
+	require.ErrorContains(t, r.err, "settle: Invalid value: \"2m0s\": must be shorter than verifyTimeout (1m30s)")
+	c.requireUntouched()
+
+	require.NoError(t, c.run("", append(append([]string{}, start...), "--yes", "--settle", "2m")...).err)
+	require.Equal(t, 2*time.Minute, c.requested("blue").SettleTime())
+	require.Equal(t, 165*time.Second, c.requested("blue").Verify())
+
+	// It stays so until another is given.
+	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes", "--verify-timeout", "4m").err)
+	require.Equal(t, 2*time.Minute, c.requested("blue").SettleTime())
+	require.Equal(t, 4*time.Minute, c.requested("blue").Verify())
+}
+
+func TestRolloutUninstallAcceptsAStockVersion(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	var asked rollout.Request
+	c.rollouts.stepped = func(set *appsv1.DaemonSet) { asked, _ = rollout.RequestOf(set) }
+	require.NoError(t, c.run("", "rollout", "uninstall", "--pool", "blue", "--yes", "--stock-version", "v1.38.0").err)
+	require.Equal(t, "v1.38.0", asked.StockVersion)
+	c = rolledOut(t)
+	require.ErrorContains(t, c.run("", "rollout", "uninstall", "--pool", "blue", "--yes", "--stock-version", "1.38").err, "stockVersion")
+}
