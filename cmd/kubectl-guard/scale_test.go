@@ -177,8 +177,13 @@ func (f *fleet) pods(r *http.Request) *corev1.PodList {
 	list.Continue = next
 	for i := from; i < to; i++ {
 		pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("installer-%05d", i)}, Spec: *f.set.Spec.Template.Spec.DeepCopy()}
+		name := fmt.Sprintf("node-%05d", i)
+		// As the DaemonSet controller does it.
+		pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchFields = []corev1.NodeSelectorRequirement{
+			{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{name}},
+		}
 		if f.open[pod.Name] {
-			pod.Spec.NodeName, pod.Spec.SchedulingGates = fmt.Sprintf("node-%05d", i), nil
+			pod.Spec.NodeName, pod.Spec.SchedulingGates = name, nil
 		}
 		if r.URL.Query().Get("fieldSelector") == "" || pod.Spec.NodeName == "" {
 			list.Items = append(list.Items, pod)
@@ -230,7 +235,7 @@ func TestAFleetOf5000Nodes(t *testing.T) {
 		"kubelets": {nil, []string{"status"}, fleetNodes + 10, map[string]int{lists: 10, "GET a kubelet": fleetNodes}, "Unguarded"},
 		"start": {nil, []string{"rollout", "start", "--pool=blue=pool=blue", "--mode=Audit", "--image=x", "--yes", "--timeout=10s"}, screen,
 			map[string]int{lists: 20, watches: 1, "GET a kubelet": fleetNodes, "PATCH /api/v1/namespaces/" + rollout.Namespace + "/pods": 100, daemonSets + "/guard-installer-blue": 8, "PATCH /api/v1/nodes": fleetNodes},
-			"5000 nodes: Pending: node node-00000, "},
+			"5000 nodes: Pending: node-00000, "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, test.set)

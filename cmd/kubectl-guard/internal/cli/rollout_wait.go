@@ -164,7 +164,10 @@ func (o *rolloutWait) stuck(ctx context.Context, c *clients, p *nodePool, progre
 		if node.step == stepDone {
 			continue
 		}
-		line := nodeLine{"node " + node.node, node.node, node.text()}
+		line := nodeLine{node.node, node.node, node.text()}
+		if len(progress.nodes) <= examples {
+			line.label = "node " + node.node
+		}
 		switch pod, found := on[node.node]; {
 		case err != nil:
 		case !found:
