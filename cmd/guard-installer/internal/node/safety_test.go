@@ -301,7 +301,7 @@ func TestACertificateMayBeRotated(t *testing.T) {
 		holdsA(w)
 		require.True(t, w.run(brief(rollout.Enforce)).Left)
 		rotate(w)
-		delete(w.node.Labels, rollout.StateLabel)
+		w.resume()
 		report := w.run(brief(rollout.Enforce))
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 	})
