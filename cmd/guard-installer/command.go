@@ -153,8 +153,8 @@ func run(ctx context.Context) error {
 		return fmt.Errorf("no access to the cluster: %w", err)
 	}
 	config.UserAgent = rollout.Name
-	// It has few questions, and none of them may wait for a limit of its own.
-	config.QPS = -1
+	// It has few questions. A fault that makes it ask in a loop must not be one of all nodes.
+	config.QPS, config.Burst = 5, 30
 	config.Timeout = 15 * time.Second
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -37,11 +38,18 @@ type Pool struct {
 	// may not be empty.
 	Selector string `json:"selector"`
 	// MaxUnavailable is how many nodes may be in the middle of a change, or have failed,
-	// before the roll-out waits. At least 1.
+	// before the roll-out waits: the number of slots. At least 1, at most
+	// MaxUnavailableLimit.
 	MaxUnavailable int `json:"maxUnavailable"`
 	// Without are names of nodes that are selected and left out all the same, because they
 	// could not be changed when the pool was looked at. At most MaxWithout.
 	Without []string `json:"without,omitempty"`
+	// MaxUnavailableLimit bounds MaxUnavailable; 0 is DefaultMaxUnavailableLimit.
+	MaxUnavailableLimit int `json:"maxUnavailableLimit,omitempty"`
+	// MaxUnready is how many installers may be not ready before Kubernetes replaces no
+	// further one, as a number or a share. Those on nodes that are not ready count. nil is
+	// 100%: the slots alone set the pace.
+	MaxUnready *intstr.IntOrString `json:"maxUnready,omitempty"`
 }
 
 // MaxWithout bounds the nodes that a pool leaves out: each is a part of every installer's pod.
@@ -50,6 +58,11 @@ const MaxWithout = 100
 // LookGate is the scheduling gate of installers that only look. Whoever lets them look
 // removes it from some at a time, so that not all nodes pull the image at once.
 const LookGate = guardv1alpha1.GroupName + "/look"
+
+// DefaultMaxUnavailableLimit bounds how many nodes of a pool are changed at a time, unless
+// the pool has a limit of its own. Each slot costs the API server about half a request a
+// second.
+const DefaultMaxUnavailableLimit = 100
 
 // Validate returns an error that names every field that is wrong.
 func (p Pool) Validate() error {
@@ -64,8 +77,23 @@ func (p Pool) Validate() error {
 	if _, err := p.requirements(); err != nil {
 		errs = append(errs, field.Invalid(field.NewPath("selector"), p.Selector, err.Error()))
 	}
-	if p.MaxUnavailable < 1 {
+	limit := p.MaxUnavailableLimit
+	if limit == 0 {
+		limit = DefaultMaxUnavailableLimit
+	}
+	if limit < 0 {
+		errs = append(errs, field.Invalid(field.NewPath("maxUnavailableLimit"), limit, "must not be negative"))
+	}
+	switch {
+	case p.MaxUnavailable < 1:
 		errs = append(errs, field.Invalid(field.NewPath("maxUnavailable"), p.MaxUnavailable, "must be at least 1"))
+	case p.MaxUnavailable > limit:
+		errs = append(errs, field.Invalid(field.NewPath("maxUnavailable"), p.MaxUnavailable, fmt.Sprintf("must be at most %d; a pool may set another maxUnavailableLimit", limit)))
+	}
+	if p.MaxUnready != nil {
+		if n, err := intstr.GetScaledValueFromIntOrPercent(p.MaxUnready, 100, true); err != nil || n < 1 || p.MaxUnready.Type == intstr.String && n > 100 {
+			errs = append(errs, field.Invalid(field.NewPath("maxUnready"), p.MaxUnready.String(), "must be a number from 1, or a share from 1% to 100%"))
+		}
 	}
 	if len(p.Without) > MaxWithout {
 		errs = append(errs, field.TooMany(field.NewPath("without"), len(p.Without), MaxWithout))
@@ -176,11 +204,14 @@ func DaemonSet(pool Pool, request Request) (*appsv1.DaemonSet, error) {
 	}, nil
 }
 
-// RollingUpdate is the update strategy of the pool's DaemonSet while it is not paused.
+// RollingUpdate is the update strategy of the pool's DaemonSet while it is not paused. It
+// is not the brake: Kubernetes counts installers on nodes that are not ready, so that a
+// pool with as many such nodes as slots would stand still.
 func RollingUpdate(pool Pool) appsv1.DaemonSetUpdateStrategy {
+	unready := ptr.Deref(pool.MaxUnready, intstr.FromString("100%"))
 	return appsv1.DaemonSetUpdateStrategy{
 		Type:          appsv1.RollingUpdateDaemonSetStrategyType,
-		RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: ptr.To(intstr.FromInt(pool.MaxUnavailable)), MaxSurge: ptr.To(intstr.FromInt(0))},
+		RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: &unready, MaxSurge: ptr.To(intstr.FromInt(0))},
 	}
 }
 
@@ -276,6 +307,13 @@ func ParsePool(data string) (Pool, error) {
 		return Pool{}, fmt.Errorf("the pool of the roll-out (annotation %s): %w", PoolAnnotation, err)
 	}
 	return pool, nil
+}
+
+// Joined reports whether the node was created after the request of the DaemonSet was made.
+// Nothing is known of a DaemonSet that does not say when that was: no node has joined.
+func Joined(ds *appsv1.DaemonSet, node *corev1.Node) bool {
+	started, err := time.Parse(time.RFC3339, ds.Annotations[StartedAnnotation])
+	return err == nil && node.CreationTimestamp.After(started)
 }
 
 // Paused reports whether no installer of the DaemonSet may begin to change its node.

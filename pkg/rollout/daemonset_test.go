@@ -2,12 +2,15 @@ package rollout
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
 )
 
 func TestDaemonSetCarriesPoolAndRequest(t *testing.T) {
@@ -25,7 +28,9 @@ func TestDaemonSetCarriesPoolAndRequest(t *testing.T) {
 	gotPool, err := PoolOf(ds)
 	require.NoError(t, err)
 	assert.Equal(t, pool, gotPool)
-	assert.Equal(t, 2, RollingUpdate(gotPool).RollingUpdate.MaxUnavailable.IntValue())
+	assert.Equal(t, "100%", RollingUpdate(gotPool).RollingUpdate.MaxUnavailable.String(), "the slots are the pace")
+	gotPool.MaxUnready = ptr.To(intstr.FromInt32(7))
+	assert.Equal(t, 7, RollingUpdate(gotPool).RollingUpdate.MaxUnavailable.IntValue())
 
 	assert.Equal(t, image, ds.Spec.Template.Spec.Containers[0].Image)
 	for _, env := range ds.Spec.Template.Spec.Containers[0].Env {
@@ -93,12 +98,28 @@ func TestPoolSelectsAsKubectlDoes(t *testing.T) {
 
 func TestPoolThatIsWrongNamesTheField(t *testing.T) {
 	for want, pool := range map[string]Pool{
-		"name: Invalid value":           {Name: "Blue", Selector: "a=b", MaxUnavailable: 1},
-		"name: Too long":                {Name: "a1234567890123456789012345678901234567890", Selector: "a=b", MaxUnavailable: 1},
-		"maxUnavailable: Invalid value": {Name: "blue", Selector: "a=b"},
+		"name: Invalid value":                {Name: "Blue", Selector: "a=b", MaxUnavailable: 1},
+		"name: Too long":                     {Name: "a1234567890123456789012345678901234567890", Selector: "a=b", MaxUnavailable: 1},
+		"maxUnavailable: Invalid value":      {Name: "blue", Selector: "a=b"},
+		"must be at most 100":                {Name: "blue", Selector: "a=b", MaxUnavailable: 101},
+		"must be at most 5":                  {Name: "blue", Selector: "a=b", MaxUnavailable: 6, MaxUnavailableLimit: 5},
+		"maxUnavailableLimit: Invalid value": {Name: "blue", Selector: "a=b", MaxUnavailable: 1, MaxUnavailableLimit: -1},
+		"maxUnready: Invalid value":          {Name: "blue", Selector: "a=b", MaxUnavailable: 1, MaxUnready: ptr.To(intstr.FromString("0%"))},
 	} {
 		assert.ErrorContains(t, pool.Validate(), want)
 	}
+	assert.NoError(t, Pool{Name: "blue", Selector: "a=b", MaxUnavailable: 500, MaxUnavailableLimit: 500}.Validate())
+}
+
+func TestNodesThatHaveJoined(t *testing.T) {
+	ds := &appsv1.DaemonSet{}
+	node := &corev1.Node{}
+	node.CreationTimestamp.Time = time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	assert.False(t, Joined(ds, node), "it is not known when the request was made")
+	ds.Annotations = map[string]string{StartedAnnotation: "2026-01-01T00:00:00Z"}
+	assert.True(t, Joined(ds, node))
+	ds.Annotations[StartedAnnotation] = "2026-01-02T00:00:00Z"
+	assert.False(t, Joined(ds, node))
 }
 
 func TestReportSurvivesItsAnnotation(t *testing.T) {

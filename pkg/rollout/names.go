@@ -30,6 +30,17 @@ const (
 	// change its node. What has begun is brought to its end.
 	PausedAnnotation = guardv1alpha1.GroupName + "/rollout-paused"
 
+	// StartedAnnotation on the DaemonSet has when its request was made, in RFC 3339. A node
+	// that was created later has joined: what it refuses does not stop the roll-out.
+	StartedAnnotation = guardv1alpha1.GroupName + "/rollout-started"
+	// StoppedAnnotation on a slot has the ID of the request with which its node stopped.
+	// The report of the node says why.
+	StoppedAnnotation = guardv1alpha1.GroupName + "/rollout-stopped"
+
+	// UnguardedTaint keeps pods from a node that is not guarded yet. The node registers
+	// itself with it, and the installer removes it when the guarded kubelet is in force.
+	UnguardedTaint = guardv1alpha1.GroupName + "/unguarded"
+
 	// ReportAnnotation on a Node has its Report, as JSON.
 	ReportAnnotation = guardv1alpha1.GroupName + "/rollout-report"
 	// StateLabel marks a Node where a roll-out failed. It is for those who look: what
@@ -93,7 +104,8 @@ const (
 // DaemonSetName returns the name of the DaemonSet of a pool.
 func DaemonSetName(pool string) string { return Name + "-" + pool }
 
-// SlotName returns the name of the Lease that an installer of the pool holds while
-// its node is being changed. Slots are numbered from 0 to MaxUnavailable-1. The holder
-// of a slot is the name of a node.
+// SlotName returns the name of the Lease that an installer of the pool creates before its
+// node is changed, and deletes afterwards. Slots are numbered from 0 to MaxUnavailable-1,
+// and higher ones stand for slots of nodes that have left the pool. The holder of a slot
+// is the name of a node, and the Node owns it: with the Node it goes.
 func SlotName(pool string, slot int) string { return fmt.Sprintf("%s-%s-%d", Name, pool, slot) }

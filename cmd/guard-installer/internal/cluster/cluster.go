@@ -5,15 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/rollout"
 )
@@ -21,7 +20,8 @@ import (
 // timeout bounds every call.
 const timeout = 10 * time.Second
 
-// Cluster is the cluster, as an installer of a pool on a node sees it.
+// Cluster is the cluster, as an installer of a pool on a node sees it. It is not safe for
+// concurrent use.
 type Cluster struct {
 	Client kubernetes.Interface
 	Pool   rollout.Pool
@@ -29,6 +29,9 @@ type Cluster struct {
 	NodeName string
 	// PodName is the installer's own.
 	PodName string
+
+	version   string
+	versionAt time.Time
 }
 
 // Node returns the Node.
@@ -70,166 +73,22 @@ func (c *Cluster) Heartbeat(ctx context.Context) (time.Time, error) {
 	return lease.Spec.RenewTime.Time, nil
 }
 
-// ServerVersion returns the version of the API server.
+// versionFor is how long the version of the API server is remembered: a node that is
+// looked at again and again asks for it each time.
+const versionFor = 10 * time.Minute
+
+// ServerVersion returns the version of the API server, at most 10 minutes old.
 func (c *Cluster) ServerVersion(context.Context) (string, error) {
+	if c.version != "" && time.Since(c.versionAt) < versionFor {
+		return c.version, nil
+	}
 	info, err := c.Client.Discovery().ServerVersion()
 	if err != nil {
 		return "", fmt.Errorf("the version of the API server: %w", err)
 	}
-	return info.GitVersion, nil
+	c.version, c.versionAt = info.GitVersion, time.Now()
+	return c.version, nil
 }
-
-// MayBegin returns "" when the roll-out still asks for the request, is not paused and
-// stands still at no other node, and otherwise why nothing may begin.
-func (c *Cluster) MayBegin(ctx context.Context, requestID string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	name := rollout.DaemonSetName(c.Pool.Name)
-	ds, err := c.Client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return fmt.Sprintf("the DaemonSet %s/%s is gone", rollout.Namespace, name), nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("get the DaemonSet %s/%s: %w", rollout.Namespace, name, err)
-	}
-	if rollout.Paused(ds) {
-		return "the roll-out is paused (kubectl guard rollout resume)", nil
-	}
-	request, err := rollout.RequestOf(ds)
-	if err != nil {
-		return "", err
-	}
-	if request.ID() != requestID {
-		return "the roll-out asks for something else meanwhile; this pod will be replaced", nil
-	}
-	return c.stopped(ctx, requestID)
-}
-
-// stopped says at which other node the roll-out stands still. Without it, as many nodes
-// could fail as there are slots. What failed with an earlier request stops nothing.
-func (c *Cluster) stopped(ctx context.Context, requestID string) (string, error) {
-	leases, err := c.Client.CoordinationV1().Leases(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + c.Pool.Name})
-	if err != nil {
-		return "", fmt.Errorf("list the slots of pool %s: %w", c.Pool.Name, err)
-	}
-	for i := range leases.Items {
-		name := holder(&leases.Items[i])
-		if name == "" || name == c.NodeName {
-			continue
-		}
-		node, err := c.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return "", fmt.Errorf("get node %s, which has a slot of pool %s: %w", name, c.Pool.Name, err)
-		}
-		report, err := rollout.ReportOf(node)
-		if err != nil || report == nil || report.RequestID != requestID {
-			continue // it says nothing about this request
-		}
-		if report.Phase == rollout.Refused || report.Phase.Stopped() && !rollout.Resumed(node, report.Attempt) {
-			return fmt.Sprintf("the roll-out stands still at node %s (%s)", name, report.Phase), nil
-		}
-	}
-	return "", nil
-}
-
-// TakeSlot takes one of the slots of the pool, or keeps the one that the node has. When
-// it gets none it returns the nodes that have them.
-func (c *Cluster) TakeSlot(ctx context.Context) (taken bool, holders []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	leases := make([]*coordinationv1.Lease, c.Pool.MaxUnavailable)
-	for slot := range leases {
-		lease, err := c.Client.CoordinationV1().Leases(rollout.Namespace).Get(ctx, rollout.SlotName(c.Pool.Name, slot), metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return false, nil, fmt.Errorf("get slot %d of pool %s: %w", slot, c.Pool.Name, err)
-		}
-		if leases[slot] = lease; holder(lease) == c.NodeName {
-			return true, nil, nil
-		}
-	}
-	for slot, lease := range leases {
-		if lease != nil && holder(lease) != "" {
-			gone, err := c.gone(ctx, holder(lease))
-			if err != nil {
-				return false, nil, err
-			}
-			if !gone {
-				holders = append(holders, holder(lease))
-				continue
-			}
-		}
-		err := c.hold(ctx, slot, lease)
-		if err == nil {
-			return true, nil, nil
-		}
-		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
-			return false, nil, fmt.Errorf("take slot %d of pool %s: %w", slot, c.Pool.Name, err)
-		}
-	}
-	return false, holders, nil
-}
-
-func (c *Cluster) hold(ctx context.Context, slot int, lease *coordinationv1.Lease) error {
-	now := metav1.NowMicro()
-	leases := c.Client.CoordinationV1().Leases(rollout.Namespace)
-	if lease == nil {
-		_, err := leases.Create(ctx, &coordinationv1.Lease{
-			ObjectMeta: metav1.ObjectMeta{
-				Namespace: rollout.Namespace, Name: rollout.SlotName(c.Pool.Name, slot),
-				Labels: map[string]string{rollout.NameLabel: rollout.Name, rollout.PoolLabel: c.Pool.Name},
-			},
-			Spec: coordinationv1.LeaseSpec{HolderIdentity: ptr.To(c.NodeName), AcquireTime: &now},
-		}, metav1.CreateOptions{})
-		return err
-	}
-	lease = lease.DeepCopy()
-	lease.Spec.HolderIdentity, lease.Spec.AcquireTime = ptr.To(c.NodeName), &now
-	_, err := leases.Update(ctx, lease, metav1.UpdateOptions{})
-	return err
-}
-
-// gone reports whether there is no such Node. A node that is only away keeps its slot.
-func (c *Cluster) gone(ctx context.Context, node string) (bool, error) {
-	_, err := c.Client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
-	if err == nil {
-		return false, nil
-	}
-	if apierrors.IsNotFound(err) {
-		return true, nil
-	}
-	return false, fmt.Errorf("get node %s, which has a slot of pool %s: %w", node, c.Pool.Name, err)
-}
-
-// ReleaseSlot gives back what the node has of the slots of the pool, also of slots that
-// a smaller MaxUnavailable no longer has.
-func (c *Cluster) ReleaseSlot(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	leases := c.Client.CoordinationV1().Leases(rollout.Namespace)
-	list, err := leases.List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + c.Pool.Name})
-	if err != nil {
-		return fmt.Errorf("list the slots of pool %s: %w", c.Pool.Name, err)
-	}
-	for i := range list.Items {
-		lease := &list.Items[i]
-		if holder(lease) != c.NodeName {
-			continue
-		}
-		lease.Spec.HolderIdentity, lease.Spec.AcquireTime = nil, nil
-		if _, err := leases.Update(ctx, lease, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("give back the slot %s: %w", lease.Name, err)
-		}
-	}
-	return nil
-}
-
-func holder(lease *coordinationv1.Lease) string { return ptr.Deref(lease.Spec.HolderIdentity, "") }
 
 // Report writes the report to the Node. mark sets the label that says that the roll-out
 // failed there, or removes it; nil leaves it.
@@ -250,6 +109,28 @@ func (c *Cluster) Report(ctx context.Context, report rollout.Report, mark *bool)
 	}
 	if _, err := c.Client.CoreV1().Nodes().Patch(ctx, c.NodeName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: rollout.Name}); err != nil {
 		return fmt.Errorf("write the report to node %s: %w", c.NodeName, err)
+	}
+	return nil
+}
+
+// Untaint removes the taint of a node that is not guarded yet. When the taints are not those
+// of the node that was read it is an error.
+func (c *Cluster) Untaint(ctx context.Context, node *corev1.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	taints := slices.DeleteFunc(slices.Clone(node.Spec.Taints), func(t corev1.Taint) bool { return t.Key == rollout.UnguardedTaint })
+	if len(taints) == len(node.Spec.Taints) {
+		return nil
+	}
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "test", "path": "/spec/taints", "value": node.Spec.Taints},
+		{"op": "replace", "path": "/spec/taints", "value": taints},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := c.Client.CoreV1().Nodes().Patch(ctx, c.NodeName, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: rollout.Name}); err != nil {
+		return fmt.Errorf("remove the taint %s of node %s: %w", rollout.UnguardedTaint, c.NodeName, err)
 	}
 	return nil
 }

@@ -21,16 +21,30 @@ import (
 
 // work looks at the node and does what is asked for.
 func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
+	if i.inLine != nil {
+		// It is looked at again when it is its turn.
+		turn, err := i.Cluster.TakeSlot(ctx, i.inLine.node, i.Request.ID(), false)
+		if err != nil {
+			return rollout.Report{}, err
+		}
+		if i.turn = turn; !turn.Slot {
+			i.inLine.report.Message = turn.Why
+			return i.inLine.report, nil
+		}
+		i.inLine = nil
+	}
 	v, refusals, err := i.look(ctx)
 	if err != nil {
 		return rollout.Report{}, err
 	}
+	i.seen = v.node
 	report := i.report(&v)
 	if i.Request.Target == rollout.Observe {
 		if len(refusals) > 0 {
 			return i.refuse(report, refusals...), nil
 		}
 		report.Phase, report.Message = rollout.Observed, "Nothing was changed"
+		i.observed, i.observedUntil = &report, time.Now().Add(jittered(checkReport))
 		return report, nil
 	}
 	intact := i.configurationIntact(v.wanted)
@@ -44,27 +58,45 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 		}
 		return i.finishWith(report), nil
 	}
-	why, err := i.Cluster.MayBegin(ctx, i.Request.ID())
-	if err != nil {
+	refuses := lasting(refusals)
+	if len(refusals) > 0 && !refuses {
+		// Nobody waits for a node that is not in order, and it takes no slot.
+		return i.notYet(report, refusals), nil
+	}
+	if i.turn, err = i.Cluster.TakeSlot(ctx, v.node, i.Request.ID(), refuses); err != nil {
 		return rollout.Report{}, err
 	}
-	if why != "" {
-		report.Phase, report.Message = rollout.Waiting, why
+	switch {
+	case i.turn.Why != "":
+		report.Phase, report.Message = rollout.Waiting, i.turn.Why
+		if !refuses {
+			i.inLine = &inLine{node: v.node, report: report}
+		}
 		return report, nil
-	}
-	taken, holders, err := i.Cluster.TakeSlot(ctx)
-	if err != nil {
-		return rollout.Report{}, err
-	}
-	if !taken {
-		report.Phase, report.Message = rollout.Waiting, fmt.Sprintf("%d nodes of the pool may change at a time; now %s", i.Pool.MaxUnavailable, list(holders))
-		return report, nil
-	}
-	// A node that refuses keeps the slot: the roll-out stops there.
-	if len(refusals) > 0 {
+	case refuses:
+		// With a slot, the roll-out stops there.
 		return i.refuse(report, refusals...), nil
 	}
 	return i.change(context.WithoutCancel(ctx), &v)
+}
+
+// lasting reports whether a refusal is among these that does not end by itself.
+func lasting(refusals []refusal) bool {
+	for _, r := range refusals {
+		switch r.reason {
+		case rollout.ReasonNode, rollout.ReasonKubelet, rollout.ReasonRuntime, rollout.ReasonSpace:
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// notYet is the report of a node that can be changed when it is in order.
+func (i *Installer) notYet(report rollout.Report, refusals []refusal) rollout.Report {
+	report = i.refuse(report, refusals...)
+	report.Phase = rollout.Waiting
+	return report
 }
 
 func (i *Installer) report(v *view) rollout.Report {

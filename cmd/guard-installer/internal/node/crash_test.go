@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
@@ -405,9 +406,13 @@ func TestEveryCallIsAStep(t *testing.T) {
 		var arguments []reflect.Value
 		for n := range call.Type().NumIn() {
 			in := call.Type().In(n)
-			if in == reflect.TypeFor[context.Context]() {
+			switch in {
+			case reflect.TypeFor[context.Context]():
 				arguments = append(arguments, reflect.ValueOf(context.Background()))
-			} else {
+			case reflect.TypeFor[*corev1.Node]():
+				tainted := &corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: rollout.UnguardedTaint}}}}
+				arguments = append(arguments, reflect.ValueOf(tainted))
+			default:
 				arguments = append(arguments, reflect.Zero(in))
 			}
 		}

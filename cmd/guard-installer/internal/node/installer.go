@@ -11,10 +11,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/answer"
+	"kubelet-guard.io/cmd/guard-installer/internal/cluster"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
@@ -38,9 +40,10 @@ type Cluster interface {
 	Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
 	Heartbeat(ctx context.Context) (time.Time, error)
 	ServerVersion(ctx context.Context) (string, error)
-	MayBegin(ctx context.Context, requestID string) (string, error)
-	TakeSlot(ctx context.Context) (bool, []string, error)
+	TakeSlot(ctx context.Context, node *corev1.Node, requestID string, refuses bool) (cluster.Turn, error)
+	StopPool(ctx context.Context, requestID string) error
 	ReleaseSlot(ctx context.Context) error
+	Untaint(ctx context.Context, node *corev1.Node) error
 	Report(ctx context.Context, report rollout.Report, mark *bool) error
 	Event(ctx context.Context, kind, reason, message string) error
 }
@@ -98,17 +101,21 @@ type Installer struct {
 	unfinished int
 	stuck      rollout.Report
 	nextTry    time.Time
+	// observed is the report of a node that was only looked at, until observedUntil.
+	observed      *rollout.Report
+	observedUntil time.Time
+	// inLine is the node while it waits for nothing but a slot, and turn the last answer.
+	inLine *inLine
+	turn   cluster.Turn
+	// written is the report that the Node has, and seen the Node as it was last read for more
+	// than a glance.
+	written *written
+	seen    *corev1.Node
 }
 
 const (
 	// timerMargin is how much later than the installer the timer takes a change back.
 	timerMargin = 15 * time.Second
-	// lookAgain is how long an installer waits before it looks at a node again that has
-	// refused, waitAgain one that waits.
-	lookAgain = 15 * time.Second
-	waitAgain = 3 * time.Second
-	// retell is how often an installer that is at its end sees that its report is there.
-	retell = 20 * time.Second
 	// quickTries is how often a change that cannot be brought to its end is tried again
 	// before the node is reported as failed. From then on it is tried every slowTry.
 	quickTries = 5
@@ -128,6 +135,7 @@ func (i *Installer) store() journal.Store { return journal.Store{Root: i.Root} }
 func (i *Installer) Run(ctx context.Context) error {
 	defer i.disown()
 	var told rollout.Report
+	var pace pace
 	failures := 0
 	for {
 		report, err := i.Step(ctx)
@@ -140,7 +148,7 @@ func (i *Installer) Run(ctx context.Context) error {
 			failures = 0
 		}
 		// What fails may have restarted the kubelet, so it is not tried in a hurry.
-		wait := min(waitAgain<<min(failures, 5), time.Minute)
+		wait := afterFailures(failures)
 		// What is away for a moment is not worth a report.
 		if failures == 0 || failures > 2 {
 			// Also an installer that is asked to end tells what became of its change.
@@ -154,7 +162,7 @@ func (i *Installer) Run(ctx context.Context) error {
 			} else {
 				told = report
 				if failures == 0 {
-					wait = pause(report.Phase)
+					wait = pace.next(report, i.turn)
 				}
 			}
 		}
@@ -163,9 +171,28 @@ func (i *Installer) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
+			i.leave(context.WithoutCancel(ctx))
 			return nil
 		case <-time.After(wait):
 		}
+	}
+}
+
+// leave releases the slot of a node that has left its pool, unless a change is under way.
+func (i *Installer) leave(ctx context.Context) {
+	entry, err := i.store().Read()
+	if err != nil || entry != nil && entry.State == journal.Switching {
+		return
+	}
+	node, err := i.Cluster.Node(ctx)
+	if apierrors.IsNotFound(err) || err == nil && i.Pool.Matches(node) {
+		return // the slot of a Node that is gone goes with it
+	}
+	if err == nil {
+		err = i.Cluster.ReleaseSlot(ctx)
+	}
+	if err != nil {
+		klog.ErrorS(err, "Could not release the slot")
 	}
 }
 
@@ -173,17 +200,6 @@ func (i *Installer) Run(ctx context.Context) error {
 // nothing: what it refuses is for who reads the report.
 func ready(report rollout.Report) bool {
 	return report.Target == rollout.Observe || report.Phase == rollout.Done
-}
-
-func pause(phase rollout.Phase) time.Duration {
-	switch phase {
-	case rollout.Done, rollout.Observed:
-		return retell
-	case rollout.Refused:
-		return lookAgain
-	default:
-		return waitAgain
-	}
 }
 
 // Step does what can be done now and returns how the node is. The error is about what
@@ -201,6 +217,9 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 	}
 	if i.finished != nil {
 		return i.watch(ctx), nil
+	}
+	if i.observed != nil && time.Now().Before(i.observedUntil) {
+		return *i.observed, nil
 	}
 	entry, err := i.store().Read()
 	if err != nil {
@@ -499,48 +518,9 @@ func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Re
 	return report
 }
 
-// tell writes the report and what follows from it.
-func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
-	if report.Phase == rollout.Done || report.Phase.Stopped() {
-		// A report of these phases is written again and again; only its time differs.
-		node, err := i.Cluster.Node(ctx)
-		if err != nil {
-			return err
-		}
-		if old, err := rollout.ReportOf(node); err == nil && old != nil {
-			report.Time = old.Time
-			if old.Annotation() == report.Annotation() && rollout.Marked(node) == marks(report) {
-				return i.afterTelling(ctx, report)
-			}
-		}
-	}
-	report.Time = metav1.Now()
-	var mark *bool
-	if report.Target != rollout.Observe && (report.Phase == rollout.Done || report.Phase.Stopped()) {
-		value := marks(report)
-		mark = &value
-	}
-	if err := i.Cluster.Report(ctx, report, mark); err != nil {
-		return err
-	}
-	return i.afterTelling(ctx, report)
-}
-
 // marks reports whether a node with the report gets the label that says so.
 func marks(report rollout.Report) bool {
 	return report.Phase == rollout.RolledBack || report.Phase == rollout.Failed
-}
-
-func (i *Installer) afterTelling(ctx context.Context, report rollout.Report) error {
-	switch {
-	case report.Target == rollout.Observe, report.Phase == rollout.Done:
-		// Nothing is being changed here. A slot that is kept after a failure stands for
-		// the request that failed.
-		return i.Cluster.ReleaseSlot(ctx)
-	case marks(report):
-		return i.store().Mark()
-	}
-	return nil
 }
 
 // progress tells how far a change is. It is not worth failing for.
@@ -551,7 +531,10 @@ func (i *Installer) progress(ctx context.Context, report rollout.Report, message
 	defer cancel()
 	if err := i.Cluster.Report(ctx, report, nil); err != nil {
 		klog.ErrorS(err, "Could not report the progress")
+		i.written = nil
+		return
 	}
+	i.written = &written{report: report, until: time.Now().Add(recheck(report))}
 }
 
 func (i *Installer) event(ctx context.Context, report rollout.Report) {

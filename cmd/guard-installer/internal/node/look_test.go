@@ -116,7 +116,7 @@ func TestNobodyIsAskedWhileNoKubeletRuns(t *testing.T) {
 			return kubelet.Answer{}, "", errors.New("asked")
 		}
 		report := step(t, installer)
-		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.Equal(t, rollout.Waiting, report.Phase)
 		assert.Equal(t, rollout.ReasonKubelet, report.Reason, report.Message)
 	}
 }

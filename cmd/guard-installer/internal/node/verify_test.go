@@ -217,7 +217,7 @@ func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
 		runs(&w.pods[0])
 		w.containers = nil
 		report := w.run(request(rollout.Audit))
-		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.Equal(t, rollout.Waiting, report.Phase)
 		assert.Equal(t, rollout.ReasonRuntime, report.Reason)
 		assert.Contains(t, report.Message, "/run/containerd/containerd.sock is not the container runtime of the kubelet: it shows 0 containers, and none of the 1 pods that run by the word of the kubelet")
 		assert.Equal(t, 1, w.started)

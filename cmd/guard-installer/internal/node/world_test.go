@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/cluster"
 	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
@@ -126,7 +127,13 @@ type world struct {
 	why       string
 	slot      bool
 	slotTaken bool
-	away      bool
+	stopped   bool
+	joined    bool
+	// waiting is how many installers of the pool are not ready.
+	waiting int
+	// asked is how often the API server was asked.
+	asked int
+	away  bool
 	// unready: the node does not get ready with a guarded kubelet.
 	unready bool
 	told    []rollout.Report
@@ -486,6 +493,7 @@ var errAway = errors.New("the API server is away")
 // reach is a request to the API server.
 func (w *world) reach() error {
 	w.step("API server")
+	w.asked++
 	if w.away {
 		return errAway
 	}
@@ -520,22 +528,46 @@ func (w *world) Heartbeat(context.Context) (time.Time, error) {
 	}
 	return time.Now(), w.reach()
 }
-func (w *world) ServerVersion(context.Context) (string, error)    { return w.server, w.reach() }
-func (w *world) MayBegin(context.Context, string) (string, error) { return w.why, w.reach() }
+func (w *world) ServerVersion(context.Context) (string, error) { return w.server, w.reach() }
 func (w *world) ReleaseSlot(context.Context) error {
 	if err := w.reach(); err != nil {
 		return err
 	}
-	w.slotTaken = false
+	w.slotTaken, w.stopped = false, false
+	return nil
+}
+func (w *world) StopPool(context.Context, string) error {
+	if err := w.reach(); err != nil {
+		return err
+	}
+	w.slotTaken, w.stopped = true, true
+	return nil
+}
+func (w *world) Untaint(_ context.Context, node *corev1.Node) error {
+	for _, taint := range node.Spec.Taints {
+		if taint.Key == rollout.UnguardedTaint {
+			if err := w.reach(); err != nil {
+				return err
+			}
+			w.node.Spec.Taints = nil
+		}
+	}
 	return nil
 }
 func (w *world) Event(_ context.Context, kind, reason, text string) error { return w.reach() }
-func (w *world) TakeSlot(context.Context) (bool, []string, error) {
+func (w *world) TakeSlot(_ context.Context, _ *corev1.Node, _ string, refuses bool) (cluster.Turn, error) {
 	if err := w.reach(); err != nil {
-		return false, nil, err
+		return cluster.Turn{}, err
 	}
-	w.slotTaken = w.slot
-	return w.slot, []string{"other"}, nil
+	turn := cluster.Turn{Why: w.why, Joined: w.joined, Slots: 1, Unready: max(1, w.waiting)}
+	switch {
+	case w.why != "" || refuses && w.joined:
+	case w.slot:
+		turn.Slot, w.slotTaken = true, true
+	default:
+		turn.Why = "it waits for one of 1 slots of the pool"
+	}
+	return turn, nil
 }
 func (w *world) Report(_ context.Context, report rollout.Report, mark *bool) error {
 	if err := w.reach(); err != nil {

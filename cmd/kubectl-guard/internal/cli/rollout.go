@@ -194,6 +194,7 @@ func (c *clients) put(ctx context.Context, p *nodePool, request rollout.Request,
 	if err != nil {
 		return err
 	}
+	wanted.Annotations[rollout.StartedAnnotation] = time.Now().UTC().Format(time.RFC3339)
 	var dryRun []string
 	if dry {
 		dryRun = []string{metav1.DryRunAll}

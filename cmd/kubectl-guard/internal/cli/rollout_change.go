@@ -177,6 +177,9 @@ func (o *rolloutChangeOptions) resume(ctx context.Context, c *clients, _ *fleet,
 		if err := c.unmarkAll(ctx, p.nodes, false); err != nil {
 			return err
 		}
+		if err := c.releaseStranded(ctx, p); err != nil {
+			return err
+		}
 		if err := o.complete(ctx, c, p, request); err != nil {
 			return err
 		}
@@ -294,6 +297,9 @@ func (o *rolloutChangeOptions) backTo(ctx context.Context, c *clients, plan *poo
 		}
 	}
 	asked[len(asked)-1] = plan.request
+	if err := c.releaseStranded(ctx, plan.nodePool); err != nil {
+		return err
+	}
 	if err := c.put(ctx, plan.nodePool, plan.request, asked, false); err != nil {
 		return err
 	}

@@ -33,7 +33,8 @@ const (
 // rollouts are the DaemonSets of pools, with the DaemonSet controller and the
 // installers: each look of the command at a DaemonSet lets them take a step.
 type rollouts struct {
-	sets   map[string]*appsv1.DaemonSet
+	sets map[string]*appsv1.DaemonSet
+	// leases are the slots: name@holder.
 	leases []string
 	// installed is what the kubelets of images are: version by image.
 	installed map[string]string
@@ -161,7 +162,10 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 	handle("GET "+leases, func(http.ResponseWriter, *http.Request) any {
 		list := &coordinationv1.LeaseList{TypeMeta: metav1.TypeMeta{Kind: "LeaseList", APIVersion: "coordination.k8s.io/v1"}}
 		for _, name := range c.rollouts.leases {
-			list.Items = append(list.Items, coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}})
+			name, holder, _ := strings.Cut(name, "@")
+			list.Items = append(list.Items, coordinationv1.Lease{
+				ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder},
+			})
 		}
 		return list
 	})
@@ -321,7 +325,7 @@ func (c *cluster) report(n *fakeNode, request rollout.Request, phase rollout.Pha
 		}
 	}
 	report := rollout.Report{
-		RequestID: request.ID(), Target: request.Target, Phase: phase, Architecture: "amd64",
+		RequestID: request.ID(), Pool: n.labels["pool"], Target: request.Target, Phase: phase, Architecture: "amd64",
 		Before: rollout.Kubelet{Version: stock}, Now: is,
 		Offered: rollout.Kubelet{Version: c.versionOf(request), SHA256: strings.Repeat("5", 64)},
 		Time:    metav1.NewTime(now.Add(-10*time.Minute + time.Duration(c.rollouts.reports)*time.Second)),

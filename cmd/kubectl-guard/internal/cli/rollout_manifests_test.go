@@ -28,7 +28,7 @@ func TestManifestsOfRollOutsFitTheProgram(t *testing.T) {
 		require.NoError(t, err)
 		switch {
 		case object.GetKind() == "ValidatingAdmissionPolicy":
-			policy = string(text)
+			policy += string(text)
 		case object.GetKind() == "Role" && object.GetName() == "kubelet-guard-rollout":
 			var role rbacv1.Role
 			require.NoError(t, yaml.UnmarshalStrict(text, &role))

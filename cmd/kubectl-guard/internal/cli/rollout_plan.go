@@ -129,9 +129,6 @@ func (o *rolloutStartOptions) planPool(f *fleet, argument string) (*poolPlan, er
 	if p.request, err = o.request(pool); err != nil {
 		return nil, fmt.Errorf("pool %s: %w", name, err)
 	}
-	if err := p.checkReady(); err != nil {
-		return nil, err
-	}
 	return p, p.compare(widened)
 }
 
@@ -249,22 +246,6 @@ func sameRequest(a, b rollout.Request) bool {
 	}
 	a.ReleaseHeldUIDs, a.ReleaseHeld, b.ReleaseHeldUIDs, b.ReleaseHeld = nil, false, nil, false
 	return a.ID() == b.ID()
-}
-
-// checkReady reports nodes that are not ready where they leave no room: Kubernetes
-// counts them as unavailable, so no node would be begun.
-func (p *poolPlan) checkReady() error {
-	var away []string
-	for i := range p.nodes {
-		if !nodeReady(&p.nodes[i]) {
-			away = append(away, p.nodes[i].Name)
-		}
-	}
-	if len(away) >= p.MaxUnavailable {
-		return fmt.Errorf("pool %s: %s not ready, and with --max-unavailable=%d no node would be begun: %s. Bring them back, take them out of the pool, or give a greater --max-unavailable",
-			p.Name, areNodes(len(away)), p.MaxUnavailable, listed(away))
-	}
-	return nil
 }
 
 func areNodes(n int) string {

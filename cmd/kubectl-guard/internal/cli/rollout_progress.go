@@ -165,7 +165,7 @@ func (p *nodePool) progress(request rollout.Request) poolProgress {
 			ready++
 		}
 		n.report, n.problem = rollout.ReportOf(&p.nodes[i])
-		if n.report != nil && n.report.RequestID == id {
+		if n.report != nil && n.report.RequestID == id && n.report.Pool == p.Name {
 			n.step = stepOf(n.report.Phase)
 			if stale := p.stale[n.node]; stale != nil && n.report.Time.Equal(&stale.Time) {
 				n.step = stepPending

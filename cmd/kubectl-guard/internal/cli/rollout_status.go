@@ -125,6 +125,9 @@ func (o *rolloutStatusOptions) run(ctx context.Context) error {
 	if err := o.show(list); err != nil {
 		return err
 	}
+	if pools, err := f.named(o.pools); err == nil && o.output.forPeople() {
+		o.showStranded(ctx, c, pools)
+	}
 	return ended
 }
 

@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -79,7 +81,8 @@ func TestRolloutStartLooksAtAllNodesBeforeItChangesOne(t *testing.T) {
 			assert.Equal(t, intstr.FromString("100%"), pace, "nothing is changed, so all may look at once")
 			return
 		}
-		assert.Equal(t, intstr.FromInt32(1), pace)
+		assert.Equal(t, intstr.FromString("100%"), pace, "the slots are the pace")
+		assert.NotEmpty(t, set.Annotations[rollout.StartedAnnotation])
 		for _, name := range []string{"blue-1", "blue-2", "green-1"} {
 			assert.Contains(t, c.node(name).annotations, rollout.ReportAnnotation)
 		}
@@ -241,10 +244,6 @@ func TestRolloutStartRefusesPoolsThatMakeNoSense(t *testing.T) {
 		"output for programs": {arguments: []string{"--pool", "blue=pool=blue", "-o", "yaml"}, err: "--output goes with --dry-run=client"},
 		"a configuration that is wrong": {
 			arguments: []string{"--pool", "blue=pool=blue", "--guard-config", "testdata/rollout-start.txt"}, err: "configuration: Invalid value",
-		},
-		"a node that is away": {
-			arguments: []string{"--pool", "blue=pool=blue"}, prepare: func(c *cluster) { c.nodes[0].notReady = true },
-			err: "pool blue: 1 node is not ready, and with --max-unavailable=1 no node would be begun: blue-1",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -454,7 +453,60 @@ func TestRolloutPauseAndResume(t *testing.T) {
 	require.NoError(t, r.err)
 	set = c.rollouts.sets["guard-installer-blue"]
 	require.False(t, rollout.Paused(set))
-	require.Equal(t, intstr.FromInt32(1), *set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable)
+	require.Equal(t, intstr.FromString("100%"), *set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable)
+}
+
+// Nodes that are not ready hold nobody up, however many they are.
+func TestRolloutStartWithMoreNodesAwayThanSlots(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.node("blue-1").notReady = true
+	r := c.run("", "rollout", "start", "--pool", "blue=pool=blue", "--mode", "Audit", "--image", installerImage, "--yes")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "blue: 1 of 2 nodes done")
+}
+
+func TestSlotsOfNodesThatHaveLeftThePool(t *testing.T) {
+	t.Parallel()
+	slot := rollout.SlotName("blue", 0)
+	for _, verb := range []string{"resume", "undo", "uninstall"} {
+		for holder, released := range map[string]bool{"blue-1": false, "other-1": true, "gone": true} {
+			c := rolledOut(t)
+			c.rollouts.leases = []string{slot + "@" + holder}
+			r := c.run("", "rollout", "status", "--pool", "blue")
+			require.NoError(t, r.err)
+			require.Equal(t, released, strings.Contains(r.errOut, "slot "+slot+" is held by node "+holder+", which is not in the pool; kubectl guard rollout resume --pool blue releases it"), r.errOut)
+			// The roll-out goes on while the command waits, and only uninstall deletes all slots.
+			free := false
+			c.rollouts.stepped = func(*appsv1.DaemonSet) { free = len(c.rollouts.leases) == 0 }
+			arguments := []string{"rollout", verb, "--pool", "blue"}
+			if verb != "resume" {
+				arguments = append(arguments, "--yes", "--release-held")
+			}
+			r = c.run("", arguments...)
+			require.NoError(t, r.err)
+			require.Equal(t, released, free, "%s, slot of %s", verb, holder)
+		}
+	}
+}
+
+func TestAReportOfAnotherPoolDoesNotCount(t *testing.T) {
+	t.Parallel()
+	request := rollout.Request{Target: rollout.Audit, Image: installerImage}
+	p := &nodePool{Pool: rollout.Pool{Name: "blue"}, set: &appsv1.DaemonSet{}}
+	for pool, want := range map[string]nodeStep{"blue": stepFailed, "small": stepPending} {
+		node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
+		node.Annotations = map[string]string{rollout.ReportAnnotation: rollout.Report{RequestID: request.ID(), Pool: pool, Phase: rollout.Failed}.Annotation()}
+		p.nodes = []corev1.Node{node}
+		require.Equal(t, want, p.progress(request).nodes[0].step, pool)
+	}
+}
+
+func TestNodesThatJoinWhileTheCommandWaitsDoNotCount(t *testing.T) {
+	t.Parallel()
+	node := func(name string) corev1.Node { return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}} }
+	these := namesOf([]corev1.Node{node("a"), node("b")})
+	require.Equal(t, []corev1.Node{node("a")}, onlyThese([]corev1.Node{node("a"), node("c")}, these))
 }
 
 func TestRolloutStartTellsThatItWasPaused(t *testing.T) {

@@ -53,6 +53,7 @@ func (o *rolloutWait) sleep(ctx context.Context) error {
 // until one has failed.
 func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, request rollout.Request) (poolProgress, error) {
 	told := map[string]string{}
+	these := namesOf(p.nodes)
 	begun := o.now()
 	moved := begun
 	paused := false
@@ -60,6 +61,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 	for {
 		before := problem
 		if problem = c.readPool(ctx, p); problem == nil {
+			p.nodes = onlyThese(p.nodes, these)
 			if o.now().Sub(begun) > lookedAgain {
 				p.forgetStale(rollout.Refused)
 			}

@@ -1,0 +1,182 @@
+package node
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/cmd/guard-installer/internal/cluster"
+	"kubelet-guard.io/pkg/rollout"
+)
+
+// What an installer asks of the API server is multiplied by the nodes of the fleet, for as
+// long as it runs. docs/rollout.md has the budget.
+const (
+	// lookLocally is how often an installer that is at its end looks at its node.
+	lookLocally = 20 * time.Second
+	// lookAgain is how soon an installer looks again that has refused or failed, and
+	// lookSeldom how seldom it does when the roll-out does not stand still for it.
+	lookAgain  = 15 * time.Second
+	lookSeldom = 2 * time.Minute
+	// The next look of an installer that waits for a slot.
+	soonest, latest = 3 * time.Second, 10 * time.Minute
+	// looksPerSlot and looksOfPool are how many looks a second the installers of a pool have
+	// together while they wait. A slot is free again after half a minute at the earliest.
+	looksPerSlot, looksOfPool = 0.06, 0.5
+	// checkReport is how often an installer sees that its report is there, checkStopped how
+	// often one does for which the roll-out stands still.
+	checkReport, checkStopped = time.Hour, time.Minute
+	// sameMessage is how long the message of a node that waits may stay behind.
+	sameMessage = 10 * time.Minute
+)
+
+// jittered is a duration around d, from a half of it to one and a half.
+func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// afterFailures is how long an installer waits that could not go on n times in a row.
+func afterFailures(n int) time.Duration {
+	return jittered(min(soonest<<min(n, 5), time.Minute))
+}
+
+// pace is how often a node is looked at.
+type pace struct {
+	last rollout.Report
+	// same is how often in a row the report was as it is.
+	same int
+}
+
+// next returns how long to wait after the report. turn is the last answer of the cluster.
+func (p *pace) next(report rollout.Report, turn cluster.Turn) time.Duration {
+	if p.last.Phase == report.Phase && p.last.Reason == report.Reason {
+		p.same++
+	} else {
+		p.same = 0
+	}
+	p.last = report
+	seldom := func(most time.Duration) time.Duration { return jittered(min(lookAgain<<min(p.same, 5), most)) }
+	switch report.Phase {
+	case rollout.Done, rollout.Observed:
+		return lookLocally
+	case rollout.Refused:
+		if report.Target == rollout.Observe || !turn.Slot {
+			return seldom(lookSeldom)
+		}
+		return lookAgain
+	case rollout.RolledBack, rollout.Failed:
+		return lookAgain
+	case rollout.Waiting:
+		if report.Reason != "" {
+			return seldom(time.Minute)
+		}
+		return inLinePause(turn)
+	}
+	return soonest
+}
+
+// inLinePause is how long to wait for the next look for a slot. The more installers wait,
+// the less often each of them looks: together they look as often as slots get free.
+func inLinePause(turn cluster.Turn) time.Duration {
+	looks := looksOfPool + looksPerSlot*float64(turn.Slots)
+	wait := time.Duration(float64(turn.Unready) / looks * float64(time.Second))
+	return jittered(min(max(wait, soonest), latest))
+}
+
+// inLine is a node that waits for nothing but a slot.
+type inLine struct {
+	node   *corev1.Node
+	report rollout.Report
+}
+
+// written is a report that was written, or seen on the Node, and until when that counts.
+type written struct {
+	report rollout.Report
+	until  time.Time
+}
+
+// recheck is how long it counts that a report is there.
+func recheck(report rollout.Report) time.Duration {
+	if marks(report) {
+		return checkStopped
+	}
+	return jittered(checkReport)
+}
+
+// tell writes the report when it is another than the last one, and does what follows from
+// it. When nothing has changed it asks nobody anything, but from time to time.
+func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
+	now := time.Now()
+	if i.written != nil && now.Before(i.written.until) && unchanged(i.written.report, report, now) {
+		return nil
+	}
+	var mark *bool
+	if report.Target != rollout.Observe && (report.Phase == rollout.Done || report.Phase.Stopped()) {
+		value := marks(report)
+		mark = &value
+	}
+	var node *corev1.Node
+	if i.written == nil || !now.Before(i.written.until) {
+		var err error
+		if node, err = i.Cluster.Node(ctx); err != nil {
+			return err
+		}
+		i.seen = node
+	}
+	report.Time = metav1.NewTime(now)
+	there := false
+	if node != nil {
+		old, err := rollout.ReportOf(node)
+		there = err == nil && old != nil && unchanged(*old, report, now) && (mark == nil || *mark == rollout.Marked(node))
+		if there {
+			report = *old
+		}
+	}
+	if !there {
+		if err := i.Cluster.Report(ctx, report, mark); err != nil {
+			return err
+		}
+	}
+	if err := i.afterTelling(ctx, report); err != nil {
+		i.written = nil // the Node is read again
+		return err
+	}
+	i.written = &written{report: report, until: now.Add(recheck(report))}
+	return nil
+}
+
+// unchanged reports whether a report says what an older one says. When it was written does
+// not count. While a node waits, its figures and its message come and go, and are written
+// from time to time.
+func unchanged(old, report rollout.Report, now time.Time) bool {
+	report.Time = old.Time
+	if report.Phase == rollout.Waiting && now.Sub(old.Time.Time) < sameMessage {
+		report.Message = old.Message
+		report.Protected, report.Held, report.HeldPods, report.Containers = old.Protected, old.Held, old.HeldPods, old.Containers
+	}
+	return report.Annotation() == old.Annotation()
+}
+
+// afterTelling does what follows from a report that is there.
+func (i *Installer) afterTelling(ctx context.Context, report rollout.Report) error {
+	switch {
+	case report.Target == rollout.Observe, report.Phase == rollout.Done, report.Phase == rollout.Waiting && report.Reason != "":
+		// Nothing is being changed here. A slot that is kept after a failure stands for
+		// the request that failed.
+		if err := i.Cluster.ReleaseSlot(ctx); err != nil {
+			return err
+		}
+	case marks(report):
+		if err := i.store().Mark(); err != nil {
+			return err
+		}
+		return i.Cluster.StopPool(ctx, report.RequestID)
+	case report.Phase == rollout.Refused && i.turn.Slot && i.finished == nil:
+		return i.Cluster.StopPool(ctx, report.RequestID)
+	}
+	if report.Phase == rollout.Done && report.Target.Guarded() && i.seen != nil {
+		return i.Cluster.Untaint(ctx, i.seen)
+	}
+	return nil
+}
