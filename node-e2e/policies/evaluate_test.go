@@ -43,6 +43,13 @@ type review struct {
 	// options of a deletion.
 	options string
 	user    string
+	groups  []string
+	// node is in the token of the user.
+	node string
+	// may is a verb that the user may use.
+	may string
+	// connect: the operation is CONNECT, with the new object as its options.
+	connect bool
 	// override: the user may use that verb.
 	override bool
 	// namespace has these labels, beside its name, which is that of the object.
@@ -78,6 +85,8 @@ func (r review) attributes(t *testing.T) (*admission.VersionedAttributes, *corev
 	case after == nil:
 		operation, any, options = admission.Delete, before, &metav1.DeleteOptions{}
 		require.NoError(t, yaml.Unmarshal([]byte(r.options), options))
+	case r.connect:
+		operation, options = admission.Connect, nil
 	case before == nil:
 		operation, options = admission.Create, &metav1.CreateOptions{}
 	}
@@ -99,7 +108,10 @@ func (r review) attributes(t *testing.T) (*admission.VersionedAttributes, *corev
 	if before != nil {
 		oldObject = before
 	}
-	who := &user.DefaultInfo{Name: r.user}
+	who := &user.DefaultInfo{Name: r.user, Groups: r.groups}
+	if r.node != "" {
+		who.Extra = map[string][]string{"authentication.kubernetes.io/node-name": {r.node}}
+	}
 	attributes := admission.NewAttributesRecord(newObject, oldObject, any.GroupVersionKind(), namespaceName, any.GetName(),
 		resource, subresource, operation, options, false, who)
 	versioned := &admission.VersionedAttributes{Attributes: attributes, VersionedKind: any.GroupVersionKind(), VersionedObject: newObject, VersionedOldObject: oldObject}
@@ -107,7 +119,7 @@ func (r review) attributes(t *testing.T) (*admission.VersionedAttributes, *corev
 	return versioned, namespace, authorizer.AuthorizerFunc(func(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
 		*questions = append(*questions, authorizer.AttributesRecord{Verb: a.GetVerb(), Namespace: a.GetNamespace(),
 			APIGroup: a.GetAPIGroup(), Resource: a.GetResource(), Subresource: a.GetSubresource(), Name: a.GetName()})
-		if r.override && a.GetVerb() == "override" {
+		if r.override && a.GetVerb() == "override" || r.may != "" && a.GetVerb() == r.may {
 			return authorizer.DecisionAllow, "", nil
 		}
 		return authorizer.DecisionNoOpinion, "", nil
