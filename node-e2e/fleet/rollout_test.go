@@ -242,7 +242,7 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout), func() 
 		answers := make(chan suite.Answer, 1)
 		go func() {
 			defer GinkgoRecover()
-			answers <- asOperator(ctx, "start", "--yes", "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageNotStarting.name)
+			answers <- asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageNotStarting.name)
 		}()
 		Eventually(func() error {
 			_, err := node.Exec(ctx, "test", "-e", rollout.DropIn)

@@ -100,12 +100,18 @@ func (p poolProgress) named(step nodeStep) []string {
 	return names
 }
 
-// absent returns the nodes that are not as asked for, and not ready. They are done
-// when they are back.
+// away reports whether the node is not ready and will be changed when it is back. A node
+// that is not ready in the middle of its change is not away: the change may be why.
+func (p nodeProgress) away() bool {
+	changing := p.step == stepWorking && p.report.Phase == rollout.Installing
+	return !p.ready && p.step != stepDone && !changing
+}
+
+// absent returns the nodes that are away.
 func (p poolProgress) absent() []string {
 	var names []string
 	for _, node := range p.nodes {
-		if !node.ready && node.step != stepDone {
+		if node.away() {
 			names = append(names, node.node)
 		}
 	}
@@ -118,20 +124,20 @@ func (p poolProgress) without(names []string) poolProgress {
 	return p
 }
 
-// finished reports whether all nodes that are ready are as asked for.
+// finished reports whether all nodes that are not away are as requested.
 func (p poolProgress) finished() bool {
 	for _, node := range p.nodes {
-		if node.step != stepDone && node.ready {
+		if node.step != stepDone && !node.away() {
 			return false
 		}
 	}
 	return p.available
 }
 
-// settled reports whether all nodes that are ready are done or have failed.
+// settled reports whether all nodes that are not away are done or have failed.
 func (p poolProgress) settled() bool {
 	for _, node := range p.nodes {
-		if node.ready && node.step != stepDone && node.step != stepFailed {
+		if !node.away() && node.step != stepDone && node.step != stepFailed {
 			return false
 		}
 	}
