@@ -199,3 +199,27 @@ func TestWhatCountsAsTheSameReport(t *testing.T) {
 		assert.Equal(t, c.want, unchanged(old, report, now.Add(c.age)), fmt.Sprint(name))
 	}
 }
+
+// What a whole change asks of the API server, and what its settle time has of that.
+func TestRequestsOfAChange(t *testing.T) {
+	for settle, most := range map[time.Duration]int{15 * time.Second: 20, 2 * time.Minute: 41} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.waiting = 0
+			installer := w.installer(rollout.Request{Target: rollout.Audit, Image: "image", Settle: metav1.Duration{Duration: settle}})
+			installer.Poll = time.Second
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			installer.SetReady = func(ready bool) error {
+				if ready {
+					cancel()
+				}
+				return nil
+			}
+			require.NoError(t, installer.Run(ctx))
+			require.Equal(t, rollout.Done, w.told[len(w.told)-1].Phase)
+			t.Logf("settles for %s: %d requests", settle, w.asked)
+			assert.LessOrEqual(t, w.asked, most)
+		})
+	}
+}

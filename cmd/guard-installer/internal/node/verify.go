@@ -28,6 +28,9 @@ const (
 	// unclearFor is how long the reason of a stop is waited for. A status that the kubelet
 	// writes is back from the API server within a second or two.
 	unclearFor = 8 * time.Second
+	// askReady and askUnready are how many looks at the node there are for one question to
+	// the API server, while it says that the node is ready and while it does not.
+	askReady, askUnready = 5, 2
 )
 
 // failure is what was found wrong.
@@ -59,6 +62,11 @@ type verifier struct {
 	stoppedBefore  int
 	restartsBefore uint32
 	broken         string
+	// heard: the API server has heard from the kubelet since. notReady is what was wrong
+	// with the node by the API server, at askedNode; nil for nothing.
+	heard     bool
+	notReady  *failure
+	askedNode time.Time
 }
 
 func (i *Installer) verifier(entry *journal.Entry, stoppedBefore int) *verifier {
@@ -103,6 +111,7 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 		healthySince = time.Time{}
 	}
 	for {
+		began := time.Now()
 		looked := v.look(ctx)
 		if ctx.Err() != nil {
 			return overdue(entry, last, restarts, restartedBy), 0 // the last look was cut off
@@ -121,7 +130,12 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 			}
 			found = looked.containers
 			if found == nil && time.Since(healthySince) >= entry.Settle {
-				if found = v.strange(ctx); found == nil {
+				if v.askedNode.Before(began) {
+					v.askNode(ctx)
+				}
+				if found = v.notReady; found != nil {
+					restart(found.message)
+				} else if found = v.strange(ctx); found == nil {
 					return nil, v.ended
 				}
 			}
@@ -239,22 +253,39 @@ func (v *verifier) checkKubelet(ctx context.Context) (*failure, kubelet.Answer, 
 		v.broken = "the kubelet was started again"
 	}
 	v.process = process.PID
-	return v.checkNode(ctx, want.Version, v.since), answer, process.PID
+	looks := askReady
+	if v.notReady != nil {
+		looks = askUnready
+	}
+	if v.askedNode.IsZero() || time.Since(v.askedNode) >= time.Duration(looks)*v.Poll {
+		v.askNode(ctx)
+	}
+	return v.notReady, answer, process.PID
 }
 
-// checkNode asks whether the API server hears from the kubelet.
-func (i *Installer) checkNode(ctx context.Context, version string, since time.Time) *failure {
+// askNode asks the API server whether the node is ready, and notes the answer.
+func (v *verifier) askNode(ctx context.Context) {
+	v.askedNode = time.Now()
+	v.notReady = v.checkNode(ctx, v.entry.Kubelet.Version)
+}
+
+// checkNode asks whether the API server hears from the kubelet. Once it has heard from it
+// since the change, that is not asked again: a later answer says no more.
+func (v *verifier) checkNode(ctx context.Context, version string) *failure {
 	wrong := func(format string, arguments ...any) *failure {
 		return &failure{reason: rollout.ReasonNotReady, message: fmt.Sprintf(format, arguments...)}
 	}
-	heartbeat, err := i.Cluster.Heartbeat(ctx)
-	if err != nil {
-		return wrong("%v", err)
+	if !v.heard {
+		heartbeat, err := v.Cluster.Heartbeat(ctx)
+		if err != nil {
+			return wrong("%v", err)
+		}
+		if !heartbeat.After(v.since) {
+			return wrong("the API server has not heard from the kubelet since it was restarted")
+		}
+		v.heard = true
 	}
-	if !heartbeat.After(since) {
-		return wrong("the API server has not heard from the kubelet since it was restarted")
-	}
-	node, err := i.Cluster.Node(ctx)
+	node, err := v.Cluster.Node(ctx)
 	if err != nil {
 		return wrong("%v", err)
 	}

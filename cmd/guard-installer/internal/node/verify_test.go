@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -73,21 +74,23 @@ func TestANodeWhereContainersComeAndGoIsVerified(t *testing.T) {
 }
 
 func TestWhatRestartsTheSettleTimeIsSaid(t *testing.T) {
-	w := newWorld(t)
-	installer := w.installer(brief(rollout.Audit))
-	ask := w.ask
-	looks := 0
-	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-		if looks++; w.started == 2 && looks%5 == 0 {
-			return kubelet.Answer{}, "", fmt.Errorf("healthz says no")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		installer := w.installer(brief(rollout.Audit))
+		ask := w.ask
+		looks := 0
+		installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+			if looks++; w.started == 2 && looks%5 == 0 {
+				return kubelet.Answer{}, "", fmt.Errorf("healthz says no")
+			}
+			return ask(ctx, address, pin)
 		}
-		return ask(ctx, address, pin)
-	}
-	installer.Poll = 10 * time.Millisecond
-	report := step(t, installer)
-	assert.Equal(t, rollout.RolledBack, report.Phase)
-	assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
-	assert.Regexp(t, `the settle time of 60ms began again \d+ times, the last time because: healthz says no`, report.Message)
+		installer.Poll = 10 * time.Millisecond
+		report := step(t, installer)
+		assert.Equal(t, rollout.RolledBack, report.Phase)
+		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
+		assert.Regexp(t, `the settle time of 60ms began again \d+ times, the last time because: healthz says no`, report.Message)
+	})
 }
 
 func TestAKubeletThatCannotSettleInTimeIsRolledBackAtOnce(t *testing.T) {
@@ -168,22 +171,24 @@ func TestWhatCountsAsStoppedByTheChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
-			for n := range w.pods {
-				w.pods[n].Generation, w.pods[n].Spec.Containers = 1, []corev1.Container{{Name: "main", Image: "image:1"}}
-			}
-			installer := w.installer(brief(rollout.Audit))
-			w.whileVerified(installer, func(look int) {
-				if look == 2 {
-					c.happens(w)
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				for n := range w.pods {
+					w.pods[n].Generation, w.pods[n].Spec.Containers = 1, []corev1.Container{{Name: "main", Image: "image:1"}}
+				}
+				installer := w.installer(brief(rollout.Audit))
+				w.whileVerified(installer, func(look int) {
+					if look == 2 {
+						c.happens(w)
+					}
+				})
+				report := step(t, installer)
+				assert.Equal(t, c.want, report.Phase, report.Message)
+				assert.Contains(t, report.Message, c.message)
+				if c.want == back {
+					assert.Equal(t, rollout.ReasonContainers, report.Reason)
 				}
 			})
-			report := step(t, installer)
-			assert.Equal(t, c.want, report.Phase, report.Message)
-			assert.Contains(t, report.Message, c.message)
-			if c.want == back {
-				assert.Equal(t, rollout.ReasonContainers, report.Reason)
-			}
 		})
 	}
 }
@@ -281,4 +286,20 @@ func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
 			assert.Equal(t, started, w.started)
 		})
 	}
+}
+
+// The API server is asked seldom while a node settles, but always at the end.
+func TestANodeThatIsNotReadyAtTheEndIsNotDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		installer := w.installer(with(request(rollout.Audit), func(r *rollout.Request) {
+			r.Settle.Duration, r.VerifyTimeout.Duration = 100*time.Millisecond, 400*time.Millisecond
+		}))
+		installer.Poll = 40 * time.Millisecond // the next question after the settle time
+		w.whileVerified(installer, func(look int) { w.unready = look > 1 })
+		report := step(t, installer)
+		assert.Equal(t, rollout.RolledBack, report.Phase)
+		assert.Equal(t, rollout.ReasonNotReady, report.Reason)
+		assert.Contains(t, report.Message, "node n is not ready")
+	})
 }
