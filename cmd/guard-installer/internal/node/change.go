@@ -21,6 +21,7 @@ import (
 
 // work looks at the node and does what is asked for.
 func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
+	isItsTurn := false
 	if i.inLine != nil {
 		// It is looked at again when it is its turn.
 		turn, err := i.Cluster.TakeSlot(ctx, i.inLine.node, i.Request.ID(), false)
@@ -31,7 +32,7 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 			i.inLine.report.Message = turn.Why
 			return i.inLine.report, nil
 		}
-		i.inLine = nil
+		i.inLine, isItsTurn = nil, true
 	}
 	v, refusals, err := i.look(ctx)
 	if err != nil {
@@ -63,8 +64,10 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 		// Nobody waits for a node that is not in order, and it takes no slot.
 		return i.notYet(report, refusals), nil
 	}
-	if i.turn, err = i.Cluster.TakeSlot(ctx, v.node, i.Request.ID(), refuses); err != nil {
-		return rollout.Report{}, err
+	if !isItsTurn || refuses { // a moment ago it was
+		if i.turn, err = i.Cluster.TakeSlot(ctx, v.node, i.Request.ID(), refuses); err != nil {
+			return rollout.Report{}, err
+		}
 	}
 	switch {
 	case i.turn.Why != "":

@@ -22,10 +22,11 @@ const (
 	lookAgain  = 15 * time.Second
 	lookSeldom = 2 * time.Minute
 	// The next look of an installer that waits for a slot.
-	soonest, latest = 3 * time.Second, 10 * time.Minute
+	soonest, latest = 3 * time.Second, 30 * time.Minute
 	// looksPerSlot and looksOfPool are how many looks a second the installers of a pool have
-	// together while they wait. A slot is free again after half a minute at the earliest.
-	looksPerSlot, looksOfPool = 0.06, 0.5
+	// together while they wait. A slot is free again after half a minute or so. A node that gets
+	// one makes about 15 requests more: with 100 slots that is what bounds the pool's.
+	looksPerSlot, looksOfPool = 0.025, 0.5
 	// checkReport is how often an installer sees that its report is there, checkStopped how
 	// often one does for which the roll-out stands still.
 	checkReport, checkStopped = time.Hour, time.Minute

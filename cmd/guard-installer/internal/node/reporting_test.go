@@ -76,9 +76,9 @@ func TestInstallersInLineLookTogetherAsOftenAsSlotsGetFree(t *testing.T) {
 	}{
 		{1, 1, soonest / 2, 3 * soonest / 2},
 		{100, 1, time.Minute, 5 * time.Minute},
-		{100, 100, 5 * time.Second, 25 * time.Second},
+		{100, 100, 15 * time.Second, 51 * time.Second},
 		{5000, 1, latest / 2, 3 * latest / 2},
-		{5000, 100, latest / 2, 3 * latest / 2},
+		{5000, 100, 13 * time.Minute, 42 * time.Minute},
 	} {
 		for range 100 {
 			wait := inLinePause(cluster.Turn{Unready: c.unready, Slots: c.slots})
@@ -108,7 +108,11 @@ func TestANodeInLineIsLookedAtAgainWhenItIsItsTurn(t *testing.T) {
 	assert.Equal(t, rollout.ReasonNode, report.Reason)
 	assert.False(t, w.slotTaken, "the slot is released")
 	w.node.Status.Conditions[0].Status = corev1.ConditionTrue
+	w.slot = false
+	require.Equal(t, rollout.Waiting, step().Phase)
+	w.slot, w.slotLooks = true, 0
 	assert.Equal(t, rollout.Done, step().Phase)
+	assert.Equal(t, 1, w.slotLooks, "the slot is not requested twice")
 }
 
 func TestANodeThatHasJoinedRefusesWithoutASlot(t *testing.T) {

@@ -131,9 +131,10 @@ type world struct {
 	joined    bool
 	// waiting is how many installers of the pool are not ready.
 	waiting int
-	// asked is how often the API server was asked.
-	asked int
-	away  bool
+	// asked is how often the API server was asked, slotLooks how often for a slot.
+	asked     int
+	slotLooks int
+	away      bool
 	// unready: the node does not get ready with a guarded kubelet.
 	unready bool
 	told    []rollout.Report
@@ -559,6 +560,7 @@ func (w *world) TakeSlot(_ context.Context, _ *corev1.Node, _ string, refuses bo
 	if err := w.reach(); err != nil {
 		return cluster.Turn{}, err
 	}
+	w.slotLooks++
 	turn := cluster.Turn{Why: w.why, Joined: w.joined, Slots: 1, Unready: max(1, w.waiting)}
 	switch {
 	case w.why != "" || refuses && w.joined:
