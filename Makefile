@@ -260,6 +260,16 @@ bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e #
 		-table=_output/e2e/controlplane/webhook-scale.md > _output/webhook-scale.log || { tail -n 40 _output/webhook-scale.log; status=1; }; \
 	cat _output/e2e/controlplane/webhook-scale.md; exit $$status
 
+.PHONY: bench-rollout
+bench-rollout: ## Count what the installers of 5,000 nodes, and kubectl guard, ask of an API server (FLEET=5000; 20 minutes)
+	@mkdir -p _output/e2e; rm -f _output/e2e/rollout-scale.md; status=0; \
+	$(go) test -run='^TestRequestsOfAFleet$$' -timeout=60m -v ./cmd/guard-installer/internal/node \
+		-fleet='$(or $(FLEET),5000)' -table=$(CURDIR)/_output/e2e/rollout-scale.md > _output/rollout-scale.log || status=1; \
+	$(go) test -run='^TestAFleet$$' -timeout=10m -v ./cmd/kubectl-guard \
+		-fleet='$(or $(FLEET),5000)' -table=$(CURDIR)/_output/e2e/rollout-scale.md >> _output/rollout-scale.log || status=1; \
+	[[ $$status -eq 0 ]] || tail -n 40 _output/rollout-scale.log; \
+	cat _output/e2e/rollout-scale.md; exit $$status
+
 .PHONY: verify
 verify: ## Check format, vet, staticcheck, scripts, patches and generated files
 	@scripts/verify.sh
