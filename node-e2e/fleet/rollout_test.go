@@ -222,7 +222,7 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		labelNode(ctx, node, diskLabel, "ssd")
 		asOperator(ctx, "uninstall", "--pool", poolGreen, "--release-held", "--yes").ExpectDone()
 		expectRunning(Default, ctx, held, plain)
-	}, SpecTimeout(rolloutTime))
+	}, SpecTimeout(2*rolloutTime))
 })
 
 var _ = Describe("The timer of a change of a node", Label(labelRollout), func() {
