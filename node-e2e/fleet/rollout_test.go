@@ -244,9 +244,9 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout), func() 
 			defer GinkgoRecover()
 			answers <- asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageNotStarting.name)
 		}()
-		// By the node itself: a moment later the installer has seen that the kubelet does not
-		// start. Nobody starts it again: the kubelet that would do so is that one.
-		_, err := node.Exec(ctx, "sh", "-c", fmt.Sprintf("until test -e %s; do sleep 0.1; done; pkill -KILL -f '^%s run'", rollout.DropIn, rollout.InstallerPath))
+		// By the node itself: a moment earlier the old kubelet would start the installer again,
+		// and a moment later the installer has seen that the new one does not start.
+		_, err := node.Exec(ctx, "sh", "-c", fmt.Sprintf("until test -e %s && ! systemctl is-active --quiet kubelet; do sleep 0.1; done; pkill -KILL -f '^%s run'", rollout.DropIn, rollout.InstallerPath))
 		Expect(err).NotTo(HaveOccurred(), "the installer on %s", node.Name())
 		timer, err := node.Exec(ctx, "systemctl", "is-active", "kubelet-guard-take-back.timer")
 		Expect(err).NotTo(HaveOccurred(), "the timer on %s: %s", node.Name(), timer)
