@@ -61,7 +61,7 @@ const (
 	// started with a wrong configuration kills pods after 2 seconds, and evicts them
 	// after 10.
 	DefaultSettle = 15 * time.Second
-	// timeToStart is what is left of VerifyTimeout for a kubelet to get in order. One that
+	// timeToStart is what is left of VerifyTimeout for a kubelet to get healthy. One that
 	// has no time left to settle is rolled back at once, so a long settle time does not
 	// leave a node longer without a kubelet.
 	timeToStart = DefaultVerifyTimeout - DefaultSettle
@@ -109,7 +109,7 @@ type Request struct {
 	StockVersion string `json:"stockVersion,omitempty"`
 	// VerifyTimeout is DefaultVerifyTimeout when zero, or more for a longer Settle.
 	VerifyTimeout metav1.Duration `json:"verifyTimeout,omitzero"`
-	// Settle is how long the kubelet has to stay in order before a node counts as done,
+	// Settle is how long the kubelet has to stay healthy before a node counts as done,
 	// DefaultSettle when zero.
 	Settle metav1.Duration `json:"settle,omitzero"`
 }

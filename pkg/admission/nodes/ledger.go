@@ -276,7 +276,7 @@ func count(policy *guardv1alpha1.NodeDeletionPolicy, mode admission.Mode, now ti
 
 // within returns the deletions of so long before now, ordered. One whose time is a little
 // ahead counts until its own time plus the age, and one that is further ahead from now on.
-// A ledger in order is not copied, since a flood of deletions reads it again and again: what
+// A sorted ledger is not copied, since a flood of deletions reads it again and again: what
 // is returned must not be changed.
 func within(deletions []guardv1alpha1.NodeDeletion, age time.Duration, now time.Time) []guardv1alpha1.NodeDeletion {
 	ahead := func(d guardv1alpha1.NodeDeletion) bool { return d.Time.Sub(now) > clockTolerance }

@@ -22,7 +22,7 @@ const (
 	// triedSlots is how many slots are tried in a look: where others are quicker each time,
 	// the next look is soon enough.
 	triedSlots = 3
-	// askedHolders is how many holders are asked for in a look.
+	// askedHolders is how many holders are read in a look.
 	askedHolders = 3
 )
 

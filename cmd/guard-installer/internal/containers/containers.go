@@ -14,7 +14,7 @@ import (
 )
 
 // Evidence is what is known about the pods whose containers are missing. None of it can be
-// written by a tenant: events are no evidence, since whoever may create them in a
+// written by a tenant: events are no evidence, since anybody who may create them in a
 // namespace may write them in the kubelet's name.
 type Evidence struct {
 	// Pods of the node as its kubelet has them. One that the kubelet does not have any

@@ -159,7 +159,7 @@ func (s Store) writeTo(file string, entry *Entry) error {
 	return s.Root.Write(file, append(data, '\n'), 0o600)
 }
 
-// ErrTaken says that somebody else has ended the change, or has begun another one.
+// ErrTaken says that somebody else has ended the change, or has started another one.
 var ErrTaken = errors.New("the change was rolled back or left meanwhile")
 
 // Begin writes a new entry in the state Switching and returns it. One that is being
@@ -522,7 +522,7 @@ func (s Store) locked(f func(*Entry) error) error {
 		return fmt.Errorf("the journal: %w", err)
 	}
 	defer lock.Close()
-	// Whoever writes there has the lock: what is unfinished is of a process that was killed.
+	// The writer has the lock: what is unfinished is of a process that was killed.
 	if err := s.Root.RemoveUnfinished(rollout.StateDir); err != nil {
 		klog.ErrorS(err, "Could not remove what a killed process has left")
 	}

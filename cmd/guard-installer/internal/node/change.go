@@ -61,7 +61,7 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 	}
 	refuses := lasting(refusals)
 	if len(refusals) > 0 && !refuses {
-		// Nobody waits for a node that is not in order, and it takes no slot.
+		// Nobody waits for a node that is not healthy, and it takes no slot.
 		return i.notYet(report, refusals), nil
 	}
 	if !isItsTurn || refuses { // a moment ago it was
@@ -95,7 +95,7 @@ func lasting(refusals []refusal) bool {
 	return false
 }
 
-// notYet is the report of a node that can be changed when it is in order.
+// notYet is the report of a node that can be changed when it is healthy.
 func (i *Installer) notYet(report rollout.Report, refusals []refusal) rollout.Report {
 	report = i.refuse(report, refusals...)
 	report.Phase = rollout.Waiting

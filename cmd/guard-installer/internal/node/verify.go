@@ -81,7 +81,7 @@ func (i *Installer) verifier(entry *journal.Entry, stoppedBefore int) *verifier 
 }
 
 // verify returns what is wrong with a kubelet that was started by the change, and nil
-// when it was in order for as long as the request says. ended is how many containers
+// when it was healthy for as long as the request says. ended is how many containers
 // have ended for reasons of their own.
 func (i *Installer) verify(ctx context.Context, entry *journal.Entry) (found *failure, ended int) {
 	return i.verifier(entry, 0).run(ctx)
@@ -175,7 +175,7 @@ func timeLeft(entry *journal.Entry, uptime time.Duration) time.Duration {
 	return entry.Deadline.Sub(entry.Began) - (uptime - entry.Uptime)
 }
 
-// overdue is the failure of a change that was not in order in time.
+// overdue is the failure of a change that was not healthy in time.
 func overdue(entry *journal.Entry, last *failure, restarts int, restartedBy string) *failure {
 	found := *last
 	found.message = fmt.Sprintf("not in order within %s: %s", entry.Deadline.Sub(entry.Began).Round(time.Second), last.message)
