@@ -19,7 +19,7 @@ STOCK_LABELS ?=
 # How often the suites try a spec; what passed at a later attempt says so.
 ATTEMPTS ?= 2
 # Workers of e2e-kind: two each of stock and guarded let its parts run at the same time.
-FLEET_POOLS ?= stock=2,guarded=2:guarded,blue=2,green=1
+FLEET_POOLS ?= stock=2,guarded=2:guarded,blue=2,green=1,red=1
 # Kills of a chaos run, and the seed that repeats one; empty takes a seed by chance.
 KILLS ?= 200
 SEED ?=

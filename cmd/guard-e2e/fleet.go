@@ -38,7 +38,8 @@ var (
 	fleetParts = []fleetPart{
 		{name: "away", labels: "away", pair: 1},
 		{name: "present", labels: "!away && !rollout", pair: 2},
-		{name: "rollout", labels: "rollout", pair: 0},
+		{name: "rollout", labels: "rollout && !faults", pair: 0},
+		{name: "faults", labels: "rollout && faults", pair: 0},
 	}
 	// wholeFleet is for a cluster with one.
 	wholeFleet = []fleetPart{{name: "fleet", pair: 1}}

@@ -13,7 +13,7 @@ import (
 )
 
 func TestEverySpecIsInOnePart(t *testing.T) {
-	for _, labels := range [][]string{nil, {"away"}, {"rollout"}, {"other"}, {"away", "other"}} {
+	for _, labels := range [][]string{nil, {"away"}, {"rollout"}, {"rollout", "faults"}, {"other"}, {"away", "other"}} {
 		var runs []string
 		for _, part := range fleetParts {
 			filter, err := types.ParseLabelFilter(part.filter(""))

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"path/filepath"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -18,8 +17,7 @@ import (
 
 var _ = Describe("An installer of a roll-out", Label(labelRollout), func() {
 	It("writes to its own node only, and there its mark and its report", func(ctx SpecContext) {
-		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
-		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		prepareRollouts(ctx)
 		own, other := cluster.Pool(poolBlue)[0], cluster.Pool(poolBlue)[1]
 
 		By("acting with the token that an installer gets from its kubelet")

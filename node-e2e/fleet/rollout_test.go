@@ -30,6 +30,8 @@ import (
 const (
 	poolBlue  = "blue"
 	poolGreen = "green"
+	// poolRed is for the specs with labelFaults, which run next to those of the others.
+	poolRed = "red"
 )
 
 const (
@@ -58,7 +60,9 @@ type rolloutImage struct {
 }
 
 func (i rolloutImage) load(ctx context.Context, nodes []*kind.Node) error {
-	archive := filepath.Join(artifactsDir(), "installer.tar")
+	// Of a name of its own: other parts of the suite load images at the same time.
+	archive := filepath.Join(artifactsDir(), fmt.Sprintf("installer-%d.tar", os.Getpid()))
+	defer os.Remove(archive)
 	err := writeImage(archive, images.Image{
 		Name: i.name, Entrypoint: []string{rollout.InstallerPath},
 		Files: []images.File{
@@ -90,8 +94,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 		for _, image := range []rolloutImage{imageGood, imageNotStarting, imageUnguarded} {
 			Expect(image.load(ctx, nodes)).To(Succeed())
 		}
-		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
-		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		prepareRollouts(ctx, poolBlue, poolGreen)
 
 		s := newScene(ctx, nil)
 		var create []*corev1.Pod
@@ -137,7 +140,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			}
 			answer := asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolBlue, "--image="+broken.image.name)
 
-			marked := markedNodes(ctx)
+			marked := markedNodes(ctx, poolBlue)
 			Expect(marked).To(HaveLen(1), "nodes with the label %s=%s\n%s", rollout.StateLabel, rollout.StateFailed, answer)
 			answer.ExpectRefused(marked[0], string(rollout.RolledBack))
 			for _, node := range blue {
@@ -159,7 +162,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			By("going back to what the pool had")
 			asOperator(ctx, "undo", "--pool", poolBlue, "--yes").ExpectDone()
 			expectRolledOut(ctx, blue, guarded, guard.Enforce)
-			Expect(markedNodes(ctx)).To(BeEmpty())
+			Expect(markedNodes(ctx, poolBlue)).To(BeEmpty())
 			expectRunning(Default, ctx, pods...)
 		}, SpecTimeout(rolloutTime))
 	}
@@ -180,15 +183,14 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 	}, SpecTimeout(rolloutTime))
 })
 
-var _ = Describe("A change of a node that would do harm when it is taken back", Label(labelRollout), func() {
+var _ = Describe("A change of a node that would do harm when it is taken back", Label(labelRollout, labelFaults), func() {
 	It("is left in place with the pods that the guard holds, and counts once somebody resumes", func(ctx SpecContext) {
-		if len(cluster.Pool(poolGreen)) == 0 {
-			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolGreen))
+		if len(cluster.Pool(poolRed)) == 0 {
+			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolRed))
 		}
-		node := cluster.Pool(poolGreen)[0]
+		node := cluster.Pool(poolRed)[0]
 		Expect(imageGood.load(ctx, []*kind.Node{node})).To(Succeed())
-		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
-		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		prepareRollouts(ctx, poolRed)
 		labelNode(ctx, node, diskLabel, "ssd")
 		DeferCleanup(func(ctx SpecContext) { labelNode(ctx, node, diskLabel, "") }, NodeTimeout(cleanTimeout))
 		s := newScene(ctx, nil)
@@ -198,9 +200,9 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 
 		By("rolling out Enforce while the node lacks a label that running pods need")
 		labelNode(ctx, node, diskLabel, "")
-		asOperator(ctx, "start", "--allow-tag", "--yes", "--skip-audit", "--pool", poolOf(poolGreen), "--mode=Enforce", "--image="+imageGood.name).
+		asOperator(ctx, "start", "--allow-tag", "--yes", "--skip-audit", "--pool", poolOf(poolRed), "--mode=Enforce", "--image="+imageGood.name).
 			ExpectRefused(node.Name(), "The change was not rolled back: the guard holds 1 pods now that the old kubelet would stop: "+held.namespace+"/"+held.name)
-		Expect(markedNodes(ctx)).To(ConsistOf(node.Name()))
+		Expect(markedNodes(ctx, poolRed)).To(ConsistOf(node.Name()))
 		report := reportOf(ctx, node)
 		Expect(report.Phase).To(Equal(rollout.Failed), report.Message)
 		Expect(report.Reason).To(Equal(rollout.ReasonContainers), report.Message)
@@ -212,28 +214,27 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		kubelet := kubeletOf(ctx, node)
 
 		By("resuming with the pod still held")
-		asOperator(ctx, "resume", "--pool", poolGreen, "--yes").ExpectDone()
+		asOperator(ctx, "resume", "--pool", poolRed, "--yes").ExpectDone()
 		expectRolledOut(ctx, []*kind.Node{node}, build.GuardedVersion(suite.KubeVersion), guard.Enforce)
-		Expect(markedNodes(ctx)).To(BeEmpty())
+		Expect(markedNodes(ctx, poolRed)).To(BeEmpty())
 		Expect(kubeletOf(ctx, node)).To(Equal(kubelet), "the kubelet is not restarted for it")
 		expectRunning(Default, ctx, held, plain)
 
 		By("putting the label back, and going back to the stock kubelet")
 		labelNode(ctx, node, diskLabel, "ssd")
-		asOperator(ctx, "uninstall", "--pool", poolGreen, "--release-held", "--yes").ExpectDone()
+		asOperator(ctx, "uninstall", "--pool", poolRed, "--release-held", "--yes").ExpectDone()
 		expectRunning(Default, ctx, held, plain)
 	}, SpecTimeout(2*rolloutTime))
 })
 
-var _ = Describe("The timer of a change of a node", Label(labelRollout), func() {
+var _ = Describe("The timer of a change of a node", Label(labelRollout, labelFaults), func() {
 	It("puts the old kubelet back when the new one does not start and the installer was killed", func(ctx SpecContext) {
-		if len(cluster.Pool(poolGreen)) == 0 {
-			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolGreen))
+		if len(cluster.Pool(poolRed)) == 0 {
+			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolRed))
 		}
-		node := cluster.Pool(poolGreen)[0]
+		node := cluster.Pool(poolRed)[0]
 		Expect(imageNotStarting.load(ctx, []*kind.Node{node})).To(Succeed())
-		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
-		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		prepareRollouts(ctx, poolRed)
 		s := newScene(ctx, nil)
 		pods := s.run(ctx, newPod("protected", protected, onNode(node)), newPod("plain", onNode(node)))
 		before := kubeletOf(ctx, node)
@@ -242,7 +243,7 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout), func() 
 		answers := make(chan suite.Answer, 1)
 		go func() {
 			defer GinkgoRecover()
-			answers <- asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageNotStarting.name)
+			answers <- asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolRed), "--mode=Audit", "--image="+imageNotStarting.name)
 		}()
 		// By the node itself: a moment earlier the old kubelet would start the installer again,
 		// and a moment later the installer has seen that the new one does not start.
@@ -269,8 +270,7 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout), func() 
 
 var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", Label(labelRollout), func() {
 	It("are printed so that the API server takes them as they are", func(ctx SpecContext) {
-		kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout"))
-		DeferCleanup(removeRollouts, NodeTimeout(rolloutTime))
+		prepareRollouts(ctx)
 		printed := asOperator(ctx, "start", "--dry-run=client", "--output=yaml", "--mode=Audit", "--image="+imageGood.name, "--max-unavailable=2",
 			"--pool", poolOf(poolBlue), "--pool", poolGreen+"="+kind.PoolLabel+" in ("+poolGreen+"),!example.com/left-out").ExpectDone()
 		file := filepath.Join(artifactsDir(), "daemonsets.yaml")
@@ -314,17 +314,21 @@ func asOperator(ctx context.Context, args ...string) suite.Answer {
 	}, args...)...)
 }
 
-// removeRollouts returns what a spec has left to the stock kubelet.
-func removeRollouts(ctx SpecContext) {
-	for _, pool := range []string{poolBlue, poolGreen} {
-		_, err := client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(pool), metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			continue
+// prepareRollouts installs what roll-outs need. At the end of the spec the pools have
+// their stock kubelet; the manifests stay for specs that run at the same time.
+func prepareRollouts(ctx context.Context, pools ...string) {
+	GinkgoHelper()
+	oneAtATime(func() { kubectl(ctx, "apply", "-k", filepath.Join(manifestsDir, "rollout")) })
+	DeferCleanup(func(ctx SpecContext) {
+		for _, pool := range pools {
+			_, err := client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(pool), metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+			Expect(err).NotTo(HaveOccurred())
+			asOperator(ctx, "uninstall", "--pool", pool, "--release-held", "--yes").ExpectDone()
 		}
-		Expect(err).NotTo(HaveOccurred())
-		asOperator(ctx, "uninstall", "--pool", pool, "--release-held", "--yes").ExpectDone()
-	}
-	kubectl(ctx, "delete", "-k", filepath.Join(manifestsDir, "rollout"), "--ignore-not-found")
+	}, NodeTimeout(rolloutTime))
 }
 
 func versionOf(ctx context.Context, node *kind.Node) string {
@@ -376,9 +380,10 @@ func expectOneAfterTheOther(ctx context.Context, nodes []*kind.Node) {
 	}
 }
 
-func markedNodes(ctx context.Context) []string {
+// markedNodes are the nodes of a pool at which a roll-out stopped.
+func markedNodes(ctx context.Context, pool string) []string {
 	GinkgoHelper()
-	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: rollout.StateLabel + "=" + rollout.StateFailed})
+	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: rollout.StateLabel + "=" + rollout.StateFailed + "," + kind.PoolLabel + "=" + pool})
 	Expect(err).NotTo(HaveOccurred())
 	var names []string
 	for _, node := range list.Items {

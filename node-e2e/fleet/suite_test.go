@@ -64,8 +64,10 @@ var (
 const (
 	// labelAway marks specs that wait for what happens to nodes that are away or deleted.
 	labelAway = "away"
-	// labelRollout marks specs of the pools blue and green, which compare no workers.
+	// labelRollout marks specs of roll-outs, which compare no workers: of the pools blue and
+	// green, and, where labelFaults stands too, of the pool red.
 	labelRollout = "rollout"
+	labelFaults  = "faults"
 	// labelLong marks specs that make test leaves out, because they wait for eight minutes
 	// or more.
 	labelLong = "long"

@@ -15,7 +15,7 @@ import (
 const PoolLabel = "kubelet-guard.io/pool"
 
 // DefaultPools are the workers of a cluster for which nobody chose others.
-const DefaultPools = "stock=1,guarded=1:guarded,blue=2,green=1"
+const DefaultPools = "stock=1,guarded=1:guarded,blue=2,green=1,red=1"
 
 // Pool is a group of workers that are alike.
 type Pool struct {
