@@ -128,24 +128,14 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 ##@ Test
 
 .PHONY: test
-test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
-	@status=0; \
-	for part in test-unit test-alerts test-upstream test-clusters test-fleet; do \
-		start=$$SECONDS; $(MAKE) --no-print-directory $$part || status=1; \
-		echo "$$part took $$(( (SECONDS - start + 30) / 60 )) minutes"; \
-	done; \
-	exit $$status
+test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet side by side
+	@scripts/test.sh
 
-# Both suites mostly wait. The programs of both are built before, in one go. What the
-# incidents do to the stock kubelet is shown by make demo and make test-e2e.
-.PHONY: test-clusters
-test-clusters: binaries node-e2e guard-webhook controlplane-e2e ## Run the suites of the node, without the stock kubelet's incidents, and of the control plane side by side
-	@$(MAKE) --no-print-directory test-controlplane > _output/controlplane-summary.log 2>&1 & controlplane=$$!; \
-	status=0; \
-	$(MAKE) --no-print-directory test-e2e STOCK_LABELS='!incident' || status=1; \
-	wait $$controlplane || status=1; \
-	cat _output/controlplane-summary.log; \
-	exit $$status
+# What the suites of make test need, in one go. What the incidents do to the stock kubelet is
+# shown by make demo and make test-e2e.
+.PHONY: test-programs
+test-programs: binaries kind-parts broken-kubelets promtool node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
+	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
 
 .PHONY: test-unit
 test-unit: ## Run the unit tests, those of the guard with the race detector

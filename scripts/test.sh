@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Runs the parts of make test. Suites mostly wait for kubelets and controllers, so those of
+# the node, the control plane and the fleet run side by side, and what computes runs next to
+# them with the time that they leave. What all of them need is built before.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+logs=_output/test
+mkdir -p "$logs"
+status=0
+
+# part NAME COMMAND... runs the command with its output in a log, and notes how it ended.
+part() {
+	local name=$1 start=$SECONDS code=0
+	shift
+	"$@" >"$logs/$name.log" 2>&1 </dev/null || code=$?
+	printf '%d %d\n' "$code" $((SECONDS - start)) >"$logs/$name.end"
+}
+
+# leftover runs a command when nothing else wants the processor. A session of its own has a
+# share of its own where the kernel groups processes by sessions, so that is lowered, too.
+leftover() {
+	# shellcheck disable=SC2016,SC2317 # the inner shell expands it; called through part
+	setsid --wait bash -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec chrt --idle 0 "$@"' leftover "$@"
+}
+
+# finish NAME... prints the logs of parts that have ended, in this sequence.
+finish() {
+	local name code seconds
+	for name in "$@"; do
+		read -r code seconds <"$logs/$name.end" || code=1 seconds=0
+		printf '\n==== %s: %s after %d min %02d s\n' "$name" "$([[ $code -eq 0 ]] && echo passed || echo FAILED)" $((seconds / 60)) $((seconds % 60))
+		cat "$logs/$name.log"
+		[[ $code -eq 0 ]] || status=1
+	done
+}
+
+make=(make --no-print-directory)
+rm -f "$logs"/*.end
+
+# Tests with time limits of their own come first and have the machine to themselves.
+part test-unit "${make[@]}" test-unit
+finish test-unit
+part build "${make[@]}" test-programs
+finish build
+
+{
+	part test-alerts leftover "${make[@]}" test-alerts
+	part test-upstream leftover "${make[@]}" test-upstream
+} &
+part test-node "${make[@]}" test-e2e STOCK_LABELS='!incident' &
+part test-controlplane "${make[@]}" test-controlplane &
+part test-fleet "${make[@]}" test-fleet &
+wait
+finish test-alerts test-upstream test-node test-controlplane test-fleet
+exit "$status"
