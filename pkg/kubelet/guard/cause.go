@@ -2,20 +2,20 @@ package guard
 
 import "slices"
 
-// Cause says why the kubelet attempts to stop a protected pod. The set is
+// Cause is why the kubelet attempts to stop a protected pod. The set is
 // closed: the same strings are metric label values, configuration values and
 // JSON values. The zero value is invalid.
 type Cause string
 
 const (
-	// AdmissionRejected: the kubelet met the pod anew, usually after a restart,
-	// and an admission handler turned it down.
+	// AdmissionRejected: an admission handler of the kubelet rejected the running pod,
+	// usually after a restart of the kubelet.
 	AdmissionRejected Cause = "AdmissionRejected"
 	// PodVanished: the API source no longer has the pod.
 	PodVanished Cause = "PodVanished"
 	// OrphanedRuntimePod: the runtime has the pod, the kubelet does not know it.
 	OrphanedRuntimePod Cause = "OrphanedRuntimePod"
-	// TerminalPhaseReported: the API object says Failed or Succeeded while the
+	// TerminalPhaseReported: the phase in the API is Failed or Succeeded while the
 	// containers run.
 	TerminalPhaseReported Cause = "TerminalPhaseReported"
 	// Evicted: the eviction manager chose the pod.
@@ -41,11 +41,11 @@ const (
 	// ContainerStateUnknown: the runtime does not know a container's state, or has
 	// forgotten a pod whose processes run.
 	ContainerStateUnknown Cause = "ContainerStateUnknown"
-	// ResizeRecordLost: a resize policy asks for a restart only because the record
-	// of the resources in force is lost.
+	// ResizeRecordLost: a resize policy requires a restart only because the record of
+	// the actuated resources is lost.
 	ResizeRecordLost Cause = "ResizeRecordLost"
-	// RestartReported: the API object says that all containers are being restarted,
-	// and none of them has exited.
+	// RestartReported: by the API object all containers are being restarted, and none of
+	// them has exited.
 	RestartReported Cause = "RestartReported"
 	// ObjectRolledBack: the API shows an older object of the pod, as after a restore
 	// of its storage, whose images differ from those that run.
@@ -64,8 +64,8 @@ const (
 )
 
 // ExplicitDeletion is the value of the label cause of
-// kubelet_guard_allowed_kills_total for pods that were stopped because their
-// deletion was asked for. It is never a reason to refuse.
+// kubelet_guard_allowed_kills_total for pods that were stopped because their deletion
+// was requested. It is never a reason to refuse.
 const ExplicitDeletion Cause = "ExplicitDeletion"
 
 var causes = []Cause{
@@ -104,8 +104,8 @@ func (c Cause) needsRunningContainer() bool {
 }
 
 // lasting reports whether the reason persists although the kubelet does not try
-// again: a vanished object stays away, an older one stays older, and admission is
-// asked once per kubelet start. Holds of the other causes end when the attempts do.
+// again: a vanished object stays absent, an older one stays older, and admission runs
+// once per kubelet start. Holds of the other causes end when the attempts do.
 func (c Cause) lasting() bool {
 	switch c {
 	case AdmissionRejected, PodVanished, OrphanedRuntimePod, ObjectRolledBack:

@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Mode says what the guard does with an attempt that it would refuse.
+// Mode is what the guard does with an attempt that it would refuse.
 type Mode string
 
 const (
@@ -66,16 +66,17 @@ type Configuration struct {
 	Mode Mode `json:"mode,omitempty"`
 
 	// PodSelector selects the pods to protect by their labels. It may not be
-	// empty: a protected pod cannot be evicted, so protection has to be asked
-	// for. Default: matchLabels {kubelet-guard.io/explicit-deletion: required}.
+	// empty: a protected pod cannot be evicted, so protection has to be requested.
+	// Default: matchLabels {kubelet-guard.io/explicit-deletion: required}.
 	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
 
 	// AllowedCauses lists causes that are exempt from refusal. Default: none.
 	AllowedCauses []Cause `json:"allowedCauses,omitempty"`
 
 	// StateDir is an absolute path of a directory for the guard's state. Only root
-	// may be able to write to it: who can write there can end protected pods, and
-	// make the kubelet run what a saved pod says. Default: the folder "guard" in the kubelet's root directory.
+	// may be able to write to it: any other writer could end protected pods, and make the
+	// kubelet run a forged pod. Default: the folder "guard" in the kubelet's root
+	// directory.
 	StateDir string `json:"stateDir,omitempty"`
 }
 

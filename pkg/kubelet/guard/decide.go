@@ -13,7 +13,7 @@ type Facts struct {
 	Permitted bool
 	// Exempt: the configuration allows the cause.
 	Exempt bool
-	// Alive: the attempt would stop something. True when it cannot be found out.
+	// Alive: the attempt would stop something. True when that is unknown.
 	Alive bool
 }
 
@@ -21,7 +21,7 @@ type Facts struct {
 type Verdict int
 
 const (
-	// Unprotected: not the guard's business; the stock path is taken.
+	// Unprotected: the kubelet takes the stock path.
 	Unprotected Verdict = iota + 1
 	// AllowedByEvidence: the deletion is explicit.
 	AllowedByEvidence

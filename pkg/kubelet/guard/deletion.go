@@ -27,9 +27,8 @@ const (
 // Deletions reads PodDeletion records. DeletionRecord.check decides whether a returned
 // record proves anything.
 type Deletions interface {
-	// OfNode returns the records that name the node as the one that their pods were
-	// bound to. The answer may be some seconds old. ErrDeletionsNotListed says that
-	// the server only serves single records.
+	// OfNode returns the records of the pods that were bound to the node. They may be some
+	// seconds old. ErrDeletionsNotListed: the server only serves single records.
 	OfNode(ctx context.Context, node string) ([]DeletionRecord, error)
 	// Of returns the record with the name of the UID, or nil when there is none.
 	Of(ctx context.Context, uid types.UID) (*DeletionRecord, error)
@@ -42,7 +41,7 @@ var ErrDeletionsNotListed = errors.New("the PodDeletion records of a node cannot
 // ErrDeletionsUnknown: the server has no such resource, so there are no records.
 var ErrDeletionsUnknown = errors.New("the API server knows no PodDeletion records")
 
-// DeletionRecord is what the kubelet looks at of a PodDeletion.
+// DeletionRecord has the fields of a PodDeletion that the kubelet uses.
 type DeletionRecord struct {
 	metav1.TypeMeta `json:",inline"`
 	Metadata        struct {
@@ -61,8 +60,8 @@ type deletionRecordList struct {
 	Items           []DeletionRecord `json:"items"`
 }
 
-// check returns an error that says why the record does not prove the deletion of the
-// pod. A proxy in front of an API server may have answered in its place.
+// check returns why the record does not prove the deletion of the pod. A proxy in front
+// of an API server may have responded in its place.
 func (d *DeletionRecord) check(namespace, name string, uid types.UID) error {
 	switch {
 	case d.APIVersion != deletionAPIVersion || d.Kind != deletionKind:
@@ -77,7 +76,7 @@ func (d *DeletionRecord) check(namespace, name string, uid types.UID) error {
 	return nil
 }
 
-// NewDeletions returns Deletions that asks the API server with the client's
+// NewDeletions returns Deletions that queries the API server with the client's
 // credentials. They need the verbs get and list on poddeletions.
 func NewDeletions(client rest.Interface) Deletions { return deletionClient{client} }
 
@@ -97,10 +96,10 @@ func (d deletionClient) OfNode(ctx context.Context, node string) ([]DeletionReco
 	}
 	var list deletionRecordList
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("the answer is no list of PodDeletions: %w: %s", err, beginning(body))
+		return nil, fmt.Errorf("the response is no list of PodDeletions: %w: %s", err, beginning(body))
 	}
 	if list.APIVersion != deletionAPIVersion || list.Kind != deletionListKind {
-		return nil, fmt.Errorf("the answer is of kind %q in %q, not %s in %s", list.Kind, list.APIVersion, deletionListKind, deletionAPIVersion)
+		return nil, fmt.Errorf("the response is of kind %q in %q, not %s in %s", list.Kind, list.APIVersion, deletionListKind, deletionAPIVersion)
 	}
 	return list.Items, nil
 }
@@ -115,13 +114,13 @@ func (d deletionClient) Of(ctx context.Context, uid types.UID) (*DeletionRecord,
 	}
 	record := &DeletionRecord{}
 	if err := json.Unmarshal(body, record); err != nil {
-		return nil, fmt.Errorf("the answer is no PodDeletion: %w: %s", err, beginning(body))
+		return nil, fmt.Errorf("the response is no PodDeletion: %w: %s", err, beginning(body))
 	}
 	return record, nil
 }
 
-// get makes one attempt. The kubelet's client asks for protobuf, which records have
-// none of, and it would repeat by itself what a busy server refuses.
+// get makes one attempt. The kubelet's client requests protobuf, which records do not
+// have, and it would itself retry what a busy server refuses.
 func (d deletionClient) get(ctx context.Context, request *rest.Request) ([]byte, error) {
 	result := request.SetHeader("Accept", "application/json").MaxRetries(0).Do(ctx)
 	// Error, unlike Raw, has the message of the API server.
@@ -131,7 +130,7 @@ func (d deletionClient) get(ctx context.Context, request *rest.Request) ([]byte,
 	return result.Raw()
 }
 
-// beginning is enough of an answer to recognize a proxy's page by.
+// beginning returns enough of a response to recognize a proxy's page by.
 func beginning(body []byte) string {
 	const shown = 80
 	if len(body) > shown {
@@ -140,8 +139,8 @@ func beginning(body []byte) string {
 	return fmt.Sprintf("%q", body)
 }
 
-// Vanished reports whether the pod is held because its object is gone. What the
-// kubelet has to read from the API for such a pod it cannot read.
+// Vanished reports whether the pod is held because its object is gone. The API server
+// refuses the kubelet's reads for such a pod.
 func (g *Guard) Vanished(uid types.UID) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -152,8 +151,8 @@ func (g *Guard) Vanished(uid types.UID) bool {
 // mountPatience is how long a sync of a vanished pod waits for its volumes.
 const mountPatience = 3 * time.Second
 
-// MountContext returns the context for waiting for the volumes of a pod: of a
-// vanished one, some can never be made, and the sync has to go on.
+// MountContext returns the context for waiting for the volumes of a pod: some of a
+// vanished one can never be mounted, and its sync has to continue.
 func (g *Guard) MountContext(ctx context.Context, uid types.UID) (context.Context, context.CancelFunc) {
 	if !g.Vanished(uid) {
 		return ctx, func() {}

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// crowdAfter pods with an event of one reason within crowdWindow have events of
-	// their own at once; what comes after them is a crowd.
+	// crowdAfter pods with an event of one reason within crowdWindow have events of their
+	// own at once; the pods after them are a crowd.
 	crowdAfter  = 5
 	crowdWindow = time.Minute
 	// crowdDelay is how long the event that counts a crowd waits for more of it.
@@ -27,7 +27,7 @@ const (
 	eventMessageLimit = 1024
 )
 
-// eventCrowd is what one event on the node says about many pods.
+// eventCrowd is the content of one event on the node about many pods.
 type eventCrowd struct {
 	pods  map[types.UID]bool
 	names []string
@@ -119,11 +119,11 @@ func (q *eventQueue) try(p *pendingEvent) bool {
 	return slices.Contains(q.pending, p)
 }
 
-// text is what the event says.
+// text is the message of the event.
 func (c *eventCrowd) text(eventType string) string {
 	what := "no longer held"
 	if eventType == v1.EventTypeWarning {
-		what = "held: the kubelet did not stop them, and they keep running until their deletion is asked for"
+		what = "held: the kubelet did not stop them, and they keep running until their deletion is requested"
 	}
 	text := fmt.Sprintf("%d more pods within a minute are %s. GET %s on the kubelet and kubectl guard holds have all of them. ", len(c.pods), what, PodsPath)
 	names := strings.Join(c.names, ", ")

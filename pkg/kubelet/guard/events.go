@@ -19,17 +19,17 @@ import (
 
 // Events of holds.
 //
-// client-go's recorder is made for events that may get lost: it drops one that the
-// API refuses, gives up after two minutes without an API server, sums up more than
-// ten on one object, and drops more than 25. Faults that make the guard hold pods do
-// all of that: an emptied storage has no namespace for events at first, and a node
-// can lose all of its pods at once. So the guard writes the events of holds itself,
-// again and again until they are accepted.
+// client-go's recorder is best-effort: it drops an event that the API refuses, gives up
+// after two minutes without an API server, aggregates more than ten on one object, and
+// drops more than 25. Faults that make the guard hold pods do all of that: an emptied
+// storage has no namespace for events at first, and a node can lose all of its pods at
+// once. So the guard writes the events of holds itself, and retries until they are
+// accepted.
 //
-// Whoever makes an event only puts it into a queue; one goroutine of Run writes.
+// Producers only enqueue; one goroutine of Run writes.
 //
-// A fault that makes a node hold many pods at once does the same to other nodes, and
-// none of it may weigh on a control plane that is being repaired (eventcrowd.go): the
+// A fault that makes a node hold many pods at once does the same to other nodes, and a
+// control plane that is being repaired must not carry that load (eventcrowd.go): the
 // first few pods within a minute have their events at once; the others are counted in
 // one event on the node, and their own events are written slowly.
 
@@ -65,7 +65,7 @@ type eventQueue struct {
 }
 
 // pendingEvent is one event. Its name stays the same over all attempts, so that one
-// that was accepted without an answer is not there twice.
+// that was accepted without a response does not exist twice.
 type pendingEvent struct {
 	event *v1.Event
 	// hold, when not nil, keeps the event from being given up while it lasts.
@@ -87,14 +87,14 @@ func podReference(namespace, name string, uid types.UID) v1.ObjectReference {
 }
 
 // nodeReference is what events on the node are about. As in the kubelet's own events
-// the node's name is in place of its UID: kubectl describe node looks for that.
+// the node's name is in place of its UID: kubectl describe node selects by that.
 func (g *Guard) nodeReference() v1.ObjectReference {
 	return v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: string(g.nodeName), UID: types.UID(g.nodeName)}
 }
 
-// event reports on the pod, and on the node when the pod's object is gone: an
-// event on an object that nobody can look up is easily missed. h is the hold that
-// the event is to be written for as long as it lasts, or nil.
+// event reports on the pod, and on the node when the pod's object is gone: an event on
+// an object that cannot be looked up is easily missed. While the hold h lasts, if there
+// is one, the event is not given up.
 func (g *Guard) event(r *podRecord, h *hold, eventType, reason, message string) {
 	g.mu.Lock()
 	present := r.present
@@ -227,7 +227,7 @@ func (g *Guard) writeDueEvents(ctx context.Context) (wait time.Duration, some bo
 		p.wait = min(max(2*p.wait, eventRetry), maxEventRetry)
 		p.next = now.Add(jitter(p.wait))
 		if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
-			// The API server does not answer; the others would time out, too.
+			// The API server does not respond; the others would time out, too.
 			q.pause(p.next)
 			break
 		}

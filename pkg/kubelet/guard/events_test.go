@@ -94,7 +94,7 @@ func TestRefusedEventIsWrittenAgain(t *testing.T) {
 		f.vanished("p")
 		assert.Equal(t, []string{"Warning KillRefused Node/node-1"}, f.events.take())
 	})
-	t.Run("one that was accepted without an answer is there once", func(t *testing.T) {
+	t.Run("one that was accepted without a response exists once", func(t *testing.T) {
 		f := newFixture(t)
 		f.running(protectedPod("p"))
 		require.True(t, f.Refuse(protectedPod("p"), Evicted, ""))
@@ -112,7 +112,7 @@ func TestRefusedEventIsWrittenAgain(t *testing.T) {
 		assert.Equal(t, []int{2}, slices.Collect(maps.Values(f.events.attempts)))
 		assert.Empty(t, f.queue.pending)
 	})
-	t.Run("a server that does not answer is asked once per pause", func(t *testing.T) {
+	t.Run("a server that does not respond is tried once per pause", func(t *testing.T) {
 		f := newFixture(t)
 		f.events.setRefuse(noServer)
 		for i := range 10 {
@@ -189,10 +189,10 @@ func TestManyEvents(t *testing.T) {
 			return messages
 		}
 		require.Len(t, onNode(), crowdAfter+1)
-		assert.Equal(t, "105 more pods within a minute are held: the kubelet did not stop them, and they keep running until their deletion is asked for."+
+		assert.Equal(t, "105 more pods within a minute are held: the kubelet did not stop them, and they keep running until their deletion is requested."+
 			" GET /guard/pods on the kubelet and kubectl guard holds have all of them."+
 			" default/p005 (UID p005-uid), default/p006 (UID p006-uid), default/p007 (UID p007-uid), default/p008 (UID p008-uid), default/p009 (UID p009-uid) and 100 others."+
-			" The first: The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.", onNode()[0])
+			" The first: The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is requested.", onNode()[0])
 		written := len(f.events.created)
 		assert.LessOrEqual(t, written, 2*crowdAfter+2)
 		f.write(10 * time.Minute)

@@ -7,7 +7,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 )
 
-// EvidenceKind says what proves that a deletion is explicit.
+// EvidenceKind is what proves that a deletion is explicit.
 type EvidenceKind string
 
 const (
@@ -27,7 +27,7 @@ const (
 type Evidence struct {
 	// Kind of the proof.
 	Kind EvidenceKind `json:"kind"`
-	// Time is when this kubelet came to know it.
+	// Time is when this kubelet found it.
 	Time time.Time `json:"time"`
 }
 
@@ -52,7 +52,7 @@ func (g *Guard) noteDeletion(pod *v1.Pod) {
 func (g *Guard) evidenceLocked(r *podRecord, kind EvidenceKind) []func() {
 	r.evidence = &Evidence{Kind: kind, Time: g.clock.Now().UTC()}
 	g.queueLocked(r, urgently)
-	return g.releaseAllLocked(r, fmt.Sprintf("its deletion was asked for (%s)", kind))
+	return g.releaseAllLocked(r, fmt.Sprintf("its deletion was requested (%s)", kind))
 }
 
 // forgetEvidenceLocked has the pod saved without the evidence of its earlier life, and

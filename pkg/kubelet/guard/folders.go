@@ -7,13 +7,13 @@ import (
 	"path/filepath"
 )
 
-// Who may write to the state directory may end protected pods by a release file, and
-// make the kubelet run what a saved pod says. So its folders are used only while
-// nobody but the kubelet's own user, in production root, can write to them. That is
-// looked at each time, because it can change while the kubelet runs.
+// A user who can write to the state directory can end protected pods by a release file,
+// and make the kubelet run a forged pod. So its folders are used only while no one but
+// the kubelet's own user, in production root, can write to them. That is checked each
+// time, because it can change while the kubelet runs.
 
-// folderError is about a folder of the state directory that cannot be used. It says
-// what to do about it.
+// folderError is about a folder of the state directory that cannot be used. Its message
+// has the remedy.
 type folderError struct {
 	path string
 	err  error
@@ -25,9 +25,9 @@ func (e *folderError) Error() string {
 
 func (e *folderError) Unwrap() error { return e.err }
 
-// errNotOurs is wrapped by the errors about folders and files that somebody else could
+// errNotOurs is wrapped by the errors about folders and files that another user could
 // have written.
-var errNotOurs = errors.New("somebody else could write there")
+var errNotOurs = errors.New("another user could write there")
 
 // checkFolder reports why the folder is not one that only the user can write to.
 func checkFolder(path string, user int) error {
@@ -42,15 +42,15 @@ func checkFolder(path string, user int) error {
 	case !info.IsDir():
 		return errors.New("it is not a folder; remove it")
 	case uid != user:
-		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d; look at what is in it, then: chown %d %s", errNotOurs, uid, user, user, path)
+		return fmt.Errorf("%w: its owner is the user %d and not the kubelet's, %d; inspect its content, then: chown %d %s", errNotOurs, uid, user, user, path)
 	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%w: its mode is %#o; look at what is in it, then: chmod go-w %s", errNotOurs, info.Mode().Perm(), path)
+		return fmt.Errorf("%w: its mode is %#o; inspect its content, then: chmod go-w %s", errNotOurs, info.Mode().Perm(), path)
 	}
 	return nil
 }
 
-// checkParents reports why somebody else could put another folder in the place of the
-// one at the path. Symbolic links on the way are followed.
+// checkParents reports why another user could replace the folder at the path. Symbolic
+// links on the way are followed.
 func checkParents(path string, user int) error {
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -76,8 +76,8 @@ func checkParents(path string, user int) error {
 	return nil
 }
 
-// checkFile reports why the file may not be the user's own. oneName: a hard link could
-// be somebody else's way to put it there.
+// checkFile reports why the file may not be the user's own. oneName: another user could
+// have put it there by a hard link.
 func checkFile(info os.FileInfo, user int, oneName bool) error {
 	uid, names := ownerOf(info)
 	switch {

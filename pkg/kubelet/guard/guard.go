@@ -35,14 +35,14 @@ const (
 	// attempts repeat. The kubelet repeats them at the latest with the next pod
 	// resync, at most 90 s later (syncFrequency 1m and 50 % jitter).
 	holdLinger = 3 * time.Minute
-	// confirmInterval is how long an answer of the runtime about a held pod is
-	// trusted. Some attempts repeat ten times a second (volume reconciler).
+	// confirmInterval is how long a result from the runtime about a held pod is trusted.
+	// Some attempts repeat ten times a second (volume reconciler).
 	confirmInterval = 5 * time.Second
-	// goneLinger is how long the object of a pod has been away before the guard
-	// asks whether anything is left of it.
+	// goneLinger is how long the object of a pod has been absent before the guard checks
+	// whether anything is left of the pod.
 	goneLinger = 30 * time.Second
-	// deadLinger is how long a pod of which nothing was left needs no more questions. It
-	// outlasts the kubelet's garbage collection, which comes once a minute.
+	// deadLinger is how long a pod of which nothing was left is not queried again. It
+	// outlasts the kubelet's garbage collection, which runs once a minute.
 	deadLinger = 10 * time.Minute
 	// unprotectedLinger is how long a pod is remembered as unprotected after its
 	// object was last seen. It has to outlast any termination.
@@ -60,17 +60,16 @@ type Dependencies struct {
 	RootDir string
 	// NodeName is used in events about pods whose object is gone.
 	NodeName types.NodeName
-	// Recorder takes events on the node that may get lost: those about the state
-	// directory.
+	// Recorder emits best-effort events about the node: those about the state directory.
 	Recorder record.EventRecorder
-	// Events is where all others are written. Nil without an API server.
+	// Events is where all other events are written. Nil without an API server.
 	Events typedcorev1.EventsGetter
 	// Runtime is the CRI client before it is wrapped (Guard.RuntimeService).
 	Runtime internalapi.RuntimeService
-	// Deletions may be nil: no records then.
+	// Deletions may be nil: no PodDeletion records then.
 	Deletions Deletions
-	// ProcDir is where the kernel tells about processes, /proc on a node. When it is
-	// empty the kernel is not asked.
+	// ProcDir is the proc file system, /proc on a node. When it is empty the kernel is
+	// not queried.
 	ProcDir string
 	// Clock defaults to the real one.
 	Clock clock.WithTicker
@@ -78,7 +77,7 @@ type Dependencies struct {
 	HostRoot string
 }
 
-// kernel is the kernel's word on what runs. Errors mean that it cannot be found out.
+// kernel reports what runs according to the kernel. An error means unknown.
 type kernel interface {
 	// podHasProcesses reports whether a process runs in the pod's cgroup, that of its
 	// sandbox included.
@@ -87,8 +86,8 @@ type kernel interface {
 	containerHasProcesses(uid types.UID, containerID string) (bool, error)
 }
 
-// Guard holds what is known about the protected pods of this node and answers
-// the kubelet's questions about them.
+// Guard has what is known about the protected pods of this node, and decides for the
+// kubelet whether they may be stopped.
 type Guard struct {
 	config   *Configuration
 	selector labels.Selector
@@ -99,40 +98,39 @@ type Guard struct {
 	runtime  internalapi.RuntimeService
 	clock    clock.WithTicker
 	metrics  *guardMetrics
-	// kernel is nil when it is not to be asked.
+	// kernel is nil when it is not to be queried.
 	kernel kernel
 	// inventory is what the kubelet has listed in the runtime.
 	inventory inventory
-	// deletions is nil without an API server; lookups is what runLookups asks it.
+	// deletions is nil without an API server; lookups is the state of runLookups.
 	deletions Deletions
 	lookups   lookups
 	// events is nil without an API server; queue has what is still to be written.
 	events typedcorev1.EventsGetter
 	queue  eventQueue
 
-	// sync asks the kubelet to sync a pod soon, so that its condition follows
-	// its holds. Never called with mu held.
+	// syncs has the pods that the kubelet is to sync soon, so that their conditions
+	// follow their holds.
 	syncs chan types.UID
 
 	mu sync.Mutex
-	// silentUntil: the runtime left a question unanswered and is not asked
-	// before this time.
-	silentUntil time.Time
+	// runtimeBackoffUntil: the runtime timed out; do not query it before this time.
+	runtimeBackoffUntil time.Time
 	// records has every protected pod that was seen, until nothing of it is left.
 	records map[types.UID]*podRecord
 	// stops has the IDs of containers whose stop the pod's author declared.
 	stops map[string]time.Time
-	// unprotected has when a pod was last known to be none of the guard's
-	// business: by its API object, or by its sandbox labels when there is none.
-	// An API object outranks sandbox labels, which never change.
+	// unprotected has when a pod was last known to be unprotected: by its API object, or
+	// by its sandbox labels when there is none. An API object outranks sandbox labels,
+	// which never change.
 	unprotected map[types.UID]time.Time
 	// dead has until when a pod without a record counts as one that has ended, its
-	// sandbox too, unless it starts again. Clean-ups ask about such pods as long as the
-	// runtime has the sandbox.
+	// sandbox too, unless it starts again. Clean-ups try such pods as long as the runtime
+	// has the sandbox.
 	dead map[types.UID]time.Time
 	// pass counts messages of the API source.
 	pass uint64
-	// watchedAt is when somebody last read what the guard knows.
+	// watchedAt is when /guard/pods was last read.
 	watchedAt time.Time
 
 	// store is nil when there is no state directory. Once New has returned, only the
@@ -144,14 +142,14 @@ type Guard struct {
 	loaded map[types.UID]savedPod
 	// unusable has the pods whose files could not be used, until then.
 	unusable []types.UID
-	// unconfirmedReport is when the log next says that loaded still waits.
+	// unconfirmedReport is when the pods in loaded are next reported in the log.
 	unconfirmedReport time.Time
 
-	// vanished is how many pods have lost their objects. It is read without mu.
+	// vanished is how many pods have lost their objects. Read without mu.
 	vanished atomic.Int32
 	// waiting has the pods whose start waits for a held pod, by UID.
 	waiting map[types.UID]*waitingPod
-	// ending has the pods that were restored only to be ended: they have evidence,
+	// ending has the pods that were restored only to be terminated: they have evidence,
 	// and their own grace period.
 	ending []types.UID
 
@@ -170,8 +168,8 @@ type podRecord struct {
 	pass uint64
 	// present: the newest message had the object.
 	present bool
-	// lost: its object was gone without a deletion that this kubelet could see, and
-	// has not been back since.
+	// lost: its object was gone without a deletion that this kubelet could see, and has
+	// not reappeared since.
 	lost bool
 	// earlier: the pod is older than this kubelet process.
 	earlier bool
@@ -180,8 +178,8 @@ type podRecord struct {
 	older *v1.Pod
 
 	evidence *Evidence
-	// evidenceOver: the life that the evidence is for has ended, since the pod was
-	// stopped after it came, or it came to an earlier kubelet.
+	// evidenceOver: the life that the evidence is for has ended, because the pod was
+	// stopped after it arrived, or it arrived at an earlier kubelet.
 	evidenceOver bool
 	// permit is why an attempt that ends the pod was let through; Completed when
 	// the pod ended by itself.
@@ -193,7 +191,7 @@ type podRecord struct {
 	audited map[Cause]*hold
 	allowed map[Cause]bool
 
-	// heldSince is when the first of the present holds was made.
+	// heldSince is when the first of the present holds started.
 	heldSince time.Time
 	// saved is what is on disk or about to be, and never changed, only replaced;
 	// savedVersion the resource version that was compared last. dirty: the disk is
@@ -205,7 +203,7 @@ type podRecord struct {
 	dirty        bool
 	file         podFile
 
-	// aliveAt and runningAt are when the runtime last said so.
+	// aliveAt and runningAt are when the runtime last reported so.
 	aliveAt, runningAt time.Time
 	goneSince          time.Time
 }
@@ -280,9 +278,9 @@ func (g *Guard) Protects(pod *v1.Pod) bool {
 	return (!known || source == apiSource) && g.protectsObject(pod)
 }
 
-// protectsObject is Protects for an object that comes from the API. What its author
-// wrote into the annotation of the source means nothing: the kubelet overwrites it
-// when it takes the object over (podStorage.merge).
+// protectsObject is Protects for an object that comes from the API. It ignores the
+// source annotation in the object: the kubelet overwrites it when it merges the object
+// (podStorage.merge).
 func (g *Guard) protectsObject(pod *v1.Pod) bool {
 	if g.config.Mode == Off || !g.selector.Matches(labels.Set(pod.Labels)) {
 		return false
@@ -291,16 +289,16 @@ func (g *Guard) protectsObject(pod *v1.Pod) bool {
 	return !mirror
 }
 
-// Refuse is the question that most hooks ask: may the kubelet do to the pod what
-// the cause says? True means no. detail goes into the event and the condition.
+// Refuse reports whether the kubelet must not stop the pod for the cause. It is the
+// decision of most hooks. detail goes into the event and the condition.
 func (g *Guard) Refuse(pod *v1.Pod, cause Cause, detail string) bool {
 	r := g.recordOf(pod)
 	return r != nil && g.refuse(r, cause, detail, nil)
 }
 
-// refuse decides about one attempt and takes note of it. alive tells whether the
-// attempt would stop something; it is asked only when the answer matters, and without
-// the lock. When it is nil the runtime is asked, unless it has answered lately.
+// refuse decides about one attempt and records the outcome. alive reports whether the
+// attempt would stop something; it is called only when that matters, and without the
+// lock. When it is nil the runtime is queried, unless it has reported the pod lately.
 func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bool) bool {
 	start := g.clock.Now()
 	defer func() { g.metrics.decision.Observe(g.clock.Since(start).Seconds()) }()
@@ -320,9 +318,8 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bo
 		}
 	}
 
-	// Evidence may have come in while the runtime was asked. The decision and the
-	// note of it are one step, or a hold could be made after the evidence that
-	// was to release it.
+	// Evidence may have arrived during the query of the runtime. Deciding and recording
+	// are one step, or a hold could start after the evidence that was to release it.
 	g.mu.Lock()
 	_, unprotected := g.unprotected[r.uid]
 	current := g.records[r.uid]
@@ -368,28 +365,28 @@ func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Ver
 	case Refused:
 		return g.holdLocked(r, cause, detail)
 	case AllowedByAudit:
-		return append(g.auditLocked(r, cause, detail), g.permitLocked(r, cause, "mode Audit lets the kubelet end it")...)
+		return append(g.auditLocked(r, cause, detail), g.exemptLocked(r, cause, "mode Audit lets the kubelet end it")...)
 	case AllowedByConfiguration:
 		g.countAllowedLocked(r, cause)
-		return g.permitLocked(r, cause, fmt.Sprintf("allowedCauses lets the kubelet end it (%s)", cause))
+		return g.exemptLocked(r, cause, fmt.Sprintf("allowedCauses lets the kubelet end it (%s)", cause))
 	case AllowedByEvidence:
 		// The kubelet before this one has counted what it was allowed to stop.
 		if !r.evidenceOver {
 			g.countAllowedLocked(r, ExplicitDeletion)
 		}
 	case AllowedNothingRuns:
-		// A victim of a preemption may not be chosen in the end. When it is, the
-		// pod workers ask again before they stop it.
+		// A candidate of a preemption may not be chosen in the end. When it is, the pod
+		// workers check again before they stop it.
 		if cause.endsPod() && cause != Preempted {
-			return g.permitLocked(r, cause, "nothing of the pod runs any more")
+			return g.exemptLocked(r, cause, "nothing of the pod runs any more")
 		}
 	}
 	return nil
 }
 
-// permitLocked makes the later questions about the same attempt consistent with
-// the answer that was just given. A pod that may end is not held any more.
-func (g *Guard) permitLocked(r *podRecord, cause Cause, why string) []func() {
+// exemptLocked makes later decisions about the same attempt consistent with this one.
+// A pod that may end is not held any more.
+func (g *Guard) exemptLocked(r *podRecord, cause Cause, why string) []func() {
 	switch {
 	case cause.endsPod():
 		if r.permit == "" {
@@ -409,14 +406,14 @@ func (g *Guard) countAllowedLocked(r *podRecord, cause Cause) {
 	}
 }
 
-// aliveLatelyLocked reports whether the runtime said recently that the pod is
-// alive, so that it need not be asked again.
+// aliveLatelyLocked reports whether the runtime recently reported the pod as alive, so
+// that it need not be queried again.
 func (r *podRecord) aliveLatelyLocked(cause Cause, now time.Time) bool {
 	if h := r.holds[cause]; h != nil && cause.lasting() {
 		return true
 	}
-	// Asked once per sync only. When the last container of a lost sandbox is gone, the
-	// pod is to have a new one at once.
+	// Attempted once per sync only. When the last container of a lost sandbox is gone,
+	// the pod is to have a new one at once.
 	if cause == SandboxChanged {
 		return false
 	}
@@ -427,10 +424,10 @@ func (r *podRecord) aliveLatelyLocked(cause Cause, now time.Time) bool {
 	return !at.IsZero() && now.Sub(at) < confirmInterval && len(r.holds)+len(r.audited) > 0
 }
 
-// recordOf returns the record of a pod, and makes it when it is new, or nil when
-// the pod is not protected. A deletionTimestamp of the object is taken as
-// evidence. What the API source said last outranks the object: a hook may come
-// with one from before the label was removed.
+// recordOf returns the record of a pod, which it creates for a new one, or nil when the
+// pod is not protected. A deletionTimestamp of the object counts as evidence. The newest
+// message of the API source outranks the object: a hook may have an object from before
+// the label was removed.
 func (g *Guard) recordOf(pod *v1.Pod) *podRecord {
 	if !g.Protects(pod) {
 		return nil
@@ -466,11 +463,11 @@ func newRecord(uid types.UID, namespace, name string) *podRecord {
 	}
 }
 
-// recordByUID returns the record of a pod that is known by its UID only, or nil
-// when the pod is not protected. A pod that no API object told about is judged
-// by what an earlier kubelet saved, and without that by the labels that the kubelet
-// wrote on its sandboxes; when these cannot be read, the error says so, and the pod
-// has to be left alone until they can.
+// recordByUID returns the record of a pod that is known by its UID only, or nil when
+// the pod is not protected. A pod without an API object is judged by what an earlier
+// kubelet saved, and without that by the labels that the kubelet wrote on its
+// sandboxes; when these cannot be read there is an error, and the pod must not be
+// stopped.
 func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 	if g.config.Mode == Off {
 		return nil, nil
@@ -495,11 +492,11 @@ func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 	found, err := g.sandboxPod(uid)
 	if err != nil {
 		g.runtimeFailed(err, "podUID", uid)
-		return nil, fmt.Errorf("cannot tell whether pod %s is protected: %w", uid, err)
+		return nil, fmt.Errorf("cannot determine whether pod %s is protected: %w", uid, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	// The API source may have told about the pod while the runtime was asked.
+	// The API source may have delivered the pod during the query of the runtime.
 	if r := g.records[uid]; r != nil || found == nil {
 		return r, nil
 	}
@@ -507,13 +504,13 @@ func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 		g.unprotected[uid] = g.clock.Now()
 		return nil, nil
 	}
-	// It becomes known when something is refused for it: most pods that are known by
-	// their sandboxes alone have ended.
+	// The record is kept only when something is refused for the pod: most pods that are
+	// known by their sandboxes alone have ended.
 	return newRecord(uid, found.Namespace, found.Name), nil
 }
 
-// RefuseUID is Refuse for callers that know the pod's UID only. It is true as
-// well while it cannot be found out whether the pod is protected.
+// RefuseUID is Refuse for callers that know the pod's UID only. It is also true while
+// it is unknown whether the pod is protected.
 func (g *Guard) RefuseUID(uid types.UID, cause Cause, detail string) bool {
 	r, err := g.recordByUID(uid)
 	if err != nil {
@@ -522,9 +519,9 @@ func (g *Guard) RefuseUID(uid types.UID, cause Cause, detail string) bool {
 	return r != nil && g.refuse(r, cause, detail, nil)
 }
 
-// RefuseTermination is asked by the pod workers when an update would make the
-// pod terminating. runtimeOnly: the kubelet has no object of the pod. kill: the
-// update is a kill, evict: on behalf of the eviction manager.
+// RefuseTermination reports whether the pod workers must not make the pod terminating.
+// runtimeOnly: the kubelet has no object of the pod. kill: the update is a kill, evict:
+// on behalf of the eviction manager.
 func (g *Guard) RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bool {
 	switch {
 	case runtimeOnly:
@@ -542,8 +539,8 @@ func (g *Guard) RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bo
 	return false
 }
 
-// AllowCompletion tells the guard that a pod ended by itself: SyncPod found it
-// terminal. What is left of it may be cleaned up.
+// AllowCompletion notes that a pod ended by itself: SyncPod found it terminal. What is
+// left of it may be cleaned up.
 func (g *Guard) AllowCompletion(uid types.UID) {
 	var after []func()
 	g.mu.Lock()
@@ -559,8 +556,8 @@ func (g *Guard) AllowCompletion(uid types.UID) {
 	}
 }
 
-// AllowStop tells the guard that the pod's author declared the stop of one
-// container: a failed probe, a restart rule, a resize, a changed image.
+// AllowStop notes that the pod's author declared the stop of one container: a failed
+// probe, a restart rule, a resize, a changed image.
 func (g *Guard) AllowStop(pod *v1.Pod, containerID string) {
 	if pod == nil || !g.Protects(pod) {
 		return
@@ -570,8 +567,8 @@ func (g *Guard) AllowStop(pod *v1.Pod, containerID string) {
 	g.stops[containerID] = g.clock.Now()
 }
 
-// AllowRestart tells the guard that the containers and the sandbox of a pod may
-// be stopped until a new sandbox is made: nothing in it is to be kept.
+// AllowRestart notes that the containers and the sandbox of a pod may be stopped until a
+// new sandbox is made: nothing in it is to be kept.
 func (g *Guard) AllowRestart(pod *v1.Pod) {
 	r := g.recordOf(pod)
 	if r == nil {
@@ -582,14 +579,14 @@ func (g *Guard) AllowRestart(pod *v1.Pod) {
 	r.restarting = true
 }
 
-// Stoppable returns the pods that may be stopped for the cause, in the same
-// order, and takes note of the others as refused.
+// Stoppable returns the pods that may be stopped for the cause, in the same order, and
+// records a refusal for each of the others.
 func (g *Guard) Stoppable(pods []*v1.Pod, cause Cause, detail string) []*v1.Pod {
 	return slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool { return g.Refuse(pod, cause, detail) })
 }
 
-// Unguarded returns the pods that would not be refused for the cause. It takes
-// note of nothing: it is for choosing among pods before one is chosen.
+// Unguarded returns the pods that would not be refused for the cause. It records
+// nothing: it is for the choice among candidates.
 func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
 	return slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool {
 		r := g.recordOf(pod)
@@ -602,12 +599,11 @@ func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
 	})
 }
 
-// Run keeps the guard's books until the context ends: evidence that arrives on
-// the node, holds whose attempts have stopped, records of pods that are gone,
-// events that the API has not accepted yet.
-// sync asks the kubelet to sync a pod soon, or, when the pod was released, to
-// end it; it is called from this goroutine only. Run
-// returns when all of its goroutines have ended.
+// Run does the housekeeping until the context ends: evidence that arrives on the node,
+// holds whose attempts have stopped, records of pods that are gone, events that the API
+// has not accepted yet. sync makes the kubelet sync a pod soon, or terminate a released
+// one; it is called from this goroutine only. Run returns when all of its goroutines
+// have ended.
 func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)) {
 	written, lookedUp, recorded := make(chan struct{}), make(chan struct{}), make(chan types.UID)
 	defer func() { <-written; <-lookedUp }()
@@ -645,7 +641,7 @@ func (g *Guard) Run(ctx context.Context, sync func(uid types.UID, released bool)
 	}
 }
 
-// takeEnding returns the pods that were restored only to be ended.
+// takeEnding returns the pods that were restored only to be terminated.
 func (g *Guard) takeEnding() []types.UID {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -707,7 +703,7 @@ func (g *Guard) tidy() {
 		var after []func()
 		g.mu.Lock()
 		// A held pod that the kubelet manages ends through AllowCompletion: its
-		// sandbox may be missing just because it is being made anew.
+		// sandbox may be missing just because it is being replaced.
 		managed := r.pod != nil && len(r.holds) > 0
 		over := !r.present && !managed
 		if over {

@@ -24,7 +24,7 @@ const (
 type hold struct {
 	since time.Time
 	last  time.Time
-	// details say what the attempts were about, see addDetail.
+	// details describe the attempts, see addDetail.
 	details []detail
 	// ended is when the hold was over; zero while it lasts.
 	ended time.Time
@@ -33,10 +33,10 @@ type hold struct {
 // maxDetails bounds how many different details of one hold are kept.
 const maxDetails = 4
 
-// detail is what the attempts of one hold were about: the first and the newest of
-// those that begin alike up to a colon. Attempts that begin differently are reasons
-// of their own, as when several admission handlers reject a pod; the same beginning
-// comes with newer figures, as in the messages of the eviction manager.
+// detail describes attempts of one hold: the first and the newest of those that start
+// alike up to a colon. Attempts that start differently are reasons of their own, as when
+// several admission handlers reject a pod; the same start comes with newer figures, as
+// in the messages of the eviction manager.
 type detail struct{ first, newest string }
 
 // addDetail takes the detail of another attempt.
@@ -74,7 +74,7 @@ func (h *hold) joined(text func(detail) string) string {
 	return strings.Join(texts, "; ")
 }
 
-// newHold returns a hold that begins now.
+// newHold returns a hold that starts now.
 func newHold(now time.Time, text string) *hold {
 	h := &hold{since: now, last: now}
 	h.addDetail(text)
@@ -95,8 +95,8 @@ func (g *Guard) countVanishedLocked() {
 	}
 }
 
-// holdLocked takes note of a refusal. The returned functions report it and are
-// to be called without the lock.
+// holdLocked records a refusal. The returned functions report it and are to be called
+// without the lock.
 func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 	now := g.clock.Now()
 	if h := r.holds[cause]; h != nil {
@@ -121,7 +121,7 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 		func() {
 			klog.InfoS("Refused to stop a protected pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)
 			g.event(r, h, v1.EventTypeWarning, EventKillRefused,
-				fmt.Sprintf("The kubelet did not stop this pod (%s): %s. It keeps running until its deletion is asked for.", cause, detail))
+				fmt.Sprintf("The kubelet did not stop this pod (%s): %s. It keeps running until its deletion is requested.", cause, detail))
 		},
 		func() {
 			// A rejected pod is synced next anyway, and not before its resources
@@ -133,7 +133,7 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 	}
 }
 
-// auditLocked takes note of an attempt that Enforce would have refused.
+// auditLocked records an attempt that Enforce would have refused.
 func (g *Guard) auditLocked(r *podRecord, cause Cause, detail string) []func() {
 	now := g.clock.Now()
 	if h := r.audited[cause]; h != nil {
@@ -185,8 +185,8 @@ func (r *podRecord) heldLocked() []Cause {
 	return held
 }
 
-// requestSync asks for a sync of the pod, so that its condition is true soon
-// and not with the next resync only. A full queue is no loss beyond that.
+// requestSync has the pod synced, so that its condition is true soon and not only with
+// the next resync. A full queue costs no more than that.
 func (g *Guard) requestSync(uid types.UID) {
 	select {
 	case g.syncs <- uid:

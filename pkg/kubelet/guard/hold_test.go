@@ -103,14 +103,14 @@ func TestEventsGoToTheNodeWhenTheObjectIsGone(t *testing.T) {
 	f.ObserveSource(apiSource, nil)
 	require.True(t, f.HoldVanished(apiSource, pod))
 	assert.Equal(t, []string{
-		"Warning KillRefused Pod/p: The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.",
-		"Warning KillRefused Node/node-1: Pod default/p (UID p-uid): The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is asked for.",
+		"Warning KillRefused Pod/p: The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is requested.",
+		"Warning KillRefused Node/node-1: Pod default/p (UID p-uid): The kubelet did not stop this pod (PodVanished): its object is gone from the API without a deletion that this kubelet could see. It keeps running until its deletion is requested.",
 	}, f.events.all())
 	f.events.take()
 	f.clock.Step(90 * time.Second)
 	f.ObserveSource(apiSource, []*v1.Pod{pod})
 	assert.Equal(t, []string{
-		"Normal HoldReleased Pod/p: No longer held (PodVanished) after 1m30s: its object is back in the API.",
+		"Normal HoldReleased Pod/p: No longer held (PodVanished) after 1m30s: its object is in the API again.",
 	}, f.events.all())
 }
 

@@ -25,7 +25,7 @@ const (
 	Terminating State = "Terminating"
 )
 
-// PodList is the answer to GET /guard/pods.
+// PodList is the response to GET /guard/pods.
 type PodList struct {
 	// Version of the kubelet, for example v1.36.3+guard.0.1.0.
 	Version string `json:"version"`
@@ -134,8 +134,8 @@ func holdStates(holds map[Cause]*hold) []HoldState {
 	return states
 }
 
-// ServeHTTP answers GET /guard/pods. The kubelet authenticates and authorizes
-// the request before.
+// ServeHTTP serves GET /guard/pods. The kubelet has authenticated and authorized the
+// request.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	if request.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
@@ -151,6 +151,6 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if _, err := w.Write(append(body, '\n')); err != nil {
-		klog.V(4).InfoS("Could not write the answer", "path", PodsPath, "err", err)
+		klog.V(4).InfoS("Could not write the response", "path", PodsPath, "err", err)
 	}
 }

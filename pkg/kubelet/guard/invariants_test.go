@@ -589,9 +589,9 @@ func TestInvariantUnknownPodsAreAskedAboutOnce(t *testing.T) {
 	assert.LessOrEqual(t, n.costs().Questions-before.Questions, 1)
 }
 
-// A rewound storage is news about protected pods only: the stock kubelet does not hear
+// A storage rollback is news about protected pods only: the stock kubelet does not hear
 // of the others until it relists.
-func TestInvariantRewindLeavesUnprotectedPodsAlone(t *testing.T) {
+func TestInvariantStorageRollbackLeavesUnprotectedPodsAlone(t *testing.T) {
 	n := newNodeCounters(t)
 	plain, kept := plainPod("plain"), protectedPod("kept")
 	server := newFakeServer(100, plain, kept)

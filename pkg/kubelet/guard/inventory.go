@@ -12,11 +12,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// inventory is what passes between the kubelet and the container runtime, as far
-// as it tells which pod a container or a sandbox belongs to. The kubelet lists all
-// of both once a second (pkg/kubelet/pleg/generic.go), so that the guard can answer
-// most questions about them without a call of its own. States change between two
-// lists and are not kept; whose a container is never changes.
+// inventory has the pod of each container and sandbox, from the calls that pass between
+// the kubelet and the container runtime. The kubelet lists all of both once a second
+// (pkg/kubelet/pleg/generic.go), so the guard rarely needs a call of its own. States
+// change between two lists and are not kept; the pod of a container never changes.
 //
 // It is safe for concurrent use.
 type inventory struct {
@@ -38,7 +37,7 @@ type sandbox struct {
 	notes     map[string]string
 }
 
-// listedContainers takes over the answer to a list of all containers.
+// listedContainers takes over a list of all containers.
 func (i *inventory) listedContainers(all []*runtimeapi.Container) {
 	containers := make(map[string]types.UID, len(all))
 	for _, c := range all {
@@ -49,7 +48,7 @@ func (i *inventory) listedContainers(all []*runtimeapi.Container) {
 	i.containers = containers
 }
 
-// listedSandboxes takes over the answer to a list of all sandboxes.
+// listedSandboxes takes over a list of all sandboxes.
 func (i *inventory) listedSandboxes(all []*runtimeapi.PodSandbox, now time.Time) {
 	sandboxes := make(map[string]types.UID, len(all))
 	pods := make(map[types.UID]sandbox, len(all))
@@ -101,9 +100,8 @@ func (i *inventory) ofSandbox(id string) (types.UID, bool) {
 	return uid, ok
 }
 
-// pod returns what the newest sandbox of a pod tells about it, or nil. known: the
-// answer can be relied on; it cannot when the pod has no sandbox in a list that is
-// older than maxAge.
+// pod returns the pod as its newest sandbox describes it, or nil. known is false when
+// the pod has no sandbox in a list that is older than maxAge.
 func (i *inventory) pod(uid types.UID, now time.Time, maxAge time.Duration) (pod *v1.Pod, known bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -113,9 +111,9 @@ func (i *inventory) pod(uid types.UID, now time.Time, maxAge time.Duration) (pod
 	return nil, !i.listed.IsZero() && now.Sub(i.listed) < maxAge
 }
 
-// podOfSandbox returns what the labels and annotations of a sandbox tell about its
-// pod. The kubelet adds labels of its own to those of the pod, by which a selector
-// must not judge it (pkg/kubelet/kuberuntime/labels.go).
+// podOfSandbox returns the pod that the labels and annotations of a sandbox describe. It
+// leaves out the labels that the kubelet adds to those of the pod, which must not match
+// a selector (pkg/kubelet/kuberuntime/labels.go).
 func podOfSandbox(uid types.UID, labels, annotations map[string]string) *v1.Pod {
 	own := maps.Clone(labels)
 	maps.DeleteFunc(own, func(key, _ string) bool { return strings.HasPrefix(key, kubeletLabelPrefix) })

@@ -16,54 +16,54 @@ import (
 
 // The look-up of PodDeletion records.
 //
-// Records are looked for while pods are held whose object is gone, which is when many
-// nodes do so and the control plane is being repaired. So a node asks one question at
-// a time, at most one every lookupInterval on average however many pods it holds, and
-// fewer when nothing comes of it:
+// Records are looked up while pods are held whose object is gone, which is when many
+// nodes do so and the control plane is being repaired. So a node makes one request at a
+// time, at most one every lookupInterval on average however many pods it holds, and
+// fewer when they find nothing:
 //
 //   - one list has all records that name the node as the one of their pods;
 //   - a record without that name (written by hand, or before records had it) is found
-//     by its own name: every singleEvery-th question is about one pod, in turn;
+//     by its own name: every singleEvery-th request is about one pod, in turn;
 //   - a single held pod is always looked up by name, which finds both;
-//   - where the list is refused, all questions are about single pods.
+//   - where the list is refused, all requests are about single pods.
 
 const (
-	// lookupInterval is the shortest mean time between two questions, and
+	// lookupInterval is the shortest mean time between two requests, and
 	// slowLookupInterval that after no pod was newly held for lookupPatience.
 	lookupInterval     = 10 * time.Second
 	slowLookupInterval = time.Minute
 	lookupPatience     = 10 * time.Minute
 	// maxLookupInterval is how far errors stretch the interval.
 	maxLookupInterval = 5 * time.Minute
-	// lookupTimeout bounds one question.
+	// lookupTimeout bounds one request.
 	lookupTimeout = 5 * time.Second
-	// firstLookup is how soon after a hold was made the first question is asked, and
-	// firstLookupSpread what chance adds: many nodes lose their pods at once.
+	// firstLookup is how soon after the start of a hold the first request is made, and
+	// firstLookupSpread the jitter on top: many nodes lose their pods at once.
 	firstLookup       = time.Second
 	firstLookupSpread = 4 * time.Second
-	// lookupBurst is how many questions new holds may bring forward in a row.
+	// lookupBurst is how many requests new holds may bring forward in a row.
 	lookupBurst = 2
-	// singleEvery: every so manieth question is about a single pod.
+	// singleEvery: one request in so many is about a single pod.
 	singleEvery = 3
-	// unlistedFor is how long the list is not tried again after it was refused.
+	// unlistedFor is how long after a refusal the list is not requested again.
 	unlistedFor = 30 * time.Minute
-	// watchedFor is how long people are thought to wait for an answer after they
-	// have read what the guard knows.
+	// watchedFor is how long after a read of /guard/pods its reader is assumed to wait for
+	// a result.
 	watchedFor = time.Minute
 )
 
 // lookups is the state of the look-up. Only its own goroutine uses it, but for wake.
 type lookups struct {
-	// wake has an element when a hold was made or somebody watches.
+	// wake has an element when a hold started or /guard/pods was read.
 	wake chan struct{}
-	// next is when the next question is asked; zero while there is none to ask.
+	// next is when the next request is due; zero while there is none to make.
 	next time.Time
-	// asked is when the last one was; spare how many may be asked early.
-	asked time.Time
-	spare float64
-	// failed is the wait after the last error; zero after an answer.
+	// requested is when the last one was made; spare how many may be made early.
+	requested time.Time
+	spare     float64
+	// failed is the wait after the last error; zero after a result.
 	failed time.Duration
-	// turn counts questions; node and pod are whom the last ones were about.
+	// turn counts requests; node and pod are what the last ones were about.
 	turn int
 	node string
 	pod  types.UID
@@ -85,8 +85,8 @@ type openPod struct {
 }
 
 // openPods returns the held pods whose object is gone and for which there is no
-// evidence, by UID, and when somebody last asked what the guard knows. The deletion
-// of a pod that has its object shows in the object.
+// evidence, by UID, and when /guard/pods was last read. The deletion of a pod that has
+// its object shows in the object.
 func (g *Guard) openPods() ([]openPod, time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -107,8 +107,8 @@ func (g *Guard) openPods() ([]openPod, time.Time) {
 	return open, g.watchedAt
 }
 
-// boundToLocked is the name of the node that the pod was bound to, empty when only
-// the runtime tells of the pod. It differs from the kubelet's own name when that was
+// boundToLocked is the name of the node that the pod was bound to, empty when the pod is
+// known from the runtime only. It differs from the kubelet's own name when that was
 // changed.
 func (r *podRecord) boundToLocked() string {
 	if r.pod == nil {
@@ -117,7 +117,7 @@ func (r *podRecord) boundToLocked() string {
 	return r.pod.Spec.NodeName
 }
 
-// wakeLookups has the look-up think again. It never waits.
+// wakeLookups has the look-up plan its next request again. It never waits.
 func (g *Guard) wakeLookups() {
 	select {
 	case g.lookups.wake <- struct{}{}:
@@ -125,8 +125,7 @@ func (g *Guard) wakeLookups() {
 	}
 }
 
-// watched takes note of somebody who reads what the guard knows, and who perhaps
-// waits for a record to be taken.
+// watched notes a read of /guard/pods: its reader may be waiting for a release.
 func (g *Guard) watched() {
 	g.mu.Lock()
 	g.watchedAt = g.clock.Now()
@@ -134,9 +133,9 @@ func (g *Guard) watched() {
 	g.wakeLookups()
 }
 
-// runLookups looks for records until the context ends, and sends the pods that have
-// evidence now. It has a goroutine of its own: a server that does not answer must
-// keep nothing else waiting. It costs nothing while there is no pod to ask about.
+// runLookups looks up records until the context ends, and sends the pods that have
+// evidence now. It has a goroutine of its own: a server that does not respond must delay
+// nothing else. It costs nothing while no pod is held.
 func (g *Guard) runLookups(ctx context.Context, released chan<- types.UID) {
 	if g.deletions == nil {
 		return
@@ -162,7 +161,7 @@ func (g *Guard) runLookups(ctx context.Context, released chan<- types.UID) {
 	}
 }
 
-// planLookup returns how long it is until the next question, if there is one to ask.
+// planLookup returns the time until the next request, if there is one to make.
 func (g *Guard) planLookup() (time.Duration, bool) {
 	l := &g.lookups
 	open, watchedAt := g.openPods()
@@ -176,16 +175,16 @@ func (g *Guard) planLookup() (time.Duration, bool) {
 		interval = lookupInterval
 	}
 	// A reader of /guard/pods comes through an API server that works.
-	if l.failed > 0 && !watchedAt.After(l.asked) {
+	if l.failed > 0 && !watchedAt.After(l.requested) {
 		interval = l.failed
 	}
-	due := l.asked.Add(interval)
+	due := l.requested.Add(interval)
 	switch {
-	case l.failed == 0 && newest.After(l.asked):
-		// A pod is held that no question was about.
+	case l.failed == 0 && newest.After(l.requested):
+		// A pod is held that no request was about.
 		due = newest.Add(firstLookup)
 		if l.spare+l.earned(now) < 1 {
-			due = later(due, l.asked.Add(lookupInterval))
+			due = later(due, l.requested.Add(lookupInterval))
 		}
 		due = spread(due, firstLookupSpread, l.next)
 	default:
@@ -195,7 +194,7 @@ func (g *Guard) planLookup() (time.Duration, bool) {
 	return max(0, due.Sub(now)), true
 }
 
-// spread adds chance to a time, once: planned is what an earlier call returned for it.
+// spread adds jitter to a time, once: planned is what an earlier call returned for it.
 func spread(due time.Time, by time.Duration, planned time.Time) time.Time {
 	if since := planned.Sub(due); since >= 0 && since <= by {
 		return planned
@@ -210,20 +209,19 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// earned is what the time since the last question adds to spare.
+// earned is what the time since the last request adds to spare.
 func (l *lookups) earned(now time.Time) float64 {
-	if l.asked.IsZero() {
+	if l.requested.IsZero() {
 		return lookupBurst
 	}
-	return float64(now.Sub(l.asked)) / float64(lookupInterval)
+	return float64(now.Sub(l.requested)) / float64(lookupInterval)
 }
 
 func newestHold(open []openPod) time.Time {
 	return slices.MaxFunc(open, func(a, b openPod) int { return a.since.Compare(b.since) }).since
 }
 
-// lookUp asks the question whose turn it is. It returns the pods that have evidence
-// now.
+// lookUp makes the request whose turn it is. It returns the pods that have evidence now.
 func (g *Guard) lookUp(ctx context.Context) []types.UID {
 	open, _ := g.openPods()
 	if len(open) == 0 {
@@ -232,7 +230,7 @@ func (g *Guard) lookUp(ctx context.Context) []types.UID {
 	l := &g.lookups
 	now := g.clock.Now()
 	l.spare = max(0, min(lookupBurst, l.spare+l.earned(now))-1)
-	l.asked, l.turn = now, l.turn+1
+	l.requested, l.turn = now, l.turn+1
 
 	var records []DeletionRecord
 	var err error
@@ -242,9 +240,9 @@ func (g *Guard) lookUp(ctx context.Context) []types.UID {
 		l.pod = after(open, l.pod, func(o openPod) types.UID { return o.uid })
 		var record *DeletionRecord
 		if record, err = g.deletions.Of(ctx, l.pod); record != nil {
-			// takeRecord reports an answer about another pod.
-			asked := open[slices.IndexFunc(open, func(o openPod) bool { return o.uid == l.pod })]
-			return g.takeRecord(asked, record, nil)
+			// takeRecord reports a record of another pod.
+			requested := open[slices.IndexFunc(open, func(o openPod) bool { return o.uid == l.pod })]
+			return g.takeRecord(requested, record, nil)
 		}
 	} else {
 		l.node = after(open, l.node, func(o openPod) string { return o.node })
@@ -271,7 +269,7 @@ func (g *Guard) takeRecord(o openPod, record *DeletionRecord, released []types.U
 	if err := record.check(o.namespace, o.name, o.uid); err != nil {
 		g.metrics.errors.WithLabelValues(opDeletion).Inc()
 		if !l.reported.Has(o.uid) {
-			klog.ErrorS(err, "What the API server has as the record of a held pod's deletion is no proof of it; the pod stays held", "pod", klog.KRef(o.namespace, o.name), "podUID", o.uid)
+			klog.ErrorS(err, "The PodDeletion record of a held pod does not prove its deletion; the pod stays held", "pod", klog.KRef(o.namespace, o.name), "podUID", o.uid)
 			if l.reported == nil {
 				l.reported = sets.New[types.UID]()
 			}
@@ -285,15 +283,15 @@ func (g *Guard) takeRecord(o openPod, record *DeletionRecord, released []types.U
 	return released
 }
 
-// lookUpFailed takes note of a question without a usable answer.
+// lookUpFailed handles a request without a usable response.
 func (g *Guard) lookUpFailed(ctx context.Context, err error) {
 	l := &g.lookups
 	switch {
 	case errors.Is(err, ErrDeletionsNotListed):
-		// The next question is about a single pod, at the usual time.
+		// The next request is about a single pod, at the usual time.
 		l.unlistedUntil = g.clock.Now().Add(unlistedFor)
 		if !l.reportedUnlisted {
-			klog.InfoS("This node cannot list the PodDeletion records of its pods; they are looked for one by one, which takes longer. Apply the project's manifests to change that", "err", err)
+			klog.InfoS("This node cannot list the PodDeletion records of its pods; they are looked up one by one, which takes longer. Apply the project's manifests to change that", "err", err)
 			l.reportedUnlisted = true
 		}
 		return

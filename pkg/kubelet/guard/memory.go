@@ -54,14 +54,14 @@ const (
 	// fit: the kernel kills as well when the pods grow while it is written, or
 	// right after.
 	headroomShare = 64
-	// reclaimInterval is how long a cgroup whose pages could not be given back is
-	// not asked again: QOSReserved tries twice with every pod that starts.
+	// reclaimInterval is how long after a failure a cgroup is not reclaimed again:
+	// QOSReserved tries twice with every pod that starts.
 	reclaimInterval = 30 * time.Second
 	// reclaimTimeout bounds one attempt, reclaimStep one write of it.
 	reclaimTimeout = 10 * time.Second
 	reclaimStep    = 256 << 20
-	// limitRetryInterval is the period in which limits are tried again that
-	// upstream tries once. It is that of upstream's other tries.
+	// limitRetryInterval is the retry period of limits that upstream tries once. It is
+	// that of upstream's other retries.
 	limitRetryInterval = time.Minute
 )
 
@@ -74,10 +74,10 @@ type memoryLimits struct {
 	mu sync.Mutex
 	// reclaimed is when reclaim last failed to free enough in a cgroup, by path.
 	reclaimed map[string]time.Time
-	// later has what upstream would not try again; tried is when it was last run.
+	// later has what upstream would not retry; tried is when it was last run.
 	later []func() error
 	tried time.Time
-	// write asks the kernel to give back pages of a cgroup; writeReclaim but in tests.
+	// write makes the kernel reclaim pages of a cgroup; writeReclaim but in tests.
 	write func(path string, amount int64) error
 	// hostRoot: see Dependencies.HostRoot.
 	hostRoot string
@@ -85,8 +85,8 @@ type memoryLimits struct {
 
 // SetCgroupResources runs set, which writes the resources of a cgroup, unless the
 // memory limit among them would have the kernel kill a protected pod. Then the
-// limit is left as it is, by setting *memory to 0, which upstream's cgroup
-// manager takes for "not set", and everything else is written; the error wraps
+// limit is kept, by setting *memory to 0, which upstream's cgroup manager takes for
+// "not set", and everything else is written; the error wraps
 // ErrRefused. cgroup is the name in upstream's form, path its folder in the
 // hierarchy of the memory controller, *memory the limit in bytes.
 //
@@ -115,8 +115,8 @@ func (g *Guard) SetCgroupResources(cgroup []string, path string, memory *int64, 
 
 // UpdateReserved runs update, which sets the limits of a cgroup that is reserved
 // for the system or the kubelet. Upstream tries that once and does not start
-// when it fails. When it was the guard that refused a limit, UpdateReserved
-// returns nil, and Run tries again each minute.
+// when it fails. When the guard refused a limit, UpdateReserved returns nil, and Run
+// retries each minute.
 func (g *Guard) UpdateReserved(update func() error) error {
 	err := update()
 	if !errors.Is(err, ErrRefused) {
@@ -152,7 +152,7 @@ func (g *Guard) retryLimits() {
 		case errors.Is(err, ErrRefused):
 			again = append(again, update)
 		case err != nil:
-			klog.ErrorS(err, "The limits of a reserved cgroup could not be set, trying again in a minute")
+			klog.ErrorS(err, "The limits of a reserved cgroup could not be set, retrying in a minute")
 			again = append(again, update)
 		default:
 			klog.InfoS("The memory limit of a reserved cgroup fits and is set")
@@ -163,9 +163,9 @@ func (g *Guard) retryLimits() {
 	g.limits.mu.Unlock()
 }
 
-// refuseLimit decides about a limit that does not fit. unreadable is why it is
-// not known what is in use, if so. It returns nil when the limit may be written,
-// by now perhaps because it fits.
+// refuseLimit decides about a limit that does not fit. unreadable is the error when it is
+// unknown what is in use. It returns nil when the limit may be written, perhaps because
+// it fits by now.
 func (g *Guard) refuseLimit(cgroup []string, path string, limit int64, use memoryUse, unreadable error) error {
 	pods, doubt := g.atStake(cgroup, path)
 	doubt = doubt && g.config.Mode == Enforce && !g.exempt[MemoryLimitLowered]
@@ -200,8 +200,8 @@ type podAtStake struct {
 	alive  func() bool
 }
 
-// wouldRefuse reports whether the limit is to be refused on behalf of one of the
-// pods if it runs. It takes note of nothing.
+// wouldRefuse reports whether the limit is to be refused on behalf of one of the pods if
+// it runs. It records nothing.
 func (g *Guard) wouldRefuse(pods []podAtStake) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -213,12 +213,12 @@ func (g *Guard) wouldRefuse(pods []podAtStake) bool {
 	return false
 }
 
-// atStake returns the protected pods in which the kernel might kill. For a cgroup
-// above pods they are those that have processes in it, as the kernel says. For
-// any other, which holds the runtime, say, they are all of the node: a container
-// does not outlive its shim. Before the first message of the API source, those
-// count that an earlier kubelet saved, or whose sandboxes have the labels. doubt:
-// it could not be found out of all whether they are protected.
+// atStake returns the protected pods in which the kernel might kill. For a cgroup above
+// pods they are those that have processes in it, by the kernel. For any other, such as
+// that of the runtime, they are all of the node: a container does not outlive its shim.
+// Before the first message of the API source, those count that an earlier kubelet saved,
+// or whose sandboxes have the labels. doubt: of some it is unknown whether they are
+// protected.
 func (g *Guard) atStake(cgroup []string, path string) (pods []podAtStake, doubt bool) {
 	below, abovePods := []types.UID(nil), isAbovePods(cgroup)
 	if abovePods {
@@ -249,9 +249,9 @@ func (g *Guard) atStake(cgroup []string, path string) (pods []podAtStake, doubt 
 			pods = append(pods, podAtStake{r, nil})
 		}
 	}
-	asked := len(unknown) > 0 || !abovePods && g.pass == 0
+	incomplete := len(unknown) > 0 || !abovePods && g.pass == 0
 	g.mu.Unlock()
-	if !asked || g.runtime == nil {
+	if !incomplete || g.runtime == nil {
 		return pods, false
 	}
 	sandboxes, err := g.readySandboxes()
@@ -273,8 +273,8 @@ func (g *Guard) atStake(cgroup []string, path string) (pods []podAtStake, doubt 
 	return pods, false
 }
 
-// savedOrKnownLocked returns the record of a protected pod, which it makes for
-// one that is only saved so far. known: the guard can tell that there is none.
+// savedOrKnownLocked returns the record of a protected pod, which it creates for one
+// that is only saved so far. known: the guard knows whether the pod is protected.
 func (g *Guard) savedOrKnownLocked(uid types.UID) (r *podRecord, known bool) {
 	if r := g.records[uid]; r != nil {
 		return r, true
@@ -287,17 +287,17 @@ func (g *Guard) savedOrKnownLocked(uid types.UID) (r *podRecord, known bool) {
 		return nil, true
 	}
 	r = g.recordLocked(saved.Pod)
-	// Until the API source says otherwise. A record without an object is tidied up,
+	// Until the first message of the API source. A record without an object is tidied up,
 	// and the file with it, which that message is still to be compared with.
 	r.present = true
 	return r, true
 }
 
-// readySandboxes returns what the labels of all ready sandboxes tell about their
-// pods, in one question.
+// readySandboxes returns the pods that the labels of all ready sandboxes describe, in
+// one query.
 func (g *Guard) readySandboxes() (map[types.UID]*v1.Pod, error) {
 	var sandboxes []*runtimeapi.PodSandbox
-	err := g.ask(func(ctx context.Context) (err error) {
+	err := g.queryRuntime(func(ctx context.Context) (err error) {
 		sandboxes, err = g.runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{
 			State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
 		})
@@ -366,8 +366,8 @@ func podsBelow(path string, depth int) ([]types.UID, error) {
 	return pods, nil
 }
 
-// isPopulated reports whether a process is in the cgroup or below it. What cannot
-// be read counts as yes, unless the cgroup is gone.
+// isPopulated reports whether a process is in the cgroup or below it. An unreadable one
+// counts as populated, unless it is gone.
 func isPopulated(path string) bool {
 	events, err := os.ReadFile(filepath.Join(path, "cgroup.events"))
 	if err != nil {
@@ -376,13 +376,13 @@ func isPopulated(path string) bool {
 	return !bytes.Contains(events, []byte("populated 0"))
 }
 
-// memoryUse is what the kernel says about the memory of a cgroup, in bytes.
+// memoryUse is the memory of a cgroup by the kernel, in bytes.
 type memoryUse struct {
 	max, current int64
 }
 
-// fits reports whether a limit kills nobody: it is none that lowers the present
-// one, or it has room for what is in use and a little more.
+// fits reports whether a limit kills nothing: it does not lower the present one, or it
+// has room for what is in use and a little more.
 func (u memoryUse) fits(limit int64) bool { return limit >= u.max || u.excess(limit) <= 0 }
 
 // excess is how much has to be given back before the limit fits.
@@ -410,13 +410,12 @@ func readMemoryUse(path string) (memoryUse, error) {
 	return use, nil
 }
 
-// reclaim asks the kernel to give back page cache until the limit fits, and returns
-// what is in use then. memory.reclaim, since Linux 5.19, kills nobody. It is not
-// asked for more than there is of what can be given back, so that pods do not lose
-// their cache for a limit that does not fit even so; what could be swapped out does
-// not count. On older kernels all that is in use counts, page cache included: a
-// lower limit there would give it back as well, but when that fails, to dirty pages
-// on a slow disk for one, it kills.
+// reclaim makes the kernel reclaim page cache until the limit fits, and returns what is
+// in use then. memory.reclaim, since Linux 5.19, kills nothing. It is not used for more
+// than can be reclaimed, so that pods do not lose their cache for a limit that does not
+// fit even so; what could be swapped out does not count. On older kernels all that is in
+// use counts, page cache included: a lower limit there would reclaim it as well, but
+// when that fails, for example because of dirty pages on a slow disk, it kills.
 func (g *Guard) reclaim(path string, limit int64, use memoryUse) memoryUse {
 	now := g.clock.Now()
 	g.limits.mu.Lock()
@@ -430,7 +429,7 @@ func (g *Guard) reclaim(path string, limit int64, use memoryUse) memoryUse {
 		if cache, err := readPageCache(path); err != nil || cache < excess {
 			break
 		}
-		// An error says that less could be reclaimed than was requested.
+		// An error means that less was reclaimed than requested.
 		err := g.limits.write(path, min(excess, reclaimStep))
 		before := use.current
 		after, readErr := readMemoryUse(path)

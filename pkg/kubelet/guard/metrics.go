@@ -45,16 +45,16 @@ func newMetrics(g *Guard) *guardMetrics {
 		}, []string{"cause"}),
 		errors: metrics.NewCounterVec(&metrics.CounterOpts{
 			Subsystem: subsystem, Name: "errors_total", StabilityLevel: metrics.ALPHA,
-			Help: "Operations of the guard that failed. A pod whose state cannot be found out counts as running.",
+			Help: "Operations of the guard that failed. A pod whose state is unknown counts as running.",
 		}, []string{"operation"}),
 		decision: metrics.NewHistogram(&metrics.HistogramOpts{
 			Subsystem: subsystem, Name: "decision_duration_seconds", StabilityLevel: metrics.ALPHA,
-			Help:    "Time that a decision about a protected pod took, the question to the container runtime included. Decisions about other pods are not measured: they cost less than the measurement.",
+			Help:    "Duration of a decision about a protected pod, including its query of the container runtime. Decisions about other pods are not measured: they cost less than the measurement.",
 			Buckets: []float64{1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10},
 		}),
 		info: metrics.NewGaugeVec(&metrics.GaugeOpts{
 			Subsystem: subsystem, Name: "info", StabilityLevel: metrics.ALPHA,
-			Help: "Always 1; the labels tell mode and version of the guard.",
+			Help: "Always 1; the labels are the mode and the version of the guard.",
 		}, []string{"mode", "version"}),
 		state: newStateCollector(g),
 	}

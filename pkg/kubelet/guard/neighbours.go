@@ -11,13 +11,13 @@ import (
 
 // Neighbours of kept pods.
 //
-// A pod that is kept keeps its room. Who has to do without it? The answers here bound
-// the price that pods without the label pay; docs/operations.md has the figures.
+// A pod that is kept keeps its resources, which other pods then lack. The rules here
+// bound what that costs pods without the label; docs/operations.md has the figures.
 
 // OthersInAdmission returns the pods whose resources count when a pod is admitted.
 // After a restart with less room the stock kubelet rejects an older pod and admits a
 // younger one into the room that remains. A protected pod that is kept in spite of its
-// rejection must not take that room from a pod that ran beside it: it is left out for
+// rejection must not take that room from a pod that ran next to it: it is left out for
 // pods that run already, so that they are admitted as by the stock kubelet. It counts
 // for pods that have not started, because its resources are in use.
 func (g *Guard) OthersInAdmission(pod *v1.Pod, others []*v1.Pod) []*v1.Pod {
@@ -37,18 +37,18 @@ func (g *Guard) OthersInAdmission(pod *v1.Pod, others []*v1.Pod) []*v1.Pod {
 }
 
 // RunsAlready reports whether a container of the pod runs by its API object: it was
-// started before this kubelet. What the object says may be false for a protected pod;
-// about others the stock kubelet believes it, too.
+// started before this kubelet. For a protected pod the object may be wrong; for others
+// the stock kubelet trusts it, too.
 func (g *Guard) RunsAlready(pod *v1.Pod) bool {
 	return slices.ContainsFunc(pod.Status.ContainerStatuses, func(c v1.ContainerStatus) bool { return c.State.Running != nil })
 }
 
-// SparesNeighbour is asked before a pod is evicted for want of a resource, with the
-// pods that rank before it. True means that it stays: it uses no more than it has
-// requested, and a protected pod that may not be evicted uses more than it has
-// requested, so that evicting the pod would not end the pressure. Without this the
-// neighbours of such a pod would be evicted one after the other. Only memory and
-// ephemeral storage can be requested.
+// SparesNeighbour reports whether a pod is not to be evicted for lack of a resource,
+// given the pods that rank before it: it uses no more than it has requested, and a
+// protected pod that may not be evicted uses more than it has requested, so that
+// evicting the pod would not end the pressure. Without this the neighbours of such a pod
+// would be evicted one after the other. Only memory and ephemeral storage can be
+// requested.
 func (g *Guard) SparesNeighbour(pod *v1.Pod, before []*v1.Pod, starved v1.ResourceName, stats func(*v1.Pod) (statsapi.PodStats, bool)) bool {
 	if g.config.Mode != Enforce || g.exempt[Evicted] || len(before) == 0 || exceedsRequest(pod, starved, stats) {
 		return false
@@ -66,7 +66,7 @@ func (g *Guard) SparesNeighbour(pod *v1.Pod, before []*v1.Pod, starved v1.Resour
 }
 
 // exceedsRequest reports whether the pod uses more of the resource than it requests.
-// A pod whose usage is not known counts as one that does, as in the kubelet's ranking
+// A pod with unknown usage counts as one that does, as in the kubelet's ranking
 // (pkg/kubelet/eviction/helpers.go).
 func exceedsRequest(pod *v1.Pod, starved v1.ResourceName, stats func(*v1.Pod) (statsapi.PodStats, bool)) bool {
 	s, found := stats(pod)

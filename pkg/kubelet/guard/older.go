@@ -13,25 +13,24 @@ import (
 // Storage rollback: an older object of a pod.
 //
 // After a restore of the API's storage a pod may have an object from before its
-// newest image, or from before its label. Nobody declared that: the guard knows a
-// newer object, from this kubelet's life or from the pod's file. So the kubelet goes
-// on with the newer spec and labels until somebody changes the restored
-// object, which is a declaration like any other. Its status and its deletion are
-// taken from the API at once.
+// newest image, or from before its label. That is no declaration: the guard knows a
+// newer object, from this kubelet's life or from the pod's file. So the kubelet
+// continues with the newer spec and labels until a client changes the restored object,
+// which is a declaration like any other. Its status and its deletion are taken from the
+// API at once.
 //
-// The same holds for an API server whose cache lags behind, asked by a kubelet that
-// has just started.
+// The same holds for a kubelet that has just started and lists from an API server whose
+// cache lags behind.
 
-// newerObjectLocked returns the object that the kubelet is to work with when the API shows
-// pod: pod itself, or a copy of it with what a newer object said. It is called under
-// the lock.
+// newerObjectLocked returns the object that the kubelet is to work with when the API
+// shows pod: pod itself, or a copy of it with the spec and labels of a newer object.
 func (g *Guard) newerObjectLocked(r *podRecord, pod *v1.Pod) (*v1.Pod, string) {
 	switch {
 	case g.config.Mode != Enforce, r == nil, r.saved == nil, pod.DeletionTimestamp != nil, g.exempt[ObjectRolledBack]:
 		r.forgetOlder()
 		return pod, ""
 	case r.older != nil && pod.ResourceVersion != r.older.ResourceVersion && !sameDeclaration(pod, r.older):
-		// Somebody has changed the restored object.
+		// A client has changed the restored object.
 		r.forgetOlder()
 		return pod, ""
 	case r.older == nil && !isOlder(pod.ResourceVersion, r.saved.ResourceVersion):
@@ -55,8 +54,8 @@ func (r *podRecord) forgetOlder() {
 	}
 }
 
-// isOlder reports whether a resource version is older than another. Versions that
-// cannot be compared say nothing.
+// isOlder reports whether a resource version is older than another. It is false for
+// versions that cannot be compared.
 func isOlder(version, than string) bool {
 	order, err := resourceversion.CompareResourceVersion(version, than)
 	return err == nil && order < 0

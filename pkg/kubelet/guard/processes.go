@@ -21,11 +21,10 @@ import (
 // short, since a process that was started in the meantime is not in it.
 const processesInterval = time.Second
 
-// processes knows which pods and containers have processes, in the kernel's own
-// words: the cgroups of all processes of the node, as /proc/PID/cgroup tells
-// them. The container runtime is not asked, so that the answer holds when it has
-// forgotten its pods. Nothing is assumed about where the kubelet's cgroups are,
-// so that it holds, too, after the kubelet's cgroupRoot or cgroupDriver changed.
+// processes knows which pods and containers have processes, by the kernel: from the
+// cgroups of all processes of the node in /proc/PID/cgroup. It does not need the
+// container runtime, which may have forgotten its pods. It assumes nothing about where
+// the kubelet's cgroups are, because cgroupRoot or cgroupDriver may have changed.
 //
 // The names are those of upstream's pkg/kubelet/cm (cgroup_manager_linux.go,
 // pod_container_manager_linux.go) and of the runtimes:
@@ -133,13 +132,13 @@ func (p *processes) scan() error {
 	return nil
 }
 
-// add takes note of one process. Most are of no pod, and cost no more than a
-// look at the bytes.
+// add records one process. Most are of no pod, and cost no more than a search in the
+// bytes.
 func (p *processes) add(pid string, cgroups []byte) error {
 	if !bytes.Contains(cgroups, []byte("pod")) {
 		return nil
 	}
-	asked := false
+	checked := false
 	for line := range strings.Lines(string(cgroups)) {
 		// hierarchy-ID:controllers:path, see cgroups(7).
 		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
@@ -148,12 +147,12 @@ func (p *processes) add(pid string, cgroups []byte) error {
 		path = strings.TrimSuffix(path, " (deleted)")
 		// In a node that is itself a pod, one pod is in the other.
 		for uid, below, ok := podOfCgroup(path); ok; uid, below, ok = podOfCgroup(below) {
-			if !asked {
+			if !checked {
 				running, err := p.runs(pid)
 				if err != nil || !running {
 					return err
 				}
-				asked = true
+				checked = true
 			}
 			containers := p.pods[uid]
 			if containers == nil {
@@ -204,9 +203,9 @@ func containerName(element string) string {
 	return name[strings.LastIndexByte(name, '-')+1:]
 }
 
-// runs reports whether a process is more than an entry that its parent has not
-// taken note of yet. The first thread of a process may have ended before the
-// others: the process runs on, but its state is that of the first thread.
+// runs reports whether a process is more than a zombie. The first thread of a process
+// may have ended before the others: the process runs on, but its state is that of the
+// first thread.
 func (p *processes) runs(pid string) (bool, error) {
 	stat, err := p.read(pid, "stat")
 	if isGone(err) {
@@ -253,7 +252,7 @@ func (p *processes) read(pid, file string) ([]byte, error) {
 	}
 }
 
-// isGone reports whether a process ended before it could be looked at.
+// isGone reports whether a process ended before its file was read.
 func isGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
 }

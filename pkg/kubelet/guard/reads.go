@@ -7,13 +7,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// What the kubelet would read from the API for a vanished pod: the API server answers
-// about secrets, config maps and tokens only while it knows a pod of the node that refers
-// to them, so every such request is refused, and the kubelet repeats it for as long as the
-// pod is held. It goes without instead, and with what it has read before.
+// Reads of the API for a vanished pod: the API server serves secrets, config maps and
+// tokens to a kubelet only while it knows a pod of the node that refers to them. It would
+// refuse every such request, and the kubelet would repeat it for as long as the pod is
+// held. So the kubelet uses what it has read before, or does without.
 
-// OnlyVanished reports whether there are references, and all of them are of pods that
-// have vanished. A reference counter of the kubelet is what it is asked about.
+// OnlyVanished reports whether a reference counter of the kubelet has references, all of
+// them of pods that have vanished.
 func (g *Guard) OnlyVanished(references map[types.UID]int) bool {
 	for uid := range references {
 		if !g.Vanished(uid) {

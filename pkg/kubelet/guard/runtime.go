@@ -26,43 +26,43 @@ const (
 	containerNameLabel = "io.kubernetes.container.name"
 )
 
-// queryTimeout bounds one question to the runtime. Some are asked under locks of
-// the kubelet. When the answer does not come, the pod counts as alive.
+// queryTimeout bounds one query of the runtime. Some run under locks of the kubelet.
+// After a timeout the pod counts as alive.
 const queryTimeout = 2 * time.Second
 
-// errSilent: see Guard.ask.
-var errSilent = errors.New("not asked: the runtime left the question before unanswered")
+// errRuntimeBackoff: see Guard.queryRuntime.
+var errRuntimeBackoff = errors.New("not queried: the runtime timed out a moment ago")
 
-// ask puts a question to the runtime. One that is not answered in time is the
-// last for a while: with many pods on the node, the kubelet would stand still.
-func (g *Guard) ask(question func(context.Context) error) error {
+// queryRuntime runs a query of the runtime. After a timeout there are no more queries
+// for confirmInterval: with many pods on the node, the kubelet would stall.
+func (g *Guard) queryRuntime(query func(context.Context) error) error {
 	g.mu.Lock()
-	silent := g.clock.Now().Before(g.silentUntil)
+	backoff := g.clock.Now().Before(g.runtimeBackoffUntil)
 	g.mu.Unlock()
-	if silent {
-		return errSilent
+	if backoff {
+		return errRuntimeBackoff
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
-	err := question(ctx)
+	err := query(ctx)
 	if err != nil && ctx.Err() != nil {
 		g.mu.Lock()
-		g.silentUntil = g.clock.Now().Add(confirmInterval)
+		g.runtimeBackoffUntil = g.clock.Now().Add(confirmInterval)
 		g.mu.Unlock()
 	}
 	return err
 }
 
-// alive asks the runtime whether a container of the pod runs, or, unless
-// runningOnly, whether a sandbox of it is up. When the runtime does not know the pod
-// at all, the kernel is asked whether processes of it run: a runtime that was
-// exchanged, or that lost its records, leaves them behind. An error counts as yes.
+// alive reports whether a container of the pod runs, or, unless runningOnly, whether a
+// sandbox of it is up, by the runtime. When the runtime does not know the pod at all,
+// the kernel decides: a runtime that was replaced, or that lost its records, leaves
+// processes behind. An error counts as yes.
 func (g *Guard) alive(r *podRecord, runningOnly bool) bool {
 	if g.runtime == nil {
 		return true
 	}
 	var running, up bool
-	err := g.ask(func(ctx context.Context) error {
+	err := g.queryRuntime(func(ctx context.Context) error {
 		containers, err := g.containersOf(ctx, r.uid)
 		if err != nil {
 			return err
@@ -127,7 +127,7 @@ func (g *Guard) mayRun(c *runtimeapi.Container) bool {
 	return false
 }
 
-// containerHasProcesses asks the kernel; what cannot be found out is a yes.
+// containerHasProcesses queries the kernel; unknown counts as yes.
 func (g *Guard) containerHasProcesses(uid types.UID, containerID string) bool {
 	if g.kernel == nil {
 		return true
@@ -139,8 +139,8 @@ func (g *Guard) containerHasProcesses(uid types.UID, containerID string) bool {
 	return runs || err != nil
 }
 
-// hasProcesses asks the kernel about a pod that the runtime does not know; what
-// cannot be found out is a yes.
+// hasProcesses queries the kernel about a pod that the runtime does not know; unknown
+// counts as yes.
 func (g *Guard) hasProcesses(uid types.UID) bool {
 	if g.kernel == nil {
 		return false
@@ -154,19 +154,19 @@ func (g *Guard) hasProcesses(uid types.UID) bool {
 
 func (g *Guard) kernelFailed(err error, uid types.UID) {
 	g.metrics.errors.WithLabelValues(opProcesses).Inc()
-	klog.ErrorS(err, "Cannot find out which processes run; the pod counts as running", "podUID", uid)
+	klog.ErrorS(err, "Cannot determine which processes run; the pod counts as running", "podUID", uid)
 }
 
 func (g *Guard) runtimeFailed(err error, keysAndValues ...any) {
-	if errors.Is(err, errSilent) {
+	if errors.Is(err, errRuntimeBackoff) {
 		return
 	}
 	g.metrics.errors.WithLabelValues(opRuntime).Inc()
-	klog.ErrorS(err, "The container runtime did not answer the guard; the pod counts as running", keysAndValues...)
+	klog.ErrorS(err, "A query of the container runtime failed; the pod counts as running", keysAndValues...)
 }
 
-// awaitRuntime returns when the runtime answers. Until then nothing on this node
-// can be stopped or started, so that waiting costs nothing.
+// awaitRuntime returns when the runtime responds. Until then nothing on this node can
+// be stopped or started, so waiting costs nothing.
 func (g *Guard) awaitRuntime() {
 	if g.runtime == nil {
 		return
@@ -179,14 +179,14 @@ func (g *Guard) awaitRuntime() {
 			return
 		}
 		if attempt%10 == 0 {
-			klog.InfoS("Waiting for the container runtime, to learn whether pods that are reported as ended run", "err", err)
+			klog.InfoS("Waiting for the container runtime, to find out whether pods that are reported as ended still run", "err", err)
 		}
 		g.clock.Sleep(time.Second)
 	}
 }
 
-// sandboxPod returns what the newest sandbox of the pod tells about it, or nil when
-// there is none. The runtime is asked only when the kubelet has not listed it lately.
+// sandboxPod returns the pod as its newest sandbox describes it, or nil when there is
+// no sandbox. It queries the runtime only without a recent list of the kubelet.
 func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 	if g.runtime == nil {
 		return nil, nil
@@ -195,7 +195,7 @@ func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 		return pod, nil
 	}
 	var sandboxes []*runtimeapi.PodSandbox
-	err := g.ask(func(ctx context.Context) (err error) {
+	err := g.queryRuntime(func(ctx context.Context) (err error) {
 		sandboxes, err = g.sandboxesOf(ctx, uid)
 		return err
 	})
@@ -210,10 +210,10 @@ func (g *Guard) sandboxPod(uid types.UID) (*v1.Pod, error) {
 // although the hash that the kubelet recorded for it differs from the hash of
 // its spec. Only name and image go into that hash (pickFieldsToHash in
 // pkg/kubelet/container/helpers.go), so the container changed only when its spec
-// names another image than the kubelet requested when it created it. The runtime has
-// kept that (ImageSpec.UserSpecifiedImage) and tells it in a list of containers; the
-// image in the status of a container is what the runtime calls it today. A runtime
-// that does not keep it, or does not answer, leaves the container running.
+// names another image than the kubelet requested when it created it. The runtime
+// lists that one (ImageSpec.UserSpecifiedImage); the image in the status of a
+// container is what the runtime calls it today. With a runtime that does not keep it,
+// or does not respond, the container keeps running.
 func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, containerID string) bool {
 	r := g.recordOf(pod)
 	if r == nil {
@@ -223,7 +223,7 @@ func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, cont
 	verdict := Decide(g.factsLocked(r, ContainerHashChanged))
 	g.mu.Unlock()
 	if verdict == Refused || verdict == AllowedByAudit {
-		if asked := g.requestedImage(containerID); asked != "" && asked != container.Image {
+		if requested := g.requestedImage(containerID); requested != "" && requested != container.Image {
 			return false
 		}
 	}
@@ -231,14 +231,14 @@ func (g *Guard) RefuseContainerChange(pod *v1.Pod, container *v1.Container, cont
 		fmt.Sprintf("the recorded hash of container %s differs, but its image does not", container.Name), isAlive)
 }
 
-// requestedImage is the image that the kubelet requested when it created the container,
-// empty when that cannot be found out.
+// requestedImage returns the image that the kubelet requested when it created the
+// container, or "" when that is unknown.
 func (g *Guard) requestedImage(containerID string) string {
 	if g.runtime == nil {
 		return ""
 	}
 	var containers []*runtimeapi.Container
-	err := g.ask(func(ctx context.Context) (err error) {
+	err := g.queryRuntime(func(ctx context.Context) (err error) {
 		containers, err = g.runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{Id: containerID})
 		return err
 	})
@@ -253,14 +253,14 @@ func (g *Guard) requestedImage(containerID string) string {
 	return ""
 }
 
-// isAlive and isDead answer for callers that know whether the attempt would stop
+// isAlive and isDead are for callers that know whether the attempt would stop
 // something.
 func isAlive() bool { return true }
 func isDead() bool  { return false }
 
 // RefuseUnknownState reports whether a container whose state the runtime does not
-// know is to be left alone, because processes of it run. A dead one takes the stock
-// path, so that it is started again.
+// know is to be kept, because processes of it run. A dead one takes the stock path, so
+// that it is started again.
 func (g *Guard) RefuseUnknownState(pod *v1.Pod, name, containerID string) bool {
 	r := g.recordOf(pod)
 	return r != nil && g.refuseUnknownState(r, name, containerID)
@@ -282,10 +282,10 @@ func (g *Guard) refuseUnknownState(r *podRecord, name, containerID string) bool 
 	})
 }
 
-// refuseRestartOfAll reports whether the claim of the API object that all containers
-// of the pod are being restarted is false: all of them run, and none has exited. The
-// kubelet would kill them without a grace period (ShouldAllContainersRestart in
-// pkg/kubelet/container/helpers.go believes the condition).
+// refuseRestartOfAll reports whether the API object is wrong that all containers of
+// the pod are being restarted: all of them run, and none has exited. The kubelet
+// trusts the condition and would kill them without a grace period
+// (ShouldAllContainersRestart in pkg/kubelet/container/helpers.go).
 func (g *Guard) refuseRestartOfAll(r *podRecord, pod *v1.Pod) bool {
 	return g.refuse(r, RestartReported, "the API object says that all containers are being restarted", func() bool {
 		newest, err := g.newestContainers(r.uid)
@@ -306,9 +306,9 @@ func (g *Guard) refuseRestartOfAll(r *podRecord, pod *v1.Pod) bool {
 func (g *Guard) newestContainers(uid types.UID) (map[string]*runtimeapi.Container, error) {
 	newest := map[string]*runtimeapi.Container{}
 	if g.runtime == nil {
-		return newest, errSilent
+		return newest, errRuntimeBackoff
 	}
-	err := g.ask(func(ctx context.Context) error {
+	err := g.queryRuntime(func(ctx context.Context) error {
 		containers, err := g.containersOf(ctx, uid)
 		for _, c := range containers {
 			name := c.Labels[containerNameLabel]
@@ -326,8 +326,8 @@ func (g *Guard) newestContainers(uid types.UID) (map[string]*runtimeapi.Containe
 
 // RefuseSandboxChange reports whether the pod's sandbox is to be kept although
 // the kubelet would make a new one: something still runs in it. containers is how
-// many containers of the pod the kubelet knows, in whatever state; the runtime
-// is asked about them.
+// many containers of the pod the kubelet knows, in any state; the runtime is queried
+// about them.
 func (g *Guard) RefuseSandboxChange(pod *v1.Pod, containers int) bool {
 	r := g.recordOf(pod)
 	if r == nil {
@@ -350,11 +350,11 @@ func (g *Guard) RefuseCgroupRemoval(cgroup []string) bool {
 	return ok && g.RefuseUID(types.UID(uid), CgroupCleanup, "its cgroup was about to be removed, and its processes killed")
 }
 
-// ErrRefused is wrapped by every error with which the guard turns a call down.
-var ErrRefused = errors.New("refused by the kubelet guard: the pod is protected and its deletion was not asked for")
+// ErrRefused is wrapped by every error with which the guard refuses a call.
+var ErrRefused = errors.New("refused by the kubelet guard: the pod is protected and its deletion was not requested")
 
 // CheckKill returns an error wrapping ErrRefused when the pod may not be killed.
-// It stands before the containers' preStop hooks, behind the questions with a
+// It comes before the preStop hooks of the containers, and after the hooks with a
 // cause of their own: what it refuses is a path that the guard does not know.
 func (g *Guard) CheckKill(pod *v1.Pod) error {
 	const detail = "the kubelet was about to kill it on a path that the guard does not know; please report this as a bug"
@@ -362,7 +362,7 @@ func (g *Guard) CheckKill(pod *v1.Pod) error {
 	if _, fromSource := pod.Annotations[sourceAnnotation]; fromSource {
 		refused = g.Refuse(pod, RuntimeStop, detail)
 	} else {
-		// Made up from what the runtime knows: no labels.
+		// Constructed from what the runtime knows: no labels.
 		refused = g.RefuseUID(pod.UID, RuntimeStop, detail)
 	}
 	if refused {
@@ -372,109 +372,110 @@ func (g *Guard) CheckKill(pod *v1.Pod) error {
 }
 
 // RuntimeService returns the CRI client with the last line of defence in front
-// of the four calls that stop something. What passes through it tells the guard whose
-// containers and sandboxes there are.
+// of the four calls that stop something. From the calls that pass through it the guard
+// also knows which pod each container and sandbox belongs to.
 func (g *Guard) RuntimeService(service internalapi.RuntimeService) internalapi.RuntimeService {
 	if g.config.Mode == Off || service == nil {
 		return service
 	}
-	return &lastLine{RuntimeService: service, guard: g}
+	return &runtimeGuard{RuntimeService: service, guard: g}
 }
 
-type lastLine struct {
+// runtimeGuard is the CRI client of Guard.RuntimeService.
+type runtimeGuard struct {
 	internalapi.RuntimeService
 	guard *Guard
 }
 
 // StopContainer stops a container unless the guard refuses.
-func (l *lastLine) StopContainer(ctx context.Context, containerID string, timeout int64) error {
-	if err := l.guard.checkContainer("StopContainer", containerID); err != nil {
+func (s *runtimeGuard) StopContainer(ctx context.Context, containerID string, timeout int64) error {
+	if err := s.guard.checkContainer("StopContainer", containerID); err != nil {
 		return err
 	}
-	return l.RuntimeService.StopContainer(ctx, containerID, timeout)
+	return s.RuntimeService.StopContainer(ctx, containerID, timeout)
 }
 
 // RemoveContainer removes a container unless the guard refuses.
-func (l *lastLine) RemoveContainer(ctx context.Context, containerID string) error {
-	if err := l.guard.checkContainer("RemoveContainer", containerID); err != nil {
+func (s *runtimeGuard) RemoveContainer(ctx context.Context, containerID string) error {
+	if err := s.guard.checkContainer("RemoveContainer", containerID); err != nil {
 		return err
 	}
-	err := l.RuntimeService.RemoveContainer(ctx, containerID)
+	err := s.RuntimeService.RemoveContainer(ctx, containerID)
 	if err == nil {
-		l.guard.mu.Lock()
-		delete(l.guard.stops, containerID)
-		l.guard.mu.Unlock()
+		s.guard.mu.Lock()
+		delete(s.guard.stops, containerID)
+		s.guard.mu.Unlock()
 	}
 	return err
 }
 
 // StopPodSandbox stops a sandbox unless the guard refuses.
-func (l *lastLine) StopPodSandbox(ctx context.Context, sandboxID string) error {
-	if err := l.guard.checkSandbox("StopPodSandbox", sandboxID); err != nil {
+func (s *runtimeGuard) StopPodSandbox(ctx context.Context, sandboxID string) error {
+	if err := s.guard.checkSandbox("StopPodSandbox", sandboxID); err != nil {
 		return err
 	}
-	err := l.RuntimeService.StopPodSandbox(ctx, sandboxID)
+	err := s.RuntimeService.StopPodSandbox(ctx, sandboxID)
 	if err == nil {
-		l.guard.noteStopped(sandboxID)
+		s.guard.noteStopped(sandboxID)
 	}
 	return err
 }
 
 // RemovePodSandbox removes a sandbox unless the guard refuses.
-func (l *lastLine) RemovePodSandbox(ctx context.Context, sandboxID string) error {
-	if err := l.guard.checkSandbox("RemovePodSandbox", sandboxID); err != nil {
+func (s *runtimeGuard) RemovePodSandbox(ctx context.Context, sandboxID string) error {
+	if err := s.guard.checkSandbox("RemovePodSandbox", sandboxID); err != nil {
 		return err
 	}
-	return l.RuntimeService.RemovePodSandbox(ctx, sandboxID)
+	return s.RuntimeService.RemovePodSandbox(ctx, sandboxID)
 }
 
-// RunPodSandbox waits until the pod is saved, and begins a new life of it: what runs
-// in the new sandbox is protected, whatever was permitted before.
-func (l *lastLine) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if r := l.guard.beginLife(types.UID(config.GetMetadata().GetUid())); r != nil {
-		l.guard.mu.Lock()
+// RunPodSandbox waits until the pod is saved, and starts a new life of it: what runs in
+// the new sandbox is protected, whatever was exempt before.
+func (s *runtimeGuard) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if r := s.guard.startLife(types.UID(config.GetMetadata().GetUid())); r != nil {
+		s.guard.mu.Lock()
 		r.restarting = false
-		l.guard.mu.Unlock()
-		l.guard.awaitSaved(ctx, r)
+		s.guard.mu.Unlock()
+		s.guard.awaitSaved(ctx, r)
 	}
-	id, err := l.RuntimeService.RunPodSandbox(ctx, config, handler)
+	id, err := s.RuntimeService.RunPodSandbox(ctx, config, handler)
 	if err == nil {
-		l.guard.inventory.addSandbox(id, config, l.guard.clock.Now())
+		s.guard.inventory.addSandbox(id, config, s.guard.clock.Now())
 	}
 	return id, err
 }
 
-// CreateContainer begins a new life of the pod, like RunPodSandbox, when its sandbox has
-// outlived the one before, and tells the guard whose the container is.
-func (l *lastLine) CreateContainer(ctx context.Context, podSandboxID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
-	l.guard.beginLife(types.UID(sandboxConfig.GetMetadata().GetUid()))
-	id, err := l.RuntimeService.CreateContainer(ctx, podSandboxID, config, sandboxConfig)
+// CreateContainer starts a new life of the pod, like RunPodSandbox, when its sandbox has
+// outlived the previous one, and notes the pod of the container.
+func (s *runtimeGuard) CreateContainer(ctx context.Context, podSandboxID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
+	s.guard.startLife(types.UID(sandboxConfig.GetMetadata().GetUid()))
+	id, err := s.RuntimeService.CreateContainer(ctx, podSandboxID, config, sandboxConfig)
 	if err == nil {
-		l.guard.inventory.addContainer(id, types.UID(sandboxConfig.GetMetadata().GetUid()))
+		s.guard.inventory.addContainer(id, types.UID(sandboxConfig.GetMetadata().GetUid()))
 	}
 	return id, err
 }
 
-// ListContainers tells the guard whose the containers are.
-func (l *lastLine) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
-	containers, err := l.RuntimeService.ListContainers(ctx, filter)
+// ListContainers notes the pods of the containers.
+func (s *runtimeGuard) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
+	containers, err := s.RuntimeService.ListContainers(ctx, filter)
 	if err == nil && filter.GetId() == "" && filter.GetPodSandboxId() == "" && filter.GetState() == nil && len(filter.GetLabelSelector()) == 0 {
-		l.guard.inventory.listedContainers(containers)
+		s.guard.inventory.listedContainers(containers)
 	}
 	return containers, err
 }
 
-// ListPodSandbox tells the guard whose the sandboxes are.
-func (l *lastLine) ListPodSandbox(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
-	before := l.guard.clock.Now()
-	sandboxes, err := l.RuntimeService.ListPodSandbox(ctx, filter)
+// ListPodSandbox notes the pods of the sandboxes.
+func (s *runtimeGuard) ListPodSandbox(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
+	before := s.guard.clock.Now()
+	sandboxes, err := s.RuntimeService.ListPodSandbox(ctx, filter)
 	if err == nil && filter.GetId() == "" && filter.GetState() == nil && len(filter.GetLabelSelector()) == 0 {
-		l.guard.inventory.listedSandboxes(sandboxes, before)
+		s.guard.inventory.listedSandboxes(sandboxes, before)
 	}
 	return sandboxes, err
 }
 
-// noteStopped takes note that a pod with evidence was stopped: its life is over.
+// noteStopped records that a pod with evidence was stopped: its life is over.
 func (g *Guard) noteStopped(sandboxID string) {
 	uid, known := g.inventory.ofSandbox(sandboxID)
 	if !known {
@@ -487,11 +488,11 @@ func (g *Guard) noteStopped(sandboxID string) {
 	}
 }
 
-// beginLife returns the record of a pod that gets a new sandbox or container. Evidence and permits
-// end with the life that they were given for: a pod that starts again from an object
-// without a timestamp, as after a restore of the API's storage, is not a deleted one.
-// Evidence that came in while the pod was being started stays.
-func (g *Guard) beginLife(uid types.UID) *podRecord {
+// startLife returns the record of a pod that gets a new sandbox or container. Evidence
+// and exemptions belong to one life of the pod: one that starts again from an object
+// without a deletionTimestamp, as after a storage rollback, was not deleted. Evidence
+// that arrived while the pod was being started is kept.
+func (g *Guard) startLife(uid types.UID) *podRecord {
 	g.mu.Lock()
 	delete(g.dead, uid)
 	r := g.records[uid]
@@ -516,10 +517,9 @@ func (g *Guard) beginLife(uid types.UID) *podRecord {
 	return r
 }
 
-// checkContainer is the last line of defence for one container. A container that
-// the runtime does not know, or that does not run, is none of its business. The
-// runtime is asked only about containers of protected pods that nothing allows to be
-// stopped.
+// checkContainer is the last line of defence for one container. It ignores a container
+// that the runtime does not know, or that does not run. It queries the runtime only
+// about containers of protected pods that nothing allows to be stopped.
 func (g *Guard) checkContainer(call, containerID string) error {
 	g.mu.Lock()
 	_, declared := g.stops[containerID]
@@ -552,7 +552,7 @@ func (g *Guard) checkContainer(call, containerID string) error {
 	})
 }
 
-// checkSandbox is checkContainer for all containers of a sandbox whose stop nobody
+// checkSandbox is checkContainer for all containers of a sandbox whose stop was not
 // declared.
 func (g *Guard) checkSandbox(call, sandboxID string) error {
 	list := func() ([]*runtimeapi.Container, error) {
@@ -581,9 +581,9 @@ func (g *Guard) checkSandbox(call, sandboxID string) error {
 	})
 }
 
-// listForStop asks the runtime what a stop would stop.
+// listForStop lists what a stop would stop.
 func (g *Guard) listForStop(filter *runtimeapi.ContainerFilter) (containers []*runtimeapi.Container, err error) {
-	err = g.ask(func(ctx context.Context) (err error) {
+	err = g.queryRuntime(func(ctx context.Context) (err error) {
 		containers, err = g.runtime.ListContainers(ctx, filter)
 		return err
 	})
@@ -593,12 +593,12 @@ func (g *Guard) listForStop(filter *runtimeapi.ContainerFilter) (containers []*r
 	return containers, err
 }
 
-// refuseUnknownOwner answers for a container or sandbox that may be anybody's.
+// refuseUnknownOwner decides about a container or sandbox whose pod is unknown.
 func (g *Guard) refuseUnknownOwner(call, what string, err error) error {
 	if g.config.Mode != Enforce || g.exempt[RuntimeStop] {
 		return nil
 	}
-	return fmt.Errorf("%s: cannot tell whose %s it is: %w", call, what, err)
+	return fmt.Errorf("%s: cannot determine the pod of the %s: %w", call, what, err)
 }
 
 func (g *Guard) checkStop(call string, uid types.UID, alive func() bool) error {

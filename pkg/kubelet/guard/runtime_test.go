@@ -96,7 +96,7 @@ func TestLastLineOfDefence(t *testing.T) {
 		f := newFixture(t)
 		f.running(protectedPod("p"))
 		assert.EqualError(t, f.RuntimeService(f.runtime).StopContainer(context.Background(), "p-uid-c", 0),
-			"StopContainer of pod default/p: refused by the kubelet guard: the pod is protected and its deletion was not asked for")
+			"StopContainer of pod default/p: refused by the kubelet guard: the pod is protected and its deletion was not requested")
 	})
 	t.Run("a declared stop is forgotten with its container, and not before", func(t *testing.T) {
 		f := newFixture(t)

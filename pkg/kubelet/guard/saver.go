@@ -12,16 +12,16 @@ import (
 
 // The disk under the state directory may be slow, or hang for good: a failing device, a
 // frozen file system, a network mount. The kubelet's watch, its merge of sources, its
-// hooks and the guard's own housekeeping must not notice. So they only say what is to
-// be done, and one goroutine does it, the most urgent first. It is there while
-// something is due: nothing has to be stopped with the Guard, and what is due later
-// (lazy writes, repetitions) is started by tidy.
+// hooks and the guard's own housekeeping must not notice. So they only queue the work,
+// and one goroutine does it, the most urgent first. It exists while something is due:
+// nothing has to be stopped with the Guard, and what is due later (lazy writes, retries)
+// is started by tidy.
 
 const (
-	// saveTimeout is how long the start of a pod waits for its first file. A disk in
-	// order takes milliseconds, a busy one less than a second. What is lost beyond that
-	// is little: the pod is protected by the labels of its sandbox, and its file is
-	// written when the disk answers.
+	// saveTimeout is how long the start of a pod waits for its first file. A healthy disk
+	// takes milliseconds, a busy one less than a second. Little is lost beyond that: the
+	// pod is protected by the labels of its sandbox, and its file is written when the
+	// disk responds.
 	saveTimeout = 2 * time.Second
 	// lazyDelay is how long a change that can wait is not written after it was seen: a
 	// pod that starts changes its status several times. It is spread over twice that.
@@ -33,7 +33,7 @@ const (
 	// maxWriteRetry.
 	writeRetry    = 5 * time.Second
 	maxWriteRetry = time.Minute
-	// hangReport is how long the disk does not answer before that is reported.
+	// hangReport is how long the disk does not respond before that is reported.
 	hangReport = 10 * time.Second
 )
 
@@ -49,7 +49,7 @@ const (
 	urgently
 )
 
-// podFile is what is to be done about the file of one pod. Guarded by Guard.mu.
+// podFile is the pending work on the file of one pod. Guarded by Guard.mu.
 type podFile struct {
 	// queued: the pod is in saver.dirty, to be written at due. A podRecord is dirty
 	// before it is queued when an earlier kubelet's file lacks something.
@@ -61,10 +61,9 @@ type podFile struct {
 	first chan struct{}
 	// lazyAt is when the last lazy write was made.
 	lazyAt time.Time
-	// retry is how long the last failure keeps the file from being written again; zero
-	// when the last attempt was none.
+	// retry is the delay after the last failure; zero when the last attempt succeeded.
 	retry time.Duration
-	// forgotten: nothing of the pod is to be written any more.
+	// forgotten: nothing of the pod is written any more.
 	forgotten bool
 }
 
@@ -74,7 +73,7 @@ type removal struct {
 	retry time.Duration
 }
 
-// saver is what is to be done in the state directory. Guarded by Guard.mu.
+// saver is the pending work in the state directory. Guarded by Guard.mu.
 type saver struct {
 	dirty    map[types.UID]*podRecord
 	removals map[types.UID]*removal
@@ -82,12 +81,12 @@ type saver struct {
 	reading bool
 	// idle is closed when the goroutine ends; nil without one.
 	idle chan struct{}
-	// busySince is when the goroutine began with what it does now, busyWith what that
-	// is; hung: that it takes long has been reported.
+	// busySince is when the goroutine started its present work, busyWith what that is;
+	// hung: its duration has been reported.
 	busySince time.Time
 	busyWith  string
 	hung      bool
-	// complaints has what was reported about a path and is still so.
+	// complaints has the problem that was reported about a path and persists.
 	complaints map[string]string
 
 	// released has the pods that release files gave evidence to, for Run, which gets a
@@ -137,8 +136,7 @@ func (g *Guard) removeLocked(uid types.UID) {
 	g.wakeLocked()
 }
 
-// readReleasesSoon has the release files read. Run learns from saver.news what became of
-// it.
+// readReleasesSoon has the release files read. Run gets the result by saver.news.
 func (g *Guard) readReleasesSoon() {
 	if g.store == nil {
 		return
@@ -149,8 +147,7 @@ func (g *Guard) readReleasesSoon() {
 	g.wakeLocked()
 }
 
-// takeReleased returns the pods that release files gave evidence to since it was asked
-// last.
+// takeReleased returns the pods that release files gave evidence to since its last call.
 func (g *Guard) takeReleased() []types.UID {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -234,8 +231,8 @@ func (g *Guard) nextLocked() func() func() {
 	return nil
 }
 
-// writeLocked begins the write of a pod's file. One that is to be removed is removed
-// first: it may be that of an earlier life of the pod, with a release file.
+// writeLocked starts the write of a pod's file. A pending removal comes first: the file
+// may be that of an earlier life of the pod, with a release file.
 func (g *Guard) writeLocked(r *podRecord) func() {
 	s := &g.saver
 	if gone := s.removals[r.uid]; gone != nil {
@@ -261,7 +258,7 @@ func (g *Guard) writeLocked(r *podRecord) func() {
 			g.queueLocked(r, soon)
 			f.due = g.clock.Now().Add(f.retry)
 		}
-		f.begunLocked()
+		f.firstWrittenLocked()
 		g.mu.Unlock()
 		if err == nil {
 			g.settled(g.stateDir, g.store.dir)
@@ -271,15 +268,15 @@ func (g *Guard) writeLocked(r *podRecord) func() {
 	}
 }
 
-// begunLocked lets the start of the pod go on.
-func (f *podFile) begunLocked() {
+// firstWrittenLocked lets a start of the pod that waits continue.
+func (f *podFile) firstWrittenLocked() {
 	if f.first != nil {
 		close(f.first)
 		f.first = nil
 	}
 }
 
-// unlinkLocked begins the removal of a pod's files.
+// unlinkLocked starts the removal of a pod's files.
 func (g *Guard) unlinkLocked(uid types.UID, gone *removal) func() {
 	g.saver.busyWith = "remove " + g.store.path(uid)
 	delete(g.saver.removals, uid)
@@ -314,7 +311,7 @@ func (g *Guard) stateTrouble(err error, known bool) {
 	g.stateFailed(err)
 }
 
-// complain reports whether the complaint about a path is new.
+// complain records a problem of a path, and reports whether it is new.
 func (g *Guard) complain(path, complaint string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -323,7 +320,7 @@ func (g *Guard) complain(path, complaint string) bool {
 	return !known
 }
 
-// settled: there is nothing to complain about any more.
+// settled forgets the problems of paths that work again.
 func (g *Guard) settled(paths ...string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -332,7 +329,7 @@ func (g *Guard) settled(paths ...string) {
 	}
 }
 
-// reportHang tells that the disk does not answer.
+// reportHang reports a disk that does not respond.
 func (g *Guard) reportHang() {
 	g.mu.Lock()
 	s := &g.saver
@@ -342,7 +339,7 @@ func (g *Guard) reportHang() {
 	waiting := len(s.dirty)
 	g.mu.Unlock()
 	if hangs {
-		g.stateTrouble(fmt.Errorf("the disk has not answered since %s: %s; the files of %d pods wait", since.UTC().Format(time.RFC3339), with, waiting), known)
+		g.stateTrouble(fmt.Errorf("the disk has not responded since %s: %s; the files of %d pods wait", since.UTC().Format(time.RFC3339), with, waiting), known)
 	}
 }
 

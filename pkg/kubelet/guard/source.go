@@ -14,10 +14,10 @@ import (
 	"k8s.io/client-go/util/watchlist"
 )
 
-// WatchSource returns lw, with every object that it lists or watches shown to
-// the guard first. The last object of a DELETED event is in no store: this is
-// the only place where its deletionTimestamp can be seen. Wrapping the store
-// instead would miss the deletions of a streamed initial list.
+// WatchSource returns lw, with every object that it lists or watches passed to the guard
+// first. The last object of a DELETED event is in no store: this is the only place where
+// its deletionTimestamp can be seen. Wrapping the store instead would miss the deletions
+// of a streamed initial list.
 func (g *Guard) WatchSource(lw cache.ListerWatcher) cache.ListerWatcher {
 	if g.config.Mode == Off {
 		return lw
@@ -33,13 +33,14 @@ type observedListerWatcher struct {
 	lw       cache.ListerWatcherWithContext
 
 	mu sync.Mutex
-	// seen has the pods of interest that the server has shown since its storage was rolled back; nil
-	// when it did not, or when the reflector has listed since. See rewind.go.
+	// seen has the protected pods that the server has shown since its storage was rolled
+	// back; nil without a rollback since the reflector's last list. See
+	// resourceversion.go.
 	seen map[cache.ObjectName]*v1.Pod
-	// floor is the newest version that the kubelet had seen when the storage went
-	// back; empty like seen.
+	// floor is the newest version that the kubelet had seen before the rollback; empty
+	// like seen.
 	floor string
-	// reported is when the newest event about that was made.
+	// reported is when the newest event about a rollback was made.
 	reported time.Time
 }
 
@@ -77,15 +78,14 @@ func (o *observedListerWatcher) WatchWithContext(ctx context.Context, options me
 	return watch.Filter(w, func(event watch.Event) (watch.Event, bool) { o.observe(event); return event, true }), nil
 }
 
-// IsWatchListSemanticsUnSupported is how client-go asks whether the initial
-// list can be streamed.
+// IsWatchListSemanticsUnSupported tells client-go whether the initial list can be
+// streamed.
 func (o *observedListerWatcher) IsWatchListSemanticsUnSupported() bool {
 	return watchlist.DoesClientNotSupportWatchListSemantics(o.original)
 }
 
-// observe takes note of a deletionTimestamp. It counts for a pod that has just
-// lost its label, too: until the message without it is merged, the pod is
-// protected.
+// observe records a deletionTimestamp. It counts for a pod that has just lost its label,
+// too: until the message without the label is merged, the pod is protected.
 func (g *Guard) observe(pod *v1.Pod) {
 	if pod.DeletionTimestamp == nil {
 		return
@@ -98,20 +98,20 @@ func (g *Guard) observe(pod *v1.Pod) {
 	}
 }
 
-// ObserveSource is shown every message of a config source, that is the full set
-// of its pods, and returns the set that the kubelet is to work with. Only the API
-// source is looked at. To its first message the saved pods are added that it does
-// not have and that are alive; from then on HoldVanished keeps them.
+// ObserveSource receives every message of a config source, that is the full set of its
+// pods, and returns the set that the kubelet is to work with. It ignores all sources but
+// the API. To its first message it adds the saved pods that the message does not have
+// and that are alive; from then on HoldVanished keeps them.
 //
-// A protected pod whose object claims what would stop its containers is handed on
-// without the claim, in a copy: that it has ended, that all of its containers are
-// being restarted, or that it has an older image (older.go). The whole kubelet
-// believes these claims (admission, pod workers, status, CPU and device managers), so
-// they are stopped where they come in. The kubelet recomputes the status, finds
-// that the object differs, and writes the truth back.
+// A protected pod whose object makes a claim that would stop its containers is passed on
+// without the claim, in a copy: that it has ended, that all of its containers are being
+// restarted, or that it has an older image (older.go). The whole kubelet trusts these
+// claims (admission, pod workers, status, CPU and device managers), so they are removed
+// where they come in. The kubelet recomputes the status, finds that the object differs,
+// and corrects the object.
 //
 // It is called with locks of the kubelet's podStorage held. No disk is touched and no
-// API request is made; the runtime is asked about claims only.
+// API request is made; the runtime is queried about claims only.
 func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 	if source != apiSource || g.config.Mode == Off {
 		return pods
@@ -189,7 +189,7 @@ func (g *Guard) protectsLocked(pod *v1.Pod) bool {
 	return g.config.Mode == Enforce && saved != nil && g.protectsObject(saved) && isOlder(pod.ResourceVersion, saved.ResourceVersion)
 }
 
-// unprotectLocked takes note of a pod that is not, or no longer, labelled.
+// unprotectLocked records a pod that is not, or no longer, labelled.
 func (g *Guard) unprotectLocked(pod *v1.Pod) (after []func()) {
 	if r := g.records[pod.UID]; r != nil {
 		after = append(after, g.releaseAllLocked(r, "the pod is no longer labelled for protection")...)
@@ -205,16 +205,16 @@ func (g *Guard) unprotectLocked(pod *v1.Pod) (after []func()) {
 	return after
 }
 
-// presentLocked takes note of a protected pod that the message has.
+// presentLocked records a protected pod that the message has.
 func (g *Guard) presentLocked(r *podRecord, pod *v1.Pod) (after []func()) {
-	// It vanished while nothing of it ran and was let go. The kubelet starts it
-	// again now. An exempt cause may still be stopping it.
+	// It vanished while nothing of it ran and was released. The kubelet starts it again
+	// now. An exempt cause may still be stopping it.
 	if !r.present && (r.permit == PodVanished || r.permit == OrphanedRuntimePod) && !g.exempt[r.permit] {
 		r.permit = ""
 	}
 	r.pod, r.pass, r.present = pod, g.pass, true
-	after = append(after, g.releaseLocked(r, PodVanished, "its object is back in the API")...)
-	return append(after, g.releaseLocked(r, OrphanedRuntimePod, "its object is back in the API")...)
+	after = append(after, g.releaseLocked(r, PodVanished, "its object is in the API again")...)
+	return append(after, g.releaseLocked(r, OrphanedRuntimePod, "its object is in the API again")...)
 }
 
 // claim is what an object claims about a pod that may be false.
@@ -235,8 +235,8 @@ func (g *Guard) claimsLocked(i int, r *podRecord, pod *v1.Pod, after *[]func()) 
 			claims = append(claims, claim{i, r, TerminalPhaseReported, "the API object says " + string(pod.Status.Phase)})
 		}
 	default:
-		*after = append(*after, g.releaseLocked(r, TerminalPhaseReported, "the API object no longer says that the pod ended")...)
-		// A kubelet that had acted on the claim could not have taken it back.
+		*after = append(*after, g.releaseLocked(r, TerminalPhaseReported, "the phase in the API is no longer terminal")...)
+		// A kubelet that had acted on the claim could not have reverted it.
 		if r.permit == TerminalPhaseReported {
 			r.permit = ""
 		}
@@ -251,8 +251,8 @@ func restartsAll(c v1.PodCondition) bool {
 	return c.Type == v1.AllContainersRestarting && c.Status == v1.ConditionTrue
 }
 
-// correction is a message with those pods exchanged for which the guard knows better.
-// The slice and the objects of the message are not changed: they are the kubelet's.
+// correction is a message with the pods that the guard has corrected. The slice and the
+// objects of the message are not changed: they belong to the kubelet.
 type correction struct {
 	pods   []*v1.Pod
 	copied bool
@@ -268,7 +268,7 @@ func (c *correction) set(i int, pod *v1.Pod) {
 	c.pods[i] = pod
 }
 
-// judge asks whether a claim is to be believed and takes it away when it is not.
+// judge removes a claim that is false.
 func (g *Guard) judge(c claim, corrected *correction, message []*v1.Pod) {
 	g.mu.Lock()
 	held := c.record.holds[c.cause] != nil && c.cause.lasting()
@@ -279,7 +279,7 @@ func (g *Guard) judge(c claim, corrected *correction, message []*v1.Pod) {
 	pod := corrected.pods[c.pod]
 	switch c.cause {
 	case ObjectRolledBack:
-		// What runs goes on by the newer object, unless nothing runs.
+		// What runs continues by the newer object, unless nothing runs.
 		if !g.refuse(c.record, c.cause, c.detail, nil) {
 			corrected.set(c.pod, message[c.pod])
 			g.mu.Lock()
@@ -302,8 +302,8 @@ func (g *Guard) judge(c claim, corrected *correction, message []*v1.Pod) {
 	}
 }
 
-// HoldVanished reports whether the kubelet is to go on with a pod that the
-// message just shown to ObserveSource no longer has.
+// HoldVanished reports whether the kubelet is to keep a pod that the message just passed
+// to ObserveSource no longer has.
 func (g *Guard) HoldVanished(source string, pod *v1.Pod) bool {
 	return source == apiSource && g.Refuse(pod, PodVanished, "its object is gone from the API without a deletion that this kubelet could see")
 }

@@ -17,9 +17,9 @@ const (
 	NodeHoldingPods v1.NodeConditionType = "kubelet-guard.io/HoldingPods"
 )
 
-// CompletePodStatus adds to a status that the kubelet has just generated what the
-// guard knows: the condition KillRefused, and, when the sandbox is gone while
-// containers run, the addresses that the pod still has.
+// CompletePodStatus adds to a status that the kubelet has just generated: the condition
+// KillRefused, and, when the sandbox is gone while containers run, the addresses that
+// the pod still has.
 func (g *Guard) CompletePodStatus(pod *v1.Pod, old, status *v1.PodStatus) {
 	g.addWaiting(pod, status)
 	if !g.Protects(pod) {
@@ -80,11 +80,11 @@ func (g *Guard) addWaiting(pod *v1.Pod, status *v1.PodStatus) {
 	})
 }
 
-// CorrectPhase is shown a status that the kubelet has just computed from its
-// containers. A container whose state the runtime does not know counts there as
-// terminated (convertToAPIContainerStatuses in pkg/kubelet/kubelet_pods.go), and with
-// a restart policy that does not start it again the pod counts as ended, although the
-// container may run. The phase of a protected pod stays what it is while it does.
+// CorrectPhase corrects a status that the kubelet has just computed from its containers.
+// A container in an unknown state counts there as terminated
+// (convertToAPIContainerStatuses in pkg/kubelet/kubelet_pods.go), and with a restart
+// policy that does not start it again the pod counts as ended, although the container
+// may run. While it runs, the phase of a protected pod is not terminal.
 func (g *Guard) CorrectPhase(pod *v1.Pod, status *v1.PodStatus) {
 	if status.Phase != v1.PodFailed && status.Phase != v1.PodSucceeded || !g.Protects(pod) {
 		return
@@ -111,7 +111,7 @@ func isLost(c v1.ContainerStatus) bool {
 		c.LastTerminationState.Terminated != nil && c.LastTerminationState.Terminated.Reason == statusUnknown && c.State.Running == nil
 }
 
-// refuseLost reports whether a container runs that the kubelet takes for terminated.
+// refuseLost reports whether a container runs that counts as terminated.
 func (g *Guard) refuseLost(pod *v1.Pod, name string) bool {
 	r := g.recordOf(pod)
 	return r != nil && g.refuse(r, ContainerStateUnknown, "the state of container "+name+" is unknown", func() bool {
@@ -126,8 +126,8 @@ func (g *Guard) refuseLost(pod *v1.Pod, name string) bool {
 	})
 }
 
-// SetNodeCondition brings the condition HoldingPods of a node up to date. It is
-// True while pods are held and False otherwise; mode Off removes it.
+// SetNodeCondition updates the condition HoldingPods of a node. It is True while pods are
+// held and False otherwise; mode Off removes it.
 func (g *Guard) SetNodeCondition(node *v1.Node) {
 	if g.config.Mode == Off {
 		node.Status.Conditions = slices.DeleteFunc(node.Status.Conditions, func(c v1.NodeCondition) bool { return c.Type == NodeHoldingPods })

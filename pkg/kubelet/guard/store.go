@@ -31,10 +31,10 @@ type savedPod struct {
 	Pod *v1.Pod `json:"pod"`
 	// Volumes behind the pod's claims.
 	Volumes []savedVolume `json:"volumes,omitempty"`
-	// Evidence that came in for the pod. It is here because it has to survive the
-	// kubelet even when the object does not.
+	// Evidence for the pod. It is here because it has to survive the kubelet even when
+	// the object does not.
 	Evidence *Evidence `json:"evidence,omitempty"`
-	// SavedAt is for people.
+	// SavedAt is for human readers.
 	SavedAt time.Time `json:"savedAt"`
 }
 
@@ -43,7 +43,7 @@ type savedPod struct {
 // goroutine of saver.go uses it.
 type store struct {
 	stateDir, dir, releases string
-	// user is who has to own everything here.
+	// user has to own everything here.
 	user int
 	// sync is (*os.File).Sync; tests count with it and let it hang.
 	sync func(*os.File) error
@@ -96,7 +96,7 @@ func (s *store) checkInner(dir string, create bool) error {
 		err = os.Mkdir(dir, 0o700)
 	}
 	if err == nil && dir == s.dir {
-		// One made by hand. The environment of pods is nobody's business.
+		// The folder was made by hand. The environment of pods is confidential.
 		var info os.FileInfo
 		if info, err = os.Lstat(dir); err == nil && info.Mode().Perm()&0o077 != 0 {
 			err = os.Chmod(dir, 0o700)
@@ -122,7 +122,7 @@ func releaseDir(stateDir string) string { return filepath.Join(stateDir, "releas
 func (s *store) path(uid types.UID) string { return filepath.Join(s.dir, string(uid)+savedSuffix) }
 
 // save writes the file so that a crash at any moment leaves the old content or
-// the new one: beside it, synced, renamed, and the folder synced.
+// the new one: written next to it, synced, renamed, and the folder synced.
 func (s *store) save(saved savedPod) error {
 	payload, err := json.Marshal(saved)
 	if err != nil {
@@ -163,13 +163,12 @@ func (s *store) remove(uid types.UID) error {
 	return errors.Join(errs...)
 }
 
-// load reads all files. One that cannot be used is reported with its name and
-// left alone; it never hides the others.
+// load reads all files. One that cannot be used is reported with its name and kept; it
+// never hides the others.
 //
-// A file of somebody else is never used: the kubelet would run what it says. When
-// somebody else can write to the folder, files of the kubelet's own still protect
-// their pods, since they are nobody else's work. But an older one may have been put in
-// the place of a newer one, so what they say about evidence does not count.
+// A file of another user is never used: the kubelet would run a forged pod. When another
+// user can write to the folder, the kubelet's own files still protect their pods. But a
+// newer one may have been replaced by an older one, so their evidence does not count.
 func (s *store) load() (pods []savedPod, bad []error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -243,8 +242,8 @@ func (s *store) readSaved(path string, ours bool) (savedPod, error) {
 	return saved, nil
 }
 
-// readOwn reads a file that nobody but the user can have written. In a folder of the
-// user's own a file may have more names: a backup may have been made with hard links.
+// readOwn reads a file that only the user can have written. In a folder of the user's own
+// a file may have more names: a backup may have been made with hard links.
 func (s *store) readOwn(path string, ours bool) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|openOwn, 0)
 	if err != nil {

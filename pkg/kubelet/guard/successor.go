@@ -15,19 +15,18 @@ import (
 
 // A pod whose start waits.
 //
-// When the object of a pod is lost, its controller makes another of the same name
-// within a second. The kubelet holds the old pod, so both would run, and if the new
-// one comes to the same node it may find the old one's data directory: two database
-// servers on one directory are worse than one that waits. Lock files do not help,
-// since the two have PID namespaces of their own. A successor that shares nothing
-// starts at once, because Services do not reach a pod without an object.
+// When the object of a pod is lost, its controller creates another of the same name
+// within a second. The kubelet holds the old pod, so both would run, and on the same node
+// the new one may use the old one's data directory: two database servers on one
+// directory are worse than one that waits. Lock files do not help, since the two have PID
+// namespaces of their own. A successor that shares nothing starts at once, because
+// Services do not reach a pod without an object.
 //
 // The same holds for a pod whose processes run although the container runtime has
 // forgotten it: started again, it would run twice.
 //
-// Waiting is no failure of the pod: the kubelet asks before it makes the sandbox, in
-// SyncPod behind the question whether the network is ready, and tries again with its
-// usual back-off.
+// Waiting is no failure of the pod: the kubelet checks before it creates the sandbox, in
+// SyncPod after the check of the network, and retries with its usual back-off.
 
 const (
 	// EventWaitingForHeldPod is a Warning on the pod that waits, once.
@@ -51,9 +50,9 @@ type waitingPod struct {
 }
 
 // CheckStart returns an error wrapping ErrMustWait when the containers of the pod
-// must not be started now. started: the runtime has active containers of it, so that
-// it has been started before; it goes on then. It touches no disk and asks neither
-// the runtime nor the API server about a pod without the label.
+// must not be started now. started: the runtime has active containers of it, so that it
+// has been started before; it continues then. It touches no disk and queries neither the
+// runtime nor the API server about a pod without the label.
 func (g *Guard) CheckStart(pod *v1.Pod, started bool) error {
 	if g.config.Mode != Enforce {
 		return nil
@@ -93,7 +92,7 @@ func (g *Guard) CheckStart(pod *v1.Pod, started bool) error {
 
 func (w *waitingPod) message() string {
 	return fmt.Sprintf("The kubelet does not start this pod while the held pod of the same name (UID %s), whose object is gone, runs here: both would use %s. "+
-		"It starts when the held pod is released or its object is back.", w.held, strings.Join(w.shares, ", "))
+		"It starts when the held pod is released or its object is in the API again.", w.held, strings.Join(w.shares, ", "))
 }
 
 // checkForgotten is CheckStart for a pod that the runtime has forgotten.
@@ -122,8 +121,8 @@ func (g *Guard) checkForgotten(pod *v1.Pod) error {
 }
 
 // predecessor returns the pod without an object that the given pod would share
-// something with that cannot be shared, and what that is. A pod that was released is
-// asked about until nothing of it runs any more.
+// something with that cannot be shared, and what that is. A released pod counts until
+// nothing of it runs any more.
 func (g *Guard) predecessor(pod *v1.Pod) (*podRecord, []string) {
 	g.mu.Lock()
 	var found []*podRecord
@@ -263,8 +262,8 @@ func (g *Guard) waitingLocked() []WaitingState {
 	return states
 }
 
-// wake asks for a sync of the pods that wait for a pod of which nothing runs any
-// more, so that they need not wait for the kubelet's back-off.
+// wake has the pods synced that wait for a pod of which nothing runs any more, so that
+// they need not wait for the kubelet's back-off.
 func (g *Guard) wake() {
 	g.mu.Lock()
 	over := map[types.UID]*podRecord{}

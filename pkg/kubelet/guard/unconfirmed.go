@@ -9,13 +9,13 @@ import (
 )
 
 // A kubelet stops nothing before it has received its pods from its sources, and manages
-// nothing either. One that may not read its pods, because its name is not that of its
-// credentials, or that has no API server, stays so. What an earlier one saved is shown
-// meanwhile, so that such a node is not taken for an empty one.
+// nothing either. That lasts when it may not read its pods, because its name is not that
+// of its credentials, or when it has no API server. Meanwhile the pods that an earlier
+// kubelet saved are reported, so that such a node is not taken for an empty one.
 
 const (
-	// unconfirmedPatience is how long a kubelet may wait for its pods without a word in
-	// its log, unconfirmedReports how often it then says that it waits.
+	// unconfirmedPatience is how long a kubelet may wait for its pods before it logs that,
+	// unconfirmedReports how often it then logs it.
 	unconfirmedPatience = time.Minute
 	unconfirmedReports  = 10 * time.Minute
 )
@@ -47,7 +47,7 @@ func (g *Guard) unconfirmedLocked() int {
 	return n
 }
 
-// reportUnconfirmed says in the log that the kubelet still waits for its pods.
+// reportUnconfirmed logs that the kubelet still waits for its pods.
 func (g *Guard) reportUnconfirmed() {
 	now := g.clock.Now()
 	g.mu.Lock()

@@ -18,10 +18,10 @@ const (
 	vanishedEventBurst = 10
 )
 
-// EventRecorder returns the recorder for the kubelet's own events. What the kubelet can
-// not do for a vanished pod it tries again and again, such as to refresh its token, and
-// each time it makes an event: these are limited, for all vanished pods together. They
-// are in the kubelet's log. The events of the guard take another way.
+// EventRecorder returns the recorder for the kubelet's own events. The kubelet retries
+// what it cannot do for a vanished pod, such as a refresh of its token, and emits an
+// event each time: these are limited, for all vanished pods together. They are in the
+// kubelet's log. The events of the guard do not pass through it.
 func (g *Guard) EventRecorder(recorder record.EventRecorderLogger) record.EventRecorderLogger {
 	if g.config.Mode == Off {
 		return recorder
@@ -36,8 +36,8 @@ type limitedRecorder struct {
 	limit flowcontrol.PassiveRateLimiter
 }
 
-// passes reports whether an event about the object is to be written.
-func (r *limitedRecorder) passes(object runtime.Object) bool {
+// allows reports whether an event about the object is to be written.
+func (r *limitedRecorder) allows(object runtime.Object) bool {
 	var uid types.UID
 	switch about := object.(type) {
 	case *v1.Pod:
@@ -49,7 +49,7 @@ func (r *limitedRecorder) passes(object runtime.Object) bool {
 }
 
 func (r *limitedRecorder) Event(object runtime.Object, eventType, reason, message string) {
-	if r.passes(object) {
+	if r.allows(object) {
 		r.EventRecorderLogger.Event(object, eventType, reason, message)
 	}
 }
@@ -59,7 +59,7 @@ func (r *limitedRecorder) Eventf(object runtime.Object, eventType, reason, forma
 }
 
 func (r *limitedRecorder) AnnotatedEventf(object runtime.Object, annotations map[string]string, eventType, reason, format string, args ...any) {
-	if r.passes(object) {
+	if r.allows(object) {
 		r.EventRecorderLogger.AnnotatedEventf(object, annotations, eventType, reason, format, args...)
 	}
 }

@@ -9,11 +9,11 @@ import (
 
 // Claims of a vanished pod.
 //
-// The API server lets a kubelet read a PersistentVolumeClaim and its volume only
-// while a pod of its node refers to them. When the object of a pod is gone and the
-// kubelet starts anew, it cannot find out what the pod's claims are bound to: it
-// could not start a container again, and would report the volumes as no longer in
-// use, upon which they may be detached. So both objects are saved with the pod.
+// The API server lets a kubelet read a PersistentVolumeClaim and its volume only while a
+// pod of its node refers to them. When the object of a pod is gone and the kubelet
+// restarts, it does not know what the pod's claims are bound to: it could not start a
+// container again, and would report the volumes as no longer in use, upon which they may
+// be detached. So both objects are saved with the pod.
 
 // savedVolume is a claim of a pod and the volume that it is bound to.
 type savedVolume struct {
@@ -21,7 +21,7 @@ type savedVolume struct {
 	Volume *v1.PersistentVolume      `json:"volume"`
 }
 
-// SaveVolume is shown a claim of a pod and its volume as the API has them.
+// SaveVolume saves a claim of a pod and its volume as the API has them.
 func (g *Guard) SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume *v1.PersistentVolume) {
 	if claim == nil || volume == nil || !g.Protects(pod) {
 		return
@@ -31,7 +31,7 @@ func (g *Guard) SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume 
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.records[pod.UID]
-	// A claim that somebody made anew under the name is not that of a vanished pod.
+	// A new claim under the same name is not that of a vanished pod.
 	if r == nil || r.holds[PodVanished] != nil {
 		return
 	}
@@ -60,8 +60,8 @@ func metaToSave(meta metav1.ObjectMeta) metav1.ObjectMeta {
 	}
 }
 
-// SavedClaim returns the claim of a vanished pod, when the API answered with an error
-// or with a claim that was made anew under the name, or nil.
+// SavedClaim returns the saved claim of a vanished pod when the API returned an error or
+// a new claim under the same name, or nil.
 func (g *Guard) SavedClaim(pod *v1.Pod, name string, claim *v1.PersistentVolumeClaim, err error) *v1.PersistentVolumeClaim {
 	v := g.savedVolume(pod, func(v savedVolume) bool { return v.Claim.Name == name })
 	if v == nil || err == nil && claim != nil && claim.UID == v.Claim.UID {

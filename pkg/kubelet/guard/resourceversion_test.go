@@ -215,7 +215,7 @@ func TestStorageThatWentBackIsFollowed(t *testing.T) {
 	source.expect(t, "what came after the backup stays, what the empty storage had goes", "kept", "plain", "young")
 	server.write(watch.Deleted, deleted(kept))
 	source.expect(t, "an explicit deletion", "plain", "young")
-	assert.Contains(t, f.events.take(), "Warning StorageWentBack Node/node-1")
+	assert.Contains(t, f.events.take(), "Warning StorageRolledBack Node/node-1")
 }
 
 func TestStorageThatGoesBackTwiceCostsNoUnprotectedPod(t *testing.T) {

@@ -77,7 +77,7 @@ func TestRestore(t *testing.T) {
 		"forgets a pod of which nothing is left": {
 			change: func(f *fixture) { f.runtime.remove(pod) },
 		},
-		"does not bring back a pod whose deletion was asked for": {
+		"does not restore a pod whose deletion was requested": {
 			change: func(f *fixture) { f.noteDeletion(deleted(pod)) },
 			held:   []Cause{},
 		},

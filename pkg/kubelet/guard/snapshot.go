@@ -17,9 +17,9 @@ import (
 // could not be written or read.
 const EventSavedPodUnusable = "SavedPodUnusable"
 
-// openState opens the state directory and reads what an earlier kubelet saved.
-// Nothing that is wrong there keeps the kubelet from starting: a pod whose file
-// cannot be used is still protected by the labels of its sandbox.
+// openState opens the state directory and reads what an earlier kubelet saved. No
+// problem there keeps the kubelet from starting: a pod whose file cannot be used is
+// still protected by the labels of its sandbox.
 func (g *Guard) openState() {
 	if g.stateDir == "" || g.config.Mode == Off {
 		return
@@ -68,9 +68,9 @@ func (g *Guard) stateFailed(err error) {
 	}
 }
 
-// saveSoonLocked is shown the pod's object with every message of the API source, and has
-// it saved when what is worth saving differs from what was saved last. The start of the
-// pod's first sandbox waits for its first file.
+// saveSoonLocked receives the pod's object with every message of the API source, and has
+// it saved when what is worth saving has changed. The start of the pod's first sandbox
+// waits for its first file.
 func (g *Guard) saveSoonLocked(r *podRecord, pod *v1.Pod) {
 	if g.store == nil {
 		return
@@ -83,8 +83,8 @@ func (g *Guard) saveSoonLocked(r *podRecord, pod *v1.Pod) {
 	}
 	r.savedVersion = pod.ResourceVersion
 	old := r.saved
-	// The kubelet goes on to write annotations into this very object, and what is saved
-	// is read by another goroutine: it is replaced, never changed.
+	// The kubelet writes annotations into this very object later, and what is saved is
+	// read by another goroutine: it is replaced, never changed.
 	if old == nil {
 		r.saved = pod.DeepCopy()
 		r.saved.Status = statusToSave(nil, pod)
@@ -111,9 +111,9 @@ func (g *Guard) saveSoonLocked(r *podRecord, pod *v1.Pod) {
 // writeSoonLocked has the pod's file written.
 func (g *Guard) writeSoonLocked(r *podRecord) { g.queueLocked(r, soon) }
 
-// changeToSave compares an object with what was saved, and says how soon it is to be
-// saved. What the API server changes with every write does not count, nor most of the
-// status.
+// changeToSave reports whether an object differs from what was saved, and how soon it is
+// to be saved. What the API server changes with every write does not count, nor most of
+// the status.
 func changeToSave(saved, pod *v1.Pod, status *v1.PodStatus) (how urgency, changed bool) {
 	switch {
 	case !maps.Equal(saved.Labels, pod.Labels), !equality.Semantic.DeepEqual(saved.Spec, pod.Spec):
@@ -137,8 +137,8 @@ func sameContainers(a, b []v1.ContainerStatus) bool {
 	})
 }
 
-// statusToSave returns the status to save with a pod. A pod is brought back only when it
-// is alive: that it has ended is not saved, whatever its object says.
+// statusToSave returns the status to save with a pod. A pod is restored only when it is
+// alive, so a terminal phase of its object is not saved.
 func statusToSave(saved, pod *v1.Pod) v1.PodStatus {
 	if pod.Status.Phase != v1.PodFailed && pod.Status.Phase != v1.PodSucceeded {
 		return *pod.Status.DeepCopy()
@@ -170,10 +170,10 @@ func (g *Guard) forget(r *podRecord) {
 	if g.saver.dirty[r.uid] == r {
 		delete(g.saver.dirty, r.uid)
 	}
-	r.file.begunLocked()
+	r.file.firstWrittenLocked()
 	g.removeLocked(r.uid)
 	delete(g.loaded, r.uid)
-	// It may be protected again already. The removal comes first.
+	// The pod may be protected again already. The removal comes first.
 	if again := g.records[r.uid]; again != nil && again != r {
 		g.queueLocked(again, soon)
 	}
@@ -215,7 +215,7 @@ func (g *Guard) restore() []*v1.Pod {
 			continue
 		}
 		if evidence != nil {
-			// Ended as a managed pod, it has its own grace period.
+			// Terminated as a managed pod, it has its own grace period.
 			restored = append(restored, saved.Pod)
 			g.mu.Lock()
 			g.ending = append(g.ending, uid)
@@ -239,13 +239,13 @@ func (r *podRecord) adopt(saved savedPod) {
 		r.evidence, r.evidenceOver = saved.Evidence, saved.Evidence != nil
 		return
 	}
-	// The list that the first message comes from may have brought evidence already.
+	// The list behind the first message may have brought evidence already.
 	r.dirty = saved.Evidence == nil
 }
 
 // forgetUnusable removes the files that could not be used and whose pods neither
-// the API nor the runtime has any more. Those of living pods stay; they are
-// written anew when the pod has its object.
+// the API nor the runtime has any more. Those of living pods are kept; they are
+// overwritten when the pod has its object.
 func (g *Guard) forgetUnusable() {
 	for _, uid := range g.unusable {
 		g.mu.Lock()
@@ -303,7 +303,7 @@ func (g *Guard) readReleases() []types.UID {
 	return released
 }
 
-// release gives a known pod its evidence. It reports whether that is news.
+// release gives a known pod its evidence. It reports whether that is new.
 func (g *Guard) release(uid types.UID, kind EvidenceKind) bool {
 	g.mu.Lock()
 	r := g.records[uid]

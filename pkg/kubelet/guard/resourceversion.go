@@ -16,45 +16,42 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// A storage that went back.
+// Storage rollback: the API server's resource version moved backwards.
 //
-// A watch names the newest resource version that the kubelet has seen. When etcd
-// was restored from a backup or replaced by an empty one, the server has not come
-// that far, and the watch is silent until it has: for hours perhaps, new pods of
-// the node are not started and deletions are not seen. A relist would end that,
-// but it would kill every pod that the storage has lost, and the stock kubelet
-// does not relist here.
+// A watch names the newest resource version that the kubelet has seen. When etcd was
+// restored from a backup or replaced by an empty one, the server has not reached that
+// version, and the watch is silent until it has: perhaps for hours, new pods of the node
+// are not started and deletions are not seen. A relist would end that, but it would kill
+// every pod that the storage has lost, and the stock kubelet does not relist here.
 //
-// So before a watch the server is asked how far it is. When it is behind, the protected
-// pods that it has are shown to the kubelet as modified, and the watch goes on from
-// there. Protected pods that it does not have are shown as deleted, so that they are
-// held and seen to be held. A restored object that is older than its pod's label or
-// newest image is not a declaration, see older.go.
+// So before a watch the guard compares the server's version. When the server is behind,
+// the protected pods that it has are passed to the kubelet as modified, and the watch
+// continues from there. Protected pods that it does not have are passed as deleted, so
+// that they are held and seen to be held. A restored object that is older than its pod's
+// label or newest image is not a declaration, see older.go.
 //
-// About unprotected pods the kubelet hears what the stock kubelet would hear: nothing,
-// until the server has come to the version that the kubelet had seen.
+// The kubelet receives the same events about unprotected pods as the stock kubelet: none,
+// until the server has reached the version that the kubelet had seen.
 
-// EventStorageWentBack is a Warning on the node.
-const EventStorageWentBack = "StorageWentBack"
+// EventStorageRolledBack is a Warning on the node.
+const EventStorageRolledBack = "StorageRolledBack"
 
 const (
-	// versionPatience is how long a watch waits for the answer how far the server is,
-	// versionTimeout how long a question that is repeated behind an open watch does.
+	// versionPatience is how long a watch waits for the server's version, versionTimeout
+	// how long a retry next to an open watch does.
 	versionPatience = 2 * time.Second
 	versionTimeout  = 10 * time.Second
-	// versionRetry is how long after an unanswered question it is repeated, and how
-	// long after a list that led nowhere another is made. It doubles up to
-	// maxVersionRetry.
+	// versionRetry is how long after a failed comparison it is retried, and how long
+	// after a list that led nowhere another is made. It doubles up to maxVersionRetry.
 	versionRetry    = 5 * time.Second
 	maxVersionRetry = time.Minute
-	// rewindReports is the least time between two events on the node.
-	rewindReports = 10 * time.Minute
+	// rollbackReportInterval is the least time between two events on the node.
+	rollbackReportInterval = 10 * time.Minute
 )
 
-// behind reports whether the server has not come to the resource version. The
-// question is a list of at most one pod of this node. A server with consistent reads
-// from its cache answers it from there (ConsistentListFromCache, 1.34 and later),
-// others from etcd.
+// behind reports whether the server has not reached the resource version. It lists at
+// most one pod of this node. A server with consistent reads from its cache serves that
+// from there (ConsistentListFromCache, 1.34 and later), others from etcd.
 func (o *observedListerWatcher) behind(ctx context.Context, version string, timeout time.Duration) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -76,15 +73,15 @@ func (o *observedListerWatcher) watchFrom(ctx context.Context, options metav1.Li
 	if behind {
 		events, version, listErr := o.resync(ctx, true)
 		if listErr == nil {
-			o.reportRewind(options.ResourceVersion, version)
+			o.reportRollback(options.ResourceVersion, version)
 			o.raiseFloor(options.ResourceVersion)
 			options.ResourceVersion = version
 			return o.follow(ctx, options, events, false)
 		}
 		err = listErr
-		klog.ErrorS(err, "The storage of the API server went back, but its pods cannot be listed yet")
+		klog.ErrorS(err, "The storage of the API server was rolled back, but its pods cannot be listed yet")
 	}
-	if err != nil || o.rewound() {
+	if err != nil || o.rolledBack() {
 		return o.follow(ctx, options, nil, err != nil)
 	}
 	w, err := o.lw.WatchWithContext(ctx, options)
@@ -94,9 +91,10 @@ func (o *observedListerWatcher) watchFrom(ctx context.Context, options metav1.Li
 	return watch.Filter(w, func(event watch.Event) (watch.Event, bool) { o.observe(event); return event, true }), nil
 }
 
-// askAgain repeats the question that was not answered before a watch was opened, and
-// closes silent when the answer is that the watch will be. It ends with the context.
-func (o *observedListerWatcher) askAgain(ctx context.Context, version string, silent chan<- struct{}) {
+// retryBehind retries the comparison that failed before a watch was opened, and closes
+// silent when the server turns out to be behind, so that the watch will be silent. It
+// ends with the context.
+func (o *observedListerWatcher) retryBehind(ctx context.Context, version string, silent chan<- struct{}) {
 	for after := versionRetry; ; after = min(2*after, maxVersionRetry) {
 		select {
 		case <-ctx.Done():
@@ -113,15 +111,14 @@ func (o *observedListerWatcher) askAgain(ctx context.Context, version string, si
 	}
 }
 
-// jitter keeps the kubelets of a cluster from asking all at once.
+// jitter keeps the kubelets of a cluster from retrying all at once.
 func jitter(d time.Duration) time.Duration { return wait.Jitter(d, 1) }
 
-// resync lists what the server has and returns it as events, and the resource
-// version from which to watch on. wentBack: the server is behind what the kubelet
-// has seen, so that nothing can be said about a pod that it does not have. Otherwise
-// it has forgotten what happened since, and what it has shown and has no more is
-// deleted.
-func (o *observedListerWatcher) resync(ctx context.Context, wentBack bool) ([]watch.Event, string, error) {
+// resync lists what the server has and returns it as events, and the resource version to
+// continue the watch from. rolledBack: the server is behind what the kubelet has seen, so
+// that the absence of a pod means nothing. Otherwise it has compacted its history, and
+// what it has shown and no longer has is deleted.
+func (o *observedListerWatcher) resync(ctx context.Context, rolledBack bool) ([]watch.Event, string, error) {
 	list, err := o.lw.ListWithContext(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, "", err
@@ -145,7 +142,7 @@ func (o *observedListerWatcher) resync(ctx context.Context, wentBack bool) ([]wa
 	before := o.seen
 	o.seen = seen
 	o.mu.Unlock()
-	if wentBack {
+	if rolledBack {
 		before = nil
 	}
 	for name, pod := range before {
@@ -158,12 +155,12 @@ func (o *observedListerWatcher) resync(ctx context.Context, wentBack bool) ([]wa
 			events = append(events, watch.Event{Type: watch.Deleted, Object: pod})
 		}
 	}
-	// The versions of single pods come in any order; this one counts.
+	// The versions of single pods are not sorted; this one counts.
 	bookmark := &v1.Pod{ObjectMeta: metav1.ObjectMeta{ResourceVersion: pods.ResourceVersion}}
 	return append(events, watch.Event{Type: watch.Bookmark, Object: bookmark}), pods.ResourceVersion, nil
 }
 
-// concerns reports whether a pod is the guard's business: it is labelled, or it was.
+// concerns reports whether a pod is, or was, protected.
 func (g *Guard) concerns(pod *v1.Pod) bool {
 	if g.protectsObject(pod) {
 		return true
@@ -174,10 +171,10 @@ func (g *Guard) concerns(pod *v1.Pod) bool {
 	return known
 }
 
-// unheard reports whether the stock kubelet would not hear of an event after the
-// storage went back: its watch waits until the server has come to the version that it
-// has seen.
-func (o *observedListerWatcher) unheard(event watch.Event) bool {
+// hiddenByStock reports whether the stock kubelet would not receive an event after a
+// storage rollback: its watch waits until the server has reached the version that it has
+// seen.
+func (o *observedListerWatcher) hiddenByStock(event watch.Event) bool {
 	pod, ok := event.Object.(*v1.Pod)
 	if !ok || event.Type == watch.Bookmark || o.guard.concerns(pod) {
 		return false
@@ -187,9 +184,8 @@ func (o *observedListerWatcher) unheard(event watch.Event) bool {
 	return o.seen != nil && o.floor != "" && !isOlder(o.floor, pod.ResourceVersion)
 }
 
-// missingFrom returns the protected pods that are gone when the API has only the
-// given ones. A pod of the same name takes the place of another, so that one needs no
-// event of its own.
+// missingFrom returns the protected pods that are gone when the API has only the given
+// ones. A pod of the same name replaces another, which needs no event of its own.
 func (g *Guard) missingFrom(listed map[cache.ObjectName]*v1.Pod) []*v1.Pod {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -205,15 +201,14 @@ func (g *Guard) missingFrom(listed map[cache.ObjectName]*v1.Pod) []*v1.Pod {
 	return missing
 }
 
-// rewound reports whether the storage went back since the reflector's last list.
-func (o *observedListerWatcher) rewound() bool {
+// rolledBack reports whether the storage was rolled back since the reflector's last list.
+func (o *observedListerWatcher) rolledBack() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.seen != nil
 }
 
-// raiseFloor takes note of the version that the kubelet had seen when the storage
-// went back.
+// raiseFloor records the version that the kubelet had seen before the storage rollback.
 func (o *observedListerWatcher) raiseFloor(version string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -229,14 +224,14 @@ func (o *observedListerWatcher) relisted() {
 	o.seen, o.floor = nil, ""
 }
 
-// follow watches while it is not known whether the storage went back (unanswered),
-// and after it did. first are the events to begin with. A server that has forgotten
-// the resource version would make the reflector list, and the pods that the storage
-// has lost would be killed after all; the list is made here instead. When that fails
-// the reflector is told.
-func (o *observedListerWatcher) follow(ctx context.Context, options metav1.ListOptions, first []watch.Event, unanswered bool) (watch.Interface, error) {
+// follow watches after a storage rollback, and while it is unknown whether there was one
+// (unknown). first are the events to start with. A server that has compacted the
+// resource version would make the reflector list, and the pods that the storage has lost
+// would be killed after all; the list is made here instead. When that fails the
+// reflector gets the error.
+func (o *observedListerWatcher) follow(ctx context.Context, options metav1.ListOptions, first []watch.Event, unknown bool) (watch.Interface, error) {
 	inner, err := o.lw.WatchWithContext(ctx, options)
-	if isExpired(err) && o.rewound() {
+	if isExpired(err) && o.rolledBack() {
 		var more []watch.Event
 		more, options.ResourceVersion, err = o.resync(ctx, false)
 		first = append(first, more...)
@@ -254,16 +249,16 @@ func (o *observedListerWatcher) follow(ctx context.Context, options metav1.ListO
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		silent := make(chan struct{})
-		if unanswered {
-			go o.askAgain(ctx, options.ResourceVersion, silent)
+		if unknown {
+			go o.retryBehind(ctx, options.ResourceVersion, silent)
 		}
 		o.forward(ctx, options, inner, proxy.StopChan(), silent, out, first)
 	}()
 	return proxy, nil
 }
 
-// forward hands events on until one of the two ends, or the watch turns out to be
-// silent. It stops the inner watch.
+// forward passes events on until one of the two watches ends, or the inner one turns out
+// to be silent. It stops the inner watch.
 func (o *observedListerWatcher) forward(ctx context.Context, options metav1.ListOptions, inner watch.Interface, stop, silent <-chan struct{}, out chan<- watch.Event, first []watch.Event) {
 	defer func() { inner.Stop() }()
 	send := func(events ...watch.Event) bool {
@@ -279,7 +274,7 @@ func (o *observedListerWatcher) forward(ctx context.Context, options metav1.List
 	if !send(first...) {
 		return
 	}
-	// fruitless counts lists after which the server knew nothing again.
+	// fruitless counts lists after which the server had compacted its history again.
 	for fruitless := 0; ; {
 		select {
 		case <-stop:
@@ -292,7 +287,7 @@ func (o *observedListerWatcher) forward(ctx context.Context, options metav1.List
 			}
 			if event.Type != watch.Error {
 				fruitless = 0
-			} else if isExpired(apierrors.FromObject(event.Object)) && o.rewound() {
+			} else if isExpired(apierrors.FromObject(event.Object)) && o.rolledBack() {
 				if fruitless > 0 {
 					select {
 					case <-o.guard.clock.After(jitter(min(versionRetry<<min(fruitless-1, 4), maxVersionRetry))):
@@ -314,7 +309,7 @@ func (o *observedListerWatcher) forward(ctx context.Context, options metav1.List
 				}
 			}
 			o.observe(event)
-			if o.unheard(event) {
+			if o.hiddenByStock(event) {
 				continue
 			}
 			if !send(event) {
@@ -328,7 +323,7 @@ func isExpired(err error) bool {
 	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
-// observe takes note of one event of a watch.
+// observe records one event of a watch.
 func (o *observedListerWatcher) observe(event watch.Event) {
 	pod, ok := event.Object.(*v1.Pod)
 	if !ok || event.Type == watch.Bookmark {
@@ -347,18 +342,18 @@ func (o *observedListerWatcher) observe(event watch.Event) {
 	}
 }
 
-// reportRewind tells people.
-func (o *observedListerWatcher) reportRewind(from, to string) {
-	klog.InfoS("The resource versions of the API server went back: its storage was restored or replaced. The kubelet follows it again; protected pods that it has lost are held", "from", from, "to", to)
+// reportRollback logs a storage rollback, and reports it by an event on the node.
+func (o *observedListerWatcher) reportRollback(from, to string) {
+	klog.InfoS("The resource version of the API server moved backwards: its storage was restored or replaced. The kubelet follows it again; protected pods that it has lost are held", "from", from, "to", to)
 	now := o.guard.clock.Now()
 	o.mu.Lock()
-	again := !o.reported.IsZero() && now.Sub(o.reported) < rewindReports
+	again := !o.reported.IsZero() && now.Sub(o.reported) < rollbackReportInterval
 	if !again {
 		o.reported = now
 	}
 	o.mu.Unlock()
 	if !again {
-		o.guard.writeSoon(o.guard.nodeReference(), nil, v1.EventTypeWarning, EventStorageWentBack,
-			fmt.Sprintf("The resource versions of the API server went back from %s to %s: its storage was restored or replaced. Protected pods that it has lost are held.", from, to))
+		o.guard.writeSoon(o.guard.nodeReference(), nil, v1.EventTypeWarning, EventStorageRolledBack,
+			fmt.Sprintf("The resource version of the API server moved backwards from %s to %s: its storage was restored or replaced. Protected pods that it has lost are held.", from, to))
 	}
 }
