@@ -51,10 +51,12 @@ const (
 	// ConfigKind is the kind of the configuration file.
 	ConfigKind = "GuardConfiguration"
 
-	// ProtectionLabel and ProtectionValue are the default pod selector.
-	ProtectionLabel = "kubelet-guard.io/explicit-deletion"
-	// ProtectionValue is the value of ProtectionLabel that protects.
-	ProtectionValue = "required"
+	// ExplicitDeletionLabel with the value ExplicitDeletionRequired is the default pod
+	// selector. This package is their home; pkg/apis/guard/v1alpha1 repeats them, and its
+	// test compares both.
+	ExplicitDeletionLabel = "kubelet-guard.io/explicit-deletion"
+	// ExplicitDeletionRequired is the value of ExplicitDeletionLabel that protects a pod.
+	ExplicitDeletionRequired = "required"
 )
 
 // Configuration is the content of the file that --guard-config names. Fields
@@ -85,7 +87,7 @@ func DefaultConfiguration() *Configuration {
 	return &Configuration{
 		TypeMeta:    metav1.TypeMeta{APIVersion: ConfigAPIVersion, Kind: ConfigKind},
 		Mode:        Enforce,
-		PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{ProtectionLabel: ProtectionValue}},
+		PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{ExplicitDeletionLabel: ExplicitDeletionRequired}},
 	}
 }
 
@@ -197,7 +199,7 @@ func (c *Configuration) Validate() field.ErrorList {
 	selector := field.NewPath("podSelector")
 	switch {
 	case c.PodSelector == nil, len(c.PodSelector.MatchLabels) == 0 && len(c.PodSelector.MatchExpressions) == 0:
-		errs = append(errs, field.Required(selector, "an empty selector would protect every pod of the node from eviction; name a label, or leave podSelector out to use "+ProtectionLabel+": "+ProtectionValue))
+		errs = append(errs, field.Required(selector, "an empty selector would protect every pod of the node from eviction; name a label, or leave podSelector out to use "+ExplicitDeletionLabel+": "+ExplicitDeletionRequired))
 	default:
 		errs = append(errs, metav1validation.ValidateLabelSelector(c.PodSelector, metav1validation.LabelSelectorValidationOptions{}, selector)...)
 	}

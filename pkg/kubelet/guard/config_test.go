@@ -38,7 +38,7 @@ func TestLoadConfigurationAccepts(t *testing.T) {
 		"comment-before-separator": DefaultConfiguration(),
 		"expressions-only": configuration(func(c *Configuration) {
 			c.PodSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
-				{Key: ProtectionLabel, Operator: metav1.LabelSelectorOpExists},
+				{Key: ExplicitDeletionLabel, Operator: metav1.LabelSelectorOpExists},
 			}}
 		}),
 		"json": configuration(func(c *Configuration) { c.Mode, c.AllowedCauses = Off, []Cause{Preempted} }),

@@ -422,7 +422,7 @@ func allowing(causes ...Cause) func(*Configuration) {
 // name with "-uid".
 func protectedPod(name string) *v1.Pod {
 	pod := plainPod(name)
-	pod.Labels[ProtectionLabel] = ProtectionValue
+	pod.Labels[ExplicitDeletionLabel] = ExplicitDeletionRequired
 	return pod
 }
 

@@ -40,8 +40,8 @@ func TestProtects(t *testing.T) {
 		"labelled pod as the API sends it":        {pod: annotated(nil), want: true},
 		"pod without labels":                      {pod: labels(nil)},
 		"pod with other labels":                   {pod: plainPod("p")},
-		"label with another value":                {pod: labels(map[string]string{ProtectionLabel: "optional"})},
-		"label without a value":                   {pod: labels(map[string]string{ProtectionLabel: ""})},
+		"label with another value":                {pod: labels(map[string]string{ExplicitDeletionLabel: "optional"})},
+		"label without a value":                   {pod: labels(map[string]string{ExplicitDeletionLabel: ""})},
 		"mirror pod":                              {pod: annotated(map[string]string{mirrorAnnotation: "x", sourceAnnotation: apiSource})},
 		"static pod from a file":                  {pod: annotated(map[string]string{sourceAnnotation: "file"})},
 		"static pod from a URL":                   {pod: annotated(map[string]string{sourceAnnotation: "http"})},
@@ -213,7 +213,7 @@ func TestRefuseAsksTheRuntimeOnlyWhenTheAnswerMatters(t *testing.T) {
 		label   string
 	}{
 		"unprotected": {arrange: func(f *fixture, p *v1.Pod) {
-			delete(p.Labels, ProtectionLabel)
+			delete(p.Labels, ExplicitDeletionLabel)
 			f.ObserveSource(apiSource, []*v1.Pod{p})
 		}},
 		"evidence":      {arrange: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
@@ -338,7 +338,7 @@ func TestEvidence(t *testing.T) {
 		pod := protectedPod("p")
 		f.running(pod)
 		last := deleted(pod)
-		delete(last.Labels, ProtectionLabel)
+		delete(last.Labels, ExplicitDeletionLabel)
 		f.observe(last)
 		assert.False(t, f.HoldVanished(apiSource, pod))
 	})

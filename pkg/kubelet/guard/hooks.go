@@ -31,7 +31,7 @@ var (
 
 // AddFlags adds --guard-config.
 func AddFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&configPath, "guard-config", configPath, "Path of the "+ConfigKind+" file of the kubelet guard. Empty: the defaults (mode Enforce, pods labelled "+ProtectionLabel+"="+ProtectionValue+"). A kubelet that cannot read the file does not start.")
+	fs.StringVar(&configPath, "guard-config", configPath, "Path of the "+ConfigKind+" file of the kubelet guard. Empty: the defaults (mode Enforce, pods labelled "+ExplicitDeletionLabel+"="+ExplicitDeletionRequired+"). A kubelet that cannot read the file does not start.")
 }
 
 // Start reads the configuration, installs the Guard of the process and returns

@@ -782,7 +782,7 @@ func TestInvariantDeclaredStopsPass(t *testing.T) {
 func TestInvariantAuditChangesNothing(t *testing.T) {
 	for name, fail := range answering {
 		for _, pod := range []*v1.Pod{protectedPod("p"), plainPod("p")} {
-			t.Run(fmt.Sprintf("%s, protected: %t", name, pod.Labels[ProtectionLabel] != ""), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, protected: %t", name, pod.Labels[ExplicitDeletionLabel] != ""), func(t *testing.T) {
 				n := newNodeCounters(t, inMode(Audit))
 				ObserveSource(apiSource, []*v1.Pod{pod})
 				n.start(pod)

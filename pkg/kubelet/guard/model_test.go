@@ -65,7 +65,7 @@ func (p *modelPod) alive(c Cause) bool { return p.running || p.ready && !c.needs
 func (p *modelPod) pod() *v1.Pod {
 	pod := plainPod(p.name)
 	if p.labelled {
-		pod.Labels[ProtectionLabel] = ProtectionValue
+		pod.Labels[ExplicitDeletionLabel] = ExplicitDeletionRequired
 	}
 	if p.static {
 		pod.Annotations[sourceAnnotation] = "file"

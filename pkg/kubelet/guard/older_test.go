@@ -21,7 +21,7 @@ func at(version, image string) *v1.Pod {
 }
 
 func withoutLabel(pod *v1.Pod) *v1.Pod {
-	delete(pod.Labels, ProtectionLabel)
+	delete(pod.Labels, ExplicitDeletionLabel)
 	return pod
 }
 

@@ -18,8 +18,8 @@ import (
 
 const (
 	// protectionLabel with protectionValue is the default pod selector of the guard.
-	protectionLabel = guard.ProtectionLabel
-	protectionValue = guard.ProtectionValue
+	protectionLabel = guard.ExplicitDeletionLabel
+	protectionValue = guard.ExplicitDeletionRequired
 
 	// staticAnnotation is on the objects of static pods, which are never protected.
 	staticAnnotation = corev1.MirrorPodAnnotationKey

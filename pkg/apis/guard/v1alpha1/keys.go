@@ -4,8 +4,9 @@ import "time"
 
 // Labels and their values.
 const (
-	// ExplicitDeletionLabel on a pod asks for the protection of the node guard, and
-	// for its deletion to be held to the disruption budgets.
+	// ExplicitDeletionLabel on a pod requests the protection of the node guard, and
+	// that its deletion respects the disruption budgets. Package pkg/kubelet/guard has
+	// it under the same name.
 	ExplicitDeletionLabel = GroupName + "/explicit-deletion"
 	// ExplicitDeletionRequired is the only value of ExplicitDeletionLabel.
 	ExplicitDeletionRequired = "required"

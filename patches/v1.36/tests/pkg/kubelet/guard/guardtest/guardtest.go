@@ -255,7 +255,7 @@ func setLabel(pod *v1.Pod) {
 	if pod.Labels == nil {
 		pod.Labels = map[string]string{}
 	}
-	pod.Labels[guard.ProtectionLabel] = guard.ProtectionValue
+	pod.Labels[guard.ExplicitDeletionLabel] = guard.ExplicitDeletionRequired
 }
 
 func setAnnotation(pod *v1.Pod, key, value string) {
