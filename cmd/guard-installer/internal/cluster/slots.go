@@ -105,6 +105,17 @@ func (c *Cluster) slots(ctx context.Context) (map[string]*coordinationv1.Lease, 
 	return slots, nil
 }
 
+// held returns the slots of this node among those of the pool.
+func (c *Cluster) held(slots map[string]*coordinationv1.Lease) []*coordinationv1.Lease {
+	var held []*coordinationv1.Lease
+	for _, lease := range slots {
+		if holder(lease) == c.NodeName {
+			held = append(held, lease)
+		}
+	}
+	return held
+}
+
 // stopped says at which other node the roll-out stands still. Without it, as many nodes
 // could fail as there are slots. What failed with an earlier request stops nothing, nor
 // does a node that is gone or has left the pool.
@@ -150,18 +161,15 @@ func (c *Cluster) member(ctx context.Context, name string) (*corev1.Node, error)
 
 // take creates one of the slots that are not there, or finds the one that the node has.
 func (c *Cluster) take(ctx context.Context, slots map[string]*coordinationv1.Lease, node *corev1.Node) (bool, error) {
-	for _, lease := range slots {
-		switch {
-		case holder(lease) != c.NodeName:
-		case ownedBy(lease, node):
+	for _, lease := range c.held(slots) {
+		if ownedBy(lease, node) {
 			return true, nil
-		default:
-			// The slot of an earlier Node of this name is about to be collected.
-			if err := c.release(ctx, lease); err != nil {
-				return false, err
-			}
-			delete(slots, lease.Name)
 		}
+		// The slot of an earlier Node of this name is about to be collected.
+		if err := c.release(ctx, lease); err != nil {
+			return false, err
+		}
+		delete(slots, lease.Name)
 	}
 	limit := c.Pool.MaxUnavailable
 	if len(slots) >= limit {
@@ -255,10 +263,7 @@ func (c *Cluster) StopPool(ctx context.Context, requestID string) error {
 	if err != nil {
 		return err
 	}
-	for _, lease := range slots {
-		if holder(lease) != c.NodeName {
-			continue
-		}
+	for _, lease := range c.held(slots) {
 		if lease.Annotations[rollout.StoppedAnnotation] == requestID {
 			return nil
 		}
@@ -290,10 +295,7 @@ func (c *Cluster) ReleaseSlot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, lease := range slots {
-		if holder(lease) != c.NodeName {
-			continue
-		}
+	for _, lease := range c.held(slots) {
 		if err := c.release(ctx, lease); err != nil {
 			return err
 		}

@@ -14,7 +14,6 @@ package journal
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,7 +63,7 @@ const (
 
 // Entry is a change of a node.
 type Entry struct {
-	// ID is random: it tells this change from every other one, also of the same request.
+	// ID is random: it tells this attempt from every other one, also at the same request.
 	ID        string         `json:"id,omitempty"`
 	State     State          `json:"state"`
 	RequestID string         `json:"requestID"`
@@ -119,14 +118,12 @@ type Entry struct {
 	// Ended is how many of Containers had ended for reasons of their own when the change
 	// was confirmed.
 	Ended int `json:"ended,omitempty"`
-	// Attempt tells this attempt from others at the same request.
-	Attempt string `json:"attempt,omitempty"`
 	// Marked: the Node has the label that says that the roll-out failed there.
 	Marked bool `json:"marked,omitempty"`
 }
 
-// NewAttempt returns the name of an attempt that no other has.
-func NewAttempt() string { return strings.ToLower(rand.Text()[:12]) }
+// newID returns an ID that no other attempt has.
+func newID() string { return strings.ToLower(rand.Text()[:12]) }
 
 // Store has at most one entry.
 type Store struct{ Root host.Root }
@@ -165,11 +162,7 @@ var ErrTaken = errors.New("the change was rolled back or left meanwhile")
 // Begin writes a new entry in the state Switching and returns it. One that is being
 // switched is an error.
 func (s Store) Begin(entry Entry) (*Entry, error) {
-	var id [16]byte
-	if _, err := rand.Read(id[:]); err != nil {
-		return nil, err
-	}
-	entry.ID = hex.EncodeToString(id[:])
+	entry.ID = newID()
 	err := s.locked(func(old *Entry) error {
 		if old != nil && old.State == Switching {
 			return fmt.Errorf("another change (request %s) is not at its end", old.RequestID)
@@ -285,15 +278,20 @@ func (s Store) leave(ctx context.Context, systemd Systemd, entry *Entry, reason 
 // Left reports whether the change is not in order and was left in place.
 func (e *Entry) Left() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
 
-// Reopen makes a change that was left in place one that is being switched. again has
-// what is known by now.
+// Reopen makes a change that was left in place one that is being switched, which is an
+// attempt of its own. again has what is known by now, and gets the ID.
 func (s Store) Reopen(again *Entry, reason rollout.Reason, message string, stopped []string) error {
-	return s.change(again.ID, (*Entry).Left, func(entry *Entry) error {
-		entry.State, entry.Marked, entry.Decided, entry.Attempt = Switching, false, time.Time{}, NewAttempt()
+	id := newID()
+	err := s.change(again.ID, (*Entry).Left, func(entry *Entry) error {
+		entry.ID, entry.State, entry.Marked, entry.Decided = id, Switching, false, time.Time{}
 		entry.Address, entry.Pin = again.Address, again.Pin
 		entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
 		return s.write(entry)
 	})
+	if err == nil {
+		again.ID = id
+	}
+	return err
 }
 
 // Mark notes that the Node was marked as failed.

@@ -148,7 +148,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	}
 	began := time.Now()
 	entry := journal.Entry{
-		Attempt: journal.NewAttempt(), RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: len(i.notReleased(v)) == 0,
+		RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: len(i.notReleased(v)) == 0,
 		Boot: boot, Began: began, Uptime: host.Uptime(), Deadline: began.Add(i.Request.Verify()),
 		Settle:   i.Request.SettleTime(),
 		Previous: v.dropIn, Wanted: v.wanted, Arguments: v.process.Arguments,
@@ -375,7 +375,7 @@ func (i *Installer) left(ctx context.Context, entry *journal.Entry) rollout.Repo
 	if i.inForce(ctx, entry).IsYes() {
 		report.Now = entry.Kubelet
 	}
-	report.Phase, report.Reason, report.Left, report.Attempt = rollout.Failed, entry.Reason, true, entry.Attempt
+	report.Phase, report.Reason, report.Left, report.Attempt = rollout.Failed, entry.Reason, true, entry.ID
 	report.Message = fmt.Sprintf("%s. Look at kubectl guard holds, and at journalctl -u kubelet on the node; put right what the pods are held for and what else is wrong; then it is looked at again with kubectl guard rollout resume --pool %s", entry.Message, entry.Pool)
 	return report
 }

@@ -328,7 +328,7 @@ func (i *Installer) again(ctx context.Context, entry *journal.Entry) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	return rollout.Resumed(node, entry.Attempt), nil
+	return rollout.Resumed(node, entry.ID), nil
 }
 
 // untouched answers whether the drop-in is the one of the entry.
@@ -505,7 +505,7 @@ func reportOf(entry *journal.Entry) rollout.Report {
 func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
 	report.Architecture = architecture()
-	report.Reason, report.Attempt = entry.Reason, entry.Attempt
+	report.Reason, report.Attempt = entry.Reason, entry.ID
 	now, err := i.oldKubelet(ctx, entry)
 	report.Now = now
 	if err != nil {
