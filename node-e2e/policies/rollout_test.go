@@ -1,10 +1,16 @@
 package policies
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/pkg/rollout"
 )
 
 const (
@@ -94,6 +100,63 @@ func TestInstallersHaveSlotsOfTheirOwnNode(t *testing.T) {
 			assert.Empty(t, refusal, "others are held by their rights")
 		})
 	}
+}
+
+func TestInstallersCreateEventsAboutTheirOwnNode(t *testing.T) {
+	all := loadPolicies(t, rolloutManifests)
+	event := func(kind, name, reason string, more ...string) string {
+		return "{apiVersion: v1, kind: Event, metadata: {namespace: default, name: e}, involvedObject: {kind: " + kind + ", name: " + name + "}" +
+			", reason: " + reason + ", type: Warning, source: {component: guard-installer, host: n1}" + strings.Join(more, "") + "}"
+	}
+	own := event("Node", "n1", rollout.EventDone)
+	cases := map[string]struct {
+		node, before, after, want string
+	}{
+		"about another node":          {"n1", "", event("Node", "n2", rollout.EventDone), "about Node n2 was not written"},
+		"about a pod":                 {"n1", "", event("Pod", "n1", rollout.EventDone), "about Pod n1 was not written"},
+		"about nothing":               {"n1", "", strings.Replace(own, "involvedObject: {kind: Node, name: n1}", "involvedObject: {}", 1), "about nothing  was not written"},
+		"by no node":                  {"", "", own, "this one is on none"},
+		"a change":                    {"n1", own, own, "creates events about its own node only"},
+		"with a reason of others":     {"n1", "", event("Node", "n1", "Killing"), "the event Killing was not written"},
+		"without a reason":            {"n1", "", event("Node", "n1", "''"), "was not written"},
+		"in the name of the kubelet":  {"n1", "", strings.Replace(own, "component: guard-installer", "component: kubelet", 1), "in its own name"},
+		"reported by the kubelet":     {"n1", "", event("Node", "n1", rollout.EventDone, ", reportingComponent: kubelet"), "in its own name"},
+		"from another host":           {"n1", "", strings.Replace(own, "host: n1", "host: n2", 1), "in its own name"},
+		"about an object of the node": {"n1", "", strings.Replace(own, "name: n1}", "name: n1, namespace: default}", 1), "creates events about its own node only"},
+	}
+	for _, reason := range rollout.EventReasons() {
+		cases[reason] = struct{ node, before, after, want string }{"n1", "", event("Node", "n1", reason), ""}
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			r := review{resource: "events", old: c.before, new: c.after, user: installer, node: c.node}
+			refusal, _ := all.refusal(t, "events.rollout.kubelet-guard.io", r)
+			assertRefusal(t, c.want, refusal)
+			r.user = "system:node:n1"
+			refusal, _ = all.refusal(t, "events.rollout.kubelet-guard.io", r)
+			assert.Empty(t, refusal, "others are held by their rights")
+		})
+	}
+}
+
+// The policy of events covers one namespace: rights to others must not come back unseen.
+func TestInstallersMayCreateEventsInOneNamespace(t *testing.T) {
+	rules := map[string][]rbacv1.PolicyRule{}
+	documents(t, "../rollout/installer.yaml", func(kind string, text []byte) {
+		if kind != "Role" && kind != "ClusterRole" {
+			return
+		}
+		var role rbacv1.Role
+		require.NoError(t, yaml.Unmarshal(text, &role))
+		for _, rule := range role.Rules {
+			if slices.Contains(rule.Resources, "events") || slices.Contains(rule.Resources, "*") {
+				rules[kind+" "+role.Namespace] = append(rules[kind+" "+role.Namespace], rule)
+			}
+		}
+	})
+	assert.Equal(t, map[string][]rbacv1.PolicyRule{
+		"Role default": {{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create"}}},
+	}, rules)
 }
 
 const (

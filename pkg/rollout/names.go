@@ -101,6 +101,11 @@ const (
 	EventLeft = "KubeletNotRolledBack"
 )
 
+// EventReasons returns the reasons of all events that an installer creates.
+func EventReasons() []string {
+	return []string{EventDone, EventRefused, EventRolledBack, EventFailed, EventLeft}
+}
+
 // DaemonSetName returns the name of the DaemonSet of a pool.
 func DaemonSetName(pool string) string { return Name + "-" + pool }
 
