@@ -240,8 +240,8 @@ counters: binaries node-e2e ## Count what a pod's life costs with both kubelets 
 
 .PHONY: bench-webhook
 bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure the webhook: pod deletion with 10 and 10,000 budgets on a cluster; memory, node deletion and reviews in a large one (15 minutes)
-	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/budget
-	@$(go) test -run='^$$' -bench=Judge -benchmem ./pkg/admission/nodes
+	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/rules/poddeletion
+	@$(go) test -run='^$$' -bench=Judge -benchmem ./pkg/admission/rules/nodedeletion
 	@$(go) test -c -o _output/bin/webhookscale.test ./node-e2e/webhookscale
 	@status=0; \
 	_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=bench-webhook -output=_output -manifests=manifests \

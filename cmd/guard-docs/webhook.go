@@ -10,7 +10,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"k8s.io/utils/clock"
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/coverage"
+	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 )
 
 const webhookMetricsPath = "docs/control-plane/metrics.md"
@@ -23,11 +23,11 @@ var webhookAdvice = map[string]string{
 	admission.DecisionDurationMetric: "GuardWebhookDecisionsSlow. The way to the webhook and back is in `apiserver_admission_webhook_admission_duration_seconds`.",
 	admission.CacheAgeMetric:         "GuardWebhookCacheTooOld. A watch that has nothing to tell still brings a bookmark about once a minute, so that an age of a few minutes is a lost watch.",
 	admission.CertificateMetric:      "GuardWebhookCertificateExpiring. It is read from the server itself, so it is right whoever renews the certificate.",
-	coverage.NodesMetric:             "No alert; the whole to which the next one is a part.",
-	coverage.ProtectedNodesMetric: "KubeletGuardNodesUnguarded. Every replica counts the whole cluster: take `max`, not `sum`, over replicas. " +
+	fleetmetrics.NodesMetric:         "No alert; the whole to which the next one is a part.",
+	fleetmetrics.ProtectedNodesMetric: "KubeletGuardNodesUnguarded. Every replica counts the whole cluster: take `max`, not `sum`, over replicas. " +
 		"A kubelet is guarded when its version has the suffix `+guard.<release>`; a guarded one whose configuration selects other labels, or whose mode is `Off`, counts as guarded.",
-	coverage.ProtectedPodsMetric: "No alert. Over `kubelet=\"Unguarded\"` it says how many pods the alert is about.",
-	coverage.WithoutBudgetMetric: "No alert. A namespace and labels that several pods share count as one kind of pod, as of the moment of the read. " +
+	fleetmetrics.ProtectedPodsMetric: "No alert. Over `kubelet=\"Unguarded\"` it says how many pods the alert is about.",
+	fleetmetrics.WithoutBudgetMetric: "No alert. A namespace and labels that several pods share count as one kind of pod, as of the moment of the read. " +
 		"A budget whose selector names a label that each pod has for itself (`statefulset.kubernetes.io/pod-name`, an index, or any whose value is the pod's name) is not seen here. " +
 		"There is no series while a replica does not know all pods and budgets, nor where protected pods have more than 50,000 sets of labels. `kubectl guard status` names the namespaces.",
 }
@@ -39,7 +39,7 @@ var webhookLabels = map[string]string{
 	"resource": "a resource that the webhook caches, with its group, such as `nodes` or `poddisruptionbudgets.policy`",
 }
 
-// emptyCluster is a coverage.Lister.
+// emptyCluster is a fleetmetrics.Lister.
 type emptyCluster struct{}
 
 func (emptyCluster) Nodes(func(name, version string)) error          { return nil }
@@ -57,7 +57,7 @@ func webhookMetrics() ([]*dto.MetricFamily, error) {
 		return nil, err
 	}
 	// Nobody listens on port 0.
-	for _, collector := range []prometheus.Collector{coverage.NewCollector(emptyCluster{}), admission.NewCertificateExpiry(0)} {
+	for _, collector := range []prometheus.Collector{fleetmetrics.NewCollector(emptyCluster{}), admission.NewCertificateExpiry(0)} {
 		if err := registry.Register(collector); err != nil {
 			return nil, err
 		}

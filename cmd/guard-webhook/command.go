@@ -35,11 +35,11 @@ import (
 
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/budget"
-	"kubelet-guard.io/pkg/admission/coverage"
-	"kubelet-guard.io/pkg/admission/nodes"
 	"kubelet-guard.io/pkg/admission/paging"
+	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
+	"kubelet-guard.io/pkg/admission/rules/poddeletion"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 )
 
 // leaseName is what the replicas elect the leader with.
@@ -127,9 +127,9 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	cacheOptions := cache.Options{
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Node{}: {Transform: nodes.TrimNode},
+			&corev1.Node{}: {Transform: nodedeletion.TrimNode},
 			// Packed: they are read through the index alone, not through the manager's client.
-			&policyv1.PodDisruptionBudget{}: {Transform: budget.Transform},
+			&policyv1.PodDisruptionBudget{}: {Transform: poddeletion.Transform},
 		},
 		NewInformer: paging.NewInformer(transform),
 	}
@@ -175,7 +175,7 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	if err != nil {
 		return err
 	}
-	fleet := coverage.NewCluster(core, mgr.GetClient(), known.budgets)
+	fleet := fleetmetrics.NewCluster(core, mgr.GetClient(), known.budgets)
 	if err := mgr.Add(fleet); err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 }
 
 // register puts the handlers of all entries onto the server.
-func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *coverage.Cluster, o *options, modes admission.Modes, serverClock *admission.ServerClock) error {
+func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *fleetmetrics.Cluster, o *options, modes admission.Modes, serverClock *admission.ServerClock) error {
 	counts, err := admission.NewMetrics(metrics.Registry, modes)
 	if err != nil {
 		return err
@@ -256,9 +256,9 @@ func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 func transform(example runtime.Object) toolscache.TransformFunc {
 	switch example.(type) {
 	case *corev1.Node:
-		return nodes.TrimNode
+		return nodedeletion.TrimNode
 	case *policyv1.PodDisruptionBudget:
-		return budget.Transform
+		return poddeletion.Transform
 	}
 	return cache.TransformStripManagedFields()
 }

@@ -7,11 +7,10 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/coverage"
-	"kubelet-guard.io/pkg/admission/deletion"
-	"kubelet-guard.io/pkg/admission/grant"
-	"kubelet-guard.io/pkg/admission/replicas"
-	"kubelet-guard.io/pkg/admission/scale"
+	"kubelet-guard.io/pkg/admission/rules/deletionprotection"
+	"kubelet-guard.io/pkg/admission/rules/protection"
+	"kubelet-guard.io/pkg/admission/rules/replicasprotection"
+	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 )
 
 // cachedResources are those of which rules keep caches: the series of the cache age.
@@ -29,7 +28,7 @@ func cachedResources(o *options) []string {
 
 // newEntries makes the rules and says which of them each path asks. The paths are
 // those of manifests/control-plane/webhook/configuration.yaml.
-func newEntries(mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *coverage.Cluster, o *options) ([]admission.Entry, error) {
+func newEntries(mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *fleetmetrics.Cluster, o *options) ([]admission.Entry, error) {
 	metadataClient, err := metadata.NewForConfig(mgr.GetConfig())
 	if err != nil {
 		return nil, err
@@ -39,14 +38,14 @@ func newEntries(mgr ctrl.Manager, core kubernetes.Interface, known indexes, flee
 		return nil, err
 	}
 
-	lookup := scale.Lookup{Definitions: definitions.CustomResourceDefinitions()}
-	dependents := deletion.Cluster{Metadata: metadataClient, Core: core}
-	cascading := deletion.Cascading{Sources: deletion.Sources{
+	lookup := replicasprotection.Lookup{Definitions: definitions.CustomResourceDefinitions()}
+	dependents := deletionprotection.Cluster{Metadata: metadataClient, Core: core}
+	cascading := deletionprotection.Cascading{Sources: deletionprotection.Sources{
 		Pods: dependents, Claims: dependents, ClaimUsers: dependents, Endpoints: dependents, Instances: dependents, Scale: lookup,
 	}}
-	resources := deletion.Resources{Scale: lookup}
-	changes := replicas.Rule{Scale: lookup}
-	protection := grant.Rule{Pods: grant.Cluster{Metadata: metadataClient}, Namespaces: grant.CachedNamespaces{Reader: mgr.GetClient()}}
+	resources := deletionprotection.Resources{Scale: lookup}
+	changes := replicasprotection.Rule{Scale: lookup}
+	grants := protection.Rule{Pods: protection.Cluster{Metadata: metadataClient}, Namespaces: protection.CachedNamespaces{Reader: mgr.GetClient()}}
 
 	podDeletion, err := newPodDeletionEntries(mgr, core, known, fleet, o)
 	if err != nil {
@@ -56,10 +55,10 @@ func newEntries(mgr ctrl.Manager, core kubernetes.Interface, known indexes, flee
 	return append([]admission.Entry{
 		{Path: "/validate/cascading-deletion", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources}},
 		// Unlabelled, so that an outage lets it pass.
-		{Path: "/validate/definition-deletion", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletion.Definitions{Instances: dependents}}},
+		{Path: "/validate/definition-deletion", FailurePolicy: admission.FailOpen, Rules: []admission.Rule{deletionprotection.Definitions{Instances: dependents}}},
 		{Path: "/validate/replicas", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{changes}},
-		{Path: "/validate/protection", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{protection}},
+		{Path: "/validate/protection", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{grants}},
 		// What the policies leave to the webhook because of the annotation.
-		{Path: "/validate/override", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources, changes, protection}},
+		{Path: "/validate/override", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{cascading, resources, changes, grants}},
 	}, podDeletion...), nil
 }

@@ -10,19 +10,19 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelet-guard.io/pkg/admission/budget"
-	"kubelet-guard.io/pkg/admission/nodes"
+	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
+	"kubelet-guard.io/pkg/admission/rules/poddeletion"
 )
 
 // indexes find what rules look up for each review.
 type indexes struct {
-	budgets *budget.Index
-	nodes   *nodes.Index
+	budgets *poddeletion.Index
+	nodes   *nodedeletion.Index
 }
 
 // newIndexes returns indexes that the manager fills. A replica is not ready before it has.
 func newIndexes(ctx context.Context, mgr ctrl.Manager) (indexes, error) {
-	all := indexes{budgets: budget.NewIndex(), nodes: nodes.NewIndex()}
+	all := indexes{budgets: poddeletion.NewIndex(), nodes: nodedeletion.NewIndex()}
 	for _, index := range []struct {
 		name   string
 		object client.Object

@@ -14,7 +14,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/budget"
+	"kubelet-guard.io/pkg/admission/rules/poddeletion"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -64,8 +64,8 @@ func newOptions(podNamespace string) *options {
 		metricsAddress:       ":8080",
 		leaderElect:          true,
 		shutdownDelay:        5 * time.Second,
-		recordTTL:            budget.DefaultRecordLifetime,
-		deletedNodeHold:      budget.DefaultDeletedNodeHold,
+		recordTTL:            poddeletion.DefaultRecordLifetime,
+		deletedNodeHold:      poddeletion.DefaultDeletedNodeHold,
 	}
 }
 
@@ -156,7 +156,7 @@ func (o *options) validate() (admission.Modes, error) {
 	case o.callerCAFile == "" && len(o.callerNames) > 0:
 		wrong("caller-names", "needs --caller-ca-file")
 	}
-	if _, err := budget.ParseControllers(o.workloadControllers); err != nil {
+	if _, err := poddeletion.ParseControllers(o.workloadControllers); err != nil {
 		wrong("workload-controllers", "%w", err)
 	}
 	if o.certDir != "" {

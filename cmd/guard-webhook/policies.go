@@ -11,16 +11,16 @@ import (
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/nodes"
-	"kubelet-guard.io/pkg/admission/replicas"
-	"kubelet-guard.io/pkg/admission/window"
+	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
+	"kubelet-guard.io/pkg/admission/rules/operationwindow"
+	"kubelet-guard.io/pkg/admission/rules/replicasprotection"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // newPolicyEntries makes the rules that objects of our own configure, has the
 // manager keep the status of these objects, and puts the validation of them onto the
 // server. Windows and ledgers go by the given clock.
-func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, index *nodes.Index, o *options, modes admission.Modes, now clock.Clock) ([]admission.Entry, error) {
+func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, index *nodedeletion.Index, o *options, modes admission.Modes, now clock.Clock) ([]admission.Entry, error) {
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	// Every replica fills these caches before it is ready, not with its first review.
@@ -31,32 +31,32 @@ func newPolicyEntries(ctx context.Context, mgr ctrl.Manager, index *nodes.Index,
 			return nil, err
 		}
 	}
-	windows := &window.StatusController{Client: mgr.GetClient(), Clock: now, Mode: modes.Of(admission.OperationWindow)}
+	windows := &operationwindow.StatusController{Client: mgr.GetClient(), Clock: now, Mode: modes.Of(admission.OperationWindow)}
 	if err := windows.SetupWithManager(mgr); err != nil {
 		return nil, err
 	}
 	mode := modes.Of(admission.NodeDeletion)
-	ledgers := &nodes.StatusController{Client: mgr.GetClient(), Clock: now, Mode: mode}
+	ledgers := &nodedeletion.StatusController{Client: mgr.GetClient(), Clock: now, Mode: mode}
 	if err := ledgers.SetupWithManager(mgr); err != nil {
 		return nil, err
 	}
 
-	outages := &nodes.OutageController{Client: mgr.GetClient(), Configuration: o.webhookConfiguration, Mode: mode}
+	outages := &nodedeletion.OutageController{Client: mgr.GetClient(), Configuration: o.webhookConfiguration, Mode: mode}
 	if err := outages.SetupWithManager(mgr); err != nil {
 		return nil, err
 	}
 
-	policies := nodes.CachedPolicies{Reader: mgr.GetClient()}
+	policies := nodedeletion.CachedPolicies{Reader: mgr.GetClient()}
 	server := mgr.GetWebhookServer()
-	server.Register(window.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), window.Configuration{Namespaces: mgr.GetClient()}))
-	server.Register(nodes.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), nodes.Configuration{Policies: policies}))
+	server.Register(operationwindow.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), operationwindow.Configuration{Namespaces: mgr.GetClient()}))
+	server.Register(nodedeletion.ConfigurationPath, ctrlwebhook.WithValidator(mgr.GetScheme(), nodedeletion.Configuration{Policies: policies}))
 
-	workloads := window.LiveWorkloads{Reader: mgr.GetAPIReader()}
-	operations := window.NewRule(window.CachedWindows{Reader: mgr.GetClient()}, workloads, now)
-	withDeployment := replicas.ReplicaSets{Workloads: workloads}
-	scales := replicas.Scales{Workloads: workloads}
-	deletions := nodes.NewRule(policies, index,
-		nodes.NewLiveLedgers(mgr.GetClient(), mgr.GetAPIReader(), mgr.GetClient()), mode, now)
+	workloads := operationwindow.LiveWorkloads{Reader: mgr.GetAPIReader()}
+	operations := operationwindow.NewRule(operationwindow.CachedWindows{Reader: mgr.GetClient()}, workloads, now)
+	withDeployment := replicasprotection.ReplicaSets{Workloads: workloads}
+	scales := replicasprotection.Scales{Workloads: workloads}
+	deletions := nodedeletion.NewRule(policies, index,
+		nodedeletion.NewLiveLedgers(mgr.GetClient(), mgr.GetAPIReader(), mgr.GetClient()), mode, now)
 	return []admission.Entry{
 		{Path: "/validate/operation-window", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment, operations}},
 		{Path: "/validate/replicasets", FailurePolicy: admission.FailClosed, Rules: []admission.Rule{withDeployment}},

@@ -21,7 +21,7 @@ import (
 
 	"kubelet-guard.io/node-e2e/suite"
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/coverage"
+	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 )
 
 // gaugeWait covers the way of an object into the caches of the replicas.
@@ -52,11 +52,11 @@ func series(family *dto.MetricFamily, labels map[string]string) []*dto.Metric {
 }
 
 // byKubelet reads a gauge of the coverage from one replica.
-func byKubelet(ctx context.Context, pod *corev1.Pod, name string) map[coverage.Kubelet]float64 {
+func byKubelet(ctx context.Context, pod *corev1.Pod, name string) map[fleetmetrics.Kubelet]float64 {
 	GinkgoHelper()
-	numbers := map[coverage.Kubelet]float64{}
+	numbers := map[fleetmetrics.Kubelet]float64{}
 	for _, metric := range scrape(ctx, pod)[name].GetMetric() {
-		numbers[coverage.Kubelet(labelsOf(metric)["kubelet"])] = metric.GetGauge().GetValue()
+		numbers[fleetmetrics.Kubelet(labelsOf(metric)["kubelet"])] = metric.GetGauge().GetValue()
 	}
 	return numbers
 }
@@ -65,7 +65,7 @@ var _ = Describe("what the alerts are made from", func() {
 	It("counts nodes without the guard that run protected pods, in every replica", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		replicas := webhookPods(ctx)
-		before := byKubelet(ctx, &replicas[0], coverage.ProtectedNodesMetric)
+		before := byKubelet(ctx, &replicas[0], fleetmetrics.ProtectedNodesMetric)
 
 		By("a node whose kubelet is a stock one")
 		node, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "stock-"}}, metav1.CreateOptions{})
@@ -89,19 +89,19 @@ var _ = Describe("what the alerts are made from", func() {
 		}, NodeTimeout(specTimeout))
 
 		for i := range replicas {
-			Eventually(ctx, func() map[coverage.Kubelet]float64 {
-				return byKubelet(ctx, &replicas[i], coverage.ProtectedNodesMetric)
-			}).WithTimeout(gaugeWait).Should(Equal(map[coverage.Kubelet]float64{
-				coverage.Guarded: before[coverage.Guarded], coverage.Unguarded: before[coverage.Unguarded] + 1, coverage.Missing: before[coverage.Missing],
+			Eventually(ctx, func() map[fleetmetrics.Kubelet]float64 {
+				return byKubelet(ctx, &replicas[i], fleetmetrics.ProtectedNodesMetric)
+			}).WithTimeout(gaugeWait).Should(Equal(map[fleetmetrics.Kubelet]float64{
+				fleetmetrics.Guarded: before[fleetmetrics.Guarded], fleetmetrics.Unguarded: before[fleetmetrics.Unguarded] + 1, fleetmetrics.Missing: before[fleetmetrics.Missing],
 			}), replicas[i].Name)
 		}
 
 		By("beside the node of this cluster, whose kubelet is guarded")
 		createPod(ctx, namespace, newPod("guarded", map[string]string{labelExplicitDeletion: "required"}))
 		Eventually(ctx, func() float64 {
-			return byKubelet(ctx, &replicas[0], coverage.ProtectedNodesMetric)[coverage.Guarded]
+			return byKubelet(ctx, &replicas[0], fleetmetrics.ProtectedNodesMetric)[fleetmetrics.Guarded]
 		}).WithTimeout(gaugeWait).Should(BeEquivalentTo(1))
-		Expect(byKubelet(ctx, &replicas[0], coverage.NodesMetric)).To(HaveKeyWithValue(coverage.Guarded, 1.0))
+		Expect(byKubelet(ctx, &replicas[0], fleetmetrics.NodesMetric)).To(HaveKeyWithValue(fleetmetrics.Guarded, 1.0))
 	}, SpecTimeout(specTimeout))
 
 	It("knows when the certificate expires", func(ctx SpecContext) {

@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"kubelet-guard.io/pkg/admission/coverage"
+	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 )
 
 var (
@@ -116,8 +116,8 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 func awaitPods(ctx context.Context, t *testing.T, r *replica, s size) {
 	t.Helper()
 	for {
-		pods, _ := r.gauge(t, coverage.ProtectedPodsMetric)
-		without, known := r.gauge(t, coverage.WithoutBudgetMetric)
+		pods, _ := r.gauge(t, fleetmetrics.ProtectedPodsMetric)
+		without, known := r.gauge(t, fleetmetrics.WithoutBudgetMetric)
 		if int(pods) == s.pods && known && without == 0 {
 			return
 		}

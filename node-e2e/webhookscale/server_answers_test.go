@@ -13,8 +13,8 @@ import (
 	"k8s.io/client-go/rest"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
-	"kubelet-guard.io/pkg/admission/budget"
-	"kubelet-guard.io/pkg/admission/coverage"
+	"kubelet-guard.io/pkg/admission/rules/poddeletion"
+	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 )
 
 // The caches that are measured understand what the server of this package sends, by streamed
@@ -27,11 +27,11 @@ func TestCachesFollowTheServer(t *testing.T) {
 			srv := newServer(t, s, streams)
 			core, err := kubernetes.NewForConfig(&rest.Config{Host: srv.URL, ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf}, QPS: -1})
 			require.NoError(t, err)
-			budgets := budget.NewIndex()
+			budgets := poddeletion.NewIndex()
 			for i := range s.budgets / 2 {
 				budgets.Set(s.budget(i))
 			}
-			cluster := coverage.NewCluster(core, crfake.NewClientBuilder().WithObjects(s.node(0)).Build(), budgets)
+			cluster := fleetmetrics.NewCluster(core, crfake.NewClientBuilder().WithObjects(s.node(0)).Build(), budgets)
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
 			go func() { defer close(done); _ = cluster.Start(ctx) }()

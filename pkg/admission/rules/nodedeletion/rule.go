@@ -1,0 +1,373 @@
+package nodedeletion
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelet-guard.io/pkg/admission"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+const (
+	// chargeAttempts bounds the writes of one charge. Within a replica charges wait
+	// for each other, so a conflict needs another replica or the status controller.
+	chargeAttempts = 10
+	// conflictPause is the mean pause after a conflict.
+	conflictPause = 20 * time.Millisecond
+	// chargeTimeout bounds the wait for other charges. It is shorter than the time-out
+	// of the webhook entry: a flood of deletions has to be refused here, since the API
+	// server lets deletions of unlabelled nodes pass that get no answer in time.
+	chargeTimeout = 3 * time.Second
+	// refundTimeout bounds taking back a charge, for which the request's own time may
+	// be over.
+	refundTimeout = 3 * time.Second
+)
+
+// Policies reads NodeDeletionPolicies, from a cache.
+type Policies interface {
+	// List returns all policies, which must not be changed.
+	List(ctx context.Context) ([]guardv1alpha1.NodeDeletionPolicy, error)
+}
+
+// Nodes reads nodes, from a cache.
+type Nodes interface {
+	// List returns the nodes that the selector selects, which must not be changed.
+	List(ctx context.Context, selector labels.Selector) ([]Node, error)
+}
+
+// Ledgers reads policies live and writes their status.
+type Ledgers interface {
+	Get(ctx context.Context, name string) (*guardv1alpha1.NodeDeletionPolicy, error)
+	// UpdateStatus fails with a conflict when the policy has changed since it was
+	// read.
+	UpdateStatus(ctx context.Context, policy *guardv1alpha1.NodeDeletionPolicy) error
+}
+
+// Rule holds deletions of nodes to the policies that select them. It is safe for
+// concurrent use.
+type Rule struct {
+	policies Policies
+	nodes    Nodes
+	ledgers  Ledgers
+	mode     admission.Mode
+	clock    clock.Clock
+	// charging has room for the one request that charges.
+	charging chan struct{}
+	// charges counts those of this process.
+	charges atomic.Int64
+}
+
+var _ admission.Rule = &Rule{}
+
+// NewRule returns the rule. The mode is that in which its decisions are used: what it writes
+// into a status may not make the API server refuse anything in audit mode.
+func NewRule(policies Policies, nodes Nodes, ledgers Ledgers, mode admission.Mode, clock clock.Clock) *Rule {
+	return &Rule{policies: policies, nodes: nodes, ledgers: ledgers, mode: mode, clock: clock, charging: make(chan struct{}, 1)}
+}
+
+// Name implements admission.Rule.
+func (r *Rule) Name() admission.RuleName { return admission.NodeDeletion }
+
+// Review implements admission.Rule. It first asks all policies and then charges
+// them, so that a charge has to be taken back only when somebody else was faster in
+// between.
+func (r *Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
+	if request.Operation != admissionv1.Delete || request.Resource.Group != "" ||
+		request.Resource.Resource != "nodes" || request.SubResource != "" {
+		return admission.Allow()
+	}
+	object := &corev1.Node{}
+	if err := request.DecodeOldObject(object); err != nil {
+		return admission.Fail("%w", err)
+	}
+	node := NodeOf(object)
+	if node.Terminating {
+		return admission.Allow()
+	}
+	policies, err := r.selecting(ctx, node)
+	if err != nil {
+		return admission.Fail("list the NodeDeletionPolicies: %w", err)
+	}
+	asked := answers{charges: r.charges.Load(), policies: map[string]*guardv1alpha1.NodeDeletionPolicy{}}
+	for _, policy := range policies {
+		live, refusal, err := r.judge(ctx, policy, node)
+		if err != nil {
+			return admission.Fail("NodeDeletionPolicy %s: %w", policy, err)
+		}
+		if refusal != nil {
+			return refuse(request, policy, refusal)
+		}
+		asked.policies[policy] = live
+	}
+	if len(policies) == 0 || request.IsDryRun() {
+		return admission.Allow()
+	}
+	return r.charge(ctx, request, policies, asked, node)
+}
+
+// answers are policies that have let a node go, as judge returned them, when so many charges
+// had been made. They are good for a charge as long as that is the number.
+type answers struct {
+	policies map[string]*guardv1alpha1.NodeDeletionPolicy
+	charges  int64
+}
+
+// selecting returns the names of the policies that select the node, ordered.
+func (r *Rule) selecting(ctx context.Context, node Node) ([]string, error) {
+	policies, err := r.policies.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for i := range policies {
+		if selector, err := metav1.LabelSelectorAsSelector(&policies[i].Spec.NodeSelector); err == nil && selector.Matches(labels.Set(node.Labels)) {
+			names = append(names, policies[i].Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// judge reads a policy live and asks it. The policy is nil when it is gone, or does
+// not select the node any more.
+func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha1.NodeDeletionPolicy, *Refusal, error) {
+	policy, err := r.ledgers.Get(ctx, name)
+	if apierrors.IsNotFound(err) {
+		return nil, nil, nil
+	} else if err != nil {
+		return nil, nil, fmt.Errorf("get: %w", err)
+	}
+	selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.NodeSelector)
+	if err != nil || !selector.Matches(labels.Set(node.Labels)) {
+		return nil, nil, nil
+	}
+	if errs := ValidateNodeDeletionPolicy(policy, nil); len(errs) > 0 {
+		return policy, &Refusal{Reason: admission.ReasonMalformed,
+			Message: fmt.Sprintf("NodeDeletionPolicy %s is not valid and so lets no node of its pool be deleted (%v)", name, errs.ToAggregate())}, nil
+	}
+	now := r.clock.Now()
+	// In a flood of deletions most are refused by the limit, for which no pool is needed.
+	if refusal := Measure(policy, nil, now).Judge(name, node, now); refusal != nil && refusal.Reason == admission.ReasonNodeLimit {
+		return policy, refusal, nil
+	}
+	nodes, err := r.nodes.List(ctx, selector)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the nodes of its pool: %w", err)
+	}
+	return policy, Measure(policy, nodes, now).Judge(name, node, now), nil
+}
+
+// charge writes the deletion into the ledgers of all policies, or of none.
+func (r *Rule) charge(ctx context.Context, request *admission.Request, policies []string, asked answers, node Node) admission.Decision {
+	waiting, cancel := context.WithTimeout(ctx, chargeTimeout)
+	defer cancel()
+	select {
+	case r.charging <- struct{}{}:
+		defer func() { <-r.charging }()
+	case <-waiting.Done():
+		return refuse(request, policies[0], tooMany(policies[0]))
+	}
+	if asked.charges != r.charges.Load() {
+		asked.policies = nil
+	}
+	var done []string
+	for _, policy := range policies {
+		written, refusal, err := r.chargeOne(ctx, policy, asked.policies, node, request.UserInfo.Username)
+		if err == nil && refusal == nil {
+			if written {
+				done = append(done, policy)
+			}
+			continue
+		}
+		left := r.refund(ctx, done, node)
+		if err != nil {
+			return admission.Fail("NodeDeletionPolicy %s: %w", policy, errors.Join(err, left))
+		}
+		decision := refuse(request, policy, refusal)
+		if left != nil {
+			decision = decision.Warn("the deletion was refused but counts: %v", left)
+		}
+		return decision
+	}
+	decision := admission.Allow()
+	if len(done) > 0 {
+		decision = decision.Annotate("charged", strings.Join(done, ","))
+	}
+	return decision
+}
+
+// chargeOne writes the deletion into one ledger, and reports whether it did: not
+// when it is in there already, nor when the policy is not about the node any more. A
+// policy that has been asked is asked again when the write shows that it has changed.
+func (r *Rule) chargeOne(ctx context.Context, name string, asked map[string]*guardv1alpha1.NodeDeletionPolicy, node Node, user string) (bool, *Refusal, error) {
+	for attempt := 1; ; attempt++ {
+		policy, known := asked[name]
+		if !known || attempt > 1 {
+			var refusal *Refusal
+			var err error
+			if policy, refusal, err = r.judge(ctx, name, node); err != nil || refusal != nil {
+				return false, refusal, err
+			}
+		}
+		if policy == nil {
+			return false, nil, nil
+		}
+		now := r.clock.Now()
+		if !record(policy, node, user, now) {
+			return false, nil, nil
+		}
+		count(policy, r.mode, now)
+		if err := r.ledgers.UpdateStatus(ctx, policy); err == nil {
+			r.charges.Add(1)
+			return true, nil, nil
+		} else if !apierrors.IsConflict(err) {
+			// Whether an error without an answer was a write is not known. If it was,
+			// the deletion is in the ledger, and the next attempt of the client is free.
+			return false, nil, fmt.Errorf("write the deletion into its status: %w", err)
+		} else if attempt == chargeAttempts {
+			return false, tooMany(name), nil
+		}
+		if err := r.pause(ctx); err != nil {
+			return false, nil, err
+		}
+	}
+}
+
+// tooMany refuses a deletion that could not be written down for want of time.
+func tooMany(policy string) *Refusal {
+	return &Refusal{Reason: admission.ReasonNodeLimit,
+		Message: fmt.Sprintf("so many nodes are being deleted at once that NodeDeletionPolicy %s cannot count them in time. Try again one by one", policy)}
+}
+
+// refund takes back the charges. The error says which could not be.
+func (r *Rule) refund(ctx context.Context, policies []string, node Node) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refundTimeout)
+	defer cancel()
+	var errs []error
+	for _, policy := range policies {
+		if err := r.refundOne(ctx, policy, node); err != nil {
+			errs = append(errs, fmt.Errorf("NodeDeletionPolicy %s counts node %s until its period is over: %w", policy, node.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Rule) refundOne(ctx context.Context, name string, node Node) error {
+	for {
+		policy, err := r.ledgers.Get(ctx, name)
+		if err != nil {
+			return client.IgnoreNotFound(err)
+		}
+		deletions, changed := Refund(policy.Status.Deletions, node.UID)
+		if !changed {
+			return nil
+		}
+		policy.Status.Deletions = deletions
+		count(policy, r.mode, r.clock.Now())
+		if err := r.ledgers.UpdateStatus(ctx, policy); !apierrors.IsConflict(err) {
+			return client.IgnoreNotFound(err)
+		}
+		if err := r.pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits after a conflict, for a time that differs between replicas.
+func (r *Rule) pause(ctx context.Context) error {
+	timer := r.clock.NewTimer(conflictPause/2 + rand.N(conflictPause))
+	defer timer.Stop()
+	select {
+	case <-timer.C():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func refuse(request *admission.Request, policy string, refusal *Refusal) admission.Decision {
+	step := fmt.Sprintf("Look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
+	switch {
+	case refusal.Step != "":
+		step = refusal.Step
+	case !refusal.Next.IsZero():
+		step = fmt.Sprintf("Repeat the deletion then, or look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
+	}
+	return admission.Refuse(refusal.Reason, request.Target()+" may not be deleted now: "+refusal.Message, step)
+}
+
+// CachedPolicies reads policies through a client, which should be that of a manager.
+type CachedPolicies struct{ Reader client.Reader }
+
+// List implements Policies.
+func (c CachedPolicies) List(ctx context.Context) ([]guardv1alpha1.NodeDeletionPolicy, error) {
+	list := &guardv1alpha1.NodeDeletionPolicyList{}
+	if err := c.Reader.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, err
+	}
+	return list.Items, nil
+}
+
+// CachedNodes reads nodes through a client, which should be that of a manager.
+type CachedNodes struct{ Reader client.Reader }
+
+// List implements Nodes.
+func (c CachedNodes) List(ctx context.Context, selector labels.Selector) ([]Node, error) {
+	list := &corev1.NodeList{}
+	if err := c.Reader.List(ctx, list, client.MatchingLabelsSelector{Selector: selector}, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, err
+	}
+	nodes := make([]Node, len(list.Items))
+	for i := range list.Items {
+		nodes[i] = NodeOf(&list.Items[i])
+	}
+	return nodes, nil
+}
+
+// TrimNode is a transformation for the cache of nodes: it takes off what nobody here
+// reads, which is most of it. The rule reads the condition Ready, the metrics of
+// package fleetmetrics the kubelet's version, and package poddeletion the taints that evict.
+func TrimNode(object any) (any, error) {
+	node, ok := object.(*corev1.Node)
+	if !ok {
+		return object, nil
+	}
+	node.ManagedFields, node.Annotations = nil, nil
+	node.Name, node.Labels = admission.Intern(node.Name), admission.InternMap(node.Labels)
+	// What is left is copied: what is cut off a slice stays in memory with it.
+	node.Spec = corev1.NodeSpec{Taints: copyOf(node.Spec.Taints, func(t corev1.Taint) bool {
+		return t.Effect == corev1.TaintEffectNoExecute
+	})}
+	node.Status = corev1.NodeStatus{
+		Conditions: copyOf(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady
+		}),
+		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: admission.Intern(node.Status.NodeInfo.KubeletVersion)},
+	}
+	return node, nil
+}
+
+// copyOf returns a copy of those that are to be kept.
+func copyOf[T any](all []T, keep func(T) bool) []T {
+	var some []T
+	for _, one := range all {
+		if keep(one) {
+			some = append(some, one)
+		}
+	}
+	return some
+}

@@ -1,0 +1,151 @@
+package operationwindow
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelet-guard.io/pkg/admission"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+// Windows reads OperationWindows. It is asked for every change of a workload, so it
+// should be a cache.
+type Windows interface {
+	// List returns the windows of the namespace, which must not be changed.
+	List(ctx context.Context, namespace string) ([]guardv1alpha1.OperationWindow, error)
+}
+
+// Workloads reads the metadata of workloads.
+type Workloads interface {
+	Get(ctx context.Context, kind schema.GroupVersionKind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error)
+}
+
+// kinds of the resources that windows are about, all of group apps.
+var kinds = map[string]guardv1alpha1.WorkloadKind{
+	"deployments":  guardv1alpha1.DeploymentWorkload,
+	"statefulsets": guardv1alpha1.StatefulSetWorkload,
+	"daemonsets":   guardv1alpha1.DaemonSetWorkload,
+	"replicasets":  guardv1alpha1.ReplicaSetWorkload,
+}
+
+// Rule holds changes of workloads to the windows of their namespace. It is safe for
+// concurrent use.
+type Rule struct {
+	windows   Windows
+	workloads Workloads
+	clock     clock.PassiveClock
+}
+
+var _ admission.Rule = &Rule{}
+
+// NewRule returns the rule. Windows come from a cache; workloads are read live, and
+// only for /scale, whose object has no labels of its own.
+func NewRule(windows Windows, workloads Workloads, clock clock.PassiveClock) *Rule {
+	return &Rule{windows: windows, workloads: workloads, clock: clock}
+}
+
+// Name implements admission.Rule.
+func (r *Rule) Name() admission.RuleName { return admission.OperationWindow }
+
+// Review implements admission.Rule.
+func (r *Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
+	kind, ok := kinds[request.Resource.Resource]
+	if !ok || request.Resource.Group != "apps" || request.Operation != admissionv1.Update ||
+		request.SubResource != "" && request.SubResource != "scale" {
+		return admission.Allow()
+	}
+	if follows, err := request.FollowsDeployment(); err != nil {
+		return admission.Fail("%w", err)
+	} else if follows {
+		return admission.Allow()
+	}
+	objects, err := r.windows.List(ctx, request.Namespace)
+	if err != nil {
+		return admission.Fail("list the OperationWindows of namespace %s: %w", request.Namespace, err)
+	}
+	windows := make([]*Window, 0, len(objects))
+	for i := range objects {
+		windows = append(windows, Read(&objects[i]))
+	}
+	slices.SortFunc(windows, func(a, b *Window) int { return strings.Compare(a.Name, b.Name) })
+	if !slices.ContainsFunc(windows, func(w *Window) bool { return w.mayBeAbout(kind) }) {
+		return admission.Allow()
+	}
+
+	before, after := map[string]any{}, map[string]any{}
+	if err := request.DecodeOldObject(&before); err != nil {
+		return admission.Fail("%w", err)
+	}
+	if err := request.DecodeObject(&after); err != nil {
+		return admission.Fail("%w", err)
+	}
+	changed := Diff(before, after)
+	if len(changed) == 0 {
+		return admission.Allow()
+	}
+	workload, err := r.workload(ctx, request, kind)
+	if err != nil {
+		return admission.Fail("%w", err)
+	}
+	selecting := slices.DeleteFunc(windows, func(w *Window) bool { return !w.Selects(string(kind), workload.Labels) })
+	verdict := Decide(selecting, changed, r.clock.Now())
+	if len(verdict.Refused) == 0 {
+		return admission.Allow()
+	}
+	return admission.Refuse(admission.ReasonWindowClosed, verdict.Message(request.Target()),
+		fmt.Sprintf("Repeat the change then, or look at the windows: kubectl get operationwindows -n %s", request.Namespace))
+}
+
+// workload returns the metadata of the workload before the change.
+func (r *Rule) workload(ctx context.Context, request *admission.Request, kind guardv1alpha1.WorkloadKind) (*metav1.PartialObjectMetadata, error) {
+	if request.SubResource == "" {
+		return request.OldMeta()
+	}
+	gvk := schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: string(kind)}
+	parent, err := r.workloads.Get(ctx, gvk, request.Key())
+	if err != nil {
+		return nil, fmt.Errorf("get the %s whose replicas change: %w", kind, err)
+	}
+	request.SetParent(parent)
+	return parent, nil
+}
+
+// mayBeAbout reports whether the window selects any workload of the kind.
+func (w *Window) mayBeAbout(kind guardv1alpha1.WorkloadKind) bool {
+	return len(w.kinds) == 0 || slices.Contains(w.kinds, kind)
+}
+
+// CachedWindows reads windows through a client, which should be that of a manager.
+type CachedWindows struct{ Reader client.Reader }
+
+// List implements Windows.
+func (c CachedWindows) List(ctx context.Context, namespace string) ([]guardv1alpha1.OperationWindow, error) {
+	list := &guardv1alpha1.OperationWindowList{}
+	if err := c.Reader.List(ctx, list, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
+		return nil, err
+	}
+	return list.Items, nil
+}
+
+// LiveWorkloads reads metadata through a client, which should not be a cache: a
+// manager's API reader.
+type LiveWorkloads struct{ Reader client.Reader }
+
+// Get implements Workloads.
+func (l LiveWorkloads) Get(ctx context.Context, kind schema.GroupVersionKind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
+	workload := &metav1.PartialObjectMetadata{}
+	workload.SetGroupVersionKind(kind)
+	if err := l.Reader.Get(ctx, key, workload); err != nil {
+		return nil, err
+	}
+	return workload, nil
+}

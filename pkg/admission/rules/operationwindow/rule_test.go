@@ -1,0 +1,176 @@
+package operationwindow
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/stretchr/testify/require"
+	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"kubelet-guard.io/pkg/admission"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+type listed struct {
+	windows []guardv1alpha1.OperationWindow
+	err     error
+}
+
+func (l listed) List(context.Context, string) ([]guardv1alpha1.OperationWindow, error) {
+	return l.windows, l.err
+}
+
+// stored is the workload that a Get finds.
+type stored struct {
+	workload *metav1.PartialObjectMetadata
+	err      error
+}
+
+func (s stored) Get(context.Context, schema.GroupVersionKind, types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
+	return s.workload, s.err
+}
+
+func raw(t *testing.T, text string) []byte {
+	t.Helper()
+	encoded, err := json.Marshal(decoded(t, text))
+	require.NoError(t, err)
+	return encoded
+}
+
+func TestRuleReview(t *testing.T) {
+	nightly := guardv1alpha1.OperationWindow{ObjectMeta: metav1.ObjectMeta{Name: "nightly", Namespace: "shop"}, Spec: guardv1alpha1.OperationWindowSpec{
+		TimeZone:  "Europe/Berlin",
+		Weekly:    []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", everyDay...)},
+		Inside:    fields(guardv1alpha1.AllFields),
+		Workloads: guardv1alpha1.WorkloadSelector{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "web"}}},
+	}}
+	const (
+		one   = "{metadata: {labels: {tier: web}}, spec: {replicas: 1}}"
+		two   = "{metadata: {labels: {tier: web}}, spec: {replicas: 2}}"
+		bare  = "{metadata: {}, spec: {replicas: 2}}"
+		owned = "{metadata: {labels: {tier: web}, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: x, controller: true}]}, spec: {replicas: 1}}"
+		ofWeb = "{metadata: {labels: {tier: web}, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]}, spec: {replicas: 1}}"
+	)
+	for name, test := range map[string]struct {
+		resource, subresource string
+		operation             admissionv1.Operation
+		before, after         string
+		windows               listed
+		workload              stored
+		now                   string
+		want                  admission.Verdict
+	}{
+		"closed":                         {"deployments", "", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"open":                           {"deployments", "", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T22:00:00Z", admission.Allowed},
+		"the label goes with the change": {"deployments", "", admissionv1.Update, one, bare, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"no change of the spec":          {"deployments", "", admissionv1.Update, two, bare, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"another workload":               {"deployments", "", admissionv1.Update, bare, one, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"with an owner":                  {"deployments", "", admissionv1.Update, owned, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"of an operator":                 {"statefulsets", "", admissionv1.Update, owned, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"a ReplicaSet, by somebody":      {"replicasets", "", admissionv1.Update, ofWeb, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"status":                         {"deployments", "status", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"a creation":                     {"deployments", "", admissionv1.Create, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"scale": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+			stored{workload: &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"tier": "web"}}}}, "2026-11-25T12:00:00Z", admission.Refused},
+		"scale of another": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+			stored{workload: &metav1.PartialObjectMetadata{}}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"scale of a workload with an owner": {"statefulsets", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+			stored{workload: &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"tier": "web"}, OwnerReferences: []metav1.OwnerReference{{Controller: new(true)}}}}}, "2026-11-25T12:00:00Z", admission.Refused},
+		"scale without an answer": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+			stored{err: errors.New("no answer")}, "2026-11-25T12:00:00Z", admission.Failed},
+		"windows without an answer": {"deployments", "", admissionv1.Update, one, two, listed{err: errors.New("no answer")}, stored{}, "2026-11-25T12:00:00Z", admission.Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if test.windows.err == nil {
+				test.windows.windows = []guardv1alpha1.OperationWindow{nightly}
+			}
+			review := admissionv1.AdmissionRequest{
+				Operation: test.operation, Namespace: "shop", Name: "web", SubResource: test.subresource,
+				Resource: metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: test.resource},
+				Kind:     metav1.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"},
+			}
+			review.Object.Raw, review.OldObject.Raw = raw(t, test.after), raw(t, test.before)
+			rule := NewRule(test.windows, test.workload, clocktesting.NewFakePassiveClock(at(t, test.now)))
+			decision := rule.Review(context.Background(), admission.NewRequest(review))
+			require.Equal(t, test.want, decision.Verdict, "%+v", decision)
+			if test.want == admission.Refused {
+				require.Equal(t, admission.ReasonWindowClosed, decision.Reason)
+				require.Contains(t, decision.Message, "spec.replicas")
+				require.Contains(t, decision.NextStep, "kubectl get operationwindows -n shop")
+			}
+		})
+	}
+}
+
+func TestReplicaSetsFollowTheirDeployment(t *testing.T) {
+	review := admissionv1.AdmissionRequest{
+		Operation: admissionv1.Update, Namespace: "shop", Name: "web-1",
+		Resource: metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"},
+		UserInfo: authenticationv1.UserInfo{Username: "system:serviceaccount:kube-system:deployment-controller"},
+	}
+	review.OldObject.Raw = raw(t, "{metadata: {ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]}, spec: {replicas: 1}}")
+	review.Object.Raw = raw(t, "{metadata: {}, spec: {replicas: 2}}")
+	rule := NewRule(listed{err: errors.New("must not be asked")}, stored{}, clocktesting.NewFakePassiveClock(at(t, "2026-11-25T12:00:00Z")))
+	require.Equal(t, admission.Allow(), rule.Review(t.Context(), admission.NewRequest(review)))
+}
+
+func TestStatus(t *testing.T) {
+	now := at(t, "2026-11-25T12:00:00Z")
+	enforced := map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced}
+	night := []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", everyDay...)}
+	day := []guardv1alpha1.WeeklyWindow{weekly("09:00", "17:00", everyDay...)}
+	until := func(text string) *metav1.Time { at := metav1.NewTime(at(t, text)); return &at }
+	for name, test := range map[string]struct {
+		namespace string
+		labels    map[string]string
+		mode      admission.Mode
+		zone      string
+		weekly    []guardv1alpha1.WeeklyWindow
+		want      guardv1alpha1.OperationWindowStatus
+		reasons   []string
+	}{
+		"closed until the evening": {"shop", enforced, admission.Enforce, "Europe/Berlin", night,
+			guardv1alpha1.OperationWindowStatus{State: "Closed", Until: until("2026-11-25T21:00:00Z")}, []string{"Valid=True Valid", "Effective=True Enforced"}},
+		"open until the evening": {"shop", enforced, admission.Enforce, "Europe/Berlin", day,
+			guardv1alpha1.OperationWindowStatus{State: "Open", Until: until("2026-11-25T16:00:00Z")}, []string{"Valid=True Valid", "Effective=True Enforced"}},
+		"in a namespace without the label": {"shop", nil, admission.Enforce, "Europe/Berlin", day,
+			guardv1alpha1.OperationWindowStatus{State: "Open", Until: until("2026-11-25T16:00:00Z")}, []string{"Valid=True Valid", "Effective=False NamespaceNotEnforced"}},
+		"in kube-system": {"kube-system", enforced, admission.Enforce, "Europe/Berlin", day,
+			guardv1alpha1.OperationWindowStatus{State: "Open", Until: until("2026-11-25T16:00:00Z")}, []string{"Valid=True Valid", "Effective=True Enforced"}},
+		"in the webhook's own namespace": {"kubelet-guard-system", enforced, admission.Enforce, "Europe/Berlin", day,
+			guardv1alpha1.OperationWindowStatus{State: "Open", Until: until("2026-11-25T16:00:00Z")}, []string{"Valid=True Valid", "Effective=False SystemNamespace"}},
+		"in audit mode": {"shop", enforced, admission.Audit, "Europe/Berlin", day,
+			guardv1alpha1.OperationWindowStatus{State: "Open", Until: until("2026-11-25T16:00:00Z")}, []string{"Valid=True Valid", "Effective=False AuditMode"}},
+		"not valid": {"shop", enforced, admission.Enforce, "Mars/Olympus", day,
+			guardv1alpha1.OperationWindowStatus{State: "Closed"}, []string{"Valid=False Invalid", "Effective=True Enforced"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			window := &guardv1alpha1.OperationWindow{
+				ObjectMeta: metav1.ObjectMeta{Name: "w", Namespace: test.namespace, Generation: 4},
+				Spec:       guardv1alpha1.OperationWindowSpec{TimeZone: test.zone, Weekly: test.weekly},
+			}
+			got := Status(window, test.labels, test.mode, now)
+			test.want.ObservedGeneration = 4
+			if diff := cmp.Diff(test.want, got, cmpopts.IgnoreFields(guardv1alpha1.OperationWindowStatus{}, "Conditions")); diff != "" {
+				t.Errorf("status (-want +got):\n%s", diff)
+			}
+			var reasons []string
+			for _, condition := range got.Conditions {
+				reasons = append(reasons, condition.Type+"="+string(condition.Status)+" "+condition.Reason)
+			}
+			require.Equal(t, test.reasons, reasons)
+			window.Status = got
+			require.Equal(t, got, Status(window, test.labels, test.mode, now.Add(time.Minute)), "the status must not change when nothing has")
+		})
+	}
+}

@@ -1,0 +1,202 @@
+/*
+Package protection holds the rule about what disarms the node guard: taking the label
+kubelet-guard.io/explicit-deletion off a running pod, or off one that its namespace gave
+it to, and taking the grant
+kubelet-guard.io/protect-pods from a namespace that has protected pods, or deleting
+the namespace with them. All of these are never allowed by themselves; the override is
+the confirmation.
+
+A policy refuses to take the label off a pod that has no override. That a namespace
+still has protected pods needs a look at them, so it is decided here alone.
+*/
+package protection
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"kubelet-guard.io/pkg/admission"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+)
+
+// Protected says how many protected pods a namespace has that have not finished.
+type Protected struct {
+	Count int
+	// More says that there are more than Count; they were not counted.
+	More bool
+	// Example is the name of one.
+	Example string
+}
+
+// Lister finds the protected pods of a namespace that have not finished.
+type Lister interface {
+	ProtectedPods(ctx context.Context, namespace string) (Protected, error)
+}
+
+// Namespaces reads the labels of namespaces. It may be a cache.
+type Namespaces interface {
+	Labels(ctx context.Context, namespace string) (map[string]string, error)
+}
+
+// Rule judges updates of pods and namespaces, and deletions of namespaces.
+type Rule struct {
+	Pods       Lister
+	Namespaces Namespaces
+}
+
+// Name implements admission.Rule.
+func (Rule) Name() admission.RuleName { return admission.Protection }
+
+// Review implements admission.Rule.
+func (r Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
+	if request.Operation == admissionv1.Delete {
+		return r.reviewNamespaceDeletion(ctx, request)
+	}
+	if request.Operation != admissionv1.Update {
+		return admission.Allow()
+	}
+	switch request.SubResource {
+	case "", "status", "finalize": // all of these can change labels
+	default:
+		return admission.Allow()
+	}
+	switch (schema.GroupResource{Group: request.Resource.Group, Resource: request.Resource.Resource}) {
+	case schema.GroupResource{Resource: "pods"}:
+		return r.reviewPod(ctx, request)
+	case schema.GroupResource{Resource: "namespaces"}:
+		return r.reviewNamespace(ctx, request)
+	}
+	return admission.Allow()
+}
+
+func (r Rule) reviewPod(ctx context.Context, request *admission.Request) admission.Decision {
+	var pod, old corev1.Pod
+	if err := request.DecodeObject(&pod); err != nil {
+		return admission.Fail("%w", err)
+	}
+	if err := request.DecodeOldObject(&old); err != nil {
+		return admission.Fail("%w", err)
+	}
+	_, mirror := old.Annotations[corev1.MirrorPodAnnotationKey]
+	if !protected(&old) || protected(&pod) || mirror || old.DeletionTimestamp != nil || finished(&old) {
+		return admission.Allow()
+	}
+	if old.Spec.NodeName != "" {
+		return keep(request, "without it, its node may stop it for any reason of its own")
+	}
+	// Before a pod has a node its label is a wish, which may be withdrawn, unless the
+	// namespace says that its pods have it.
+	labels, err := r.Namespaces.Labels(ctx, request.Namespace)
+	switch {
+	case err != nil:
+		return admission.Fail("find out whether the namespace protects its pods by default: %w", err)
+	case labels[guardv1alpha1.ProtectPodsLabel] != guardv1alpha1.ProtectPodsDefault:
+		return admission.Allow()
+	}
+	return keep(request, fmt.Sprintf("namespace %s gives it to all of its pods, and without it a node may stop it for any reason of its own", request.Namespace))
+}
+
+func protected(pod *corev1.Pod) bool {
+	return pod.Labels[guardv1alpha1.ExplicitDeletionLabel] == guardv1alpha1.ExplicitDeletionRequired
+}
+
+// finished reports whether nothing of the pod runs. Its phase alone does not say so: the pod
+// garbage collector and others write it, too.
+func finished(pod *corev1.Pod) bool {
+	if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
+		return false
+	}
+	running := func(status corev1.ContainerStatus) bool { return status.State.Running != nil }
+	return !slices.ContainsFunc(pod.Status.ContainerStatuses, running) && !slices.ContainsFunc(pod.Status.InitContainerStatuses, running)
+}
+
+// keep refuses to take the label off the pod.
+func keep(request *admission.Request, why string) admission.Decision {
+	return admission.Refuse(admission.ReasonProtectionRemoved,
+		fmt.Sprintf("%s keeps the label %s: %s", request.Target(), guardv1alpha1.ExplicitDeletionLabel, why),
+		fmt.Sprintf("Delete the pod if it is to end. To take the label off all the same: kubectl guard unprotect pod/%s%s --override '<reason>'", request.Key().Name, request.NamespaceFlag()))
+}
+
+func (r Rule) reviewNamespace(ctx context.Context, request *admission.Request) admission.Decision {
+	meta, err := request.Meta()
+	if err != nil {
+		return admission.Fail("%w", err)
+	}
+	old, err := request.OldMeta()
+	if err != nil {
+		return admission.Fail("%w", err)
+	}
+	if meta == nil || old == nil || !grants(old.Labels) || grants(meta.Labels) {
+		return admission.Allow()
+	}
+	protected, err := r.Pods.ProtectedPods(ctx, old.Name)
+	if err != nil {
+		return admission.Fail("find the protected pods of the namespace: %w", err)
+	}
+	return decideNamespace(request, old.Labels[guardv1alpha1.ProtectPodsLabel], protected)
+}
+
+// reviewNamespaceDeletion judges the deletion of a namespace, of which the namespace
+// controller takes everything else afterwards, past all budgets.
+func (r Rule) reviewNamespaceDeletion(ctx context.Context, request *admission.Request) admission.Decision {
+	if request.Resource.Group != "" || request.Resource.Resource != "namespaces" || request.SubResource != "" {
+		return admission.Allow()
+	}
+	old, err := request.OldMeta()
+	if err != nil {
+		return admission.Fail("%w", err)
+	}
+	if old == nil || old.DeletionTimestamp != nil || !grants(old.Labels) {
+		return admission.Allow()
+	}
+	protected, err := r.Pods.ProtectedPods(ctx, old.Name)
+	if err != nil {
+		return admission.Fail("find the protected pods of the namespace: %w", err)
+	}
+	if protected.Count == 0 {
+		return admission.Allow()
+	}
+	return admission.Refuse(admission.ReasonDependentsExist,
+		fmt.Sprintf("%s was not deleted: %s, and would end with it, past their budgets", request.Target(), protected),
+		lookAtThem(old.Name))
+}
+
+// String says where the pods are.
+func (p Protected) String() string {
+	pods := fmt.Sprintf("%d protected pods are in it (such as %s)", p.Count, p.Example)
+	switch {
+	case p.More:
+		return "at least " + pods
+	case p.Count == 1:
+		return fmt.Sprintf("1 protected pod is in it (%s)", p.Example)
+	}
+	return pods
+}
+
+func lookAtThem(namespace string) string {
+	return fmt.Sprintf("Look at them (kubectl get pods -n %s -l %s=%s), and stop them first", namespace, guardv1alpha1.ExplicitDeletionLabel, guardv1alpha1.ExplicitDeletionRequired)
+}
+
+// grants reports whether the labels of a namespace let its pods be protected.
+func grants(labels map[string]string) bool {
+	switch labels[guardv1alpha1.ProtectPodsLabel] {
+	case guardv1alpha1.ProtectPodsAllowed, guardv1alpha1.ProtectPodsDefault:
+		return true
+	}
+	return false
+}
+
+// decideNamespace judges that the grant is taken from a namespace with these pods.
+func decideNamespace(request *admission.Request, grant string, protected Protected) admission.Decision {
+	if protected.Count == 0 {
+		return admission.Allow()
+	}
+	return admission.Refuse(admission.ReasonProtectionRemoved,
+		fmt.Sprintf("%s keeps the grant %s=%s: %s, and pods that replace them would be refused", request.Target(), guardv1alpha1.ProtectPodsLabel, grant, protected),
+		lookAtThem(request.Key().Name))
+}

@@ -1,0 +1,164 @@
+package protection
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/pkg/admission"
+)
+
+// fixedNamespaces are the labels of every namespace.
+type fixedNamespaces struct {
+	grant string
+	err   error
+}
+
+func (f fixedNamespaces) Labels(context.Context, string) (map[string]string, error) {
+	return map[string]string{"kubelet-guard.io/protect-pods": f.grant}, f.err
+}
+
+type fixedPods struct {
+	protected Protected
+	err       error
+}
+
+func (f fixedPods) ProtectedPods(context.Context, string) (Protected, error) {
+	return f.protected, f.err
+}
+
+// review is that of an update, or of a deletion when there is no new object.
+func review(t *testing.T, rule Rule, resource, subresource, kind, old, object string) admission.Decision {
+	t.Helper()
+	raw := func(text string) runtime.RawExtension {
+		if text == "" {
+			return runtime.RawExtension{}
+		}
+		json, err := yaml.YAMLToJSON([]byte(text))
+		require.NoError(t, err)
+		return runtime.RawExtension{Raw: json}
+	}
+	var meta metav1.PartialObjectMetadata
+	require.NoError(t, yaml.Unmarshal([]byte(old), &meta))
+	operation := admissionv1.Update
+	if object == "" {
+		operation = admissionv1.Delete
+	}
+	return rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
+		Kind:     metav1.GroupVersionKind{Version: "v1", Kind: kind},
+		Resource: metav1.GroupVersionResource{Version: "v1", Resource: resource}, SubResource: subresource,
+		Namespace: meta.Namespace, Name: meta.Name, Operation: operation,
+		Object: raw(object), OldObject: raw(old),
+	}))
+}
+
+func TestReviewPod(t *testing.T) {
+	pod := func(metadata, spec, status string) string {
+		return "{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: db-0, " + metadata + "}, spec: {" + spec + "}, status: {" + status + "}}"
+	}
+	const label = "labels: {kubelet-guard.io/explicit-deletion: required}"
+	keeps := func(why string) admission.Decision {
+		return admission.Refuse(admission.ReasonProtectionRemoved,
+			"pod/db-0 in namespace shop keeps the label kubelet-guard.io/explicit-deletion: "+why,
+			"Delete the pod if it is to end. To take the label off all the same: kubectl guard unprotect pod/db-0 -n shop --override '<reason>'")
+	}
+	refused := keeps("without it, its node may stop it for any reason of its own")
+	const running = "containerStatuses: [{name: c, state: {terminated: {exitCode: 0}}}, {name: d, state: {running: {}}}]"
+	tests := []struct {
+		name, old, new string
+		want           admission.Decision
+	}{
+		{"the label goes from a running pod", pod(label, "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", "phase: Running"), refused},
+		{"the label gets another value", pod(label, "nodeName: node-1", "phase: Running"), pod("labels: {kubelet-guard.io/explicit-deletion: wanted}", "nodeName: node-1", ""), refused},
+		{"the label stays", pod(label, "nodeName: node-1", "phase: Running"), pod(label, "nodeName: node-1", "phase: Running"), admission.Allow()},
+		{"the pod was never protected", pod("", "nodeName: node-1", ""), pod(label, "nodeName: node-1", ""), admission.Allow()},
+		{"the pod is on no node", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"), admission.Allow()},
+		{"the pod has finished", pod(label, "nodeName: node-1", "phase: Succeeded"), pod("", "nodeName: node-1", "phase: Succeeded"), admission.Allow()},
+		{"it has failed, as somebody says, and its containers run", pod(label, "nodeName: node-1", "phase: Failed, "+running), pod("", "nodeName: node-1", "phase: Failed"), refused},
+		{"it has succeeded, as somebody says, and an init container runs", pod(label, "nodeName: node-1", "phase: Succeeded, "+strings.ReplaceAll(running, "containerS", "initContainerS")), pod("", "nodeName: node-1", ""), refused},
+		{"it has failed, and its containers with it", pod(label, "nodeName: node-1", "phase: Failed, containerStatuses: [{name: c, state: {terminated: {exitCode: 1}}}]"), pod("", "nodeName: node-1", ""), admission.Allow()},
+		{"the pod is being deleted", pod(label+`, deletionTimestamp: "2026-05-04T10:00:00Z"`, "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", ""), admission.Allow()},
+		{"a mirror pod is never protected", pod(label+", annotations: {kubernetes.io/config.mirror: x}", "nodeName: node-1", "phase: Running"), pod("", "nodeName: node-1", ""), admission.Allow()},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			for _, subresource := range []string{"", "status"} {
+				rule := Rule{Namespaces: fixedNamespaces{grant: "allowed"}}
+				require.Equal(t, test.want, review(t, rule, "pods", subresource, "Pod", test.old, test.new), "subresource %q", subresource)
+			}
+		})
+	}
+	t.Run("the pod is on no node, and has the label from its namespace", func(t *testing.T) {
+		got := review(t, Rule{Namespaces: fixedNamespaces{grant: "default"}}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
+		require.Equal(t, keeps("namespace shop gives it to all of its pods, and without it a node may stop it for any reason of its own"), got)
+	})
+	t.Run("the pod is on no node, and the namespace cannot be read", func(t *testing.T) {
+		got := review(t, Rule{Namespaces: fixedNamespaces{err: errors.New("timeout")}}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
+		require.EqualError(t, got.Err, "find out whether the namespace protects its pods by default: timeout")
+	})
+}
+
+func TestReviewNamespace(t *testing.T) {
+	namespace := func(grant string) string {
+		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {kubelet-guard.io/protect-pods: " + grant + "}}}"
+	}
+	refused := func(pods string) admission.Decision {
+		return admission.Refuse(admission.ReasonProtectionRemoved,
+			"namespace/shop keeps the grant kubelet-guard.io/protect-pods=allowed: "+pods+", and pods that replace them would be refused",
+			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")
+	}
+	tests := []struct {
+		name, old, new string
+		pods           fixedPods
+		want           admission.Decision
+	}{
+		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, refused("1 protected pod is in it (db-0)")},
+		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: Protected{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 protected pods are in it (such as db-0)")},
+		{"the grant goes and none runs", namespace("default"), namespace(`""`), fixedPods{}, admission.Allow()},
+		{"the grant changes its kind", namespace("default"), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
+		{"the grant comes", namespace(`""`), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			for _, subresource := range []string{"", "status", "finalize"} {
+				require.Equal(t, test.want, review(t, Rule{Pods: test.pods}, "namespaces", subresource, "Namespace", test.old, test.new), "subresource %q", subresource)
+			}
+		})
+	}
+	t.Run("the pods cannot be listed", func(t *testing.T) {
+		got := review(t, Rule{Pods: fixedPods{err: errors.New("timeout")}}, "namespaces", "", "Namespace", namespace("allowed"), namespace(`""`))
+		require.Equal(t, admission.Failed, got.Verdict)
+		require.EqualError(t, got.Err, "find the protected pods of the namespace: timeout")
+	})
+}
+
+func TestReviewNamespaceDeletion(t *testing.T) {
+	namespace := func(grant, metadata string) string {
+		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {kubelet-guard.io/protect-pods: " + grant + "}" + metadata + "}}"
+	}
+	asked := fixedPods{err: errors.New("must not be asked")}
+	for name, test := range map[string]struct {
+		old  string
+		pods fixedPods
+		want admission.Decision
+	}{
+		"with a protected pod": {namespace("default", ""), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, admission.Refuse(admission.ReasonDependentsExist,
+			"namespace/shop was not deleted: 1 protected pod is in it (db-0), and would end with it, past their budgets",
+			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")},
+		"without one":       {namespace("allowed", ""), fixedPods{}, admission.Allow()},
+		"without the grant": {namespace("never", ""), asked, admission.Allow()},
+		"that terminates":   {namespace("allowed", `, deletionTimestamp: "2026-05-04T10:00:00Z"`), asked, admission.Allow()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, test.want, review(t, Rule{Pods: test.pods}, "namespaces", "", "Namespace", test.old, ""))
+		})
+	}
+	require.Equal(t, admission.Allow(), review(t, Rule{Pods: asked}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", ""))
+}

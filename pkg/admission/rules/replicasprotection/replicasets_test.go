@@ -1,0 +1,101 @@
+package replicasprotection
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/pkg/admission"
+)
+
+// stored is what a Get finds: the object in YAML.
+type stored string
+
+func (s stored) Get(_ context.Context, kind schema.GroupVersionKind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
+	if s == "" {
+		return nil, errors.New("no answer")
+	}
+	object := &metav1.PartialObjectMetadata{}
+	if err := yaml.Unmarshal([]byte(s), object); err != nil {
+		return nil, err
+	}
+	if object.GroupVersionKind() != kind || client.ObjectKeyFromObject(object) != key {
+		return nil, fmt.Errorf("%s %s, not %s %s", kind, key, object.GroupVersionKind(), client.ObjectKeyFromObject(object))
+	}
+	return object, nil
+}
+
+func TestReplicaSets(t *testing.T) {
+	const (
+		controller = "system:serviceaccount:kube-system:deployment-controller"
+		owned      = "ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]"
+		foreign    = "ownerReferences: [{apiVersion: rollouts.example.com/v1, kind: Rollout, name: web, controller: true}]"
+		confirm    = "labels: {kubelet-guard.io/replicas-protection: confirm}"
+	)
+	object := func(metadata, spec string) string {
+		return "{apiVersion: apps/v1, kind: ReplicaSet, metadata: {namespace: shop, name: web-1, " + metadata + "}, spec: {" + spec + "}}"
+	}
+	ofDeployment := func(next string) admission.Decision {
+		return admission.Refuse(admission.ReasonOwnedByDeployment,
+			"replicasets.apps/web-1 in namespace shop was not changed: it belongs to Deployment web, and in this namespace only the deployment controller changes it", next)
+	}
+	unconfirmed := admission.Refuse(admission.ReasonReplicasNotConfirmed,
+		"the replicas of replicasets.apps/web-1 in namespace shop were not changed from 3 to 0: it is labelled kubelet-guard.io/replicas-protection=confirm and nothing confirms the change",
+		`Confirm the new number, or a range such as "2-10", and try again: kubectl annotate replicasets.apps/web-1 -n shop --overwrite kubelet-guard.io/confirm-replicas=0`)
+	const scaleDeployment = "Scale the Deployment instead: kubectl scale deployments.apps web -n shop --replicas=0"
+	three, zero := object("", "replicas: 3"), object("", "replicas: 0")
+	for name, test := range map[string]struct {
+		subresource, user string
+		old, new          string
+		live              stored
+		want              admission.Decision
+	}{
+		"scale of a Deployment's":                 {"scale", "jane", three, zero, stored(object(owned, "")), ofDeployment(scaleDeployment)},
+		"scale of a bare one":                     {"scale", "jane", three, zero, stored(object("", "")), admission.Allow()},
+		"scale of a bare one that is labelled":    {"scale", "jane", three, zero, stored(object(confirm, "")), unconfirmed},
+		"scale that is confirmed":                 {"scale", "jane", three, zero, stored(object(confirm+`, annotations: {kubelet-guard.io/confirm-replicas: "0-3"}`, "")), admission.Allow()},
+		"scale of another controller's":           {"scale", "jane", three, zero, stored(object(foreign, "")), admission.Allow()},
+		"scale to the same number":                {"scale", "jane", three, three, "", admission.Allow()},
+		"scale without an answer":                 {"scale", "jane", three, zero, "", admission.Fail("get the ReplicaSet whose replicas change: %w", errors.New("no answer"))},
+		"update of a Deployment's":                {"", "jane", object(owned, "replicas: 3"), object(owned, "replicas: 3, minReadySeconds: 1"), "", ofDeployment("Change the Deployment instead: kubectl edit deployments.apps web -n shop")},
+		"update of a Deployment's replicas":       {"", "jane", object(owned, "replicas: 3"), object("", "replicas: 0"), "", ofDeployment(scaleDeployment)},
+		"update by the deployment controller":     {"", controller, object(owned, "replicas: 3"), object(owned, "replicas: 0"), "", admission.Allow()},
+		"update of labels":                        {"", "jane", object(owned, "replicas: 3"), object(confirm+", "+owned, "replicas: 3"), "", admission.Allow()},
+		"update of a bare one, which Rule judges": {"", "jane", object(confirm, "replicas: 3"), object(confirm, "replicas: 0"), "", admission.Allow()},
+		"status": {"status", "jane", object(owned, "replicas: 3"), object(owned, "replicas: 0"), "", admission.Allow()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw := func(text string) runtime.RawExtension {
+				json, err := yaml.YAMLToJSON([]byte(text))
+				require.NoError(t, err)
+				return runtime.RawExtension{Raw: json}
+			}
+			request := admission.NewRequest(admissionv1.AdmissionRequest{
+				Kind:      metav1.GroupVersionKind{Group: "apps", Version: "v1", Kind: "ReplicaSet"},
+				Resource:  metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"},
+				Namespace: "shop", Name: "web-1", Operation: admissionv1.Update, SubResource: test.subresource,
+				UserInfo: authenticationv1.UserInfo{Username: test.user}, Object: raw(test.new), OldObject: raw(test.old),
+			})
+			got := ReplicaSets{Workloads: test.live}.Review(t.Context(), request)
+			if test.subresource == "" && test.want.Verdict == admission.Refused {
+				test.want.Message = "replicaset" + test.want.Message[len("replicasets"):]
+			}
+			if test.want.Err != nil {
+				require.EqualError(t, got.Err, test.want.Err.Error())
+				got.Err, test.want.Err = nil, nil
+			}
+			require.Equal(t, test.want, got)
+		})
+	}
+}
