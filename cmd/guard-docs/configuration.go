@@ -72,8 +72,7 @@ func readSource(folder string) (*source, error) {
 	return s, nil
 }
 
-// configurationPage returns the page with the text between its markers written
-// anew.
+// configurationPage returns the page with the text between its markers replaced.
 func (s *source) configurationPage(page string) (string, error) {
 	for _, part := range []struct {
 		name  string
@@ -87,16 +86,9 @@ func (s *source) configurationPage(page string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		begin, end := "<!-- begin "+part.name+": written by make generate -->\n", "<!-- end "+part.name+" -->\n"
-		head, rest, found := strings.Cut(page, begin)
-		if !found {
-			return "", fmt.Errorf("the line %q is missing", strings.TrimSpace(begin))
+		if page, err = replacePart(page, part.name, text); err != nil {
+			return "", err
 		}
-		_, tail, found := strings.Cut(rest, end)
-		if !found {
-			return "", fmt.Errorf("the line %q is missing", strings.TrimSpace(end))
-		}
-		page = head + begin + "\n" + text + "\n" + end + tail
 	}
 	return page, nil
 }

@@ -1,5 +1,5 @@
-// Command guard-docs writes what the code knows best: the pages of metrics, in
-// docs/configuration.md what stands between the markers (the rest is written by
+// Command guard-docs writes what the code knows best: the pages of metrics, the text between the
+// markers in docs/configuration.md and in the pages of the webhook's rules (the rest is written by
 // hand), the dashboard, and the alerts as an object of the Prometheus operator.
 package main
 
@@ -79,5 +79,15 @@ func generate(root string) (map[string]string, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	files[path] = configuration
+	for _, rule := range specifiedRules() {
+		path := filepath.Join(root, rulePages, string(rule)+".md")
+		page, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		if files[path], err = rulePage(root, rule, string(page)); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
 	return files, nil
 }

@@ -42,10 +42,10 @@ var onlyInAlerts = []string{"kube_pod_info", "kube_pod_status_ready", "kube_node
 
 func alerts(t *testing.T) []rule {
 	t.Helper()
-	rules, err := readRules(root)
+	alerts, err := readAlerts(root)
 	require.NoError(t, err)
 	var all []rule
-	for _, group := range rules.Groups {
+	for _, group := range alerts.Groups {
 		all = append(all, group.Rules...)
 	}
 	require.NotEmpty(t, all)
@@ -84,7 +84,7 @@ func TestEveryAlertHasItsRunbook(t *testing.T) {
 func TestEveryAlertIsListedAndTested(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(root, "docs/monitoring.md"))
 	require.NoError(t, err)
-	tests, err := os.ReadFile(filepath.Join(root, strings.TrimSuffix(rulesPath, ".yaml")+"_test.yaml"))
+	tests, err := os.ReadFile(filepath.Join(root, strings.TrimSuffix(alertsPath, ".yaml")+"_test.yaml"))
 	require.NoError(t, err)
 	require.Contains(t, string(page), "(metrics.md)")
 	require.Contains(t, string(page), "(control-plane/metrics.md)")

@@ -14,10 +14,12 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
@@ -36,6 +38,7 @@ import (
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/admission/paging"
+	"kubelet-guard.io/pkg/admission/rules"
 	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
 	"kubelet-guard.io/pkg/admission/rules/poddeletion"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -223,31 +226,50 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	return mgr.Start(serve)
 }
 
-// register puts the handlers of all entries onto the server.
+// register puts the handler of each row of the table onto the server.
 func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, known indexes, fleet *fleetmetrics.Cluster, o *options, modes admission.Modes, serverClock *admission.ServerClock) error {
 	counts, err := admission.NewMetrics(metrics.Registry, modes)
 	if err != nil {
 		return err
 	}
-	entries, err := newEntries(mgr, core, known, fleet, o)
+	metadataClient, err := metadata.NewForConfig(mgr.GetConfig())
 	if err != nil {
 		return err
 	}
-	policies, err := newPolicyEntries(ctx, mgr, known.nodes, o, modes, serverClock)
+	definitions, err := apiextensions.NewForConfig(mgr.GetConfig())
 	if err != nil {
 		return err
 	}
-	entries = append(entries, policies...)
+	own := clock.RealClock{}
+	all, err := rules.New(rules.Cluster{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Core: core, Metadata: metadataClient,
+		Definitions: definitions.CustomResourceDefinitions(),
+		Budgets:     known.budgets, Nodes: known.nodes, ProtectedNodes: fleet,
+	}, rules.Options{
+		Modes: modes, RecordLifetime: o.recordTTL, DeletedNodeHold: o.deletedNodeHold,
+		WorkloadControllers: o.workloadControllers, Clock: own, ServerClock: serverClock,
+	})
+	if err != nil {
+		return err
+	}
+	if err := fillCaches(ctx, mgr); err != nil {
+		return err
+	}
+	if err := addControllers(mgr, core, o, modes, own, serverClock); err != nil {
+		return err
+	}
 	overrides := admission.Overrides{
 		Access: admission.NewAccessReviewer(core.AuthorizationV1().SubjectAccessReviews()),
 		Limit:  o.overrideLimit,
 	}
-	for _, entry := range entries {
-		handler, err := admission.NewHandler(entry, modes, overrides, counts, clock.RealClock{})
+	for _, row := range rules.Table() {
+		handler, err := row.Handler(all, mgr.GetScheme(), func(entry admission.Entry) (*admission.Handler, error) {
+			return admission.NewHandler(entry, modes, overrides, counts, own)
+		})
 		if err != nil {
 			return err
 		}
-		mgr.GetWebhookServer().Register(handler.Path(), &webhook.Admission{Handler: handler})
+		mgr.GetWebhookServer().Register(row.Path, handler)
 	}
 	return nil
 }

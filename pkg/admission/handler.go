@@ -58,9 +58,6 @@ func NewHandler(entry Entry, modes Modes, overrides Overrides, metrics *Metrics,
 	return &Handler{entry: entry, modes: modes, overrides: overrides, metrics: metrics, clock: clock}, nil
 }
 
-// Path of the entry.
-func (h *Handler) Path() string { return h.entry.Path }
-
 // Handle implements the webhook handler of controller-runtime.
 func (h *Handler) Handle(ctx context.Context, review webhook.Request) webhook.Response {
 	request := NewRequest(review.AdmissionRequest)

@@ -1,14 +1,3 @@
-/*
-Package protection holds the rule about what disarms the node guard: taking the label
-kubelet-guard.io/explicit-deletion off a running pod, or off one that its namespace gave
-it to, and taking the grant
-kubelet-guard.io/protect-pods from a namespace that has protected pods, or deleting
-the namespace with them. All of these are never allowed by themselves; the override is
-the confirmation.
-
-A policy refuses to take the label off a pod that has no override. That a namespace
-still has protected pods needs a look at them, so it is decided here alone.
-*/
 package protection
 
 import (

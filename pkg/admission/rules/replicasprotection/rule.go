@@ -1,19 +1,3 @@
-/*
-Package replicasprotection holds the rule about workloads that are labelled
-kubelet-guard.io/replicas-protection=confirm: a change of their replicas needs the new
-number, or a range that holds it, in the annotation kubelet-guard.io/confirm-replicas
-of the new object.
-
-For the built-in workloads and their scale subresource, policies decide the same
-without the webhook. Rule judges their objects when an override is on them,
-and custom kinds with a scale subresource, whose replicas may be anywhere in the spec.
-The deployment controller needs no confirmation for the ReplicaSets of a Deployment.
-
-Scales judges the scale subresource of the built-in workloads, whose object does not say how
-they are labelled: that of ReplicaSets, and of all in namespaces labelled
-kubelet-guard.io/scale-review=webhook. ReplicaSets adds that those of a Deployment change
-only with it.
-*/
 package replicasprotection
 
 import (

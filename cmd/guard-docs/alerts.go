@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	rulesPath          = "manifests/monitoring/rules/kubelet-guard.yaml"
+	alertsPath         = "manifests/monitoring/rules/kubelet-guard.yaml"
 	prometheusRulePath = "manifests/monitoring/operator/prometheusrule.yaml"
 )
 
-// rules are the alerts as Prometheus reads them.
-type rules struct {
+// alertRules are the rules of Prometheus, as it reads them.
+type alertRules struct {
 	Groups []ruleGroup `json:"groups"`
 }
 
@@ -31,22 +31,22 @@ type rule struct {
 	Annotations map[string]string `json:"annotations"`
 }
 
-// readRules reads the rules below the root. Unknown fields are errors.
-func readRules(root string) (rules, error) {
-	data, err := os.ReadFile(filepath.Join(root, rulesPath))
+// readAlerts reads the alerts below the root. Unknown fields are errors.
+func readAlerts(root string) (alertRules, error) {
+	data, err := os.ReadFile(filepath.Join(root, alertsPath))
 	if err != nil {
-		return rules{}, err
+		return alertRules{}, err
 	}
-	var r rules
+	var r alertRules
 	if err := yaml.UnmarshalStrict(data, &r); err != nil {
-		return rules{}, fmt.Errorf("%s: %w", rulesPath, err)
+		return alertRules{}, fmt.Errorf("%s: %w", alertsPath, err)
 	}
 	return r, nil
 }
 
-// prometheusRule returns the rules as the object of the Prometheus operator.
+// prometheusRule returns the alerts as the object of the Prometheus operator.
 func prometheusRule(root string) (string, error) {
-	spec, err := readRules(root)
+	spec, err := readAlerts(root)
 	if err != nil {
 		return "", err
 	}
