@@ -15,8 +15,6 @@ import (
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
-	"kubelet-guard.io/pkg/admission/rules/operationwindow"
 )
 
 // pathPrefix is that of all paths.
@@ -66,43 +64,43 @@ type Row struct {
 func Table() []Row {
 	return []Row{
 		{
-			Rule: DeletionProtection, Path: pathPrefix + "cascading-deletion",
+			Rule: DeletionProtection, Path: pathPrefix + "deletion-protection",
 			Objects:       "DELETE of objects of any kind that are labelled `deletion-protection: cascading`",
 			FailurePolicy: admission.FailClosed, Because: "the label requests protection",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.cascading, r.resources} },
 		},
 		{
-			Rule: DeletionProtection, Path: pathPrefix + "definition-deletion",
+			Rule: DeletionProtection, Path: pathPrefix + "deletion-protection/definitions",
 			Objects:       "DELETE of CustomResourceDefinitions",
 			FailurePolicy: admission.FailOpen, Because: "the definition itself has no label",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.definitions} },
 		},
 		{
-			Rule: ReplicasProtection, Path: pathPrefix + "replicas",
+			Rule: ReplicasProtection, Path: pathPrefix + "replicas-protection",
 			Objects:       "UPDATE of custom kinds that are labelled `replicas-protection: confirm`",
 			FailurePolicy: admission.FailClosed, Because: "the label requests protection",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.replicas} },
 		},
 		{
-			Rule: ReplicasProtection, Path: pathPrefix + "replicasets",
+			Rule: ReplicasProtection, Path: pathPrefix + "replicas-protection/replicasets",
 			Objects:       "UPDATE of ReplicaSets and their `/scale` in namespaces with `protect-pods`",
 			FailurePolicy: admission.FailClosed, Because: "the namespace is labelled, and the deployment controller needs no `/scale`",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.replicaSets} },
 		},
 		{
-			Rule: ReplicasProtection, Path: pathPrefix + "replicasets-elsewhere",
+			Rule: ReplicasProtection, Path: pathPrefix + "replicas-protection/replicasets-elsewhere",
 			Objects:       "`/scale` of ReplicaSets in other namespaces",
 			FailurePolicy: admission.FailOpen, Because: "most of them have no label",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.scales} },
 		},
 		{
-			Rule: ReplicasProtection, Path: pathPrefix + "scale-down",
+			Rule: ReplicasProtection, Path: pathPrefix + "replicas-protection/scale-down",
 			Objects:       "`/scale` to a lower number in namespaces with `scale-review: webhook`",
 			FailurePolicy: admission.FailClosed, Because: "the label on the namespace accepts that an outage blocks scale-downs",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.scales} },
 		},
 		{
-			Rule: ReplicasProtection, Path: pathPrefix + "scale-up",
+			Rule: ReplicasProtection, Path: pathPrefix + "replicas-protection/scale-up",
 			Objects:       "`/scale` to a higher number in namespaces with `scale-review: webhook`",
 			FailurePolicy: admission.FailOpen, Because: "autoscalers must be able to add pods during an outage",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.scales} },
@@ -114,7 +112,7 @@ func Table() []Row {
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.replicaSets, r.windows} },
 		},
 		{
-			Rule: OperationWindow, Path: operationwindow.ConfigurationPath,
+			Rule: OperationWindow, Path: pathPrefix + "operation-window/configuration",
 			Objects:       "CREATE and UPDATE of OperationWindows",
 			FailurePolicy: admission.FailOpen, Because: "the condition Valid reports a window that was not validated",
 			validates: func(r *Rules, scheme *runtime.Scheme) http.Handler {
@@ -128,25 +126,25 @@ func Table() []Row {
 			judges: func(r *Rules) []admission.Rule { return r.podDeletions() },
 		},
 		{
-			Rule: PodDeletion, Path: pathPrefix + "daemon-pod-deletion",
+			Rule: PodDeletion, Path: pathPrefix + "pod-deletion/daemon-sets",
 			Objects:       "DELETE of protected pods by the DaemonSet controller",
 			FailurePolicy: admission.FailOpen, Because: "an outage must not stop roll-outs",
 			judges: func(r *Rules) []admission.Rule { return r.podDeletions() },
 		},
 		{
-			Rule: PodDeletion, Path: pathPrefix + "pod-eviction",
+			Rule: PodDeletion, Path: pathPrefix + "pod-deletion/evictions",
 			Objects:       "evictions in namespaces with `protect-pods`",
 			FailurePolicy: admission.FailOpen, Because: "the pod may have no label, and the API server checks its budget",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.evictions, r.records} },
 		},
 		{
-			Rule: PodDeletion, Path: pathPrefix + "disruption-budget",
+			Rule: PodDeletion, Path: pathPrefix + "pod-deletion/budgets",
 			Objects:       "UPDATE and DELETE of PodDisruptionBudgets in namespaces with `protect-pods`",
 			FailurePolicy: admission.FailClosed, Because: "the namespace is labelled, and a lost budget protects nothing",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.budgetChanges} },
 		},
 		{
-			Rule: PodDeletion, Path: pathPrefix + "pod-labels",
+			Rule: PodDeletion, Path: pathPrefix + "pod-deletion/labels",
 			Objects:       "UPDATE of the labels of protected pods by people",
 			FailurePolicy: admission.FailOpen, Because: "labels must be changeable during an outage",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.budgetChanges} },
@@ -158,13 +156,13 @@ func Table() []Row {
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.nodes} },
 		},
 		{
-			Rule: NodeDeletion, Path: pathPrefix + "labelled-node-deletion",
+			Rule: NodeDeletion, Path: pathPrefix + "node-deletion/labelled",
 			Objects:       "DELETE of nodes with the label `deletion-protection`",
 			FailurePolicy: admission.FailClosed, Because: "the label requests protection",
 			judges: func(r *Rules) []admission.Rule { return []admission.Rule{r.nodes} },
 		},
 		{
-			Rule: NodeDeletion, Path: nodedeletion.ConfigurationPath,
+			Rule: NodeDeletion, Path: pathPrefix + "node-deletion/configuration",
 			Objects:       "CREATE and UPDATE of NodeDeletionPolicies",
 			FailurePolicy: admission.FailOpen, Because: "the condition Valid reports a policy that was not validated",
 			validates: func(r *Rules, scheme *runtime.Scheme) http.Handler {

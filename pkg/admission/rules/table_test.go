@@ -37,10 +37,11 @@ func TestManifestAgreesWithTheTable(t *testing.T) {
 	require.Equal(t, table, manifest)
 }
 
-func TestEachRuleHasItsPackageAndItsPage(t *testing.T) {
+func TestARuleHasOneNameForPackagePageAndPath(t *testing.T) {
 	var packages []string
 	for _, row := range Table() {
 		require.FileExists(t, filepath.Join(root, "docs/control-plane", string(row.Rule)+".md"))
+		require.Regexp(t, `^/validate/`+string(row.Rule)+`(/[a-z-]+)?$`, row.Path)
 		require.NotEmpty(t, row.Objects, row.Path)
 		require.NotEmpty(t, row.Because, row.Path)
 		require.NotEqual(t, row.judges == nil, row.validates == nil, row.Path)

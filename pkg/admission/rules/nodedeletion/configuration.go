@@ -11,10 +11,6 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// ConfigurationPath is where the API server asks about NodeDeletionPolicies
-// themselves.
-const ConfigurationPath = "/validate/configuration/node-deletion-policy"
-
 // Configuration judges NodeDeletionPolicies when they are written. It refuses what
 // the schema of their definition cannot see. It is safe for concurrent use.
 type Configuration struct {

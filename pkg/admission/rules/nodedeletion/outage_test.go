@@ -57,7 +57,7 @@ func configuration(failurePolicy admissionregistrationv1.FailurePolicyType) *adm
 		}
 	}
 	return &admissionregistrationv1.ValidatingWebhookConfiguration{Webhooks: []admissionregistrationv1.ValidatingWebhook{
-		entry(labelledEntry, "/validate/labelled-node-deletion", metav1.LabelSelectorOpExists, failurePolicy),
+		entry(labelledEntry, "/validate/node-deletion/labelled", metav1.LabelSelectorOpExists, failurePolicy),
 		entry(otherEntry, "/validate/node-deletion", metav1.LabelSelectorOpDoesNotExist, admissionregistrationv1.Ignore),
 	}}
 }

@@ -11,9 +11,6 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// ConfigurationPath is where the API server asks about OperationWindows themselves.
-const ConfigurationPath = "/validate/configuration/operation-window"
-
 // Configuration judges OperationWindows when they are written. It refuses what the
 // schema of their definition cannot see, and warns about windows without effect. It
 // is safe for concurrent use.
