@@ -64,7 +64,7 @@ func newOptions(podNamespace string) *options {
 		metricsAddress:       ":8080",
 		leaderElect:          true,
 		shutdownDelay:        5 * time.Second,
-		recordTTL:            poddeletion.DefaultRecordLifetime,
+		recordTTL:            guardv1alpha1.PodDeletionLifetime,
 		deletedNodeHold:      poddeletion.DefaultDeletedNodeHold,
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/record"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -21,8 +22,7 @@ const (
 	// defaultReleaseTimeout covers a look-up of the kubelet (30 s at worst) and the
 	// default grace period of a pod (30 s), with room for a busy node.
 	defaultReleaseTimeout = 90 * time.Second
-	// defaultRecordTTL outlives a node that is cut off over a long weekend.
-	defaultRecordTTL = 7 * 24 * time.Hour
+	defaultRecordTTL      = guardv1alpha1.PodDeletionLifetime
 )
 
 // released is one item of the output of kubectl guard release.

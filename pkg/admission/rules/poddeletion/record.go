@@ -22,10 +22,6 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// DefaultRecordLifetime is how long a record is kept: longer than a node is usually
-// cut off before somebody gives it up.
-const DefaultRecordLifetime = 7 * 24 * time.Hour
-
 // ManagedBy is the value of the label app.kubernetes.io/managed-by on records that
 // the webhook has written.
 const (

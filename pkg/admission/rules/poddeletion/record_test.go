@@ -111,7 +111,7 @@ func TestRecordRule(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: podUID, Labels: map[string]string{ManagedByLabel: ManagedBy}},
 		Spec: guardv1alpha1.PodDeletionSpec{
 			Namespace: "shop", Name: "web-1", NodeName: "node-1", RequestedBy: "ordinary", Reason: "deleted with grace period 0",
-			Expires: ptr.To(metav1.NewTime(noon.Add(DefaultRecordLifetime))),
+			Expires: ptr.To(metav1.NewTime(noon.Add(guardv1alpha1.PodDeletionLifetime))),
 		},
 	}
 	evicted := record.DeepCopy()
@@ -157,7 +157,7 @@ func TestRecordRule(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, records := newServer(test.budgets...), &written{}
-			rule, err := NewRecordRule(newReservations(s, clock), onePod{test.pod}, records, DefaultRecordLifetime, clock)
+			rule, err := NewRecordRule(newReservations(s, clock), onePod{test.pod}, records, guardv1alpha1.PodDeletionLifetime, clock)
 			require.NoError(t, err)
 			require.Equal(t, test.want, rule.Review(t.Context(), test.request))
 			require.Equal(t, test.records, records.records)
@@ -165,7 +165,7 @@ func TestRecordRule(t *testing.T) {
 		})
 	}
 	t.Run("without its record a forced delete does not pass", func(t *testing.T) {
-		rule, err := NewRecordRule(newReservations(newServer(), clock), onePod{newPod()}, &written{err: errors.New("no such kind")}, DefaultRecordLifetime, clock)
+		rule, err := NewRecordRule(newReservations(newServer(), clock), onePod{newPod()}, &written{err: errors.New("no such kind")}, guardv1alpha1.PodDeletionLifetime, clock)
 		require.NoError(t, err)
 		decision := rule.Review(t.Context(), deletion(t, newPod(), ordinary, forced))
 		require.Equal(t, admission.Failed, decision.Verdict)
@@ -235,7 +235,7 @@ func TestRecordsAreWritten(t *testing.T) {
 		got := write(t, fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour)).Build())
 		require.Equal(t, noon, lastRequested(got).UTC())
 	})
-	lifetime := expiring(DefaultRecordLifetime)
+	lifetime := expiring(guardv1alpha1.PodDeletionLifetime)
 	for name, test := range map[string]struct {
 		present *guardv1alpha1.PodDeletion
 		replace bool
@@ -243,7 +243,7 @@ func TestRecordsAreWritten(t *testing.T) {
 		"one that has expired is replaced":                    {recordOf(5*time.Second, expiring(-time.Second)), true},
 		"one that expires soon is replaced":                   {recordOf(time.Hour, expiring(time.Hour)), true},
 		"one that people wrote and that expires soon as well": {recordOf(time.Hour, expiring(time.Hour), byHand), true},
-		"one that lasts is kept":                              {recordOf(time.Hour, expiring(DefaultRecordLifetime-time.Hour)), false},
+		"one that lasts is kept":                              {recordOf(time.Hour, expiring(guardv1alpha1.PodDeletionLifetime-time.Hour)), false},
 		"one that does not expire is kept":                    {recordOf(time.Hour, byHand), false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -262,7 +262,7 @@ func TestRecordsAreWritten(t *testing.T) {
 				require.Nil(t, given.Preconditions)
 				return
 			}
-			require.Equal(t, noon.Add(DefaultRecordLifetime), got.Spec.Expires.UTC())
+			require.Equal(t, noon.Add(guardv1alpha1.PodDeletionLifetime), got.Spec.Expires.UTC())
 			require.Equal(t, test.present.UID, *given.Preconditions.UID)
 			require.NotEmpty(t, *given.Preconditions.ResourceVersion)
 		})

@@ -1,11 +1,17 @@
 package v1alpha1
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // PodDeletionKind is the kind of a PodDeletion.
 const PodDeletionKind = "PodDeletion"
+
+// PodDeletionLifetime is how long a PodDeletion is kept unless its writer chooses another
+// time: longer than a node is usually cut off before it is given up, a long weekend included.
+const PodDeletionLifetime = 7 * 24 * time.Hour
 
 // PodDeletion records that the deletion of one pod was asked for. Its name is the
 // UID of that pod. A guarded kubelet that holds a pod whose object is gone looks
