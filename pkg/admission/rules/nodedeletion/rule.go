@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -23,19 +24,18 @@ import (
 )
 
 const (
-	// chargeAttempts bounds the writes of one charge. Within a replica charges wait
-	// for each other, so a conflict needs another replica or the status controller.
-	chargeAttempts = 10
-	// conflictPause is the mean pause after a conflict.
-	conflictPause = 20 * time.Millisecond
 	// chargeTimeout bounds the wait for other charges. It is shorter than the time-out
 	// of the webhook entry: a flood of deletions has to be refused here, since the API
-	// server lets deletions of unlabelled nodes pass that get no answer in time.
+	// server lets deletions of unlabelled nodes pass that get no response in time.
 	chargeTimeout = 3 * time.Second
-	// refundTimeout bounds taking back a charge, for which the request's own time may
-	// be over.
+	// refundTimeout bounds a refund, for which the request's own time may be over.
 	refundTimeout = 3 * time.Second
 )
+
+// conflictRetries bounds the attempts of one charge, with pauses that differ between
+// replicas. Within a replica charges wait for each other, so a conflict needs another
+// replica or the status controller.
+var conflictRetries = wait.Backoff{Duration: 10 * time.Millisecond, Factor: 1, Jitter: 2, Steps: 10}
 
 // Policies reads NodeDeletionPolicies, from a cache.
 type Policies interface {
@@ -211,40 +211,43 @@ func (r *Rule) charge(ctx context.Context, request *admission.Request, policies 
 }
 
 // chargeOne writes the deletion into one ledger, and reports whether it did: not
-// when it is in there already, nor when the policy is not about the node any more. A
-// policy that has been asked is asked again when the write shows that it has changed.
-func (r *Rule) chargeOne(ctx context.Context, name string, asked map[string]*guardv1alpha1.NodeDeletionPolicy, node Node, user string) (bool, *Refusal, error) {
-	for attempt := 1; ; attempt++ {
-		policy, known := asked[name]
-		if !known || attempt > 1 {
-			var refusal *Refusal
-			var err error
-			if policy, refusal, err = r.judge(ctx, name, node); err != nil || refusal != nil {
-				return false, refusal, err
+// when it is in there already, nor when the policy does not select the node any more. A
+// policy that was judged is judged again when the write shows that it has changed.
+func (r *Rule) chargeOne(ctx context.Context, name string, judged map[string]*guardv1alpha1.NodeDeletionPolicy, node Node, user string) (written bool, refusal *Refusal, failure error) {
+	policy, known := judged[name]
+	err := wait.ExponentialBackoffWithContext(ctx, conflictRetries, func(ctx context.Context) (done bool, _ error) {
+		if !known {
+			if policy, refusal, failure = r.judge(ctx, name, node); failure != nil || refusal != nil {
+				return true, nil
 			}
 		}
-		if policy == nil {
-			return false, nil, nil
-		}
+		known = false
 		now := r.clock.Now()
-		if !record(policy, node, user, now) {
-			return false, nil, nil
+		if policy == nil || !record(policy, node, user, now) {
+			return true, nil
 		}
 		count(policy, r.mode, now)
-		if err := r.ledgers.UpdateStatus(ctx, policy); err == nil {
-			r.charges.Add(1)
-			return true, nil, nil
-		} else if !apierrors.IsConflict(err) {
-			// Whether an error without an answer was a write is not known. If it was,
+		err := r.ledgers.UpdateStatus(ctx, policy)
+		switch {
+		case apierrors.IsConflict(err):
+			return false, nil
+		case err != nil:
+			// Whether an error without a response was a write is not known. If it was,
 			// the deletion is in the ledger, and the next attempt of the client is free.
-			return false, nil, fmt.Errorf("write the deletion into its status: %w", err)
-		} else if attempt == chargeAttempts {
-			return false, tooMany(name), nil
+			failure = fmt.Errorf("write the deletion into its status: %w", err)
+			return true, nil
 		}
-		if err := r.pause(ctx); err != nil {
-			return false, nil, err
-		}
+		r.charges.Add(1)
+		written = true
+		return true, nil
+	})
+	switch {
+	case err == nil:
+		return written, refusal, failure
+	case ctx.Err() != nil:
+		return false, nil, ctx.Err()
 	}
+	return false, tooMany(name), nil
 }
 
 // tooMany refuses a deletion that could not be written down for want of time.
@@ -267,36 +270,24 @@ func (r *Rule) refund(ctx context.Context, policies []string, node Node) error {
 }
 
 func (r *Rule) refundOne(ctx context.Context, name string, node Node) error {
-	for {
+	retries := conflictRetries
+	retries.Steps = math.MaxInt // the context bounds them
+	return wait.ExponentialBackoffWithContext(ctx, retries, func(ctx context.Context) (done bool, _ error) {
 		policy, err := r.ledgers.Get(ctx, name)
 		if err != nil {
-			return client.IgnoreNotFound(err)
+			return true, client.IgnoreNotFound(err)
 		}
 		deletions, changed := Refund(policy.Status.Deletions, node.UID)
 		if !changed {
-			return nil
+			return true, nil
 		}
 		policy.Status.Deletions = deletions
 		count(policy, r.mode, r.clock.Now())
 		if err := r.ledgers.UpdateStatus(ctx, policy); !apierrors.IsConflict(err) {
-			return client.IgnoreNotFound(err)
+			return true, client.IgnoreNotFound(err)
 		}
-		if err := r.pause(ctx); err != nil {
-			return err
-		}
-	}
-}
-
-// pause waits after a conflict, for a time that differs between replicas.
-func (r *Rule) pause(ctx context.Context) error {
-	timer := r.clock.NewTimer(conflictPause/2 + rand.N(conflictPause))
-	defer timer.Stop()
-	select {
-	case <-timer.C():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+		return false, nil
+	})
 }
 
 func refuse(request *admission.Request, policy string, refusal *Refusal) admission.Decision {

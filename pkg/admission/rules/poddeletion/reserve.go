@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,8 +52,8 @@ func (b apiBudgets) UpdateStatus(ctx context.Context, budget *policyv1.PodDisrup
 // conflictRetries are the waits after conflicts. Reviews of this process take turns,
 // so that a conflict comes from another replica, an eviction or the disruption
 // controller, and is over soon. Together they stay below the time that the API
-// server gives a review.
-var conflictRetries = wait.Backoff{Duration: 4 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 300 * time.Millisecond}
+// server gives a review: a Cap would end them earlier.
+var conflictRetries = wait.Backoff{Duration: 4 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 8}
 
 // Reservations takes disruptions from budgets. It is safe for concurrent use.
 type Reservations struct {
@@ -62,63 +61,12 @@ type Reservations struct {
 	budgets Budgets
 	clock   clock.PassiveClock
 	retries wait.Backoff
-
-	mu sync.Mutex
-	// turns holds those budgets that a review is busy with.
-	turns map[types.NamespacedName]*turn
+	turns   turns
 }
 
 // NewReservations returns reservations on the budgets that the index finds.
 func NewReservations(index *Index, budgets Budgets, clock clock.PassiveClock) *Reservations {
-	return &Reservations{
-		index: index, budgets: budgets, clock: clock, retries: conflictRetries,
-		turns: map[types.NamespacedName]*turn{},
-	}
-}
-
-// turn makes reviews of one budget take turns, so that they do not conflict with
-// each other and each starts from what the one before has written.
-type turn struct {
-	// busy has room for the one whose turn it is.
-	busy chan struct{}
-	// waiting counts those that have or want the turn.
-	waiting int
-	// latest is what the last one read or wrote, at that time. It is kept only as long
-	// as somebody waits: after that the index knows better.
-	latest   *policyv1.PodDisruptionBudget
-	latestAt time.Time
-}
-
-// enter waits for the turn on the budget. leave must be called when it returned one.
-func (r *Reservations) enter(ctx context.Context, name types.NamespacedName) (*turn, error) {
-	r.mu.Lock()
-	t := r.turns[name]
-	if t == nil {
-		t = &turn{busy: make(chan struct{}, 1)}
-		r.turns[name] = t
-	}
-	t.waiting++
-	r.mu.Unlock()
-	select {
-	case t.busy <- struct{}{}:
-		return t, nil
-	case <-ctx.Done():
-		r.forget(name, t)
-		return nil, ctx.Err()
-	}
-}
-
-func (r *Reservations) leave(name types.NamespacedName, t *turn) {
-	<-t.busy
-	r.forget(name, t)
-}
-
-func (r *Reservations) forget(name types.NamespacedName, t *turn) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if t.waiting--; t.waiting == 0 {
-		delete(r.turns, name)
-	}
+	return &Reservations{index: index, budgets: budgets, clock: clock, retries: conflictRetries}
 }
 
 // answer is what the budget of a pod says.
@@ -186,102 +134,124 @@ func (r *Reservations) ask(ctx context.Context, pod *corev1.Pod, how way, dryRun
 	}, nil
 }
 
-func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, how way, dryRun bool) (answer, error) {
-	name := types.NamespacedName{Namespace: cached.Namespace, Name: cached.Name}
-	result := answer{budget: name}
-	budget, live, at := cached, false, time.Time{}
-	if !dryRun {
-		started := r.clock.Now()
-		turn, err := r.enter(ctx, name)
-		if err != nil {
-			return result, fmt.Errorf("waiting for other deletes under poddisruptionbudget %s: %w", name, err)
-		}
-		defer r.leave(name, turn)
-		if turn.latest != nil {
-			// What came from the API server while this review waited is as good as if it
-			// had asked itself: of many deletes that have to be refused, few ask.
-			budget, live, at = turn.latest, turn.latestAt.After(started), turn.latestAt
-		}
-		if live && !selectorOf(budget).Matches(labels.Set(pod.Labels)) {
-			result.account = accountUnselected
-			return result, nil
-		}
-		defer func() {
-			if live {
-				turn.latest, turn.latestAt = budget, at
-			}
-		}()
-	}
-	refresh := func() error {
-		asked := r.clock.Now()
-		read, err := r.budgets.Get(ctx, name)
-		if err != nil {
-			if apierrors.IsNotFound(err) {
-				result.account = accountUnselected
-				return nil
-			}
-			return fmt.Errorf("read poddisruptionbudget %s: %w", name, err)
-		}
-		budget, live, at = read, true, asked
-		if !selectorOf(budget).Matches(labels.Set(pod.Labels)) {
-			result.account = accountUnselected
-		}
-		return nil
-	}
-	retries := r.retries
-	for {
-		now := r.clock.Now()
-		result.account, result.why = judge(budget, pod, how, now)
-		if !live && (dryRun || result.account != accountCharge) {
-			if err := refresh(); err != nil {
-				return result, err
-			}
-			if result.account == accountUnselected {
-				return result, nil
-			}
-			continue
-		}
-		if dryRun || result.account != accountCharge {
-			return result, nil
-		}
-		written, err := r.budgets.UpdateStatus(ctx, charge(budget, pod.Name, now))
-		switch {
-		case err == nil:
-			budget, live, at = written, true, now
-			result.left, result.at = written.Status.DisruptionsAllowed, now
-			return result, nil
-		case apierrors.IsNotFound(err):
-			result.account = accountUnselected
-			return result, nil
-		case !apierrors.IsConflict(err):
-			return result, fmt.Errorf("reserve a disruption of poddisruptionbudget %s: %w", name, err)
-		case retries.Steps <= 1:
-			return result, fmt.Errorf("poddisruptionbudget %s was changed by others at each of %d attempts to reserve a disruption; try again", name, r.retries.Steps)
-		case live:
-			// What was read a moment ago is old already: others are busy with it. The
-			// first conflict usually means no more than an old cache.
-			if err := r.pause(ctx, retries.Step()); err != nil {
-				return result, err
-			}
-		default:
-			retries.Steps--
-		}
-		if err := refresh(); err != nil {
-			return result, err
-		}
-		if result.account == accountUnselected {
-			return result, nil
-		}
-	}
+// reading is a budget as a review knows it.
+type reading struct {
+	budget *policyv1.PodDisruptionBudget
+	// live: it is as the API server had it at a time after the review started.
+	live bool
+	// at is when it was read or written, zero for one of the index.
+	at time.Time
+	// stale: a write has shown that it has changed.
+	stale bool
 }
 
-func (r *Reservations) pause(ctx context.Context, duration time.Duration) error {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+// reserve takes a disruption from the budget that the index shows as cached.
+func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, how way, dryRun bool) (answer, error) {
+	name := types.NamespacedName{Namespace: cached.Namespace, Name: cached.Name}
+	known := reading{budget: cached}
+	if dryRun {
+		return r.judgeLive(ctx, name, &known, pod, how)
 	}
+	started := r.clock.Now()
+	turn, err := r.turns.enter(ctx, name)
+	if err != nil {
+		return answer{budget: name}, fmt.Errorf("waiting for other deletes under poddisruptionbudget %s: %w", name, err)
+	}
+	defer r.turns.leave(name, turn)
+	if turn.latest.budget != nil {
+		// What came from the API server while this review waited is as good as if the review had
+		// read it: of many deletes that have to be refused, few read.
+		known = turn.latest
+		known.live = known.at.After(started)
+	}
+	defer func() {
+		if known.live {
+			turn.latest = known
+		}
+	}()
+	return r.chargeKnown(ctx, name, &known, pod, how)
+}
+
+// chargeKnown charges the budget by compare-and-swap, and retries after conflicts.
+func (r *Reservations) chargeKnown(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (answer, error) {
+	var (
+		result    answer
+		failure   error
+		conflicts int
+	)
+	attempt := func(ctx context.Context) (done bool, _ error) {
+		result, failure = r.attempt(ctx, name, known, pod, how)
+		if !apierrors.IsConflict(failure) {
+			return true, nil
+		}
+		known.stale = true
+		conflicts++
+		return false, nil
+	}
+	if !known.live {
+		// The first conflict usually means no more than an old cache, and the next attempt follows
+		// at once. Later ones mean that others are busy with the budget.
+		if done, _ := attempt(ctx); done {
+			return result, failure
+		}
+	}
+	switch err := wait.ExponentialBackoffWithContext(ctx, r.retries, attempt); {
+	case err == nil:
+		return result, failure
+	case ctx.Err() != nil:
+		return result, ctx.Err()
+	}
+	return result, fmt.Errorf("poddisruptionbudget %s was changed by others at each of %d attempts to reserve a disruption; try again", name, conflicts)
+}
+
+// attempt judges the budget and charges it once. The error of a conflict is that of the API server.
+func (r *Reservations) attempt(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (answer, error) {
+	now := r.clock.Now()
+	result := known.judge(name, pod, how, now)
+	// What the index shows may be old: only a write that succeeds may rest on it.
+	if known.stale || !known.live && result.account != accountCharge {
+		var err error
+		if result, err = r.judgeLive(ctx, name, known, pod, how); err != nil {
+			return result, err
+		}
+		now = r.clock.Now()
+	}
+	if result.account != accountCharge {
+		return result, nil
+	}
+	written, err := r.budgets.UpdateStatus(ctx, charge(known.budget, pod.Name, now))
+	switch {
+	case err == nil:
+		*known = reading{budget: written, live: true, at: now}
+		result.left, result.at = written.Status.DisruptionsAllowed, now
+	case apierrors.IsNotFound(err):
+		return answer{budget: name, account: accountUnselected}, nil
+	case !apierrors.IsConflict(err):
+		err = fmt.Errorf("reserve a disruption of poddisruptionbudget %s: %w", name, err)
+	}
+	return result, err
+}
+
+// judgeLive reads the budget from the API server and judges it.
+func (r *Reservations) judgeLive(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (answer, error) {
+	at := r.clock.Now()
+	budget, err := r.budgets.Get(ctx, name)
+	switch {
+	case apierrors.IsNotFound(err):
+		return answer{budget: name, account: accountUnselected}, nil
+	case err != nil:
+		return answer{budget: name}, fmt.Errorf("read poddisruptionbudget %s: %w", name, err)
+	}
+	*known = reading{budget: budget, live: true, at: at}
+	return known.judge(name, pod, how, r.clock.Now()), nil
+}
+
+// judge returns what the budget allows. The index has matched the labels of a budget that is not
+// live.
+func (k reading) judge(name types.NamespacedName, pod *corev1.Pod, how way, now time.Time) answer {
+	if k.live && !selectorOf(k.budget).Matches(labels.Set(pod.Labels)) {
+		return answer{budget: name, account: accountUnselected}
+	}
+	account, why := judge(k.budget, pod, how, now)
+	return answer{budget: name, account: account, why: why}
 }

@@ -226,7 +226,7 @@ func TestReserve(t *testing.T) {
 		s := newServer(allowing("web", 5))
 		s.beforeWrite = func() { s.put(s.budget("web")) }
 		_, err := newReservations(s, clock).Reserve(t.Context(), newPod(), false)
-		require.EqualError(t, err, "poddisruptionbudget shop/web was changed by others at each of 10 attempts to reserve a disruption; try again")
+		require.EqualError(t, err, "poddisruptionbudget shop/web was changed by others at each of 9 attempts to reserve a disruption; try again")
 	})
 	t.Run("an error of the API server is none of the budget's", func(t *testing.T) {
 		s := newServer(allowing("web", 5))
@@ -244,7 +244,7 @@ func TestReserve(t *testing.T) {
 		s, clock := newServer(allowing("web", 1)), testclock.NewFakeClock(noon)
 		r := newReservations(s, clock)
 		name := types.NamespacedName{Namespace: "shop", Name: "web"}
-		turn, err := r.enter(t.Context(), name)
+		turn, err := r.turns.enter(t.Context(), name)
 		require.NoError(t, err)
 		got := make(chan answer)
 		go func() {
@@ -252,9 +252,9 @@ func TestReserve(t *testing.T) {
 			assert.NoError(t, err)
 			got <- answer
 		}()
-		require.Eventually(t, func() bool { r.mu.Lock(); defer r.mu.Unlock(); return turn.waiting == 2 }, time.Minute, time.Millisecond)
-		turn.latest, turn.latestAt = allowing("web", 0), noon.Add(time.Second)
-		r.leave(name, turn)
+		require.Eventually(t, func() bool { r.turns.mu.Lock(); defer r.turns.mu.Unlock(); return turn.waiting == 2 }, time.Minute, time.Millisecond)
+		turn.latest = reading{budget: allowing("web", 0), live: true, at: noon.Add(time.Second)}
+		r.turns.leave(name, turn)
 		require.Equal(t, accountRefuse, (<-got).account)
 		require.Zero(t, s.reads)
 	})
@@ -262,14 +262,14 @@ func TestReserve(t *testing.T) {
 		s := newServer(allowing("web", 5))
 		r := newReservations(s, clock)
 		name := types.NamespacedName{Namespace: "shop", Name: "web"}
-		turn, err := r.enter(t.Context(), name)
+		turn, err := r.turns.enter(t.Context(), name)
 		require.NoError(t, err)
 		over, cancel := context.WithCancel(t.Context())
 		cancel()
 		_, err = r.Reserve(over, newPod(), false)
 		require.ErrorIs(t, err, context.Canceled)
-		r.leave(name, turn)
-		require.Empty(t, r.turns, "nothing is kept of reviews that are over")
+		r.turns.leave(name, turn)
+		require.Empty(t, r.turns.byBudget, "nothing is kept of reviews that are over")
 	})
 }
 
