@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -129,18 +130,9 @@ func (h *Handler) judge(response *response, rule RuleName, mode Mode, decision D
 // override returns a function that judges the override of the request once, when
 // first called.
 func (h *Handler) override(ctx context.Context, request *Request) func() (OverrideValue, error) {
-	var (
-		judged bool
-		value  OverrideValue
-		err    error
-	)
-	return func() (OverrideValue, error) {
-		if judged {
-			return value, err
-		}
-		judged = true
+	return sync.OnceValues(func() (OverrideValue, error) {
 		started := h.clock.Now()
-		value, err = h.overrides.judge(ctx, request, started)
+		value, err := h.overrides.judge(ctx, request, started)
 		if !errors.Is(err, errNoOverride) {
 			verdict := Allowed
 			if err != nil {
@@ -149,7 +141,7 @@ func (h *Handler) override(ctx context.Context, request *Request) func() (Overri
 			h.metrics.observe(Override, verdict, h.modes.Of(Override), request.Operation, h.clock.Since(started))
 		}
 		return value, err
-	}
+	})
 }
 
 // advice says how to override the refusal. An object that does not exist yet cannot

@@ -8,7 +8,6 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -290,9 +289,8 @@ func suspend(sentence string, request *admission.Request) string {
 
 // observed reports whether the status is not older than the spec. A custom kind that
 // does not say counts as observed.
-func observed(object metav1.Object, required bool) bool {
-	content := object.(*unstructured.Unstructured).Object
-	seen, found, err := unstructured.NestedInt64(content, "status", "observedGeneration")
+func observed(object *unstructured.Unstructured, required bool) bool {
+	seen, found, err := unstructured.NestedInt64(object.Object, "status", "observedGeneration")
 	if err != nil || !found {
 		return !required || object.GetGeneration() == 0
 	}
