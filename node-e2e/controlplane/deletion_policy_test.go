@@ -210,7 +210,7 @@ var _ = Describe("deletion-protection: cascading on a workload", Label(labelPoli
 			as := resourceIn(ordinary.dynamic(), gvr, namespace)
 
 			refusal := as.Delete(ctx, "web", metav1.DeleteOptions{})
-			Expect(refusal).To(BeRefused(name+" web was not deleted", "asks for 1 replicas"))
+			Expect(refusal).To(BeRefused(name+" web was not deleted", "spec.replicas is 1"))
 			ordinary.followAdvice(ctx, refusal)
 			Eventually(ctx, func() error {
 				return as.Delete(ctx, "web", metav1.DeleteOptions{})

@@ -108,10 +108,10 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		namespace := newNamespace(ctx, cascading)
 		pod := createPod(ctx, namespace, newPod("web", nil))
 		refusal := deleteNamespace(ctx, namespace, metav1.DeleteOptions{})
-		Expect(refusal).To(BeRefused("namespace/"+namespace+" was not deleted", "deletion-protection=cascading", "1 pod (web)", "kubectl get pods,persistentvolumeclaims -n "+namespace))
+		Expect(refusal).To(BeRefused("namespace/"+namespace+" was not deleted", "deletion-protection=cascading", "pods: 1 (web)", "kubectl get pods,persistentvolumeclaims -n "+namespace))
 		deleted := ordinary.kubectl(ctx, "delete", "namespace", namespace, "--wait=false")
 		Expect(deleted.Err).To(HaveOccurred())
-		Expect(deleted.Stderr).To(ContainSubstring("1 pod (web)"))
+		Expect(deleted.Stderr).To(ContainSubstring("pods: 1 (web)"))
 
 		By("deleting the pod")
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{})).To(Succeed())
@@ -148,7 +148,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 			}
 			return bound.Status.Phase, nil
 		}).WithTimeout(controllerWait).Should(Equal(corev1.ClaimBound))
-		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("1 bound persistent volume claim (data)"))
+		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("bound persistent volume claims: 1 (data)"))
 
 		By("deleting the claim")
 		Expect(client.CoreV1().PersistentVolumeClaims(namespace).Delete(ctx, "data", metav1.DeleteOptions{})).To(Succeed())
@@ -185,7 +185,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		_, err := core.Pods(namespace).Create(ctx, waiting, metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
 		claims := ordinary.client().CoreV1().PersistentVolumeClaims(namespace)
-		Expect(claims.Delete(ctx, "used", metav1.DeleteOptions{})).To(BeRefused("persistentvolumeclaim/used in namespace "+namespace, "is mounted by 1 pod (waiting)"))
+		Expect(claims.Delete(ctx, "used", metav1.DeleteOptions{})).To(BeRefused("persistentvolumeclaim/used in namespace "+namespace, "is mounted by pods: 1 (waiting)"))
 		Expect(claims.Delete(ctx, "unused", metav1.DeleteOptions{})).To(Succeed())
 
 		createPod(ctx, namespace, newPod("web", nil))
@@ -196,7 +196,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		services := ordinary.client().CoreV1().Services(namespace)
 		Eventually(ctx, func() error {
 			return services.Delete(ctx, "web", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
-		}).WithTimeout(controllerWait).Should(BeRefused("service/web in namespace "+namespace, "1 ready endpoint (web)"), "the endpoint controller has seen the pod")
+		}).WithTimeout(controllerWait).Should(BeRefused("service/web in namespace "+namespace, "ready endpoints: 1 (web)"), "the endpoint controller has seen the pod")
 		Expect(services.Delete(ctx, "idle", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(specTimeout))
 
@@ -262,7 +262,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 			Expect(err).NotTo(HaveOccurred())
 		}
 		refusal := ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{})
-		Expect(refusal).To(BeRefused(definition+" was not deleted", "at least 1 custom resource (such as kept) labelled "+labelDeletionProtection))
+		Expect(refusal).To(BeRefused(definition+" was not deleted", "custom resources labelled "+labelDeletionProtection+": at least 1 (such as kept)"))
 		By("taking the label off")
 		ordinary.kubectl(ctx, "label", definition, "kept", labelDeletionProtection+"-").ExpectDone()
 		Expect(ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})).To(Succeed())
@@ -292,13 +292,13 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		as := ordinary.dynamic().Resource(gvr)
 		_, err := as.Create(ctx, customObject(gvr, "north", 2, cascading), metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
-		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("fleet.e2e.example.com/north was not deleted", "asks for 2 replicas", "kubectl scale fleet.e2e.example.com/north --replicas=0"))
+		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("fleet.e2e.example.com/north was not deleted", "spec.replicas is 2", "kubectl scale fleet.e2e.example.com/north --replicas=0"))
 
 		By("following the advice")
 		ordinary.kubectl(ctx, "scale", "fleet.e2e.example.com/north", "--replicas=0").ExpectDone()
 		_, err = as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":1}}`), metav1.PatchOptions{}, "status")
 		Expect(err).NotTo(HaveOccurred())
-		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("still has 1 pod"))
+		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("still runs (pods: 1)"))
 		_, err = as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":0}}`), metav1.PatchOptions{}, "status")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(Succeed())
@@ -361,7 +361,7 @@ var _ = Describe("the incident of the deleted definition", func() {
 		By("deleting the definition as an ordinary user and as the administrator")
 		deleted := ordinary.kubectl(ctx, "delete", "crd", "machines.e2e.example.com", "--wait=false")
 		Expect(deleted.Err).To(HaveOccurred())
-		Expect(deleted.Stderr).To(ContainSubstring("its deletion would delete 1000 custom resources (such as machine-0000)"))
+		Expect(deleted.Stderr).To(ContainSubstring("its deletion would delete its custom resources: 1000 (such as machine-0000)"))
 		Expect(dynamicClient.Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(BeRefused("1000 custom resources"))
 		AddReportEntry("objects left after the refused deletion", count())
 		Expect(count()).To(Equal(objects), "objects that are left")

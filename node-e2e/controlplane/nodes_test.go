@@ -135,7 +135,7 @@ var _ = Describe("node deletion policies", func() {
 				deleted++
 				continue
 			}
-			Expect(err).To(BeRefused(fmt.Sprintf("NodeDeletionPolicy %s allows %d deletions in 1h", pool, limit), "The next is allowed at "))
+			Expect(err).To(BeRefused(fmt.Sprintf("NodeDeletionPolicy %s limits deletions to %d in 1h", pool, limit), "The next is allowed at "))
 			refused = err
 		}
 		By(fmt.Sprintf("%d of %d deleted in %s; then: %v", deleted, nodes, time.Since(started).Round(time.Millisecond), refused))
@@ -154,18 +154,18 @@ var _ = Describe("node deletion policies", func() {
 		By("kubectl delete nodes, DELETECOLLECTION and the node controller stop there too")
 		all := ordinary.kubectl(ctx, "delete", "nodes", "-l", poolLabel+"="+pool, "--wait=false")
 		Expect(all.Err).To(HaveOccurred())
-		Expect(all.Stderr).To(ContainSubstring("allows 20 deletions in 1h"))
+		Expect(all.Stderr).To(ContainSubstring("limits deletions to 20 in 1h"))
 		err = looping.CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
-		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
+		Expect(err).To(BeRefused("limits deletions to 20 in 1h"))
 		err = nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-299", metav1.DeleteOptions{})
-		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
+		Expect(err).To(BeRefused("limits deletions to 20 in 1h"))
 		Expect(nodesOf(ctx, pool)).To(HaveLen(nodes - limit))
 
 		By("both replicas of the webhook restart, and remember")
 		kubectl(ctx, "delete", "pods", "-n", guardNamespace, "-l", webhookSelector, "--wait=true").ExpectDone()
 		awaitWebhook(ctx)
 		err = looping.CoreV1().Nodes().Delete(ctx, pool+"-298", metav1.DeleteOptions{})
-		Expect(err).To(BeRefused("allows 20 deletions in 1h"))
+		Expect(err).To(BeRefused("limits deletions to 20 in 1h"))
 
 		By("whoever may override does")
 		ordinary.kubectl(ctx, "annotate", "node", pool+"-297", annotationOverride+"="+overrideFor(time.Hour, "INC-2")).ExpectDone()
@@ -224,7 +224,7 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 		Expect(charged()).To(Equal([]int{1, 1}), "after a refusal")
 		Expect(nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-005", metav1.DeleteOptions{})).To(Succeed(), "a node that is not ready, by the node controller")
 		Expect(charged()).To(Equal([]int{2, 2}))
-		Expect(nodes.Delete(ctx, pool+"-004", dryRun)).To(BeRefused("charge-a allows 2 deletions in 1h"), "a dry run at the limit")
+		Expect(nodes.Delete(ctx, pool+"-004", dryRun)).To(BeRefused("charge-a limits deletions to 2 in 1h"), "a dry run at the limit")
 		Eventually(ctx, func(g Gomega) {
 			status := nodePolicyStatus(ctx, g, "charge-a")
 			g.Expect([]int32{status.Nodes, status.ReadyNodes, status.DeletionsAllowed}).To(Equal([]int32{4, 3, 0}), "nodes, ready, allowed")
@@ -322,7 +322,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 			`{"status":{"deletions":[{"uid":"gone","node":"gone","time":%q}]}}`, tomorrow.Format("2006-01-02T15:04:05.000000Z")), metav1.PatchOptions{}, "status")
 		Expect(err).NotTo(HaveOccurred())
 		refusal := ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})
-		Expect(refusal).To(BeRefused("allows 1 deletion in 1h", "A clock is or was wrong"))
+		Expect(refusal).To(BeRefused("limits deletions to 1 in 1h", "A clock is or was wrong"))
 		Eventually(ctx, func(g Gomega) {
 			status := nodePolicyStatus(ctx, g, pool)
 			g.Expect(status.Deletions).To(HaveLen(1))
@@ -330,7 +330,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 			g.Expect(status.Deletions[0].WrittenTime.Time).To(BeTemporally("~", tomorrow, time.Second))
 			g.Expect(status.NextDeletionExpires.Time).To(BeTemporally("~", time.Now().Add(time.Hour), time.Minute))
 		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
-		Expect(ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(BeRefused("allows 1 deletion in 1h", "A clock is or was wrong"))
+		Expect(ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(BeRefused("limits deletions to 1 in 1h", "A clock is or was wrong"))
 	}, SpecTimeout(specTimeout))
 
 	It("select as label selectors do, in CEL, also in an outage", Label(labelOutage), Serial, func(ctx SpecContext) {

@@ -155,7 +155,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 
 		By("a pool whose limit is used up: the API server knows")
 		for _, name := range numbered(free, 2, 4) {
-			Expect(as.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(BeRefused("NodeDeletionPolicy "+free+" allows 2 deletions in 1h, and 2 count"), "%s", name)
+			Expect(as.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(BeRefused("NodeDeletionPolicy "+free+" limits deletions to 2 in 1h, and 2 count"), "%s", name)
 		}
 		_, err = ordinary.dynamic().Resource(nodePolicyResource).Patch(ctx, free, types.MergePatchType, []byte(`{"spec":{"maxDeletions":3}}`), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred())

@@ -120,7 +120,7 @@ var _ = Describe("the override", func() {
 		createPod(ctx, namespace, newPod("web", nil))
 		object, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "retired")), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred())
-		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("1 pod (web)", "may not use the verb override"))
+		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("pods: 1 (web)", "may not use the verb override"))
 		Expect(overrider.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
 		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
 			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
@@ -220,7 +220,7 @@ var _ = Describe("the grant of a namespace", func() {
 	It("stays while protected pods run, and goes with the last of them", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		pod := createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
-		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("namespace/"+namespace+" keeps the grant", "1 protected pod is in it (web)"))
+		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("namespace/"+namespace+" keeps the grant", "Protected pods: 1 (web)"))
 		Expect(regrant(ctx, ordinary, namespace, "null", "status")).To(BeRefused("keeps the grant"), "by way of the status")
 		finalized, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 		Expect(err).NotTo(HaveOccurred())
@@ -242,7 +242,7 @@ var _ = Describe("the grant of a namespace", func() {
 		pending.Spec.NodeSelector = map[string]string{"no": "node"}
 		_, err := client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
-		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("1 protected pod is in it (pending)"))
+		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("Protected pods: 1 (pending)"))
 	}, SpecTimeout(specTimeout))
 
 	It("goes with an override while they run", func(ctx SpecContext) {

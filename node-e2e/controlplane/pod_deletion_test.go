@@ -619,7 +619,7 @@ var _ = Describe("deletion of protected pods", func() {
 		markFailed(ctx, namespace, "lost")
 
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).
-			To(BeRefused("namespace/" + namespace + " was not deleted: 1 protected pod is in it (ending)"))
+			To(BeRefused("namespace/" + namespace + " was not deleted: its protected pods would be deleted with it, past their budgets: 1 (ending)"))
 		kubectl(ctx, "annotate", "namespace", namespace, "--overwrite", annotationOverride+"="+overrideFor(time.Hour, "moved")).ExpectDone()
 		Expect(client.CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
 		Eventually(ctx, func(g Gomega) {

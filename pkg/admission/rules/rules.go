@@ -77,8 +77,6 @@ type Rules struct {
 func New(c Cluster, o Options) (*Rules, error) {
 	lookup := replicasprotection.Lookup{Definitions: c.Definitions}
 	dependents := deletionprotection.Cluster{Metadata: c.Metadata, Core: c.Core}
-	policies := nodedeletion.CachedPolicies{Reader: c.Client}
-	workloads := operationwindow.LiveWorkloads{Reader: c.Live}
 	reservations := poddeletion.NewReservations(c.Budgets, poddeletion.NewBudgets(c.Core.PolicyV1()), o.Clock)
 	records, err := poddeletion.NewRecordRule(reservations, poddeletion.NewPodReader(c.Core.CoreV1()),
 		poddeletion.NewRecords(c.Client, c.Live, o.Clock), o.RecordLifetime, o.Clock)
@@ -89,31 +87,29 @@ func New(c Cluster, o Options) (*Rules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--workload-controllers: %w", err)
 	}
-	lost := nodedeletion.NewLostNodes(policies, c.Nodes, nodedeletion.LiveNodes{Reader: c.Live}, c.ProtectedNodes, o.Clock)
+	lost := nodedeletion.NewLostNodes(c.Client, c.Nodes, c.Live, c.ProtectedNodes, o.Clock)
 	return &Rules{
-		cascading: deletionprotection.Cascading{Sources: deletionprotection.Sources{
-			Pods: dependents, Claims: dependents, ClaimUsers: dependents, Endpoints: dependents, Instances: dependents, Scale: lookup,
-		}},
+		cascading:   deletionprotection.Cascading{Dependents: dependents, Scale: lookup},
 		resources:   deletionprotection.Resources{Scale: lookup},
-		definitions: deletionprotection.Definitions{Instances: dependents},
+		definitions: deletionprotection.Definitions{Dependents: dependents},
 		evictions:   deletionprotection.Evictions{Metadata: c.Metadata},
 
 		replicas:    replicasprotection.Rule{Scale: lookup},
-		replicaSets: replicasprotection.ReplicaSets{Workloads: workloads},
-		scales:      replicasprotection.Scales{Workloads: workloads},
+		replicaSets: replicasprotection.ReplicaSets{Live: c.Live},
+		scales:      replicasprotection.Scales{Live: c.Live},
 
-		windows:             operationwindow.NewRule(operationwindow.CachedWindows{Reader: c.Client}, workloads, o.ServerClock),
+		windows:             operationwindow.NewRule(c.Client, c.Live, o.ServerClock),
 		windowConfiguration: operationwindow.Configuration{Namespaces: c.Client},
 
-		pods:          poddeletion.NewRule(reservations, lost, poddeletion.NewDaemonSetReader(c.Live), controllers, o.DeletedNodeHold, o.Clock),
+		pods:          poddeletion.NewRule(reservations, lost, c.Live, controllers, o.DeletedNodeHold, o.Clock),
 		records:       records,
 		budgetChanges: poddeletion.NewChanges(c.Budgets, poddeletion.NewProtectedPods(c.Metadata)),
 
-		nodes: nodedeletion.NewRule(policies, c.Nodes, nodedeletion.NewLiveLedgers(c.Client, c.Live, c.Client),
+		nodes: nodedeletion.NewRule(c.Client, c.Nodes, nodedeletion.NewLiveLedgers(c.Client, c.Live, c.Client),
 			o.Modes.Of(admission.NodeDeletion), o.ServerClock),
-		policyConfiguration: nodedeletion.Configuration{Policies: policies},
+		policyConfiguration: nodedeletion.Configuration{Policies: c.Client},
 
-		protection: protection.Rule{Pods: protection.Cluster{Metadata: c.Metadata}, Namespaces: protection.CachedNamespaces{Reader: c.Client}},
+		protection: protection.Rule{Pods: protection.Cluster{Metadata: c.Metadata}, Cached: c.Client},
 	}, nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
+
+	"kubelet-guard.io/pkg/admission"
 )
 
 // pageSize of lists whose items have to be looked at.
@@ -17,52 +19,43 @@ const pageSize = 500
 // unfinishedPods excludes pods that run no containers any more.
 const unfinishedPods = "status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed)
 
-// Cluster finds dependents in the cluster. It implements the listers of Sources and
-// is safe for concurrent use.
+// Cluster finds dependents at the API server. It is safe for concurrent use.
 type Cluster struct {
 	Metadata metadata.Interface
 	Core     kubernetes.Interface
 }
 
-// Pods implements PodLister. It reads one page: whether there are any is what counts.
-func (c Cluster) Pods(ctx context.Context, namespace string) (Found, error) {
+// Pods implements Dependents. It reads one page: whether there are any is what counts.
+func (c Cluster) Pods(ctx context.Context, namespace string) (admission.Found, error) {
 	list, err := c.Metadata.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(namespace).
 		List(ctx, metav1.ListOptions{FieldSelector: unfinishedPods, Limit: pageSize})
 	if err != nil {
-		return Found{}, err
+		return admission.Found{}, err
 	}
-	found := Found{Count: len(list.Items), More: list.Continue != ""}
-	if found.Count > 0 {
-		found.Example = list.Items[0].Name
-	}
-	return found, nil
+	return admission.FoundIn(list), nil
 }
 
-// Instances implements InstanceLister. It reads the metadata of one object; the API
+// Instances implements Dependents. It reads the metadata of one object; the API
 // server says how many more there are.
-func (c Cluster) Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (Found, error) {
+func (c Cluster) Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (admission.Found, error) {
 	list, err := c.Metadata.Resource(resource).List(ctx, metav1.ListOptions{LabelSelector: selector, Limit: 1})
 	if err != nil {
-		return Found{}, err
+		return admission.Found{}, err
 	}
-	found := Found{Count: len(list.Items)}
+	found := admission.FoundIn(list)
 	if found.Count > 0 {
-		found.Example = list.Items[0].Name
 		if namespace := list.Items[0].Namespace; namespace != "" {
 			found.Example = namespace + "/" + found.Example
 		}
 	}
-	switch {
-	case list.RemainingItemCount != nil:
-		found.Count += int(*list.RemainingItemCount)
-	case list.Continue != "":
-		found.More = true
+	if list.RemainingItemCount != nil {
+		found.Count, found.More = found.Count+int(*list.RemainingItemCount), false
 	}
 	return found, nil
 }
 
-// BoundClaims implements ClaimLister.
-func (c Cluster) BoundClaims(ctx context.Context, namespace string) (Found, error) {
+// BoundClaims implements Dependents.
+func (c Cluster) BoundClaims(ctx context.Context, namespace string) (admission.Found, error) {
 	return collect(func(options metav1.ListOptions) (string, []string, error) {
 		list, err := c.Core.CoreV1().PersistentVolumeClaims(namespace).List(ctx, options)
 		if err != nil {
@@ -78,8 +71,8 @@ func (c Cluster) BoundClaims(ctx context.Context, namespace string) (Found, erro
 	})
 }
 
-// ClaimUsers implements ClaimUserLister.
-func (c Cluster) ClaimUsers(ctx context.Context, namespace, claim string) (Found, error) {
+// ClaimUsers implements Dependents.
+func (c Cluster) ClaimUsers(ctx context.Context, namespace, claim string) (admission.Found, error) {
 	return collect(func(options metav1.ListOptions) (string, []string, error) {
 		options.FieldSelector = unfinishedPods
 		list, err := c.Core.CoreV1().Pods(namespace).List(ctx, options)
@@ -109,8 +102,8 @@ func mounts(pod *corev1.Pod, claim string) bool {
 	return false
 }
 
-// ReadyEndpoints implements EndpointLister.
-func (c Cluster) ReadyEndpoints(ctx context.Context, namespace, service string) (Found, error) {
+// ReadyEndpoints implements Dependents.
+func (c Cluster) ReadyEndpoints(ctx context.Context, namespace, service string) (admission.Found, error) {
 	return collect(func(options metav1.ListOptions) (string, []string, error) {
 		options.LabelSelector = discoveryv1.LabelServiceName + "=" + service
 		list, err := c.Core.DiscoveryV1().EndpointSlices(namespace).List(ctx, options)
@@ -141,17 +134,17 @@ func endpointName(endpoint discoveryv1.Endpoint) string {
 }
 
 // collect reads pages until one has something, or all when none has.
-func collect(page func(metav1.ListOptions) (next string, names []string, err error)) (Found, error) {
+func collect(page func(metav1.ListOptions) (next string, names []string, err error)) (admission.Found, error) {
 	options := metav1.ListOptions{Limit: pageSize}
 	for {
 		next, names, err := page(options)
 		switch {
 		case err != nil:
-			return Found{}, err
+			return admission.Found{}, err
 		case len(names) > 0:
-			return Found{Count: len(names), More: next != "", Example: names[0]}, nil
+			return admission.Found{Count: len(names), More: next != "", Example: names[0]}, nil
 		case next == "":
-			return Found{}, nil
+			return admission.Found{}, nil
 		}
 		options.Continue = next
 	}

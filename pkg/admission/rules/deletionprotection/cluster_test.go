@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/pkg/admission"
 )
 
 func TestCluster(t *testing.T) {
@@ -34,22 +36,22 @@ func TestCluster(t *testing.T) {
 	t.Run("only bound claims count", func(t *testing.T) {
 		got, err := cluster.BoundClaims(t.Context(), "shop")
 		require.NoError(t, err)
-		require.Equal(t, Found{Count: 1, Example: "data"}, got)
+		require.Equal(t, admission.Found{Count: 1, Example: "data"}, got)
 	})
 	t.Run("a pod uses the claim that it names", func(t *testing.T) {
 		got, err := cluster.ClaimUsers(t.Context(), "shop", "data")
 		require.NoError(t, err)
-		require.Equal(t, Found{Count: 1, Example: "db"}, got)
+		require.Equal(t, admission.Found{Count: 1, Example: "db"}, got)
 	})
 	t.Run("a pod uses the claim of its ephemeral volume", func(t *testing.T) {
 		got, err := cluster.ClaimUsers(t.Context(), "shop", "cache-scratch")
 		require.NoError(t, err)
-		require.Equal(t, Found{Count: 1, Example: "cache"}, got)
+		require.Equal(t, admission.Found{Count: 1, Example: "cache"}, got)
 	})
 	t.Run("endpoints count unless they are known not to be ready", func(t *testing.T) {
 		got, err := cluster.ReadyEndpoints(t.Context(), "shop", "web")
 		require.NoError(t, err)
-		require.Equal(t, Found{Count: 2, Example: "10.0.0.2"}, got)
+		require.Equal(t, admission.Found{Count: 2, Example: "10.0.0.2"}, got)
 	})
 }
 
@@ -60,5 +62,5 @@ func TestCollectReadsPagesUntilOneHasSomething(t *testing.T) {
 		return next[options.Continue], pages[options.Continue], nil
 	})
 	require.NoError(t, err)
-	require.Equal(t, Found{Count: 2, More: true, Example: "a"}, got)
+	require.Equal(t, admission.Found{Count: 2, More: true, Example: "a"}, got)
 }

@@ -11,30 +11,6 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// Found says how many objects of a kind depend on the one that is deleted.
-type Found struct {
-	Count int
-	// More says that there are more than Count; they were not counted.
-	More bool
-	// Example is the name of one, with its namespace where that is not clear.
-	Example string
-}
-
-// text returns "3 pods (such as web-0)".
-func (f Found) text(one, several string) string {
-	name, count := several, fmt.Sprint(f.Count)
-	if f.Count == 1 {
-		name = one
-	}
-	if f.Count == 1 && !f.More {
-		return fmt.Sprintf("%s %s (%s)", count, name, f.Example)
-	}
-	if f.More {
-		count = "at least " + count
-	}
-	return fmt.Sprintf("%s %s (such as %s)", count, name, f.Example)
-}
-
 // label returns the value of the label on an object that is still whole, "" when the
 // rule has nothing to say.
 func label(object *metav1.PartialObjectMetadata) string {
@@ -71,29 +47,29 @@ func unlabel(request *admission.Request) string {
 
 // decideNamespace judges the deletion of a namespace with these pods and bound
 // claims.
-func decideNamespace(request *admission.Request, pods, claims Found) admission.Decision {
+func decideNamespace(request *admission.Request, pods, claims admission.Found) admission.Decision {
 	var contents []string
 	if pods.Count > 0 {
-		contents = append(contents, pods.text("pod", "pods"))
+		contents = append(contents, "pods: "+pods.String())
 	}
 	if claims.Count > 0 {
-		contents = append(contents, claims.text("bound persistent volume claim", "bound persistent volume claims"))
+		contents = append(contents, "bound persistent volume claims: "+claims.String())
 	}
 	if len(contents) == 0 {
 		return admission.Allow()
 	}
 	return refuse(request, admission.ReasonDependentsExist, guardv1alpha1.DeletionProtectionCascading,
-		" and still has "+strings.Join(contents, " and "),
+		" and is not empty ("+strings.Join(contents, ", ")+")",
 		fmt.Sprintf("Look at them (kubectl get pods,persistentvolumeclaims -n %s), delete what is to go, and delete the namespace when it has none left", request.Key().Name))
 }
 
 // decideDefinition judges the deletion of a definition with these custom resources.
-func decideDefinition(request *admission.Request, resource schema.GroupResource, instances Found) admission.Decision {
+func decideDefinition(request *admission.Request, resource schema.GroupResource, instances admission.Found) admission.Decision {
 	if instances.Count == 0 {
 		return admission.Allow()
 	}
 	return refuse(request, admission.ReasonDependentsExist, guardv1alpha1.DeletionProtectionCascading,
-		" and its deletion would delete "+instances.text("custom resource", "custom resources"),
+		" and its deletion would delete its custom resources: "+instances.String(),
 		fmt.Sprintf("Look at them (kubectl get %s -A), delete them if they are to go, and delete the definition when none is left", resource))
 }
 
@@ -113,32 +89,32 @@ func letList(resource schema.GroupResource) string {
 
 // decideLabelledInstances judges the deletion of a definition of which these custom
 // resources are labelled.
-func decideLabelledInstances(request *admission.Request, resource schema.GroupResource, labelled Found) admission.Decision {
+func decideLabelledInstances(request *admission.Request, resource schema.GroupResource, labelled admission.Found) admission.Decision {
 	if labelled.Count == 0 {
 		return admission.Allow()
 	}
 	return admission.Refuse(admission.ReasonDependentsExist,
-		fmt.Sprintf("%s was not deleted: that would delete %s labelled %s", request.Target(), labelled.text("custom resource", "custom resources"), guardv1alpha1.DeletionProtectionLabel),
+		fmt.Sprintf("%s was not deleted: that would delete custom resources labelled %s: %s", request.Target(), guardv1alpha1.DeletionProtectionLabel, labelled),
 		fmt.Sprintf("Look at them (kubectl get %s -A -l %s), and take the label off those that are to go", resource, guardv1alpha1.DeletionProtectionLabel))
 }
 
 // decideClaim judges the deletion of a claim that these pods mount.
-func decideClaim(request *admission.Request, pods Found) admission.Decision {
+func decideClaim(request *admission.Request, pods admission.Found) admission.Decision {
 	if pods.Count == 0 {
 		return admission.Allow()
 	}
 	return refuse(request, admission.ReasonDependentsExist, guardv1alpha1.DeletionProtectionCascading,
-		" and is mounted by "+pods.text("pod", "pods"),
+		" and is mounted by pods: "+pods.String(),
 		fmt.Sprintf("Stop the pods first (kubectl describe %s%s lists them as Used By)", request.TargetArgument(), request.NamespaceFlag()))
 }
 
 // decideService judges the deletion of a service with these endpoints.
-func decideService(request *admission.Request, endpoints Found) admission.Decision {
+func decideService(request *admission.Request, endpoints admission.Found) admission.Decision {
 	if endpoints.Count == 0 {
 		return admission.Allow()
 	}
 	return refuse(request, admission.ReasonDependentsExist, guardv1alpha1.DeletionProtectionCascading,
-		" and still sends traffic to "+endpoints.text("ready endpoint", "ready endpoints"),
+		" and still sends traffic to ready endpoints: "+endpoints.String(),
 		fmt.Sprintf("Stop what it serves first (kubectl get endpointslices%s -l kubernetes.io/service-name=%s)", request.NamespaceFlag(), request.Key().Name))
 }
 
@@ -166,11 +142,11 @@ func decideWorkload(request *admission.Request, w workload) admission.Decision {
 	}
 	switch {
 	case w.Desired != 0:
-		return because(" and asks for "+count(w.Desired, "replica", "replicas"), "Scale it to zero first: "+scaleToZero(request))
+		return because(fmt.Sprintf(" and spec.replicas is %d", w.Desired), "Scale it to zero first: "+scaleToZero(request))
 	case !w.Observed:
 		return because(" and its controller has not seen its last change yet", wait)
 	case w.Running != 0:
-		return because(" and still has "+count(w.Running, "pod", "pods"), wait)
+		return because(fmt.Sprintf(" and still runs (pods: %d)", w.Running), wait)
 	}
 	return admission.Allow()
 }
@@ -184,11 +160,4 @@ func scaleToZero(request *admission.Request) string {
 		return scale
 	}
 	return fmt.Sprintf("kubectl annotate %s%s --overwrite %s=0 && %s", request.TargetArgument(), request.NamespaceFlag(), guardv1alpha1.ConfirmReplicasAnnotation, scale)
-}
-
-func count(n int64, one, several string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, several)
 }

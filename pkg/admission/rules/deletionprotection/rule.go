@@ -18,40 +18,20 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// PodLister finds the pods of a namespace that have not finished.
-type PodLister interface {
-	Pods(ctx context.Context, namespace string) (Found, error)
-}
-
-// ClaimLister finds the bound persistent volume claims of a namespace.
-type ClaimLister interface {
-	BoundClaims(ctx context.Context, namespace string) (Found, error)
-}
-
-// ClaimUserLister finds the unfinished pods that mount a claim.
-type ClaimUserLister interface {
-	ClaimUsers(ctx context.Context, namespace, claim string) (Found, error)
-}
-
-// EndpointLister finds the ready endpoints of a service.
-type EndpointLister interface {
-	ReadyEndpoints(ctx context.Context, namespace, service string) (Found, error)
-}
-
-// InstanceLister finds the objects of a resource, in all namespaces: those that the label
-// selector selects, or all when it is empty.
-type InstanceLister interface {
-	Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (Found, error)
-}
-
-// Sources are where the rules look for what depends on an object.
-type Sources struct {
-	Pods       PodLister
-	Claims     ClaimLister
-	ClaimUsers ClaimUserLister
-	Endpoints  EndpointLister
-	Instances  InstanceLister
-	Scale      replicasprotection.PathLookup
+// Dependents finds what depends on an object. It is an interface for tests: fakes of clients
+// apply neither limits nor selectors such as status.phase!=Failed.
+type Dependents interface {
+	// Pods finds the pods of a namespace that have not finished.
+	Pods(ctx context.Context, namespace string) (admission.Found, error)
+	// BoundClaims finds the bound persistent volume claims of a namespace.
+	BoundClaims(ctx context.Context, namespace string) (admission.Found, error)
+	// ClaimUsers finds the unfinished pods that mount a claim.
+	ClaimUsers(ctx context.Context, namespace, claim string) (admission.Found, error)
+	// ReadyEndpoints finds the ready endpoints of a service.
+	ReadyEndpoints(ctx context.Context, namespace, service string) (admission.Found, error)
+	// Instances finds the objects of a resource, in all namespaces: those that the label
+	// selector selects, or all when it is empty.
+	Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (admission.Found, error)
 }
 
 var (
@@ -90,7 +70,10 @@ func subject(request *admission.Request) (value string, resource schema.GroupVer
 
 // Cascading is the rule about everything but workloads, and about "always" for
 // those too.
-type Cascading struct{ Sources Sources }
+type Cascading struct {
+	Dependents Dependents
+	Scale      replicasprotection.PathLookup
+}
 
 // Name implements admission.Rule.
 func (Cascading) Name() admission.RuleName { return admission.CascadingDeletion }
@@ -112,23 +95,23 @@ func (c Cascading) Review(ctx context.Context, request *admission.Request) admis
 		// Nothing depends on a pod, and a node's deletion has a rule of its own.
 		return admission.Allow()
 	case namespaces:
-		pods, err := c.Sources.Pods.Pods(ctx, key.Name)
+		pods, err := c.Dependents.Pods(ctx, key.Name)
 		if err != nil {
 			return admission.Fail("find the pods of the namespace: %w", err)
 		}
-		claims, err := c.Sources.Claims.BoundClaims(ctx, key.Name)
+		claims, err := c.Dependents.BoundClaims(ctx, key.Name)
 		if err != nil {
 			return admission.Fail("find the persistent volume claims of the namespace: %w", err)
 		}
 		return decideNamespace(request, pods, claims)
 	case claims:
-		users, err := c.Sources.ClaimUsers.ClaimUsers(ctx, key.Namespace, key.Name)
+		users, err := c.Dependents.ClaimUsers(ctx, key.Namespace, key.Name)
 		if err != nil {
 			return admission.Fail("find the pods that mount the claim: %w", err)
 		}
 		return decideClaim(request, users)
 	case services:
-		endpoints, err := c.Sources.Endpoints.ReadyEndpoints(ctx, key.Namespace, key.Name)
+		endpoints, err := c.Dependents.ReadyEndpoints(ctx, key.Namespace, key.Name)
 		if err != nil {
 			return admission.Fail("find the endpoints of the service: %w", err)
 		}
@@ -136,7 +119,7 @@ func (c Cascading) Review(ctx context.Context, request *admission.Request) admis
 	case definitions:
 		return c.definition(ctx, request)
 	}
-	_, isWorkload, err := readWorkload(ctx, c.Sources.Scale, request, resource)
+	_, isWorkload, err := readWorkload(ctx, c.Scale, request, resource)
 	switch {
 	case err != nil:
 		return admission.Fail("find out whether the kind has replicas: %w", err)
@@ -155,7 +138,7 @@ func (c Cascading) definition(ctx context.Context, request *admission.Request) a
 	if err != nil {
 		return admission.Fail("%w", err)
 	}
-	instances, err := c.Sources.Instances.Instances(ctx, resource, "")
+	instances, err := c.Dependents.Instances(ctx, resource, "")
 	switch {
 	case apierrors.IsForbidden(err):
 		return decideUnlisted(request, resource.GroupResource())
@@ -178,7 +161,7 @@ func served(definition *apiextensionsv1.CustomResourceDefinition) (schema.GroupV
 
 // Definitions is Cascading for definitions without a label of their own: a definition takes
 // its custom resources with it, and the API server deletes those without admission.
-type Definitions struct{ Instances InstanceLister }
+type Definitions struct{ Dependents Dependents }
 
 // Name implements admission.Rule.
 func (Definitions) Name() admission.RuleName { return admission.CascadingDeletion }
@@ -202,7 +185,7 @@ func (d Definitions) Review(ctx context.Context, request *admission.Request) adm
 	if err != nil {
 		return admission.Fail("%w", err)
 	}
-	labelled, err := d.Instances.Instances(ctx, resource, labelledInstances)
+	labelled, err := d.Dependents.Instances(ctx, resource, labelledInstances)
 	switch {
 	case apierrors.IsForbidden(err):
 		return admission.Fail("the webhook may not list its custom resources, of which some may be labelled %s. %s", guardv1alpha1.DeletionProtectionLabel, letList(resource.GroupResource()))

@@ -20,30 +20,30 @@ import (
 
 // fixedSources answer the same to every question.
 type fixedSources struct {
-	pods, claims, users, endpoints, instances Found
+	pods, claims, users, endpoints, instances admission.Found
 	err                                       error
 	paths                                     *replicasprotection.Paths
 	asked                                     []string
 }
 
-func (f *fixedSources) answer(found Found, question ...string) (Found, error) {
+func (f *fixedSources) answer(found admission.Found, question ...string) (admission.Found, error) {
 	f.asked = append(f.asked, strings.Join(question, " "))
 	return found, f.err
 }
 
-func (f *fixedSources) Pods(_ context.Context, namespace string) (Found, error) {
+func (f *fixedSources) Pods(_ context.Context, namespace string) (admission.Found, error) {
 	return f.answer(f.pods, "pods", namespace)
 }
-func (f *fixedSources) BoundClaims(_ context.Context, namespace string) (Found, error) {
+func (f *fixedSources) BoundClaims(_ context.Context, namespace string) (admission.Found, error) {
 	return f.answer(f.claims, "claims", namespace)
 }
-func (f *fixedSources) ClaimUsers(_ context.Context, namespace, claim string) (Found, error) {
+func (f *fixedSources) ClaimUsers(_ context.Context, namespace, claim string) (admission.Found, error) {
 	return f.answer(f.users, "users", namespace, claim)
 }
-func (f *fixedSources) ReadyEndpoints(_ context.Context, namespace, service string) (Found, error) {
+func (f *fixedSources) ReadyEndpoints(_ context.Context, namespace, service string) (admission.Found, error) {
 	return f.answer(f.endpoints, "endpoints", namespace, service)
 }
-func (f *fixedSources) Instances(_ context.Context, resource schema.GroupVersionResource, selector string) (Found, error) {
+func (f *fixedSources) Instances(_ context.Context, resource schema.GroupVersionResource, selector string) (admission.Found, error) {
 	question := []string{"instances", resource.String()}
 	if selector != "" {
 		question = append(question, selector)
@@ -62,7 +62,7 @@ func (f *fixedSources) Paths(_ context.Context, resource schema.GroupVersionReso
 
 func (f *fixedSources) rules() []admission.Rule {
 	return []admission.Rule{
-		Cascading{Sources{Pods: f, Claims: f, ClaimUsers: f, Endpoints: f, Instances: f, Scale: f}},
+		Cascading{f, f},
 		Resources{f},
 	}
 }
@@ -153,9 +153,9 @@ func TestDeletion(t *testing.T) {
 		{name: "an empty namespace may go", resource: "namespaces", object: cascading(namespaceObject), want: admission.Allow(), asked: []string{"pods shop", "claims shop"}},
 		{
 			name: "a namespace with pods and bound claims may not", resource: "namespaces", object: cascading(namespaceObject),
-			sources: fixedSources{pods: Found{Count: 500, More: true, Example: "web-0"}, claims: Found{Count: 1, Example: "data"}},
+			sources: fixedSources{pods: admission.Found{Count: 500, More: true, Example: "web-0"}, claims: admission.Found{Count: 1, Example: "data"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
-				"namespace/shop was not deleted: "+label+"cascading and still has at least 500 pods (such as web-0) and 1 bound persistent volume claim (data)",
+				"namespace/shop was not deleted: "+label+"cascading and is not empty (pods: at least 500 (such as web-0), bound persistent volume claims: 1 (data))",
 				"Look at them (kubectl get pods,persistentvolumeclaims -n shop), delete what is to go, and delete the namespace when it has none left"),
 			asked: []string{"pods shop", "claims shop"},
 		},
@@ -165,17 +165,17 @@ func TestDeletion(t *testing.T) {
 		},
 		{name: "a claim that nobody mounts may go", resource: "persistentvolumeclaims", object: claimObject, want: admission.Allow(), asked: []string{"users shop data"}},
 		{
-			name: "a mounted claim may not", resource: "persistentvolumeclaims", object: claimObject, sources: fixedSources{users: Found{Count: 2, Example: "db-0"}},
+			name: "a mounted claim may not", resource: "persistentvolumeclaims", object: claimObject, sources: fixedSources{users: admission.Found{Count: 2, Example: "db-0"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
-				"persistentvolumeclaim/data in namespace shop was not deleted: "+label+"cascading and is mounted by 2 pods (such as db-0)",
+				"persistentvolumeclaim/data in namespace shop was not deleted: "+label+"cascading and is mounted by pods: 2 (such as db-0)",
 				"Stop the pods first (kubectl describe persistentvolumeclaim/data -n shop lists them as Used By)"),
 			asked: []string{"users shop data"},
 		},
 		{name: "a service without endpoints may go", resource: "services", object: serviceObject, want: admission.Allow(), asked: []string{"endpoints shop web"}},
 		{
-			name: "a service with endpoints may not", resource: "services", object: serviceObject, sources: fixedSources{endpoints: Found{Count: 1, Example: "web-0"}},
+			name: "a service with endpoints may not", resource: "services", object: serviceObject, sources: fixedSources{endpoints: admission.Found{Count: 1, Example: "web-0"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
-				"service/web in namespace shop was not deleted: "+label+"cascading and still sends traffic to 1 ready endpoint (web-0)",
+				"service/web in namespace shop was not deleted: "+label+"cascading and still sends traffic to ready endpoints: 1 (web-0)",
 				"Stop what it serves first (kubectl get endpointslices -n shop -l kubernetes.io/service-name=web)"),
 			asked: []string{"endpoints shop web"},
 		},
@@ -185,9 +185,9 @@ func TestDeletion(t *testing.T) {
 		},
 		{
 			name: "a definition with objects may not", resource: "customresourcedefinitions", object: strings.ReplaceAll(crdObject, "SERVED", "true"),
-			sources: fixedSources{instances: Found{Count: 1000, Example: "default/m-1"}},
+			sources: fixedSources{instances: admission.Found{Count: 1000, Example: "default/m-1"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
-				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: "+label+"cascading and its deletion would delete 1000 custom resources (such as default/m-1)",
+				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: "+label+"cascading and its deletion would delete its custom resources: 1000 (such as default/m-1)",
 				"Look at them (kubectl get machines.example.com -A), delete them if they are to go, and delete the definition when none is left"),
 			asked: []string{"instances example.com/v2, Resource=machines"},
 		},
@@ -210,32 +210,32 @@ func TestDeletion(t *testing.T) {
 		},
 		{name: "a workload without replicas may go", resource: "deployments", object: workloadObject("replicas: 0", "observedGeneration: 3"), want: admission.Allow()},
 		{
-			name: "a workload that asks for replicas may not", resource: "deployments", object: workloadObject("replicas: 3", "observedGeneration: 3"),
-			want: deploymentRefused("asks for 3 replicas", "Scale it to zero first: kubectl scale deployment.apps/web -n shop --replicas=0"),
+			name: "a workload with replicas in its spec may not", resource: "deployments", object: workloadObject("replicas: 3", "observedGeneration: 3"),
+			want: deploymentRefused("spec.replicas is 3", "Scale it to zero first: kubectl scale deployment.apps/web -n shop --replicas=0"),
 		},
 		{
-			name: "a workload without the field asks for one", resource: "deployments", object: workloadObject("", "observedGeneration: 3"),
-			want: deploymentRefused("asks for 1 replica", "Scale it to zero first: kubectl scale deployment.apps/web -n shop --replicas=0"),
+			name: "a workload without the field has one", resource: "deployments", object: workloadObject("", "observedGeneration: 3"),
+			want: deploymentRefused("spec.replicas is 1", "Scale it to zero first: kubectl scale deployment.apps/web -n shop --replicas=0"),
 		},
 		{
 			name: "the next step confirms replicas that are protected too", resource: "deployments",
 			object: strings.NewReplacer("SPEC", "replicas: 3", "STATUS", "", " EXTRA", ", kubelet-guard.io/replicas-protection: confirm").Replace(deployment),
-			want: deploymentRefused("asks for 3 replicas",
+			want: deploymentRefused("spec.replicas is 3",
 				"Scale it to zero first: kubectl annotate deployment.apps/web -n shop --overwrite kubelet-guard.io/confirm-replicas=0 && kubectl scale deployment.apps/web -n shop --replicas=0"),
 		},
-		{name: "a workload with replicas in its status may not", resource: "deployments", object: workloadObject("replicas: 0", "observedGeneration: 3, replicas: 2"), want: deploymentRefused("still has 2 pods", wait)},
+		{name: "a workload with replicas in its status may not", resource: "deployments", object: workloadObject("replicas: 0", "observedGeneration: 3, replicas: 2"), want: deploymentRefused("still runs (pods: 2)", wait)},
 		{name: "a workload whose status is old may not", resource: "deployments", object: workloadObject("replicas: 0", "observedGeneration: 2"), want: deploymentRefused("its controller has not seen its last change yet", wait)},
 		{name: "a workload without any status may not", resource: "deployments", object: workloadObject("replicas: 0", ""), want: deploymentRefused("its controller has not seen its last change yet", wait)},
 		{
 			name: "a daemon set with pods may not", resource: "daemonsets",
 			object: `{apiVersion: apps/v1, kind: DaemonSet, metadata: {namespace: shop, name: agent, generation: 1, labels: {kubelet-guard.io/deletion-protection: cascading}}, status: {observedGeneration: 1, currentNumberScheduled: 4, numberMisscheduled: 1}}`,
-			want: admission.Refuse(admission.ReasonReplicasNotZero, "daemonset.apps/agent in namespace shop was not deleted: "+label+"cascading and still has 5 pods",
+			want: admission.Refuse(admission.ReasonReplicasNotZero, "daemonset.apps/agent in namespace shop was not deleted: "+label+"cascading and still runs (pods: 5)",
 				`Give it a node selector that no node has: kubectl patch daemonset.apps/agent -n shop -p '{"spec":{"template":{"spec":{"nodeSelector":{"kubelet-guard.io/none":"true"}}}}}'. Wait until none is left (kubectl get daemonset.apps/agent -n shop --watch), then delete it`),
 		},
 		{
 			name: "a job with an active pod may not", resource: "jobs",
 			object: `{apiVersion: batch/v1, kind: Job, metadata: {namespace: shop, name: bill, labels: {kubelet-guard.io/deletion-protection: cascading}}, status: {active: 1}}`,
-			want: admission.Refuse(admission.ReasonReplicasNotZero, "job.batch/bill in namespace shop was not deleted: "+label+"cascading and still has 1 pod",
+			want: admission.Refuse(admission.ReasonReplicasNotZero, "job.batch/bill in namespace shop was not deleted: "+label+"cascading and still runs (pods: 1)",
 				`Suspend it: kubectl patch job.batch/bill -n shop -p '{"spec":{"suspend":true}}'. Wait until none is left (kubectl get job.batch/bill -n shop --watch), then delete it`),
 		},
 		{
@@ -247,7 +247,7 @@ func TestDeletion(t *testing.T) {
 			name: "a custom kind is read where its definition says", resource: "shops",
 			object:  `{apiVersion: example.com/v1, kind: Shop, metadata: {namespace: shop, name: main, generation: 7, labels: {kubelet-guard.io/deletion-protection: cascading}}, spec: {size: {tills: 0}}, status: {tills: 1}}`,
 			sources: fixedSources{paths: &replicasprotection.Paths{Spec: []string{"spec", "size", "tills"}, Status: []string{"status", "tills"}}},
-			want: admission.Refuse(admission.ReasonReplicasNotZero, "shop.example.com/main in namespace shop was not deleted: "+label+"cascading and still has 1 pod",
+			want: admission.Refuse(admission.ReasonReplicasNotZero, "shop.example.com/main in namespace shop was not deleted: "+label+"cascading and still runs (pods: 1)",
 				"Wait until none is left (kubectl get shop.example.com/main -n shop --watch), then delete it"),
 		},
 		{
@@ -310,9 +310,9 @@ func TestDefinitionsWithoutALabel(t *testing.T) {
 		want             admission.Decision
 		asked            []string
 	}{
-		"with a labelled custom resource": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{instances: Found{Count: 1, Example: "m-1"}},
+		"with a labelled custom resource": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{instances: admission.Found{Count: 1, Example: "m-1"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
-				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: that would delete 1 custom resource (m-1) labelled kubelet-guard.io/deletion-protection",
+				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: that would delete custom resources labelled kubelet-guard.io/deletion-protection: 1 (m-1)",
 				"Look at them (kubectl get machines.example.com -A -l kubelet-guard.io/deletion-protection), and take the label off those that are to go"),
 			asked: []string{question}},
 		"without one":     {resource: "customresourcedefinitions", object: unlabelled, want: admission.Allow(), asked: []string{question}},

@@ -6,6 +6,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -14,14 +15,15 @@ import (
 // Configuration judges NodeDeletionPolicies when they are written. It refuses what
 // the schema of their definition cannot see. It is safe for concurrent use.
 type Configuration struct {
-	Policies Policies
+	// Policies are read from a cache.
+	Policies client.Reader
 }
 
 var _ ctrlwebhook.Validator[*guardv1alpha1.NodeDeletionPolicy] = Configuration{}
 
 // ValidateCreate implements the validator of controller-runtime.
 func (c Configuration) ValidateCreate(ctx context.Context, policy *guardv1alpha1.NodeDeletionPolicy) (ctrlwebhook.Warnings, error) {
-	others, err := c.Policies.List(ctx)
+	others, err := listPolicies(ctx, c.Policies)
 	if err != nil {
 		return nil, fmt.Errorf("list the NodeDeletionPolicies: %w", err)
 	}

@@ -156,8 +156,8 @@ func (u Usage) Judge(policy string, node Node, now time.Time) *Refusal {
 		// time is rounded up, so that who waits until then has waited enough.
 		next := u.Deletions[len(u.Deletions)-limit].Time.Add(u.Period + time.Second - time.Nanosecond).Truncate(time.Second)
 		return &Refusal{Reason: admission.ReasonNodeLimit, Next: next,
-			Message: fmt.Sprintf("NodeDeletionPolicy %s allows %s in %s, and there were %d. The next is allowed at %s, in %s%s",
-				policy, plural(limit, "deletion"), short(u.Period), len(u.Deletions), next.UTC().Format(time.RFC3339), short(next.Sub(now)), u.wrongClock())}
+			Message: fmt.Sprintf("NodeDeletionPolicy %s limits deletions to %d in %s, and there were %d. The next is allowed at %s, in %s%s",
+				policy, limit, short(u.Period), len(u.Deletions), next.UTC().Format(time.RFC3339), short(next.Sub(now)), u.wrongClock())}
 	}
 	if node.Ready && u.Pool.Ready-1 < u.Floor {
 		refusal := &Refusal{Reason: admission.ReasonReadyFloor,
@@ -194,8 +194,8 @@ func (u Usage) wrongClock() string {
 	if ahead == 0 {
 		return ""
 	}
-	return fmt.Sprintf(". A clock is or was wrong: the ledger had %s with a time that was still to come, counted from when that was noticed. Compare the clocks of the API servers' machines and of the webhook's",
-		plural(ahead, "deletion"))
+	return fmt.Sprintf(". A clock is or was wrong: the ledger has deletions with a time that was ahead (%d), counted from when that was noticed. Compare the clocks of the API servers' machines and of the webhook's",
+		ahead)
 }
 
 // floorFalls returns when, with nothing else happening, so many deletions have
@@ -329,13 +329,6 @@ func floorOf(value intstr.IntOrString, total int) (int, error) {
 		return math.MaxInt32, fmt.Errorf("must be a number, or a share from 0%% to 100%%")
 	}
 	return (total*int(percent) + 99) / 100, nil
-}
-
-func plural(n int, noun string) string {
-	if n != 1 {
-		noun += "s"
-	}
-	return fmt.Sprintf("%d %s", n, noun)
 }
 
 // short prints a duration without units that are zero, and without fractions.

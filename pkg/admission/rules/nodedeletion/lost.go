@@ -8,11 +8,14 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelet-guard.io/pkg/admission"
 )
 
 const (
@@ -50,19 +53,13 @@ type ProtectedNodes interface {
 	ProtectedNodes(visit func(node string)) error
 }
 
-// NodeReader reads a node from the API server, not from a cache.
-type NodeReader interface {
-	// Exists reports whether the node has an object.
-	Exists(ctx context.Context, node string) (bool, error)
-}
-
 // LostNodes tells nodes that are lost from a mass failure, in which the nodes may be fine
 // and what reports on them is not. The pools are those of the NodeDeletionPolicies; a node
 // without an object is judged with the whole cluster. It is safe for concurrent use.
 type LostNodes struct {
-	policies  Policies
+	policies  client.Reader
 	nodes     Nodes
-	live      NodeReader
+	live      client.Reader
 	protected ProtectedNodes
 	clock     clock.PassiveClock
 
@@ -85,7 +82,7 @@ type clusterHealth struct {
 
 // NewLostNodes returns LostNodes that read from caches, but for nodes that seem to have no
 // object.
-func NewLostNodes(policies Policies, nodes Nodes, live NodeReader, protected ProtectedNodes, clock clock.PassiveClock) *LostNodes {
+func NewLostNodes(policies client.Reader, nodes Nodes, live client.Reader, protected ProtectedNodes, clock clock.PassiveClock) *LostNodes {
 	return &LostNodes{policies: policies, nodes: nodes, live: live, protected: protected, clock: clock}
 }
 
@@ -103,12 +100,12 @@ func (l *LostNodes) Health(ctx context.Context, node string, live bool) (Health,
 		return latest.notReady[node], nil
 	}
 	// The cache may not have it yet, or still.
-	exists, err := l.live.Exists(ctx, node)
-	if err != nil {
-		return Health{}, fmt.Errorf("read node %s: %w", node, err)
-	}
-	if !exists {
+	_, err = admission.Metadata(ctx, l.live, corev1.SchemeGroupVersion.WithKind("Node"), client.ObjectKey{Name: node})
+	switch {
+	case apierrors.IsNotFound(err):
 		return latest.deleted, nil
+	case err != nil:
+		return Health{}, fmt.Errorf("read node %s: %w", node, err)
 	}
 	l.mu.Lock()
 	latest.names.Insert(node)
@@ -124,7 +121,7 @@ func (l *LostNodes) read(ctx context.Context) (*clusterHealth, error) {
 	if l.latest != nil && now.Sub(l.at) < lostAge {
 		return l.latest, nil
 	}
-	policies, err := l.policies.List(ctx)
+	policies, err := listPolicies(ctx, l.policies)
 	if err != nil {
 		return nil, fmt.Errorf("list the NodeDeletionPolicies: %w", err)
 	}
@@ -210,15 +207,4 @@ func healthOf(name string, selector labels.Selector, all []Node) poolHealth {
 func (p poolHealth) massFailure() bool {
 	lost := p.nodes - p.ready
 	return p.ready == 0 || lost > massFailureNodes && lost*100 >= massFailurePercent*p.nodes
-}
-
-// LiveNodes reads nodes through a client, which must not be a cache.
-type LiveNodes struct{ Reader client.Reader }
-
-// Exists implements NodeReader.
-func (l LiveNodes) Exists(ctx context.Context, node string) (bool, error) {
-	object := &metav1.PartialObjectMetadata{}
-	object.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Node"))
-	err := l.Reader.Get(ctx, client.ObjectKey{Name: node}, object)
-	return err == nil, client.IgnoreNotFound(err)
 }

@@ -1,15 +1,16 @@
 package nodedeletion
 
 import (
-	"context"
 	"fmt"
-	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
 	testingclock "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -33,8 +34,12 @@ func policyFor(pool string) *guardv1alpha1.NodeDeletionPolicy {
 // liveNodes are those that have an object at the API server, in addition to the cached ones.
 type liveNodes []string
 
-func (l liveNodes) Exists(_ context.Context, node string) (bool, error) {
-	return slices.Contains(l, node), nil
+func (l liveNodes) reader() client.Reader {
+	builder := fake.NewClientBuilder()
+	for _, name := range l {
+		builder.WithObjects(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
+	return builder.Build()
 }
 
 // protectedOn are the nodes that protected pods are bound to.
@@ -48,7 +53,7 @@ func (p protectedOn) ProtectedNodes(visit func(string)) error {
 }
 
 func newLostNodes(s *store, live liveNodes, protected protectedOn, clock clock.PassiveClock) *LostNodes {
-	return NewLostNodes(policies{s}, nodeList{s}, live, protected, clock)
+	return NewLostNodes(policies{s}, nodeList{s}, live.reader(), protected, clock)
 }
 
 func TestDeletedNodes(t *testing.T) {

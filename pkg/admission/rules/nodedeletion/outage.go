@@ -180,7 +180,7 @@ func (c *OutageController) Reconcile(ctx context.Context, request reconcile.Requ
 	if err := c.Client.Get(ctx, request.NamespacedName, configuration); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	policies, err := CachedPolicies{c.Client}.List(ctx)
+	policies, err := listPolicies(ctx, c.Client)
 	if err != nil {
 		return reconcile.Result{}, err
 	}

@@ -37,12 +37,6 @@ const (
 // replica or the status controller.
 var conflictRetries = wait.Backoff{Duration: 10 * time.Millisecond, Factor: 1, Jitter: 2, Steps: 10}
 
-// Policies reads NodeDeletionPolicies, from a cache.
-type Policies interface {
-	// List returns all policies, which must not be changed.
-	List(ctx context.Context) ([]guardv1alpha1.NodeDeletionPolicy, error)
-}
-
 // Nodes reads nodes, from a cache.
 type Nodes interface {
 	// List returns the nodes that the selector selects, which must not be changed.
@@ -60,7 +54,8 @@ type Ledgers interface {
 // Rule holds deletions of nodes to the policies that select them. It is safe for
 // concurrent use.
 type Rule struct {
-	policies Policies
+	// policies are read from a cache.
+	policies client.Reader
 	nodes    Nodes
 	ledgers  Ledgers
 	mode     admission.Mode
@@ -75,7 +70,7 @@ var _ admission.Rule = &Rule{}
 
 // NewRule returns the rule. The mode is that in which its decisions are used: what it writes
 // into a status may not make the API server refuse anything in audit mode.
-func NewRule(policies Policies, nodes Nodes, ledgers Ledgers, mode admission.Mode, clock clock.Clock) *Rule {
+func NewRule(policies client.Reader, nodes Nodes, ledgers Ledgers, mode admission.Mode, clock clock.Clock) *Rule {
 	return &Rule{policies: policies, nodes: nodes, ledgers: ledgers, mode: mode, clock: clock, charging: make(chan struct{}, 1)}
 }
 
@@ -128,7 +123,7 @@ type answers struct {
 
 // selecting returns the names of the policies that select the node, ordered.
 func (r *Rule) selecting(ctx context.Context, node Node) ([]string, error) {
-	policies, err := r.policies.List(ctx)
+	policies, err := listPolicies(ctx, r.policies)
 	if err != nil {
 		return nil, err
 	}
@@ -301,13 +296,10 @@ func refuse(request *admission.Request, policy string, refusal *Refusal) admissi
 	return admission.Refuse(refusal.Reason, request.Target()+" may not be deleted now: "+refusal.Message, step)
 }
 
-// CachedPolicies reads policies through a client, which should be that of a manager.
-type CachedPolicies struct{ Reader client.Reader }
-
-// List implements Policies.
-func (c CachedPolicies) List(ctx context.Context) ([]guardv1alpha1.NodeDeletionPolicy, error) {
+// listPolicies returns all policies of a cache, which must not be changed.
+func listPolicies(ctx context.Context, cache client.Reader) ([]guardv1alpha1.NodeDeletionPolicy, error) {
 	list := &guardv1alpha1.NodeDeletionPolicyList{}
-	if err := c.Reader.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+	if err := cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, err
 	}
 	return list.Items, nil

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/clock"
 	testingclock "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -45,16 +46,21 @@ func newStore(nodes []Node, policies ...*guardv1alpha1.NodeDeletionPolicy) *stor
 	return s
 }
 
-type policies struct{ *store }
+// policies are a cache that shows the store as it is.
+type policies struct{ store *store }
 
-func (p policies) List(context.Context) ([]guardv1alpha1.NodeDeletionPolicy, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var list []guardv1alpha1.NodeDeletionPolicy
-	for _, policy := range p.policies {
-		list = append(list, *policy.DeepCopy())
+func (policies) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
+	return errors.New("policies are listed")
+}
+
+func (p policies) List(_ context.Context, list client.ObjectList, _ ...client.ListOption) error {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	into := list.(*guardv1alpha1.NodeDeletionPolicyList)
+	for _, policy := range p.store.policies {
+		into.Items = append(into.Items, *policy.DeepCopy())
 	}
-	return list, nil
+	return nil
 }
 
 type nodeList struct{ *store }

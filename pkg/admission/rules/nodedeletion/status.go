@@ -89,7 +89,7 @@ func counts(change event.UpdateEvent) bool {
 
 // policies returns the names of all policies: a node may have left a pool.
 func (c *StatusController) policies(ctx context.Context, _ client.Object) []string {
-	policies, err := CachedPolicies{c.Client}.List(ctx)
+	policies, err := listPolicies(ctx, c.Client)
 	if err != nil {
 		ctrl.LoggerFrom(ctx).Error(err, "Failed to list the node deletion policies")
 		return nil
@@ -123,7 +123,7 @@ func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Requ
 	if err := c.Client.Get(ctx, request.NamespacedName, policy); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	others, err := CachedPolicies{c.Client}.List(ctx)
+	others, err := listPolicies(ctx, c.Client)
 	if err != nil {
 		return reconcile.Result{}, err
 	}

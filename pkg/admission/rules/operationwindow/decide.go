@@ -186,11 +186,7 @@ func (v Verdict) Message(target string) string {
 			states[i] = window.Name + " is closed"
 		}
 	}
-	noun := "OperationWindow"
-	if len(states) > 1 {
-		noun += "s"
-	}
-	fmt.Fprintf(&text, "%s: %s. ", noun, strings.Join(states, ", "))
+	fmt.Fprintf(&text, "Operation windows: %s. ", strings.Join(states, ", "))
 	switch {
 	case v.NextUnknown:
 		text.WriteString("When the next opening for this change is was not found out: they open and close too often to look far ahead")

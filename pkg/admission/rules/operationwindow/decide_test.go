@@ -155,17 +155,17 @@ func TestDecide(t *testing.T) {
 		"one of two windows is open":           {[]*Window{windowOf("images", images), windowOf("nightly", nightly)}, "2026-11-25T11:30:00Z", []string{image}, ""},
 		"each field allowed by another window": {[]*Window{windowOf("images", images), windowOf("nightly", nightly)}, "2026-11-25T11:30:00Z", []string{image, replicas}, ""},
 		"closed": {[]*Window{windowOf("nightly", nightly)}, "2026-11-25T12:00:00Z", []string{replicas, image},
-			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].image (Images). OperationWindow: nightly is closed. The next opening for this change is 2026-11-25T21:00:00Z (Wednesday 2026-11-25 22:00 CET, Europe/Berlin)"},
+			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].image (Images). Operation windows: nightly is closed. The next opening for this change is 2026-11-25T21:00:00Z (Wednesday 2026-11-25 22:00 CET, Europe/Berlin)"},
 		"closed over a weekend and a change of the clock": {[]*Window{windowOf("nightly", nightly)}, "2026-10-24T12:00:00Z", []string{image},
-			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].image (Images). OperationWindow: nightly is closed. The next opening for this change is 2026-10-26T21:00:00Z (Monday 2026-10-26 22:00 CET, Europe/Berlin)"},
+			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].image (Images). Operation windows: nightly is closed. The next opening for this change is 2026-10-26T21:00:00Z (Monday 2026-10-26 22:00 CET, Europe/Berlin)"},
 		"a window in which nothing may change, until it closes": {[]*Window{windowOf("trading", trading)}, "2026-11-25T12:00:00Z", []string{image},
-			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].image (Images). OperationWindow: trading is open, but not for them. The next opening for this change is 2026-11-25T16:00:00Z (Wednesday 2026-11-25 17:00 CET, Europe/Berlin)"},
+			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].image (Images). Operation windows: trading is open, but not for them. The next opening for this change is 2026-11-25T16:00:00Z (Wednesday 2026-11-25 17:00 CET, Europe/Berlin)"},
 		"the earlier opening is for other fields": {[]*Window{windowOf("images", images), windowOf("nightly", nightly)}, "2026-11-25T08:00:00Z", []string{"spec.template.spec.containers[web].command"},
-			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].command. OperationWindows: images is closed, nightly is closed. The next opening for this change is 2026-11-25T21:00:00Z (Wednesday 2026-11-25 22:00 CET, Europe/Berlin)"},
+			"deployment.apps/web in namespace shop: these fields may not change now: spec.template.spec.containers[web].command. Operation windows: images is closed, nightly is closed. The next opening for this change is 2026-11-25T21:00:00Z (Wednesday 2026-11-25 22:00 CET, Europe/Berlin)"},
 		"never": {[]*Window{windowOf("images", images)}, "2026-11-25T11:30:00Z", []string{replicas},
-			"deployment.apps/web in namespace shop: these fields may not change now: spec.replicas (Replicas). OperationWindow: images is open, but not for them. No window lets this change pass within the next 400 days"},
+			"deployment.apps/web in namespace shop: these fields may not change now: spec.replicas (Replicas). Operation windows: images is open, but not for them. No window lets this change pass within the next 400 days"},
 		"a window that is not valid counts as closed": {[]*Window{windowOf("odd", guardv1alpha1.OperationWindowSpec{TimeZone: "Mars/Olympus", Weekly: nightly.Weekly, Inside: nightly.Inside})}, "2026-11-25T23:00:00Z", []string{replicas},
-			`deployment.apps/web in namespace shop: these fields may not change now: spec.replicas (Replicas). OperationWindow: odd is not valid and so counts as closed (spec.timeZone: Invalid value: "Mars/Olympus": no such zone in the IANA time zone database; write a name such as Europe/Berlin or Etc/UTC). No window lets this change pass within the next 400 days`},
+			`deployment.apps/web in namespace shop: these fields may not change now: spec.replicas (Replicas). Operation windows: odd is not valid and so counts as closed (spec.timeZone: Invalid value: "Mars/Olympus": no such zone in the IANA time zone database; write a name such as Europe/Berlin or Etc/UTC). No window lets this change pass within the next 400 days`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			verdict := Decide(test.windows, paths(test.changed...), at(t, test.now))
@@ -262,7 +262,7 @@ func TestTheSearchForTheNextOpeningIsBounded(t *testing.T) {
 		verdict := Decide([]*Window{windowOf("some", some), windowOf("leap", leap)}, both, now)
 		require.True(t, verdict.NextUnknown)
 		require.Zero(t, verdict.Next)
-		require.Equal(t, "deployment.apps/web: these fields may not change now: spec.replicas (Replicas). OperationWindows: some is open, but not for them, leap is closed. "+
+		require.Equal(t, "deployment.apps/web: these fields may not change now: spec.replicas (Replicas). Operation windows: some is open, but not for them, leap is closed. "+
 			"When the next opening for this change is was not found out: they open and close too often to look far ahead", verdict.Message("deployment.apps/web"))
 	})
 	t.Run("and a restless window hides no opening of another", func(t *testing.T) {

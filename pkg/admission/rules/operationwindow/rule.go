@@ -9,25 +9,12 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
-
-// Windows reads OperationWindows. It is asked for every change of a workload, so it
-// should be a cache.
-type Windows interface {
-	// List returns the windows of the namespace, which must not be changed.
-	List(ctx context.Context, namespace string) ([]guardv1alpha1.OperationWindow, error)
-}
-
-// Workloads reads the metadata of workloads.
-type Workloads interface {
-	Get(ctx context.Context, kind schema.GroupVersionKind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error)
-}
 
 // kinds of the resources that windows are about, all of group apps.
 var kinds = map[string]guardv1alpha1.WorkloadKind{
@@ -40,17 +27,17 @@ var kinds = map[string]guardv1alpha1.WorkloadKind{
 // Rule holds changes of workloads to the windows of their namespace. It is safe for
 // concurrent use.
 type Rule struct {
-	windows   Windows
-	workloads Workloads
-	clock     clock.PassiveClock
+	cached, live client.Reader
+	clock        clock.PassiveClock
 }
 
 var _ admission.Rule = &Rule{}
 
-// NewRule returns the rule. Windows come from a cache; workloads are read live, and
-// only for /scale, whose object has no labels of its own.
-func NewRule(windows Windows, workloads Workloads, clock clock.PassiveClock) *Rule {
-	return &Rule{windows: windows, workloads: workloads, clock: clock}
+// NewRule returns the rule. Windows come from a cache, since they are read for every
+// change; workloads are read live, and only for /scale, whose object has no labels of
+// its own.
+func NewRule(cached, live client.Reader, clock clock.PassiveClock) *Rule {
+	return &Rule{cached: cached, live: live, clock: clock}
 }
 
 // Name implements admission.Rule.
@@ -68,13 +55,13 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	} else if follows {
 		return admission.Allow()
 	}
-	objects, err := r.windows.List(ctx, request.Namespace)
-	if err != nil {
+	list := &guardv1alpha1.OperationWindowList{}
+	if err := r.cached.List(ctx, list, client.InNamespace(request.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return admission.Fail("list the OperationWindows of namespace %s: %w", request.Namespace, err)
 	}
-	windows := make([]*Window, 0, len(objects))
-	for i := range objects {
-		windows = append(windows, Read(&objects[i]))
+	windows := make([]*Window, 0, len(list.Items))
+	for i := range list.Items {
+		windows = append(windows, Read(&list.Items[i]))
 	}
 	slices.SortFunc(windows, func(a, b *Window) int { return strings.Compare(a.Name, b.Name) })
 	if !slices.ContainsFunc(windows, func(w *Window) bool { return w.mayBeAbout(kind) }) {
@@ -111,7 +98,7 @@ func (r *Rule) workload(ctx context.Context, request *admission.Request, kind gu
 		return request.OldMeta()
 	}
 	gvk := schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: string(kind)}
-	parent, err := r.workloads.Get(ctx, gvk, request.Key())
+	parent, err := admission.Metadata(ctx, r.live, gvk, request.Key())
 	if err != nil {
 		return nil, fmt.Errorf("get the %s whose replicas change: %w", kind, err)
 	}
@@ -122,30 +109,4 @@ func (r *Rule) workload(ctx context.Context, request *admission.Request, kind gu
 // mayBeAbout reports whether the window selects any workload of the kind.
 func (w *Window) mayBeAbout(kind guardv1alpha1.WorkloadKind) bool {
 	return len(w.kinds) == 0 || slices.Contains(w.kinds, kind)
-}
-
-// CachedWindows reads windows through a client, which should be that of a manager.
-type CachedWindows struct{ Reader client.Reader }
-
-// List implements Windows.
-func (c CachedWindows) List(ctx context.Context, namespace string) ([]guardv1alpha1.OperationWindow, error) {
-	list := &guardv1alpha1.OperationWindowList{}
-	if err := c.Reader.List(ctx, list, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
-		return nil, err
-	}
-	return list.Items, nil
-}
-
-// LiveWorkloads reads metadata through a client, which should not be a cache: a
-// manager's API reader.
-type LiveWorkloads struct{ Reader client.Reader }
-
-// Get implements Workloads.
-func (l LiveWorkloads) Get(ctx context.Context, kind schema.GroupVersionKind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
-	workload := &metav1.PartialObjectMetadata{}
-	workload.SetGroupVersionKind(kind)
-	if err := l.Reader.Get(ctx, key, workload); err != nil {
-		return nil, err
-	}
-	return workload, nil
 }

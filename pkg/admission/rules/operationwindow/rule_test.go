@@ -11,33 +11,51 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/runtime"
 	clocktesting "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-type listed struct {
-	windows []guardv1alpha1.OperationWindow
-	err     error
+// reader returns the client of an API server that has the objects, or that fails.
+func reader(t *testing.T, failure error, objects ...client.Object) client.Reader {
+	t.Helper()
+	known := runtime.NewScheme()
+	require.NoError(t, guardv1alpha1.AddToScheme(known))
+	require.NoError(t, appsv1.AddToScheme(known))
+	builder := fake.NewClientBuilder().WithScheme(known).WithObjects(objects...)
+	if failure != nil {
+		builder.WithInterceptorFuncs(interceptor.Funcs{
+			Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+				return failure
+			},
+			List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return failure },
+		})
+	}
+	return builder.Build()
 }
 
-func (l listed) List(context.Context, string) ([]guardv1alpha1.OperationWindow, error) {
-	return l.windows, l.err
-}
+// listed are the windows: nightly, or a failure.
+type listed struct{ err error }
 
-// stored is the workload that a Get finds.
+// stored is the workload at the API server.
 type stored struct {
-	workload *metav1.PartialObjectMetadata
+	workload client.Object
 	err      error
 }
 
-func (s stored) Get(context.Context, schema.GroupVersionKind, types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
-	return s.workload, s.err
+func (s stored) reader(t *testing.T) client.Reader {
+	if s.workload == nil {
+		return reader(t, s.err)
+	}
+	return reader(t, s.err, s.workload)
 }
 
 func raw(t *testing.T, text string) []byte {
@@ -81,26 +99,23 @@ func TestRuleReview(t *testing.T) {
 		"status":                         {"deployments", "status", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"a creation":                     {"deployments", "", admissionv1.Create, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"scale": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
-			stored{workload: &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"tier": "web"}}}}, "2026-11-25T12:00:00Z", admission.Refused},
+			stored{workload: &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Labels: map[string]string{"tier": "web"}}}}, "2026-11-25T12:00:00Z", admission.Refused},
 		"scale of another": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
-			stored{workload: &metav1.PartialObjectMetadata{}}, "2026-11-25T12:00:00Z", admission.Allowed},
+			stored{workload: &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}}}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"scale of a workload with an owner": {"statefulsets", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
-			stored{workload: &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"tier": "web"}, OwnerReferences: []metav1.OwnerReference{{Controller: new(true)}}}}}, "2026-11-25T12:00:00Z", admission.Refused},
+			stored{workload: &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Labels: map[string]string{"tier": "web"}, OwnerReferences: []metav1.OwnerReference{{Controller: new(true)}}}}}, "2026-11-25T12:00:00Z", admission.Refused},
 		"scale without an answer": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
 			stored{err: errors.New("no answer")}, "2026-11-25T12:00:00Z", admission.Failed},
 		"windows without an answer": {"deployments", "", admissionv1.Update, one, two, listed{err: errors.New("no answer")}, stored{}, "2026-11-25T12:00:00Z", admission.Failed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if test.windows.err == nil {
-				test.windows.windows = []guardv1alpha1.OperationWindow{nightly}
-			}
 			review := admissionv1.AdmissionRequest{
 				Operation: test.operation, Namespace: "shop", Name: "web", SubResource: test.subresource,
 				Resource: metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: test.resource},
 				Kind:     metav1.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"},
 			}
 			review.Object.Raw, review.OldObject.Raw = raw(t, test.after), raw(t, test.before)
-			rule := NewRule(test.windows, test.workload, clocktesting.NewFakePassiveClock(at(t, test.now)))
+			rule := NewRule(reader(t, test.windows.err, nightly.DeepCopy()), test.workload.reader(t), clocktesting.NewFakePassiveClock(at(t, test.now)))
 			decision := rule.Review(context.Background(), admission.NewRequest(review))
 			require.Equal(t, test.want, decision.Verdict, "%+v", decision)
 			if test.want == admission.Refused {
@@ -120,7 +135,7 @@ func TestReplicaSetsFollowTheirDeployment(t *testing.T) {
 	}
 	review.OldObject.Raw = raw(t, "{metadata: {ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]}, spec: {replicas: 1}}")
 	review.Object.Raw = raw(t, "{metadata: {}, spec: {replicas: 2}}")
-	rule := NewRule(listed{err: errors.New("must not be asked")}, stored{}, clocktesting.NewFakePassiveClock(at(t, "2026-11-25T12:00:00Z")))
+	rule := NewRule(reader(t, errors.New("must not be read")), reader(t, nil), clocktesting.NewFakePassiveClock(at(t, "2026-11-25T12:00:00Z")))
 	require.Equal(t, admission.Allow(), rule.Review(t.Context(), admission.NewRequest(review)))
 }
 

@@ -139,10 +139,5 @@ func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Requ
 }
 
 func namespaceMeta(ctx context.Context, reader client.Reader, name string) (*metav1.PartialObjectMetadata, error) {
-	namespace := &metav1.PartialObjectMetadata{}
-	namespace.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	if err := reader.Get(ctx, client.ObjectKey{Name: name}, namespace); err != nil {
-		return nil, err
-	}
-	return namespace, nil
+	return admission.Metadata(ctx, reader, corev1.SchemeGroupVersion.WithKind("Namespace"), client.ObjectKey{Name: name})
 }

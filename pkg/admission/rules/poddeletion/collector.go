@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -14,6 +15,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -116,13 +118,13 @@ func (c *Collector) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.R
 
 // pod returns the metadata of the record's pod, nil when it is gone.
 func (c *Collector) pod(ctx context.Context, record *guardv1alpha1.PodDeletion) (*metav1.PartialObjectMetadata, error) {
-	pod := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}}
-	err := c.reader.Get(ctx, types.NamespacedName{Namespace: record.Spec.Namespace, Name: record.Spec.Name}, pod)
+	key := types.NamespacedName{Namespace: record.Spec.Namespace, Name: record.Spec.Name}
+	pod, err := admission.Metadata(ctx, c.reader, corev1.SchemeGroupVersion.WithKind("Pod"), key)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read pod %s/%s of PodDeletion %s: %w", record.Spec.Namespace, record.Spec.Name, record.Name, err)
+		return nil, fmt.Errorf("read pod %s of PodDeletion %s: %w", key, record.Name, err)
 	}
 	return pod, nil
 }

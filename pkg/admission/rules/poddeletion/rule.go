@@ -37,12 +37,6 @@ type LostNodes interface {
 	Health(ctx context.Context, node string, live bool) (nodedeletion.Health, error)
 }
 
-// DaemonSetReader reads DaemonSets from the API server, not from a cache.
-type DaemonSetReader interface {
-	// Get returns an error that is NotFound when there is none.
-	Get(ctx context.Context, name types.NamespacedName) (*appsv1.DaemonSet, error)
-}
-
 // Rule holds the deletion of protected pods to their budgets, but not that of pods on lost
 // nodes: nobody can reach them, and their workloads need new ones. Kubernetes deletes them
 // past the budget for that reason.
@@ -53,7 +47,7 @@ type DaemonSetReader interface {
 type Rule struct {
 	reservations *Reservations
 	nodes        LostNodes
-	daemonSets   DaemonSetReader
+	live         client.Reader
 	// controllers are those that the cluster's administrator has named.
 	controllers Controllers
 	// hold is how long pods of deleted nodes are kept.
@@ -66,8 +60,8 @@ var _ admission.Rule = (*Rule)(nil)
 // NewRule returns the rule PodDeletion. Pods of deleted nodes are kept from the pod garbage
 // collector for the time of the hold; with 0 their budgets alone count. The controllers are
 // let through beside those of Kubernetes itself.
-func NewRule(reservations *Reservations, nodes LostNodes, daemonSets DaemonSetReader, controllers Controllers, hold time.Duration, clock clock.PassiveClock) *Rule {
-	return &Rule{reservations: reservations, nodes: nodes, daemonSets: daemonSets, controllers: controllers, hold: hold, clock: clock}
+func NewRule(reservations *Reservations, nodes LostNodes, live client.Reader, controllers Controllers, hold time.Duration, clock clock.PassiveClock) *Rule {
+	return &Rule{reservations: reservations, nodes: nodes, live: live, controllers: controllers, hold: hold, clock: clock}
 }
 
 // Name implements admission.Rule.
@@ -136,7 +130,10 @@ func (r *Rule) passes(ctx context.Context, pod *corev1.Pod, request *admission.R
 		return "", nil
 	}
 	name := types.NamespacedName{Namespace: pod.Namespace, Name: metav1.GetControllerOf(pod).Name}
-	set, err := r.daemonSets.Get(ctx, name)
+	// The whole object: the API server adds the annotation with the number of the template to that,
+	// and leaves it out of bare metadata.
+	set := &appsv1.DaemonSet{}
+	err := r.live.Get(ctx, name, set)
 	switch {
 	case apierrors.IsNotFound(err):
 		return "", nil
@@ -229,17 +226,4 @@ func refuseForDeletedNode(request *admission.Request, pod *corev1.Pod, node node
 	}
 	return admission.Refuse(admission.ReasonNodeDeleted, message,
 		fmt.Sprintf("If the machine runs, register the node again by a restart of its kubelet. If the machine is gone, delete the pod: kubectl delete pod %s -n %s --force", pod.Name, pod.Namespace))
-}
-
-// NewDaemonSetReader returns the DaemonSets that the reader reaches, which must not be a
-// cache.
-func NewDaemonSetReader(reader client.Reader) DaemonSetReader { return daemonSetReader{reader} }
-
-type daemonSetReader struct{ reader client.Reader }
-
-// Get reads the whole object: the API server adds the annotation with the number of the
-// template to that, and leaves it out of bare metadata.
-func (d daemonSetReader) Get(ctx context.Context, name types.NamespacedName) (*appsv1.DaemonSet, error) {
-	set := &appsv1.DaemonSet{}
-	return set, d.reader.Get(ctx, name, set)
 }

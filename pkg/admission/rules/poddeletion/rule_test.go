@@ -12,13 +12,12 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	testclock "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
@@ -37,17 +36,19 @@ func (n everyNode) Health(context.Context, string, bool) (nodedeletion.Health, e
 // templates are the DaemonSets of the namespace shop, each with the number of its template.
 type templates map[string]string
 
-func (t templates) Get(_ context.Context, name types.NamespacedName) (*appsv1.DaemonSet, error) {
-	generation, found := t[name.Name]
-	if !found || name.Namespace != "shop" {
-		return nil, apierrors.NewNotFound(schema.GroupResource{Group: "apps", Resource: "daemonsets"}, name.Name)
+func (t templates) reader() client.Reader {
+	builder := fake.NewClientBuilder()
+	for name, generation := range t {
+		builder.WithObjects(&appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: name, Annotations: map[string]string{appsv1.DeprecatedTemplateGeneration: generation},
+		}})
 	}
-	return &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{appsv1.DeprecatedTemplateGeneration: generation}}}, nil
+	return builder.Build()
 }
 
 // newRule returns the rule on a cluster without a lost node.
 func newRule(reservations *Reservations, clock clock.PassiveClock) *Rule {
-	return NewRule(reservations, everyNode{}, templates{}, nil, DefaultDeletedNodeHold, clock)
+	return NewRule(reservations, everyNode{}, templates{}.reader(), nil, DefaultDeletedNodeHold, clock)
 }
 
 func TestPodsOfNodesThatAreNotReady(t *testing.T) {
@@ -70,7 +71,7 @@ func TestPodsOfNodesThatAreNotReady(t *testing.T) {
 			budget.Status.DesiredHealthy = 1
 			s := newServer(budget)
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(s, clock), everyNode{test.node, test.err}, templates{}, nil, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(s, clock), everyNode{test.node, test.err}, templates{}.reader(), nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, ordinary, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict)
 			require.Contains(t, decision.Message, test.message)
@@ -129,7 +130,7 @@ func TestPodsOfDeletedNodes(t *testing.T) {
 				s = newServer(test.budget)
 			}
 			clock := testclock.NewFakePassiveClock(noon.Add(test.after))
-			decision := NewRule(newReservations(s, clock), everyNode{health: test.node}, templates{}, nil, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(s, clock), everyNode{health: test.node}, templates{}.reader(), nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Contains(t, decision.Message, test.message)
@@ -163,7 +164,7 @@ func TestPodsOfDaemonSets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, test.sets, nil, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, test.sets.reader(), nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Equal(t, test.annotated, decision.Annotations["budget"])
@@ -194,7 +195,7 @@ func TestControllersThatAnAdministratorNames(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, templates{}, test.named, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, templates{}.reader(), test.named, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Equal(t, test.hint, strings.Contains(decision.NextStep, "--workload-controllers="), decision.NextStep)

@@ -8,34 +8,24 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// Protected says how many protected pods a namespace has that have not finished.
-type Protected struct {
-	Count int
-	// More says that there are more than Count; they were not counted.
-	More bool
-	// Example is the name of one.
-	Example string
-}
-
-// Lister finds the protected pods of a namespace that have not finished.
+// Lister finds the protected pods of a namespace that have not finished. It is an interface
+// for tests: fakes of clients apply neither limits nor selectors such as
+// status.phase!=Failed.
 type Lister interface {
-	ProtectedPods(ctx context.Context, namespace string) (Protected, error)
-}
-
-// Namespaces reads the labels of namespaces. It may be a cache.
-type Namespaces interface {
-	Labels(ctx context.Context, namespace string) (map[string]string, error)
+	ProtectedPods(ctx context.Context, namespace string) (admission.Found, error)
 }
 
 // Rule judges updates of pods and namespaces, and deletions of namespaces.
 type Rule struct {
-	Pods       Lister
-	Namespaces Namespaces
+	Pods Lister
+	// Cached reads the metadata of namespaces.
+	Cached client.Reader
 }
 
 // Name implements admission.Rule.
@@ -80,11 +70,11 @@ func (r Rule) reviewPod(ctx context.Context, request *admission.Request) admissi
 	}
 	// Before a pod has a node its label is a wish, which may be withdrawn, unless the
 	// namespace says that its pods have it.
-	labels, err := r.Namespaces.Labels(ctx, request.Namespace)
+	namespace, err := admission.Metadata(ctx, r.Cached, corev1.SchemeGroupVersion.WithKind("Namespace"), client.ObjectKey{Name: request.Namespace})
 	switch {
 	case err != nil:
 		return admission.Fail("find out whether the namespace protects its pods by default: %w", err)
-	case labels[guardv1alpha1.ProtectPodsLabel] != guardv1alpha1.ProtectPodsDefault:
+	case namespace.Labels[guardv1alpha1.ProtectPodsLabel] != guardv1alpha1.ProtectPodsDefault:
 		return admission.Allow()
 	}
 	return keep(request, fmt.Sprintf("namespace %s gives it to all of its pods, and without it a node may stop it for any reason of its own", request.Namespace))
@@ -151,20 +141,8 @@ func (r Rule) reviewNamespaceDeletion(ctx context.Context, request *admission.Re
 		return admission.Allow()
 	}
 	return admission.Refuse(admission.ReasonDependentsExist,
-		fmt.Sprintf("%s was not deleted: %s, and would end with it, past their budgets", request.Target(), protected),
+		fmt.Sprintf("%s was not deleted: its protected pods would be deleted with it, past their budgets: %s", request.Target(), protected),
 		lookAtThem(old.Name))
-}
-
-// String says where the pods are.
-func (p Protected) String() string {
-	pods := fmt.Sprintf("%d protected pods are in it (such as %s)", p.Count, p.Example)
-	switch {
-	case p.More:
-		return "at least " + pods
-	case p.Count == 1:
-		return fmt.Sprintf("1 protected pod is in it (%s)", p.Example)
-	}
-	return pods
 }
 
 func lookAtThem(namespace string) string {
@@ -181,11 +159,11 @@ func grants(labels map[string]string) bool {
 }
 
 // decideNamespace judges that the grant is taken from a namespace with these pods.
-func decideNamespace(request *admission.Request, grant string, protected Protected) admission.Decision {
+func decideNamespace(request *admission.Request, grant string, protected admission.Found) admission.Decision {
 	if protected.Count == 0 {
 		return admission.Allow()
 	}
 	return admission.Refuse(admission.ReasonProtectionRemoved,
-		fmt.Sprintf("%s keeps the grant %s=%s: %s, and pods that replace them would be refused", request.Target(), guardv1alpha1.ProtectPodsLabel, grant, protected),
+		fmt.Sprintf("%s keeps the grant %s=%s: pods that replace its protected ones would be refused. Protected pods: %s", request.Target(), guardv1alpha1.ProtectPodsLabel, grant, protected),
 		lookAtThem(request.Key().Name))
 }

@@ -8,29 +8,37 @@ import (
 
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/pkg/admission"
 )
 
-// fixedNamespaces are the labels of every namespace.
-type fixedNamespaces struct {
-	grant string
-	err   error
-}
-
-func (f fixedNamespaces) Labels(context.Context, string) (map[string]string, error) {
-	return map[string]string{"kubelet-guard.io/protect-pods": f.grant}, f.err
+// namespaceShop returns the client of an API server that has the namespace with this grant, or that
+// fails.
+func namespaceShop(grant string, failure error) client.Reader {
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"kubelet-guard.io/protect-pods": grant}}}
+	return fake.NewClientBuilder().WithObjects(namespace).WithInterceptorFuncs(interceptor.Funcs{
+		Get: func(ctx context.Context, next client.WithWatch, key client.ObjectKey, object client.Object, options ...client.GetOption) error {
+			if failure != nil {
+				return failure
+			}
+			return next.Get(ctx, key, object, options...)
+		},
+	}).Build()
 }
 
 type fixedPods struct {
-	protected Protected
+	protected admission.Found
 	err       error
 }
 
-func (f fixedPods) ProtectedPods(context.Context, string) (Protected, error) {
+func (f fixedPods) ProtectedPods(context.Context, string) (admission.Found, error) {
 	return f.protected, f.err
 }
 
@@ -90,17 +98,17 @@ func TestReviewPod(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			for _, subresource := range []string{"", "status"} {
-				rule := Rule{Namespaces: fixedNamespaces{grant: "allowed"}}
+				rule := Rule{Cached: namespaceShop("allowed", nil)}
 				require.Equal(t, test.want, review(t, rule, "pods", subresource, "Pod", test.old, test.new), "subresource %q", subresource)
 			}
 		})
 	}
 	t.Run("the pod is on no node, and has the label from its namespace", func(t *testing.T) {
-		got := review(t, Rule{Namespaces: fixedNamespaces{grant: "default"}}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
+		got := review(t, Rule{Cached: namespaceShop("default", nil)}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
 		require.Equal(t, keeps("namespace shop gives it to all of its pods, and without it a node may stop it for any reason of its own"), got)
 	})
 	t.Run("the pod is on no node, and the namespace cannot be read", func(t *testing.T) {
-		got := review(t, Rule{Namespaces: fixedNamespaces{err: errors.New("timeout")}}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
+		got := review(t, Rule{Cached: namespaceShop("", errors.New("timeout"))}, "pods", "", "Pod", pod(label, "", "phase: Pending"), pod("", "", "phase: Pending"))
 		require.EqualError(t, got.Err, "find out whether the namespace protects its pods by default: timeout")
 	})
 }
@@ -111,7 +119,7 @@ func TestReviewNamespace(t *testing.T) {
 	}
 	refused := func(pods string) admission.Decision {
 		return admission.Refuse(admission.ReasonProtectionRemoved,
-			"namespace/shop keeps the grant kubelet-guard.io/protect-pods=allowed: "+pods+", and pods that replace them would be refused",
+			"namespace/shop keeps the grant kubelet-guard.io/protect-pods=allowed: pods that replace its protected ones would be refused. Protected pods: "+pods,
 			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")
 	}
 	tests := []struct {
@@ -119,8 +127,8 @@ func TestReviewNamespace(t *testing.T) {
 		pods           fixedPods
 		want           admission.Decision
 	}{
-		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, refused("1 protected pod is in it (db-0)")},
-		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: Protected{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 protected pods are in it (such as db-0)")},
+		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: admission.Found{Count: 1, Example: "db-0"}}, refused("1 (db-0)")},
+		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: admission.Found{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 (such as db-0)")},
 		{"the grant goes and none runs", namespace("default"), namespace(`""`), fixedPods{}, admission.Allow()},
 		{"the grant changes its kind", namespace("default"), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
 		{"the grant comes", namespace(`""`), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
@@ -149,8 +157,8 @@ func TestReviewNamespaceDeletion(t *testing.T) {
 		pods fixedPods
 		want admission.Decision
 	}{
-		"with a protected pod": {namespace("default", ""), fixedPods{protected: Protected{Count: 1, Example: "db-0"}}, admission.Refuse(admission.ReasonDependentsExist,
-			"namespace/shop was not deleted: 1 protected pod is in it (db-0), and would end with it, past their budgets",
+		"with a protected pod": {namespace("default", ""), fixedPods{protected: admission.Found{Count: 1, Example: "db-0"}}, admission.Refuse(admission.ReasonDependentsExist,
+			"namespace/shop was not deleted: its protected pods would be deleted with it, past their budgets: 1 (db-0)",
 			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")},
 		"without one":       {namespace("allowed", ""), fixedPods{}, admission.Allow()},
 		"without the grant": {namespace("never", ""), asked, admission.Allow()},

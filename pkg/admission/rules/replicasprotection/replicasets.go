@@ -8,6 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/admission"
 )
@@ -15,8 +16,8 @@ import (
 // ReplicaSets holds the ReplicaSets of Deployments to these: only the deployment controller
 // may change their spec, also through /scale. A /scale of another one is judged as by Scales.
 type ReplicaSets struct {
-	// Workloads are read for each /scale, so they should not be a cache.
-	Workloads Workloads
+	// Live is read for each /scale, and is no cache.
+	Live client.Reader
 }
 
 var _ admission.Rule = ReplicaSets{}
@@ -73,7 +74,7 @@ func (r ReplicaSets) replicaSet(ctx context.Context, request *admission.Request)
 	case request.SubResource == "":
 		return request.OldMeta()
 	case isScale(request):
-		return scaledWorkload(ctx, r.Workloads, request)
+		return scaledWorkload(ctx, r.Live, request)
 	}
 	return nil, nil
 }

@@ -3,7 +3,6 @@ package replicasprotection
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -11,29 +10,33 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/pkg/admission"
 )
 
-// stored is what a Get finds: the object in YAML.
+// stored is the object at the API server, in YAML. An API server without one does not respond.
 type stored string
 
-func (s stored) Get(_ context.Context, kind schema.GroupVersionKind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
+func (s stored) reader(t *testing.T) client.Reader {
+	t.Helper()
+	builder := fake.NewClientBuilder()
 	if s == "" {
-		return nil, errors.New("no answer")
+		return builder.WithInterceptorFuncs(interceptor.Funcs{
+			Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+				return errors.New("no answer")
+			},
+		}).Build()
 	}
-	object := &metav1.PartialObjectMetadata{}
-	if err := yaml.Unmarshal([]byte(s), object); err != nil {
-		return nil, err
-	}
-	if object.GroupVersionKind() != kind || client.ObjectKeyFromObject(object) != key {
-		return nil, fmt.Errorf("%s %s, not %s %s", kind, key, object.GroupVersionKind(), client.ObjectKeyFromObject(object))
-	}
-	return object, nil
+	raw, err := yaml.YAMLToJSON([]byte(s))
+	require.NoError(t, err)
+	object, _, err := scheme.Codecs.UniversalDeserializer().Decode(raw, nil, nil)
+	require.NoError(t, err)
+	return builder.WithRuntimeObjects(object).Build()
 }
 
 func TestReplicaSets(t *testing.T) {
@@ -87,7 +90,7 @@ func TestReplicaSets(t *testing.T) {
 				Namespace: "shop", Name: "web-1", Operation: admissionv1.Update, SubResource: test.subresource,
 				UserInfo: authenticationv1.UserInfo{Username: test.user}, Object: raw(test.new), OldObject: raw(test.old),
 			})
-			got := ReplicaSets{Workloads: test.live}.Review(t.Context(), request)
+			got := ReplicaSets{Live: test.live.reader(t)}.Review(t.Context(), request)
 			if test.subresource == "" && test.want.Verdict == admission.Refused {
 				test.want.Message = "replicaset" + test.want.Message[len("replicasets"):]
 			}

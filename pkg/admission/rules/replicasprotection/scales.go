@@ -9,16 +9,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
-
-// Workloads reads the metadata of workloads.
-type Workloads interface {
-	Get(ctx context.Context, kind schema.GroupVersionKind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error)
-}
 
 // scaledKinds are the kinds of the workloads of Kubernetes with a scale subresource.
 var scaledKinds = map[schema.GroupResource]schema.GroupVersionKind{
@@ -30,11 +25,10 @@ var scaledKinds = map[schema.GroupResource]schema.GroupVersionKind{
 
 // Scales judges changes of replicas through /scale, whose object has neither labels nor
 // annotations of its workload. It reads the workload for each, so the price of a request
-// does not grow with the number of labelled workloads. It is safe for concurrent use when
-// its Workloads are.
+// does not grow with the number of labelled workloads. It is safe for concurrent use.
 type Scales struct {
-	// Workloads should not be a cache: a confirmation counts from the moment it is written.
-	Workloads Workloads
+	// Live is no cache: a confirmation counts from the moment it is written.
+	Live client.Reader
 }
 
 var _ admission.Rule = Scales{}
@@ -54,7 +48,7 @@ func (s Scales) Review(ctx context.Context, request *admission.Request) admissio
 	case from == to:
 		return admission.Allow()
 	}
-	workload, err := scaledWorkload(ctx, s.Workloads, request)
+	workload, err := scaledWorkload(ctx, s.Live, request)
 	if err != nil {
 		return admission.Fail("%w", err)
 	}
@@ -93,9 +87,9 @@ func scaled(request *admission.Request) (from, to int64, err error) {
 
 // scaledWorkload reads the metadata of the workload that a /scale is about. An override is
 // looked for there.
-func scaledWorkload(ctx context.Context, workloads Workloads, request *admission.Request) (*metav1.PartialObjectMetadata, error) {
+func scaledWorkload(ctx context.Context, live client.Reader, request *admission.Request) (*metav1.PartialObjectMetadata, error) {
 	kind := scaledKinds[resourceOf(request)]
-	workload, err := workloads.Get(ctx, kind, request.Key())
+	workload, err := admission.Metadata(ctx, live, kind, request.Key())
 	if err != nil {
 		return nil, fmt.Errorf("get the %s whose replicas change: %w", kind.Kind, err)
 	}

@@ -72,7 +72,7 @@ func TestScales(t *testing.T) {
 				Namespace: "shop", Name: "web", Operation: admissionv1.Update, SubResource: subresource,
 				OldObject: raw(test.from), Object: raw(test.to),
 			})
-			got := Scales{Workloads: test.live}.Review(t.Context(), request)
+			got := Scales{Live: test.live.reader(t)}.Review(t.Context(), request)
 			if test.want.Err != nil {
 				require.EqualError(t, got.Err, test.want.Err.Error())
 				got.Err, test.want.Err = nil, nil
