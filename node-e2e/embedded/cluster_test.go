@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"net"
 	"net/netip"
@@ -235,4 +236,31 @@ func TestRemoveFilesKeepsLogs(t *testing.T) {
 	}
 	require.Equal(t, []string{lockFile, logsFolder}, names)
 	require.NoError(t, removeFiles(filepath.Join(dir, "none")))
+}
+
+func TestJoin(t *testing.T) {
+	dir := t.TempDir()
+	c := &Cluster{config: Config{Name: "test", Dir: dir}, state: &state{Index: 7}, pki: pki(filepath.Join(dir, "pki"))}
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "config"), 0o755))
+	require.NoError(t, createPKI(c.pki, net.ParseIP(c.NodeIP())))
+	ip := net.ParseIP("192.0.2.10")
+
+	credentials, err := c.Join("other", ip)
+	require.NoError(t, err)
+	config, err := clientcmd.BuildConfigFromFlags("", credentials.Kubeconfig)
+	require.NoError(t, err)
+	require.Equal(t, "https://"+c.APIServerAddress(), config.Host)
+	client, err := tls.X509KeyPair(config.CertData, config.KeyData)
+	require.NoError(t, err)
+	require.Equal(t, "system:node:other", client.Leaf.Subject.CommonName)
+	require.Equal(t, []string{"system:nodes"}, client.Leaf.Subject.Organization)
+
+	serving, err := tls.LoadX509KeyPair(credentials.Certificate, credentials.Key)
+	require.NoError(t, err)
+	authority, err := os.ReadFile(credentials.Authority)
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	require.True(t, roots.AppendCertsFromPEM(authority))
+	_, err = serving.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: ip.String()})
+	require.NoError(t, err)
 }

@@ -136,8 +136,7 @@ func (c *Cluster) prepareKubelet(spec kubeletSpec) (launch, error) {
 			return launch{}, err
 		}
 	}
-	kubeconfig := filepath.Join(c.config.Dir, "config", "kubelet-"+spec.nodeName+".kubeconfig")
-	err := writeKubeconfig(kubeconfig, c.pki, spec.server, "system:node:"+spec.nodeName, nodeClientCertificate(spec.nodeName))
+	kubeconfig, err := c.nodeKubeconfig(spec.nodeName, spec.server)
 	if err != nil {
 		return launch{}, err
 	}
@@ -170,6 +169,12 @@ func (c *Cluster) prepareKubelet(spec kubeletSpec) (launch, error) {
 		args = append(args, "--guard-config="+spec.guardConfig)
 	}
 	return launch{path: spec.binary, args: append(args, spec.flags...)}, nil
+}
+
+// nodeKubeconfig writes the kubeconfig of a node that has certificates.
+func (c *Cluster) nodeKubeconfig(nodeName, server string) (string, error) {
+	path := filepath.Join(c.config.Dir, "config", "kubelet-"+nodeName+".kubeconfig")
+	return path, writeKubeconfig(path, c.pki, server, "system:node:"+nodeName, nodeClientCertificate(nodeName))
 }
 
 // kubeletHealthy asks for more than /healthz, which answers before the resource
