@@ -10,12 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"kubelet-guard.io/build"
-	"kubelet-guard.io/node-e2e/embedded"
-	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+	"kubelet-guard.io/node-e2e/hostnode"
 )
 
 var outputFlag = flag.String("throwaway-machine", "", "run on this machine, which is spoilt by it: the folder of the built programs and packages (_output)")
@@ -39,11 +35,11 @@ func TestInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newMachine(t, output)
-	m.awaitKubelet(upstream)
+	m.AwaitKubelet(upstream)
 	for _, name := range []string{"protected", "unprotected"} {
-		m.runPod(name, name == "protected")
+		m.RunPod(name, name == "protected")
 	}
-	before := m.tasks()
+	before := m.Tasks()
 	t.Logf("containers at the start:\n%s", before)
 
 	for _, p := range []struct {
@@ -61,10 +57,9 @@ func TestInstall(t *testing.T) {
 		file := m.packageFile(output, p.pattern)
 		install := append(p.install, file)
 		t.Run(p.format, func(t *testing.T) {
-			m := *m
-			m.t = t
-			stock := m.kubeletPID()
-			relations := m.run(p.relations(file)...)
+			m := machine{m.In(t), t}
+			stock := m.KubeletPID()
+			relations := m.Run(p.relations(file)...)
 			for _, want := range []string{"1.36", "1.37~"} {
 				if !strings.Contains(relations, want) {
 					t.Errorf("the package has the relations %q, none to kubelet %s", relations, want)
@@ -73,135 +68,102 @@ func TestInstall(t *testing.T) {
 
 			t.Log("a unit that stops containers is refused, and nothing is changed")
 			const stops = "ExecStop=/usr/bin/crictl stop --timeout=60 all"
-			m.write(stopDropIn, "[Service]\n"+stops+"\n")
-			refusal := m.output(install...)
+			m.Write(stopDropIn, "[Service]\n"+stops+"\n")
+			refusal := m.Output(install...)
 			t.Log(refusal)
 			for _, want := range []string{stopDropIn + ": " + stops, "REFUSED"} {
 				if !strings.Contains(refusal, want) {
 					t.Errorf("the installation does not say %q", want)
 				}
 			}
-			m.expectNoFile(dropIn)
-			m.run(p.remove...)
-			m.run("rm", stopDropIn)
+			m.ExpectNoFile(dropIn)
+			m.Run(p.remove...)
+			m.Run("rm", stopDropIn)
 
-			t.Log(m.run(install...))
-			if got := m.kubeletPID(); got != stock {
+			t.Log(m.Run(install...))
+			if got := m.KubeletPID(); got != stock {
 				t.Fatalf("the installation restarted the kubelet: process %d, was %d", got, stock)
 			}
 
-			m.run("systemctl", "restart", "kubelet")
+			m.Run("systemctl", "restart", "kubelet")
 			m.awaitGuarded("Audit")
-			m.expectTasks(before)
+			m.ExpectTasks(before)
 
-			m.write(configFile, strings.Replace(m.read(configFile), "mode: Audit", "mode: Enforce", 1))
-			m.run("systemctl", "restart", "kubelet")
+			m.Write(configFile, strings.Replace(m.Read(configFile), "mode: Audit", "mode: Enforce", 1))
+			m.Run("systemctl", "restart", "kubelet")
 			m.awaitGuarded("Enforce")
-			m.expectTasks(before)
+			m.ExpectTasks(before)
 
 			t.Log("a kubelet without its guard configuration does not start, and stops nothing")
-			m.run("mv", configFile, configFile+".away")
+			m.Run("mv", configFile, configFile+".away")
 			m.restartAndExpect(configFile + ": no such file")
-			m.expectTasks(before)
-			m.run("mv", configFile+".away", configFile)
+			m.ExpectTasks(before)
+			m.Run("mv", configFile+".away", configFile)
 			m.awaitGuarded("Enforce")
 
 			t.Log("a command that was changed later is named in the journal; the kubelet starts with the one of before")
-			own := m.read(localDropIn)
-			m.write(localDropIn, strings.TrimSuffix(own, "\n")+" --v=3\n")
-			m.run("systemctl", "daemon-reload")
+			own := m.Read(localDropIn)
+			m.Write(localDropIn, strings.TrimSuffix(own, "\n")+" --v=3\n")
+			m.Run("systemctl", "daemon-reload")
 			m.restartAndExpect("the unit has --v=3 besides")
 			m.awaitGuarded("Enforce")
-			m.expectTasks(before)
-			m.run(unitCommand, "apply")
-			if text := m.read(dropIn); !strings.Contains(text, " --v=3 --guard-config=") {
+			m.ExpectTasks(before)
+			m.Run(unitCommand, "apply")
+			if text := m.Read(dropIn); !strings.Contains(text, " --v=3 --guard-config=") {
 				t.Fatalf("the drop-in has not got the new command:\n%s", text)
 			}
-			m.write(localDropIn, own)
-			m.run(unitCommand, "apply")
-			m.run("systemctl", "daemon-reload")
+			m.Write(localDropIn, own)
+			m.Run(unitCommand, "apply")
+			m.Run("systemctl", "daemon-reload")
 
 			t.Log("a unit that does not set the variables any more does not start, and stops nothing")
-			m.write("/etc/systemd/system/kubelet.service.d/20-other.conf", "[Service]\nUnsetEnvironment=KUBELET_CONFIG_ARGS\n")
-			m.run("systemctl", "daemon-reload")
+			m.Write("/etc/systemd/system/kubelet.service.d/20-other.conf", "[Service]\nUnsetEnvironment=KUBELET_CONFIG_ARGS\n")
+			m.Run("systemctl", "daemon-reload")
 			m.restartAndExpect("does not set all of KUBELET_CONFIG_ARGS, KUBELET_KUBECONFIG_ARGS any more")
-			m.expectTasks(before)
-			m.run("rm", "/etc/systemd/system/kubelet.service.d/20-other.conf")
-			m.run("systemctl", "daemon-reload")
+			m.ExpectTasks(before)
+			m.Run("rm", "/etc/systemd/system/kubelet.service.d/20-other.conf")
+			m.Run("systemctl", "daemon-reload")
 			m.awaitGuarded("Enforce")
 
 			if p.format == "deb" {
-				m.run(install...)
-				if config := m.read(configFile); !strings.Contains(config, "\nmode: Enforce\n") {
+				m.Run(install...)
+				if config := m.Read(configFile); !strings.Contains(config, "\nmode: Enforce\n") {
 					t.Fatalf("installing again changed the configuration:\n%s", config)
 				}
 			}
-			guarded := m.kubeletPID()
-			removal := m.run(p.remove...)
+			guarded := m.KubeletPID()
+			removal := m.Run(p.remove...)
 			t.Log(removal)
 			for _, want := range []string{"has 1 protected pods (" + rootDir + "/guard)", "runs on until kubelet.service is restarted"} {
 				if !strings.Contains(removal, want) {
 					t.Errorf("the removal does not say %q", want)
 				}
 			}
-			if got := m.kubeletPID(); got != guarded {
+			if got := m.KubeletPID(); got != guarded {
 				t.Fatalf("the removal restarted the kubelet: process %d, was %d", got, guarded)
 			}
-			m.expectNoFile(guardedBinary, unitCommand, dropIn)
-			m.run("systemctl", "restart", "kubelet")
-			m.awaitKubelet(upstream)
-			m.expectTasks(before)
+			m.ExpectNoFile(guardedBinary, unitCommand, dropIn)
+			m.Run("systemctl", "restart", "kubelet")
+			m.AwaitKubelet(upstream)
+			m.ExpectTasks(before)
 			if p.purged != nil {
-				m.run(p.purged...)
-				m.expectNoFile(configFile)
+				m.Run(p.purged...)
+				m.ExpectNoFile(configFile)
 			}
-			m.run("systemctl", "restart", "kubelet")
-			m.awaitKubelet(upstream)
-			m.expectTasks(before)
+			m.Run("systemctl", "restart", "kubelet")
+			m.AwaitKubelet(upstream)
+			m.ExpectTasks(before)
 		})
 	}
-}
-
-// runPod runs a pod on the node and waits until it is Running.
-func (m *machine) runPod(name string, protected bool) {
-	m.t.Helper()
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: corev1.PodSpec{
-			NodeName:    nodeName,
-			HostNetwork: true,
-			Containers: []corev1.Container{{
-				Name: "workload", Image: embedded.WorkloadImage, ImagePullPolicy: corev1.PullNever,
-				// Any free port: the pods share the machine's.
-				Env: []corev1.EnvVar{{Name: "PORT", Value: "0"}},
-			}},
-		},
-	}
-	if protected {
-		pod.Labels = map[string]string{guardv1alpha1.ExplicitDeletionLabel: guardv1alpha1.ExplicitDeletionRequired}
-	}
-	if _, err := m.client.CoreV1().Pods("default").Create(m.ctx, pod, metav1.CreateOptions{}); err != nil {
-		m.t.Fatal(err)
-	}
-	m.await("pod "+name+" to run", func() error {
-		pod, err := m.client.CoreV1().Pods("default").Get(m.ctx, name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if len(pod.Status.ContainerStatuses) == 1 && pod.Status.ContainerStatuses[0].State.Running != nil {
-			return nil
-		}
-		return fmt.Errorf("its status is %v", pod.Status)
-	})
 }
 
 // awaitGuarded waits until the node runs the package's kubelet in that mode.
 func (m *machine) awaitGuarded(mode string) {
 	m.t.Helper()
 	version := build.GuardedVersion(upstream)
-	m.awaitKubelet(version)
-	m.await("the metrics of the guard in mode "+mode, func() error {
-		program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", m.kubeletPID()))
+	m.AwaitKubelet(version)
+	m.Await("the metrics of the guard in mode "+mode, func() error {
+		program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", m.KubeletPID()))
 		if err != nil {
 			return err
 		}
@@ -221,7 +183,7 @@ func (m *machine) awaitGuarded(mode string) {
 }
 
 func kubeletMetrics() (string, error) {
-	client := http.Client{Transport: insecureTransport(), Timeout: nodeChange}
+	client := http.Client{Transport: insecureTransport(), Timeout: hostnode.NodeChange}
 	answer, err := client.Get("https://127.0.0.1:10250/metrics")
 	if err != nil {
 		return "", err
@@ -236,11 +198,11 @@ func kubeletMetrics() (string, error) {
 func (m *machine) restartAndExpect(text string) {
 	m.t.Helper()
 	// What earlier starts have said does not count.
-	begin := m.run("journalctl", "--unit=kubelet", "--lines=0", "--show-cursor", "--quiet")
+	begin := m.Run("journalctl", "--unit=kubelet", "--lines=0", "--show-cursor", "--quiet")
 	_, cursor, _ := strings.Cut(strings.TrimSpace(begin), "-- cursor: ")
-	m.run("systemctl", "restart", "--no-block", "kubelet")
-	m.await("the journal of the kubelet to say "+text, func() error {
-		journal := m.run("journalctl", "--unit=kubelet", "--no-pager", "--output=cat", "--after-cursor="+cursor)
+	m.Run("systemctl", "restart", "--no-block", "kubelet")
+	m.Await("the journal of the kubelet to say "+text, func() error {
+		journal := m.Run("journalctl", "--unit=kubelet", "--no-pager", "--output=cat", "--after-cursor="+cursor)
 		if !strings.Contains(journal, text) {
 			return fmt.Errorf("the journal since the restart is:\n%s", journal)
 		}
@@ -255,22 +217,4 @@ func (m *machine) packageFile(output, pattern string) string {
 		m.t.Fatalf("%s in %s/packages: %d files, %v; run make packages", pattern, output, len(files), err)
 	}
 	return files[0]
-}
-
-func (m *machine) read(path string) string {
-	m.t.Helper()
-	content, err := os.ReadFile(path)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return string(content)
-}
-
-func (m *machine) expectNoFile(paths ...string) {
-	m.t.Helper()
-	for _, path := range paths {
-		if _, err := os.Stat(path); !os.IsNotExist(err) {
-			m.t.Errorf("%s is still there (%v)", path, err)
-		}
-	}
 }
