@@ -9,12 +9,16 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/client-go/kubernetes"
+
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/pager"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 // mostPods bounds how many protected pods are read, some 160 MB of them. The webhook
@@ -34,10 +38,10 @@ var errEnough = errors.New("enough")
 
 // withoutBudget reads budgets and protected pods, and counts those pods that are bound and
 // have not finished.
-func (c *clients) withoutBudget(ctx context.Context) (*withoutBudget, error) {
+func countWithoutBudget(ctx context.Context, kube kubernetes.Interface) (*withoutBudget, error) {
 	budgets := map[string][]labels.Selector{}
 	err := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-		return c.kube.PolicyV1().PodDisruptionBudgets(metav1.NamespaceAll).List(ctx, options)
+		return kube.PolicyV1().PodDisruptionBudgets(metav1.NamespaceAll).List(ctx, options)
 	}).EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
 		budget := object.(*policyv1.PodDisruptionBudget)
 		if selector, err := metav1.LabelSelectorAsSelector(budget.Spec.Selector); err == nil {
@@ -50,8 +54,8 @@ func (c *clients) withoutBudget(ctx context.Context) (*withoutBudget, error) {
 	}
 	counted, read := &withoutBudget{Namespaces: map[string]int{}}, 0
 	err = pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-		return c.kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, options)
-	}).EachListItem(ctx, metav1.ListOptions{LabelSelector: protectionLabel + "=" + protectionValue}, func(object runtime.Object) error {
+		return kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, options)
+	}).EachListItem(ctx, metav1.ListOptions{LabelSelector: guard.ExplicitDeletionLabel + "=" + guard.ExplicitDeletionRequired}, func(object runtime.Object) error {
 		if read++; read > mostPods {
 			return errEnough
 		}

@@ -28,7 +28,6 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
@@ -454,12 +453,7 @@ current-context: test
 	if at == nil {
 		at = func() time.Time { return now }
 	}
-	command := newCommand(&settings{
-		IOStreams: streams,
-		flags:     genericclioptions.NewConfigFlags(true),
-		now:       at,
-		poll:      time.Millisecond,
-	})
+	command := newCommand(newSettings(streams, at, time.Millisecond))
 	// After the verb, which __complete wants first.
 	verb := 1
 	if arguments[0] == cobra.ShellCompRequestCmd {

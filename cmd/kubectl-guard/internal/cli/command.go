@@ -7,7 +7,6 @@
 package cli
 
 import (
-	"bufio"
 	"fmt"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/record"
+	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 // fieldManager is in managedFields of what this program writes, and its user
@@ -29,12 +29,7 @@ const fieldManager = "kubectl-guard"
 
 // NewCommand returns the command kubectl guard. Errors are returned, not printed.
 func NewCommand(streams genericiooptions.IOStreams) *cobra.Command {
-	return newCommand(&settings{
-		IOStreams: streams,
-		flags:     genericclioptions.NewConfigFlags(true),
-		now:       time.Now,
-		poll:      time.Second,
-	})
+	return newCommand(newSettings(streams, time.Now, time.Second))
 }
 
 func newCommand(s *settings) *cobra.Command {
@@ -43,7 +38,7 @@ func newCommand(s *settings) *cobra.Command {
 		Short: "Show and release what Kubelet Guard holds",
 		Long: `Show and release what Kubelet Guard holds.
 
-A guarded kubelet never stops a pod labelled ` + protectionLabel + `=` + protectionValue + `
+A guarded kubelet never stops a pod labelled ` + guard.ExplicitDeletionLabel + `=` + guard.ExplicitDeletionRequired + `
 unless its deletion was asked for through the API. A pod that it would have stopped
 otherwise is held: it runs on until its deletion is asked for, or the cause is over.`,
 		SilenceUsage:  true,
@@ -63,20 +58,30 @@ otherwise is held: it runs on until its deletion is asked for, or the cause is o
 		newReleaseCommand(s), newProtectCommand(s), newUnprotectCommand(s),
 		newRolloutCommand(s), newVersionCommand(s),
 	)
-	s.completeFlags(command)
+	completeFlags(s, command)
 	return command
 }
 
 // settings are what all verbs share.
 type settings struct {
 	genericiooptions.IOStreams
+	*prompter
 	flags       *genericclioptions.ConfigFlags
 	nodeTimeout time.Duration
 	now         func() time.Time
 	// poll is how often a kubelet is asked that something is awaited of.
 	poll time.Duration
-	// answers are what is read from In; nil before the first question.
-	answers *bufio.Reader
+}
+
+// newSettings returns the settings of one command. now is its clock.
+func newSettings(streams genericiooptions.IOStreams, now func() time.Time, poll time.Duration) *settings {
+	return &settings{
+		IOStreams: streams,
+		prompter:  newPrompter(streams.In, streams.Out),
+		flags:     genericclioptions.NewConfigFlags(true),
+		now:       now,
+		poll:      poll,
+	}
 }
 
 // clients are for one cluster.
@@ -88,8 +93,6 @@ type clients struct {
 	// namespace is that of -n or of the kubeconfig; explicit: it was given with -n.
 	namespace string
 	explicit  bool
-	// poll is that of the settings.
-	poll time.Duration
 }
 
 func (s *settings) connect() (*clients, error) {
@@ -124,7 +127,6 @@ func (s *settings) connect() (*clients, error) {
 		records:   record.Client{Dynamic: dynamicClient, FieldManager: fieldManager},
 		nodes:     nodes.Asker{Client: kube, Timeout: s.nodeTimeout},
 		namespace: namespace, explicit: explicit,
-		poll: s.poll,
 	}, nil
 }
 

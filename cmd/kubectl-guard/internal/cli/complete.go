@@ -23,40 +23,46 @@ const (
 )
 
 // completeFlags registers the completion of the flags that all verbs have.
-func (s *settings) completeFlags(command *cobra.Command) {
-	_ = command.RegisterFlagCompletionFunc("namespace", s.completeNamespaces)
-	_ = command.RegisterFlagCompletionFunc("context", s.completeContexts)
+func completeFlags(s *settings, command *cobra.Command) {
+	_ = command.RegisterFlagCompletionFunc("namespace", completeNamespaces(s))
+	_ = command.RegisterFlagCompletionFunc("context", completeContexts(s))
 	_ = command.RegisterFlagCompletionFunc("node-timeout", cobra.NoFileCompletions)
 }
 
-func (s *settings) completeContexts(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	config, err := s.flags.ToRawKubeConfigLoader().RawConfig()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+func completeContexts(s *settings) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		config, err := s.flags.ToRawKubeConfigLoader().RawConfig()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var names []string
+		for name := range config.Contexts {
+			names = append(names, name)
+		}
+		return withPrefix(names, prefix, nil)
 	}
-	var names []string
-	for name := range config.Contexts {
-		names = append(names, name)
+}
+
+func completeNamespaces(s *settings) cobra.CompletionFunc {
+	return func(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return completeFrom(s, command, nil, prefix, func(ctx context.Context, c *clients) []string {
+			return namesOfObjects(ctx, c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")), prefix)
+		})
 	}
-	return withPrefix(names, prefix, nil)
 }
 
-func (s *settings) completeNamespaces(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	return s.completeFrom(command, nil, prefix, func(ctx context.Context, c *clients) []string {
-		return c.names(ctx, c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")), prefix)
-	})
+func completeNodes(s *settings) cobra.CompletionFunc {
+	return func(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return completeFrom(s, command, arguments, prefix, func(ctx context.Context, c *clients) []string {
+			return namesOfObjects(ctx, c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes")), prefix)
+		})
+	}
 }
 
-func (s *settings) completeNodes(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	return s.completeFrom(command, arguments, prefix, func(ctx context.Context, c *clients) []string {
-		return c.names(ctx, c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes")), prefix)
-	})
-}
-
-// names returns the names of objects that begin with the prefix, at most completionLimit. It
+// namesOfObjects returns the names of objects that begin with the prefix, at most completionLimit. It
 // reads all objects, page by page, and of each the metadata only. What was found by the end of
 // the time, or before an error, is better than nothing.
-func (c *clients) names(ctx context.Context, objects metadata.ResourceInterface, prefix string) []string {
+func namesOfObjects(ctx context.Context, objects metadata.ResourceInterface, prefix string) []string {
 	var names []string
 	options := metav1.ListOptions{Limit: completionPage}
 	for {
@@ -77,27 +83,31 @@ func (c *clients) names(ctx context.Context, objects metadata.ResourceInterface,
 }
 
 // completeHeldPods offers the held pods whose object the kubelet misses.
-func (s *settings) completeHeldPods(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	return s.completeKnownPods(command, arguments, prefix, func(pod guard.PodState) bool {
-		return len(pod.Holds) > 0 && !pod.ObjectPresent
-	})
+func completeHeldPods(s *settings) cobra.CompletionFunc {
+	return func(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return completeKnownPods(s, command, arguments, prefix, func(pod guard.PodState) bool {
+			return len(pod.Holds) > 0 && !pod.ObjectPresent
+		})
+	}
 }
 
 // completeProtectedPods offers all protected pods.
-func (s *settings) completeProtectedPods(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	return s.completeKnownPods(command, arguments, prefix, func(guard.PodState) bool { return true })
+func completeProtectedPods(s *settings) cobra.CompletionFunc {
+	return func(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return completeKnownPods(s, command, arguments, prefix, func(guard.PodState) bool { return true })
+	}
 }
 
-func (s *settings) completeKnownPods(command *cobra.Command, arguments []string, prefix string, match func(guard.PodState) bool) ([]string, cobra.ShellCompDirective) {
+func completeKnownPods(s *settings, command *cobra.Command, arguments []string, prefix string, match func(guard.PodState) bool) ([]string, cobra.ShellCompDirective) {
 	if len(arguments) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	return s.completeFrom(command, nil, prefix, func(ctx context.Context, c *clients) []string {
-		var on []string
+	return completeFrom(s, command, nil, prefix, func(ctx context.Context, c *clients) []string {
+		on := ""
 		if node := command.Flag("node"); node != nil {
-			on = nonEmpty(node.Value.String())
+			on = node.Value.String()
 		}
-		answers, err := c.ask(ctx, on...)
+		answers, err := c.nodes.Query(ctx, on)
 		if err != nil {
 			return nil
 		}
@@ -111,32 +121,34 @@ func (s *settings) completeKnownPods(command *cobra.Command, arguments []string,
 }
 
 // completeWorkloads offers what protect can be given: pod/NAME and the like.
-func (s *settings) completeWorkloads(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	kind, _, slash := strings.Cut(prefix, "/")
-	if !slash {
-		names, _ := withPrefix([]string{"deployment/", "statefulset/", "daemonset/", "replicaset/", "job/", "cronjob/", "pod/"}, prefix, nil)
-		return names, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+func completeWorkloads(s *settings) cobra.CompletionFunc {
+	return func(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		kind, _, slash := strings.Cut(prefix, "/")
+		if !slash {
+			names, _ := withPrefix([]string{"deployment/", "statefulset/", "daemonset/", "replicaset/", "job/", "cronjob/", "pod/"}, prefix, nil)
+			return names, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+		}
+		return completeFrom(s, command, arguments, prefix, func(ctx context.Context, c *clients) []string {
+			mapper, err := s.flags.ToRESTMapper()
+			if err != nil {
+				return nil
+			}
+			resource, err := resourceOf(mapper, kind)
+			if err != nil {
+				return nil
+			}
+			var names []string
+			for _, name := range namesOfObjects(ctx, c.metadata.Resource(resource).Namespace(c.namespace), strings.TrimPrefix(prefix, kind+"/")) {
+				names = append(names, kind+"/"+name)
+			}
+			return names
+		})
 	}
-	return s.completeFrom(command, arguments, prefix, func(ctx context.Context, c *clients) []string {
-		mapper, err := s.flags.ToRESTMapper()
-		if err != nil {
-			return nil
-		}
-		resource, err := resourceOf(mapper, kind)
-		if err != nil {
-			return nil
-		}
-		var names []string
-		for _, name := range c.names(ctx, c.metadata.Resource(resource).Namespace(c.namespace), strings.TrimPrefix(prefix, kind+"/")) {
-			names = append(names, kind+"/"+name)
-		}
-		return names
-	})
 }
 
 // completeFrom offers what read returns, without what was given before. Errors
 // offer nothing: a shell has no place for them.
-func (s *settings) completeFrom(command *cobra.Command, given []string, prefix string, read func(context.Context, *clients) []string) ([]string, cobra.ShellCompDirective) {
+func completeFrom(s *settings, command *cobra.Command, given []string, prefix string, read func(context.Context, *clients) []string) ([]string, cobra.ShellCompDirective) {
 	c, err := s.connect()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -1,12 +1,7 @@
 package cli
 
 import (
-	"bufio"
-	"context"
 	"errors"
-	"fmt"
-	"io"
-	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -53,52 +48,4 @@ func (d *dryRun) suffix() string {
 		return " (server dry run)"
 	}
 	return ""
-}
-
-// confirm asks a question on stdout and returns nil when the answer is yes.
-func (s *settings) confirm(ctx context.Context, question string) error {
-	yes, err := s.ask(ctx, question)
-	if err != nil || yes {
-		return err
-	}
-	return errors.New("not confirmed, nothing was done; answer y, or give --yes")
-}
-
-// errInterrupted is the answer of somebody who ends the command at a question.
-var errInterrupted = errors.New("interrupted")
-
-// ask asks a question on stdout and reports whether the answer is yes. It returns
-// errInterrupted when the context ends first; no question may follow then.
-func (s *settings) ask(ctx context.Context, question string) (bool, error) {
-	if s.answers == nil {
-		// One for all questions: it reads ahead.
-		s.answers = bufio.NewReader(s.In)
-	}
-	fmt.Fprintf(s.Out, "%s [y/N] ", question)
-	type line struct {
-		text string
-		err  error
-	}
-	lines := make(chan line, 1)
-	go func() {
-		text, err := s.answers.ReadString('\n')
-		lines <- line{text, err}
-	}()
-	var answer line
-	select {
-	case answer = <-lines:
-	case <-ctx.Done():
-		fmt.Fprintln(s.Out)
-		return false, errInterrupted
-	}
-	if answer.err != nil && !errors.Is(answer.err, io.EOF) {
-		return false, fmt.Errorf("read the answer: %w", answer.err)
-	}
-	switch strings.ToLower(strings.TrimSpace(answer.text)) {
-	case "y", "yes":
-		return true, nil
-	case "":
-		fmt.Fprintln(s.Out)
-	}
-	return false, nil
 }

@@ -48,7 +48,7 @@ present ends with kubectl delete, the others with kubectl guard release.`,
 	o.output.addFlags(command)
 	command.Flags().StringVar(&o.node, "node", "", "Ask this node only")
 	command.Flags().BoolVarP(&o.all, "all-namespaces", "A", false, "Show held pods of all namespaces")
-	_ = command.RegisterFlagCompletionFunc("node", s.completeNodes)
+	_ = command.RegisterFlagCompletionFunc("node", completeNodes(s))
 	return command
 }
 
@@ -60,7 +60,7 @@ func (o *holdsOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answers, err := c.ask(ctx, nonEmpty(o.node)...)
+	answers, err := c.nodes.Query(ctx, o.node)
 	if err != nil {
 		return err
 	}
@@ -75,10 +75,10 @@ func (o *holdsOptions) run(ctx context.Context) error {
 		elsewhere++
 		return false
 	})
-	c.lookUpObjects(ctx, held)
+	lookUpObjects(ctx, c.kube, held)
 	sort.SliceStable(held, func(i, j int) bool { return held[i].key() < held[j].key() })
 
-	o.warnSilent(silent, len(answers))
+	warnSilent(o.warn, silent, len(answers))
 	if !o.output.forPeople() {
 		list := heldPodList{APIVersion: outputVersion, Kind: "HeldPodList", Items: held}
 		if held == nil {
@@ -106,13 +106,6 @@ func (o *holdsOptions) run(ctx context.Context) error {
 		return nil
 	}
 	return o.table(held)
-}
-
-func nonEmpty(name string) []string {
-	if name == "" {
-		return nil
-	}
-	return []string{name}
 }
 
 func (o *holdsOptions) table(held []knownPod) error {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,10 +26,10 @@ const nodesPage = 500
 
 // eachNode reads the nodes that match a selector page by page, and returns the resource
 // version of the list. Nodes are slim, and in no order.
-func (c *clients) eachNode(ctx context.Context, selector string, use func(corev1.Node)) (string, error) {
+func eachNode(ctx context.Context, kube kubernetes.Interface, selector string, use func(corev1.Node)) (string, error) {
 	options := metav1.ListOptions{LabelSelector: selector, Limit: nodesPage}
 	for {
-		page, err := c.kube.CoreV1().Nodes().List(ctx, options)
+		page, err := kube.CoreV1().Nodes().List(ctx, options)
 		if err != nil {
 			return "", fmt.Errorf("list the nodes: %w", err)
 		}
@@ -71,11 +73,11 @@ type nodeWatch struct {
 }
 
 // watchNodes begins to watch, until the context ends. retry is the pause after an error.
-func (c *clients) watchNodes(ctx context.Context, selector string, retry time.Duration) *nodeWatch {
+func watchNodes(ctx context.Context, kube kubernetes.Interface, selector string, retry time.Duration) *nodeWatch {
 	w := &nodeWatch{changed: make(chan struct{}, 1)}
 	go func() {
 		for ctx.Err() == nil {
-			err := w.follow(ctx, c, selector)
+			err := w.follow(ctx, kube, selector)
 			w.mu.Lock()
 			w.err = err
 			w.mu.Unlock()
@@ -90,9 +92,9 @@ func (c *clients) watchNodes(ctx context.Context, selector string, retry time.Du
 }
 
 // follow reads the list and then the changes, until an error.
-func (w *nodeWatch) follow(ctx context.Context, c *clients, selector string) error {
+func (w *nodeWatch) follow(ctx context.Context, kube kubernetes.Interface, selector string) error {
 	list := map[string]corev1.Node{}
-	version, err := c.eachNode(ctx, selector, func(node corev1.Node) { list[node.Name] = node })
+	version, err := eachNode(ctx, kube, selector, func(node corev1.Node) { list[node.Name] = node })
 	if err != nil {
 		return err
 	}
@@ -102,7 +104,7 @@ func (w *nodeWatch) follow(ctx context.Context, c *clients, selector string) err
 	w.notify()
 	for {
 		// The API server ends a watch now and then; the next one begins where it ended.
-		stream, err := c.kube.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{LabelSelector: selector, ResourceVersion: version, AllowWatchBookmarks: true})
+		stream, err := kube.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{LabelSelector: selector, ResourceVersion: version, AllowWatchBookmarks: true})
 		if err != nil {
 			return fmt.Errorf("watch the nodes: %w", err)
 		}

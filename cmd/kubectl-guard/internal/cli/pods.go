@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 
+	"k8s.io/client-go/kubernetes"
+
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,17 +18,8 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-const (
-	// protectionLabel with protectionValue is the default pod selector of the guard.
-	protectionLabel = guard.ExplicitDeletionLabel
-	protectionValue = guard.ExplicitDeletionRequired
-
-	// staticAnnotation is on the objects of static pods, which are never protected.
-	staticAnnotation = corev1.MirrorPodAnnotationKey
-
-	// lookups bounds how many objects are read at a time.
-	lookups = 16
-)
+// lookups bounds how many objects are read at a time.
+const lookups = 16
 
 // objectState says what the API has under the name of a pod that a kubelet
 // knows. The zero value is invalid.
@@ -123,20 +116,20 @@ func shared(waiting *nodes.WaitingPod) string {
 }
 
 // lookUpObjects fills in what the API has.
-func (c *clients) lookUpObjects(ctx context.Context, pods []knownPod) {
+func lookUpObjects(ctx context.Context, kube kubernetes.Interface, pods []knownPod) {
 	var group errgroup.Group
 	group.SetLimit(lookups)
 	for i := range pods {
 		group.Go(func() error {
-			c.lookUpObject(ctx, &pods[i])
+			lookUpObject(ctx, kube, &pods[i])
 			return nil
 		})
 	}
 	_ = group.Wait() // none of them fails
 }
 
-func (c *clients) lookUpObject(ctx context.Context, pod *knownPod) {
-	object, err := c.kube.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+func lookUpObject(ctx context.Context, kube kubernetes.Interface, pod *knownPod) {
+	object, err := kube.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		pod.Object = objectGone
@@ -151,7 +144,7 @@ func (c *clients) lookUpObject(ctx context.Context, pod *knownPod) {
 }
 
 // warnSilent says which nodes are missing from what is shown.
-func (s *settings) warnSilent(silent []nodes.Answer, asked int) {
+func warnSilent(warn func(string, ...any), silent []nodes.Answer, asked int) {
 	if len(silent) == 0 {
 		return
 	}
@@ -164,7 +157,7 @@ func (s *settings) warnSilent(silent []nodes.Answer, asked int) {
 		}
 		names = append(names, fmt.Sprintf("%s (%s)", answer.Node.Name, answer.State))
 	}
-	s.warn("%d of %d nodes did not say what they hold: %s; see kubectl guard status -o wide", len(silent), asked, strings.Join(names, ", "))
+	warn("%d of %d nodes did not say what they hold: %s; see kubectl guard status -o wide", len(silent), asked, strings.Join(names, ", "))
 }
 
 // podArgument accepts NAME and pod/NAME.

@@ -109,7 +109,7 @@ pods).`,
 }
 
 func (o *protectOptions) command(command *cobra.Command) *cobra.Command {
-	command.ValidArgsFunction = o.completeWorkloads
+	command.ValidArgsFunction = completeWorkloads(o.settings)
 	command.RunE = func(command *cobra.Command, arguments []string) error {
 		if len(arguments) == 0 {
 			return errors.New("which pods? give KIND/NAME, such as deploy/web or pod/web-0, or KIND with -l")
@@ -275,7 +275,7 @@ func describe(object *unstructured.Unstructured) string {
 func (o *protectOptions) confirmHeld(ctx context.Context, pods []corev1.Pod) error {
 	var held []string
 	for i := range pods {
-		if causes := heldBy(&pods[i]); causes != "" && pods[i].Labels[protectionLabel] != "" {
+		if causes := heldBy(&pods[i]); causes != "" && pods[i].Labels[guard.ExplicitDeletionLabel] != "" {
 			held = append(held, fmt.Sprintf("  %s/%s (%s)", pods[i].Namespace, pods[i].Name, causes))
 		}
 	}
@@ -342,15 +342,15 @@ func (o *protectOptions) warnUnguarded(ctx context.Context, c *clients, pods []c
 // apply changes the label of one pod.
 func (o *protectOptions) apply(ctx context.Context, c *clients, pod *corev1.Pod) (protectionChange, error) {
 	result := protectionChange{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName}
-	value, labelled := pod.Labels[protectionLabel]
+	value, labelled := pod.Labels[guard.ExplicitDeletionLabel]
 	switch {
-	case o.protect && pod.Annotations[staticAnnotation] != "":
+	case o.protect && pod.Annotations[corev1.MirrorPodAnnotationKey] != "":
 		result.Change, result.Reason = changeSkipped, "a static pod is never protected"
 		return result, nil
 	case o.protect && (pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed):
 		result.Change, result.Reason = changeSkipped, fmt.Sprintf("it has ended (%s)", pod.Status.Phase)
 		return result, nil
-	case o.protect && value == protectionValue, !o.protect && !labelled:
+	case o.protect && value == guard.ExplicitDeletionRequired, !o.protect && !labelled:
 		result.Change = changeUnneeded
 		return result, nil
 	case o.dryRun == dryRunClient:
@@ -359,12 +359,12 @@ func (o *protectOptions) apply(ctx context.Context, c *clients, pod *corev1.Pod)
 	}
 	var newValue any
 	if o.protect {
-		newValue = protectionValue
+		newValue = guard.ExplicitDeletionRequired
 	}
 	metadata := map[string]any{
 		// A later pod of the same name is not meant.
 		"uid":    pod.UID,
-		"labels": map[string]any{protectionLabel: newValue},
+		"labels": map[string]any{guard.ExplicitDeletionLabel: newValue},
 	}
 	if o.override != "" {
 		// In the same request: the override counts for the object as it will be.
@@ -411,27 +411,27 @@ func (o *protectOptions) report(change protectionChange) {
 func (o *protectOptions) adviseTemplates(workloads []*unstructured.Unstructured) {
 	for _, object := range workloads {
 		set, path, ok := workload.TemplateLabels(object)
-		_, labelled := set[protectionLabel]
+		_, labelled := set[guard.ExplicitDeletionLabel]
 		name := describe(object)
 		switch {
 		case !ok:
 			fmt.Fprintf(o.Out, "\n%s has no pod template that is known here. Pods that replace these are labelled as it says.\n", name)
-		case o.protect && set[protectionLabel] != protectionValue:
+		case o.protect && set[guard.ExplicitDeletionLabel] != guard.ExplicitDeletionRequired:
 			fmt.Fprintf(o.Out, "\nPods that replace these come without the label. To make it permanent, add it to\n%s of %s:\n\n%s\n",
-				strings.Join(path, "."), name, o.howTo(object, path, protectionValue))
+				strings.Join(path, "."), name, howTo(object, path, guard.ExplicitDeletionRequired))
 		case !o.protect && labelled:
 			fmt.Fprintf(o.Out, "\nPods that replace these come with the label. To make the change permanent, remove it from\n%s of %s:\n\n%s\n",
-				strings.Join(path, "."), name, o.howTo(object, path, nil))
+				strings.Join(path, "."), name, howTo(object, path, nil))
 		}
 	}
 }
 
 // howTo is a command that changes the template, with what comes of it.
-func (o *protectOptions) howTo(object *unstructured.Unstructured, path []string, value any) string {
+func howTo(object *unstructured.Unstructured, path []string, value any) string {
 	if owner := metav1.GetControllerOf(object); owner != nil {
 		return fmt.Sprintf("It is controlled by %s %s: change the template there.", owner.Kind, owner.Name)
 	}
-	var patch any = map[string]any{protectionLabel: value}
+	var patch any = map[string]any{guard.ExplicitDeletionLabel: value}
 	for i := len(path) - 1; i >= 0; i-- {
 		patch = map[string]any{path[i]: patch}
 	}

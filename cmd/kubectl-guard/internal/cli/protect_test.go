@@ -32,7 +32,7 @@ func withDeployment(t *testing.T) *cluster {
 	c.owners["replicasets/other-1"] = workloadObject("ReplicaSet", "other-1", "f0000000-0000-4000-8000-000000000000", "", nil)
 	web := labelled("app", "web")
 	c.addPod("web", "web-1-a", 1, "worker-1", web, ownedBy("ReplicaSet", "web-1", replicaSetUID))
-	c.addPod("web", "web-1-b", 2, "worker-3", web, ownedBy("ReplicaSet", "web-1", replicaSetUID), labelled(protectionLabel, protectionValue))
+	c.addPod("web", "web-1-b", 2, "worker-3", web, ownedBy("ReplicaSet", "web-1", replicaSetUID), labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
 	c.addPod("web", "other-1-a", 3, "worker-1", web, ownedBy("ReplicaSet", "other-1", "f0000000-0000-4000-8000-000000000000"))
 	c.addPod("web", "orphan-1", 4, "worker-1", web, ownedBy("ReplicaSet", "gone-1", "a0000000-0000-4000-8000-000000000000"))
 	c.addPod("web", "single", 5, "worker-1", web)
@@ -51,7 +51,7 @@ func workloadObject(kind, name string, uid, controller types.UID, templateLabels
 }
 
 func labelPatch(name string, n int, value string) string {
-	return fmt.Sprintf(`PATCH /api/v1/namespaces/web/pods/%s {"metadata":{"labels":{"%s":%s},"uid":"%s"}}`, name, protectionLabel, value, uidOf(n))
+	return fmt.Sprintf(`PATCH /api/v1/namespaces/web/pods/%s {"metadata":{"labels":{"%s":%s},"uid":"%s"}}`, name, guard.ExplicitDeletionLabel, value, uidOf(n))
 }
 
 func TestProtectLabelsThePodsOfAWorkloadAndNothingElse(t *testing.T) {
@@ -68,7 +68,7 @@ func TestProtectSinglePods(t *testing.T) {
 	t.Parallel()
 	c := withDeployment(t)
 	c.addPod("web", "static", 6, "worker-1", func(pod *corev1.Pod) {
-		pod.Annotations = map[string]string{staticAnnotation: "x"}
+		pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
 	})
 	c.addPod("web", "done", 7, "worker-1", func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodSucceeded })
 	r := c.run("", "protect", "pod/single", "pod/static", "pod/done", "pod/web-1-a")
@@ -80,7 +80,7 @@ func TestProtectSinglePods(t *testing.T) {
 func TestProtectBySelector(t *testing.T) {
 	t.Parallel()
 	c := withDeployment(t)
-	r := c.run("", "protect", "pods", "-l", protectionLabel, "-o", "yaml")
+	r := c.run("", "protect", "pods", "-l", guard.ExplicitDeletionLabel, "-o", "yaml")
 	require.NoError(t, r.err)
 	golden(t, "protect.yaml", r.out, false)
 	require.Empty(t, c.writes)
@@ -132,7 +132,7 @@ func TestUnprotect(t *testing.T) {
 	t.Parallel()
 	c := withDeployment(t)
 	template := c.owners["deployments/web"]["spec"].(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)
-	template["labels"] = map[string]any{"app": "web", protectionLabel: protectionValue}
+	template["labels"] = map[string]any{"app": "web", guard.ExplicitDeletionLabel: guard.ExplicitDeletionRequired}
 	r := c.run("", "unprotect", "deploy/web")
 	require.NoError(t, r.err)
 	require.Equal(t, []string{labelPatch("web-1-b", 2, "null")}, c.writes)
@@ -147,7 +147,7 @@ func TestUnprotectOverridesInTheSameRequest(t *testing.T) {
 	require.NoError(t, r.err)
 	require.Equal(t, []string{fmt.Sprintf(
 		`PATCH /api/v1/namespaces/web/pods/web-1-b {"metadata":{"annotations":{"kubelet-guard.io/override":"2026-11-22T12:15:00Z ticket 17"},"labels":{"%s":null},"uid":"%s"}}`,
-		protectionLabel, uidOf(2))}, c.writes)
+		guard.ExplicitDeletionLabel, uidOf(2))}, c.writes)
 
 	c = withDeployment(t)
 	r = c.run("", "unprotect", "deploy/web", "--override=x", "--override-for=1h")
@@ -225,8 +225,7 @@ func TestHowToDependsOnTheKind(t *testing.T) {
 				controller := true
 				object.SetOwnerReferences([]metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: "web", UID: deploymentUID, Controller: &controller}})
 			}
-			o := &protectOptions{protect: true}
-			text := o.howTo(object, []string{"spec", "template", "metadata", "labels"}, protectionValue)
+			text := howTo(object, []string{"spec", "template", "metadata", "labels"}, guard.ExplicitDeletionRequired)
 			require.Contains(t, text, test.want)
 			for _, line := range strings.Split(text, "\n") {
 				require.LessOrEqual(t, len(line), 110, "a command to copy may be a little wider")

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/spf13/cobra"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -81,7 +83,7 @@ when the node is back.`,
   kubectl guard release --all --node worker-3 --dry-run=client
   kubectl guard release web-0 --uid 3f0d4c1e-8d0e-4f0b-9a57-0c1f6a3b2d10 --yes`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: s.completeHeldPods,
+		ValidArgsFunction: completeHeldPods(s),
 		RunE: func(command *cobra.Command, arguments []string) error {
 			if err := o.complete(arguments); err != nil {
 				return err
@@ -99,7 +101,7 @@ when the node is back.`,
 	flags.StringVar(&o.reason, "reason", "", "Why, for the record")
 	flags.DurationVar(&o.ttl, "record-ttl", defaultRecordTTL, "How long the record is to be kept; 0: for ever")
 	flags.DurationVar(&o.timeout, "timeout", defaultReleaseTimeout, "How long to wait for the pods to end; 0: do not wait")
-	_ = command.RegisterFlagCompletionFunc("node", s.completeNodes)
+	_ = command.RegisterFlagCompletionFunc("node", completeNodes(s))
 	for _, flag := range []string{"uid", "reason"} {
 		_ = command.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
 	}
@@ -136,7 +138,7 @@ func (o *releaseOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answers, err := c.ask(ctx, nonEmpty(o.node)...)
+	answers, err := c.nodes.Query(ctx, o.node)
 	if err != nil {
 		return err
 	}
@@ -171,8 +173,8 @@ func (o *releaseOptions) choose(ctx context.Context, c *clients, answers []nodes
 		}
 		return pod.Namespace == c.namespace && pod.Name == o.pod
 	})
-	c.lookUpObjects(ctx, found)
-	o.warnSilent(silent, len(answers))
+	lookUpObjects(ctx, c.kube, found)
+	warnSilent(o.warn, silent, len(answers))
 	if o.all {
 		var chosen []knownPod
 		for _, pod := range found {
@@ -257,7 +259,7 @@ func (o *releaseOptions) unknown(ctx context.Context, c *clients, silent int) ([
 		return nil, fmt.Errorf("no node that answers has a protected pod with UID %s; to write a record for later, give its name as well: kubectl guard release -n NAMESPACE NAME --uid %s", o.uid, o.uid)
 	}
 	pod := knownPod{PodState: guard.PodState{Namespace: c.namespace, Name: o.pod, UID: types.UID(o.uid)}}
-	c.lookUpObject(ctx, &pod)
+	lookUpObject(ctx, c.kube, &pod)
 	switch {
 	case pod.Object == objectUnknown:
 		return nil, releasable(pod)
@@ -323,7 +325,7 @@ func (o *releaseOptions) explain(pods []knownPod) error {
 
 // release writes the records and waits for the kubelets.
 func (o *releaseOptions) release(ctx context.Context, c *clients, pods []knownPod) error {
-	spec := record.Spec{Reason: o.reason, RequestedBy: c.userName(ctx)}
+	spec := record.Spec{Reason: o.reason, RequestedBy: userName(ctx, c.kube)}
 	if o.ttl > 0 {
 		spec.Expires = record.Expiry(o.now(), o.ttl)
 	}
@@ -396,8 +398,8 @@ func (o *releaseOptions) say(format string, arguments ...any) {
 }
 
 // userName returns the name that the API server knows the user by, or nothing.
-func (c *clients) userName(ctx context.Context) string {
-	review, err := c.kube.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+func userName(ctx context.Context, kube kubernetes.Interface) string {
+	review, err := kube.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
 	if err != nil {
 		// Not worth failing for: the audit log knows better.
 		return ""

@@ -9,6 +9,8 @@ import (
 	"sort"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
@@ -119,18 +121,18 @@ func (p *nodePool) changedByOthers(is rollout.Request) error {
 }
 
 // readFleet reads nodes and pools.
-func (c *clients) readFleet(ctx context.Context) (*fleet, error) {
+func readFleet(ctx context.Context, kube kubernetes.Interface) (*fleet, error) {
 	f := &fleet{}
-	if _, err := c.eachNode(ctx, "", func(node corev1.Node) { f.nodes = append(f.nodes, node) }); err != nil {
+	if _, err := eachNode(ctx, kube, "", func(node corev1.Node) { f.nodes = append(f.nodes, node) }); err != nil {
 		return nil, err
 	}
 	sort.Slice(f.nodes, func(i, j int) bool { return f.nodes[i].Name < f.nodes[j].Name })
-	return f, c.readPools(ctx, f)
+	return f, f.readPools(ctx, kube)
 }
 
 // readPools reads the pools of a fleet whose nodes are known.
-func (c *clients) readPools(ctx context.Context, f *fleet) error {
-	sets, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel})
+func (f *fleet) readPools(ctx context.Context, kube kubernetes.Interface) error {
+	sets, err := kube.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel})
 	if err != nil {
 		return fmt.Errorf("list the pools (DaemonSets in namespace %s): %w", rollout.Namespace, err)
 	}
@@ -189,7 +191,7 @@ func remember(asked []rollout.Request, request rollout.Request) []rollout.Reques
 
 // put makes the DaemonSet of a pool ask for the request, and keeps the history. With
 // dry, the API server checks it only.
-func (c *clients) put(ctx context.Context, p *nodePool, request rollout.Request, asked []rollout.Request, dry bool) error {
+func (p *nodePool) put(ctx context.Context, kube kubernetes.Interface, request rollout.Request, asked []rollout.Request, dry bool) error {
 	wanted, err := daemonSet(p.Pool, request, asked)
 	if err != nil {
 		return err
@@ -199,7 +201,7 @@ func (c *clients) put(ctx context.Context, p *nodePool, request rollout.Request,
 	if dry {
 		dryRun = []string{metav1.DryRunAll}
 	}
-	sets := c.kube.AppsV1().DaemonSets(rollout.Namespace)
+	sets := kube.AppsV1().DaemonSets(rollout.Namespace)
 	var written *appsv1.DaemonSet
 	if p.set == nil {
 		written, err = sets.Create(ctx, wanted, metav1.CreateOptions{FieldManager: fieldManager, DryRun: dryRun})
@@ -273,8 +275,8 @@ func daemonSet(pool rollout.Pool, request rollout.Request, asked []rollout.Reque
 }
 
 // change changes the DaemonSet of a pool.
-func (c *clients) change(ctx context.Context, p *nodePool, change func(*appsv1.DaemonSet)) error {
-	sets := c.kube.AppsV1().DaemonSets(rollout.Namespace)
+func (p *nodePool) change(ctx context.Context, kube kubernetes.Interface, change func(*appsv1.DaemonSet)) error {
+	sets := kube.AppsV1().DaemonSets(rollout.Namespace)
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		set, err := sets.Get(ctx, p.set.Name, metav1.GetOptions{})
 		if err != nil {
@@ -292,13 +294,13 @@ func (c *clients) change(ctx context.Context, p *nodePool, change func(*appsv1.D
 
 // readPool reads DaemonSet and nodes of a pool again. The nodes come from a watch that
 // begins with the first call and lasts as long as that call's context.
-func (c *clients) readPool(ctx context.Context, p *nodePool) error {
-	set, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(p.Name), metav1.GetOptions{})
+func (p *nodePool) read(ctx context.Context, kube kubernetes.Interface, retry time.Duration) error {
+	set, err := kube.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(p.Name), metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.Name, err)
 	}
 	if p.watch == nil {
-		p.watch = c.watchNodes(ctx, p.Selector, 2*c.poll)
+		p.watch = watchNodes(ctx, kube, p.Selector, retry)
 	}
 	if err := p.watch.first(ctx); err != nil {
 		return fmt.Errorf("pool %s: %w", p.Name, err)
@@ -313,10 +315,10 @@ func (c *clients) readPool(ctx context.Context, p *nodePool) error {
 }
 
 // eachInstaller reads the pods of a pool page by page.
-func (c *clients) eachInstaller(ctx context.Context, p *nodePool, use func(*corev1.Pod)) error {
+func (p *nodePool) eachInstaller(ctx context.Context, kube kubernetes.Interface, use func(*corev1.Pod)) error {
 	options := metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + p.Name, Limit: nodesPage}
 	for {
-		page, err := c.kube.CoreV1().Pods(rollout.Namespace).List(ctx, options)
+		page, err := kube.CoreV1().Pods(rollout.Namespace).List(ctx, options)
 		if err != nil {
 			return fmt.Errorf("pool %s: list its installers: %w", p.Name, err)
 		}
@@ -342,7 +344,7 @@ func (o *rolloutWait) removePool(ctx context.Context, c *clients, p *nodePool) e
 	deadline := o.now().Add(o.timeout)
 	for {
 		n, name, on := 0, "", ""
-		err := c.eachInstaller(ctx, p, func(pod *corev1.Pod) { n, name, on = n+1, pod.Name, nodeOf(pod) })
+		err := p.eachInstaller(ctx, c.kube, func(pod *corev1.Pod) { n, name, on = n+1, pod.Name, nodeOf(pod) })
 		if err != nil {
 			return err
 		}
@@ -367,7 +369,7 @@ func (o *rolloutWait) removePool(ctx context.Context, c *clients, p *nodePool) e
 		}
 	}
 	p.set = nil
-	return c.unmarkAll(ctx, p.nodes, true)
+	return unmarkAll(ctx, c.kube, p.nodes, true)
 }
 
 func areStill(n int) string {
@@ -378,13 +380,13 @@ func areStill(n int) string {
 }
 
 // unmarkAll is unmark for many nodes. It tries all, and its error has at most ten.
-func (c *clients) unmarkAll(ctx context.Context, list []corev1.Node, all bool) error {
+func unmarkAll(ctx context.Context, kube kubernetes.Interface, list []corev1.Node, all bool) error {
 	errs := make([]error, len(list))
 	var group errgroup.Group
 	group.SetLimit(lookups)
 	for i := range list {
 		group.Go(func() error {
-			errs[i] = c.unmark(ctx, &list[i], all)
+			errs[i] = unmark(ctx, kube, &list[i], all)
 			return nil
 		})
 	}
@@ -403,7 +405,7 @@ func firstErrors(errs []error) error {
 
 // unmark takes the mark of a failure off a node, and with all whatever else a roll-out
 // and a guarded kubelet have left in its Node.
-func (c *clients) unmark(ctx context.Context, node *corev1.Node, all bool) error {
+func unmark(ctx context.Context, kube kubernetes.Interface, node *corev1.Node, all bool) error {
 	_, reported := node.Annotations[rollout.ReportAnnotation]
 	_, marked := node.Labels[rollout.StateLabel]
 	metadata := map[string]any{}
@@ -420,7 +422,7 @@ func (c *clients) unmark(ctx context.Context, node *corev1.Node, all bool) error
 		}
 	}
 	if len(metadata) > 0 {
-		if err := c.patchNode(ctx, node, types.MergePatchType, map[string]any{"metadata": metadata}); err != nil {
+		if err := patchNode(ctx, kube, node, types.MergePatchType, map[string]any{"metadata": metadata}); err != nil {
 			return fmt.Errorf("node %s: take the mark of the roll-out off: %w", node.Name, err)
 		}
 	}
@@ -431,7 +433,7 @@ func (c *clients) unmark(ctx context.Context, node *corev1.Node, all bool) error
 		if condition.Type == guard.NodeHoldingPods {
 			// A kubelet without guard leaves it as it was, for ever.
 			removal := map[string]any{"type": guard.NodeHoldingPods, "$patch": "delete"}
-			if err := c.patchNode(ctx, node, types.StrategicMergePatchType, map[string]any{"status": map[string]any{"conditions": []any{removal}}}, "status"); err != nil {
+			if err := patchNode(ctx, kube, node, types.StrategicMergePatchType, map[string]any{"status": map[string]any{"conditions": []any{removal}}}, "status"); err != nil {
 				return fmt.Errorf("node %s: remove the condition %s, which no kubelet updates any more: %w", node.Name, guard.NodeHoldingPods, err)
 			}
 		}
@@ -440,12 +442,12 @@ func (c *clients) unmark(ctx context.Context, node *corev1.Node, all bool) error
 }
 
 // patchNode patches a node. One that is gone needs nothing.
-func (c *clients) patchNode(ctx context.Context, node *corev1.Node, kind types.PatchType, content map[string]any, subresources ...string) error {
+func patchNode(ctx context.Context, kube kubernetes.Interface, node *corev1.Node, kind types.PatchType, content map[string]any, subresources ...string) error {
 	patch, err := json.Marshal(content)
 	if err != nil {
 		return err
 	}
-	_, err = c.kube.CoreV1().Nodes().Patch(ctx, node.Name, kind, patch, metav1.PatchOptions{FieldManager: fieldManager}, subresources...)
+	_, err = kube.CoreV1().Nodes().Patch(ctx, node.Name, kind, patch, metav1.PatchOptions{FieldManager: fieldManager}, subresources...)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

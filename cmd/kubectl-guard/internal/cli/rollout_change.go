@@ -31,7 +31,7 @@ func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.
 	command.Args = cobra.NoArgs
 	command.ValidArgsFunction = cobra.NoFileCompletions
 	command.Flags().StringArrayVar(&o.pools, "pool", nil, "Name of the pool; repeat it for several, which are done in this order")
-	_ = command.RegisterFlagCompletionFunc("pool", o.completePools)
+	_ = command.RegisterFlagCompletionFunc("pool", completePools(o.settings))
 	command.RunE = func(command *cobra.Command, _ []string) error {
 		if len(o.pools) == 0 {
 			return errWhichPool
@@ -41,7 +41,7 @@ func (o *rolloutChangeOptions) command(command *cobra.Command, run func(context.
 		if err != nil {
 			return err
 		}
-		f, err := c.readFleet(ctx)
+		f, err := readFleet(ctx, c.kube)
 		if err != nil {
 			return err
 		}
@@ -167,17 +167,17 @@ func (o *rolloutChangeOptions) resume(ctx context.Context, c *clients, _ *fleet,
 			}
 		}
 		p.stale = progress.reported(stepFailed)
-		err = c.change(ctx, p, func(set *appsv1.DaemonSet) {
+		err = p.change(ctx, c.kube, func(set *appsv1.DaemonSet) {
 			delete(set.Annotations, rollout.PausedAnnotation)
 			set.Spec.UpdateStrategy = rollout.RollingUpdate(p.Pool)
 		})
 		if err != nil {
 			return err
 		}
-		if err := c.unmarkAll(ctx, p.nodes, false); err != nil {
+		if err := unmarkAll(ctx, c.kube, p.nodes, false); err != nil {
 			return err
 		}
-		if err := c.releaseStranded(ctx, p); err != nil {
+		if err := p.releaseStranded(ctx, c.kube); err != nil {
 			return err
 		}
 		if err := o.complete(ctx, c, p, request); err != nil {
@@ -281,7 +281,7 @@ func (o *rolloutChangeOptions) uninstall(ctx context.Context, c *clients, f *fle
 // removes what the roll-out left.
 func (o *rolloutChangeOptions) backTo(ctx context.Context, c *clients, plan *poolPlan, asked []rollout.Request) error {
 	plans := []*poolPlan{plan}
-	c.askPool(ctx, plan)
+	plan.queryKubelets(ctx, c.nodes)
 	if _, err := o.showPlans(plans, false); err != nil {
 		return err
 	}
@@ -297,10 +297,10 @@ func (o *rolloutChangeOptions) backTo(ctx context.Context, c *clients, plan *poo
 		}
 	}
 	asked[len(asked)-1] = plan.request
-	if err := c.releaseStranded(ctx, plan.nodePool); err != nil {
+	if err := plan.nodePool.releaseStranded(ctx, c.kube); err != nil {
 		return err
 	}
-	if err := c.put(ctx, plan.nodePool, plan.request, asked, false); err != nil {
+	if err := plan.nodePool.put(ctx, c.kube, plan.request, asked, false); err != nil {
 		return err
 	}
 	if err := o.complete(ctx, c, plan.nodePool, plan.request); err != nil {

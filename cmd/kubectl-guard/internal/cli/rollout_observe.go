@@ -46,7 +46,7 @@ func (o *rolloutStartOptions) observe(ctx context.Context, c *clients, plans []*
 func (o *rolloutStartOptions) look(ctx context.Context, c *clients, begun, plans []*poolPlan) error {
 	for _, p := range begun {
 		p.look = observing(p.request)
-		if err := c.put(ctx, p.nodePool, p.look, p.asked, false); err != nil {
+		if err := p.nodePool.put(ctx, c.kube, p.look, p.asked, false); err != nil {
 			return err
 		}
 	}
@@ -66,7 +66,7 @@ func (o *rolloutStartOptions) look(ctx context.Context, c *clients, begun, plans
 			return err
 		}
 		digests := map[string]string{}
-		err := c.eachInstaller(ctx, p.nodePool, func(pod *corev1.Pod) { digests[pod.Spec.NodeName] = digestOf(pod, p.request.Image) })
+		err := p.nodePool.eachInstaller(ctx, c.kube, func(pod *corev1.Pod) { digests[pod.Spec.NodeName] = digestOf(pod, p.request.Image) })
 		if err != nil {
 			return err
 		}
@@ -95,7 +95,7 @@ func (o *rolloutStartOptions) lookAt(ctx context.Context, c *clients, p *poolPla
 	var problem error
 	for {
 		before := problem
-		if problem = c.readPool(ctx, p.nodePool); problem == nil {
+		if problem = p.nodePool.read(ctx, c.kube, 2*o.poll); problem == nil {
 			is, err := rollout.RequestOf(p.set)
 			if err != nil {
 				return fmt.Errorf("pool %s: %w", p.Name, err)
@@ -182,7 +182,7 @@ func (o *rolloutStartOptions) leaveOut(ctx context.Context, c *clients, plans []
 	for _, p := range plans {
 		why := map[string]string{}
 		if !p.found.settled() {
-			err := c.eachInstaller(ctx, p.nodePool, func(pod *corev1.Pod) { why[nodeOf(pod)] = waitingFor(pod) })
+			err := p.nodePool.eachInstaller(ctx, c.kube, func(pod *corev1.Pod) { why[nodeOf(pod)] = waitingFor(pod) })
 			if err != nil {
 				return err
 			}

@@ -90,7 +90,7 @@ func (o *rolloutStartOptions) plan(ctx context.Context, c *clients, f *fleet) ([
 		return nil, err
 	}
 	for _, p := range plans {
-		c.askPool(ctx, p)
+		p.queryKubelets(ctx, c.nodes)
 	}
 	return plans, nil
 }
@@ -302,39 +302,39 @@ func sameSelector(a, b string) bool {
 }
 
 // askPool asks the kubelets of a pool.
-func (c *clients) askPool(ctx context.Context, p *poolPlan) {
-	p.answers = c.nodes.Ask(ctx, p.nodes)
+func (p *poolPlan) queryKubelets(ctx context.Context, asker nodes.Asker) {
+	p.answers = asker.Ask(ctx, p.nodes)
 	p.held, _ = podsOf(p.answers, func(pod guard.PodState) bool { return len(pod.Holds) > 0 })
 }
 
 // showPlans prints the plans and returns those that leave something to do.
-func (s *settings) showPlans(plans []*poolPlan, all bool) ([]*poolPlan, error) {
+func (o *rolloutWait) showPlans(plans []*poolPlan, all bool) ([]*poolPlan, error) {
 	var open []*poolPlan
 	for _, p := range plans {
-		fmt.Fprintf(s.Out, "Pool %s: %s with %s, %d at a time\n", p.Name, count(len(p.nodes), "node"), p.Selector, p.MaxUnavailable)
+		fmt.Fprintf(o.Out, "Pool %s: %s with %s, %d at a time\n", p.Name, count(len(p.nodes), "node"), p.Selector, p.MaxUnavailable)
 		if current := p.current(); current != nil {
-			fmt.Fprintf(s.Out, "  now:  %s\n", requestText(*current))
+			fmt.Fprintf(o.Out, "  now:  %s\n", requestText(*current))
 		}
-		fmt.Fprintf(s.Out, "  then: %s\n", requestText(p.request))
+		fmt.Fprintf(o.Out, "  then: %s\n", requestText(p.request))
 		for _, remark := range p.remarks() {
-			fmt.Fprintf(s.Out, "  %s\n", remark)
+			fmt.Fprintf(o.Out, "  %s\n", remark)
 		}
-		fmt.Fprintln(s.Out)
-		if err := s.showNodes(p, all); err != nil {
+		fmt.Fprintln(o.Out)
+		if err := o.showNodes(p, all); err != nil {
 			return nil, err
 		}
-		fmt.Fprintln(s.Out)
+		fmt.Fprintln(o.Out)
 		_, silent := podsOf(p.answers, func(guard.PodState) bool { return false })
-		s.warnSilent(silent, len(p.answers))
+		warnSilent(o.warn, silent, len(p.answers))
 		if p.releases() && len(p.held) > 0 {
-			s.showHeld(p)
+			o.showHeld(p)
 		}
 		switch {
 		case p.complete:
-			fmt.Fprintf(s.Out, "Pool %s is as asked for; there is nothing to do.\n\n", p.Name)
+			fmt.Fprintf(o.Out, "Pool %s is as asked for; there is nothing to do.\n\n", p.Name)
 			continue
 		case p.attach:
-			fmt.Fprintf(s.Out, "Pool %s was asked for this before; the command goes on with it.\n\n", p.Name)
+			fmt.Fprintf(o.Out, "Pool %s was asked for this before; the command goes on with it.\n\n", p.Name)
 		}
 		open = append(open, p)
 	}
@@ -430,7 +430,7 @@ func rowsOf(rows [][]any, each ...int) [][]any {
 }
 
 // showNodes prints what the nodes of a pool are now.
-func (s *settings) showNodes(p *poolPlan, all bool) error {
+func (o *rolloutWait) showNodes(p *poolPlan, all bool) error {
 	columns := []column{{name: "Node"}, {name: "Ready"}, {name: "State"}, {name: "Version"}, {name: "Mode"}, {name: "Protected"}, {name: "Held"}}
 	var rows [][]any
 	for i := range p.answers {
@@ -444,7 +444,7 @@ func (s *settings) showNodes(p *poolPlan, all bool) error {
 	if len(rows) > shownNodes && !all {
 		rows = rowsOf(rows, 0, 5, 6)
 	}
-	return table(s.Out, false, columns, rows)
+	return table(o.Out, false, columns, rows)
 }
 
 func yesNo(yes bool) string {
@@ -455,13 +455,13 @@ func yesNo(yes bool) string {
 }
 
 // showHeld prints the held pods that a change releases.
-func (s *settings) showHeld(p *poolPlan) {
-	fmt.Fprintf(s.Out, "%s held in pool %s, and stopped by the change as soon as the new kubelet runs, because\nwhat wants them stopped is still there:\n", arePods(len(p.held)), p.Name)
+func (o *rolloutWait) showHeld(p *poolPlan) {
+	fmt.Fprintf(o.Out, "%s held in pool %s, and stopped by the change as soon as the new kubelet runs, because\nwhat wants them stopped is still there:\n", arePods(len(p.held)), p.Name)
 	for _, pod := range p.held {
 		// All of them: the question is about these.
-		fmt.Fprintf(s.Out, "  %s on %s (%s)\n", pod.key(), pod.Node, causesOf(pod.Holds, true))
+		fmt.Fprintf(o.Out, "  %s on %s (%s)\n", pod.key(), pod.Node, causesOf(pod.Holds, true))
 	}
-	fmt.Fprintln(s.Out)
+	fmt.Fprintln(o.Out)
 }
 
 func arePods(n int) string {

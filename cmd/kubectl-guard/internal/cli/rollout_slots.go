@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"k8s.io/client-go/kubernetes"
+
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,8 +18,8 @@ import (
 
 // strandedSlots returns the slots of a pool whose nodes are not in it (any more): nobody
 // but the plugin releases them.
-func (c *clients) strandedSlots(ctx context.Context, p *nodePool) ([]coordinationv1.Lease, error) {
-	list, err := c.kube.CoordinationV1().Leases(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + p.Name})
+func (p *nodePool) strandedSlots(ctx context.Context, kube kubernetes.Interface) ([]coordinationv1.Lease, error) {
+	list, err := kube.CoordinationV1().Leases(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + p.Name})
 	if err != nil {
 		return nil, fmt.Errorf("pool %s: list its slots: %w", p.Name, err)
 	}
@@ -31,15 +33,15 @@ func (c *clients) strandedSlots(ctx context.Context, p *nodePool) ([]coordinatio
 func slotHolder(lease *coordinationv1.Lease) string { return ptr.Deref(lease.Spec.HolderIdentity, "") }
 
 // releaseStranded deletes the slots of nodes that have left the pool.
-func (c *clients) releaseStranded(ctx context.Context, p *nodePool) error {
-	stranded, err := c.strandedSlots(ctx, p)
+func (p *nodePool) releaseStranded(ctx context.Context, kube kubernetes.Interface) error {
+	stranded, err := p.strandedSlots(ctx, kube)
 	if err != nil {
 		return err
 	}
 	for i := range stranded {
 		lease := &stranded[i]
 		options := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &lease.UID}}
-		err := c.kube.CoordinationV1().Leases(rollout.Namespace).Delete(ctx, lease.Name, options)
+		err := kube.CoordinationV1().Leases(rollout.Namespace).Delete(ctx, lease.Name, options)
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			return fmt.Errorf("pool %s: release slot %s of node %s, which is not in the pool: %w", p.Name, lease.Name, slotHolder(lease), err)
 		}
@@ -51,7 +53,7 @@ func (c *clients) releaseStranded(ctx context.Context, p *nodePool) error {
 // without the right to list them.
 func (o *rolloutStatusOptions) showStranded(ctx context.Context, c *clients, pools []*nodePool) {
 	for _, p := range pools {
-		stranded, err := c.strandedSlots(ctx, p)
+		stranded, err := p.strandedSlots(ctx, c.kube)
 		if err != nil {
 			o.warn("%v", err)
 			continue

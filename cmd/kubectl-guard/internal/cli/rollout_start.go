@@ -96,7 +96,7 @@ it is.`,
 	flags.BoolVar(&o.releaseHeld, "release-held", false, "Go from Enforce to Audit without a question about the held pods that are listed, which are stopped by that")
 	flags.BoolVarP(&o.yes, "yes", "y", false, "Do not ask, except about held pods and skipped audits, which have flags of their own")
 	o.rolloutWait.addFlags(command)
-	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
+	_ = command.RegisterFlagCompletionFunc("pool", completePools(s))
 	_ = command.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions([]string{string(guard.Audit), string(guard.Enforce)}, cobra.ShellCompDirectiveNoFileComp))
 	for _, flag := range []string{"image", "kubelet-version", "max-unavailable", "pause-between-pools", "kubelet-checksum", "max-pulls", "leave-out", "settle", "verify-timeout"} {
 		_ = command.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
@@ -133,7 +133,7 @@ func (o *rolloutStartOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f, err := c.readFleet(ctx)
+	f, err := readFleet(ctx, c.kube)
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (o *rolloutStartOptions) acceptMany(ctx context.Context, plans []*poolPlan)
 // acceptRelease asks about the held pods that were shown, and puts them into the requests.
 // A pod that is held later, or on a node that did not answer, is not among them: its node
 // refuses.
-func (s *settings) acceptRelease(ctx context.Context, plans []*poolPlan, yes, release bool) error {
+func (o *rolloutWait) acceptRelease(ctx context.Context, plans []*poolPlan, yes, release bool) error {
 	held := 0
 	for _, p := range plans {
 		if p.releases() {
@@ -241,7 +241,7 @@ func (s *settings) acceptRelease(ctx context.Context, plans []*poolPlan, yes, re
 	case yes:
 		return fmt.Errorf("%s would be stopped; nothing was done. See kubectl guard holds -A and put right what they are held for, or accept it with --release-held", count(held, "held pod"))
 	default:
-		if err := s.confirm(ctx, fmt.Sprintf("Stop %s?", count(held, "held pod"))); err != nil {
+		if err := o.confirm(ctx, fmt.Sprintf("Stop %s?", count(held, "held pod"))); err != nil {
 			return err
 		}
 	}
@@ -301,7 +301,7 @@ const (
 func (o *rolloutStartOptions) putBack(ctx context.Context, c *clients, p *poolPlan) error {
 	switch {
 	case p.before != nil:
-		return c.change(ctx, p.nodePool, func(set *appsv1.DaemonSet) {
+		return p.nodePool.change(ctx, c.kube, func(set *appsv1.DaemonSet) {
 			if is, err := rollout.RequestOf(set); err == nil && is.ID() != p.look.ID() {
 				return // somebody else has asked for something
 			}
@@ -322,7 +322,7 @@ func (o *rolloutStartOptions) roll(ctx context.Context, c *clients, plans []*poo
 			}
 		}
 		if !p.attach {
-			if err := c.put(ctx, p.nodePool, p.request, remember(p.asked, p.request), false); err != nil {
+			if err := p.nodePool.put(ctx, c.kube, p.request, remember(p.asked, p.request), false); err != nil {
 				return errors.Join(err, o.left(ctx, c, plans[i:]))
 			}
 		}
@@ -375,7 +375,7 @@ func (o *rolloutStartOptions) left(ctx context.Context, c *clients, plans []*poo
 // checkOnServer has the API server check the DaemonSets.
 func (o *rolloutStartOptions) checkOnServer(ctx context.Context, c *clients, plans []*poolPlan) error {
 	for _, p := range plans {
-		if err := c.put(ctx, p.nodePool, p.request, p.asked, true); err != nil {
+		if err := p.nodePool.put(ctx, c.kube, p.request, p.asked, true); err != nil {
 			return err
 		}
 		fmt.Fprintf(o.Out, "%s: DaemonSet %s accepted%s\n", p.Name, rollout.DaemonSetName(p.Name), o.dryRun.suffix())

@@ -89,7 +89,7 @@ Stopped, with exit code 3, or after --timeout, with exit code 4. Then it shows t
 	flags.BoolVar(&o.all, "all", false, "Show each node; of more than 20, those of a kind are a row otherwise")
 	flags.BoolVar(&o.wait, "wait", false, "Wait until the pools are Complete, or one is Stopped")
 	flags.DurationVar(&o.timeout, "timeout", 0, "With --wait: how long to wait; 0 is as long as it takes")
-	_ = command.RegisterFlagCompletionFunc("pool", s.completePools)
+	_ = command.RegisterFlagCompletionFunc("pool", completePools(s))
 	_ = command.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions)
 	return command
 }
@@ -108,7 +108,7 @@ func (o *rolloutStatusOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f, err := c.readFleet(ctx)
+	f, err := readFleet(ctx, c.kube)
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (o *rolloutStatusOptions) read(f *fleet) (*poolStatusList, error) {
 // that has the exit code. Without a state the error is about the command.
 func (o *rolloutStatusOptions) await(ctx context.Context, c *clients, list *poolStatusList) (*poolStatusList, error) {
 	begun := o.now()
-	nodes := c.watchNodes(ctx, "", 2*c.poll)
+	nodes := watchNodes(ctx, c.kube, "", 2*o.poll)
 	var problem error
 	for {
 		if problem == nil {
@@ -186,7 +186,7 @@ func (o *rolloutStatusOptions) look(ctx context.Context, c *clients, nodes *node
 	if f.nodes, err = nodes.list(); err != nil {
 		return before, err
 	}
-	if err := c.readPools(ctx, f); err != nil {
+	if err := f.readPools(ctx, c.kube); err != nil {
 		return before, err
 	}
 	list, err := o.read(f)
@@ -346,16 +346,18 @@ func orNone(text string) string {
 }
 
 // completePools offers the names of the pools.
-func (s *settings) completePools(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	return s.completeFrom(command, arguments, prefix, func(ctx context.Context, c *clients) []string {
-		list, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel, Limit: completionLimit})
-		if err != nil {
-			return nil
-		}
-		var names []string
-		for _, set := range list.Items {
-			names = append(names, set.Labels[rollout.PoolLabel])
-		}
-		return names
-	})
+func completePools(s *settings) cobra.CompletionFunc {
+	return func(command *cobra.Command, arguments []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return completeFrom(s, command, arguments, prefix, func(ctx context.Context, c *clients) []string {
+			list, err := c.kube.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel, Limit: completionLimit})
+			if err != nil {
+				return nil
+			}
+			var names []string
+			for _, set := range list.Items {
+				names = append(names, set.Labels[rollout.PoolLabel])
+			}
+			return names
+		})
+	}
 }

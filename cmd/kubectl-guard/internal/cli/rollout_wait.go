@@ -60,7 +60,7 @@ func (o *rolloutWait) await(ctx context.Context, c *clients, p *nodePool, reques
 	var problem error
 	for {
 		before := problem
-		if problem = c.readPool(ctx, p); problem == nil {
+		if problem = p.read(ctx, c.kube, 2*o.poll); problem == nil {
 			p.nodes = onlyThese(p.nodes, these)
 			if o.now().Sub(begun) > lookedAgain {
 				p.forgetStale(rollout.Refused)
@@ -136,7 +136,7 @@ func (o *rolloutWait) stopped(ctx context.Context, c *clients, p *nodePool, prog
 	fmt.Fprintf(&text, "What the installer did:\n")
 	names := map[string]string{}
 	// Without the names of the pods the commands are still right.
-	_ = c.eachInstaller(ctx, p, func(pod *corev1.Pod) { names[pod.Spec.NodeName] = pod.Name })
+	_ = p.eachInstaller(ctx, c.kube, func(pod *corev1.Pod) { names[pod.Spec.NodeName] = pod.Name })
 	failed := progress.named(stepFailed)
 	for _, node := range failed[:min(len(failed), examples)] {
 		if name := names[node]; name != "" {
@@ -157,7 +157,7 @@ func (o *rolloutWait) stuck(ctx context.Context, c *clients, p *nodePool, progre
 	fmt.Fprintf(&text, "pool %s: nothing has moved for %s; %d of %s done", p.Name, o.timeout, progress.count(stepDone), count(len(progress.nodes), "node"))
 	type installer struct{ name, why string }
 	on := map[string]installer{}
-	err := c.eachInstaller(ctx, p, func(pod *corev1.Pod) { on[nodeOf(pod)] = installer{pod.Name, waitingFor(pod)} })
+	err := p.eachInstaller(ctx, c.kube, func(pod *corev1.Pod) { on[nodeOf(pod)] = installer{pod.Name, waitingFor(pod)} })
 	if err != nil {
 		fmt.Fprintf(&text, "\n  %v", err)
 	}
@@ -313,7 +313,7 @@ func (o *rolloutWait) watch(ctx context.Context, c *clients, p *nodePool, reques
 		if err := o.sleep(ctx); err != nil {
 			return errors.New("interrupted between two pools")
 		}
-		if err := c.readPool(ctx, p); err != nil {
+		if err := p.read(ctx, c.kube, 2*o.poll); err != nil {
 			continue // seen again at the next look
 		}
 		progress := p.progress(request)

@@ -34,9 +34,9 @@ func everyState(t *testing.T) *cluster {
 		&fakeNode{name: "worker-5", version: guarded, status: http.StatusForbidden},
 		&fakeNode{name: "worker-6", version: guarded, status: http.StatusServiceUnavailable},
 	)
-	c.addPod("web", "front-1", 1, "worker-1", labelled(protectionLabel, protectionValue))
-	c.addPod("web", "db-0", 33, "worker-2", labelled(protectionLabel, protectionValue))
-	c.addPod("jobs", "import", 4, "worker-1", labelled(protectionLabel, protectionValue))
+	c.addPod("web", "front-1", 1, "worker-1", labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
+	c.addPod("web", "db-0", 33, "worker-2", labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
+	c.addPod("jobs", "import", 4, "worker-1", labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
 	return c
 }
 
@@ -77,7 +77,7 @@ func TestStatusCountsProtectedPodsWithoutBudget(t *testing.T) {
 	t.Parallel()
 	prepare := func(t *testing.T) *cluster {
 		c := newCluster(t, &fakeNode{name: "worker-1", version: guarded})
-		protected := labelled(protectionLabel, protectionValue)
+		protected := labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired)
 		for i, namespace := range []string{"a", "b", "b", "c", "d", "e", "f", "g"} {
 			c.addPod(namespace, fmt.Sprint("pod-", i), i, "worker-1", protected, labelled("app", namespace))
 		}
@@ -149,7 +149,7 @@ func waitingSuccessor(t *testing.T) *cluster {
 			Shares: []string{"claim data-db-0", "host port 5432/TCP"}, Since: now.Add(-4 * time.Minute),
 		}},
 	})
-	c.addPod("web", "db-0", 33, "worker-1", labelled(protectionLabel, protectionValue))
+	c.addPod("web", "db-0", 33, "worker-1", labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
 	return c
 }
 
@@ -226,10 +226,10 @@ func TestWhy(t *testing.T) {
 		}},
 		"why-unlabelled": {pod: "plain", prepare: func(c *cluster) { c.addPod("web", "plain", 8, "worker-1") }},
 		"why-unguarded": {pod: "plain", prepare: func(c *cluster) {
-			c.addPod("web", "plain", 8, "worker-3", labelled(protectionLabel, protectionValue))
+			c.addPod("web", "plain", 8, "worker-3", labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
 		}},
 		"why-no-answer": {pod: "plain", prepare: func(c *cluster) {
-			c.addPod("web", "plain", 8, "worker-4", labelled(protectionLabel, protectionValue))
+			c.addPod("web", "plain", 8, "worker-4", labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
 		}},
 		"why-no-definition": {pod: "front-1", prepare: func(c *cluster) { c.records = nil }},
 	} {

@@ -58,7 +58,7 @@ STATE is Guarded, Unguarded (the kubelet has no guard), NoAnswer (nothing usable
 came within --node-timeout), or Forbidden (you may not get nodes/proxy).`,
 		Example: `  kubectl guard status
   kubectl guard status worker-3 -o wide`,
-		ValidArgsFunction: s.completeNodes,
+		ValidArgsFunction: completeNodes(s),
 		RunE: func(command *cobra.Command, arguments []string) error {
 			o.nodes = arguments
 			return o.run(command.Context())
@@ -76,7 +76,7 @@ func (o *statusOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answers, err := c.ask(ctx, o.nodes...)
+	answers, err := c.nodes.Query(ctx, o.nodes...)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (o *statusOptions) run(ctx context.Context) error {
 		list.Items = append(list.Items, statusOf(answer))
 	}
 	if len(o.nodes) == 0 && len(list.Items) > 0 {
-		if list.WithoutBudget, err = c.withoutBudget(ctx); err != nil {
+		if list.WithoutBudget, err = countWithoutBudget(ctx, c.kube); err != nil {
 			o.warn("protected pods without a PodDisruptionBudget are not counted: %v", err)
 		}
 	}
@@ -126,14 +126,6 @@ func (o *statusOptions) show(list *nodeStatusList) error {
 		wrap(o.Out, "", w.sentence())
 	}
 	return nil
-}
-
-// ask asks the named nodes, or all.
-func (c *clients) ask(ctx context.Context, names ...string) ([]nodes.Answer, error) {
-	if len(names) > 0 {
-		return c.nodes.Named(ctx, names...)
-	}
-	return c.nodes.All(ctx)
 }
 
 func statusOf(answer nodes.Answer) nodeStatus {

@@ -85,7 +85,7 @@ func (o *versionOptions) run(ctx context.Context) error {
 			return err
 		}
 		f := &fleet{}
-		if err := c.readPools(ctx, f); err != nil {
+		if err := f.readPools(ctx, c.kube); err != nil {
 			// Most users may not read the pools.
 			o.warn("the installers are not shown: %v", err)
 		}

@@ -93,7 +93,7 @@ The pod is looked for in the API, on the nodes, and in events, so it may be gone
 		Example: `  kubectl guard why web-0
   kubectl guard why web-0 --node worker-3 -o yaml`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: s.completeProtectedPods,
+		ValidArgsFunction: completeProtectedPods(s),
 		RunE: func(command *cobra.Command, arguments []string) error {
 			name, err := podArgument(arguments[0])
 			if err != nil {
@@ -105,7 +105,7 @@ The pod is looked for in the API, on the nodes, and in events, so it may be gone
 	}
 	o.output.addFlags(command)
 	command.Flags().StringVar(&o.node, "node", "", "Ask this node only")
-	_ = command.RegisterFlagCompletionFunc("node", s.completeNodes)
+	_ = command.RegisterFlagCompletionFunc("node", completeNodes(s))
 	return command
 }
 
@@ -117,7 +117,7 @@ func (o *whyOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answers, err := c.ask(ctx, nonEmpty(o.node)...)
+	answers, err := c.nodes.Query(ctx, o.node)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (o *whyOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o.warnSilent(silent, len(answers))
+	warnSilent(o.warn, silent, len(answers))
 	if len(story.Pods) == 0 {
 		return fmt.Errorf("pod %s/%s: neither the API, nor a node that answers, nor an event of the guard knows it", c.namespace, o.pod)
 	}
@@ -155,7 +155,7 @@ func (o *whyOptions) gather(ctx context.Context, c *clients, answers []nodes.Ans
 	}
 
 	object := knownPod{PodState: guard.PodState{Namespace: c.namespace, Name: o.pod}}
-	c.lookUpObject(ctx, &object)
+	lookUpObject(ctx, c.kube, &object)
 	if object.Object == objectUnknown {
 		o.warn("pod %s/%s: cannot read its object: %s", c.namespace, o.pod, object.ObjectError)
 	}
@@ -164,7 +164,7 @@ func (o *whyOptions) gather(ctx context.Context, c *clients, answers []nodes.Ans
 		// Read again as the pod itself, now that its UID is known.
 		object.UID = object.Successor.UID
 		object.Successor = nil
-		c.lookUpObject(ctx, &object)
+		lookUpObject(ctx, c.kube, &object)
 		present = object.object
 	}
 
@@ -186,10 +186,10 @@ func (o *whyOptions) gather(ctx context.Context, c *clients, answers []nodes.Ans
 		f := of(present.UID)
 		f.Object, f.Successor, f.Node = objectPresent, nil, present.Spec.NodeName
 		f.Phase, f.DeletionAsked = string(present.Status.Phase), present.DeletionTimestamp
-		if value, labelled := present.Labels[protectionLabel]; labelled {
+		if value, labelled := present.Labels[guard.ExplicitDeletionLabel]; labelled {
 			f.Label = &value
 		}
-		f.Static = present.Annotations[staticAnnotation] != ""
+		f.Static = present.Annotations[corev1.MirrorPodAnnotationKey] != ""
 	}
 	for _, pod := range known {
 		f := of(pod.UID)
@@ -339,10 +339,10 @@ func (o *whyOptions) nodeText(f *podFacts) string {
 }
 
 func protectionText(f *podFacts) string {
-	labelled := f.Label != nil && *f.Label == protectionValue
+	labelled := f.Label != nil && *f.Label == guard.ExplicitDeletionRequired
 	switch {
 	case f.State != "" && labelled:
-		return fmt.Sprintf("yes, it carries %s=%s", protectionLabel, protectionValue)
+		return fmt.Sprintf("yes, it carries %s=%s", guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired)
 	case f.State != "" && f.Object == objectPresent:
 		return "yes, by the podSelector in the guard configuration of its node"
 	case f.State != "":
@@ -357,9 +357,9 @@ func protectionText(f *podFacts) string {
 	case f.NodeStatus != nil && f.NodeStatus.State == nodes.Guarded && labelled:
 		return "no, it carries the label, but the guard of its node does not list it: see mode and podSelector there"
 	case f.NodeStatus != nil && f.NodeStatus.State == nodes.Guarded && f.Object == objectPresent:
-		return fmt.Sprintf("no, it does not match the podSelector of its node, by default %s=%s", protectionLabel, protectionValue)
+		return fmt.Sprintf("no, it does not match the podSelector of its node, by default %s=%s", guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired)
 	case labelled:
-		return fmt.Sprintf("it carries %s=%s; its node did not say more", protectionLabel, protectionValue)
+		return fmt.Sprintf("it carries %s=%s; its node did not say more", guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired)
 	case f.Object == objectPresent && f.Node == "":
 		return "not on a node yet"
 	case f.Object == objectPresent:

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,6 +107,15 @@ func (a Asker) Named(ctx context.Context, names ...string) ([]Answer, error) {
 		list[i] = *node
 	}
 	return a.Ask(ctx, list), nil
+}
+
+// Query asks the named nodes, or all. An empty name does not count.
+func (a Asker) Query(ctx context.Context, names ...string) ([]Answer, error) {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "" })
+	if len(names) > 0 {
+		return a.Named(ctx, names...)
+	}
+	return a.All(ctx)
 }
 
 // Ask returns one answer per node, in the same order.
