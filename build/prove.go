@@ -15,6 +15,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 const (
@@ -464,51 +466,12 @@ func (p *Proof) notice(id testID) {
 	}
 }
 
-// causesOf has the causes of functions of the guard that do not take one.
-var causesOf = map[string][]string{
-	"RefuseTermination":     {"TerminalPhaseReported", "Evicted", "PodVanished"},
-	"HoldVanished":          {"PodVanished"},
-	"WatchSource":           {"PodVanished"},
-	"ObserveSource":         {"TerminalPhaseReported", "RestartReported", "ObjectRolledBack"},
-	"RefuseSandboxChange":   {"SandboxChanged"},
-	"RefuseContainerChange": {"ContainerHashChanged"},
-	"RefuseCgroupRemoval":   {"CgroupCleanup"},
-	"RefuseUnknownState":    {"ContainerStateUnknown"},
-	"RefuseUnknownStateUID": {"ContainerStateUnknown"},
-	"SetCgroupResources":    {"MemoryLimitLowered"},
-	"UpdateReserved":        {"MemoryLimitLowered"},
-	"CheckKill":             {"RuntimeStop"},
-	"Start":                 {"RuntimeStop"},
-}
-
-var causeConstant = regexp.MustCompile(`(?m)^\t(\w+) +Cause = "`)
-
-// causes returns the causes that the guard package declares, in its order.
-func (r Repo) causes() ([]string, error) {
-	file := r.path(filepath.FromSlash(GuardDir), "cause.go")
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	var causes []string
-	for _, m := range causeConstant.FindAllSubmatch(data, -1) {
-		causes = append(causes, string(m[1]))
-	}
-	if len(causes) == 0 {
-		return nil, fmt.Errorf("%s declares no constants of type Cause", r.rel(file))
-	}
-	return causes, nil
-}
-
 // PrintProofs writes which tests notice each hook, and which tests stand for each
 // cause. It returns an error that counts the hooks and causes that no test stands
 // for. Causes are not counted when only some of the hooks were proved.
 func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
-	causes, err := r.causes()
-	if err != nil {
-		return err
-	}
-	byCause := map[string][]string{}
+	causes := guard.Causes()
+	byCause := map[guard.Cause][]string{}
 	unproved := 0
 	for _, p := range proofs {
 		fmt.Fprintf(out, "\n%s\n", p.Hook)
@@ -526,7 +489,7 @@ func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
 			continue
 		}
 		for _, call := range p.Hook.Calls {
-			for _, cause := range append([]string{call}, causesOf[call]...) {
+			for _, cause := range append([]guard.Cause{guard.Cause(call)}, guard.HookCauses[call]...) {
 				for _, name := range p.Noticed {
 					if !slices.Contains(byCause[cause], name) {
 						byCause[cause] = append(byCause[cause], name)

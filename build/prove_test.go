@@ -39,7 +39,7 @@ index 1111111111111111111111111111111111111111..22222222222222222222222222222222
 @@ -13,3 +17,3 @@ func (m *manager) stop(pod string) bool {
  func list() []string {
 -	return pods
-+	return guard.Stoppable(pods)
++	return guard.FilterStoppable(pods)
  }
 `
 
@@ -59,7 +59,7 @@ func (m *manager) stop(pod string) bool {
 }
 
 func list() []string {
-	return guard.Stoppable(pods)
+	return guard.FilterStoppable(pods)
 }
 `
 
@@ -76,7 +76,7 @@ func TestHooksNameTheirPlace(t *testing.T) {
 	hooks := parseHooks(t)
 
 	assert.Equal(t, "pkg/a/a.go stop: Refuse Evicted", hooks[0].String())
-	assert.Equal(t, "pkg/a/a.go list: Stoppable", hooks[1].String())
+	assert.Equal(t, "pkg/a/a.go list: FilterStoppable", hooks[1].String())
 }
 
 func TestHookIsTakenOut(t *testing.T) {
@@ -85,7 +85,7 @@ func TestHookIsTakenOut(t *testing.T) {
 	out, err := hooks[0].Without([]byte(hookedFile))
 	require.NoError(t, err)
 	assert.NotContains(t, string(out), "guard.Refuse")
-	assert.Contains(t, string(out), "guard.Stoppable", "the other hook stays")
+	assert.Contains(t, string(out), "guard.FilterStoppable", "the other hook stays")
 	assert.NotContains(t, string(out), "var _ = guard.Install", "the import is still used")
 
 	out, err = hooks[1].Without(out)

@@ -369,7 +369,7 @@ func (h StopHook) check(g *callGraph, p StopPath) error {
 }
 
 // refusals are how the guard's functions begin that may refuse.
-var refusals = []string{"CheckKill", "Hold", "Refuse", "Stoppable"}
+var refusals = []string{"CheckKill", "Hold", "Refuse", "FilterStoppable"}
 
 // unnamedHooks says which hooks of the tree stand in no line of the table.
 func (s StopPaths) unnamedHooks(g *callGraph) []error {

@@ -28,7 +28,7 @@ The package imports published modules only, never k8s.io/kubernetes, so that it
 is compiled and tested in this repository and copied unchanged into every
 supported Kubernetes tree. The kubelet reaches it through package-level
 functions (hooks.go) over one installed Guard: with none installed, which is
-the case in upstream's own unit tests, every hook is a no-op.
+the case in upstream's own unit tests, a Guard in mode Off takes its place.
 
 Concurrency: a Guard is safe for use by any number of goroutines. It never
 calls back into the kubelet while it holds its lock, and never holds its lock

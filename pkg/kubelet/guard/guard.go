@@ -579,15 +579,15 @@ func (g *Guard) AllowRestart(pod *v1.Pod) {
 	r.restarting = true
 }
 
-// Stoppable returns the pods that may be stopped for the cause, in the same order, and
+// FilterStoppable returns the pods that may be stopped for the cause, in the same order, and
 // records a refusal for each of the others.
-func (g *Guard) Stoppable(pods []*v1.Pod, cause Cause, detail string) []*v1.Pod {
+func (g *Guard) FilterStoppable(pods []*v1.Pod, cause Cause, detail string) []*v1.Pod {
 	return slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool { return g.Refuse(pod, cause, detail) })
 }
 
-// Unguarded returns the pods that would not be refused for the cause. It records
+// FilterUnprotected returns the pods that would not be refused for the cause. It records
 // nothing: it is for the choice among candidates.
-func (g *Guard) Unguarded(pods []*v1.Pod, cause Cause) []*v1.Pod {
+func (g *Guard) FilterUnprotected(pods []*v1.Pod, cause Cause) []*v1.Pod {
 	return slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool {
 		r := g.recordOf(pod)
 		if r == nil {

@@ -78,7 +78,7 @@ func (f *fixture) attempt(pod *v1.Pod, cause Cause) bool {
 	case Evicted:
 		return f.RefuseTermination(pod, false, true, true)
 	case Preempted, NodeShutdown:
-		return len(f.Stoppable([]*v1.Pod{pod}, cause, "detail")) == 0
+		return len(f.FilterStoppable([]*v1.Pod{pod}, cause, "detail")) == 0
 	case CgroupCleanup:
 		return f.RefuseCgroupRemoval([]string{"kubepods", "pod" + string(pod.UID)})
 	case SandboxChanged:
@@ -286,7 +286,7 @@ func TestEvidence(t *testing.T) {
 			func(f *fixture, p *v1.Pod) bool { return f.RefuseContainerChange(p, &p.Spec.Containers[0], "p-uid-c") },
 			func(f *fixture, p *v1.Pod) bool { return f.CheckKill(p) != nil },
 			func(f *fixture, p *v1.Pod) bool { return f.HoldVanished(apiSource, p) },
-			func(f *fixture, p *v1.Pod) bool { return len(f.Unguarded([]*v1.Pod{p}, Preempted)) == 0 },
+			func(f *fixture, p *v1.Pod) bool { return len(f.FilterUnprotected([]*v1.Pod{p}, Preempted)) == 0 },
 		} {
 			f := newFixture(t)
 			pod := protectedPod("p")
@@ -479,8 +479,8 @@ func TestPermits(t *testing.T) {
 		victim, other := protectedPod("victim"), protectedPod("other")
 		f.ObserveSource(apiSource, []*v1.Pod{victim, other})
 		f.runtime.run(other, runtimeapi.ContainerState_CONTAINER_RUNNING)
-		assert.Equal(t, []*v1.Pod{victim}, f.Stoppable([]*v1.Pod{victim, other}, Preempted, ""))
-		assert.Empty(t, f.Unguarded([]*v1.Pod{victim, other}, Preempted), "others are chosen")
+		assert.Equal(t, []*v1.Pod{victim}, f.FilterStoppable([]*v1.Pod{victim, other}, Preempted, ""))
+		assert.Empty(t, f.FilterUnprotected([]*v1.Pod{victim, other}, Preempted), "others are chosen")
 		f.runtime.run(victim, runtimeapi.ContainerState_CONTAINER_RUNNING)
 		assert.True(t, f.Refuse(victim, Evicted, ""))
 	})
@@ -586,7 +586,7 @@ func TestOff(t *testing.T) {
 	f.AllowRestart(pod)
 	f.AllowStop(pod, "c")
 	require.NoError(t, f.CheckKill(pod))
-	assert.Equal(t, []*v1.Pod{pod}, f.Unguarded([]*v1.Pod{pod}, Preempted))
+	assert.Equal(t, []*v1.Pod{pod}, f.FilterUnprotected([]*v1.Pod{pod}, Preempted))
 	status, node := &v1.PodStatus{}, &v1.Node{}
 	f.CompletePodStatus(pod, &v1.PodStatus{}, status)
 	f.SetNodeCondition(node)
@@ -617,7 +617,7 @@ func TestAllowedCauses(t *testing.T) {
 	}
 }
 
-func TestStoppableAndUnguarded(t *testing.T) {
+func TestFilterStoppableAndUnprotected(t *testing.T) {
 	f := newFixture(t)
 	plain, running, ended, going := plainPod("plain"), protectedPod("running"), protectedPod("ended"), protectedPod("going")
 	static := protectedPod("static")
@@ -630,12 +630,12 @@ func TestStoppableAndUnguarded(t *testing.T) {
 
 	t.Run("choosing among pods takes note of nothing", func(t *testing.T) {
 		before := f.series()
-		assert.Equal(t, []*v1.Pod{plain, all[3], static}, f.Unguarded(all, Preempted))
+		assert.Equal(t, []*v1.Pod{plain, all[3], static}, f.FilterUnprotected(all, Preempted))
 		assert.Equal(t, before, f.series())
 		assert.Zero(t, f.runtime.questions())
 	})
 	t.Run("those that may be stopped keep their order, the others are held", func(t *testing.T) {
-		assert.Equal(t, []*v1.Pod{plain, ended, all[3], static}, f.Stoppable(all, NodeShutdown, "the node shuts down"))
+		assert.Equal(t, []*v1.Pod{plain, ended, all[3], static}, f.FilterStoppable(all, NodeShutdown, "the node shuts down"))
 		assert.Equal(t, []Cause{NodeShutdown}, f.held(running))
 		assert.Len(t, all, 5)
 	})

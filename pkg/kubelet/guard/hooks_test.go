@@ -31,8 +31,8 @@ func hooks(pod *v1.Pod, source *listerWatcher) map[string]any {
 		"RefuseCgroupRemoval":   RefuseCgroupRemoval([]string{"pod" + string(pod.UID)}),
 		"CheckKill":             CheckKill(pod) != nil,
 		"HoldVanished":          HoldVanished(apiSource, pod),
-		"Stoppable":             len(Stoppable(list, Preempted, "")),
-		"Unguarded":             len(Unguarded(list, Preempted)),
+		"FilterStoppable":       len(FilterStoppable(list, Preempted, "")),
+		"FilterUnprotected":     len(FilterUnprotected(list, Preempted)),
 		"WatchSource":           WatchSource(source) != source,
 		"ObserveSource":         ObserveSource(apiSource, []*v1.Pod{inPhase(pod, v1.PodFailed)})[0].Status.Phase,
 		"SetNodeCondition":      SetNodeCondition(ctx, node),
@@ -55,13 +55,13 @@ func TestHooks(t *testing.T) {
 	stock := map[string]any{
 		"Refuse": false, "RefuseUID": false, "RefuseTermination": false, "RefuseSandboxChange": false,
 		"RefuseContainerChange": false, "RefuseCgroupRemoval": false, "CheckKill": false, "HoldVanished": false,
-		"Stoppable": 1, "Unguarded": 1, "WatchSource": false, "ObserveSource": v1.PodFailed, "CorrectPhase": v1.PodFailed,
+		"FilterStoppable": 1, "FilterUnprotected": 1, "WatchSource": false, "ObserveSource": v1.PodFailed, "CorrectPhase": v1.PodFailed,
 		"SetNodeCondition": nil, "Handler": false, "pod conditions": 0, "node conditions": 0,
 	}
 	guarded := map[string]any{
 		"Refuse": true, "RefuseUID": true, "RefuseTermination": true, "RefuseSandboxChange": true,
 		"RefuseContainerChange": true, "RefuseCgroupRemoval": true, "CheckKill": true, "HoldVanished": true,
-		"Stoppable": 0, "Unguarded": 0, "WatchSource": true, "ObserveSource": v1.PodPhase(""), "CorrectPhase": v1.PodRunning,
+		"FilterStoppable": 0, "FilterUnprotected": 0, "WatchSource": true, "ObserveSource": v1.PodPhase(""), "CorrectPhase": v1.PodRunning,
 		"SetNodeCondition": nil, "Handler": true, "pod conditions": 1, "node conditions": 1,
 	}
 	pod := protectedPod("p")

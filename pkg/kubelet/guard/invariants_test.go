@@ -98,8 +98,8 @@ var podHooks = map[string]func(pod *v1.Pod) bool{
 
 // podLists are those about several pods. They make a new list as their answer.
 var podLists = map[string]func(pods []*v1.Pod) bool{
-	"Stoppable":         func(pods []*v1.Pod) bool { return len(Stoppable(pods, Preempted, "")) < len(pods) },
-	"Unguarded":         func(pods []*v1.Pod) bool { return len(Unguarded(pods, Preempted)) < len(pods) },
+	"FilterStoppable":   func(pods []*v1.Pod) bool { return len(FilterStoppable(pods, Preempted, "")) < len(pods) },
+	"FilterUnprotected": func(pods []*v1.Pod) bool { return len(FilterUnprotected(pods, Preempted)) < len(pods) },
 	"OthersInAdmission": func(pods []*v1.Pod) bool { return !slices.Equal(pods, OthersInAdmission(pods[0], pods)) },
 	"ObserveSource":     func(pods []*v1.Pod) bool { return !slices.Equal(pods, ObserveSource(apiSource, pods)) },
 }
@@ -151,13 +151,16 @@ func TestEveryHookIsCounted(t *testing.T) {
 			known[name] = true
 		}
 	}
+	named := maps.Clone(HookCauses)
 	for _, declaration := range file.Decls {
 		if f, ok := declaration.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.IsExported() {
+			delete(named, f.Name.Name)
 			assert.True(t, known[f.Name.Name], "hook %s is in none of podHooks, podLists, endings, otherHooks", f.Name.Name)
 			delete(known, f.Name.Name)
 		}
 	}
 	assert.Empty(t, known, "hooks that hooks.go does not have")
+	assert.Empty(t, named, "hooks of HookCauses that hooks.go does not have")
 }
 
 // nodeCounters is a guard with everything that costs something counted.
