@@ -8,11 +8,10 @@ type Facts struct {
 	Protected bool
 	// Evidence: the deletion is explicit.
 	Evidence bool
-	// Permitted: an earlier decision let the pod end, or the stop is one that
-	// the pod's author declared.
-	Permitted bool
-	// Exempt: the configuration allows the cause.
-	Exempt bool
+	// Exempted: an earlier decision let the attempt through, see exemption.
+	Exempted bool
+	// CauseAllowed: the cause is in allowedCauses.
+	CauseAllowed bool
 	// Alive: the attempt would stop something. True when that is unknown.
 	Alive bool
 }
@@ -25,8 +24,8 @@ const (
 	Unprotected Verdict = iota + 1
 	// AllowedByEvidence: the deletion is explicit.
 	AllowedByEvidence
-	// AllowedByPermit: see Facts.Permitted.
-	AllowedByPermit
+	// AllowedByExemption: see Facts.Exempted.
+	AllowedByExemption
 	// AllowedByConfiguration: the cause is in allowedCauses.
 	AllowedByConfiguration
 	// AllowedNothingRuns: there is nothing to stop.
@@ -44,9 +43,9 @@ func Decide(f Facts) Verdict {
 		return Unprotected
 	case f.Evidence:
 		return AllowedByEvidence
-	case f.Permitted:
-		return AllowedByPermit
-	case f.Exempt:
+	case f.Exempted:
+		return AllowedByExemption
+	case f.CauseAllowed:
 		return AllowedByConfiguration
 	case !f.Alive:
 		return AllowedNothingRuns

@@ -10,14 +10,14 @@ import (
 // decisions is the whole policy, one rule a line. A dash stands for both values.
 // The order does not matter: every combination of facts is in exactly one line.
 var decisions = []struct {
-	mode                                        []Mode
-	protected, evidence, permit, exempt, living string
-	verdict                                     Verdict
+	mode                                           []Mode
+	protected, evidence, exempted, allowed, living string
+	verdict                                        Verdict
 }{
 	{[]Mode{Off}, "-", "-", "-", "-", "-", Unprotected},
 	{[]Mode{Enforce, Audit}, "n", "-", "-", "-", "-", Unprotected},
 	{[]Mode{Enforce, Audit}, "y", "y", "-", "-", "-", AllowedByEvidence},
-	{[]Mode{Enforce, Audit}, "y", "n", "y", "-", "-", AllowedByPermit},
+	{[]Mode{Enforce, Audit}, "y", "n", "y", "-", "-", AllowedByExemption},
 	{[]Mode{Enforce, Audit}, "y", "n", "n", "y", "-", AllowedByConfiguration},
 	{[]Mode{Enforce, Audit}, "y", "n", "n", "n", "n", AllowedNothingRuns},
 	{[]Mode{Audit}, "y", "n", "n", "n", "y", AllowedByAudit},
@@ -30,15 +30,15 @@ func TestDecide(t *testing.T) {
 		for bits := range 1 << 5 {
 			facts := Facts{
 				Mode:      mode,
-				Protected: bits&1 != 0, Evidence: bits&2 != 0, Permitted: bits&4 != 0,
-				Exempt: bits&8 != 0, Alive: bits&16 != 0,
+				Protected: bits&1 != 0, Evidence: bits&2 != 0, Exempted: bits&4 != 0,
+				CauseAllowed: bits&8 != 0, Alive: bits&16 != 0,
 			}
 			t.Run(fmt.Sprintf("%+v", facts), func(t *testing.T) {
 				var want []Verdict
 				for _, d := range decisions {
 					for _, m := range d.mode {
 						if m == mode && fits(d.protected, facts.Protected) && fits(d.evidence, facts.Evidence) &&
-							fits(d.permit, facts.Permitted) && fits(d.exempt, facts.Exempt) && fits(d.living, facts.Alive) {
+							fits(d.exempted, facts.Exempted) && fits(d.allowed, facts.CauseAllowed) && fits(d.living, facts.Alive) {
 							want = append(want, d.verdict)
 						}
 					}

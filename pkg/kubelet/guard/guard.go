@@ -91,7 +91,9 @@ type kernel interface {
 type Guard struct {
 	config   *Configuration
 	selector labels.Selector
-	exempt   map[Cause]bool
+	// allowedCauses are those of the configuration.
+	allowedCauses map[Cause]bool
+
 	stateDir string
 	nodeName types.NodeName
 	recorder record.EventRecorder
@@ -181,11 +183,7 @@ type podRecord struct {
 	// evidenceOver: the life that the evidence is for has ended, because the pod was
 	// stopped after it arrived, or it arrived at an earlier kubelet.
 	evidenceOver bool
-	// permit is why an attempt that ends the pod was let through; Completed when
-	// the pod ended by itself.
-	permit Cause
-	// restarting: containers may be stopped until a new sandbox is made.
-	restarting bool
+	exemption    exemption
 
 	holds   map[Cause]*hold
 	audited map[Cause]*hold
@@ -208,9 +206,6 @@ type podRecord struct {
 	goneSince          time.Time
 }
 
-// completed is the permit of a pod that ended by itself.
-const completed Cause = "Completed"
-
 // New returns a Guard, or an error when the configuration is not valid. Its
 // metrics are not registered; Start does that for the Guard of the process.
 func New(d Dependencies) (*Guard, error) {
@@ -228,33 +223,33 @@ func New(d Dependencies) (*Guard, error) {
 		d.Clock = clock.RealClock{}
 	}
 	g := &Guard{
-		config:      d.Configuration,
-		selector:    selector,
-		exempt:      map[Cause]bool{},
-		stateDir:    d.Configuration.StateDir,
-		nodeName:    d.NodeName,
-		recorder:    d.Recorder,
-		runtime:     d.Runtime,
-		clock:       d.Clock,
-		deletions:   d.Deletions,
-		events:      d.Events,
-		lookups:     lookups{wake: make(chan struct{}, 1)},
-		queue:       eventQueue{added: make(chan struct{}, 1)},
-		syncs:       make(chan types.UID, 256),
-		records:     map[types.UID]*podRecord{},
-		stops:       map[string]time.Time{},
-		unprotected: map[types.UID]time.Time{},
-		dead:        map[types.UID]time.Time{},
-		loaded:      map[types.UID]savedPod{},
-		waiting:     map[types.UID]*waitingPod{},
-		saver:       newSaver(),
-		limits:      memoryLimits{reclaimed: map[string]time.Time{}, write: writeReclaim, hostRoot: d.HostRoot},
+		config:        d.Configuration,
+		selector:      selector,
+		allowedCauses: map[Cause]bool{},
+		stateDir:      d.Configuration.StateDir,
+		nodeName:      d.NodeName,
+		recorder:      d.Recorder,
+		runtime:       d.Runtime,
+		clock:         d.Clock,
+		deletions:     d.Deletions,
+		events:        d.Events,
+		lookups:       lookups{wake: make(chan struct{}, 1)},
+		queue:         eventQueue{added: make(chan struct{}, 1)},
+		syncs:         make(chan types.UID, 256),
+		records:       map[types.UID]*podRecord{},
+		stops:         map[string]time.Time{},
+		unprotected:   map[types.UID]time.Time{},
+		dead:          map[types.UID]time.Time{},
+		loaded:        map[types.UID]savedPod{},
+		waiting:       map[types.UID]*waitingPod{},
+		saver:         newSaver(),
+		limits:        memoryLimits{reclaimed: map[string]time.Time{}, write: writeReclaim, hostRoot: d.HostRoot},
 	}
 	if d.ProcDir != "" {
 		g.kernel = newProcesses(d.ProcDir, d.Clock)
 	}
 	for _, cause := range d.Configuration.AllowedCauses {
-		g.exempt[cause] = true
+		g.allowedCauses[cause] = true
 	}
 	g.metrics = newMetrics(g)
 	g.unconfirmedReport = g.clock.Now().Add(unconfirmedPatience)
@@ -350,16 +345,21 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bo
 
 func (g *Guard) factsLocked(r *podRecord, cause Cause) Facts {
 	return Facts{
-		Mode:      g.config.Mode,
-		Protected: true,
-		Evidence:  r.evidence != nil,
-		Permitted: r.permit != "" || (r.restarting && cause == RuntimeStop),
-		Exempt:    g.exempt[cause],
-		Alive:     true,
+		Mode:         g.config.Mode,
+		Protected:    true,
+		Evidence:     r.evidence != nil,
+		Exempted:     r.exemption.covers(cause),
+		CauseAllowed: g.allowedCauses[cause],
+		Alive:        true,
 	}
 }
 
-// noteLocked records the outcome: holds, permits, metrics, events.
+// enforces reports whether attempts of the cause are refused.
+func (g *Guard) enforces(cause Cause) bool {
+	return g.config.Mode == Enforce && !g.allowedCauses[cause]
+}
+
+// noteLocked records the outcome: holds, exemptions, metrics, events.
 func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Verdict) []func() {
 	switch verdict {
 	case Refused:
@@ -387,14 +387,8 @@ func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Ver
 // exemptLocked makes later decisions about the same attempt consistent with this one.
 // A pod that may end is not held any more.
 func (g *Guard) exemptLocked(r *podRecord, cause Cause, why string) []func() {
-	switch {
-	case cause.endsPod():
-		if r.permit == "" {
-			r.permit = cause
-		}
+	if r.exemption.add(cause) {
 		return g.releaseAllLocked(r, why)
-	case cause == PodCgroupMissing || cause == SandboxChanged:
-		r.restarting = true
 	}
 	return nil
 }
@@ -514,7 +508,7 @@ func (g *Guard) recordByUID(uid types.UID) (*podRecord, error) {
 func (g *Guard) RefuseUID(uid types.UID, cause Cause, detail string) bool {
 	r, err := g.recordByUID(uid)
 	if err != nil {
-		return g.config.Mode == Enforce && !g.exempt[cause]
+		return g.enforces(cause)
 	}
 	return r != nil && g.refuse(r, cause, detail, nil)
 }
@@ -545,10 +539,7 @@ func (g *Guard) AllowCompletion(uid types.UID) {
 	var after []func()
 	g.mu.Lock()
 	if r := g.records[uid]; r != nil {
-		if r.permit == "" {
-			r.permit = completed
-		}
-		after = g.releaseAllLocked(r, "the pod ended by itself")
+		after = g.exemptLocked(r, completed, "the pod ended by itself")
 	}
 	g.mu.Unlock()
 	for _, f := range after {
@@ -576,7 +567,7 @@ func (g *Guard) AllowRestart(pod *v1.Pod) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	r.restarting = true
+	r.exemption.restart = true
 }
 
 // FilterStoppable returns the pods that may be stopped for the cause, in the same order, and

@@ -378,7 +378,7 @@ func TestRefuseTermination(t *testing.T) {
 	}
 }
 
-func TestPermits(t *testing.T) {
+func TestExemptions(t *testing.T) {
 	endOfPod := func(f *fixture, p *v1.Pod) { f.AllowCompletion(p.UID) }
 	for name, test := range map[string]struct {
 		options []func(*Configuration)
@@ -459,7 +459,7 @@ func TestPermits(t *testing.T) {
 			},
 			refused: func(Cause) bool { return false },
 		},
-		"completion of an unknown pod is no permit": {
+		"completion of an unknown pod is no exemption": {
 			before:  func(f *fixture, _ *v1.Pod) { f.AllowCompletion("unknown") },
 			refused: func(Cause) bool { return true },
 		},

@@ -76,7 +76,7 @@ func TestHooks(t *testing.T) {
 		assert.Equal(t, guarded, hooks(pod, &listerWatcher{}))
 		assert.Equal(t, Terminating, f.state(pod), "AllowCompletion")
 		assert.Contains(t, f.stops, "c")
-		assert.True(t, f.records[pod.UID].restarting)
+		assert.True(t, f.records[pod.UID].exemption.restart)
 	})
 }
 

@@ -116,7 +116,7 @@ func (g *Guard) Pods() PodList {
 
 func (r *podRecord) stateLocked() State {
 	switch {
-	case r.evidence != nil || r.permit != "":
+	case r.evidence != nil || r.exemption.end != "":
 		return Terminating
 	case len(r.holds) > 0:
 		return Held

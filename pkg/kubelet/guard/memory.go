@@ -168,7 +168,7 @@ func (g *Guard) retryLimits() {
 // it fits by now.
 func (g *Guard) refuseLimit(cgroup []string, path string, limit int64, use memoryUse, unreadable error) error {
 	pods, doubt := g.atStake(cgroup, path)
-	doubt = doubt && g.config.Mode == Enforce && !g.exempt[MemoryLimitLowered]
+	doubt = doubt && g.enforces(MemoryLimitLowered)
 	if len(pods) == 0 && !doubt {
 		return nil
 	}

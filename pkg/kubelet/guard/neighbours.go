@@ -50,7 +50,7 @@ func (g *Guard) RunsAlready(pod *v1.Pod) bool {
 // would be evicted one after the other. Only memory and ephemeral storage can be
 // requested.
 func (g *Guard) SparesNeighbour(pod *v1.Pod, before []*v1.Pod, starved v1.ResourceName, stats func(*v1.Pod) (statsapi.PodStats, bool)) bool {
-	if g.config.Mode != Enforce || g.exempt[Evicted] || len(before) == 0 || exceedsRequest(pod, starved, stats) {
+	if !g.enforces(Evicted) || len(before) == 0 || exceedsRequest(pod, starved, stats) {
 		return false
 	}
 	culprit := func(other *v1.Pod) bool {

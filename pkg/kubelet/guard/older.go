@@ -26,7 +26,7 @@ import (
 // shows pod: pod itself, or a copy of it with the spec and labels of a newer object.
 func (g *Guard) newerObjectLocked(r *podRecord, pod *v1.Pod) (*v1.Pod, string) {
 	switch {
-	case g.config.Mode != Enforce, r == nil, r.saved == nil, pod.DeletionTimestamp != nil, g.exempt[ObjectRolledBack]:
+	case g.config.Mode != Enforce, r == nil, r.saved == nil, pod.DeletionTimestamp != nil, g.allowedCauses[ObjectRolledBack]:
 		r.forgetOlder()
 		return pod, ""
 	case r.older != nil && pod.ResourceVersion != r.older.ResourceVersion && !sameDeclaration(pod, r.older):

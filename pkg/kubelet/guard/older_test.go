@@ -180,7 +180,7 @@ func TestEvidenceEndsWithTheLifeThatItWasGivenFor(t *testing.T) {
 		start(f, pod)
 		assert.Equal(t, Terminating, f.state(pod))
 	})
-	t.Run("a permit ends with it", func(t *testing.T) {
+	t.Run("an exemption ends with it", func(t *testing.T) {
 		f := newFixture(t)
 		f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_EXITED)
 		f.runtime.setSandbox(pod, runtimeapi.PodSandboxState_SANDBOX_NOTREADY)

@@ -189,7 +189,7 @@ func (o *observedListerWatcher) hiddenByStock(event watch.Event) bool {
 func (g *Guard) missingFrom(listed map[cache.ObjectName]*v1.Pod) []*v1.Pod {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.exempt[PodVanished] {
+	if g.allowedCauses[PodVanished] {
 		return nil
 	}
 	var missing []*v1.Pod

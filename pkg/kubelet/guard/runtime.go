@@ -271,7 +271,7 @@ func (g *Guard) RefuseUnknownState(pod *v1.Pod, name, containerID string) bool {
 func (g *Guard) RefuseUnknownStateUID(uid types.UID, name, containerID string) bool {
 	r, err := g.recordByUID(uid)
 	if err != nil {
-		return g.config.Mode == Enforce && !g.exempt[ContainerStateUnknown]
+		return g.enforces(ContainerStateUnknown)
 	}
 	return r != nil && g.refuseUnknownState(r, name, containerID)
 }
@@ -434,7 +434,7 @@ func (s *runtimeGuard) RemovePodSandbox(ctx context.Context, sandboxID string) e
 func (s *runtimeGuard) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	if r := s.guard.startLife(types.UID(config.GetMetadata().GetUid())); r != nil {
 		s.guard.mu.Lock()
-		r.restarting = false
+		r.exemption.restart = false
 		s.guard.mu.Unlock()
 		s.guard.awaitSaved(ctx, r)
 	}
@@ -503,7 +503,7 @@ func (g *Guard) startLife(uid types.UID) *podRecord {
 	var over *Evidence
 	if r.present && r.pod != nil && r.pod.DeletionTimestamp == nil {
 		if r.evidence == nil || r.evidenceOver {
-			r.permit = ""
+			r.exemption.end = ""
 		}
 		if r.evidenceOver {
 			over, r.evidence, r.evidenceOver, r.allowed = r.evidence, nil, false, map[Cause]bool{}
@@ -595,7 +595,7 @@ func (g *Guard) listForStop(filter *runtimeapi.ContainerFilter) (containers []*r
 
 // refuseUnknownOwner decides about a container or sandbox whose pod is unknown.
 func (g *Guard) refuseUnknownOwner(call, what string, err error) error {
-	if g.config.Mode != Enforce || g.exempt[RuntimeStop] {
+	if !g.enforces(RuntimeStop) {
 		return nil
 	}
 	return fmt.Errorf("%s: cannot determine the pod of the %s: %w", call, what, err)
@@ -603,7 +603,7 @@ func (g *Guard) refuseUnknownOwner(call, what string, err error) error {
 
 func (g *Guard) checkStop(call string, uid types.UID, alive func() bool) error {
 	r, err := g.recordByUID(uid)
-	if err != nil && g.config.Mode == Enforce && !g.exempt[RuntimeStop] {
+	if err != nil && g.enforces(RuntimeStop) {
 		return fmt.Errorf("%s: %w", call, err)
 	}
 	if r == nil {

@@ -208,9 +208,9 @@ func (g *Guard) unprotectLocked(pod *v1.Pod) (after []func()) {
 // presentLocked records a protected pod that the message has.
 func (g *Guard) presentLocked(r *podRecord, pod *v1.Pod) (after []func()) {
 	// It vanished while nothing of it ran and was released. The kubelet starts it again
-	// now. An exempt cause may still be stopping it.
-	if !r.present && (r.permit == PodVanished || r.permit == OrphanedRuntimePod) && !g.exempt[r.permit] {
-		r.permit = ""
+	// now. An allowed cause may still be stopping it.
+	if !r.present && !g.allowedCauses[r.exemption.end] {
+		r.exemption.revokeEnd(PodVanished, OrphanedRuntimePod)
 	}
 	r.pod, r.pass, r.present = pod, g.pass, true
 	after = append(after, g.releaseLocked(r, PodVanished, "its object is in the API again")...)
@@ -228,7 +228,7 @@ type claim struct {
 
 // claimsLocked returns the claims in the status of an object.
 func (g *Guard) claimsLocked(i int, r *podRecord, pod *v1.Pod, after *[]func()) (claims []claim) {
-	open := r.permit == "" && r.evidence == nil && pod.DeletionTimestamp == nil
+	open := r.exemption.end == "" && r.evidence == nil && pod.DeletionTimestamp == nil
 	switch pod.Status.Phase {
 	case v1.PodFailed, v1.PodSucceeded:
 		if open {
@@ -237,9 +237,7 @@ func (g *Guard) claimsLocked(i int, r *podRecord, pod *v1.Pod, after *[]func()) 
 	default:
 		*after = append(*after, g.releaseLocked(r, TerminalPhaseReported, "the phase in the API is no longer terminal")...)
 		// A kubelet that had acted on the claim could not have reverted it.
-		if r.permit == TerminalPhaseReported {
-			r.permit = ""
-		}
+		r.exemption.revokeEnd(TerminalPhaseReported)
 	}
 	if open && slices.ContainsFunc(pod.Status.Conditions, restartsAll) {
 		claims = append(claims, claim{i, r, RestartReported, ""})
