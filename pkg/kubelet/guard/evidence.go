@@ -42,14 +42,12 @@ func (g *Guard) noteDeletion(pod *v1.Pod) {
 	}
 	after := g.evidenceLocked(r, DeletionTimestampSeen)
 	g.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
+	g.apply(after)
 }
 
 // evidenceLocked gives the pod its evidence, ends its holds and has the evidence saved.
 // It counts at once: a disk that is slow or hangs delays no termination.
-func (g *Guard) evidenceLocked(r *podRecord, kind EvidenceKind) []func() {
+func (g *Guard) evidenceLocked(r *podRecord, kind EvidenceKind) effects {
 	r.evidence = &Evidence{Kind: kind, Time: g.clock.Now().UTC()}
 	g.queueLocked(r, urgently)
 	return g.releaseAllLocked(r, fmt.Sprintf("its deletion was requested (%s)", kind))

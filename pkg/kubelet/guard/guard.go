@@ -337,9 +337,7 @@ func (g *Guard) refuse(r *podRecord, cause Cause, detail string, alive func() bo
 	}
 	after := g.noteLocked(r, cause, detail, verdict)
 	g.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
+	g.apply(after)
 	return verdict == Refused
 }
 
@@ -360,7 +358,7 @@ func (g *Guard) enforces(cause Cause) bool {
 }
 
 // noteLocked records the outcome: holds, exemptions, metrics, events.
-func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Verdict) []func() {
+func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Verdict) effects {
 	switch verdict {
 	case Refused:
 		return g.holdLocked(r, cause, detail)
@@ -386,7 +384,7 @@ func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Ver
 
 // exemptLocked makes later decisions about the same attempt consistent with this one.
 // A pod that may end is not held any more.
-func (g *Guard) exemptLocked(r *podRecord, cause Cause, why string) []func() {
+func (g *Guard) exemptLocked(r *podRecord, cause Cause, why string) effects {
 	if r.exemption.add(cause) {
 		return g.releaseAllLocked(r, why)
 	}
@@ -536,15 +534,13 @@ func (g *Guard) RefuseTermination(pod *v1.Pod, runtimeOnly, kill, evict bool) bo
 // AllowCompletion notes that a pod ended by itself: SyncPod found it terminal. What is
 // left of it may be cleaned up.
 func (g *Guard) AllowCompletion(uid types.UID) {
-	var after []func()
+	var after effects
 	g.mu.Lock()
 	if r := g.records[uid]; r != nil {
 		after = g.exemptLocked(r, completed, "the pod ended by itself")
 	}
 	g.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
+	g.apply(after)
 }
 
 // AllowStop notes that the pod's author declared the stop of one container: a failed
@@ -644,7 +640,7 @@ func (g *Guard) takeEnding() []types.UID {
 // tidy ends holds whose reason is over and forgets pods of which nothing is left.
 func (g *Guard) tidy() {
 	now := g.clock.Now()
-	var after []func()
+	var after effects
 	var gone []*podRecord
 	g.reportHang()
 	g.mu.Lock()
@@ -683,15 +679,13 @@ func (g *Guard) tidy() {
 	g.tidyWaitingLocked(now)
 	g.countVanishedLocked()
 	g.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
+	g.apply(after)
 	g.wake()
 	for _, r := range gone {
 		if g.alive(r, false) {
 			continue
 		}
-		var after []func()
+		var after effects
 		g.mu.Lock()
 		// A held pod that the kubelet manages ends through AllowCompletion: its
 		// sandbox may be missing just because it is being replaced.
@@ -706,8 +700,6 @@ func (g *Guard) tidy() {
 		if over {
 			g.forget(r)
 		}
-		for _, f := range after {
-			f()
-		}
+		g.apply(after)
 	}
 }

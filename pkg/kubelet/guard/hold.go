@@ -1,15 +1,12 @@
 package guard
 
 import (
-	"fmt"
 	"slices"
 	"sort"
 	"strings"
 	"time"
 
-	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/klog/v2"
 )
 
 // Reasons of the events.
@@ -95,9 +92,8 @@ func (g *Guard) countVanishedLocked() {
 	}
 }
 
-// holdLocked records a refusal. The returned functions report it and are to be called
-// without the lock.
-func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
+// holdLocked records a refusal.
+func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) effects {
 	now := g.clock.Now()
 	if h := r.holds[cause]; h != nil {
 		h.last = now
@@ -117,24 +113,11 @@ func (g *Guard) holdLocked(r *podRecord, cause Cause, detail string) []func() {
 	if !r.present {
 		g.wakeLookups()
 	}
-	return []func(){
-		func() {
-			klog.InfoS("Refused to stop a protected pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)
-			g.event(r, h, v1.EventTypeWarning, EventKillRefused,
-				fmt.Sprintf("The kubelet did not stop this pod (%s): %s. It keeps running until its deletion is requested.", cause, detail))
-		},
-		func() {
-			// A rejected pod is synced next anyway, and not before its resources
-			// are allocated.
-			if cause != AdmissionRejected {
-				g.requestSync(r.uid)
-			}
-		},
-	}
+	return effects{{holdStarted, r, h, cause, detail}}
 }
 
 // auditLocked records an attempt that Enforce would have refused.
-func (g *Guard) auditLocked(r *podRecord, cause Cause, detail string) []func() {
+func (g *Guard) auditLocked(r *podRecord, cause Cause, detail string) effects {
 	now := g.clock.Now()
 	if h := r.audited[cause]; h != nil {
 		h.last = now
@@ -143,32 +126,23 @@ func (g *Guard) auditLocked(r *podRecord, cause Cause, detail string) []func() {
 	}
 	r.audited[cause] = newHold(now, detail)
 	g.metrics.audited.WithLabelValues(string(cause)).Inc()
-	return []func(){func() {
-		klog.InfoS("Audit: mode Enforce would have refused to stop this pod", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "detail", detail)
-	}}
+	return effects{{attemptAudited, r, nil, cause, detail}}
 }
 
 // releaseLocked ends one hold.
-func (g *Guard) releaseLocked(r *podRecord, cause Cause, why string) []func() {
+func (g *Guard) releaseLocked(r *podRecord, cause Cause, why string) effects {
 	h := r.holds[cause]
 	if h == nil {
 		return nil
 	}
 	delete(r.holds, cause)
 	h.ended = g.clock.Now()
-	held := h.ended.Sub(h.since).Round(time.Second)
-	return []func(){
-		func() {
-			klog.InfoS("Hold of a protected pod ended", "pod", klog.KRef(r.namespace, r.name), "podUID", r.uid, "cause", cause, "why", why, "held", held)
-			g.event(r, nil, v1.EventTypeNormal, EventHoldReleased, fmt.Sprintf("No longer held (%s) after %s: %s.", cause, held, why))
-		},
-		func() { g.requestSync(r.uid) },
-	}
+	return effects{{holdEnded, r, h, cause, why}}
 }
 
 // releaseAllLocked ends all holds of a pod.
-func (g *Guard) releaseAllLocked(r *podRecord, why string) []func() {
-	var after []func()
+func (g *Guard) releaseAllLocked(r *podRecord, why string) effects {
+	var after effects
 	for _, cause := range r.heldLocked() {
 		after = append(after, g.releaseLocked(r, cause, why)...)
 	}

@@ -313,8 +313,6 @@ func (g *Guard) release(uid types.UID, kind EvidenceKind) bool {
 	}
 	after := g.evidenceLocked(r, kind)
 	g.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
+	g.apply(after)
 	return true
 }

@@ -116,7 +116,7 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 	if source != apiSource || g.config.Mode == Off {
 		return pods
 	}
-	var after []func()
+	var after effects
 	var claims []claim
 	corrected := &correction{pods: pods}
 	g.mu.Lock()
@@ -154,9 +154,7 @@ func (g *Guard) ObserveSource(source string, pods []*v1.Pod) []*v1.Pod {
 	}
 	g.countVanishedLocked()
 	g.mu.Unlock()
-	for _, f := range after {
-		f()
-	}
+	g.apply(after)
 	var restored []*v1.Pod
 	if first {
 		restored = g.restore()
@@ -190,23 +188,23 @@ func (g *Guard) protectsLocked(pod *v1.Pod) bool {
 }
 
 // unprotectLocked records a pod that is not, or no longer, labelled.
-func (g *Guard) unprotectLocked(pod *v1.Pod) (after []func()) {
+func (g *Guard) unprotectLocked(pod *v1.Pod) (after effects) {
 	if r := g.records[pod.UID]; r != nil {
 		after = append(after, g.releaseAllLocked(r, "the pod is no longer labelled for protection")...)
 		delete(g.records, pod.UID)
-		after = append(after, func() { g.forget(r) })
+		after = append(after, effect{kind: podForgotten, record: r})
 	}
 	// It lost the label while no kubelet ran, or its file could not be removed.
 	if _, saved := g.loaded[pod.UID]; saved {
 		delete(g.loaded, pod.UID)
-		after = append(after, func() { g.forget(newRecord(pod.UID, pod.Namespace, pod.Name)) })
+		after = append(after, effect{kind: podForgotten, record: newRecord(pod.UID, pod.Namespace, pod.Name)})
 	}
 	g.unprotected[pod.UID] = g.clock.Now()
 	return after
 }
 
 // presentLocked records a protected pod that the message has.
-func (g *Guard) presentLocked(r *podRecord, pod *v1.Pod) (after []func()) {
+func (g *Guard) presentLocked(r *podRecord, pod *v1.Pod) (after effects) {
 	// It vanished while nothing of it ran and was released. The kubelet starts it again
 	// now. An allowed cause may still be stopping it.
 	if !r.present && !g.allowedCauses[r.exemption.end] {
@@ -227,7 +225,7 @@ type claim struct {
 }
 
 // claimsLocked returns the claims in the status of an object.
-func (g *Guard) claimsLocked(i int, r *podRecord, pod *v1.Pod, after *[]func()) (claims []claim) {
+func (g *Guard) claimsLocked(i int, r *podRecord, pod *v1.Pod, after *effects) (claims []claim) {
 	open := r.exemption.end == "" && r.evidence == nil && pod.DeletionTimestamp == nil
 	switch pod.Status.Phase {
 	case v1.PodFailed, v1.PodSucceeded:
