@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"fmt"
 	"slices"
 	"sort"
 	"strings"
@@ -89,6 +90,47 @@ func (g *Guard) countVanishedLocked() {
 	g.vanished.Store(n)
 	if n == 0 {
 		clear(g.waiting)
+	}
+}
+
+// noteLocked records the outcome: holds, exemptions, metrics, events.
+func (g *Guard) noteLocked(r *podRecord, cause Cause, detail string, verdict Verdict) effects {
+	switch verdict {
+	case Refused:
+		return g.holdLocked(r, cause, detail)
+	case AllowedByAudit:
+		return append(g.auditLocked(r, cause, detail), g.exemptLocked(r, cause, "mode Audit lets the kubelet end it")...)
+	case AllowedByConfiguration:
+		g.countAllowedLocked(r, cause)
+		return g.exemptLocked(r, cause, fmt.Sprintf("allowedCauses lets the kubelet end it (%s)", cause))
+	case AllowedByEvidence:
+		// The kubelet before this one has counted what it was allowed to stop.
+		if !r.evidenceOver {
+			g.countAllowedLocked(r, ExplicitDeletion)
+		}
+	case AllowedNothingRuns:
+		// A candidate of a preemption may not be chosen in the end. When it is, the pod
+		// workers check again before they stop it.
+		if cause.endsPod() && cause != Preempted {
+			return g.exemptLocked(r, cause, "nothing of the pod runs any more")
+		}
+	}
+	return nil
+}
+
+// exemptLocked makes later decisions about the same attempt consistent with this one.
+// A pod that may end is not held any more.
+func (g *Guard) exemptLocked(r *podRecord, cause Cause, why string) effects {
+	if r.exemption.add(cause) {
+		return g.releaseAllLocked(r, why)
+	}
+	return nil
+}
+
+func (g *Guard) countAllowedLocked(r *podRecord, cause Cause) {
+	if !r.allowed[cause] {
+		r.allowed[cause] = true
+		g.metrics.allowed.WithLabelValues(string(cause)).Inc()
 	}
 }
 
