@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -403,4 +405,65 @@ func entryOf(t *testing.T, w *world) *journal.Entry {
 	require.NoError(t, err)
 	require.NotNil(t, entry)
 	return entry
+}
+
+// oldHeartbeat is an API server with heartbeats by a clock that is set.
+type oldHeartbeat struct {
+	*world
+	at func() time.Time
+}
+
+func (h oldHeartbeat) Heartbeat(context.Context) (time.Time, error) { return h.at(), h.reach() }
+
+// Which heartbeat is new does not depend on the clock of the node, which may be set during
+// the change.
+func TestAHeartbeatIsNewWhenItIsAnotherOne(t *testing.T) {
+	for name, c := range map[string]struct {
+		// next is the nth heartbeat that is read.
+		next   func(n int) time.Time
+		want   rollout.Phase
+		reason rollout.Reason
+	}{
+		"an old one, by a clock that was ahead": {
+			func(int) time.Time { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) }, rollout.RolledBack, rollout.ReasonNotReady,
+		},
+		"a new one, by a clock that was set back": {
+			func(n int) time.Time { return time.Date(2000, 1, 1, 0, 0, 0, n, time.UTC) }, rollout.Done, "",
+		},
+		"the first one": {func(n int) time.Time {
+			if n == 0 {
+				return time.Time{}
+			}
+			return time.Now()
+		}, rollout.Done, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				installer := w.installer(request(rollout.Audit))
+				read := 0
+				installer.Cluster = oldHeartbeat{w, func() time.Time { read++; return c.next(read - 1) }}
+				report := step(t, installer)
+				assert.Equal(t, c.want, report.Phase, report.Message)
+				assert.Equal(t, c.reason, report.Reason)
+			})
+		})
+	}
+}
+
+// An installer that was started again reads the deadline, which is by the clock of before.
+func TestAClockThatIsSetLeavesTheTimeToStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(request(rollout.Audit)) }))
+		entry := entryOf(t, w)
+		entry.Began, entry.Deadline = entry.Began.Add(-time.Hour), entry.Deadline.Add(-time.Hour)
+		data, err := json.Marshal(entry)
+		require.NoError(t, err)
+		w.file(rollout.StateDir+"/journal.json", string(data))
+		installer := w.installer(request(rollout.Audit))
+		w.whileVerified(installer, func(look int) { w.unready = look < 10 })
+		report := step(t, installer)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})
 }

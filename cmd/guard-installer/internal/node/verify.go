@@ -46,8 +46,6 @@ type failure struct {
 type verifier struct {
 	*Installer
 	entry *journal.Entry
-	// since is when the new kubelet certainly had been started.
-	since time.Time
 	// seen are the containers that ran before or since, missing has when one of before was
 	// first found missing, and ended is how many are.
 	seen    map[string]cri.Container
@@ -62,6 +60,9 @@ type verifier struct {
 	stoppedBefore  int
 	restartsBefore uint32
 	broken         string
+	// heartbeat is the last one when the new kubelet certainly had been started; nil: not
+	// known yet. The clock of the node may be set at any time, so only another one is new.
+	heartbeat *time.Time
 	// heard: the API server has heard from the kubelet since. notReady is what was wrong
 	// with the node by the API server, at askedNode; nil for nothing.
 	heard     bool
@@ -71,7 +72,7 @@ type verifier struct {
 
 func (i *Installer) verifier(entry *journal.Entry, stoppedBefore int) *verifier {
 	v := &verifier{
-		Installer: i, entry: entry, since: time.Now(), stoppedBefore: stoppedBefore,
+		Installer: i, entry: entry, stoppedBefore: stoppedBefore,
 		seen: map[string]cri.Container{}, missing: map[string]time.Time{}, deleted: map[types.UID]bool{},
 	}
 	for _, c := range entry.Containers {
@@ -96,8 +97,10 @@ func (i *Installer) verifyAgain(ctx context.Context, entry *journal.Entry) (foun
 // is clear. Only the kubelet restarts the settle time: containers come and go.
 func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	entry := v.entry
-	ctx, cancel := context.WithTimeout(ctx, timeLeft(entry, host.Uptime()))
+	deadline := time.Now().Add(timeLeft(entry, host.Uptime())) // by a clock that nobody sets
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
+	v.noteHeartbeat(ctx)
 	last := &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped for too long to see whether the change was in order"}
 	var healthySince time.Time
 	inARow, pid, restarts := 0, 0, 0
@@ -155,7 +158,7 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 				return found, 0
 			}
 		}
-		if healthySince.IsZero() && inARow == 0 && time.Until(entry.Deadline) < entry.Settle {
+		if healthySince.IsZero() && inARow == 0 && time.Until(deadline) < entry.Settle {
 			return overdue(entry, last, restarts, restartedBy), 0 // no time is left to settle
 		}
 		select {
@@ -276,11 +279,11 @@ func (v *verifier) checkNode(ctx context.Context, version string) *failure {
 		return &failure{reason: rollout.ReasonNotReady, message: fmt.Sprintf(format, arguments...)}
 	}
 	if !v.heard {
-		heartbeat, err := v.Cluster.Heartbeat(ctx)
+		heard, err := v.hears(ctx)
 		if err != nil {
 			return wrong("%v", err)
 		}
-		if !heartbeat.After(v.since) {
+		if !heard {
 			return wrong("the API server has not heard from the kubelet since it was restarted")
 		}
 		v.heard = true
@@ -296,6 +299,29 @@ func (v *verifier) checkNode(ctx context.Context, version string) *failure {
 		return wrong("node %s has the version %s, not %s", node.Name, got, version)
 	}
 	return nil
+}
+
+// noteHeartbeat reads the last heartbeat of the kubelet that ran before. An API server that
+// does not respond delays no look at the new one: the first heartbeat that is read later
+// counts as that of before.
+func (v *verifier) noteHeartbeat(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if _, err := v.hears(ctx); err != nil {
+		klog.ErrorS(err, "Could not read the last heartbeat, will try again")
+	}
+}
+
+// hears reports whether the last heartbeat is another one than at the first call.
+func (v *verifier) hears(ctx context.Context) (bool, error) {
+	heartbeat, err := v.Cluster.Heartbeat(ctx)
+	if err != nil {
+		return false, err
+	}
+	if v.heartbeat == nil {
+		v.heartbeat = &heartbeat
+	}
+	return !heartbeat.Equal(*v.heartbeat), nil
 }
 
 // checkContainers finds containers that ran before and do not any more.
