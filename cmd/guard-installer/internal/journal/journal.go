@@ -477,7 +477,17 @@ func (s Store) runsOld(ctx context.Context, systemd Systemd, e *Entry) answer.An
 	if err != nil {
 		return answer.Unknown(err)
 	}
-	return answer.Of(process.SHA256 == e.Before.SHA256 && slices.Equal(process.Arguments, e.Arguments))
+	return answer.Of((process.SHA256 == e.Before.SHA256 || s.Upgraded(e, process)) && slices.Equal(process.Arguments, e.Arguments))
+}
+
+// Upgraded reports whether the process runs the node's own kubelet, which was replaced on
+// the disk since the change was started: the distribution has upgraded it.
+func (s Store) Upgraded(e *Entry, process host.Process) bool {
+	if e.Previous != nil || e.Before.Path == "" || process.SHA256 == e.Before.SHA256 {
+		return false
+	}
+	now, err := host.Checksum(s.Root.Path(e.Before.Path))
+	return err == nil && now == process.SHA256
 }
 
 // end writes an entry that is at its end. On a full disk it needs no room: what was

@@ -514,7 +514,11 @@ func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Re
 		return report
 	}
 	report.Phase = rollout.RolledBack
-	report.Message = fmt.Sprintf("%s. The old kubelet (%s) runs again. To try again: kubectl guard rollout resume --pool %s", entry.Message, describe(now), entry.Pool)
+	runs := fmt.Sprintf("The old kubelet (%s) runs again", describe(now))
+	if entry.Before.SHA256 != "" && now.SHA256 != entry.Before.SHA256 {
+		runs = fmt.Sprintf("The node's own kubelet runs again, which was upgraded during the change: %s before, %s now", describe(entry.Before), describe(now))
+	}
+	report.Message = fmt.Sprintf("%s. %s. To try again: kubectl guard rollout resume --pool %s", entry.Message, runs, entry.Pool)
 	return report
 }
 

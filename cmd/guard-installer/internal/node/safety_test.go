@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -466,4 +467,35 @@ func TestAClockThatIsSetLeavesTheTimeToStart(t *testing.T) {
 		report := step(t, installer)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 	})
+}
+
+func TestAnUpgradeDuringAChangeThatIsRolledBackIsReported(t *testing.T) {
+	w := newWorld(t)
+	w.image(program("version="+guardedVersion, "guarded", "nostart"))
+	installer := w.installer(brief(rollout.Audit))
+	installer.Cluster = between{w, func() {
+		require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version=v1.36.4"), 0o755))
+	}}
+	report := step(t, installer)
+	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+	assert.Equal(t, stockVersion, report.Before.Version)
+	assert.Equal(t, "v1.36.4", report.Now.Version)
+	assert.Contains(t, report.Message, "The node's own kubelet runs again, which was upgraded during the change: v1.36.3 before, v1.36.4 now. ")
+
+	// What could not be written restarts no kubelet that is the node's own.
+	entry := entryOf(t, w)
+	entry.State = journal.Switching
+	data, err := json.Marshal(entry)
+	require.NoError(t, err)
+	w.file(rollout.StateDir+"/journal.json", string(data))
+	started := w.started
+	_, err = journal.Store{Root: w.root}.TakeBack(t.Context(), w, "", nil, rollout.ReasonInterrupted, "x")
+	require.NoError(t, err)
+	assert.Equal(t, started, w.started)
+
+	// Any other kubelet is not the node's own.
+	w.file(fmt.Sprintf("/proc/%d/exe", w.pid), "another")
+	report = w.run(brief(rollout.Audit))
+	assert.Equal(t, rollout.Failed, report.Phase)
+	assert.Contains(t, report.Message, "the program that runs has the checksum")
 }

@@ -463,7 +463,8 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 		return now, err
 	}
 	now.SHA256, now.Path = process.SHA256, entry.Before.Path
-	if entry.Before.SHA256 != "" && process.SHA256 != entry.Before.SHA256 {
+	upgraded := i.store().Upgraded(entry, process)
+	if entry.Before.SHA256 != "" && process.SHA256 != entry.Before.SHA256 && !upgraded {
 		return now, fmt.Errorf("the program that runs has the checksum %s, not %s", process.SHA256, entry.Before.SHA256)
 	}
 	node, err := i.Cluster.Node(ctx)
@@ -476,7 +477,7 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 		return now, err
 	}
 	now.Version, now.Mode = answer.Version, answer.Mode
-	if entry.Before.Version != "" && (now.Version != entry.Before.Version || now.Mode != entry.Before.Mode) {
+	if entry.Before.Version != "" && (now.Version != entry.Before.Version && !upgraded || now.Mode != entry.Before.Mode) {
 		return now, fmt.Errorf("%s runs, before it was %s", describe(now), describe(entry.Before))
 	}
 	if !nodeReady(node) {
