@@ -44,6 +44,8 @@ const (
 	// decisionHolds is how long a decision to roll back holds: what the guard holds may be
 	// more after that.
 	decisionHolds = 30 * time.Second
+	// recoverPatience is how long Recover waits for the lock: a kubelet is started after it.
+	recoverPatience = 2 * time.Second
 )
 
 // Timer starts the rollback of a change that nobody has confirmed in time.
@@ -334,7 +336,7 @@ type Keep func(ctx context.Context, entry *Entry) string
 // With an id it is for that change only, and also for one that another process has
 // rolled back before its drop-in was put into its place.
 func (s Store) TakeBack(ctx context.Context, systemd Systemd, id string, keep Keep, reason rollout.Reason, message string) (*Entry, error) {
-	return s.takeBack(ctx, systemd, id, keep, reason, message, systemd.Restart)
+	return s.takeBack(ctx, systemd, s.lock, id, keep, reason, message, systemd.Restart)
 }
 
 // TakeBackOrTry is TakeBack for the unit on the node. Where no change is to be rolled
@@ -365,6 +367,10 @@ func (s Store) TakeBackOrTry(ctx context.Context, systemd Systemd, keep Keep, re
 // started, and so does not wait for it. Where a kubelet runs all the same, keep is asked
 // first. A soft reboot starts systemd again in the same boot of the kernel: the timer of
 // the change does not run any more then.
+//
+// The error is host.ErrLocked when another process keeps the lock for 2 seconds. It may be
+// a rollback that waits for this very kubelet. Nothing was decided: the kubelet starts with
+// the drop-in that is there, and systemd starts the unit again 10 seconds later.
 func (s Store) Recover(ctx context.Context, systemd Systemd, keep Keep) (*Entry, error) {
 	boot, err := s.Root.Boot()
 	if err != nil {
@@ -383,12 +389,12 @@ func (s Store) Recover(ctx context.Context, systemd Systemd, keep Keep) (*Entry,
 	if kubelet, err := systemd.Unit(ctx, rollout.KubeletUnit); err == nil && kubelet.MainPID == 0 {
 		keep = nil // nothing runs that the old kubelet could stop
 	}
-	return s.takeBack(ctx, systemd, entry.ID, keep, rollout.ReasonInterrupted,
+	return s.takeBack(ctx, systemd, s.lockSoon, entry.ID, keep, rollout.ReasonInterrupted,
 		"the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out", systemd.Queue)
 }
 
-func (s Store) takeBack(ctx context.Context, systemd Systemd, id string, keep Keep, reason rollout.Reason, message string, restart func(context.Context, string) error) (entry *Entry, err error) {
-	err = s.locked(func(e *Entry) error {
+func (s Store) takeBack(ctx context.Context, systemd Systemd, lock func() (*host.Lock, error), id string, keep Keep, reason rollout.Reason, message string, restart func(context.Context, string) error) (entry *Entry, err error) {
+	err = s.lockedBy(lock, func(e *Entry) error {
 		entry = e
 		if e == nil {
 			return nil
@@ -522,10 +528,27 @@ func same(a, b *string) bool {
 	return *a == *b
 }
 
+// lock takes the lock of the journal, and waits for it.
+func (s Store) lock() (*host.Lock, error) { return s.Root.Lock(lockFile) }
+
+// lockSoon takes the lock of the journal, and waits for it for recoverPatience at most.
+func (s Store) lockSoon() (*host.Lock, error) {
+	deadline := time.Now().Add(recoverPatience)
+	for {
+		lock, err := s.Root.TryLock(lockFile)
+		if !errors.Is(err, host.ErrLocked) || !time.Now().Before(deadline) {
+			return lock, err
+		}
+		time.Sleep(recoverPatience / 20)
+	}
+}
+
 // locked calls f with the entry, nil when there is none, while no other process may
 // change it.
-func (s Store) locked(f func(*Entry) error) error {
-	lock, err := s.Root.Lock(lockFile)
+func (s Store) locked(f func(*Entry) error) error { return s.lockedBy(s.lock, f) }
+
+func (s Store) lockedBy(take func() (*host.Lock, error), f func(*Entry) error) error {
+	lock, err := take()
 	if err != nil {
 		return fmt.Errorf("the journal: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -466,6 +467,31 @@ func TestAClockThatIsSetLeavesTheTimeToStart(t *testing.T) {
 		w.whileVerified(installer, func(look int) { w.unready = look < 10 })
 		report := step(t, installer)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})
+}
+
+// A kubelet must not wait for a lock: whoever has it may wait for the kubelet.
+func TestARecoveryDoesNotWaitForTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(request(rollout.Audit)) }))
+		store := journal.Store{Root: w.root}
+		lock, err := w.root.TryLock(rollout.StateDir + "/lock")
+		require.NoError(t, err)
+		w.timer, w.pid, w.running = false, 0, nil
+		started := time.Now()
+		_, err = store.Recover(t.Context(), w, nil)
+		require.ErrorIs(t, err, host.ErrLocked, "systemd tries it again")
+		assert.LessOrEqual(t, time.Since(started), 3*time.Second)
+		assert.Equal(t, journal.Switching, entryOf(t, w).State, "nothing was decided")
+		assert.True(t, w.root.Exists(rollout.DropIn))
+
+		// It is free before the time is over.
+		time.AfterFunc(time.Second, func() { _ = lock.Close() })
+		entry, err := store.Recover(t.Context(), w, nil)
+		require.NoError(t, err)
+		assert.Equal(t, journal.RolledBack, entry.State)
+		assert.False(t, w.root.Exists(rollout.DropIn))
 	})
 }
 
