@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -60,6 +61,7 @@ const (
 	ReasonSpace        Reason = "NoSpace"             // not enough room for the kubelet
 	ReasonHeld         Reason = "PodsHeld"            // pods are held that ReleaseHeldUIDs does not name
 	ReasonPreparation  Reason = "PreparationFailed"   // a file could not be written
+	ReasonOtherPool    Reason = "OtherPool"           // the node belongs to another pool; in no report of a Node
 	// The change was rolled back, or left in place.
 	ReasonNotStarted   Reason = "KubeletDoesNotStart" // it ended, again and again
 	ReasonNotHealthy   Reason = "KubeletNotHealthy"   // no good answer in time
@@ -137,6 +139,31 @@ func ReportOf(node *corev1.Node) (*Report, error) {
 	}
 	return report, nil
 }
+
+// Contradiction returns how the Node contradicts the report that it is Done: its kubelet has
+// registered with another version. The reason is empty when it does not. The node's own
+// kubelet may have any version: the distribution upgrades it.
+func (r Report) Contradiction(node *corev1.Node) (Reason, string) {
+	is := node.Status.NodeInfo.KubeletVersion
+	guarded := strings.Contains(is, guardedVersion)
+	var reason Reason
+	switch {
+	case r.Phase != Done:
+		return "", ""
+	case !r.Target.Guarded() && !guarded, r.Target.Guarded() && is == r.Now.Version:
+		return "", ""
+	case !r.Target.Guarded():
+		reason = ReasonGuarded
+	case guarded:
+		reason = ReasonOtherKubelet
+	default:
+		reason = ReasonUnguarded
+	}
+	return reason, fmt.Sprintf("it reports that it is done with %s, but its kubelet has registered with the version %q", r.Now.Version, is)
+}
+
+// guardedVersion is in the version of every guarded kubelet.
+const guardedVersion = "+guard."
 
 // Annotation returns the value of ReportAnnotation.
 func (r Report) Annotation() string { return encode(r) }

@@ -53,6 +53,10 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 		return rollout.Report{}, intact.Err()
 	}
 	if i.asAsked(&v) && intact.IsYes() {
+		report.Phase = rollout.Done
+		if _, why := report.Contradiction(v.node); why != "" {
+			return i.notYet(report, []refusal{{rollout.ReasonNode, why}}), nil
+		}
 		report.Phase, report.Message = rollout.Done, "The node runs what was asked for"
 		if err := i.cleanUp(ctx, nil); err != nil {
 			return rollout.Report{}, err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
@@ -524,4 +525,36 @@ func TestAnUpgradeDuringAChangeThatIsRolledBackIsReported(t *testing.T) {
 	report = w.run(brief(rollout.Audit))
 	assert.Equal(t, rollout.Failed, report.Phase)
 	assert.Contains(t, report.Message, "the program that runs has the checksum")
+}
+
+// What a node is found to run counts when its kubelet has registered with it.
+func TestANodeIsDoneWhenTheAPIServerKnowsItsKubelet(t *testing.T) {
+	w := newWorld(t)
+	require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+	require.NoError(t, journal.Store{Root: w.root}.Clear())
+	installer := w.installer(request(rollout.Audit))
+	other := otherVersion{world: w, version: stockVersion}
+	installer.Cluster = &other
+	report := step(t, installer)
+	assert.Equal(t, rollout.Waiting, report.Phase)
+	assert.Equal(t, rollout.ReasonNode, report.Reason)
+	assert.Contains(t, report.Message, `it reports that it is done with v1.36.3+guard.0.1.0, but its kubelet has registered with the version "v1.36.3"`)
+	other.version = guardedVersion
+	report = step(t, installer)
+	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	assert.Equal(t, 2, w.started)
+}
+
+// otherVersion is an API server with another version of the kubelet.
+type otherVersion struct {
+	*world
+	version string
+}
+
+func (o *otherVersion) Node(ctx context.Context) (*corev1.Node, error) {
+	node, err := o.world.Node(ctx)
+	if err == nil {
+		node.Status.NodeInfo.KubeletVersion = o.version
+	}
+	return node, err
 }

@@ -69,6 +69,8 @@ type nodePool struct {
 	asked []rollout.Request
 	// nodes in the order of their names.
 	nodes []corev1.Node
+	// shared has the names of the other pools that select a node, by node.
+	shared map[string][]string
 	// watch tells of the nodes; nil before the first look.
 	watch *nodeWatch
 	// stale has reports that do not count any more, by node.
@@ -146,7 +148,22 @@ func (f *fleet) readPools(ctx context.Context, kube kubernetes.Interface) error 
 		f.fill(p)
 		f.pools = append(f.pools, p)
 	}
+	f.share()
 	return nil
+}
+
+// share finds the nodes that several pools select.
+func (f *fleet) share() {
+	for _, p := range f.pools {
+		p.shared = map[string][]string{}
+		for _, other := range f.pools {
+			for i := range p.nodes {
+				if other != p && other.problem == nil && other.Matches(&p.nodes[i]) {
+					p.shared[p.nodes[i].Name] = append(p.shared[p.nodes[i].Name], other.Name)
+				}
+			}
+		}
+	}
 }
 
 // historyAnnotation on a DaemonSet has the requests that were made of the pool, newest

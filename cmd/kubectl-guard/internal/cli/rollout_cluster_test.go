@@ -46,8 +46,8 @@ type rollouts struct {
 	pulling map[string]bool
 	// checksums of the kubelets that nodes are offered, where they differ.
 	checksums map[string]string
-	// lying nodes report what was asked for and do not run it.
-	lying map[string]bool
+	// lying nodes report what was asked for and run a kubelet of this version, without guard.
+	lying map[string]string
 	// digests of images as nodes report them, where they differ; empty: none.
 	digests map[string]string
 	// open are the pods whose gate was removed; pulls is how many nodes pulled at most at the
@@ -67,7 +67,7 @@ func (c *cluster) serveRollouts(handle func(string, func(http.ResponseWriter, *h
 	c.rollouts = rollouts{
 		sets: map[string]*appsv1.DaemonSet{}, installed: map[string]string{installerImage: guarded},
 		outcome: map[string]rollout.Phase{}, refused: map[string]string{}, pulling: map[string]bool{},
-		checksums: map[string]string{}, lying: map[string]bool{}, digests: map[string]string{}, open: map[string]bool{},
+		checksums: map[string]string{}, lying: map[string]string{}, digests: map[string]string{}, open: map[string]bool{},
 	}
 	const path = "/apis/apps/v1/namespaces/" + rollout.Namespace + "/daemonsets"
 	decode := func(body []byte) *appsv1.DaemonSet {
@@ -334,8 +334,8 @@ func (c *cluster) report(n *fakeNode, request rollout.Request, phase rollout.Pha
 	if sum := c.rollouts.checksums[n.name]; sum != "" {
 		report.Offered.SHA256 = sum
 	}
-	if c.rollouts.lying[n.name] && phase == rollout.Done {
-		n.status, n.version = http.StatusNotFound, stock
+	if version := c.rollouts.lying[n.name]; version != "" && phase == rollout.Done {
+		n.status, n.version = http.StatusNotFound, version
 	}
 	if why, refused := c.rollouts.refused[n.name]; refused {
 		report.Phase, report.Reason, report.Message, report.Offered = rollout.Refused, rollout.ReasonForeignGuard, why, rollout.Kubelet{}

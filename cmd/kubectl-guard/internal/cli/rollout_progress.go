@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
@@ -51,8 +52,12 @@ type nodeProgress struct {
 	ready bool
 	// report is the last one, also when it is about another request; nil: none.
 	report *rollout.Report
-	// problem is a report that cannot be read.
+	// problem says why the report cannot be read, or does not count.
 	problem error
+	// contradicted: the report says Done, and the Node says otherwise.
+	contradicted rollout.Reason
+	// otherPool is the pool that the node belongs to, although this one selects it as well.
+	otherPool string
 }
 
 // text is the line that is printed when the progress of the node changes.
@@ -62,6 +67,8 @@ func (p nodeProgress) text() string {
 		return p.problem.Error()
 	case p.step == stepPending && !p.ready:
 		return "Pending: the node is not ready"
+	case p.otherPool != "":
+		return fmt.Sprintf("Pending: its report is that of pool %s, which selects the node, too; a node must be in one pool only", p.otherPool)
 	case p.step == stepPending:
 		return "Pending"
 	case p.report.Message == "":
@@ -175,6 +182,16 @@ func (p *nodePool) progress(request rollout.Request) poolProgress {
 			n.step = stepOf(n.report.Phase)
 			if stale := p.stale[n.node]; stale != nil && n.report.Time.Equal(&stale.Time) {
 				n.step = stepPending
+			}
+		}
+		if n.report != nil && n.report.Pool != p.Name && slices.Contains(p.shared[n.node], n.report.Pool) {
+			n.otherPool = n.report.Pool
+		}
+		if n.step == stepDone {
+			var why string
+			if n.contradicted, why = n.report.Contradiction(&p.nodes[i]); n.contradicted != "" {
+				n.step = stepFailed
+				n.problem = fmt.Errorf("%s: %s; look at the node before anything else is changed: kubectl guard status %s", n.contradicted, why, n.node)
 			}
 		}
 		progress.nodes = append(progress.nodes, n)

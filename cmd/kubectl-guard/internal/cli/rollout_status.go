@@ -43,7 +43,9 @@ type poolNodeStatus struct {
 	Marked bool `json:"marked,omitempty"`
 	// Report is the last one of its installer, also of an earlier request.
 	Report *rollout.Report `json:"report,omitempty"`
-	// Problem says why a report cannot be read.
+	// Contradicted: the report says Done, and by the Node another kubelet runs.
+	Contradicted rollout.Reason `json:"contradicted,omitempty"`
+	// Problem says why a report cannot be read, or does not count.
 	Problem string `json:"problem,omitempty"`
 }
 
@@ -72,7 +74,8 @@ func newRolloutStatusCommand(s *settings) *cobra.Command {
 STATE of a pool is Observing (installers look and change nothing), Progressing, Paused,
 Stopped (a node failed, no further node begins), Complete, or Unreadable (another release
 made it). PHASE of a node is what its installer reported last; Pending: nothing yet about
-the present request.
+the present request; Unguarded, Guarded or OtherKubelet: it reported Done, and its
+kubelet has registered with another version since.
 
 With --wait the command ends when all pools are Complete, with exit code 0, when one is
 Stopped, with exit code 3, or after --timeout, with exit code 4. Then it shows them.`,
@@ -274,9 +277,12 @@ func statusOfPool(p *nodePool) poolStatus {
 		Earlier: max(0, len(p.asked)-1),
 	}
 	for i, node := range progress.nodes {
-		item := poolNodeStatus{Node: node.node, Step: node.step, Ready: node.ready, Marked: rollout.Marked(&p.nodes[i]), Report: node.report}
-		if node.problem != nil {
+		item := poolNodeStatus{Node: node.node, Step: node.step, Ready: node.ready, Marked: rollout.Marked(&p.nodes[i]), Report: node.report, Contradicted: node.contradicted}
+		switch {
+		case node.problem != nil:
 			item.Problem = node.problem.Error()
+		case node.otherPool != "":
+			item.Problem = node.text()
 		}
 		status.Nodes = append(status.Nodes, item)
 	}
@@ -313,9 +319,12 @@ func (o *rolloutStatusOptions) tables(items []poolStatus) error {
 				row[5] = age(o.now(), report.Time.Time)
 				row[6], row[7] = orNone(report.Before.Version), report.Message
 			}
+			if node.Contradicted != "" {
+				row[2], row[3], row[4], row[7] = string(node.Contradicted), none, none, node.Problem
+			}
 			rows = append(rows, row)
-			if node.Step == stepFailed {
-				stopped = append(stopped, nodeLine{node.Node, node.Node, node.Report.Message})
+			if node.Step == stepFailed || node.Step == stepPending && node.Problem != "" {
+				stopped = append(stopped, nodeLine{node.Node, node.Node, cmp.Or(node.Problem, node.Report.Message)})
 			}
 		}
 	}

@@ -336,10 +336,56 @@ func TestRolloutStartWithAConfiguration(t *testing.T) {
 func TestRolloutStartDoesNotTakeAReportForTheTruth(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
-	c.rollouts.lying["blue-2"] = true
+	c.rollouts.lying["blue-2"] = guarded
 	r := c.run("", append(start, "--yes")...)
-	require.ErrorContains(t, r.err, "node blue-2 reports v1.36.3+guard.0.2.0 in Audit, but its kubelet says v1.36.3")
+	require.ErrorContains(t, r.err, "node blue-2 reports v1.36.3+guard.0.2.0 in Audit, but its kubelet says v1.36.3+guard.0.2.0;")
 	require.ErrorContains(t, r.err, "not begun: green")
+}
+
+// A node that reports Done, and has registered with another kubelet, is not done.
+func TestRolloutReportIsComparedWithTheNode(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	c.rollouts.lying["blue-2"] = stock
+	const why = `blue-2: Unguarded: it reports that it is done with v1.36.3+guard.0.2.0, but its kubelet has registered with the version "v1.36.3"; look at the node before anything else is changed: kubectl guard status blue-2`
+	r := c.run("", append(start, "--yes")...)
+	require.ErrorContains(t, r.err, "pool blue stopped at node "+why)
+	require.NotContains(t, r.err.Error(), "it runs")
+	require.Equal(t, exitStopped, ExitCode(r.err))
+	require.Equal(t, []string{"blue-1", "blue-2"}, c.rollouts.begun, "no further pool")
+
+	r = c.run("", "rollout", "status", "--pool", "blue")
+	require.NoError(t, r.err)
+	require.Regexp(t, `blue +Stopped +Audit +2 +1 +0 +1 +0`, r.out)
+	require.Regexp(t, `blue-2 +blue +Unguarded +<none> +<none>`, r.out)
+	require.Contains(t, r.out, "\n"+why+"\n")
+	r = c.run("", "rollout", "status", "--pool", "blue", "--wait")
+	require.Equal(t, exitStopped, ExitCode(r.err))
+}
+
+// Where two pools select a node, it belongs to that of its report.
+func TestRolloutStatusNamesThePoolThatANodeBelongsTo(t *testing.T) {
+	t.Parallel()
+	c := twoPools(t)
+	require.NoError(t, c.run("", append(start, "--yes")...).err)
+	c.node("green-1").labels["pool"] = "blue"
+	set := c.rollouts.sets["guard-installer-green"]
+	pool, err := rollout.PoolOf(set)
+	require.NoError(t, err)
+	pool.Selector = "pool"
+	request, err := rollout.RequestOf(set)
+	require.NoError(t, err)
+	wide, err := rollout.DaemonSet(pool, request)
+	require.NoError(t, err)
+	set.Spec = wide.Spec
+	const why = "blue-1: Pending: its report is that of pool blue, which selects the node, too; a node must be in one pool only\n"
+	r := c.run("", "rollout", "status", "--pool", "green")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "\n"+why)
+	require.NotContains(t, r.out, "\ngreen-1: Pending", "it belongs to this pool")
+	r = c.run("", "rollout", "status", "--pool", "blue")
+	require.NotContains(t, r.out, "\nblue-1: Pending")
+	require.Contains(t, r.out, "\ngreen-1: Pending: its report is that of pool green")
 }
 
 func TestRolloutStartGivesUpWhereNothingMoves(t *testing.T) {

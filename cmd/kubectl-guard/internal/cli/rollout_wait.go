@@ -128,7 +128,7 @@ func (o *rolloutWait) stopped(ctx context.Context, c *clients, p *nodePool, prog
 		for _, container := range node.report.Stopped {
 			fmt.Fprintf(&text, "  container that does not run any more: %s\n", container)
 		}
-		if node.report.Now.Version != "" {
+		if node.problem == nil && node.report.Now.Version != "" {
 			fmt.Fprintf(&text, "  it runs %s now\n", kubeletText(node.report.Now))
 		}
 	}
