@@ -146,6 +146,26 @@ func TestANodeThatHasLeftThePoolHoldsNothingUp(t *testing.T) {
 	assert.False(t, f.take("c", 1), "no more nodes than slots are at work")
 }
 
+func TestWhichPoolsSelectANode(t *testing.T) {
+	f := newFleet(t)
+	other := node("a")
+	other.Labels["pool"] = "green"
+	for _, c := range []struct {
+		pool string
+		node *corev1.Node
+		want bool
+	}{{"blue", node("a"), true}, {"blue", other, false}, {"green", other, false}} {
+		got, err := f.on("a", 1).Selects(t.Context(), c.pool, c.node)
+		require.NoError(t, err)
+		assert.Equal(t, c.want, got)
+	}
+	f.set.Spec.Template.Annotations[rollout.PoolAnnotation] = "{"
+	_, err := f.client.AppsV1().DaemonSets(rollout.Namespace).Update(t.Context(), f.set, metav1.UpdateOptions{})
+	require.NoError(t, err)
+	_, err = f.on("a", 1).Selects(t.Context(), "blue", node("a"))
+	assert.Error(t, err, "it is not known")
+}
+
 func TestNothingBeginsWhenPausedOrOutdated(t *testing.T) {
 	f := newFleet(t, "a")
 	turn, err := f.on("a", 1).TakeSlot(t.Context(), node("a"), "other", false)

@@ -92,6 +92,22 @@ func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID str
 	return turn, nil
 }
 
+// Selects reports whether a pool of that name has a roll-out, and selects the node.
+func (c *Cluster) Selects(ctx context.Context, pool string, node *corev1.Node) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	name := rollout.DaemonSetName(pool)
+	ds, err := c.Client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get the DaemonSet %s/%s: %w", rollout.Namespace, name, err)
+	}
+	other, err := rollout.PoolOf(ds)
+	return err == nil && other.Matches(node), err
+}
+
 // slots returns the slots of the pool that are there, by name.
 func (c *Cluster) slots(ctx context.Context) (map[string]*coordinationv1.Lease, error) {
 	list, err := c.Client.CoordinationV1().Leases(rollout.Namespace).List(ctx, metav1.ListOptions{LabelSelector: rollout.PoolLabel + "=" + c.Pool.Name})

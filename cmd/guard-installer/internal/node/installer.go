@@ -40,6 +40,7 @@ type Cluster interface {
 	Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
 	Heartbeat(ctx context.Context) (time.Time, error)
 	ServerVersion(ctx context.Context) (string, error)
+	Selects(ctx context.Context, pool string, node *corev1.Node) (bool, error)
 	TakeSlot(ctx context.Context, node *corev1.Node, requestID string, refuses bool) (cluster.Turn, error)
 	StopPool(ctx context.Context, requestID string) error
 	ReleaseSlot(ctx context.Context) error
@@ -94,8 +95,9 @@ type Installer struct {
 	asMode  answer.Answer
 	asked   time.Time
 	askedOf int
-	// owned is the lock of the node.
-	owned *host.Lock
+	// owned is the lock of the node. claimed: the node belongs to the pool.
+	owned   *host.Lock
+	claimed bool
 	// unfinished is how often in a row a change could not be brought to its end, stuck the
 	// report of that, and nextTry when it is tried again.
 	unfinished int
@@ -209,11 +211,15 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 	if err != nil {
 		return rollout.Report{}, err
 	}
-	if other != "" {
+	switch {
+	case other == "":
+	case i.ofThisPool(other):
 		report := i.newReport()
 		report.Phase = rollout.Waiting
-		report.Message = fmt.Sprintf("Another installer runs on this node: %s. This one begins when that one has ended; a node must be in one pool only", other)
+		report.Message = fmt.Sprintf("Another installer runs on this node: %s. This one starts when that one has ended", other)
 		return report, nil
+	default:
+		return i.refuseOtherPool("another installer runs on this node: " + other), nil
 	}
 	if i.finished != nil {
 		return i.watch(ctx), nil
@@ -242,6 +248,13 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 		if err := i.endUnits(ctx); err != nil {
 			return rollout.Report{}, err
 		}
+	}
+	if pool, err := i.otherPool(ctx, entry); err != nil || pool != "" {
+		i.disown()
+		if err != nil {
+			return rollout.Report{}, err
+		}
+		return i.refuseOtherPool(fmt.Sprintf("the node belongs to pool %s, which selects it as well", pool)), nil
 	}
 	if entry != nil && entry.State == journal.RolledBack && entry.RequestID == i.Request.ID() {
 		again, err := i.again(ctx, entry)

@@ -1,11 +1,15 @@
 package node
 
 import (
+	"context"
 	"errors"
+	"strings"
 
 	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/pkg/rollout"
 )
 
 // ownerFile is locked by the one installer that may change the node, for its life, and
@@ -41,4 +45,47 @@ func (i *Installer) disown() {
 		_ = i.owned.Close()
 		i.owned = nil
 	}
+}
+
+// ofThisPool reports whether the installer with that name is of the same pool. Owner has the
+// form of it.
+func (i *Installer) ofThisPool(owner string) bool {
+	return strings.HasSuffix(owner, " of pool "+i.Pool.Name)
+}
+
+// otherPool returns the pool to which the node belongs, "" for this one. A node that several
+// pools select belongs to the one that has reported on it, for as long as that one selects
+// it: it does not go from one to the other with a boot, or with the order in which their
+// installers start. Without a report the journal counts, and then who has the lock.
+func (i *Installer) otherPool(ctx context.Context, entry *journal.Entry) (string, error) {
+	if i.claimed {
+		return "", nil
+	}
+	node, err := i.Cluster.Node(ctx)
+	if err != nil {
+		return "", err
+	}
+	pool := ""
+	if report, err := rollout.ReportOf(node); err == nil && report != nil {
+		pool = report.Pool
+	} else if entry != nil {
+		pool = entry.Pool
+	}
+	if pool != "" && pool != i.Pool.Name {
+		selects, err := i.Cluster.Selects(ctx, pool, node)
+		if err != nil {
+			return "", err
+		}
+		if selects {
+			return pool, nil
+		}
+	}
+	i.claimed = true
+	return "", nil
+}
+
+// refuseOtherPool is the report of an installer whose node belongs to another pool. It is
+// for the log and an event: the report on the Node is that of the other pool.
+func (i *Installer) refuseOtherPool(why string) rollout.Report {
+	return i.refuse(rollout.Report{}, refusal{rollout.ReasonOtherPool, why + ". A node must be in one pool only: change the selector of a pool, or the labels of the node"})
 }

@@ -112,6 +112,13 @@ func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
 	if i.written != nil && now.Before(i.written.until) && unchanged(i.written.report, report, now) {
 		return nil
 	}
+	if report.Reason == rollout.ReasonOtherPool {
+		if err := i.Cluster.ReleaseSlot(ctx); err != nil {
+			return err
+		}
+		i.written = &written{report: report, until: now.Add(recheck(report))}
+		return nil
+	}
 	var mark *bool
 	if report.Target != rollout.Observe && (report.Phase == rollout.Done || report.Phase.Stopped()) {
 		value := marks(report)

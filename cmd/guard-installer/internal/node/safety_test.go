@@ -527,6 +527,91 @@ func TestAnUpgradeDuringAChangeThatIsRolledBackIsReported(t *testing.T) {
 	assert.Contains(t, report.Message, "the program that runs has the checksum")
 }
 
+// green is a process for another pool that selects the node as well.
+func (w *world) green(request rollout.Request) *Installer {
+	i := w.another(request)
+	i.Pool.Name, i.Owner = "green", fmt.Sprintf("pod installer-%d of pool green", w.processes)
+	return i
+}
+
+func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
+	const belongs = "Nothing was changed: the node belongs to pool blue, which selects it as well. A node must be in one pool only"
+	begin := func(t *testing.T) (w *world, green *Installer) {
+		w = newWorld(t)
+		w.node.Labels = map[string]string{"x": "y"}
+		w.pools = map[string]rollout.Pool{"blue": w.installer(request(rollout.Audit)).Pool}
+		require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+		return w, w.green(request(rollout.Enforce))
+	}
+	refuses := func(t *testing.T, w *world, green *Installer, message string) {
+		t.Helper()
+		written, started := len(w.told), w.started
+		report := step(t, green)
+		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.Equal(t, rollout.ReasonOtherPool, report.Reason)
+		assert.Contains(t, report.Message, message)
+		assert.False(t, ready(report))
+		asked := w.asked
+		require.NoError(t, green.tell(t.Context(), report))
+		require.NoError(t, green.tell(t.Context(), report))
+		assert.Equal(t, 1, w.asked-asked, "a slot is released, once")
+		assert.Len(t, w.told, written, "the report on the Node stays that of the other pool")
+		assert.Equal(t, started, w.started)
+	}
+	t.Run("while the other installer runs", func(t *testing.T) {
+		w, green := begin(t)
+		refuses(t, w, green, "Nothing was changed: another installer runs on this node: pod installer-2 of pool blue. ")
+	})
+	t.Run("after a boot, when it is first", func(t *testing.T) {
+		w, green := begin(t)
+		w.process.disown()
+		w.boot("boot-2")
+		refuses(t, w, green, belongs)
+		// It keeps nobody from the node.
+		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+	})
+	t.Run("after the Node was registered again", func(t *testing.T) {
+		w, green := begin(t)
+		w.process.disown()
+		w.node.Annotations = nil
+		refuses(t, w, green, belongs)
+	})
+	t.Run("while the API server is away", func(t *testing.T) {
+		w, green := begin(t)
+		w.process.disown()
+		w.away = true
+		_, err := green.Step(t.Context())
+		require.ErrorIs(t, err, errAway)
+		assert.Nil(t, green.owned)
+	})
+	for name, leave := range map[string]func(w *world){
+		"until that pool is gone":            func(w *world) { w.pools = nil },
+		"until that pool selects it no more": func(w *world) { w.node.Labels["x"] = "z" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, green := begin(t)
+			w.process.disown()
+			refuses(t, w, green, belongs)
+			leave(w)
+			report := step(t, green)
+			assert.Equal(t, rollout.Done, report.Phase, report.Message)
+			require.NoError(t, green.tell(t.Context(), report))
+			written, err := rollout.ReportOf(w.node)
+			require.NoError(t, err)
+			assert.Equal(t, "green", written.Pool)
+		})
+	}
+	t.Run("a change of the other that was interrupted", func(t *testing.T) {
+		w, _ := begin(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(request(rollout.Enforce)) }))
+		w.process.disown()
+		report := step(t, w.green(request(rollout.Audit)))
+		assert.Equal(t, rollout.ReasonOtherPool, report.Reason, report.Message)
+		assert.Equal(t, journal.Confirmed, entryOf(t, w).State, "it is finished all the same")
+		assert.False(t, w.timer)
+	})
+}
+
 // What a node is found to run counts when its kubelet has registered with it.
 func TestANodeIsDoneWhenTheAPIServerKnowsItsKubelet(t *testing.T) {
 	w := newWorld(t)

@@ -122,9 +122,11 @@ type world struct {
 	server string
 	pods   []corev1.Pod
 	// lost are pods that the API server has and the kubelet has not.
-	lost      []corev1.Pod
-	probes    map[containers.Key]bool
-	why       string
+	lost   []corev1.Pod
+	probes map[containers.Key]bool
+	why    string
+	// pools are other pools that have a roll-out.
+	pools     map[string]rollout.Pool
 	slot      bool
 	slotTaken bool
 	stopped   bool
@@ -528,6 +530,9 @@ func (w *world) Heartbeat(context.Context) (time.Time, error) {
 		return time.Time{}, w.reach()
 	}
 	return time.Now(), w.reach()
+}
+func (w *world) Selects(_ context.Context, pool string, node *corev1.Node) (bool, error) {
+	return w.pools[pool].Matches(node), w.reach()
 }
 func (w *world) ServerVersion(context.Context) (string, error) { return w.server, w.reach() }
 func (w *world) ReleaseSlot(context.Context) error {
