@@ -13,7 +13,6 @@ import (
 
 	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/containers"
-	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/unit"
 	"kubelet-guard.io/pkg/rollout"
@@ -153,7 +152,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	began := time.Now()
 	entry := journal.Entry{
 		RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: len(i.notReleased(v)) == 0,
-		Boot: boot, Began: began, Uptime: host.Uptime(), Deadline: began.Add(i.Request.Verify()),
+		Boot: boot, Began: began, Uptime: uptime(), Deadline: began.Add(i.Request.Verify()),
 		Settle:   i.Request.SettleTime(),
 		Previous: v.dropIn, Wanted: v.wanted, Arguments: v.process.Arguments,
 		Before: v.now, Kubelet: wanted, Offered: v.offered,
@@ -331,7 +330,7 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 		runs[c.ID] = true
 	}
 	again := *entry
-	again.Began, again.Uptime, again.Deadline = now, host.Uptime(), now.Add(i.Request.Verify())
+	again.Began, again.Uptime, again.Deadline = now, uptime(), now.Add(i.Request.Verify())
 	// Address and certificate may be others by now.
 	node, err := i.Cluster.Node(ctx)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -33,6 +34,7 @@ import (
 var worlds sync.Map
 
 func TestMain(m *testing.M) {
+	uptime = func() time.Duration { return time.Since(time.Unix(0, 0)) } // that of the bubble
 	host.Step = func(root host.Root, operation host.Operation, name string) error {
 		w, ok := worlds.Load(root)
 		if !ok || strings.HasPrefix(name, "/proc") {
@@ -112,12 +114,13 @@ func (c change) begin(t *testing.T) *world {
 // quick is a process for the request that does not wait for long.
 func (w *world) quick(request rollout.Request) *Installer {
 	i := w.installer(request)
-	i.Recovery = 10 * time.Millisecond
+	i.Poll, i.Recovery = time.Millisecond, 10*time.Millisecond
 	return i
 }
 
 // allSteps, in the environment, has every actor act at every step. Else the installer is
-// killed at every step, and each of the others acts at one of fewer.
+// killed at every step, some of the others act at every call of systemd, and each of them at
+// one step of fewer.
 const (
 	allSteps = "CRASH_ALL_STEPS"
 	fewer    = 8
@@ -125,14 +128,16 @@ const (
 
 // actor does something in the middle of a change.
 type actor struct {
-	// always: it acts at every step, without allSteps, too.
-	always bool
+	// always: it acts at every step, without allSteps, too; calls: at every call of systemd.
+	always, calls bool
 	// waits: it needs the lock of the journal, and waits for it.
 	waits bool
 	// act is called at a step, and returns its error.
 	act func(w *world, c change) error
 	// after is called when the installer has ended or was killed.
 	after func(w *world)
+	// next is what is requested of the node afterwards; nil: the same.
+	next func(c change) change
 }
 
 // killed ends the process that takes the step.
@@ -140,7 +145,7 @@ func killed(*world, change) error { panic(crashed{}) }
 
 var actors = map[string]actor{
 	"the installer is killed and started again": {always: true, act: killed},
-	"the timer, after the installer was killed": {act: killed, after: func(w *world) {
+	"the timer, after the installer was killed": {calls: true, act: killed, after: func(w *world) {
 		if w.timer {
 			w.retry = dies(func() { _, _ = w.takeBack() })
 		}
@@ -166,7 +171,11 @@ var actors = map[string]actor{
 		assert.Contains(w.t, report.Message, "Another installer runs on this node: "+first.Owner)
 		return nil
 	}},
-	"a boot":        {act: killed, after: func(w *world) { w.boot("boot-2") }},
+	"the installer is killed, and another mode is requested": {calls: true, act: killed, next: func(c change) change {
+		c.target = rollout.Audit
+		return c
+	}},
+	"a boot":        {calls: true, act: killed, after: func(w *world) { w.boot("boot-2") }},
 	"a soft reboot": {act: killed, after: func(w *world) { w.boot("boot-1") }},
 	"the distribution's kubelet is upgraded": {act: func(w *world, _ change) error {
 		require.NoError(w.t, w.root.Write("/usr/bin/kubelet", program("version=v1.36.4"), 0o755))
@@ -204,23 +213,25 @@ func TestAtEveryStepSomebodyElseActs(t *testing.T) {
 		t.Run(changeName, func(t *testing.T) {
 			t.Parallel()
 			var places []string
-			w := c.begin(t)
-			w.onStep = func(what, where string) error {
-				if place := what + " at " + where; !slices.Contains(places, place) {
-					places = append(places, place)
+			synctest.Test(t, func(t *testing.T) {
+				w := c.begin(t)
+				w.onStep = func(what, where string) error {
+					if place := what + " at " + where; !slices.Contains(places, place) {
+						places = append(places, place)
+					}
+					return nil
 				}
-				return nil
-			}
-			w.attempt(c)
-			w.onStep = nil
+				w.attempt(c)
+				w.onStep = nil
+			})
 			require.Greater(t, len(places), 40)
 			for number, actorName := range slices.Sorted(maps.Keys(actors)) {
 				a := actors[actorName]
-				t.Run(actorName, func(t *testing.T) {
-					t.Parallel()
+				t.Run(actorName, timeless(func(t *testing.T) {
 					outcomes := map[rollout.Phase]int{}
 					for n, place := range places {
-						if (n+number)%fewer != 0 && !a.always && os.Getenv(allSteps) == "" {
+						acts := a.always || a.calls && strings.HasPrefix(place, "systemd at ") || (n+number)%fewer == 0
+						if !acts && os.Getenv(allSteps) == "" {
 							continue
 						}
 						if phase, acted := c.disturb(t, a, place); acted {
@@ -231,7 +242,7 @@ func TestAtEveryStepSomebodyElseActs(t *testing.T) {
 						}
 					}
 					t.Log(len(places), "steps:", outcomes)
-				})
+				}))
 			}
 		})
 	}
@@ -285,6 +296,9 @@ func (c change) disturb(t *testing.T, a actor, place string) (end rollout.Phase,
 	}
 	assert.LessOrEqual(t, w.started-started, 2, "a full disk does not restart the kubelet again and again")
 	w.full, w.away, w.silent = false, false, nil
+	if a.next != nil {
+		c = a.next(c)
+	}
 	var report rollout.Report
 	for range 4 {
 		if w.retry {

@@ -21,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
-	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -34,61 +33,63 @@ func with(r rollout.Request, change func(*rollout.Request)) rollout.Request {
 }
 
 func TestRollOutAndBack(t *testing.T) {
-	w := newWorld(t)
-	fresh := w.tree()
-	running := slices.Clone(w.containers)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		fresh := w.tree()
+		running := slices.Clone(w.containers)
 
-	report := w.run(request(rollout.Observe))
-	assert.Equal(t, rollout.Observed, report.Phase, report.Message)
-	assert.Equal(t, stockVersion, report.Now.Version)
-	assert.Equal(t, guardedVersion, report.Offered.Version)
-	assert.Len(t, report.Offered.SHA256, 64)
-	assert.Equal(t, 3, report.Containers)
-	assert.Equal(t, fresh, w.tree(), "who observes writes nothing")
-	assert.Equal(t, 1, w.started)
+		report := w.run(request(rollout.Observe))
+		assert.Equal(t, rollout.Observed, report.Phase, report.Message)
+		assert.Equal(t, stockVersion, report.Now.Version)
+		assert.Equal(t, guardedVersion, report.Offered.Version)
+		assert.Len(t, report.Offered.SHA256, 64)
+		assert.Equal(t, 3, report.Containers)
+		assert.Equal(t, fresh, w.tree(), "who observes writes nothing")
+		assert.Equal(t, 1, w.started)
 
-	report = w.run(request(rollout.Audit))
-	require.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Equal(t, stockVersion, report.Before.Version)
-	assert.Equal(t, rollout.Kubelet{Version: guardedVersion, Mode: guard.Audit, SHA256: report.Offered.SHA256, Path: "/opt/kubelet-guard/" + report.Offered.SHA256 + "/kubelet"}, report.Now)
-	assert.Equal(t, "/opt/kubelet-guard/"+report.Offered.SHA256+"/kubelet", w.command.Program)
-	assert.Regexp(t, `^\$KUBELET_CONFIG_ARGS \$KUBELET_EXTRA_ARGS --guard-config=/etc/kubernetes/kubelet-guard/[0-9a-f]{64}\.yaml$`, w.command.Arguments)
-	assert.Equal(t, 2, w.started)
-	assert.False(t, w.timer)
-	assert.False(t, w.slotTaken)
-	for _, name := range w.tree() {
-		assert.NotContains(t, name, "kubelet-guard-take-back")
-		assert.NotContains(t, name, "kubelet-guard-recover")
-	}
+		report = w.run(request(rollout.Audit))
+		require.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, stockVersion, report.Before.Version)
+		assert.Equal(t, rollout.Kubelet{Version: guardedVersion, Mode: guard.Audit, SHA256: report.Offered.SHA256, Path: "/opt/kubelet-guard/" + report.Offered.SHA256 + "/kubelet"}, report.Now)
+		assert.Equal(t, "/opt/kubelet-guard/"+report.Offered.SHA256+"/kubelet", w.command.Program)
+		assert.Regexp(t, `^\$KUBELET_CONFIG_ARGS \$KUBELET_EXTRA_ARGS --guard-config=/etc/kubernetes/kubelet-guard/[0-9a-f]{64}\.yaml$`, w.command.Arguments)
+		assert.Equal(t, 2, w.started)
+		assert.False(t, w.timer)
+		assert.False(t, w.slotTaken)
+		for _, name := range w.tree() {
+			assert.NotContains(t, name, "kubelet-guard-take-back")
+			assert.NotContains(t, name, "kubelet-guard-recover")
+		}
 
-	// The pod was started again, as after a boot.
-	report = w.run(request(rollout.Audit))
-	assert.Equal(t, rollout.Done, report.Phase)
-	assert.Equal(t, stockVersion, report.Before.Version)
-	assert.Equal(t, 2, w.started)
+		// The pod was started again, as after a boot.
+		report = w.run(request(rollout.Audit))
+		assert.Equal(t, rollout.Done, report.Phase)
+		assert.Equal(t, stockVersion, report.Before.Version)
+		assert.Equal(t, 2, w.started)
 
-	report = w.run(request(rollout.Enforce))
-	require.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Equal(t, guard.Enforce, report.Now.Mode)
-	assert.Equal(t, guard.Audit, report.Before.Mode)
+		report = w.run(request(rollout.Enforce))
+		require.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, guard.Enforce, report.Now.Mode)
+		assert.Equal(t, guard.Audit, report.Before.Mode)
 
-	w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
-	report = w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
-	require.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Equal(t, "v1.36.3+guard.0.2.0", report.Now.Version)
-	kept, err := w.root.Folder(rollout.InstallDir)
-	require.NoError(t, err)
-	assert.Len(t, kept, 2, "the kubelet that runs and the one of before")
+		w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
+		report = w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
+		require.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, "v1.36.3+guard.0.2.0", report.Now.Version)
+		kept, err := w.root.Folder(rollout.InstallDir)
+		require.NoError(t, err)
+		assert.Len(t, kept, 2, "the kubelet that runs and the one of before")
 
-	report = w.run(request(rollout.Stock))
-	require.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Equal(t, rollout.Kubelet{Version: stockVersion, SHA256: report.Now.SHA256, Path: "/usr/bin/kubelet"}, report.Now)
-	assert.Equal(t, fresh, w.tree(), "nothing of a roll-out is left")
-	assert.Equal(t, running, w.containers)
+		report = w.run(request(rollout.Stock))
+		require.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, rollout.Kubelet{Version: stockVersion, SHA256: report.Now.SHA256, Path: "/usr/bin/kubelet"}, report.Now)
+		assert.Equal(t, fresh, w.tree(), "nothing of a roll-out is left")
+		assert.Equal(t, running, w.containers)
 
-	report = w.run(request(rollout.Stock))
-	assert.Equal(t, rollout.Done, report.Phase)
-	assert.Equal(t, 5, w.started)
+		report = w.run(request(rollout.Stock))
+		assert.Equal(t, rollout.Done, report.Phase)
+		assert.Equal(t, 5, w.started)
+	})(t)
 }
 
 func TestWhatIsWrongIsTakenBack(t *testing.T) {
@@ -102,7 +103,7 @@ func TestWhatIsWrongIsTakenBack(t *testing.T) {
 		"a kubelet that starts without guard": {program("version=" + guardedVersion), rollout.ReasonUnguarded, nil},
 		"a kubelet that stops containers":     {program("version="+guardedVersion, "guarded", "kills"), rollout.ReasonContainers, []string{"ns/b/main", "ns/c/main"}},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			for _, before := range []rollout.Target{rollout.Stock, rollout.Enforce} {
 				w := newWorld(t)
 				require.Equal(t, rollout.Done, w.run(request(before)).Phase)
@@ -147,21 +148,23 @@ func TestWhatIsWrongIsTakenBack(t *testing.T) {
 				assert.False(t, rollout.Marked(w.node))
 				assert.False(t, w.slotTaken)
 			}
-		})
+		}))
 	}
 }
 
 func TestRollBackWithoutTheUnit(t *testing.T) {
-	w := newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "nostart"))
-	installer := w.installer(request(rollout.Audit))
-	started := false
-	// The unit works when it is tried, and not when it is needed.
-	installer.Systemd = failSecond{w, &started}
-	report, err := installer.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
-	assert.Equal(t, stockVersion, word(w.running, "version"))
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "nostart"))
+		installer := w.installer(request(rollout.Audit))
+		started := false
+		// The unit works when it is tried, and not when it is needed.
+		installer.Systemd = failSecond{w, &started}
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+		assert.Equal(t, stockVersion, word(w.running, "version"))
+	})(t)
 }
 
 type failSecond struct {
@@ -175,74 +178,6 @@ func (f failSecond) Start(ctx context.Context, name string) error {
 	}
 	*f.tried = *f.tried || name == takeBackUnit
 	return f.world.Start(ctx, name)
-}
-
-// A crash at every call that the installer makes to systemd, before and after the file
-// operations around it, ends with a node that runs one of the two kubelets, as the
-// drop-in says, and no containers lost.
-func TestCrashAnywhere(t *testing.T) {
-	for name, after := range map[string]func(t *testing.T, w *world){
-		"the pod is started again": func(t *testing.T, w *world) { w.run(request(rollout.Audit)) },
-		"the timer": func(t *testing.T, w *world) {
-			if w.timer {
-				_, err := w.takeBack()
-				require.NoError(t, err)
-			}
-			w.run(request(rollout.Audit))
-		},
-		"a boot": func(t *testing.T, w *world) {
-			w.timer = false
-			w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
-			for _, name := range []string{takeBackTimer, takeBackUnit} {
-				require.NoError(t, w.root.Remove(filepath.Join(runtimeUnits, name)))
-			}
-			entry, err := journal.Store{Root: w.root}.Read()
-			require.NoError(t, err)
-			if entry != nil && entry.State == journal.Switching {
-				require.True(t, w.root.Exists(filepath.Join(wanted, recoverUnit)), "the boot would not take it back")
-			}
-			require.NoError(t, w.Reload(context.Background()))
-			_, err = journal.Store{Root: w.root}.Recover(context.Background(), w, nil)
-			require.NoError(t, err)
-			require.NoError(t, w.Restart(context.Background(), rollout.KubeletUnit))
-			w.run(request(rollout.Audit))
-		},
-		"another request": func(t *testing.T, w *world) { w.run(request(rollout.Enforce)) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			outcomes := map[rollout.Phase]int{}
-			for n := 0; ; n++ {
-				w := newWorld(t)
-				w.crash = n
-				if !dies(func() { w.run(request(rollout.Audit)) }) {
-					assert.Greater(t, n, 10)
-					break
-				}
-				w.crash = -1
-				after(t, w)
-
-				report, err := rollout.ReportOf(w.node)
-				require.NoError(t, err)
-				outcomes[report.Phase]++
-				guarded := w.root.Exists(rollout.DropIn)
-				switch report.Phase {
-				case rollout.Done:
-					assert.True(t, guarded, "crash %d", n)
-				case rollout.RolledBack:
-					assert.False(t, guarded, "crash %d", n)
-					assert.Equal(t, rollout.ReasonInterrupted, report.Reason)
-				default:
-					assert.Fail(t, "neither done nor rolled back", "crash %d: %s: %s", n, report.Phase, report.Message)
-				}
-				assert.Equal(t, guarded, slices.Contains(words(w.running), "guarded"), "crash %d: the kubelet that runs is the one of the drop-in", n)
-				assert.Len(t, w.containers, 3)
-				for _, name := range w.tree() {
-					assert.NotContains(t, name, "kubelet-guard-recover", "crash %d", n)
-				}
-			}
-			t.Log(outcomes)
-		})
-	}
 }
 
 func dies(f func()) (died bool) {
@@ -304,7 +239,7 @@ func TestRefusals(t *testing.T) {
 		"no runtime":               {func(w *world) { require.NoError(w.t, w.root.Remove("/run/containerd/containerd.sock")) }, request(rollout.Audit), rollout.ReasonRuntime, "no container runtime found"},
 		"a unit that takes back and cannot be started": {func(w *world) { w.broken = errors.New("permission denied") }, request(rollout.Audit), rollout.ReasonPreparation, "was tried and does not work: permission denied"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			c.prepare(w)
 			started, running := w.started, w.running
@@ -335,7 +270,7 @@ func TestRefusals(t *testing.T) {
 				assert.False(t, w.slotTaken)
 				assert.True(t, ready(observed))
 			}
-		})
+		}))
 	}
 }
 
@@ -354,7 +289,7 @@ func TestHeldPodsNeedAYes(t *testing.T) {
 		"Stock":                 request(rollout.Stock),
 		"another configuration": with(request(rollout.Enforce), exempt),
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := enforcing(t)
 			report := w.run(wanted)
 			assert.Equal(t, rollout.Refused, report.Phase)
@@ -382,81 +317,87 @@ func TestHeldPodsNeedAYes(t *testing.T) {
 			report, err := installer.Step(context.Background())
 			require.NoError(t, err)
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
-		})
+		}))
 	}
-	t.Run("another build with the same configuration holds on", func(t *testing.T) {
+	t.Run("another build with the same configuration holds on", timeless(func(t *testing.T) {
 		w := enforcing(t)
 		w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
 		report := w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	})
-	t.Run("nobody can say what is held", func(t *testing.T) {
+	}))
+	t.Run("nobody can say what is held", timeless(func(t *testing.T) {
 		w := enforcing(t)
 		w.running = program("sick")
 		report := w.run(request(rollout.Stock))
 		assert.Equal(t, rollout.ReasonHeld, report.Reason)
 		assert.Contains(t, report.Message, "nobody knows which pods it holds")
-	})
+	}))
 }
 
 func TestNothingBeginsWithoutASlotOrWhilePaused(t *testing.T) {
-	w := newWorld(t)
-	w.slot = false
-	report := w.run(request(rollout.Audit))
-	assert.Equal(t, rollout.Waiting, report.Phase)
-	assert.Equal(t, "it waits for one of 1 slots of the pool", report.Message)
-	w.slot, w.why = true, "the roll-out is paused"
-	report = w.run(request(rollout.Audit))
-	assert.Equal(t, rollout.Waiting, report.Phase)
-	assert.Equal(t, "the roll-out is paused", report.Message)
-	assert.Equal(t, 1, w.started)
-	assert.False(t, w.slotTaken)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.slot = false
+		report := w.run(request(rollout.Audit))
+		assert.Equal(t, rollout.Waiting, report.Phase)
+		assert.Equal(t, "it waits for one of 1 slots of the pool", report.Message)
+		w.slot, w.why = true, "the roll-out is paused"
+		report = w.run(request(rollout.Audit))
+		assert.Equal(t, rollout.Waiting, report.Phase)
+		assert.Equal(t, "the roll-out is paused", report.Message)
+		assert.Equal(t, 1, w.started)
+		assert.False(t, w.slotTaken)
+	})(t)
 }
 
 func TestContainersMayEndByThemselves(t *testing.T) {
-	w := newWorld(t)
-	installer := w.installer(request(rollout.Audit))
-	// One pod is deleted and one container ends while the node is being verified.
-	w.pods[1].DeletionTimestamp = &metav1.Time{Time: time.Now()}
-	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-		if w.started == 2 {
-			w.containers = w.containers[:1]
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		installer := w.installer(request(rollout.Audit))
+		// One pod is deleted and one container ends while the node is being verified.
+		w.pods[1].DeletionTimestamp = &metav1.Time{Time: time.Now()}
+		installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+			if w.started == 2 {
+				w.containers = w.containers[:1]
+			}
+			return w.ask(ctx, address, pin)
 		}
-		return w.ask(ctx, address, pin)
-	}
-	report, err := installer.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Contains(t, report.Message, "2 of the 3 containers that ran before have ended since")
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Contains(t, report.Message, "2 of the 3 containers that ran before have ended since")
+	})(t)
 }
 
 func TestChangedByHandIsLeftAlone(t *testing.T) {
-	w := newWorld(t)
-	installer := w.installer(request(rollout.Audit))
-	report, err := installer.Step(context.Background())
-	require.NoError(t, err)
-	require.Equal(t, rollout.Done, report.Phase)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		installer := w.installer(request(rollout.Audit))
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		require.Equal(t, rollout.Done, report.Phase)
 
-	// The API server may be away without any consequence.
-	w.away = true
-	report, err = installer.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.Done, report.Phase)
-	w.away = false
+		// The API server may be away without any consequence.
+		w.away = true
+		report, err = installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.Done, report.Phase)
+		w.away = false
 
-	require.NoError(t, w.root.Remove(rollout.DropIn))
-	require.NoError(t, w.Reload(context.Background()))
-	require.NoError(t, w.start())
-	report, err = installer.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.Refused, report.Phase)
-	assert.Contains(t, report.Message, "somebody has changed kubelet.service")
-	assert.False(t, ready(report))
-	assert.Equal(t, 3, w.started)
+		require.NoError(t, w.root.Remove(rollout.DropIn))
+		require.NoError(t, w.Reload(context.Background()))
+		require.NoError(t, w.start())
+		report, err = installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.Contains(t, report.Message, "somebody has changed kubelet.service")
+		assert.False(t, ready(report))
+		assert.Equal(t, 3, w.started)
 
-	// A new pod puts it right.
-	assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
-	assert.Equal(t, 4, w.started)
+		// A new pod puts it right.
+		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+		assert.Equal(t, 4, w.started)
+	})(t)
 }
 
 // brief is a request that waits for less than others.
@@ -513,8 +454,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 					return w.run(brief(c.target))
 				},
 			} {
-				t.Run(path, func(t *testing.T) {
-					t.Parallel()
+				t.Run(path, timeless(func(t *testing.T) {
 					w := newWorld(t)
 					w.image(program(append(c.kubelet, "version="+guardedVersion)...))
 					c.prepare(w)
@@ -548,7 +488,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 					require.NoError(t, err)
 					assert.Equal(t, rollout.Failed, w.run(brief(c.target)).Phase, "started again it says the same")
 					assert.Equal(t, 2, w.started, "the kubelet is not restarted")
-				})
+				}))
 			}
 		})
 	}
@@ -591,7 +531,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 					return w.run(brief(rollout.Enforce))
 				},
 			} {
-				t.Run(path, func(t *testing.T) {
+				t.Run(path, timeless(func(t *testing.T) {
 					w := newWorld(t)
 					w.image(program(append(c.kubelet, "guarded", "version="+guardedVersion)...))
 					c.prepare(w)
@@ -603,7 +543,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 					} else {
 						assert.Equal(t, stockVersion, word(w.running, "version"))
 					}
-				})
+				}))
 			}
 		})
 	}
@@ -621,8 +561,7 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		require.True(t, w.run(request(rollout.Enforce)).Left)
 		return w
 	}
-	t.Run("it is in order but for what was stopped", func(t *testing.T) {
-		t.Parallel()
+	t.Run("it is in order but for what was stopped", timeless(func(t *testing.T) {
 		w := left(t, "kills")
 		report := resume(w)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
@@ -631,26 +570,23 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		assert.False(t, rollout.Marked(w.node))
 		assert.Equal(t, 2, w.started)
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Enforce)).Phase)
-	})
-	t.Run("it got in order", func(t *testing.T) {
-		t.Parallel()
+	}))
+	t.Run("it got in order", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.running = bytes.ReplaceAll(w.running, []byte("unhealthy"), nil)
 		report := resume(w)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		assert.Equal(t, 2, w.started)
-	})
-	t.Run("it is as it was", func(t *testing.T) {
-		t.Parallel()
+	}))
+	t.Run("it is as it was", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		report := resume(w)
 		assert.True(t, report.Left)
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
 		assert.True(t, rollout.Marked(w.node), "it is marked again")
 		assert.Equal(t, 2, w.started)
-	})
-	t.Run("it is not in order, and nothing is held any more", func(t *testing.T) {
-		t.Parallel()
+	}))
+	t.Run("it is not in order, and nothing is held any more", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.held = nil
 		report := resume(w)
@@ -658,17 +594,15 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
 		assert.True(t, rollout.Marked(w.node))
 		assert.Equal(t, stockVersion, word(w.running, "version"))
-	})
-	t.Run("more pods were stopped meanwhile", func(t *testing.T) {
-		t.Parallel()
+	}))
+	t.Run("more pods were stopped meanwhile", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.stop(w.containers[2])
 		report := resume(w)
 		assert.True(t, report.Left)
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason, "who resumes has seen them")
-	})
-	t.Run("somebody has put the old kubelet back", func(t *testing.T) {
-		t.Parallel()
+	}))
+	t.Run("somebody has put the old kubelet back", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		require.NoError(t, w.root.Remove(rollout.DropIn))
 		require.NoError(t, w.Reload(context.Background()))
@@ -678,16 +612,14 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		report := resume(w)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		assert.Equal(t, 4, w.started)
-	})
-	t.Run("another build is not kept from a node that is not in order", func(t *testing.T) {
-		t.Parallel()
+	}))
+	t.Run("another build is not kept from a node that is not in order", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
 		report := w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	})
-	t.Run("the way back needs a yes", func(t *testing.T) {
-		t.Parallel()
+	}))
+	t.Run("the way back needs a yes", timeless(func(t *testing.T) {
 		for _, target := range []rollout.Target{rollout.Audit, rollout.Stock} {
 			w := left(t, "unhealthy")
 			w.image(program("version="+guardedVersion, "guarded"))
@@ -697,7 +629,7 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 			report = w.run(with(request(target), func(r *rollout.Request) { r.ReleaseHeldUIDs = []types.UID{"uid-a"} }))
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		}
-	})
+	}))
 }
 
 func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
@@ -714,7 +646,7 @@ func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
 		"another configuration":                   {exempt, nil, true},
 		"another configuration, held before, too": {func(r *rollout.Request) { exempt(r); r.ReleaseHeldUIDs = []types.UID{"uid-a"} }, []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}, false},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			require.Equal(t, rollout.Done, w.run(brief(rollout.Enforce)).Phase)
 			w.held = c.before
@@ -728,7 +660,7 @@ func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, c.left, report.Left, report.Message)
 			assert.Equal(t, rollout.ReasonContainers, report.Reason)
-		})
+		}))
 	}
 }
 
@@ -740,7 +672,7 @@ func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
 		"in order":     {[]string{"guarded"}, rollout.Done},
 		"not in order": {[]string{"guarded", "unhealthy"}, rollout.Failed},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.image(program(append(c.words, "version="+guardedVersion)...))
 			holdsA(w)
@@ -763,26 +695,28 @@ func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
 				assert.Equal(t, rollout.ReasonInterrupted, report.Reason, "what it saw before it slept is no news")
 			}
 			assert.Equal(t, 2, w.started)
-		})
+		}))
 	}
 }
 
 // A boot in the middle is taken back before a kubelet starts. Where that was not
 // possible, the new one may hold pods by the time the installer comes.
 func TestABootThatWasNotRecoveredFrom(t *testing.T) {
-	for held, want := range map[bool]rollout.Phase{true: rollout.Failed, false: rollout.RolledBack} {
-		w := newWorld(t)
-		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
-		w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
-		require.NoError(t, w.start())
-		if held {
-			holdsA(w)
+	timeless(func(t *testing.T) {
+		for held, want := range map[bool]rollout.Phase{true: rollout.Failed, false: rollout.RolledBack} {
+			w := newWorld(t)
+			require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
+			w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
+			require.NoError(t, w.start())
+			if held {
+				holdsA(w)
+			}
+			report := w.run(brief(rollout.Enforce))
+			assert.Equal(t, want, report.Phase, report.Message)
+			assert.Equal(t, rollout.ReasonInterrupted, report.Reason)
+			assert.Equal(t, held, report.Left)
 		}
-		report := w.run(brief(rollout.Enforce))
-		assert.Equal(t, want, report.Phase, report.Message)
-		assert.Equal(t, rollout.ReasonInterrupted, report.Reason)
-		assert.Equal(t, held, report.Left)
-	}
+	})(t)
 }
 
 func TestTokenFileOnTheNode(t *testing.T) {
@@ -811,14 +745,16 @@ func TestTokenFileOnTheNode(t *testing.T) {
 }
 
 func TestOldKubeletThatIsBrokenTooIsSaid(t *testing.T) {
-	w := newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "nostart"))
-	installer := w.installer(request(rollout.Audit))
-	installer.Systemd = breaksOld{w}
-	report, err := installer.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.Failed, report.Phase)
-	assert.Contains(t, report.Message, "The old kubelet was put back and is not in order: connection refused")
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "nostart"))
+		installer := w.installer(request(rollout.Audit))
+		installer.Systemd = breaksOld{w}
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.Failed, report.Phase)
+		assert.Contains(t, report.Message, "The old kubelet was put back and is not in order: connection refused")
+	})(t)
 }
 
 // breaksOld has the stock kubelet not answer once it was replaced.

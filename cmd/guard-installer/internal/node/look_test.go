@@ -31,7 +31,7 @@ func TestTheContainerRuntimeInForce(t *testing.T) {
 		"files that have changed": {func(w *world) { w.config.ContainerRuntimeEndpoint = "unix://" + docker; w.configDropIn(own) }, "",
 			"the kubelet runs with the container runtime at unix:///run/containerd/containerd.sock, and its flags and files name unix:///run/own.sock, which have changed since it was started: restart it first"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			c.prepare(w)
 			installer := w.installer(request(rollout.Audit))
@@ -49,7 +49,7 @@ func TestTheContainerRuntimeInForce(t *testing.T) {
 			}
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
 			assert.Equal(t, map[string]bool{c.want: true}, asked)
-		})
+		}))
 	}
 }
 
@@ -62,16 +62,18 @@ func (w *world) configDropIn(socket string) {
 }
 
 func TestANodeUnderPressureIsNotChanged(t *testing.T) {
-	for _, condition := range []corev1.NodeConditionType{corev1.NodeDiskPressure, corev1.NodeMemoryPressure, corev1.NodePIDPressure} {
-		w := newWorld(t)
-		w.node.Status.Conditions = append(w.node.Status.Conditions, corev1.NodeCondition{Type: condition, Status: corev1.ConditionTrue})
-		report := w.run(request(rollout.Audit))
-		assert.Equal(t, rollout.Refused, report.Phase)
-		assert.Equal(t, rollout.ReasonPressure, report.Reason)
-		assert.Contains(t, report.Message, "node n reports "+string(condition)+", and its kubelet evicts pods")
-		w.node.Status.Conditions[1].Status = corev1.ConditionFalse
-		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
-	}
+	timeless(func(t *testing.T) {
+		for _, condition := range []corev1.NodeConditionType{corev1.NodeDiskPressure, corev1.NodeMemoryPressure, corev1.NodePIDPressure} {
+			w := newWorld(t)
+			w.node.Status.Conditions = append(w.node.Status.Conditions, corev1.NodeCondition{Type: condition, Status: corev1.ConditionTrue})
+			report := w.run(request(rollout.Audit))
+			assert.Equal(t, rollout.Refused, report.Phase)
+			assert.Equal(t, rollout.ReasonPressure, report.Reason)
+			assert.Contains(t, report.Message, "node n reports "+string(condition)+", and its kubelet evicts pods")
+			w.node.Status.Conditions[1].Status = corev1.ConditionFalse
+			assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+		}
+	})(t)
 }
 
 func TestTheChangeCausesNoDiskPressure(t *testing.T) {
@@ -85,7 +87,7 @@ func TestTheChangeCausesNoDiskPressure(t *testing.T) {
 		"a soft threshold": {kubelet.Config{EvictionSoft: map[string]string{"nodefs.available": "100%"}}, "nodefs.available: 100%"},
 		"not understood":   {kubelet.Config{EvictionHard: map[string]string{"nodefs.available": "much"}}, `the kubelet's eviction threshold of nodefs.available: "much" is neither a quantity nor a share`},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.config = c.config
 			for _, dir := range []string{"/var/lib/kubelet", "/var/lib/containerd"} {
@@ -99,26 +101,28 @@ func TestTheChangeCausesNoDiskPressure(t *testing.T) {
 			assert.Equal(t, rollout.ReasonSpace, report.Reason)
 			assert.Contains(t, report.Message, c.message)
 			assert.Equal(t, 1, w.started)
-		})
+		}))
 	}
 }
 
 func TestNobodyIsAskedWhileNoKubeletRuns(t *testing.T) {
-	for _, dropIn := range []bool{false, true} {
-		w := newWorld(t)
-		if dropIn {
-			require.Equal(t, rollout.Done, w.run(request(rollout.Enforce)).Phase)
+	timeless(func(t *testing.T) {
+		for _, dropIn := range []bool{false, true} {
+			w := newWorld(t)
+			if dropIn {
+				require.Equal(t, rollout.Done, w.run(request(rollout.Enforce)).Phase)
+			}
+			w.pid, w.running = 0, nil
+			installer := w.installer(request(rollout.Audit))
+			installer.Ask = func(context.Context, string, string) (kubelet.Answer, string, error) {
+				t.Error("somebody was asked")
+				return kubelet.Answer{}, "", errors.New("asked")
+			}
+			report := step(t, installer)
+			assert.Equal(t, rollout.Waiting, report.Phase)
+			assert.Equal(t, rollout.ReasonKubelet, report.Reason, report.Message)
 		}
-		w.pid, w.running = 0, nil
-		installer := w.installer(request(rollout.Audit))
-		installer.Ask = func(context.Context, string, string) (kubelet.Answer, string, error) {
-			t.Error("somebody was asked")
-			return kubelet.Answer{}, "", errors.New("asked")
-		}
-		report := step(t, installer)
-		assert.Equal(t, rollout.Waiting, report.Phase)
-		assert.Equal(t, rollout.ReasonKubelet, report.Reason, report.Message)
-	}
+	})(t)
 }
 
 func TestMisfit(t *testing.T) {
@@ -140,22 +144,24 @@ func TestMisfit(t *testing.T) {
 }
 
 func TestAStockKubeletThatDoesNotFitNeedsAYes(t *testing.T) {
-	w := newWorld(t)
-	require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
-	require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version=v1.38.0"), 0o755))
-	report := w.run(request(rollout.Stock))
-	assert.Equal(t, rollout.Refused, report.Phase)
-	assert.Equal(t, rollout.ReasonVersion, report.Reason)
-	assert.Contains(t, report.Message, "now v1.36.3+guard.0.1.0, mode Audit runs, then the stock kubelet v1.38.0 (/usr/bin/kubelet) would: it is newer than the API server (v1.36.3). Install a stock kubelet that fits, or accept this one (--stock-version=v1.38.0)")
-	assert.Equal(t, 2, w.started)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+		require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version=v1.38.0"), 0o755))
+		report := w.run(request(rollout.Stock))
+		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.Equal(t, rollout.ReasonVersion, report.Reason)
+		assert.Contains(t, report.Message, "now v1.36.3+guard.0.1.0, mode Audit runs, then the stock kubelet v1.38.0 (/usr/bin/kubelet) would: it is newer than the API server (v1.36.3). Install a stock kubelet that fits, or accept this one (--stock-version=v1.38.0)")
+		assert.Equal(t, 2, w.started)
 
-	// The yes is for one version.
-	report = w.run(with(request(rollout.Stock), func(r *rollout.Request) { r.StockVersion = "v1.37.0" }))
-	assert.Equal(t, rollout.Refused, report.Phase)
-	report = w.run(with(request(rollout.Stock), func(r *rollout.Request) { r.StockVersion = "v1.38.0" }))
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Equal(t, "v1.38.0", report.Now.Version)
+		// The yes is for one version.
+		report = w.run(with(request(rollout.Stock), func(r *rollout.Request) { r.StockVersion = "v1.37.0" }))
+		assert.Equal(t, rollout.Refused, report.Phase)
+		report = w.run(with(request(rollout.Stock), func(r *rollout.Request) { r.StockVersion = "v1.38.0" }))
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, "v1.38.0", report.Now.Version)
 
-	// A node that has it already is done.
-	assert.Equal(t, rollout.Done, w.run(request(rollout.Stock)).Phase)
+		// A node that has it already is done.
+		assert.Equal(t, rollout.Done, w.run(request(rollout.Stock)).Phase)
+	})(t)
 }

@@ -88,41 +88,45 @@ func TestInstallersInLineLookTogetherAsOftenAsSlotsGetFree(t *testing.T) {
 }
 
 func TestANodeInLineIsLookedAtAgainWhenItIsItsTurn(t *testing.T) {
-	w := newWorld(t)
-	w.slot = false
-	installer := w.installer(request(rollout.Audit))
-	step := func() rollout.Report {
-		report, err := installer.Step(t.Context())
-		require.NoError(t, err)
-		require.NoError(t, installer.tell(t.Context(), report))
-		return report
-	}
-	assert.Equal(t, rollout.Waiting, step().Phase)
-	w.asked = 0
-	assert.Equal(t, rollout.Waiting, step().Phase)
-	assert.Equal(t, 1, w.asked, "nothing but the slot")
-	w.slot = true
-	w.node.Status.Conditions[0].Status = corev1.ConditionFalse
-	report := step()
-	assert.Equal(t, rollout.Waiting, report.Phase)
-	assert.Equal(t, rollout.ReasonNode, report.Reason)
-	assert.False(t, w.slotTaken, "the slot is released")
-	w.node.Status.Conditions[0].Status = corev1.ConditionTrue
-	w.slot = false
-	require.Equal(t, rollout.Waiting, step().Phase)
-	w.slot, w.slotLooks = true, 0
-	assert.Equal(t, rollout.Done, step().Phase)
-	assert.Equal(t, 1, w.slotLooks, "the slot is not requested twice")
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.slot = false
+		installer := w.installer(request(rollout.Audit))
+		step := func() rollout.Report {
+			report, err := installer.Step(t.Context())
+			require.NoError(t, err)
+			require.NoError(t, installer.tell(t.Context(), report))
+			return report
+		}
+		assert.Equal(t, rollout.Waiting, step().Phase)
+		w.asked = 0
+		assert.Equal(t, rollout.Waiting, step().Phase)
+		assert.Equal(t, 1, w.asked, "nothing but the slot")
+		w.slot = true
+		w.node.Status.Conditions[0].Status = corev1.ConditionFalse
+		report := step()
+		assert.Equal(t, rollout.Waiting, report.Phase)
+		assert.Equal(t, rollout.ReasonNode, report.Reason)
+		assert.False(t, w.slotTaken, "the slot is released")
+		w.node.Status.Conditions[0].Status = corev1.ConditionTrue
+		w.slot = false
+		require.Equal(t, rollout.Waiting, step().Phase)
+		w.slot, w.slotLooks = true, 0
+		assert.Equal(t, rollout.Done, step().Phase)
+		assert.Equal(t, 1, w.slotLooks, "the slot is not requested twice")
+	})(t)
 }
 
 func TestANodeThatHasJoinedRefusesWithoutASlot(t *testing.T) {
-	w := newWorld(t)
-	w.joined = true
-	w.image(program("version=" + stockVersion))
-	report := w.run(request(rollout.Audit))
-	assert.Equal(t, rollout.Refused, report.Phase)
-	assert.False(t, w.slotTaken)
-	assert.False(t, w.stopped)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.joined = true
+		w.image(program("version=" + stockVersion))
+		report := w.run(request(rollout.Audit))
+		assert.Equal(t, rollout.Refused, report.Phase)
+		assert.False(t, w.slotTaken)
+		assert.False(t, w.stopped)
+	})(t)
 }
 
 func TestTheSlotIsReleasedWhenTheNodeLeavesThePool(t *testing.T) {
@@ -144,26 +148,30 @@ func TestTheSlotIsReleasedWhenTheNodeLeavesThePool(t *testing.T) {
 }
 
 func TestTheTaintGoesWhenTheNodeIsGuarded(t *testing.T) {
-	for target, left := range map[rollout.Target]int{rollout.Audit: 0, rollout.Stock: 1} {
-		w := newWorld(t)
-		w.node.Spec.Taints = []corev1.Taint{{Key: rollout.UnguardedTaint, Effect: corev1.TaintEffectNoSchedule}}
-		require.Equal(t, rollout.Done, w.run(request(target)).Phase)
-		assert.Len(t, w.node.Spec.Taints, left, target)
-	}
+	timeless(func(t *testing.T) {
+		for target, left := range map[rollout.Target]int{rollout.Audit: 0, rollout.Stock: 1} {
+			w := newWorld(t)
+			w.node.Spec.Taints = []corev1.Taint{{Key: rollout.UnguardedTaint, Effect: corev1.TaintEffectNoSchedule}}
+			require.Equal(t, rollout.Done, w.run(request(target)).Phase)
+			assert.Len(t, w.node.Spec.Taints, left, target)
+		}
+	})(t)
 }
 
 // A taint that cannot be removed is tried again, with the Node as it is then.
 func TestATaintThatStaysIsTriedAgain(t *testing.T) {
-	w := newWorld(t)
-	w.node.Spec.Taints = []corev1.Taint{{Key: rollout.UnguardedTaint, Effect: corev1.TaintEffectNoSchedule}}
-	installer := w.installer(request(rollout.Audit))
-	failing := &failingTaint{world: w, failures: 1}
-	installer.Cluster = failing
-	report, err := installer.Step(t.Context())
-	require.NoError(t, err)
-	require.Error(t, installer.tell(t.Context(), report))
-	require.NoError(t, installer.tell(t.Context(), report))
-	assert.Empty(t, w.node.Spec.Taints)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.node.Spec.Taints = []corev1.Taint{{Key: rollout.UnguardedTaint, Effect: corev1.TaintEffectNoSchedule}}
+		installer := w.installer(request(rollout.Audit))
+		failing := &failingTaint{world: w, failures: 1}
+		installer.Cluster = failing
+		report, err := installer.Step(t.Context())
+		require.NoError(t, err)
+		require.Error(t, installer.tell(t.Context(), report))
+		require.NoError(t, installer.tell(t.Context(), report))
+		assert.Empty(t, w.node.Spec.Taints)
+	})(t)
 }
 
 type failingTaint struct {

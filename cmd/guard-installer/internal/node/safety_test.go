@@ -38,69 +38,75 @@ func (b between) Report(ctx context.Context, report rollout.Report, mark *bool) 
 }
 
 func TestOneInstallerOwnsTheNode(t *testing.T) {
-	for words, want := range map[string]rollout.Phase{"guarded": rollout.Done, "guarded nostart": rollout.RolledBack, "guarded sick": rollout.RolledBack} {
-		w := newWorld(t)
-		w.image(program(words, "version="+guardedVersion))
-		first := w.installer(brief(rollout.Audit))
-		second := w.another(brief(rollout.Audit))
-		first.Cluster = between{w, func() {
-			report, err := second.Step(context.Background())
+	timeless(func(t *testing.T) {
+		for words, want := range map[string]rollout.Phase{"guarded": rollout.Done, "guarded nostart": rollout.RolledBack, "guarded sick": rollout.RolledBack} {
+			w := newWorld(t)
+			w.image(program(words, "version="+guardedVersion))
+			first := w.installer(brief(rollout.Audit))
+			second := w.another(brief(rollout.Audit))
+			first.Cluster = between{w, func() {
+				report, err := second.Step(context.Background())
+				require.NoError(t, err)
+				assert.Equal(t, rollout.Waiting, report.Phase)
+				assert.Contains(t, report.Message, "Another installer runs on this node: pod installer-1 of pool blue.")
+			}}
+			report, err := first.Step(context.Background())
 			require.NoError(t, err)
-			assert.Equal(t, rollout.Waiting, report.Phase)
-			assert.Contains(t, report.Message, "Another installer runs on this node: pod installer-1 of pool blue.")
-		}}
-		report, err := first.Step(context.Background())
-		require.NoError(t, err)
-		assert.Equal(t, want, report.Phase, report.Message)
-		assert.Equal(t, want == rollout.Done, w.root.Exists(rollout.DropIn))
-		assert.Equal(t, want == rollout.Done, w.is("guarded"))
+			assert.Equal(t, want, report.Phase, report.Message)
+			assert.Equal(t, want == rollout.Done, w.root.Exists(rollout.DropIn))
+			assert.Equal(t, want == rollout.Done, w.is("guarded"))
 
-		// The second one begins when the first has ended.
-		first.disown()
-		report, err = second.Step(context.Background())
-		require.NoError(t, err)
-		assert.Equal(t, want, report.Phase, report.Message)
-	}
+			// The second one begins when the first has ended.
+			first.disown()
+			report, err = second.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, want, report.Phase, report.Message)
+		}
+	})(t)
 }
 
 // Where the lock was of no use, nothing that was rolled back gets into its place.
 func TestAChangeThatWasRolledBackIsNotMade(t *testing.T) {
-	w := newWorld(t)
-	first := w.installer(brief(rollout.Audit))
-	first.Cluster = between{w, func() {
-		_, err := w.takeBack()
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		first := w.installer(brief(rollout.Audit))
+		first.Cluster = between{w, func() {
+			_, err := w.takeBack()
+			require.NoError(t, err)
+		}}
+		report, err := first.Step(context.Background())
 		require.NoError(t, err)
-	}}
-	report, err := first.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
-	assert.False(t, w.root.Exists(rollout.DropIn))
-	assert.Equal(t, 1, w.started, "the old kubelet runs all the time")
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+		assert.False(t, w.root.Exists(rollout.DropIn))
+		assert.Equal(t, 1, w.started, "the old kubelet runs all the time")
+	})(t)
 }
 
 func TestADropInThatCameAfterTheRollbackIsRolledBack(t *testing.T) {
-	w := newWorld(t)
-	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
-	store := journal.Store{Root: w.root}
-	wanted, err := w.root.ReadText(rollout.DropIn)
-	require.NoError(t, err)
-	entry, err := w.takeBack()
-	require.NoError(t, err)
-	require.Equal(t, journal.RolledBack, entry.State)
-	w.file(rollout.DropIn, *wanted)
-	require.NoError(t, w.Reload(context.Background()))
-	require.NoError(t, w.start())
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+		store := journal.Store{Root: w.root}
+		wanted, err := w.root.ReadText(rollout.DropIn)
+		require.NoError(t, err)
+		entry, err := w.takeBack()
+		require.NoError(t, err)
+		require.Equal(t, journal.RolledBack, entry.State)
+		w.file(rollout.DropIn, *wanted)
+		require.NoError(t, w.Reload(context.Background()))
+		require.NoError(t, w.start())
 
-	installer := w.installer(brief(rollout.Audit))
-	entry, err = installer.undo(context.Background(), entry, &failure{reason: rollout.ReasonInterrupted, message: "x"})
-	require.NoError(t, err)
-	assert.Equal(t, journal.RolledBack, entry.State)
-	assert.False(t, w.root.Exists(rollout.DropIn))
-	assert.False(t, w.is("guarded"))
+		installer := w.installer(brief(rollout.Audit))
+		entry, err = installer.undo(context.Background(), entry, &failure{reason: rollout.ReasonInterrupted, message: "x"})
+		require.NoError(t, err)
+		assert.Equal(t, journal.RolledBack, entry.State)
+		assert.False(t, w.root.Exists(rollout.DropIn))
+		assert.False(t, w.is("guarded"))
 
-	// That of another change is not.
-	_, err = store.TakeBack(context.Background(), w, "another", nil, rollout.ReasonInterrupted, "x")
-	assert.ErrorIs(t, err, journal.ErrTaken)
+		// That of another change is not.
+		_, err = store.TakeBack(context.Background(), w, "another", nil, rollout.ReasonInterrupted, "x")
+		assert.ErrorIs(t, err, journal.ErrTaken)
+	})(t)
 }
 
 // fills fills the disk when the kubelet is restarted.
@@ -113,25 +119,27 @@ func (f fills) Restart(ctx context.Context, name string) error {
 }
 
 func TestAFullDiskKeepsNoRollbackFromItsEnd(t *testing.T) {
-	for _, before := range []rollout.Target{rollout.Stock, rollout.Enforce} {
-		w := newWorld(t)
-		require.Equal(t, rollout.Done, w.run(request(before)).Phase)
-		old, started := w.running, w.started
-		w.image(program("version="+guardedVersion, "guarded", "nostart"))
-		wanted := with(brief(rollout.Audit), func(r *rollout.Request) { r.Image = "broken" })
-		installer := w.installer(wanted)
-		installer.Systemd = fills{w}
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
-		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
-		for range 3 {
-			report, err = w.installer(wanted).Step(context.Background())
+	timeless(func(t *testing.T) {
+		for _, before := range []rollout.Target{rollout.Stock, rollout.Enforce} {
+			w := newWorld(t)
+			require.Equal(t, rollout.Done, w.run(request(before)).Phase)
+			old, started := w.running, w.started
+			w.image(program("version="+guardedVersion, "guarded", "nostart"))
+			wanted := with(brief(rollout.Audit), func(r *rollout.Request) { r.Image = "broken" })
+			installer := w.installer(wanted)
+			installer.Systemd = fills{w}
+			report, err := installer.Step(context.Background())
 			require.NoError(t, err)
 			assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+			for range 3 {
+				report, err = w.installer(wanted).Step(context.Background())
+				require.NoError(t, err)
+				assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+			}
+			assert.Equal(t, string(old), string(w.running))
+			assert.Equal(t, started+2, w.started, "the kubelet is restarted twice: for the change, and for the rollback")
 		}
-		assert.Equal(t, string(old), string(w.running))
-		assert.Equal(t, started+2, w.started, "the kubelet is restarted twice: for the change, and for the rollback")
-	}
+	})(t)
 }
 
 func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
@@ -142,7 +150,7 @@ func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
 		"no room beside the drop-in": {func(w *world) { w.full = true }, "no space left on device"},
 		"systemd does not answer":    {func(w *world) { w.silent = errors.New("permission denied") }, "permission denied"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.installer(brief(rollout.Audit))
 			w.onStep = func(_, where string) error {
@@ -158,7 +166,7 @@ func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
 			assert.Equal(t, rollout.ReasonPreparation, report.Reason)
 			assert.Contains(t, report.Message, c.message)
 			assert.Equal(t, 1, w.started)
-		})
+		}))
 	}
 }
 
@@ -175,41 +183,45 @@ func TestTheUnitsAreTriedAgain(t *testing.T) {
 }
 
 func TestAChangeThatGetsToNoEndIsSaid(t *testing.T) {
-	w := newWorld(t)
-	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
-	w.silent = errors.New("the connection was closed")
-	installer := w.installer(brief(rollout.Audit))
-	for range quickTries - 1 {
-		_, err := installer.Step(context.Background())
-		require.ErrorContains(t, err, "the connection was closed")
-	}
-	for range 2 {
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+		w.silent = errors.New("the connection was closed")
+		installer := w.installer(brief(rollout.Audit))
+		for range quickTries - 1 {
+			_, err := installer.Step(context.Background())
+			require.ErrorContains(t, err, "the connection was closed")
+		}
+		for range 2 {
+			report, err := installer.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, rollout.Failed, report.Phase)
+			assert.Contains(t, report.Message, "The change of the kubelet is neither confirmed nor rolled back, after 5 tries: the connection was closed. ")
+		}
+		assert.Equal(t, 2, w.started)
+		w.silent, installer.nextTry = nil, time.Time{}
 		report, err := installer.Step(context.Background())
 		require.NoError(t, err)
-		assert.Equal(t, rollout.Failed, report.Phase)
-		assert.Contains(t, report.Message, "The change of the kubelet is neither confirmed nor rolled back, after 5 tries: the connection was closed. ")
-	}
-	assert.Equal(t, 2, w.started)
-	w.silent, installer.nextTry = nil, time.Time{}
-	report, err := installer.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})(t)
 }
 
 // A rollback that got halfway must not leave a kubelet that systemd would not start again.
 func TestWhatIsKeptAfterHalfARollbackStays(t *testing.T) {
-	w := newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "unhealthy"))
-	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
-	_, err := journal.Store{Root: w.root}.TakeBack(context.Background(), refusesReload{w}, "", nil, rollout.ReasonInterrupted, "x")
-	require.ErrorContains(t, err, "refused")
-	require.False(t, w.root.Exists(rollout.DropIn))
-	holdsA(w)
-	report := w.run(brief(rollout.Enforce))
-	assert.True(t, report.Left, report.Message)
-	assert.True(t, w.root.Exists(rollout.DropIn))
-	assert.True(t, w.command.HasGuard())
-	assert.Equal(t, 2, w.started)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "unhealthy"))
+		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
+		_, err := journal.Store{Root: w.root}.TakeBack(context.Background(), refusesReload{w}, "", nil, rollout.ReasonInterrupted, "x")
+		require.ErrorContains(t, err, "refused")
+		require.False(t, w.root.Exists(rollout.DropIn))
+		holdsA(w)
+		report := w.run(brief(rollout.Enforce))
+		assert.True(t, report.Left, report.Message)
+		assert.True(t, w.root.Exists(rollout.DropIn))
+		assert.True(t, w.command.HasGuard())
+		assert.Equal(t, 2, w.started)
+	})(t)
 }
 
 type refusesReload struct{ *world }
@@ -218,7 +230,7 @@ func (refusesReload) Reload(context.Context) error { return errors.New("refused"
 
 func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 	for name, restart := range map[string]bool{"the file was changed": false, "the kubelet was restarted with it": true} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			installer := w.installer(request(rollout.Enforce))
 			report, err := installer.Step(context.Background())
@@ -248,9 +260,9 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 			answer, _, err := w.ask(context.Background(), "", "")
 			require.NoError(t, err)
 			assert.Equal(t, guard.Enforce, answer.Mode)
-		})
+		}))
 	}
-	t.Run("the file is right again, and the kubelet has read the other one", func(t *testing.T) {
+	t.Run("the file is right again, and the kubelet has read the other one", timeless(func(t *testing.T) {
 		w := newWorld(t)
 		installer := w.installer(request(rollout.Enforce))
 		_, err := installer.Step(context.Background())
@@ -282,7 +294,7 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, rollout.ReasonMode, report.Reason, report.Message)
 		assert.Greater(t, w.started, started, "it tries to put it right")
-	})
+	}))
 }
 
 func TestACertificateMayBeRotated(t *testing.T) {
@@ -292,15 +304,15 @@ func TestACertificateMayBeRotated(t *testing.T) {
 		sum := sha256.Sum256(content)
 		w.certificate = hex.EncodeToString(sum[:])
 	}
-	t.Run("after a rollback", func(t *testing.T) {
+	t.Run("after a rollback", timeless(func(t *testing.T) {
 		w := newWorld(t)
 		w.image(program("version="+guardedVersion, "guarded", "nostart"))
 		require.Equal(t, rollout.RolledBack, w.run(brief(rollout.Audit)).Phase)
 		rotate(w)
 		report := w.run(brief(rollout.Audit))
 		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
-	})
-	t.Run("after a change that was left", func(t *testing.T) {
+	}))
+	t.Run("after a change that was left", timeless(func(t *testing.T) {
 		w := newWorld(t)
 		w.image(program("version="+guardedVersion, "guarded", "kills"))
 		holdsA(w)
@@ -309,8 +321,8 @@ func TestACertificateMayBeRotated(t *testing.T) {
 		w.resume()
 		report := w.run(brief(rollout.Enforce))
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	})
-	t.Run("it is not on the disk", func(t *testing.T) {
+	}))
+	t.Run("it is not on the disk", timeless(func(t *testing.T) {
 		w := newWorld(t)
 		w.image(program("version="+guardedVersion, "guarded", "nostart"))
 		require.Equal(t, rollout.RolledBack, w.run(brief(rollout.Audit)).Phase)
@@ -321,85 +333,93 @@ func TestACertificateMayBeRotated(t *testing.T) {
 		w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
 		report = w.run(brief(rollout.Audit))
 		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
-	})
+	}))
 }
 
 func TestASoftRebootIsABoot(t *testing.T) {
-	w := newWorld(t)
-	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
-	store := journal.Store{Root: w.root}
-	entry, err := store.Recover(context.Background(), w, nil)
-	require.NoError(t, err)
-	require.Equal(t, journal.Switching, entry.State, "the timer runs")
-	w.silent = errors.New("the connection was closed")
-	_, err = store.Recover(context.Background(), w, nil)
-	require.Error(t, err, "systemd tries it again")
-	require.True(t, w.root.Exists(rollout.DropIn))
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+		store := journal.Store{Root: w.root}
+		entry, err := store.Recover(context.Background(), w, nil)
+		require.NoError(t, err)
+		require.Equal(t, journal.Switching, entry.State, "the timer runs")
+		w.silent = errors.New("the connection was closed")
+		_, err = store.Recover(context.Background(), w, nil)
+		require.Error(t, err, "systemd tries it again")
+		require.True(t, w.root.Exists(rollout.DropIn))
 
-	w.silent, w.timer, w.pid, w.running = nil, false, 0, nil
-	entry, err = store.Recover(context.Background(), w, nil)
-	require.NoError(t, err)
-	assert.Equal(t, journal.RolledBack, entry.State)
-	assert.False(t, w.root.Exists(rollout.DropIn))
+		w.silent, w.timer, w.pid, w.running = nil, false, 0, nil
+		entry, err = store.Recover(context.Background(), w, nil)
+		require.NoError(t, err)
+		assert.Equal(t, journal.RolledBack, entry.State)
+		assert.False(t, w.root.Exists(rollout.DropIn))
+	})(t)
 }
 
 // The unit for a boot that comes late asks, as the timer's does.
 func TestARecoveryBesideARunningKubeletAsks(t *testing.T) {
-	w := newWorld(t)
-	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
-	holdsA(w)
-	w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
-	entry, err := journal.Store{Root: w.root}.Recover(context.Background(), w, w.installer(brief(rollout.Enforce)).holding().Keep)
-	require.NoError(t, err)
-	assert.True(t, entry.Left())
-	assert.True(t, w.root.Exists(rollout.DropIn))
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
+		holdsA(w)
+		w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
+		entry, err := journal.Store{Root: w.root}.Recover(context.Background(), w, w.installer(brief(rollout.Enforce)).holding().Keep)
+		require.NoError(t, err)
+		assert.True(t, entry.Left())
+		assert.True(t, w.root.Exists(rollout.DropIn))
+	})(t)
 }
 
 func TestTheTimerThatASoftRebootEndedIsStartedAgain(t *testing.T) {
-	w := newWorld(t)
-	require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
-	w.timer = false
-	armed := false
-	installer := w.installer(brief(rollout.Audit))
-	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-		armed = armed || w.timer
-		return w.ask(ctx, address, pin)
-	}
-	report, err := installer.Step(context.Background())
-	require.NoError(t, err)
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.True(t, armed)
-	assert.False(t, w.timer)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
+		w.timer = false
+		armed := false
+		installer := w.installer(brief(rollout.Audit))
+		installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
+			armed = armed || w.timer
+			return w.ask(ctx, address, pin)
+		}
+		report, err := installer.Step(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.True(t, armed)
+		assert.False(t, w.timer)
+	})(t)
 }
 
 func TestAClockThatIsSetEndsNoChange(t *testing.T) {
-	began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	entry := &journal.Entry{Began: began, Deadline: began.Add(time.Minute), Uptime: time.Hour}
-	assert.Equal(t, time.Minute, timeLeft(entry, time.Hour), "the clock is years ahead")
-	assert.Equal(t, 20*time.Second, timeLeft(entry, time.Hour+40*time.Second))
-	assert.Negative(t, timeLeft(entry, 2*time.Hour))
+	timeless(func(t *testing.T) {
+		began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		entry := &journal.Entry{Began: began, Deadline: began.Add(time.Minute), Uptime: time.Hour}
+		assert.Equal(t, time.Minute, timeLeft(entry, time.Hour), "the clock is years ahead")
+		assert.Equal(t, 20*time.Second, timeLeft(entry, time.Hour+40*time.Second))
+		assert.Negative(t, timeLeft(entry, 2*time.Hour))
 
-	// The clock is set forward between the beginning and the verification.
-	w := newWorld(t)
-	installer := w.installer(brief(rollout.Audit))
-	installer.Cluster = between{w, func() {
-		data, err := w.root.Read(rollout.StateDir + "/journal.json")
-		require.NoError(t, err)
-		entry := entryOf(t, w)
-		past, err := entry.Deadline.Add(-time.Hour).MarshalText()
-		require.NoError(t, err)
-		deadline, err := entry.Deadline.MarshalText()
-		require.NoError(t, err)
-		earlier, err := entry.Began.Add(-time.Hour).MarshalText()
-		require.NoError(t, err)
-		now, err := entry.Began.MarshalText()
-		require.NoError(t, err)
-		w.file(rollout.StateDir+"/journal.json", strings.NewReplacer(string(deadline), string(past), string(now), string(earlier)).Replace(string(data)))
-	}}
-	w.dieAfterRestart()
-	require.True(t, dies(func() { _, _ = installer.Step(context.Background()) }))
-	report := w.run(brief(rollout.Audit))
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		// The clock is set forward between the beginning and the verification.
+		w := newWorld(t)
+		installer := w.installer(brief(rollout.Audit))
+		installer.Cluster = between{w, func() {
+			data, err := w.root.Read(rollout.StateDir + "/journal.json")
+			require.NoError(t, err)
+			entry := entryOf(t, w)
+			past, err := entry.Deadline.Add(-time.Hour).MarshalText()
+			require.NoError(t, err)
+			deadline, err := entry.Deadline.MarshalText()
+			require.NoError(t, err)
+			earlier, err := entry.Began.Add(-time.Hour).MarshalText()
+			require.NoError(t, err)
+			now, err := entry.Began.MarshalText()
+			require.NoError(t, err)
+			w.file(rollout.StateDir+"/journal.json", strings.NewReplacer(string(deadline), string(past), string(now), string(earlier)).Replace(string(data)))
+		}}
+		w.dieAfterRestart()
+		require.True(t, dies(func() { _, _ = installer.Step(context.Background()) }))
+		report := w.run(brief(rollout.Audit))
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})(t)
 }
 
 func entryOf(t *testing.T, w *world) *journal.Entry {
@@ -497,34 +517,36 @@ func TestARecoveryDoesNotWaitForTheLock(t *testing.T) {
 }
 
 func TestAnUpgradeDuringAChangeThatIsRolledBackIsReported(t *testing.T) {
-	w := newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "nostart"))
-	installer := w.installer(brief(rollout.Audit))
-	installer.Cluster = between{w, func() {
-		require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version=v1.36.4"), 0o755))
-	}}
-	report := step(t, installer)
-	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
-	assert.Equal(t, stockVersion, report.Before.Version)
-	assert.Equal(t, "v1.36.4", report.Now.Version)
-	assert.Contains(t, report.Message, "The node's own kubelet runs again, which was upgraded during the change: v1.36.3 before, v1.36.4 now. ")
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "nostart"))
+		installer := w.installer(brief(rollout.Audit))
+		installer.Cluster = between{w, func() {
+			require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version=v1.36.4"), 0o755))
+		}}
+		report := step(t, installer)
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+		assert.Equal(t, stockVersion, report.Before.Version)
+		assert.Equal(t, "v1.36.4", report.Now.Version)
+		assert.Contains(t, report.Message, "The node's own kubelet runs again, which was upgraded during the change: v1.36.3 before, v1.36.4 now. ")
 
-	// What could not be written restarts no kubelet that is the node's own.
-	entry := entryOf(t, w)
-	entry.State = journal.Switching
-	data, err := json.Marshal(entry)
-	require.NoError(t, err)
-	w.file(rollout.StateDir+"/journal.json", string(data))
-	started := w.started
-	_, err = journal.Store{Root: w.root}.TakeBack(t.Context(), w, "", nil, rollout.ReasonInterrupted, "x")
-	require.NoError(t, err)
-	assert.Equal(t, started, w.started)
+		// What could not be written restarts no kubelet that is the node's own.
+		entry := entryOf(t, w)
+		entry.State = journal.Switching
+		data, err := json.Marshal(entry)
+		require.NoError(t, err)
+		w.file(rollout.StateDir+"/journal.json", string(data))
+		started := w.started
+		_, err = journal.Store{Root: w.root}.TakeBack(t.Context(), w, "", nil, rollout.ReasonInterrupted, "x")
+		require.NoError(t, err)
+		assert.Equal(t, started, w.started)
 
-	// Any other kubelet is not the node's own.
-	w.file(fmt.Sprintf("/proc/%d/exe", w.pid), "another")
-	report = w.run(brief(rollout.Audit))
-	assert.Equal(t, rollout.Failed, report.Phase)
-	assert.Contains(t, report.Message, "the program that runs has the checksum")
+		// Any other kubelet is not the node's own.
+		w.file(fmt.Sprintf("/proc/%d/exe", w.pid), "another")
+		report = w.run(brief(rollout.Audit))
+		assert.Equal(t, rollout.Failed, report.Phase)
+		assert.Contains(t, report.Message, "the program that runs has the checksum")
+	})(t)
 }
 
 // green is a process for another pool that selects the node as well.
@@ -558,37 +580,37 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 		assert.Len(t, w.told, written, "the report on the Node stays that of the other pool")
 		assert.Equal(t, started, w.started)
 	}
-	t.Run("while the other installer runs", func(t *testing.T) {
+	t.Run("while the other installer runs", timeless(func(t *testing.T) {
 		w, green := begin(t)
 		refuses(t, w, green, "Nothing was changed: another installer runs on this node: pod installer-2 of pool blue. ")
-	})
-	t.Run("after a boot, when it is first", func(t *testing.T) {
+	}))
+	t.Run("after a boot, when it is first", timeless(func(t *testing.T) {
 		w, green := begin(t)
 		w.process.disown()
 		w.boot("boot-2")
 		refuses(t, w, green, belongs)
 		// It keeps nobody from the node.
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
-	})
-	t.Run("after the Node was registered again", func(t *testing.T) {
+	}))
+	t.Run("after the Node was registered again", timeless(func(t *testing.T) {
 		w, green := begin(t)
 		w.process.disown()
 		w.node.Annotations = nil
 		refuses(t, w, green, belongs)
-	})
-	t.Run("while the API server is away", func(t *testing.T) {
+	}))
+	t.Run("while the API server is away", timeless(func(t *testing.T) {
 		w, green := begin(t)
 		w.process.disown()
 		w.away = true
 		_, err := green.Step(t.Context())
 		require.ErrorIs(t, err, errAway)
 		assert.Nil(t, green.owned)
-	})
+	}))
 	for name, leave := range map[string]func(w *world){
 		"until that pool is gone":            func(w *world) { w.pools = nil },
 		"until that pool selects it no more": func(w *world) { w.node.Labels["x"] = "z" },
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w, green := begin(t)
 			w.process.disown()
 			refuses(t, w, green, belongs)
@@ -599,9 +621,9 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 			written, err := rollout.ReportOf(w.node)
 			require.NoError(t, err)
 			assert.Equal(t, "green", written.Pool)
-		})
+		}))
 	}
-	t.Run("a change of the other that was interrupted", func(t *testing.T) {
+	t.Run("a change of the other that was interrupted", timeless(func(t *testing.T) {
 		w, _ := begin(t)
 		require.True(t, dies(func() { w.dieAfterRestart().run(request(rollout.Enforce)) }))
 		w.process.disown()
@@ -609,25 +631,27 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 		assert.Equal(t, rollout.ReasonOtherPool, report.Reason, report.Message)
 		assert.Equal(t, journal.Confirmed, entryOf(t, w).State, "it is finished all the same")
 		assert.False(t, w.timer)
-	})
+	}))
 }
 
 // What a node is found to run counts when its kubelet has registered with it.
 func TestANodeIsDoneWhenTheAPIServerKnowsItsKubelet(t *testing.T) {
-	w := newWorld(t)
-	require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
-	require.NoError(t, journal.Store{Root: w.root}.Clear())
-	installer := w.installer(request(rollout.Audit))
-	other := otherVersion{world: w, version: stockVersion}
-	installer.Cluster = &other
-	report := step(t, installer)
-	assert.Equal(t, rollout.Waiting, report.Phase)
-	assert.Equal(t, rollout.ReasonNode, report.Reason)
-	assert.Contains(t, report.Message, `it reports that it is done with v1.36.3+guard.0.1.0, but its kubelet has registered with the version "v1.36.3"`)
-	other.version = guardedVersion
-	report = step(t, installer)
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Equal(t, 2, w.started)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
+		require.NoError(t, journal.Store{Root: w.root}.Clear())
+		installer := w.installer(request(rollout.Audit))
+		other := otherVersion{world: w, version: stockVersion}
+		installer.Cluster = &other
+		report := step(t, installer)
+		assert.Equal(t, rollout.Waiting, report.Phase)
+		assert.Equal(t, rollout.ReasonNode, report.Reason)
+		assert.Contains(t, report.Message, `it reports that it is done with v1.36.3+guard.0.1.0, but its kubelet has registered with the version "v1.36.3"`)
+		other.version = guardedVersion
+		report = step(t, installer)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Equal(t, 2, w.started)
+	})(t)
 }
 
 // otherVersion is an API server with another version of the kubelet.

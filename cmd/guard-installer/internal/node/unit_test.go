@@ -47,7 +47,7 @@ func (w *world) use(u unittest.Unit) {
 
 func TestUnitsAsTheyAre(t *testing.T) {
 	for _, u := range unittest.Units(t) {
-		t.Run(u.Name, func(t *testing.T) {
+		t.Run(u.Name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.use(u)
 			refused := u.Refused
@@ -75,7 +75,7 @@ func TestUnitsAsTheyAre(t *testing.T) {
 			report = w.run(request(rollout.Stock))
 			require.Equal(t, rollout.Done, report.Phase, report.Message)
 			assert.Equal(t, u.Arguments, w.command.Arguments)
-		})
+		}))
 	}
 }
 
@@ -99,7 +99,7 @@ func TestARestartThatStopsTheRuntimeIsRefused(t *testing.T) {
 		"a runtime that is part of the kubelet":  {func(u *systemd.Unit) { u.StoppedWith = []string{"containerd.service"} }, "systemd stops containerd.service whenever kubelet.service stops"},
 		"a runtime that the kubelet has started": {func(u *systemd.Unit) { u.ControlGroup = "/system.slice/kubelet.service" }, "containerd-shim run in the control group of kubelet.service"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.file("/proc/77/cgroup", "1:name=systemd:/../../system.slice/kubelet.service\n")
 			w.file("/proc/77/comm", "containerd-shim\n")
@@ -113,58 +113,62 @@ func TestARestartThatStopsTheRuntimeIsRefused(t *testing.T) {
 			assert.Equal(t, rollout.ReasonUnit, report.Reason)
 			assert.Contains(t, report.Message, c.want)
 			assert.NotContains(t, report.Message, ", containerd run")
-		})
+		}))
 	}
 }
 
 func TestTheKubeletWantsTheUnitOfTheBoot(t *testing.T) {
-	w := newWorld(t)
-	require.NoError(t, w.installer(request(rollout.Audit)).writeUnits("/opt/x", time.Minute))
-	assert.Contains(t, w.tree(), "/etc/systemd/system/kubelet.service.wants/kubelet-guard-recover.service")
-	data, err := w.root.Read("/etc/systemd/system/kubelet-guard-recover.service")
-	require.NoError(t, err)
-	assert.Contains(t, string(data), "WantedBy=kubelet.service\n")
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		require.NoError(t, w.installer(request(rollout.Audit)).writeUnits("/opt/x", time.Minute))
+		assert.Contains(t, w.tree(), "/etc/systemd/system/kubelet.service.wants/kubelet-guard-recover.service")
+		data, err := w.root.Read("/etc/systemd/system/kubelet-guard-recover.service")
+		require.NoError(t, err)
+		assert.Contains(t, string(data), "WantedBy=kubelet.service\n")
+	})(t)
 }
 
 // A unit that somebody changes after the roll-out is reported. Its kubelet is restarted
 // at the next request, and not by an installer that is started again.
 func TestUnitChangedAfterTheRollOut(t *testing.T) {
-	w := newWorld(t)
-	first := w.installer(request(rollout.Audit))
-	report, err := first.Step(context.Background())
-	require.NoError(t, err)
-	require.Equal(t, rollout.Done, report.Phase, report.Message)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		first := w.installer(request(rollout.Audit))
+		report, err := first.Step(context.Background())
+		require.NoError(t, err)
+		require.Equal(t, rollout.Done, report.Phase, report.Message)
 
-	w.file(kubeadmFile, "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_EXTRA_ARGS --v=4\n")
-	require.NoError(t, w.Reload(context.Background()))
-	started := w.started
-	changed := func(i *Installer) {
-		t.Helper()
-		report, err := i.Step(context.Background())
-		require.NoError(t, err)
-		assert.Equal(t, rollout.Done, report.Phase, report.Message)
-		report, err = i.Step(context.Background())
-		require.NoError(t, err)
-		assert.Equal(t, rollout.Done, report.Phase, report.Message)
-		assert.Equal(t, rollout.ReasonUnitChanged, report.Reason)
-		assert.Contains(t, report.Message, "the unit has --v=4 besides")
-		assert.Equal(t, started, w.started, "the kubelet was restarted")
-	}
-	changed(first)
-	changed(w.installer(request(rollout.Audit)))
-	// One that finds the kubelet just starting, as after a boot.
-	booting := w.installer(request(rollout.Audit))
-	looks := 0
-	booting.Systemd = stateful{w, func(u *systemd.Unit) {
-		if looks++; looks == 1 {
-			u.Active, u.MainPID = "activating", 0
+		w.file(kubeadmFile, "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_EXTRA_ARGS --v=4\n")
+		require.NoError(t, w.Reload(context.Background()))
+		started := w.started
+		changed := func(i *Installer) {
+			t.Helper()
+			report, err := i.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, rollout.Done, report.Phase, report.Message)
+			report, err = i.Step(context.Background())
+			require.NoError(t, err)
+			assert.Equal(t, rollout.Done, report.Phase, report.Message)
+			assert.Equal(t, rollout.ReasonUnitChanged, report.Reason)
+			assert.Contains(t, report.Message, "the unit has --v=4 besides")
+			assert.Equal(t, started, w.started, "the kubelet was restarted")
 		}
-	}}
-	changed(booting)
+		changed(first)
+		changed(w.installer(request(rollout.Audit)))
+		// One that finds the kubelet just starting, as after a boot.
+		booting := w.installer(request(rollout.Audit))
+		looks := 0
+		booting.Systemd = stateful{w, func(u *systemd.Unit) {
+			if looks++; looks == 1 {
+				u.Active, u.MainPID = "activating", 0
+			}
+		}}
+		changed(booting)
 
-	report = w.run(with(request(rollout.Audit), func(r *rollout.Request) { r.Settle = metav1.Duration{Duration: 61 * time.Millisecond} }))
-	require.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Empty(t, report.Reason)
-	assert.Equal(t, started+1, w.started)
-	assert.Contains(t, w.command.Arguments, "--v=4 --guard-config=")
+		report = w.run(with(request(rollout.Audit), func(r *rollout.Request) { r.Settle = metav1.Duration{Duration: 61 * time.Millisecond} }))
+		require.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Empty(t, report.Reason)
+		assert.Equal(t, started+1, w.started)
+		assert.Contains(t, w.command.Arguments, "--v=4 --guard-config=")
+	})(t)
 }

@@ -97,7 +97,7 @@ func (i *Installer) verifyAgain(ctx context.Context, entry *journal.Entry) (foun
 // is clear. Only the kubelet restarts the settle time: containers come and go.
 func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	entry := v.entry
-	deadline := time.Now().Add(timeLeft(entry, host.Uptime())) // by a clock that nobody sets
+	deadline := time.Now().Add(timeLeft(entry, uptime())) // by a clock that nobody sets
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	v.noteHeartbeat(ctx)
@@ -169,13 +169,16 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	}
 }
 
+// uptime is a clock that nobody sets. Tests have one of their own.
+var uptime = host.Uptime
+
 // timeLeft returns how long a change may take until its deadline. It goes by the time
 // since the boot: a clock that is set in the middle of a change ends no change.
-func timeLeft(entry *journal.Entry, uptime time.Duration) time.Duration {
+func timeLeft(entry *journal.Entry, now time.Duration) time.Duration {
 	if entry.Uptime == 0 {
 		return time.Until(entry.Deadline)
 	}
-	return entry.Deadline.Sub(entry.Began) - (uptime - entry.Uptime)
+	return entry.Deadline.Sub(entry.Began) - (now - entry.Uptime)
 }
 
 // overdue is the failure of a change that was not healthy in time.

@@ -47,30 +47,32 @@ func step(t *testing.T, installer *Installer) rollout.Report {
 }
 
 func TestANodeWhereContainersComeAndGoIsVerified(t *testing.T) {
-	w := newWorld(t)
-	for n := range 40 {
-		name := fmt.Sprintf("job-%d", n)
-		w.containers = append(w.containers, cri.Container{ID: name, PodUID: types.UID(name), Namespace: "ns", Pod: name, Name: "main"})
-		pod := corev1.Pod{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever}}
-		pod.Namespace, pod.Name, pod.UID = "ns", name, types.UID(name)
-		w.pods = append(w.pods, pod)
-	}
-	installer := w.installer(with(request(rollout.Audit), func(r *rollout.Request) {
-		r.Settle.Duration, r.VerifyTimeout.Duration = 300*time.Millisecond, 1200*time.Millisecond
-	}))
-	installer.Poll = 5 * time.Millisecond
-	next, last := 0, time.Now()
-	// One ends every tenth of the settle time, and its status comes later.
-	w.whileVerified(installer, func(int) {
-		if time.Since(last) > 30*time.Millisecond && next < 40 {
-			w.ends(fmt.Sprintf("job-%d", next))
-			next, last = next+1, time.Now()
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		for n := range 40 {
+			name := fmt.Sprintf("job-%d", n)
+			w.containers = append(w.containers, cri.Container{ID: name, PodUID: types.UID(name), Namespace: "ns", Pod: name, Name: "main"})
+			pod := corev1.Pod{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever}}
+			pod.Namespace, pod.Name, pod.UID = "ns", name, types.UID(name)
+			w.pods = append(w.pods, pod)
 		}
-	})
-	report := step(t, installer)
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
-	assert.Greater(t, next, 4)
-	assert.Contains(t, report.Message, "have ended since, by themselves or with their pods")
+		installer := w.installer(with(request(rollout.Audit), func(r *rollout.Request) {
+			r.Settle.Duration, r.VerifyTimeout.Duration = 300*time.Millisecond, 1200*time.Millisecond
+		}))
+		installer.Poll = 5 * time.Millisecond
+		next, last := 0, time.Now()
+		// One ends every tenth of the settle time, and its status comes later.
+		w.whileVerified(installer, func(int) {
+			if time.Since(last) > 30*time.Millisecond && next < 40 {
+				w.ends(fmt.Sprintf("job-%d", next))
+				next, last = next+1, time.Now()
+			}
+		})
+		report := step(t, installer)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+		assert.Greater(t, next, 4)
+		assert.Contains(t, report.Message, "have ended since, by themselves or with their pods")
+	})(t)
 }
 
 func TestWhatRestartsTheSettleTimeIsSaid(t *testing.T) {
@@ -94,15 +96,17 @@ func TestWhatRestartsTheSettleTimeIsSaid(t *testing.T) {
 }
 
 func TestAKubeletThatCannotSettleInTimeIsRolledBackAtOnce(t *testing.T) {
-	w := newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "sick"))
-	began := time.Now()
-	report := w.run(with(request(rollout.Audit), func(r *rollout.Request) {
-		r.VerifyTimeout.Duration, r.Settle.Duration = 20*time.Second, 19800*time.Millisecond
-	}))
-	assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
-	assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
-	assert.Less(t, time.Since(began), 10*time.Second)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "sick"))
+		began := time.Now()
+		report := w.run(with(request(rollout.Audit), func(r *rollout.Request) {
+			r.VerifyTimeout.Duration, r.Settle.Duration = 20*time.Second, 19800*time.Millisecond
+		}))
+		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
+		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
+		assert.Less(t, time.Since(began), 10*time.Second)
+	})(t)
 }
 
 func TestWhatCountsAsStoppedByTheChange(t *testing.T) {
@@ -195,20 +199,22 @@ func TestWhatCountsAsStoppedByTheChange(t *testing.T) {
 
 // A resume looks at a kubelet that runs: what it has stopped by then does not count.
 func TestAResumeDoesNotCountEarlierStops(t *testing.T) {
-	w := newWorld(t)
-	w.image(program("version="+guardedVersion, "guarded", "kills"))
-	holdsA(w)
-	require.True(t, w.run(request(rollout.Enforce)).Left)
-	w.resume()
-	installer := w.installer(request(rollout.Enforce))
-	w.whileVerified(installer, func(look int) {
-		if look == 2 {
-			w.ends("first-a")
-		}
-	})
-	w.held = nil
-	report := step(t, installer)
-	assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	timeless(func(t *testing.T) {
+		w := newWorld(t)
+		w.image(program("version="+guardedVersion, "guarded", "kills"))
+		holdsA(w)
+		require.True(t, w.run(request(rollout.Enforce)).Left)
+		w.resume()
+		installer := w.installer(request(rollout.Enforce))
+		w.whileVerified(installer, func(look int) {
+			if look == 2 {
+				w.ends("first-a")
+			}
+		})
+		w.held = nil
+		report := step(t, installer)
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})(t)
 }
 
 // runs gives a pod a container that runs by the word of the kubelet.
@@ -217,7 +223,7 @@ func runs(pod *corev1.Pod) {
 }
 
 func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
-	t.Run("before the change", func(t *testing.T) {
+	t.Run("before the change", timeless(func(t *testing.T) {
 		w := newWorld(t)
 		runs(&w.pods[0])
 		w.containers = nil
@@ -226,8 +232,8 @@ func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
 		assert.Equal(t, rollout.ReasonRuntime, report.Reason)
 		assert.Contains(t, report.Message, "/run/containerd/containerd.sock is not the container runtime of the kubelet: it shows 0 containers, and none of the 1 pods that run by the word of the kubelet")
 		assert.Equal(t, 1, w.started)
-	})
-	t.Run("since the change", func(t *testing.T) {
+	}))
+	t.Run("since the change", timeless(func(t *testing.T) {
 		w := newWorld(t)
 		w.containers = nil
 		installer := w.installer(brief(rollout.Audit))
@@ -235,12 +241,12 @@ func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
 		report := step(t, installer)
 		assert.Equal(t, rollout.RolledBack, report.Phase)
 		assert.Equal(t, rollout.ReasonRuntime, report.Reason)
-	})
-	t.Run("nothing runs", func(t *testing.T) {
+	}))
+	t.Run("nothing runs", timeless(func(t *testing.T) {
 		w := newWorld(t)
 		w.containers, w.pods = nil, nil
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
-	})
+	}))
 }
 
 func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
@@ -251,8 +257,7 @@ func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
 		"rolled back":   {[]string{"guarded", "nostart"}, false},
 		"left in place": {[]string{"guarded", "unhealthy"}, true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.image(program(append(c.words, "version="+guardedVersion)...))
 			holdsA(w)
@@ -284,7 +289,7 @@ func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
 			second, started := report.Attempt, w.started
 			assert.Equal(t, second, w.run(brief(rollout.Enforce)).Attempt)
 			assert.Equal(t, started, w.started)
-		})
+		}))
 	}
 }
 

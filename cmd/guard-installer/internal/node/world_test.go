@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -91,8 +92,6 @@ type world struct {
 	timer    bool
 	// retry: systemd starts the unit that rolls back again after a while.
 	retry bool
-	// crash, when it gets to 0, is a kill of the installer at a call of systemd.
-	crash int
 	// dies: the installer is killed after the next restart.
 	dies bool
 	// what the unit that takes back says.
@@ -145,9 +144,18 @@ type world struct {
 
 type crashed struct{}
 
+// timeless is a test that waits for nothing: its clock goes on when all that is left to do
+// is to wait. It runs at the same time as others.
+func timeless(f func(t *testing.T)) func(t *testing.T) {
+	return func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, f)
+	}
+}
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, root: host.Root(memory(t)), images: t.TempDir(), server: "v1.36.3", slot: true, crash: -1, certificate: "pin"}
+	w := &world{t: t, root: host.Root(memory(t)), images: t.TempDir(), server: "v1.36.3", slot: true, certificate: "pin"}
 	worlds.Store(w.root, w)
 	t.Cleanup(func() { worlds.Delete(w.root) })
 	w.file("/proc/sys/kernel/random/boot_id", "boot-1\n")
@@ -246,7 +254,7 @@ func (w *world) another(request rollout.Request) *Installer {
 			return word(data, "version"), err
 		},
 		SetReady: func(ready bool) error { w.step("readiness"); w.ready = ready; return nil },
-		Poll:     time.Millisecond,
+		Poll:     5 * time.Millisecond,
 		Recovery: 300 * time.Millisecond,
 	}
 }
@@ -287,13 +295,7 @@ func (w *world) tree() []string {
 
 // systemd
 
-func (w *world) call() {
-	w.step("systemd")
-	if w.crash == 0 {
-		panic(crashed{})
-	}
-	w.crash--
-}
+func (w *world) call() { w.step("systemd") }
 
 func (w *world) Reload(context.Context) error {
 	w.call()
@@ -400,9 +402,6 @@ func (w *world) Start(ctx context.Context, name string) error {
 // takeBack is what the node's own process does: it is no part of the installer, so
 // nothing of it is cut off by a crash of the installer.
 func (w *world) takeBack() (*journal.Entry, error) {
-	crash := w.crash
-	w.crash = -1
-	defer func() { w.crash = crash }()
 	holding := Holding{Root: w.root, Systemd: w, Protected: w.protected, Poll: time.Millisecond}
 	return journal.Store{Root: w.root}.TakeBackOrTry(context.Background(), w, holding.Keep, rollout.ReasonInterrupted, "the timer")
 }
