@@ -144,7 +144,7 @@ func (s *source) fields() (string, error) {
 		if _, err := guard.ParseConfiguration([]byte(document)); err != nil {
 			return "", fmt.Errorf("the example of %s: %w", name, err)
 		}
-		// What the code says beats what its comment says.
+		// The code's value beats that of its comment.
 		comment, byDefault, _ := strings.Cut(comment, "Default: ")
 		fmt.Fprintf(&text, "### %s\n\n%s\n", name, strings.TrimSpace(comment))
 		if name == "mode" {

@@ -73,7 +73,7 @@ func rows() []row {
 					{`sum by (cause) (increase(kubelet_guard_audited_kills_total[5m])) > 0`, "audited {{cause}}"},
 				}},
 				{title: "Allowed kills by cause", description: "ExplicitDeletion is the ordinary end of a protected pod; the others are causes that the configuration exempts.", unit: "short", queries: []query{{`sum by (cause) (increase(kubelet_guard_allowed_kills_total[5m])) > 0`, "{{cause}}"}}},
-				{title: "Protected pods", description: "As the kubelets count them, and as their labels say. A gap between the two is pods on unguarded nodes, or a podSelector that is not the default.", unit: "short", queries: []query{
+				{title: "Protected pods", description: "As the kubelets count them, and by their labels. A gap between the two is pods on unguarded nodes, or a podSelector that is not the default.", unit: "short", queries: []query{
 					{`sum(kubelet_guard_protected_pods)`, "on guarded kubelets"},
 					{`max by (kubelet) (guard_webhook_protected_pods)`, "labelled, kubelet {{kubelet}}"},
 					{`max(guard_webhook_protected_pods_without_budget)`, "labelled, without a budget"},
@@ -84,11 +84,11 @@ func rows() []row {
 				}},
 				{title: "Roll-outs", description: "Nodes of each pool, from kube-state-metrics. KubeletGuardRolloutStopped fires when nothing moves for 15 minutes.", unit: "short", queries: []query{
 					{`max by (daemonset) (kube_daemonset_status_desired_number_scheduled{namespace="kubelet-guard-rollout"})`, "{{daemonset}} nodes"},
-					{`max by (daemonset) (kube_daemonset_status_updated_number_scheduled{namespace="kubelet-guard-rollout"})`, "{{daemonset}} begun"},
-					{`max by (daemonset) (kube_daemonset_status_number_available{namespace="kubelet-guard-rollout"})`, "{{daemonset}} in order"},
-					{`max by (daemonset) (kube_daemonset_status_number_unavailable{namespace="kubelet-guard-rollout"}) > 0`, "{{daemonset}} not in order"},
+					{`max by (daemonset) (kube_daemonset_status_updated_number_scheduled{namespace="kubelet-guard-rollout"})`, "{{daemonset}} started"},
+					{`max by (daemonset) (kube_daemonset_status_number_available{namespace="kubelet-guard-rollout"})`, "{{daemonset}} healthy"},
+					{`max by (daemonset) (kube_daemonset_status_number_unavailable{namespace="kubelet-guard-rollout"}) > 0`, "{{daemonset}} unhealthy"},
 				}},
-				{title: "Errors of the guard", description: "By operation; docs/metrics.md says what each costs.", unit: "ops", queries: []query{{`sum by (operation) (rate(kubelet_guard_errors_total[$__rate_interval]))`, "{{operation}}"}}},
+				{title: "Errors of the guard", description: "By operation; docs/metrics.md has what each costs.", unit: "ops", queries: []query{{`sum by (operation) (rate(kubelet_guard_errors_total[$__rate_interval]))`, "{{operation}}"}}},
 				{title: "Decision latency on the nodes", description: "Protected pods only, all nodes together.", unit: "s", queries: []query{
 					{`histogram_quantile(0.99, sum by (le) (rate(kubelet_guard_decision_duration_seconds_bucket[$__rate_interval])))`, "99 %"},
 					{`histogram_quantile(0.5, sum by (le) (rate(kubelet_guard_decision_duration_seconds_bucket[$__rate_interval])))`, "50 %"},
@@ -152,7 +152,7 @@ func dashboardJSON() (string, error) {
 func (f figure) panel() *stat.PanelBuilder {
 	steps := []dashboard.Threshold{{Color: "green"}}
 	if f.calm != nil {
-		// A threshold begins at its value, and calm is still well.
+		// A threshold starts at its value, at which calm is still well.
 		steps = append(steps, dashboard.Threshold{Value: cog.ToPtr(*f.calm + 0.001), Color: "red"})
 	}
 	unit := f.unit

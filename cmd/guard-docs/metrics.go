@@ -18,14 +18,14 @@ const (
 	metricPrefix = "kubelet_guard_"
 )
 
-// advice says for each metric what to do with it; it is the one part of the page
+// advice is what to do with each metric; it is the one part of the page
 // that the code does not know.
 var advice = map[string]string{
 	metricPrefix + "refused_kills_total": "Warn on any increase: something wanted a healthy pod dead. Page on `cause=\"RuntimeStop\"`: the kubelet took a path that no hook knows, which is a bug of this project.",
 	metricPrefix + "audited_kills_total": "Before a pool goes from `Audit` to `Enforce`, every increase should be understood: it is a pod that was stopped and will be held from then on.",
-	metricPrefix + "allowed_kills_total": "No alert. Beside `refused_kills_total` it tells ordinary deletions (`ExplicitDeletion`) from what `allowedCauses` let through.",
-	metricPrefix + "errors_total":        "Warn on a rate that stays above zero for 10 minutes. With `operation=\"Runtime\"` the container runtime does not answer, so that pods that are gone may count as alive; with `Processes` the kernel does not tell which processes run, with the same effect; with `StateDirectory` pods are not saved for the next start of the kubelet; with `PodDeletion` records that release held pods cannot be read.",
-	metricPrefix + "decision_duration_seconds": "Warn when the 99th percentile stays above 0.1 s: decisions are asked under locks of the kubelet. " +
+	metricPrefix + "allowed_kills_total": "No alert. With `refused_kills_total` it distinguishes ordinary deletions (`ExplicitDeletion`) from what `allowedCauses` let through.",
+	metricPrefix + "errors_total":        "Warn on a rate that stays above zero for 10 minutes. With `operation=\"Runtime\"` the container runtime does not respond, so that pods that are gone may count as alive; with `Processes` the kernel does not report which processes run, with the same effect; with `StateDirectory` pods are not saved for the next start of the kubelet; with `PodDeletion` records that release held pods cannot be read.",
+	metricPrefix + "decision_duration_seconds": "Warn when the 99th percentile stays above 0.1 s: decisions are made under locks of the kubelet. " +
 		"A question to the runtime is given up after 2 s.",
 	metricPrefix + "info":                "Warn when the mode of a node is not that of its pool, and when nodes that should be guarded have no such series: they run a stock kubelet.",
 	metricPrefix + "protected_pods":      "Warn on a sudden drop to zero on a node that runs pods with the label.",
@@ -48,7 +48,7 @@ func metricsPage() (string, error) {
 # Metrics
 
 The guarded kubelet serves these at ` + "`/metrics`" + ` on its authenticated port,
-beside its own. No label names a pod or a namespace, every label set is closed,
+next to its own. No label names a pod or a namespace, every label set is closed,
 and every series exists from the start with the value 0, so that ` + "`increase()`" + `
 sees the first event. The alerts made from them are in [monitoring.md](monitoring.md).
 
@@ -130,7 +130,7 @@ func labelNames(family *dto.MetricFamily) []string {
 	return names
 }
 
-// labelValues says which values the labels of a metric take.
+// labelValues returns the values that the labels of a metric take.
 func labelValues(family *dto.MetricFamily) string {
 	seen := map[string][]string{}
 	for _, metric := range family.GetMetric() {
@@ -156,7 +156,7 @@ func labelValues(family *dto.MetricFamily) string {
 	return strings.Join(lines, "\n")
 }
 
-// buckets says which buckets a histogram has; it is empty for other metrics.
+// buckets returns the buckets of a histogram; it is empty for other metrics.
 func buckets(family *dto.MetricFamily) string {
 	if family.GetType() != dto.MetricType_HISTOGRAM {
 		return ""

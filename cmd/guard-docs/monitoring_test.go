@@ -37,7 +37,7 @@ var ofOthers = map[string][]string{
 
 var daemonSetLabels = []string{"namespace", "daemonset"}
 
-// onlyInAlerts are metrics that tell one thing and are not worth a graph.
+// onlyInAlerts are metrics that have one meaning and are not worth a graph.
 var onlyInAlerts = []string{"kube_pod_info", "kube_pod_status_ready", "kube_node_status_condition"}
 
 func alerts(t *testing.T) []rule {
@@ -94,7 +94,7 @@ func TestEveryAlertIsListedAndTested(t *testing.T) {
 	}
 }
 
-// metric is what a gathered metric may be asked for.
+// metric is what a query may use of a gathered metric.
 type metric struct {
 	labels []string
 	// values of the labels, nil for metrics of others.

@@ -21,18 +21,18 @@ var webhookAdvice = map[string]string{
 	admission.DecisionsMetric: "GuardWebhookRefusalsRising, GuardWebhookOverrideUsed, GuardWebhookDecisionsFailing. " +
 		"Rules that the API server decides by policies are not in it: those are in `apiserver_validating_admission_policy_check_total` (GuardPolicyRefusalsRising).",
 	admission.DecisionDurationMetric: "GuardWebhookDecisionsSlow. The way to the webhook and back is in `apiserver_admission_webhook_admission_duration_seconds`.",
-	admission.CacheAgeMetric:         "GuardWebhookCacheTooOld. A watch that has nothing to tell still brings a bookmark about once a minute, so that an age of a few minutes is a lost watch.",
-	admission.CertificateMetric:      "GuardWebhookCertificateExpiring. It is read from the server itself, so it is right whoever renews the certificate.",
+	admission.CacheAgeMetric:         "GuardWebhookCacheTooOld. A watch without events still brings a bookmark about once a minute, so that an age of a few minutes is a lost watch.",
+	admission.CertificateMetric:      "GuardWebhookCertificateExpiring. It is read from the server itself, so it is right however the certificate is renewed.",
 	fleetmetrics.NodesMetric:         "No alert; the whole to which the next one is a part.",
 	fleetmetrics.ProtectedNodesMetric: "KubeletGuardNodesUnguarded. Every replica counts the whole cluster: take `max`, not `sum`, over replicas. " +
 		"A kubelet is guarded when its version has the suffix `+guard.<release>`; a guarded one whose configuration selects other labels, or whose mode is `Off`, counts as guarded.",
-	fleetmetrics.ProtectedPodsMetric: "No alert. Over `kubelet=\"Unguarded\"` it says how many pods the alert is about.",
+	fleetmetrics.ProtectedPodsMetric: "No alert. Over `kubelet=\"Unguarded\"` it is the number of pods that the alert is about.",
 	fleetmetrics.WithoutBudgetMetric: "No alert. A namespace and labels that several pods share count as one kind of pod, as of the moment of the read. " +
 		"A budget whose selector names a label that each pod has for itself (`statefulset.kubernetes.io/pod-name`, an index, or any whose value is the pod's name) is not seen here. " +
 		"There is no series while a replica does not know all pods and budgets, nor where protected pods have more than 50,000 sets of labels. `kubectl guard status` names the namespaces.",
 }
 
-// webhookLabels says which values a label takes whose values are not all there at the
+// webhookLabels describes the values of a label whose values are not all there at the
 // start.
 var webhookLabels = map[string]string{
 	"mode":     "that of the rule, one of `Enforce`, `Audit`",
@@ -96,7 +96,7 @@ func webhookMetricsPage() (string, error) {
 
 # Metrics of the webhook
 
-The webhook serves these at ` + "`/metrics`" + `, plain HTTP on port 8080 of its pods, beside
+The webhook serves these at ` + "`/metrics`" + `, plain HTTP on port 8080 of its pods, next to
 those of its libraries (` + "`controller_runtime_*`, `rest_client_*`, `go_*`" + `). No label names an
 object, every label set is closed, and every series that can occur exists from the
 start, so that ` + "`increase()`" + ` sees the first event. How to have them collected, and the
@@ -127,7 +127,7 @@ What the API server knows about the webhook and the policies, and the alerts use
 	return page.String(), nil
 }
 
-// webhookLabelValues says which values the labels of a metric take.
+// webhookLabelValues returns the values that the labels of a metric take.
 func webhookLabelValues(family *dto.MetricFamily) string {
 	seen := map[string][]string{}
 	for _, metric := range family.GetMetric() {

@@ -9,9 +9,9 @@ import (
 	"slices"
 )
 
-// callers are those whose reviews are answered. Answers have effects: they are counted,
+// callers are those whose reviews are judged. Reviews have effects: they are counted,
 // they spend budgets and ledgers, and a forced delete leaves a record. The zero value
-// answers everybody.
+// lets every caller through.
 type callers struct {
 	// authorities have signed their certificates.
 	authorities *x509.CertPool
@@ -34,7 +34,7 @@ func newCallers(file string, names []string) (*callers, error) {
 }
 
 // tls has the server check the certificates that it is given. A connection without one is
-// accepted, since probes connect and ask nothing; its requests are refused by only.
+// accepted, since probes connect and send nothing; its requests are refused by only.
 func (c *callers) tls(config *tls.Config) {
 	if c.authorities != nil {
 		config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, c.authorities

@@ -50,7 +50,7 @@ const leaseName = "guard-webhook"
 
 // A leader that cannot renew its lease stops, and its part of the reviews with it. The
 // times are long, so that a slow API server does not have that come of it: what the
-// leader does can wait a minute, and a replica that stops in order hands its lease on
+// leader does can wait a minute, and a replica that stops on a signal hands its lease on
 // at once.
 const (
 	leaseDuration = 60 * time.Second
@@ -65,7 +65,7 @@ func newCommand() *cobra.Command {
 		Short: "Serve the admission rules of Kubelet Guard that need state or a clock",
 		Long: `Serve the admission rules of Kubelet Guard that need state or a clock.
 
-The API server calls it as manifests/control-plane says; docs/control-plane has a page
+The API server calls it as configured in manifests/control-plane; docs/control-plane has a page
 for each rule. Every replica decides; one of them, elected, also collects records and
 keeps the status of the policies.`,
 		Args:          cobra.NoArgs,
@@ -191,7 +191,7 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 
 	checks := map[string]healthz.Checker{
 		"caches": func(*http.Request) error { return synced(ctx, mgr.GetCache()) },
-		// It calls the server over TLS, so it also says that a certificate is served.
+		// It calls the server over TLS, so it also checks that a certificate is served.
 		"webhook": server.StartedChecker(),
 		"signal": func(*http.Request) error {
 			if stopping.Load() {

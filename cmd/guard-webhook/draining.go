@@ -17,7 +17,7 @@ type drainingServer struct {
 	callers  *callers
 }
 
-// Register implements webhook.Server. Only callers are answered, a few at a time.
+// Register implements webhook.Server. Only callers get through, a few at a time.
 func (s drainingServer) Register(path string, hook http.Handler) {
 	hook = s.callers.only(inTurn(hook))
 	s.Server.Register(path, http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {

@@ -74,18 +74,18 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringToStringVar(&o.ruleMode, "rule-mode", nil, "mode of one rule, such as NodeDeletion=Audit; may be repeated. Rules: "+strings.Join(ruleNames(), ", "))
 	flags.DurationVar(&o.overrideLimit, "override-limit", o.overrideLimit, "how far ahead an override may expire")
 	flags.DurationVar(&o.recordTTL, "record-ttl", o.recordTTL, "how long a PodDeletion record is kept; longer than a node can be cut off")
-	flags.StringToStringVar(&o.workloadControllers, "workload-controllers", nil, "controllers that run workloads and may scale them past budgets, beside those of Kubernetes: kind and user, such as StatefulSet.apps.kruise.io=system:serviceaccount:kruise-system:kruise-manager; may be repeated")
+	flags.StringToStringVar(&o.workloadControllers, "workload-controllers", nil, "controllers that run workloads and may scale them past budgets, besides those of Kubernetes: kind and user, such as StatefulSet.apps.kruise.io=system:serviceaccount:kruise-system:kruise-manager; may be repeated")
 	flags.DurationVar(&o.deletedNodeHold, "deleted-node-hold", o.deletedNodeHold, "how long protected pods that were ready are kept from the pod garbage collector after their node was deleted; 0 for budgets alone")
 
 	flags.StringVar(&o.namespace, "namespace", o.namespace, "namespace of the webhook; by default that of its pod (POD_NAMESPACE)")
 	flags.StringVar(&o.service, "service", o.service, "Service by whose name the API server calls the webhook")
 	flags.StringVar(&o.secret, "cert-secret", o.secret, "Secret for the certificates that the webhook makes; it is created when absent")
 	flags.StringVar(&o.webhookConfiguration, "webhook-configuration", o.webhookConfiguration, "ValidatingWebhookConfiguration that calls the webhook; it gets the certificate authority, and an entry for the pools of nodes that an outage holds")
-	flags.StringVar(&o.certDir, "cert-dir", o.certDir, "folder with tls.crt and tls.key that somebody else renews; the webhook then makes no certificate and leaves those in its configuration alone")
+	flags.StringVar(&o.certDir, "cert-dir", o.certDir, "folder with tls.crt and tls.key that something else renews; the webhook then makes no certificate and leaves those in its configuration alone")
 	flags.IntVar(&o.port, "port", o.port, "port of the webhook")
 	flags.StringVar(&o.callerCAFile, "caller-ca-file", o.callerCAFile, "certificates of the authorities that sign the client certificates of the API servers")
 	flags.StringSliceVar(&o.callerNames, "caller-names", nil, "common names of these client certificates")
-	flags.BoolVar(&o.allowAnyCaller, "allow-any-caller", o.allowAnyCaller, "answer everybody who reaches the port, where the API servers cannot be given a client certificate")
+	flags.BoolVar(&o.allowAnyCaller, "allow-any-caller", o.allowAnyCaller, "judge reviews of any client that reaches the port, where the API servers cannot be given a client certificate")
 
 	flags.StringVar(&o.healthAddress, "health-address", o.healthAddress, "address of /healthz and /readyz")
 	flags.StringVar(&o.metricsAddress, "metrics-address", o.metricsAddress, "address of /metrics, plain HTTP; 0 for none")
@@ -148,7 +148,7 @@ func (o *options) validate() (admission.Modes, error) {
 	}
 	switch {
 	case o.callerCAFile == "" && !o.allowAnyCaller:
-		wrong("caller-ca-file", "is required, so that only the API servers are answered; where they cannot be given a client certificate, say --allow-any-caller")
+		wrong("caller-ca-file", "is required, so that only reviews of the API servers are judged; where they cannot be given a client certificate, use --allow-any-caller")
 	case o.callerCAFile != "" && o.allowAnyCaller:
 		wrong("allow-any-caller", "contradicts --caller-ca-file")
 	case o.callerCAFile != "" && len(o.callerNames) == 0:

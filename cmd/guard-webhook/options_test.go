@@ -37,7 +37,7 @@ func TestValidate(t *testing.T) {
 		{name: "given callers", callers: true, arguments: []string{"--caller-ca-file=ca.crt", "--caller-names=a,b"}, want: admission.Modes{Default: admission.Enforce, ByRule: map[admission.RuleName]admission.Mode{}}},
 		{
 			name: "nobody says who may call", callers: true,
-			wantErr: "--caller-ca-file: is required, so that only the API servers are answered; where they cannot be given a client certificate, say --allow-any-caller",
+			wantErr: "--caller-ca-file: is required, so that only reviews of the API servers are judged; where they cannot be given a client certificate, use --allow-any-caller",
 		},
 		{name: "some and everybody", callers: true, arguments: []string{"--caller-ca-file=ca.crt", "--caller-names=a", "--allow-any-caller"}, wantErr: "--allow-any-caller: contradicts --caller-ca-file"},
 		{

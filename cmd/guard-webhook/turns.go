@@ -13,7 +13,7 @@ const (
 	// few cores of a replica, and each holds ten times the size of its object: hundreds at
 	// once would leave no room below the memory limit, and the collector the only work.
 	reviewsAtOnce = 32
-	// longestTurn is how long a review waits for its turn. It is short beside the time-outs
+	// longestTurn is how long a review waits for its turn. It is short compared with the time-outs
 	// of the entries: reviews may also wait for each other, as those that charge a ledger
 	// do, and have to refuse in time.
 	longestTurn = time.Second

@@ -54,7 +54,7 @@ var _ = Describe("the override", func() {
 		Entry("expired", SpecTimeout(specTimeout), func() string { return overrideFor(-time.Minute, "late") }, &overrider, byWebhook, "it expired at"),
 		Entry("too far ahead", SpecTimeout(specTimeout), func() string { return overrideFor(48*time.Hour, "for ever") }, &overrider, byWebhook, "more than 24h0m0s ahead"),
 		Entry("without a reason", SpecTimeout(specTimeout), func() string { return time.Now().Add(time.Hour).UTC().Format(time.RFC3339) }, &overrider, byWebhook, "has no reason"),
-		Entry("without a time", SpecTimeout(specTimeout), func() string { return "please" }, &overrider, byWebhook, "does not begin with a time"),
+		Entry("without a time", SpecTimeout(specTimeout), func() string { return "please" }, &overrider, byWebhook, "does not start with a time"),
 		Entry("by somebody without the permission", SpecTimeout(specTimeout), func() string { return overrideFor(time.Hour, "mine") }, &ordinary, byPolicy, `user "ordinary" may not use the verb override`),
 	)
 
@@ -137,7 +137,7 @@ var _ = Describe("the override", func() {
 			return err
 		}
 		Expect(patch(ordinary, overrideFor(time.Hour, "x"))).To(BeRefused("the replicas of deployments.apps web were not changed from 1 to 2", "does not count", "may not use the verb override"))
-		Expect(patch(overrider, "x")).To(BeRefused("does not begin with a time"))
+		Expect(patch(overrider, "x")).To(BeRefused("does not start with a time"))
 		Expect(patch(overrider, overrideFor(time.Hour, "ticket 18"))).To(Succeed())
 	}, SpecTimeout(specTimeout))
 

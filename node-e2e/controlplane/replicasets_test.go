@@ -51,7 +51,7 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 			return patch(ctx, u, namespace, set.Name, fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}},"spec":{"minReadySeconds":1}}`, annotationOverride, value), dryRun)
 		}
 		Expect(override(ordinary, overrideFor(time.Hour, "x"))).To(BeRefused("may not use the verb override"))
-		Expect(override(overrider, "x")).To(BeRefused("replicaset.apps/"+set.Name, "does not begin with a time"))
+		Expect(override(overrider, "x")).To(BeRefused("replicaset.apps/"+set.Name, "does not start with a time"))
 		Expect(override(overrider, overrideFor(time.Hour, "ticket 21"))).To(Succeed())
 
 		By("scaling the Deployment, as an autoscaler does, and rolling it out")

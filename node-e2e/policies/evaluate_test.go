@@ -52,12 +52,12 @@ type review struct {
 	connect bool
 	// override: the user may use that verb.
 	override bool
-	// namespace has these labels, beside its name, which is that of the object.
+	// namespace has these labels, besides its name, which is that of the object.
 	namespace map[string]string
 }
 
-// asked are the authorization checks that a review has made.
-type asked []authorizer.AttributesRecord
+// checks are the authorization checks that a review has made.
+type checks []authorizer.AttributesRecord
 
 // object decodes as the API server does: whole numbers are int64.
 func object(t *testing.T, text string) *unstructured.Unstructured {
@@ -73,8 +73,8 @@ func object(t *testing.T, text string) *unstructured.Unstructured {
 }
 
 // attributes returns those of the review, the labels of its namespace, and where the
-// authorizer writes down what it was asked.
-func (r review) attributes(t *testing.T) (*admission.VersionedAttributes, *corev1.Namespace, authorizer.Authorizer, *asked) {
+// authorizer records its checks.
+func (r review) attributes(t *testing.T) (*admission.VersionedAttributes, *corev1.Namespace, authorizer.Authorizer, *checks) {
 	t.Helper()
 	name, subresource, _ := strings.Cut(r.resource, "/")
 	resource := schema.ParseGroupResource(name).WithVersion("v1")
@@ -115,7 +115,7 @@ func (r review) attributes(t *testing.T) (*admission.VersionedAttributes, *corev
 	attributes := admission.NewAttributesRecord(newObject, oldObject, any.GroupVersionKind(), namespaceName, any.GetName(),
 		resource, subresource, operation, options, false, who)
 	versioned := &admission.VersionedAttributes{Attributes: attributes, VersionedKind: any.GroupVersionKind(), VersionedObject: newObject, VersionedOldObject: oldObject}
-	questions := &asked{}
+	questions := &checks{}
 	return versioned, namespace, authorizer.AuthorizerFunc(func(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
 		*questions = append(*questions, authorizer.AttributesRecord{Verb: a.GetVerb(), Namespace: a.GetNamespace(),
 			APIGroup: a.GetAPIGroup(), Resource: a.GetResource(), Subresource: a.GetSubresource(), Name: a.GetName()})
@@ -235,7 +235,7 @@ func newValidator(t *testing.T, policy *admissionregistrationv1.ValidatingAdmiss
 	t.Helper()
 	c := compiler(t)
 	with := cel.OptionalVariableDeclarations{HasParams: policy.Spec.ParamKind != nil, HasAuthorizer: true}
-	// A message cannot ask the authorizer.
+	// A message cannot call the authorizer.
 	without := cel.OptionalVariableDeclarations{HasParams: with.HasParams}
 	for _, variable := range policy.Spec.Variables {
 		if result := c.CompileAndStoreVariable(&validating.Variable{Name: variable.Name, Expression: variable.Expression}, with, environment.StoredExpressions); result.Error != nil {
@@ -256,8 +256,8 @@ func newValidator(t *testing.T, policy *admissionregistrationv1.ValidatingAdmiss
 }
 
 // refusal returns why the policy refuses the review, "" when it does not, and what the
-// authorizer was asked. A policy that cannot be evaluated fails the test.
-func (p policies) refusal(t *testing.T, name string, r review, params ...runtime.Object) (string, asked) {
+// authorizer has checked. A policy that cannot be evaluated fails the test.
+func (p policies) refusal(t *testing.T, name string, r review, params ...runtime.Object) (string, checks) {
 	t.Helper()
 	policy := p[name]
 	require.NotNil(t, policy, "no policy %s", name)

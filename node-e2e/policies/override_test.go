@@ -20,8 +20,8 @@ func TestOverrideIsOnlyForWhoMayUseTheVerb(t *testing.T) {
 		policies policies
 		policy   string
 		review   review
-		// asked about, in this order: namespace, group, resource, name
-		asked [4]string
+		// checked, in this order: namespace, group, resource, name
+		checked [4]string
 	}{
 		"always": {all, "always.deletion.kubelet-guard.io", review{resource: "configmaps",
 			old: "{apiVersion: v1, kind: ConfigMap, metadata: {name: c, namespace: shop, labels: {kubelet-guard.io/deletion-protection: always}, " + garbage + "}}"},
@@ -63,8 +63,8 @@ func TestOverrideIsOnlyForWhoMayUseTheVerb(t *testing.T) {
 			require.Len(t, questions, 1)
 			question := questions[0]
 			require.Equal(t, "override", question.Verb)
-			require.Equal(t, test.asked, [4]string{question.Namespace, question.APIGroup, question.Resource, question.Name})
-			require.Empty(t, question.Subresource, "as the webhook asks")
+			require.Equal(t, test.checked, [4]string{question.Namespace, question.APIGroup, question.Resource, question.Name})
+			require.Empty(t, question.Subresource, "as the webhook checks it")
 
 			test.review.override = true
 			refusal, _ = test.policies.refusal(t, test.policy, test.review)
@@ -77,7 +77,7 @@ func TestOverrideIsOnlyForWhoMayUseTheVerb(t *testing.T) {
 		require.Contains(t, refusal, "does not count: nobody can judge it on admission configuration")
 		require.Empty(t, questions)
 	})
-	t.Run("without the annotation nobody is asked", func(t *testing.T) {
+	t.Run("without the annotation nothing is checked", func(t *testing.T) {
 		refusal, questions := all.refusal(t, "always.deletion.kubelet-guard.io", review{resource: "configmaps", override: true,
 			old: "{apiVersion: v1, kind: ConfigMap, metadata: {name: c, namespace: shop, labels: {kubelet-guard.io/deletion-protection: always}}}"})
 		require.Equal(t, "configmaps c was not deleted: it is labelled kubelet-guard.io/deletion-protection=always. If it is really to go, take the label off first: kubectl label configmaps c -n shop kubelet-guard.io/deletion-protection-", refusal)

@@ -14,7 +14,7 @@ type SubjectAccessReviews interface {
 	Create(ctx context.Context, review *authorizationv1.SubjectAccessReview, options metav1.CreateOptions) (*authorizationv1.SubjectAccessReview, error)
 }
 
-// NewAccessReviewer returns an AccessReviewer that asks the API server.
+// NewAccessReviewer returns an AccessReviewer that queries the API server.
 func NewAccessReviewer(reviews SubjectAccessReviews) AccessReviewer { return accessReviewer{reviews} }
 
 type accessReviewer struct{ reviews SubjectAccessReviews }

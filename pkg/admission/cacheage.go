@@ -13,7 +13,7 @@ import (
 )
 
 // CacheAge measures how long ago each cache last heard from the API server. A watch
-// that has nothing to tell still sends a bookmark about once a minute, so that a
+// without events still sends a bookmark about once a minute, so that a
 // cache whose age exceeds a few minutes is one that has lost its watch, and the
 // rules that read it judge by old objects.
 //

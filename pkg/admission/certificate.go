@@ -15,9 +15,9 @@ const CertificateMetric = "guard_webhook_certificate_not_after_timestamp_seconds
 // handshakeTimeout bounds a handshake of the process with itself.
 const handshakeTimeout = time.Second
 
-// CertificateExpiry says when the certificate expires that the server serves. It asks
+// CertificateExpiry reports when the certificate expires that the server serves. It queries
 // the server itself, with each read of the metrics: a renewed file or Secret that the
-// server has not picked up would look well and help nobody.
+// server has not picked up would look well and be of no use.
 type CertificateExpiry struct {
 	address string
 	metric  *prometheus.Desc
@@ -48,7 +48,7 @@ func (c *CertificateExpiry) Collect(metrics chan<- prometheus.Metric) {
 // expiry returns the earliest end in the served chain, or the zero time.
 func (c *CertificateExpiry) expiry() time.Time {
 	dialer := &net.Dialer{Timeout: handshakeTimeout}
-	// The certificate is looked at, not trusted.
+	// The certificate is read, not trusted.
 	connection, err := tls.DialWithDialer(dialer, "tcp", c.address, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		return time.Time{}

@@ -26,12 +26,12 @@ type Reason string
 
 // Reasons of refusals. A rule adds its own here, so that the list stays closed.
 const (
-	// ReasonDeletionProtected: the label says always.
+	// ReasonDeletionProtected: the value of the label is always.
 	ReasonDeletionProtected Reason = "DeletionProtected"
-	// ReasonDependentsExist: the label says cascading and something depends on the
+	// ReasonDependentsExist: the value is cascading, and something depends on the
 	// object.
 	ReasonDependentsExist Reason = "DependentsExist"
-	// ReasonDependentsUnknown: the label says cascading, and the webhook has no right to find
+	// ReasonDependentsUnknown: the value is cascading, and the webhook has no right to find
 	// out what depends on the object.
 	ReasonDependentsUnknown Reason = "DependentsUnknown"
 	// ReasonReplicasNotZero: a workload may go only once it has no replicas.
@@ -57,10 +57,10 @@ const (
 	ReasonMalformed Reason = "Malformed"
 )
 
-// Decision is the answer of a rule.
+// Decision is the result of a rule.
 type Decision struct {
 	Verdict Verdict
-	// Reason, Message and NextStep are set in a refusal. Message says what was
+	// Reason, Message and NextStep are set in a refusal. Message is what was
 	// refused and why, NextStep is a whole sentence with the command to run. Neither
 	// ends with a newline.
 	Reason   Reason

@@ -15,7 +15,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// FailurePolicy says what becomes of a request that a rule could not judge. It is
+// FailurePolicy is what becomes of a request that a rule could not judge. It is
 // the same as that of the webhook entry, for failures that happen inside it.
 type FailurePolicy string
 
@@ -27,7 +27,7 @@ const (
 )
 
 // Entry is one entry of the webhook configuration: a path, and the rules that
-// requests there have to pass, in order.
+// requests there have to pass, one after the other.
 type Entry struct {
 	Path          string
 	Rules         []Rule
@@ -93,7 +93,7 @@ func (h *Handler) judge(response *response, rule RuleName, mode Mode, decision D
 		message = fmt.Sprintf("the rule %s cannot be decided for %s: %v", rule, response.request.Target(), decision.Err)
 	default:
 		verdict = Failed
-		message = fmt.Sprintf("the rule %s answered with the unknown verdict %q; this is a defect of the webhook", rule, decision.Verdict)
+		message = fmt.Sprintf("the rule %s returned the unknown verdict %q; this is a defect of the webhook", rule, decision.Verdict)
 	}
 
 	value, err := override()
@@ -144,13 +144,13 @@ func (h *Handler) override(ctx context.Context, request *Request) func() (Overri
 	})
 }
 
-// advice says how to override the refusal. An object that does not exist yet cannot
+// advice returns how to override the refusal. An object that does not exist yet cannot
 // be annotated.
 func (h *Handler) advice(request *Request) string {
 	if request.Operation == admissionv1.Create {
 		return ""
 	}
-	return fmt.Sprintf(". In an emergency, whoever may use the verb %s on it can override this: kubectl annotate %s%s --overwrite %s='%s'",
+	return fmt.Sprintf(". In an emergency, users who may use the verb %s on it can override this: kubectl annotate %s%s --overwrite %s='%s'",
 		guardv1alpha1.OverrideVerb, request.TargetArgument(), request.NamespaceFlag(),
 		guardv1alpha1.OverrideAnnotation, suggestion(h.clock.Now()))
 }

@@ -23,7 +23,7 @@ import (
 
 var now = time.Date(2026, 5, 4, 10, 0, 0, 0, time.UTC)
 
-// fixedRule answers the same to every request.
+// fixedRule returns the same decision for every request.
 type fixedRule struct {
 	name     RuleName
 	decision Decision
@@ -34,14 +34,14 @@ func (r fixedRule) Review(context.Context, *Request) Decision { return r.decisio
 
 // accessTable allows what it holds: user, verb, resource, namespace/name.
 type accessTable struct {
-	allowed map[string]bool
-	err     error
-	asked   []string
+	allowed  map[string]bool
+	err      error
+	reviewed []string
 }
 
 func (a *accessTable) MayAccess(_ context.Context, user authenticationv1.UserInfo, attributes authorizationv1.ResourceAttributes) (bool, error) {
 	question := strings.Join([]string{user.Username, attributes.Verb, attributes.Group, attributes.Resource, attributes.Namespace + "/" + attributes.Name}, " ")
-	a.asked = append(a.asked, question)
+	a.reviewed = append(a.reviewed, question)
 	return a.allowed[question], a.err
 }
 
@@ -64,7 +64,7 @@ func deleteReview(t *testing.T, annotations map[string]string) webhook.Request {
 
 func TestHandle(t *testing.T) {
 	const (
-		advice   = ". In an emergency, whoever may use the verb override on it can override this: kubectl annotate configmap/web -n shop --overwrite kubelet-guard.io/override='2026-05-04T10:15:00Z <reason>'"
+		advice   = ". In an emergency, users who may use the verb override on it can override this: kubectl annotate configmap/web -n shop --overwrite kubelet-guard.io/override='2026-05-04T10:15:00Z <reason>'"
 		question = "ann override  configmaps shop/web"
 		valid    = "2026-05-04T10:15:00Z wrong cluster"
 	)
@@ -90,7 +90,7 @@ func TestHandle(t *testing.T) {
 		accepted, rejected float64
 	}{
 		{
-			name:     "an allowed request passes, and its override is not looked at",
+			name:     "an allowed request passes, and its override is not judged",
 			decision: Allow().Annotate("budget", "web"),
 			override: valid,
 			want:     admissionv1.AdmissionResponse{Allowed: true, Result: success, AuditAnnotations: map[string]string{"budget": "web"}},
@@ -139,17 +139,17 @@ func TestHandle(t *testing.T) {
 			decision: refusal,
 			override: valid,
 			want: admissionv1.AdmissionResponse{
-				Result:           forbidden("configmap/web is protected. Take the label off. The annotation kubelet-guard.io/override does not count: user \"ann\" may not use the verb override on configmap/web in namespace shop; a role with it is needed, and kubectl auth can-i override configmap/web -n shop asks for it"),
-				AuditAnnotations: map[string]string{"CascadingDeletion": "Enforce Refused DeletionProtected: configmap/web is protected. Take the label off. The annotation kubelet-guard.io/override does not count: user \"ann\" may not use the verb override on configmap/web in namespace shop; a role with it is needed, and kubectl auth can-i override configmap/web -n shop asks for it"},
+				Result:           forbidden("configmap/web is protected. Take the label off. The annotation kubelet-guard.io/override does not count: user \"ann\" may not use the verb override on configmap/web in namespace shop; a role with it is needed, and kubectl auth can-i override configmap/web -n shop checks it"),
+				AuditAnnotations: map[string]string{"CascadingDeletion": "Enforce Refused DeletionProtected: configmap/web is protected. Take the label off. The annotation kubelet-guard.io/override does not count: user \"ann\" may not use the verb override on configmap/web in namespace shop; a role with it is needed, and kubectl auth can-i override configmap/web -n shop checks it"},
 			},
 			verdict:  Refused,
 			rejected: 1,
 		},
 		{
-			name:     "an expired override does not count, and the permission is not asked for",
+			name:     "an expired override does not count, and the permission is not checked",
 			decision: refusal,
 			override: "2026-05-04T09:59:00Z wrong cluster",
-			access:   accessTable{err: errors.New("must not be asked")},
+			access:   accessTable{err: errors.New("must not be read")},
 			want: admissionv1.AdmissionResponse{
 				Result:           forbidden("configmap/web is protected. Take the label off. The annotation kubelet-guard.io/override does not count: it expired at 2026-05-04T09:59:00Z, and it is 2026-05-04T10:00:00Z now"),
 				AuditAnnotations: map[string]string{"CascadingDeletion": "Enforce Refused DeletionProtected: configmap/web is protected. Take the label off. The annotation kubelet-guard.io/override does not count: it expired at 2026-05-04T09:59:00Z, and it is 2026-05-04T10:00:00Z now"},
@@ -204,10 +204,10 @@ func TestHandle(t *testing.T) {
 			want: admissionv1.AdmissionResponse{
 				Result: &metav1.Status{
 					Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError,
-					Message: "the rule CascadingDeletion answered with the unknown verdict \"\"; this is a defect of the webhook",
-					Details: &metav1.StatusDetails{Name: "web", Kind: "configmaps", Causes: []metav1.StatusCause{{Type: "Failed", Message: "the rule CascadingDeletion answered with the unknown verdict \"\"; this is a defect of the webhook"}}},
+					Message: "the rule CascadingDeletion returned the unknown verdict \"\"; this is a defect of the webhook",
+					Details: &metav1.StatusDetails{Name: "web", Kind: "configmaps", Causes: []metav1.StatusCause{{Type: "Failed", Message: "the rule CascadingDeletion returned the unknown verdict \"\"; this is a defect of the webhook"}}},
 				},
-				AuditAnnotations: map[string]string{"CascadingDeletion": "Enforce Failed: the rule CascadingDeletion answered with the unknown verdict \"\"; this is a defect of the webhook"},
+				AuditAnnotations: map[string]string{"CascadingDeletion": "Enforce Failed: the rule CascadingDeletion returned the unknown verdict \"\"; this is a defect of the webhook"},
 			},
 			verdict: Failed,
 		},
@@ -269,12 +269,12 @@ func TestHandleSeveralRules(t *testing.T) {
 		require.Contains(t, got.Result.Message, "second")
 		require.Contains(t, got.AuditAnnotations, "CascadingDeletion")
 	})
-	t.Run("one override counts for all rules and asks for the permission once", func(t *testing.T) {
+	t.Run("one override counts for all rules and the permission is checked once", func(t *testing.T) {
 		access := &accessTable{allowed: map[string]bool{"ann override  configmaps shop/web": true}}
 		got := handle(t, Modes{Default: Enforce}, access, map[string]string{"kubelet-guard.io/override": "2026-05-04T10:15:00Z x"},
 			fixedRule{CascadingDeletion, refuse("first")}, fixedRule{Replicas, refuse("second")})
 		require.True(t, got.Allowed)
-		require.Len(t, access.asked, 1)
+		require.Len(t, access.reviewed, 1)
 	})
 }
 
@@ -285,7 +285,7 @@ func TestOverrideOfANamespaceIsAskedInIt(t *testing.T) {
 	review.Resource.Resource, review.Namespace = "namespaces", "web"
 	_, err := overrides.judge(t.Context(), NewRequest(review.AdmissionRequest), now)
 	require.ErrorContains(t, err, `user "ann" may not use the verb override`)
-	require.Equal(t, []string{"ann override  namespaces web/web"}, access.asked)
+	require.Equal(t, []string{"ann override  namespaces web/web"}, access.reviewed)
 }
 
 func TestNewHandler(t *testing.T) {

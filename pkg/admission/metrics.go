@@ -16,7 +16,7 @@ const (
 )
 
 // unknownOperation stands for one that no webhook entry has: the operation of a review is
-// what its sender says, and must not make a series.
+// what its sender wrote, and must not make a series.
 const unknownOperation = "Unknown"
 
 // operations that webhook entries send.
@@ -36,12 +36,12 @@ func NewMetrics(registerer prometheus.Registerer, modes Modes) (*Metrics, error)
 	m := &Metrics{
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: DecisionsMetric,
-			Help: "Reviews that a rule judged. In mode Audit a Refused or Failed request was let through. The rule Override counts the override annotations that were looked at.",
+			Help: "Reviews that a rule judged. In mode Audit a Refused or Failed request was let through. The rule Override counts the override annotations that were judged.",
 		}, []string{"rule", "decision", "mode", "operation"}),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: DecisionDurationMetric,
 			Help: "How long a rule took to judge a review, without the way to the webhook and back.",
-			// Decisions from a cache take microseconds, those that ask the API server
+			// Decisions from a cache take microseconds, those that query the API server
 			// milliseconds; timeoutSeconds of the entries is at most five seconds.
 			Buckets: []float64{0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5},
 		}, []string{"rule"}),

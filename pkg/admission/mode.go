@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Mode says what a refusal does. The zero value is invalid.
+// Mode is what a refusal does. The zero value is invalid.
 type Mode string
 
 const (
@@ -41,7 +41,7 @@ func (m Modes) Of(rule RuleName) Mode {
 	return m.Default
 }
 
-// ParseModes returns the modes that a default and a mode by rule name say.
+// ParseModes returns the modes of a default and of a mode by rule name.
 func ParseModes(byDefault string, byRule map[string]string) (Modes, error) {
 	mode, err := ParseMode(byDefault)
 	if err != nil {

@@ -35,14 +35,14 @@ func (o OverrideValue) String() string {
 }
 
 // ParseOverride reads the value of an override annotation and checks it against the
-// time. The error says what is wrong with the value and how to write it.
+// time. The error has what is wrong with the value and how to write it.
 func ParseOverride(value string, now time.Time, limit time.Duration) (OverrideValue, error) {
 	expiry, reason, _ := strings.Cut(strings.TrimSpace(value), " ")
 	reason = strings.TrimSpace(reason)
 	expires, err := time.Parse(time.RFC3339, expiry)
 	switch {
 	case err != nil:
-		return OverrideValue{}, fmt.Errorf("%q does not begin with a time as in RFC 3339; write %q", value, suggestion(now))
+		return OverrideValue{}, fmt.Errorf("%q does not start with a time as in RFC 3339; write %q", value, suggestion(now))
 	case reason == "":
 		return OverrideValue{}, fmt.Errorf("%q has no reason; write %q", value, suggestion(now))
 	case len(reason) > overrideReasonLimit:
@@ -60,8 +60,8 @@ func suggestion(now time.Time) string {
 	return OverrideValue{Expires: now.Add(suggestedOverride), Reason: "<reason>"}.String()
 }
 
-// AccessReviewer asks whether a user may do something. NewAccessReviewer returns the one
-// that asks the API server.
+// AccessReviewer checks whether a user may do something. NewAccessReviewer returns the one
+// that queries the API server.
 type AccessReviewer interface {
 	// MayAccess reports whether the user may use the verb of the attributes.
 	MayAccess(ctx context.Context, user authenticationv1.UserInfo, attributes authorizationv1.ResourceAttributes) (bool, error)
@@ -74,7 +74,7 @@ type Overrides struct {
 	Limit time.Duration
 }
 
-// errNoOverride says that the object carries no override.
+// errNoOverride means that the object carries no override.
 var errNoOverride = errors.New("no override")
 
 // judge returns the override of the request, errNoOverride when there is none, or
@@ -114,7 +114,7 @@ func (o Overrides) judge(ctx context.Context, request *Request, now time.Time) (
 	case err != nil:
 		return OverrideValue{}, fmt.Errorf("the permission could not be looked up: %w", err)
 	case !allowed:
-		return OverrideValue{}, fmt.Errorf("user %q may not use the verb %s on %s; a role with it is needed, and kubectl auth can-i %s %s%s asks for it",
+		return OverrideValue{}, fmt.Errorf("user %q may not use the verb %s on %s; a role with it is needed, and kubectl auth can-i %s %s%s checks it",
 			request.UserInfo.Username, guardv1alpha1.OverrideVerb, request.Target(),
 			guardv1alpha1.OverrideVerb, request.TargetArgument(), request.NamespaceFlag())
 	}

@@ -43,7 +43,7 @@ func (r *Request) OldMeta() (*metav1.PartialObjectMetadata, error) {
 // labels and annotations. The override is then read from there.
 func (r *Request) SetParent(parent *metav1.PartialObjectMetadata) { r.parent = parent }
 
-// overrideHolder returns the metadata in which the override is looked for, nil when
+// overrideHolder returns the metadata that may carry the override, nil when
 // there is none.
 func (r *Request) overrideHolder() (*metav1.PartialObjectMetadata, error) {
 	switch {

@@ -9,12 +9,12 @@ import (
 )
 
 // serverClockTolerance is the difference below which the own clock is taken to be right: the
-// time in an answer has no fractions of a second, and is as old as the answer.
+// time in a response has no fractions of a second, and is as old as the response.
 const serverClockTolerance = 10 * time.Second
 
-// ServerClock tells the time of the API server, by the dates of its answers. Replicas whose
+// ServerClock has the time of the API server, by the dates of its responses. Replicas whose
 // own clocks differ so agree on what has expired, and with the times that the API server
-// writes into objects. Until the first answer, and with a small difference, it tells that of
+// writes into objects. Until the first response, and with a small difference, it has that of
 // its own clock. Timers are not concerned. It is safe for concurrent use.
 type ServerClock struct {
 	clock.Clock
@@ -22,7 +22,7 @@ type ServerClock struct {
 	ahead atomic.Int64
 }
 
-// NewServerClock returns a ServerClock beside the given one.
+// NewServerClock returns a ServerClock that starts from the given one.
 func NewServerClock(own clock.Clock) *ServerClock { return &ServerClock{Clock: own} }
 
 // Now implements clock.Clock.
@@ -31,7 +31,7 @@ func (c *ServerClock) Now() time.Time { return c.Clock.Now().Add(time.Duration(c
 // Since implements clock.Clock.
 func (c *ServerClock) Since(t time.Time) time.Duration { return c.Now().Sub(t) }
 
-// Wrap returns a transport to the API server that reads the dates of its answers.
+// Wrap returns a transport to the API server that reads the dates of its responses.
 func (c *ServerClock) Wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(request *http.Request) (*http.Response, error) {
 		response, err := next.RoundTrip(request)

@@ -25,7 +25,7 @@ func DeploymentOf(replicaSet *metav1.PartialObjectMetadata) string {
 
 // FollowsDeployment reports whether the request is the deployment controller's work on a
 // ReplicaSet of a Deployment, which the old object is. What the controller does follows from
-// the Deployment; any other owner reference says nothing, since anybody can write one.
+// the Deployment; any other owner reference proves nothing, since anyone can write one.
 func (r *Request) FollowsDeployment() (bool, error) {
 	if r.Resource.Group != "apps" || r.Resource.Resource != "replicasets" || r.SubResource != "" || !deploymentControllers[r.UserInfo.Username] {
 		return false, nil

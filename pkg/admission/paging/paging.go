@@ -2,7 +2,7 @@
 Package paging has caches list their objects in pages.
 
 A server that streams lists sends a cache one object after the other. Where it does not, a
-reflector of client-go asks for all objects in one answer, which a server's own cache gives
+reflector of client-go requests all objects in one response, which a server's own cache gives
 without pages: of 5,000 nodes it is 50 MB, which the client holds as text and as objects at
 the same time. Here the list is put together of pages, and of each object only what the cache
 keeps stays in memory. The pages are those of a new list, so that it is at least as recent as
@@ -109,5 +109,5 @@ func (l listerWatcher) Watch(options metav1.ListOptions) (watch.Interface, error
 	return l.WatchWithContext(context.Background(), options)
 }
 
-// IsWatchListSemanticsUnSupported is how a reflector asks whether the source streams lists.
+// IsWatchListSemanticsUnSupported is how a reflector finds out whether the source streams lists.
 func (l listerWatcher) IsWatchListSemanticsUnSupported() bool { return !l.streams }

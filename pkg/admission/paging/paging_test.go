@@ -19,12 +19,12 @@ import (
 // source has so many nodes and does not stream lists.
 type source struct {
 	nodes, pages int
-	asked        []metav1.ListOptions
+	requests     []metav1.ListOptions
 	err          error
 }
 
 func (s *source) list(_ context.Context, options metav1.ListOptions) (runtime.Object, error) {
-	s.asked = append(s.asked, options)
+	s.requests = append(s.requests, options)
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -64,7 +64,7 @@ func TestInformerListsInPages(t *testing.T) {
 		require.Empty(t, object.(*corev1.Node).Annotations)
 	}
 	require.Equal(t, 3, s.pages)
-	for _, options := range s.asked {
+	for _, options := range s.requests {
 		require.EqualValues(t, pageSize, options.Limit)
 		require.Empty(t, options.ResourceVersion, "the answer to a version has no pages")
 	}
@@ -78,5 +78,5 @@ func TestListFails(t *testing.T) {
 	s.err = nil
 	_, err = List(t.Context(), metav1.ListOptions{LabelSelector: "a=b"}, s.list, func(runtime.Object) (runtime.Object, error) { return nil, errors.New("cannot be kept") })
 	require.ErrorContains(t, err, "cannot be kept")
-	require.Equal(t, "a=b", s.asked[1].LabelSelector)
+	require.Equal(t, "a=b", s.requests[1].LabelSelector)
 }

@@ -54,7 +54,7 @@ type Row struct {
 	FailurePolicy admission.FailurePolicy
 	Because       string
 
-	// judges returns what judges the requests, in order. It is nil where validates is set.
+	// judges returns what judges the requests, one after the other. It is nil where validates is set.
 	judges func(*Rules) []admission.Rule
 	// validates returns what validates objects of the guard's own kinds.
 	validates func(*Rules, *runtime.Scheme) http.Handler

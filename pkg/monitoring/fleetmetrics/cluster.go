@@ -54,7 +54,7 @@ func (c *Cluster) list(ctx context.Context, options metav1.ListOptions) (runtime
 	}, func(object runtime.Object) (runtime.Object, error) { return sightingIn(object) })
 }
 
-// watch watches the pods. A server that streams lists begins with those that there are.
+// watch watches the pods. A server that streams lists starts with those that there are.
 func (c *Cluster) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 	options.LabelSelector = protectedPods
 	return c.core.CoreV1().Pods(metav1.NamespaceAll).Watch(ctx, options)

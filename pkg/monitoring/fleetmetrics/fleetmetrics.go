@@ -1,6 +1,6 @@
 /*
 Package fleetmetrics counts how far the protection labels are backed: by guarded kubelets, since
-a label on a pod of a stock node promises what nobody keeps, and by PodDisruptionBudgets,
+a label on a pod of a stock node has no effect there, and by PodDisruptionBudgets,
 since nothing limits the deletion of a pod that none selects.
 
 Pods are counted as their events come, by node and by labels. What these numbers mean

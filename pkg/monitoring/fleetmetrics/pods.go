@@ -211,7 +211,7 @@ func (p *pods) byNode(visit func(node string, pods int)) error {
 	return nil
 }
 
-// withoutBudget returns how many pods no budget selects. It looks at groups alone, and asks
+// withoutBudget returns how many pods no budget selects. It reads groups alone, and checks
 // about those that are new and, when the budgets have changed, about all.
 func (p *pods) withoutBudget(budgets Budgets) (int, error) {
 	if err := budgets.Filled(); err != nil {

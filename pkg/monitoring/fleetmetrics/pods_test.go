@@ -146,13 +146,13 @@ func selecting(name, app string) *policyv1.PodDisruptionBudget {
 	}
 }
 
-// asked counts what the index is asked.
-type asked struct {
+// countingIndex counts the queries of the index.
+type countingIndex struct {
 	*poddeletion.Index
 	times int
 }
 
-func (a *asked) Selects(namespace string, labels map[string]string) bool {
+func (a *countingIndex) Selects(namespace string, labels map[string]string) bool {
 	a.times++
 	return a.Index.Selects(namespace, labels)
 }
@@ -162,7 +162,7 @@ type unfilled struct{ *poddeletion.Index }
 func (unfilled) Filled() error { return errors.New("not filled") }
 
 func TestPodsWithoutBudget(t *testing.T) {
-	p, budgets := newPods(), &asked{Index: poddeletion.NewIndex()}
+	p, budgets := newPods(), &countingIndex{Index: poddeletion.NewIndex()}
 	var list []any
 	for i := range 10 {
 		list = append(list, podOn("a", fmt.Sprint("web", i), "app", "web"), podOn("a", fmt.Sprint("db", i), "app", "db"))

@@ -33,7 +33,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 )
 
-// Config says where the certificate is and whom it is for.
+// Config is where the certificate is kept, and what it is for.
 type Config struct {
 	// Secret that holds the authority and the certificate.
 	Secret types.NamespacedName

@@ -13,7 +13,7 @@ import (
 	"kubelet-guard.io/pkg/admission"
 )
 
-// pageSize of lists whose items have to be looked at.
+// pageSize of lists whose items have to be read.
 const pageSize = 500
 
 // unfinishedPods excludes pods that run no containers any more.
@@ -36,7 +36,7 @@ func (c Cluster) Pods(ctx context.Context, namespace string) (admission.Found, e
 }
 
 // Instances implements Dependents. It reads the metadata of one object; the API
-// server says how many more there are.
+// server returns how many more there are.
 func (c Cluster) Instances(ctx context.Context, resource schema.GroupVersionResource, selector string) (admission.Found, error) {
 	list, err := c.Metadata.Resource(resource).List(ctx, metav1.ListOptions{LabelSelector: selector, Limit: 1})
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // label returns the value of the label on an object that is still whole, "" when the
-// rule has nothing to say.
+// rule does not apply.
 func label(object *metav1.PartialObjectMetadata) string {
 	if object == nil || object.DeletionTimestamp != nil {
 		return ""
@@ -60,7 +60,7 @@ func decideNamespace(request *admission.Request, pods, claims admission.Found) a
 	}
 	return refuse(request, admission.ReasonDependentsExist, guardv1alpha1.DeletionProtectionCascading,
 		" and is not empty ("+strings.Join(contents, ", ")+")",
-		fmt.Sprintf("Look at them (kubectl get pods,persistentvolumeclaims -n %s), delete what is to go, and delete the namespace when it has none left", request.Key().Name))
+		fmt.Sprintf("List them (kubectl get pods,persistentvolumeclaims -n %s), delete what is to go, and delete the namespace when it has none left", request.Key().Name))
 }
 
 // decideDefinition judges the deletion of a definition with these custom resources.
@@ -70,7 +70,7 @@ func decideDefinition(request *admission.Request, resource schema.GroupResource,
 	}
 	return refuse(request, admission.ReasonDependentsExist, guardv1alpha1.DeletionProtectionCascading,
 		" and its deletion would delete its custom resources: "+instances.String(),
-		fmt.Sprintf("Look at them (kubectl get %s -A), delete them if they are to go, and delete the definition when none is left", resource))
+		fmt.Sprintf("List them (kubectl get %s -A), delete them if they are to go, and delete the definition when none is left", resource))
 }
 
 // decideUnlisted judges the deletion of a definition whose custom resources the webhook has
@@ -80,7 +80,7 @@ func decideUnlisted(request *admission.Request, resource schema.GroupResource) a
 		", and the webhook may not list its custom resources", letList(resource))
 }
 
-// letList says how to give the webhook the right to list the custom resources.
+// letList returns how to give the webhook the right to list the custom resources.
 func letList(resource schema.GroupResource) string {
 	role := "kubelet-guard-webhook-" + resource.String()
 	return fmt.Sprintf("Let it list them, and try again: kubectl create clusterrole %s --verb=list --resource=%s && kubectl label clusterrole %s %s=true",
@@ -95,7 +95,7 @@ func decideLabelledInstances(request *admission.Request, resource schema.GroupRe
 	}
 	return admission.Refuse(admission.ReasonDependentsExist,
 		fmt.Sprintf("%s was not deleted: that would delete custom resources labelled %s: %s", request.Target(), guardv1alpha1.DeletionProtectionLabel, labelled),
-		fmt.Sprintf("Look at them (kubectl get %s -A -l %s), and take the label off those that are to go", resource, guardv1alpha1.DeletionProtectionLabel))
+		fmt.Sprintf("List them (kubectl get %s -A -l %s), and take the label off those that are to go", resource, guardv1alpha1.DeletionProtectionLabel))
 }
 
 // decideClaim judges the deletion of a claim that these pods mount.
@@ -118,15 +118,15 @@ func decideService(request *admission.Request, endpoints admission.Found) admiss
 		fmt.Sprintf("Stop what it serves first (kubectl get endpointslices%s -l kubernetes.io/service-name=%s)", request.NamespaceFlag(), request.Key().Name))
 }
 
-// workload is what the rule looks at of an object that runs pods.
+// workload is what the rule reads of an object that runs pods.
 type workload struct {
 	// Desired is the number of replicas in the spec, 0 for a kind without them.
 	Desired int64
 	// Running is the number of pods in the status.
 	Running int64
-	// Observed says that the status is not older than the spec.
+	// Observed: the status is not older than the spec.
 	Observed bool
-	// Stop is a sentence that says how to have it without pods, for kinds without
+	// Stop is a sentence with the way to have it without pods, for kinds without
 	// replicas.
 	Stop string
 }

@@ -56,7 +56,7 @@ var copies = map[schema.GroupResource]bool{
 }
 
 // subject decodes the labelled object of a DELETE. The label is "" when neither rule
-// has anything to say.
+// applies.
 func subject(request *admission.Request) (value string, resource schema.GroupVersionResource, err error) {
 	if request.Operation != admissionv1.Delete || request.SubResource != "" || copies[schema.GroupVersionResource(request.Resource).GroupResource()] {
 		return "", resource, nil
@@ -156,7 +156,7 @@ func served(definition *apiextensionsv1.CustomResourceDefinition) (schema.GroupV
 			return schema.GroupVersionResource{Group: definition.Spec.Group, Version: version.Name, Resource: definition.Spec.Names.Plural}, nil
 		}
 	}
-	return schema.GroupVersionResource{}, fmt.Errorf("the definition serves no version, so that nobody can say whether it still has custom resources; serve one, or take the label off")
+	return schema.GroupVersionResource{}, fmt.Errorf("the definition serves no version, so that its custom resources cannot be listed; serve one, or take the label off")
 }
 
 // Definitions is Cascading for definitions without a label of their own: a definition takes
@@ -271,7 +271,7 @@ func suspend(sentence string, request *admission.Request) string {
 }
 
 // observed reports whether the status is not older than the spec. A custom kind that
-// does not say counts as observed.
+// does not report it counts as observed.
 func observed(object *unstructured.Unstructured, required bool) bool {
 	seen, found, err := unstructured.NestedInt64(object.Object, "status", "observedGeneration")
 	if err != nil || !found {

@@ -18,16 +18,16 @@ import (
 	"kubelet-guard.io/pkg/admission/rules/replicasprotection"
 )
 
-// fixedSources answer the same to every question.
+// fixedSources find the same for every object.
 type fixedSources struct {
 	pods, claims, users, endpoints, instances admission.Found
 	err                                       error
 	paths                                     *replicasprotection.Paths
-	asked                                     []string
+	reads                                     []string
 }
 
 func (f *fixedSources) answer(found admission.Found, question ...string) (admission.Found, error) {
-	f.asked = append(f.asked, strings.Join(question, " "))
+	f.reads = append(f.reads, strings.Join(question, " "))
 	return found, f.err
 }
 
@@ -137,7 +137,7 @@ func TestDeletion(t *testing.T) {
 		object   string
 		sources  fixedSources
 		want     admission.Decision
-		asked    []string
+		reads    []string
 	}{
 		{name: "an object without the label may go", resource: "namespaces", object: strings.ReplaceAll(namespaceObject, "VALUE", `""`), want: admission.Allow()},
 		{
@@ -150,57 +150,57 @@ func TestDeletion(t *testing.T) {
 			object: `{apiVersion: v1, kind: ConfigMap, metadata: {namespace: shop, name: web, deletionTimestamp: "2026-05-04T10:00:00Z", labels: {kubelet-guard.io/deletion-protection: always}}}`,
 			want:   admission.Allow(),
 		},
-		{name: "an empty namespace may go", resource: "namespaces", object: cascading(namespaceObject), want: admission.Allow(), asked: []string{"pods shop", "claims shop"}},
+		{name: "an empty namespace may go", resource: "namespaces", object: cascading(namespaceObject), want: admission.Allow(), reads: []string{"pods shop", "claims shop"}},
 		{
 			name: "a namespace with pods and bound claims may not", resource: "namespaces", object: cascading(namespaceObject),
 			sources: fixedSources{pods: admission.Found{Count: 500, More: true, Example: "web-0"}, claims: admission.Found{Count: 1, Example: "data"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
 				"namespace/shop was not deleted: "+label+"cascading and is not empty (pods: at least 500 (such as web-0), bound persistent volume claims: 1 (data))",
-				"Look at them (kubectl get pods,persistentvolumeclaims -n shop), delete what is to go, and delete the namespace when it has none left"),
-			asked: []string{"pods shop", "claims shop"},
+				"List them (kubectl get pods,persistentvolumeclaims -n shop), delete what is to go, and delete the namespace when it has none left"),
+			reads: []string{"pods shop", "claims shop"},
 		},
 		{
 			name: "a namespace whose pods cannot be listed is not decided", resource: "namespaces", object: cascading(namespaceObject),
-			sources: fixedSources{err: errors.New("timeout")}, want: admission.Fail("find the pods of the namespace: %w", errors.New("timeout")), asked: []string{"pods shop"},
+			sources: fixedSources{err: errors.New("timeout")}, want: admission.Fail("find the pods of the namespace: %w", errors.New("timeout")), reads: []string{"pods shop"},
 		},
-		{name: "a claim that nobody mounts may go", resource: "persistentvolumeclaims", object: claimObject, want: admission.Allow(), asked: []string{"users shop data"}},
+		{name: "a claim that nobody mounts may go", resource: "persistentvolumeclaims", object: claimObject, want: admission.Allow(), reads: []string{"users shop data"}},
 		{
 			name: "a mounted claim may not", resource: "persistentvolumeclaims", object: claimObject, sources: fixedSources{users: admission.Found{Count: 2, Example: "db-0"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
 				"persistentvolumeclaim/data in namespace shop was not deleted: "+label+"cascading and is mounted by pods: 2 (such as db-0)",
 				"Stop the pods first (kubectl describe persistentvolumeclaim/data -n shop lists them as Used By)"),
-			asked: []string{"users shop data"},
+			reads: []string{"users shop data"},
 		},
-		{name: "a service without endpoints may go", resource: "services", object: serviceObject, want: admission.Allow(), asked: []string{"endpoints shop web"}},
+		{name: "a service without endpoints may go", resource: "services", object: serviceObject, want: admission.Allow(), reads: []string{"endpoints shop web"}},
 		{
 			name: "a service with endpoints may not", resource: "services", object: serviceObject, sources: fixedSources{endpoints: admission.Found{Count: 1, Example: "web-0"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
 				"service/web in namespace shop was not deleted: "+label+"cascading and still sends traffic to ready endpoints: 1 (web-0)",
 				"Stop what it serves first (kubectl get endpointslices -n shop -l kubernetes.io/service-name=web)"),
-			asked: []string{"endpoints shop web"},
+			reads: []string{"endpoints shop web"},
 		},
 		{
 			name: "a definition without objects may go", resource: "customresourcedefinitions", object: strings.ReplaceAll(crdObject, "SERVED", "true"),
-			want: admission.Allow(), asked: []string{"instances example.com/v2, Resource=machines"},
+			want: admission.Allow(), reads: []string{"instances example.com/v2, Resource=machines"},
 		},
 		{
 			name: "a definition with objects may not", resource: "customresourcedefinitions", object: strings.ReplaceAll(crdObject, "SERVED", "true"),
 			sources: fixedSources{instances: admission.Found{Count: 1000, Example: "default/m-1"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
 				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: "+label+"cascading and its deletion would delete its custom resources: 1000 (such as default/m-1)",
-				"Look at them (kubectl get machines.example.com -A), delete them if they are to go, and delete the definition when none is left"),
-			asked: []string{"instances example.com/v2, Resource=machines"},
+				"List them (kubectl get machines.example.com -A), delete them if they are to go, and delete the definition when none is left"),
+			reads: []string{"instances example.com/v2, Resource=machines"},
 		},
 		{
 			name: "a definition whose objects the webhook may not list may not", resource: "customresourcedefinitions", object: strings.ReplaceAll(crdObject, "SERVED", "true"),
 			sources: fixedSources{err: mayNotList},
 			want: admission.Refuse(admission.ReasonDependentsUnknown,
 				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: "+label+"cascading, and the webhook may not list its custom resources", letListMachines),
-			asked: []string{"instances example.com/v2, Resource=machines"},
+			reads: []string{"instances example.com/v2, Resource=machines"},
 		},
 		{
 			name: "a definition that serves no version is not decided", resource: "customresourcedefinitions", object: strings.ReplaceAll(crdObject, "SERVED", "false"),
-			want: admission.Fail("%w", errors.New("the definition serves no version, so that nobody can say whether it still has custom resources; serve one, or take the label off")),
+			want: admission.Fail("%w", errors.New("the definition serves no version, so that its custom resources cannot be listed; serve one, or take the label off")),
 		},
 		{
 			name: "a kind without known dependents may not", resource: "configmaps", object: mapObject,
@@ -284,7 +284,7 @@ func TestDeletion(t *testing.T) {
 				got.Err, test.want.Err = nil, nil
 			}
 			require.Equal(t, test.want, got)
-			require.Equal(t, test.asked, test.sources.asked)
+			require.Equal(t, test.reads, test.sources.reads)
 		})
 	}
 }
@@ -308,22 +308,22 @@ func TestDefinitionsWithoutALabel(t *testing.T) {
 		resource, object string
 		sources          fixedSources
 		want             admission.Decision
-		asked            []string
+		reads            []string
 	}{
 		"with a labelled custom resource": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{instances: admission.Found{Count: 1, Example: "m-1"}},
 			want: admission.Refuse(admission.ReasonDependentsExist,
 				"customresourcedefinition.apiextensions.k8s.io/machines.example.com was not deleted: that would delete custom resources labelled kubelet-guard.io/deletion-protection: 1 (m-1)",
-				"Look at them (kubectl get machines.example.com -A -l kubelet-guard.io/deletion-protection), and take the label off those that are to go"),
-			asked: []string{question}},
-		"without one":     {resource: "customresourcedefinitions", object: unlabelled, want: admission.Allow(), asked: []string{question}},
-		"cannot be found": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{err: errors.New("forbidden")}, want: admission.Fail("find the labelled custom resources of the definition: %w", errors.New("forbidden")), asked: []string{question}},
+				"List them (kubectl get machines.example.com -A -l kubelet-guard.io/deletion-protection), and take the label off those that are to go"),
+			reads: []string{question}},
+		"without one":     {resource: "customresourcedefinitions", object: unlabelled, want: admission.Allow(), reads: []string{question}},
+		"cannot be found": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{err: errors.New("forbidden")}, want: admission.Fail("find the labelled custom resources of the definition: %w", errors.New("forbidden")), reads: []string{question}},
 		"cannot be listed": {resource: "customresourcedefinitions", object: unlabelled, sources: fixedSources{err: mayNotList},
-			want: admission.Fail("the webhook may not list its custom resources, of which some may be labelled %s. %s", "kubelet-guard.io/deletion-protection", letListMachines), asked: []string{question}},
+			want: admission.Fail("the webhook may not list its custom resources, of which some may be labelled %s. %s", "kubelet-guard.io/deletion-protection", letListMachines), reads: []string{question}},
 		"another kind": {resource: "configmaps", object: mapObject, want: admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, test.want, Definitions{&test.sources}.Review(t.Context(), request(t, test.resource, test.object)))
-			require.Equal(t, test.asked, test.sources.asked)
+			require.Equal(t, test.reads, test.sources.reads)
 		})
 	}
 }

@@ -18,7 +18,7 @@ import (
 const mostPools = 100
 
 // Index keeps what counts of the nodes, and the pools that were requested: a flood of
-// deletions asks for the same ones again and again.
+// deletions requests the same ones again and again.
 //
 // It is safe for concurrent use, and is a handler of informer events.
 type Index struct {
@@ -34,9 +34,9 @@ type Index struct {
 type selection struct {
 	selector labels.Selector
 	nodes    []Node
-	// at says where in nodes each is, by name.
+	// at is where in nodes each is, by name.
 	at map[string]int
-	// lent: somebody may read nodes, which is copied before it changes.
+	// lent: a caller may read nodes, which is copied before it changes.
 	lent bool
 }
 

@@ -25,7 +25,7 @@ func nodeObject(name, pool string, ready bool) *corev1.Node {
 	}
 }
 
-// Whatever events come, a pool is what a look at all nodes would find.
+// Whatever events come, a pool is what a scan of all nodes finds.
 func TestIndexFollowsTheNodes(t *testing.T) {
 	selectors := []labels.Selector{labels.Everything(), labels.SelectorFromSet(labels.Set{"pool": "a"}), labels.SelectorFromSet(labels.Set{"pool": "b"})}
 	for seed := range uint64(20) {

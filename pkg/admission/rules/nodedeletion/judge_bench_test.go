@@ -31,7 +31,7 @@ func (l oneLedger) Get(context.Context, string) (*guardv1alpha1.NodeDeletionPoli
 	return policy, json.Unmarshal(l.raw, policy)
 }
 
-// BenchmarkJudge is what one look at a policy costs in a cluster of 5,000 nodes: of a ledger
+// BenchmarkJudge is what one judgement by a policy costs in a cluster of 5,000 nodes: of a ledger
 // that the cache has, the same after a node of the pool has changed, one that is refused by
 // the limit, and one that had to be decoded, as after each write.
 func BenchmarkJudge(b *testing.B) {

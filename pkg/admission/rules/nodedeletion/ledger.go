@@ -41,9 +41,9 @@ type Node struct {
 	UID    types.UID
 	Labels map[string]string
 	Ready  bool
-	// Reported is true once anybody has said whether the node is ready.
+	// Reported is true once it was reported whether the node is ready.
 	Reported bool
-	// Terminating is true once the deletion of the object was asked for.
+	// Terminating is true once the deletion of the object was requested.
 	Terminating bool
 }
 
@@ -107,7 +107,7 @@ func Measure(policy *guardv1alpha1.NodeDeletionPolicy, nodes []Node, now time.Ti
 		switch {
 		case isGone:
 		case node.Terminating:
-			// Asked for before the policy was there.
+			// Requested before the policy was there.
 			usage.Pool.Deleted++
 		default:
 			usage.Pool.Nodes++
@@ -128,7 +128,7 @@ func Measure(policy *guardv1alpha1.NodeDeletionPolicy, nodes []Node, now time.Ti
 	return usage
 }
 
-// Refusal says why a policy does not let a node go.
+// Refusal is why a policy does not let a node go.
 type Refusal struct {
 	Reason  admission.Reason
 	Message string
@@ -153,7 +153,7 @@ func (u Usage) Judge(policy string, node Node, now time.Time) *Refusal {
 	}
 	if len(u.Deletions) >= limit {
 		// So many deletions have to expire that one fewer than the limit is left. The
-		// time is rounded up, so that who waits until then has waited enough.
+		// time is rounded up, so that waiting until then is always enough.
 		next := u.Deletions[len(u.Deletions)-limit].Time.Add(u.Period + time.Second - time.Nanosecond).Truncate(time.Second)
 		return &Refusal{Reason: admission.ReasonNodeLimit, Next: next,
 			Message: fmt.Sprintf("NodeDeletionPolicy %s limits deletions to %d in %s, and there were %d. The next is allowed at %s, in %s%s",
@@ -182,7 +182,7 @@ func (u Usage) Judge(policy string, node Node, now time.Time) *Refusal {
 	return nil
 }
 
-// wrongClock returns what to say in a refusal when deletions were written with a time
+// wrongClock returns what a refusal adds when deletions were written with a time
 // that was ahead.
 func (u Usage) wrongClock() string {
 	ahead := 0
@@ -268,7 +268,7 @@ func count(policy *guardv1alpha1.NodeDeletionPolicy, mode admission.Mode, now ti
 		policy.Status.DeletionsCounted = ptr.To(int32(len(counting)))
 	}
 	if len(counting) > 0 {
-		// Rounded up: who waits until then has waited enough.
+		// Rounded up: waiting until then is always enough.
 		expires := counting[0].Time.Add(periodOf(&policy.Spec) + time.Second - time.Nanosecond).Truncate(time.Second)
 		policy.Status.NextDeletionExpires = ptr.To(metav1.NewTime(expires.UTC()))
 	}

@@ -52,7 +52,7 @@ func (l *LiveLedgers) Get(ctx context.Context, name string) (*guardv1alpha1.Node
 	return policy, nil
 }
 
-// known returns the policy in this version, nil when nobody here has it.
+// known returns the policy in this version, nil when neither the cache nor the last write has it.
 func (l *LiveLedgers) known(ctx context.Context, version metav1.Object) *guardv1alpha1.NodeDeletionPolicy {
 	l.mu.Lock()
 	written := l.written[version.GetName()]
@@ -115,7 +115,7 @@ type patchOperation struct {
 
 const deletionsPath = "/status/deletions"
 
-// patchOfCounts returns what makes the fields beside the ledger that go with it those of the
+// patchOfCounts returns what makes the fields that go with the ledger those of the
 // other status. It is false where more than setting them is needed.
 func patchOfCounts(before, after *guardv1alpha1.NodeDeletionPolicyStatus) ([]patchOperation, bool) {
 	var operations []patchOperation

@@ -21,7 +21,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// apiServer is one with a policy, and counts what it is asked.
+// apiServer is one with a policy, and counts the requests.
 type apiServer struct {
 	client.Client
 	whole, versions, updates, patches int

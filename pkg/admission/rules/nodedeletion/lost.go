@@ -22,7 +22,7 @@ const (
 	// lostAge is how long the state of the nodes is used again: many pods of lost nodes are
 	// deleted at once.
 	lostAge = time.Second
-	// smallPool is the number of nodes below which a pool cannot tell a lost node from a
+	// smallPool is the number of nodes below which a pool cannot distinguish a lost node from a
 	// mass failure: it is judged with the whole cluster.
 	smallPool = 3
 	// massFailureNodes and massFailurePercent are the figures with which the node lifecycle
@@ -42,7 +42,7 @@ type Health struct {
 	Lost bool
 	// Deleted: the node has no object. That may be what is wrong: its machine may run.
 	Deleted bool
-	// MassFailure says, for a node that is not ready or deleted, why it does not count as
+	// MassFailure is, for a node that is not ready or deleted, why it does not count as
 	// lost.
 	MassFailure string
 }
@@ -53,7 +53,7 @@ type ProtectedNodes interface {
 	ProtectedNodes(visit func(node string)) error
 }
 
-// LostNodes tells nodes that are lost from a mass failure, in which the nodes may be fine
+// LostNodes distinguishes nodes that are lost from a mass failure, in which the nodes may be fine
 // and what reports on them is not. The pools are those of the NodeDeletionPolicies; a node
 // without an object is judged with the whole cluster. It is safe for concurrent use.
 type LostNodes struct {
@@ -87,7 +87,7 @@ func NewLostNodes(policies client.Reader, nodes Nodes, live client.Reader, prote
 }
 
 // Health returns that of the node, which may be a second old. With live, the API server is
-// asked whether the node has an object, in any case.
+// queried whether the node has an object, in any case.
 func (l *LostNodes) Health(ctx context.Context, node string, live bool) (Health, error) {
 	latest, err := l.read(ctx)
 	if err != nil {

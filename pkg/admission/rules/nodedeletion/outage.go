@@ -22,15 +22,15 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// Entries of the webhook configuration that ask about deletions of nodes. Each node is in
+// Entries of the webhook configuration about deletions of nodes. Each node is in
 // one of them.
 const (
-	// labelledEntry is for nodes that somebody labelled; an outage holds them.
+	// labelledEntry is for labelled nodes; an outage holds them.
 	labelledEntry = "labelled.node-deletion.kubelet-guard.io"
 	// otherEntry is for all others; an outage lets them go.
 	otherEntry = "node-deletion.kubelet-guard.io"
 	// PoolEntry is for those of otherEntry that an outage holds, because the
-	// NodeDeletionPolicy of their pool says so. It is in no manifest: the OutageController
+	// NodeDeletionPolicy of their pool requests it. It is in no manifest: the OutageController
 	// makes it of the other two and takes it away.
 	PoolEntry = "pool.node-deletion.kubelet-guard.io"
 	// poolCondition is the match condition that keeps PoolEntry and otherEntry apart.
@@ -149,7 +149,7 @@ func negated(expression string) string {
 }
 
 // OutageController keeps PoolEntry in the webhook configuration, so that an outage of the
-// webhook holds the nodes of the pools whose policies say so, and no others. One replica
+// webhook holds the nodes of the pools whose policies request it, and no others. One replica
 // runs it.
 type OutageController struct {
 	Client client.Client

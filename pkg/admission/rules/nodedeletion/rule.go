@@ -77,8 +77,8 @@ func NewRule(policies client.Reader, nodes Nodes, ledgers Ledgers, mode admissio
 // Name implements admission.Rule.
 func (r *Rule) Name() admission.RuleName { return admission.NodeDeletion }
 
-// Review implements admission.Rule. It first asks all policies and then charges
-// them, so that a charge has to be taken back only when somebody else was faster in
+// Review implements admission.Rule. It first judges all policies and then charges
+// them, so that a charge has to be refunded only when another request was faster in
 // between.
 func (r *Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	if request.Operation != admissionv1.Delete || request.Resource.Group != "" ||
@@ -97,7 +97,7 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	if err != nil {
 		return admission.Fail("list the NodeDeletionPolicies: %w", err)
 	}
-	asked := answers{charges: r.charges.Load(), policies: map[string]*guardv1alpha1.NodeDeletionPolicy{}}
+	judged := judgements{charges: r.charges.Load(), policies: map[string]*guardv1alpha1.NodeDeletionPolicy{}}
 	for _, policy := range policies {
 		live, refusal, err := r.judge(ctx, policy, node)
 		if err != nil {
@@ -106,17 +106,17 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 		if refusal != nil {
 			return refuse(request, policy, refusal)
 		}
-		asked.policies[policy] = live
+		judged.policies[policy] = live
 	}
 	if len(policies) == 0 || request.IsDryRun() {
 		return admission.Allow()
 	}
-	return r.charge(ctx, request, policies, asked, node)
+	return r.charge(ctx, request, policies, judged, node)
 }
 
-// answers are policies that have let a node go, as judge returned them, when so many charges
+// judgements are policies that have let a node go, as judge returned them, when so many charges
 // had been made. They are good for a charge as long as that is the number.
-type answers struct {
+type judgements struct {
 	policies map[string]*guardv1alpha1.NodeDeletionPolicy
 	charges  int64
 }
@@ -137,7 +137,7 @@ func (r *Rule) selecting(ctx context.Context, node Node) ([]string, error) {
 	return names, nil
 }
 
-// judge reads a policy live and asks it. The policy is nil when it is gone, or does
+// judge reads a policy live and judges the node by it. The policy is nil when it is gone, or does
 // not select the node any more.
 func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha1.NodeDeletionPolicy, *Refusal, error) {
 	policy, err := r.ledgers.Get(ctx, name)
@@ -167,7 +167,7 @@ func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha
 }
 
 // charge writes the deletion into the ledgers of all policies, or of none.
-func (r *Rule) charge(ctx context.Context, request *admission.Request, policies []string, asked answers, node Node) admission.Decision {
+func (r *Rule) charge(ctx context.Context, request *admission.Request, policies []string, judged judgements, node Node) admission.Decision {
 	waiting, cancel := context.WithTimeout(ctx, chargeTimeout)
 	defer cancel()
 	select {
@@ -176,12 +176,12 @@ func (r *Rule) charge(ctx context.Context, request *admission.Request, policies 
 	case <-waiting.Done():
 		return refuse(request, policies[0], tooMany(policies[0]))
 	}
-	if asked.charges != r.charges.Load() {
-		asked.policies = nil
+	if judged.charges != r.charges.Load() {
+		judged.policies = nil
 	}
 	var done []string
 	for _, policy := range policies {
-		written, refusal, err := r.chargeOne(ctx, policy, asked.policies, node, request.UserInfo.Username)
+		written, refusal, err := r.chargeOne(ctx, policy, judged.policies, node, request.UserInfo.Username)
 		if err == nil && refusal == nil {
 			if written {
 				done = append(done, policy)
@@ -251,7 +251,7 @@ func tooMany(policy string) *Refusal {
 		Message: fmt.Sprintf("so many nodes are being deleted at once that NodeDeletionPolicy %s cannot count them in time. Try again one by one", policy)}
 }
 
-// refund takes back the charges. The error says which could not be.
+// refund reverses the charges. The error names those that could not be.
 func (r *Rule) refund(ctx context.Context, policies []string, node Node) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refundTimeout)
 	defer cancel()
@@ -286,12 +286,12 @@ func (r *Rule) refundOne(ctx context.Context, name string, node Node) error {
 }
 
 func refuse(request *admission.Request, policy string, refusal *Refusal) admission.Decision {
-	step := fmt.Sprintf("Look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
+	step := fmt.Sprintf("See what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
 	switch {
 	case refusal.Step != "":
 		step = refusal.Step
 	case !refusal.Next.IsZero():
-		step = fmt.Sprintf("Repeat the deletion then, or look at what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
+		step = fmt.Sprintf("Repeat the deletion then, or see what counts: kubectl get nodedeletionpolicy %s -o yaml", policy)
 	}
 	return admission.Refuse(refusal.Reason, request.Target()+" may not be deleted now: "+refusal.Message, step)
 }
@@ -321,7 +321,7 @@ func (c CachedNodes) List(ctx context.Context, selector labels.Selector) ([]Node
 	return nodes, nil
 }
 
-// TrimNode is a transformation for the cache of nodes: it takes off what nobody here
+// TrimNode is a transformation for the cache of nodes: it removes what nothing here
 // reads, which is most of it. The rule reads the condition Ready, the metrics of
 // package fleetmetrics the kubelet's version, and package poddeletion the taints that evict.
 func TrimNode(object any) (any, error) {

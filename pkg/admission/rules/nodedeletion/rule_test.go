@@ -31,7 +31,7 @@ type store struct {
 	policies map[string]*guardv1alpha1.NodeDeletionPolicy
 	nodes    []Node
 	version  int
-	// beforeWrite runs before each write is looked at, without the lock.
+	// beforeWrite runs before each write is checked, without the lock.
 	beforeWrite func(policy string)
 	// writeErr fails the writes of a policy.
 	writeErr map[string]error
@@ -242,7 +242,7 @@ func TestReviewTakesChargesBackWhenALaterPolicyRefuses(t *testing.T) {
 	nodes := pool(10, 10)
 	s := newStore(nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 1, time.Hour, ""))
 	once := sync.OnceFunc(func() {
-		// Another replica is faster at b, after this one has asked both.
+		// Another replica is faster at b, after this one has judged both.
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.policies["b"].Status.Deletions, _ = Charge(nil, nodes[9], "other", time.Now())

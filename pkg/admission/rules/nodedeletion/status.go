@@ -101,7 +101,7 @@ func (c *StatusController) policies(ctx context.Context, _ client.Object) []stri
 	return names
 }
 
-// later returns a handler that has the policies looked at after a while.
+// later returns a handler that has the policies reconciled after a while.
 func later(policies func(context.Context, client.Object) []string) handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	add := func(ctx context.Context, object client.Object, q queue) {

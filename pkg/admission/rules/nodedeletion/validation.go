@@ -17,7 +17,7 @@ import (
 const maxDeletions = 500
 
 // ValidateNodeDeletionPolicy returns what is wrong with the policy, all of it: also
-// what the schema of the definition says. others are the policies that exist; the
+// what the schema of the definition refuses. others are the policies that exist; the
 // policy itself may be among them.
 func ValidateNodeDeletionPolicy(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.NodeDeletionPolicy) field.ErrorList {
 	var errs field.ErrorList
@@ -51,7 +51,7 @@ func ValidateNodeDeletionPolicy(policy *guardv1alpha1.NodeDeletionPolicy, others
 	return errs
 }
 
-// canonical returns a text that is the same for selectors that say the same, however
+// canonical returns a text that is the same for selectors that mean the same, however
 // their parts are ordered, and whether a value is matched by label or expression.
 func canonical(selector *metav1.LabelSelector) string {
 	var parts []string

@@ -15,11 +15,11 @@ import (
 const (
 	// shownFields bounds how many changed fields a refusal names.
 	shownFields = 10
-	// searchCost bounds the search for the next time that suits a change, in looks at a
-	// cron entry or at a field: some 50 ms on one slow core. Somebody waits for the
-	// answer, and all requests share the webhook's CPU.
+	// searchCost bounds the search for the next time that suits a change, in checks of a
+	// cron entry or of a field: some 50 ms on one slow core. A user waits for the
+	// response, and all requests share the webhook's CPU.
 	searchCost = 1000000
-	// maxChanges bounds how many openings and closings that search looks at.
+	// maxChanges bounds how many openings and closings that search checks.
 	maxChanges = 2000
 )
 
@@ -68,17 +68,17 @@ func (w *Window) Selects(kind string, set map[string]string) bool {
 
 func (w *Window) open(at time.Time) bool { return w.schedule != nil && w.schedule.Open(at) }
 
-// Verdict is what the windows that select a workload say about a change of it.
+// Verdict is what the windows that select a workload decide about a change of it.
 type Verdict struct {
 	// Refused are the fields that may not change now. None: the change may pass.
 	Refused []Path
 	// Next is when all of the refused fields may change. It is zero when that is not
 	// within the Horizon, or not known.
 	Next time.Time
-	// NextUnknown says that the windows open and close so often that the search for
+	// NextUnknown: the windows open and close so often that the search for
 	// Next was given up.
 	NextUnknown bool
-	// Windows are those that were asked.
+	// Windows are those that were checked.
 	Windows []*Window
 	at      time.Time
 }
@@ -171,7 +171,7 @@ func nextFor(windows []*Window, fields []Path, now time.Time) (next time.Time, u
 	return time.Time{}, true
 }
 
-// Message says which fields of the target may not change, why, and when they may.
+// Message is which fields of the target may not change, why, and when they may.
 func (v Verdict) Message(target string) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s: these fields may not change now: %s. ", target, describe(v.Refused))
@@ -189,7 +189,7 @@ func (v Verdict) Message(target string) string {
 	fmt.Fprintf(&text, "Operation windows: %s. ", strings.Join(states, ", "))
 	switch {
 	case v.NextUnknown:
-		text.WriteString("When the next opening for this change is was not found out: they open and close too often to look far ahead")
+		text.WriteString("The next opening for this change could not be determined: the windows change too often to look far ahead")
 	case v.Next.IsZero():
 		fmt.Fprintf(&text, "No window lets this change pass within the next %d days", int(Horizon/(24*time.Hour)))
 	default:
@@ -198,7 +198,7 @@ func (v Verdict) Message(target string) string {
 	return text.String()
 }
 
-// zone returns the time zone in which the time is told: that of the first window
+// zone returns the time zone of times in messages: that of the first window
 // that has one.
 func (v Verdict) zone() *time.Location {
 	for _, window := range v.Windows {
@@ -209,7 +209,7 @@ func (v Verdict) zone() *time.Location {
 	return time.UTC
 }
 
-// moment tells a time for machines and for people.
+// moment formats a time for machines and for people.
 func moment(at time.Time, zone *time.Location) string {
 	return fmt.Sprintf("%s (%s, %s)", at.UTC().Format(time.RFC3339),
 		at.In(zone).Format("Monday 2006-01-02 15:04 MST"), zone)

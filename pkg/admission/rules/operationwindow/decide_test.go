@@ -196,7 +196,7 @@ func TestWindowSelectsByKindAndLabels(t *testing.T) {
 }
 
 // TestNextIsTheFirstMinuteThatSuits compares the search over openings and closings
-// with a look at every minute.
+// with a check of every minute.
 func TestNextIsTheFirstMinuteThatSuits(t *testing.T) {
 	const seed = 42
 	random := rand.New(rand.NewPCG(seed, seed))
@@ -263,7 +263,7 @@ func TestTheSearchForTheNextOpeningIsBounded(t *testing.T) {
 		require.True(t, verdict.NextUnknown)
 		require.Zero(t, verdict.Next)
 		require.Equal(t, "deployment.apps/web: these fields may not change now: spec.replicas (Replicas). Operation windows: some is open, but not for them, leap is closed. "+
-			"When the next opening for this change is was not found out: they open and close too often to look far ahead", verdict.Message("deployment.apps/web"))
+			"The next opening for this change could not be determined: the windows change too often to look far ahead", verdict.Message("deployment.apps/web"))
 	})
 	t.Run("and a restless window hides no opening of another", func(t *testing.T) {
 		nightly := guardv1alpha1.OperationWindowSpec{Weekly: []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", everyDay...)}, Inside: fields(guardv1alpha1.AllFields)}

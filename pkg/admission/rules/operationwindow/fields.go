@@ -97,7 +97,7 @@ func parsePath(text string) (Path, error) {
 
 // Diff returns the paths of the fields below spec in which two workloads of one kind
 // differ, as decoded from JSON. The paths are as long as possible, and ordered.
-// Elements of a list that all have a name are told apart by it, others by their
+// Elements of a list that all have a name are identified by it, others by their
 // position.
 func Diff(before, after map[string]any) []Path {
 	var changed []Path

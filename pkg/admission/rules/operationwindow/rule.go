@@ -89,7 +89,7 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 		return admission.Allow()
 	}
 	return admission.Refuse(admission.ReasonWindowClosed, verdict.Message(request.Target()),
-		fmt.Sprintf("Repeat the change then, or look at the windows: kubectl get operationwindows -n %s", request.Namespace))
+		fmt.Sprintf("Repeat the change then, or see the windows: kubectl get operationwindows -n %s", request.Namespace))
 }
 
 // workload returns the metadata of the workload before the change.

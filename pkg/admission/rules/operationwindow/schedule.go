@@ -13,7 +13,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// Horizon is how far ahead the next change of a schedule is looked for.
+// Horizon is how far ahead the next change of a schedule is searched.
 const Horizon = 400 * 24 * time.Hour
 
 // maxSteps bounds that search where a cron entry starts every few minutes. Each
@@ -61,8 +61,8 @@ var weekdays = map[guardv1alpha1.Day]time.Weekday{
 	"Thursday": time.Thursday, "Friday": time.Friday, "Saturday": time.Saturday,
 }
 
-// NewSchedule returns the schedule of a valid spec; for another, an error that says
-// what ValidateOperationWindow says.
+// NewSchedule returns the schedule of a valid spec; for another, the error of
+// ValidateOperationWindow.
 func NewSchedule(spec *guardv1alpha1.OperationWindowSpec) (*Schedule, error) {
 	schedule, errs := parse(spec)
 	if len(errs) > 0 {
@@ -109,7 +109,7 @@ func (s *Schedule) Open(at time.Time) bool {
 	}
 	for _, entry := range s.cron {
 		// The first start after at-duration is the last moment at which one could
-		// have begun that goes on until now.
+		// have come that goes on until now.
 		if _, ok := entry.next(local.Add(-entry.duration), local); ok {
 			return true
 		}
@@ -144,11 +144,11 @@ func (s *Schedule) search(after time.Time, steps int) (time.Time, int) {
 	return time.Time{}, steps
 }
 
-// stepCost is what a step of search costs at most, in looks at a cron entry.
+// stepCost is what a step of search costs at most, in checks of a cron entry.
 func (s *Schedule) stepCost() int {
 	cost := 1
 	for _, entry := range s.cron {
-		// Open looks at each day of the duration.
+		// Open checks each day of the duration.
 		cost += 3 + int(entry.duration/(24*time.Hour))
 	}
 	return cost
@@ -275,7 +275,7 @@ func parseDate(text guardv1alpha1.Date) (date, error) {
 	return dateOf(at), nil
 }
 
-// searchStart is where the search for a first start of a cron schedule begins. It
+// searchStart is where the search for a first start of a cron schedule starts. It
 // goes on for five years, which have a leap day in them.
 var searchStart = time.Date(2027, time.March, 1, 0, 0, 0, 0, time.UTC)
 

@@ -179,7 +179,7 @@ func TestScheduleWithoutChangeSaysSo(t *testing.T) {
 	}
 }
 
-// dumbOpen is the second implementation: it looks at what the clock shows, minute
+// dumbOpen is the second implementation: it reads what the clock shows, minute
 // by minute, and knows nothing of offsets.
 func dumbOpen(spec guardv1alpha1.OperationWindowSpec, location *time.Location, now time.Time) bool {
 	local := now.In(location)

@@ -21,9 +21,9 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// lookAgain is when a window whose state does not change within the Horizon is
-// looked at again.
-const lookAgain = 24 * time.Hour
+// resyncPeriod is when a window whose state does not change within the Horizon is
+// reconciled again.
+const resyncPeriod = 24 * time.Hour
 
 // Reasons of the conditions.
 const (
@@ -76,7 +76,7 @@ func Status(window *guardv1alpha1.OperationWindow, namespace map[string]string, 
 	return status
 }
 
-// notEnforced says why a window has no effect, with the command that gives it one.
+// notEnforced returns why a window has no effect, with the command that gives it one.
 func notEnforced(namespace string) string {
 	return fmt.Sprintf("Nothing is held to the window, because its namespace is not labelled: kubectl label namespace %s %s=%s",
 		namespace, guardv1alpha1.OperationWindowsLabel, guardv1alpha1.OperationWindowsEnforced)
@@ -131,7 +131,7 @@ func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Requ
 			return reconcile.Result{}, client.IgnoreNotFound(err)
 		}
 	}
-	wait := lookAgain
+	wait := resyncPeriod
 	if until := window.Status.Until; until != nil {
 		wait = min(wait, max(until.Sub(now), time.Second))
 	}

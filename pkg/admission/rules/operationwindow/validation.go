@@ -12,7 +12,7 @@ import (
 )
 
 // ValidateOperationWindow returns what is wrong with the window, all of it: also
-// what the schema of the definition says, so that it can be used without an API
+// what the schema of the definition refuses, so that it can be used without an API
 // server.
 func ValidateOperationWindow(window *guardv1alpha1.OperationWindow) field.ErrorList {
 	spec := field.NewPath("spec")

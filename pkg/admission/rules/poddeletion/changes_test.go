@@ -139,7 +139,7 @@ func TestChangesOfLabels(t *testing.T) {
 		"out of its budget":                  {newPod(), newPod(labelled("x")), ordinary, admission.Refused},
 		"out of its budget, by an operator":  {newPod(), newPod(labelled("x")), operator, admission.Allowed},
 		"into another":                       {newPod(), newPod(labelled("db")), ordinary, admission.Allowed},
-		"a label that no budget looks at":    {newPod(), newPod(func(pod *corev1.Pod) { pod.Labels["tier"] = "front" }), ordinary, admission.Allowed},
+		"a label that no budget selects by":  {newPod(), newPod(func(pod *corev1.Pod) { pod.Labels["tier"] = "front" }), ordinary, admission.Allowed},
 		"was in none":                        {newPod(labelled("x")), newPod(labelled("y")), ordinary, admission.Allowed},
 		"not protected":                      {newPod(func(pod *corev1.Pod) { pod.Labels = map[string]string{"app": "web"} }), newPod(labelled("x")), ordinary, admission.Allowed},
 		"terminating":                        {newPod(deletedAt(noon)), newPod(deletedAt(noon), labelled("x")), ordinary, admission.Allowed},

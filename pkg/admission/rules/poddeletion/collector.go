@@ -24,12 +24,12 @@ const (
 	// its delete did not happen. It is longer than the API server works on a request
 	// (60 s by default), with room for clocks that differ.
 	unusedAfter = 90 * time.Second
-	// lookAgain bounds how long a record is left alone: a pod may come back with the
+	// recheckPeriod bounds how long a record is left alone: a pod may come back with the
 	// restored data of the API server, and must not find itself disarmed.
-	lookAgain = time.Hour
+	recheckPeriod = time.Hour
 )
 
-// removal says why a record is removed. The zero value means that it stays.
+// removal is why a record is removed. The zero value means that it stays.
 type removal string
 
 const (
@@ -41,7 +41,7 @@ const (
 // again. The pod is the object of the record's namespace and name, nil when there is
 // none.
 func judgeRecord(record *guardv1alpha1.PodDeletion, pod *metav1.PartialObjectMetadata, now time.Time) (removal, time.Duration) {
-	again := lookAgain
+	again := recheckPeriod
 	if expires := record.Spec.Expires; expires != nil {
 		left := expires.Sub(now)
 		if left <= 0 {
@@ -49,7 +49,7 @@ func judgeRecord(record *guardv1alpha1.PodDeletion, pod *metav1.PartialObjectMet
 		}
 		again = min(again, left)
 	}
-	// Who wrote a record by hand for a living pod wants it there.
+	// A record that was written by hand for a living pod is meant to stay.
 	if record.Labels[ManagedByLabel] != ManagedBy {
 		return "", again
 	}
@@ -101,7 +101,7 @@ func (c *Collector) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.R
 	if why == "" {
 		return ctrl.Result{RequeueAfter: again}, nil
 	}
-	// The resource version: a delete that is asked for right now marks the record.
+	// The resource version: a delete that is requested right now marks the record.
 	err := c.client.Delete(ctx, record, client.Preconditions{UID: &record.UID, ResourceVersion: ptr.To(record.ResourceVersion)})
 	switch {
 	case apierrors.IsNotFound(err):

@@ -27,22 +27,22 @@ const (
 	maxDisruptedPods = 2000
 )
 
-// passage says why the deletion of a pod is none of the budgets' business. The zero
+// exemption is why the deletion of a pod is not checked against budgets. The zero
 // value means that it is.
-type passage string
+type exemption string
 
 const (
-	notProtected   passage = "NotProtected"
-	terminating    passage = "Terminating"
-	finished       passage = "Finished"
-	neverScheduled passage = "NeverScheduled"
-	notStarted     passage = "NotStarted"
-	mirror         passage = "MirrorPod"
-	byItsOwner     passage = "ByItsWorkloadController"
-	withNamespace  passage = "WithItsNamespace"
+	notProtected   exemption = "NotProtected"
+	terminating    exemption = "Terminating"
+	finished       exemption = "Finished"
+	neverScheduled exemption = "NeverScheduled"
+	notStarted     exemption = "NotStarted"
+	mirror         exemption = "MirrorPod"
+	byItsOwner     exemption = "ByItsWorkloadController"
+	withNamespace  exemption = "WithItsNamespace"
 	// The following are not found out by passes: they need other objects.
-	nodeLost    passage = "NodeLost"
-	outdatedPod passage = "OutdatedDaemonPod"
+	nodeLost    exemption = "NodeLost"
+	outdatedPod exemption = "OutdatedDaemonPod"
 )
 
 // namespaceController empties namespaces that are being deleted. It goes on to
@@ -51,9 +51,9 @@ const (
 // What holds a namespace is the label deletion-protection on it.
 const namespaceController = "system:serviceaccount:kube-system:namespace-controller"
 
-// passes returns why the requested deletion of the pod passes without a look at the
+// passes returns why the requested deletion of the pod passes without a check of the
 // budgets, or "".
-func passes(pod *corev1.Pod, request *admission.Request) passage {
+func passes(pod *corev1.Pod, request *admission.Request) exemption {
 	switch {
 	case !isProtected(pod):
 		return notProtected
@@ -81,7 +81,7 @@ func passes(pod *corev1.Pod, request *admission.Request) passage {
 
 // actsOnStatus reports whether the pod's own controller deletes it for what is reported of
 // it or of its node, and not for the spec of the workload. That may be wrong: the
-// StatefulSet controller deletes pods that are said to have failed, also while their
+// StatefulSet controller deletes pods that are reported as failed, also while their
 // containers run, and the DaemonSet controller those whose node no longer fits.
 // Rule.Review finds out whether a pod of a DaemonSet is outdated.
 func actsOnStatus(pod *corev1.Pod) bool {
@@ -163,7 +163,7 @@ func ownerKind(pod *corev1.Pod) schema.GroupKind {
 // either. A budget that wants two healthy pods would keep a workload from ever
 // reaching 0 pods, which is what has to be done before it may be deleted.
 //
-// The garbage collector is not among them: that the owner is gone does not say that
+// The garbage collector is not among them: that the owner is gone does not mean that
 // the pods should go.
 var workloadControllers = Controllers{
 	{Group: "apps", Kind: "ReplicaSet"}:  controllerPrefix + "replicaset-controller",
@@ -193,7 +193,7 @@ func isReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// account is what a budget says about the deletion of one pod. The zero value is
+// account is what a budget decides about the deletion of one pod. The zero value is
 // invalid.
 type account string
 
@@ -220,11 +220,11 @@ const (
 	byEviction way = "Eviction"
 )
 
-// judge returns what the budget says about the deletion of a pod that passes does
+// judge returns what the budget decides about the deletion of a pod that passes does
 // not let through, and why when it refuses. It follows the eviction subresource, with one
 // exception: a pod that is not ready may be deleted when the budget wants no healthy
 // pod at all (maxUnavailable 1 of 1), since its going lowers nothing. Eviction refuses
-// that, because nobody may have counted the pods yet.
+// that, because the pods may not have been counted yet.
 func judge(budget *policyv1.PodDisruptionBudget, pod *corev1.Pod, how way, now time.Time) (account, string) {
 	status := budget.Status
 	if !isReady(pod) {

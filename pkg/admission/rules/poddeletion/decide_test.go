@@ -117,7 +117,7 @@ func TestPodsThatPassWithoutALookAtBudgets(t *testing.T) {
 	for name, test := range map[string]struct {
 		pod  *corev1.Pod
 		user authenticationv1.UserInfo
-		want passage
+		want exemption
 	}{
 		"running, by a user":                    {newPod(), ordinary, ""},
 		"not protected":                         {newPod(func(pod *corev1.Pod) { delete(pod.Labels, guardv1alpha1.ExplicitDeletionLabel) }), ordinary, notProtected},

@@ -157,7 +157,7 @@ func randomSelector(random *rand.Rand) *metav1.LabelSelector {
 	return selector
 }
 
-// FuzzIndex makes the same random changes to the index and to the scan, and asks both.
+// FuzzIndex makes the same random changes to the index and to the scan, and compares both.
 func FuzzIndex(f *testing.F) {
 	for seed := range uint64(40) {
 		f.Add(seed)

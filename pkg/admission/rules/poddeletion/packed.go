@@ -11,7 +11,7 @@ import (
 )
 
 // Packed is a budget as a cache keeps it: encoded, in a third of the memory, since there may
-// be ten thousand and few are looked at. Nothing but managedFields is missing. A reservation
+// be ten thousand and few are read. Nothing but managedFields is missing. A reservation
 // is an update that starts from the cached budget, and takes away from the live one what that
 // does not have; only managedFields stay as they are without being sent.
 type Packed struct {
@@ -43,7 +43,7 @@ func (p *Packed) Unpack() *policyv1.PodDisruptionBudget {
 	return budget
 }
 
-// Transform packs budgets. It is a transformation for a cache that nobody reads but by
+// Transform packs budgets. It is a transformation for a cache that is read only by
 // events, as an Index does.
 func Transform(object any) (any, error) {
 	if budget, ok := object.(*policyv1.PodDisruptionBudget); ok {

@@ -87,23 +87,23 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 	if pod == nil || !needsRecord(pod, options, request) {
 		return admission.Allow()
 	}
-	// kubectl drain --dry-run=server says it in the body of the eviction only.
+	// kubectl drain --dry-run=server has it in the body of the eviction only.
 	if request.IsDryRun() || len(options.DryRun) > 0 {
 		return admission.Allow().Annotate("record", "none, dry run")
 	}
 	if request.SubResource == "eviction" {
 		// An eviction that its budget will refuse deletes nothing, and is tried again and
 		// again by a drain: the pod must not have a record all that time.
-		answer, err := r.reservations.Evictable(ctx, pod)
+		outcome, err := r.reservations.Evictable(ctx, pod)
 		switch {
 		case err != nil:
 			return admission.Fail("%w", err)
-		case passes(pod, request) == "" && answer.refuses():
+		case passes(pod, request) == "" && outcome.refuses():
 			return admission.Allow().Annotate("record", "none, the eviction will be refused")
 		}
 	}
 	if request.Operation == admissionv1.Delete {
-		// What a review says about the pod may be old, or made up by somebody who is not the
+		// The pod of a review may be old, or made up by a client that is not the
 		// API server: a record is evidence, and ends a pod whose object is gone.
 		live, err := r.pods.Get(ctx, request.Key())
 		switch {
@@ -172,7 +172,7 @@ func needsRecord(pod *corev1.Pod, options *metav1.DeleteOptions, request *admiss
 	case isRejected(pod):
 		return false
 	case isFinished(pod):
-		// The phase alone may be somebody else's word: the pod garbage collector writes
+		// The phase alone may come from elsewhere: the pod garbage collector writes
 		// Failed for a node that is lost. A finished pod is deleted at once.
 		return !allTerminated(pod)
 	case options.GracePeriodSeconds != nil:
@@ -247,7 +247,7 @@ func cut(text string, limit int) string {
 	return text[:end]
 }
 
-// lastRequested is when the deletion of the record was last asked for.
+// lastRequested is when the deletion of the record was last requested.
 func lastRequested(record *guardv1alpha1.PodDeletion) time.Time {
 	last := record.CreationTimestamp.Time
 	if at, err := time.Parse(time.RFC3339, record.Annotations[guardv1alpha1.RequestedAtAnnotation]); err == nil && at.After(last) {
@@ -306,7 +306,7 @@ func (r *Records) Write(ctx context.Context, record *guardv1alpha1.PodDeletion) 
 			return err
 		}
 	}
-	return errors.New("it was changed or removed by somebody else each time; try again")
+	return errors.New("it was changed or removed by others each time; try again")
 }
 
 // lapses reports whether the record that is present has expired, or has less than half

@@ -45,7 +45,7 @@ func TestDeletesThatNeedARecord(t *testing.T) {
 		"the pod itself wants no grace period":     {newPod(noGrace), ordinary, none, true},
 		"it wants none and is given some":          {newPod(noGrace), ordinary, 10, false},
 		"terminating, forced":                      {newPod(deletedAt(noon)), ordinary, 0, true},
-		"terminating, asked again":                 {newPod(deletedAt(noon)), ordinary, none, false},
+		"terminating, requested again":             {newPod(deletedAt(noon)), ordinary, none, false},
 		"terminating, sooner":                      {newPod(deletedAt(noon)), ordinary, 5, false},
 		"forced by its node":                       {newPod(deletedAt(noon)), ownNode, 0, false},
 		"forced, scheduled and not started":        {newPod(inPhase(corev1.PodPending)), ordinary, 0, true},
@@ -267,7 +267,7 @@ func TestRecordsAreWritten(t *testing.T) {
 			require.NotEmpty(t, *given.Preconditions.ResourceVersion)
 		})
 	}
-	t.Run("one that expires and is changed by another is looked at again", func(t *testing.T) {
+	t.Run("one that expires and is changed by another is read again", func(t *testing.T) {
 		attempts := 0
 		api := fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour, expiring(0))).
 			WithInterceptorFuncs(interceptor.Funcs{Delete: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.DeleteOption) error {
@@ -302,15 +302,15 @@ func TestRecordsThatMayGo(t *testing.T) {
 	}{
 		"expired":                            {recordOf(time.Hour, expiring(0)), nil, removeExpired, 0},
 		"expired, by hand":                   {recordOf(time.Hour, expiring(-time.Minute), byHand), living, removeExpired, 0},
-		"not expired, pod gone":              {recordOf(time.Hour, expiring(10*time.Hour)), nil, "", lookAgain},
+		"not expired, pod gone":              {recordOf(time.Hour, expiring(10*time.Hour)), nil, "", recheckPeriod},
 		"expires soon, pod gone":             {recordOf(time.Hour, expiring(time.Minute)), nil, "", time.Minute},
-		"never expires, by hand":             {recordOf(time.Hour, byHand), living, "", lookAgain},
+		"never expires, by hand":             {recordOf(time.Hour, byHand), living, "", recheckPeriod},
 		"the delete is under way":            {recordOf(time.Second), living, "", unusedAfter - time.Second},
 		"the delete did not happen":          {recordOf(unusedAfter), living, removeUnused, 0},
-		"it is asked for again":              {recordOf(time.Hour, requested(time.Second)), living, "", unusedAfter - time.Second},
-		"it was asked for again in vain":     {recordOf(time.Hour, requested(unusedAfter)), living, removeUnused, 0},
-		"terminating":                        {recordOf(time.Hour), ending, "", lookAgain},
-		"gone, with a successor of the name": {recordOf(time.Hour), successor, "", lookAgain},
+		"it is requested again":              {recordOf(time.Hour, requested(time.Second)), living, "", unusedAfter - time.Second},
+		"it was requested again in vain":     {recordOf(time.Hour, requested(unusedAfter)), living, removeUnused, 0},
+		"terminating":                        {recordOf(time.Hour), ending, "", recheckPeriod},
+		"gone, with a successor of the name": {recordOf(time.Hour), successor, "", recheckPeriod},
 		"a mark that is no time is overlooked": {recordOf(unusedAfter, func(r *guardv1alpha1.PodDeletion) {
 			r.Annotations = map[string]string{guardv1alpha1.RequestedAtAnnotation: "soon"}
 		}), living, removeUnused, 0},
@@ -344,13 +344,13 @@ func TestCollector(t *testing.T) {
 	t.Run("keeps one whose pod is gone", func(t *testing.T) {
 		result, left := collect(t, build(recordOf(time.Hour)).Build())
 		require.True(t, left)
-		require.Equal(t, lookAgain, result.RequeueAfter)
+		require.Equal(t, recheckPeriod, result.RequeueAfter)
 	})
 	t.Run("removes an expired one", func(t *testing.T) {
 		_, left := collect(t, build(recordOf(time.Hour, expiring(-time.Second))).Build())
 		require.False(t, left)
 	})
-	t.Run("leaves one that is asked for just then", func(t *testing.T) {
+	t.Run("leaves one that is requested just then", func(t *testing.T) {
 		api := build(recordOf(time.Hour), newPod()).WithInterceptorFuncs(interceptor.Funcs{
 			Delete: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.DeleteOption) error {
 				require.NoError(t, NewRecords(c, c, clock).Write(ctx, recordOf(0)))

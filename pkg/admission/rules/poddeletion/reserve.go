@@ -69,8 +69,8 @@ func NewReservations(index *Index, budgets Budgets, clock clock.PassiveClock) *R
 	return &Reservations{index: index, budgets: budgets, clock: clock, retries: conflictRetries}
 }
 
-// answer is what the budget of a pod says.
-type answer struct {
+// outcome is what the budget of a pod decides.
+type outcome struct {
 	budget  types.NamespacedName
 	account account
 	// why is set in a refusal.
@@ -82,29 +82,29 @@ type answer struct {
 }
 
 // Reserve takes one disruption for the pod from the budget that selects it, and
-// returns what that says. With dryRun nothing is written.
+// returns the outcome. With dryRun nothing is written.
 //
 // A pod that several budgets select is refused, as by eviction. The disruption
-// controller looks at one of them only, which it picks arbitrarily, when such a pod
+// controller updates one of them only, which it picks arbitrarily, when such a pod
 // changes, so the figures of the others may be old: to charge them all would rest on
-// numbers that nobody keeps.
-func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool) (answer, error) {
-	return r.ask(ctx, pod, byDelete, dryRun)
+// numbers that are not kept up to date.
+func (r *Reservations) Reserve(ctx context.Context, pod *corev1.Pod, dryRun bool) (outcome, error) {
+	return r.decide(ctx, pod, byDelete, dryRun)
 }
 
-// Evictable returns what the budget would say to an eviction, and writes nothing.
-func (r *Reservations) Evictable(ctx context.Context, pod *corev1.Pod) (answer, error) {
-	return r.ask(ctx, pod, byEviction, true)
+// Evictable returns the outcome of an eviction, and writes nothing.
+func (r *Reservations) Evictable(ctx context.Context, pod *corev1.Pod) (outcome, error) {
+	return r.decide(ctx, pod, byEviction, true)
 }
 
-func (r *Reservations) ask(ctx context.Context, pod *corev1.Pod, how way, dryRun bool) (answer, error) {
+func (r *Reservations) decide(ctx context.Context, pod *corev1.Pod, how way, dryRun bool) (outcome, error) {
 	if err := r.index.Filled(); err != nil {
-		return answer{}, err
+		return outcome{}, err
 	}
 	selecting := r.index.Selecting(pod.Namespace, pod.Labels)
 	switch len(selecting) {
 	case 0:
-		return answer{account: accountUnselected}, nil
+		return outcome{account: accountUnselected}, nil
 	case 1:
 		return r.reserve(ctx, selecting[0], pod, how, dryRun)
 	}
@@ -116,7 +116,7 @@ func (r *Reservations) ask(ctx context.Context, pod *corev1.Pod, how way, dryRun
 		case apierrors.IsNotFound(err):
 			continue
 		case err != nil:
-			return answer{}, fmt.Errorf("read poddisruptionbudget %s/%s: %w", budget.Namespace, budget.Name, err)
+			return outcome{}, fmt.Errorf("read poddisruptionbudget %s/%s: %w", budget.Namespace, budget.Name, err)
 		case selectorOf(live).Matches(labels.Set(pod.Labels)):
 			still = append(still, live.Name)
 			selecting[0] = live
@@ -124,11 +124,11 @@ func (r *Reservations) ask(ctx context.Context, pod *corev1.Pod, how way, dryRun
 	}
 	switch len(still) {
 	case 0:
-		return answer{account: accountUnselected}, nil
+		return outcome{account: accountUnselected}, nil
 	case 1:
 		return r.reserve(ctx, selecting[0], pod, how, dryRun)
 	}
-	return answer{
+	return outcome{
 		budget:  types.NamespacedName{Namespace: pod.Namespace, Name: strings.Join(still, ",")},
 		account: accountSeveral,
 	}, nil
@@ -146,7 +146,7 @@ type reading struct {
 }
 
 // reserve takes a disruption from the budget that the index shows as cached.
-func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, how way, dryRun bool) (answer, error) {
+func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisruptionBudget, pod *corev1.Pod, how way, dryRun bool) (outcome, error) {
 	name := types.NamespacedName{Namespace: cached.Namespace, Name: cached.Name}
 	known := reading{budget: cached}
 	if dryRun {
@@ -155,7 +155,7 @@ func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisrupti
 	started := r.clock.Now()
 	turn, err := r.turns.enter(ctx, name)
 	if err != nil {
-		return answer{budget: name}, fmt.Errorf("waiting for other deletes under poddisruptionbudget %s: %w", name, err)
+		return outcome{budget: name}, fmt.Errorf("waiting for other deletes under poddisruptionbudget %s: %w", name, err)
 	}
 	defer r.turns.leave(name, turn)
 	if turn.latest.budget != nil {
@@ -173,9 +173,9 @@ func (r *Reservations) reserve(ctx context.Context, cached *policyv1.PodDisrupti
 }
 
 // chargeKnown charges the budget by compare-and-swap, and retries after conflicts.
-func (r *Reservations) chargeKnown(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (answer, error) {
+func (r *Reservations) chargeKnown(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (outcome, error) {
 	var (
-		result    answer
+		result    outcome
 		failure   error
 		conflicts int
 	)
@@ -205,7 +205,7 @@ func (r *Reservations) chargeKnown(ctx context.Context, name types.NamespacedNam
 }
 
 // attempt judges the budget and charges it once. The error of a conflict is that of the API server.
-func (r *Reservations) attempt(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (answer, error) {
+func (r *Reservations) attempt(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (outcome, error) {
 	now := r.clock.Now()
 	result := known.judge(name, pod, how, now)
 	// What the index shows may be old: only a write that succeeds may rest on it.
@@ -225,7 +225,7 @@ func (r *Reservations) attempt(ctx context.Context, name types.NamespacedName, k
 		*known = reading{budget: written, live: true, at: now}
 		result.left, result.at = written.Status.DisruptionsAllowed, now
 	case apierrors.IsNotFound(err):
-		return answer{budget: name, account: accountUnselected}, nil
+		return outcome{budget: name, account: accountUnselected}, nil
 	case !apierrors.IsConflict(err):
 		err = fmt.Errorf("reserve a disruption of poddisruptionbudget %s: %w", name, err)
 	}
@@ -233,14 +233,14 @@ func (r *Reservations) attempt(ctx context.Context, name types.NamespacedName, k
 }
 
 // judgeLive reads the budget from the API server and judges it.
-func (r *Reservations) judgeLive(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (answer, error) {
+func (r *Reservations) judgeLive(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (outcome, error) {
 	at := r.clock.Now()
 	budget, err := r.budgets.Get(ctx, name)
 	switch {
 	case apierrors.IsNotFound(err):
-		return answer{budget: name, account: accountUnselected}, nil
+		return outcome{budget: name, account: accountUnselected}, nil
 	case err != nil:
-		return answer{budget: name}, fmt.Errorf("read poddisruptionbudget %s: %w", name, err)
+		return outcome{budget: name}, fmt.Errorf("read poddisruptionbudget %s: %w", name, err)
 	}
 	*known = reading{budget: budget, live: true, at: at}
 	return known.judge(name, pod, how, r.clock.Now()), nil
@@ -248,10 +248,10 @@ func (r *Reservations) judgeLive(ctx context.Context, name types.NamespacedName,
 
 // judge returns what the budget allows. The index has matched the labels of a budget that is not
 // live.
-func (k reading) judge(name types.NamespacedName, pod *corev1.Pod, how way, now time.Time) answer {
+func (k reading) judge(name types.NamespacedName, pod *corev1.Pod, how way, now time.Time) outcome {
 	if k.live && !selectorOf(k.budget).Matches(labels.Set(pod.Labels)) {
-		return answer{budget: name, account: accountUnselected}
+		return outcome{budget: name, account: accountUnselected}
 	}
 	account, why := judge(k.budget, pod, how, now)
-	return answer{budget: name, account: account, why: why}
+	return outcome{budget: name, account: account, why: why}
 }

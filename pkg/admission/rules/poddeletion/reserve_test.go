@@ -33,7 +33,7 @@ type server struct {
 	budgets map[types.NamespacedName]*policyv1.PodDisruptionBudget
 	reads   int
 	writes  int
-	// beforeWrite, if set, runs before a write is looked at.
+	// beforeWrite, if set, runs before a write is checked.
 	beforeWrite func()
 	// failWrite, if set, may refuse a write.
 	failWrite func(*policyv1.PodDisruptionBudget) error
@@ -120,18 +120,18 @@ func newReservations(s *server, c clock.PassiveClock) *Reservations {
 }
 
 func TestReserve(t *testing.T) {
-	reserve := func(t *testing.T, r *Reservations, pod *corev1.Pod, dryRun bool) answer {
+	reserve := func(t *testing.T, r *Reservations, pod *corev1.Pod, dryRun bool) outcome {
 		t.Helper()
-		answer, err := r.Reserve(t.Context(), pod, dryRun)
+		outcome, err := r.Reserve(t.Context(), pod, dryRun)
 		require.NoError(t, err)
-		return answer
+		return outcome
 	}
 	clock := testclock.NewFakePassiveClock(noon)
 
 	t.Run("a delete takes one disruption, with one write and no read", func(t *testing.T) {
 		s := newServer(allowing("web", 2))
 		got := reserve(t, newReservations(s, clock), newPod(), false)
-		require.Equal(t, answer{budget: types.NamespacedName{Namespace: "shop", Name: "web"}, account: accountCharge, left: 1, at: noon}, got)
+		require.Equal(t, outcome{budget: types.NamespacedName{Namespace: "shop", Name: "web"}, account: accountCharge, left: 1, at: noon}, got)
 		require.Equal(t, []int{0, 1}, []int{s.reads, s.writes})
 		require.Equal(t, map[string]metav1.Time{"web-1": metav1.NewTime(noon)}, s.budget("web").Status.DisruptedPods)
 	})
@@ -139,7 +139,7 @@ func TestReserve(t *testing.T) {
 		s := newServer(allowing("web", 0))
 		pod := newPod()
 		pod.Labels["app"] = "api"
-		require.Equal(t, answer{account: accountUnselected}, reserve(t, newReservations(s, clock), pod, false))
+		require.Equal(t, outcome{account: accountUnselected}, reserve(t, newReservations(s, clock), pod, false))
 		require.Equal(t, []int{0, 0}, []int{s.reads, s.writes})
 	})
 	t.Run("the second review of a delete is not charged, also from an old cache", func(t *testing.T) {
@@ -211,7 +211,7 @@ func TestReserve(t *testing.T) {
 	})
 	t.Run("a pod of several budgets may not go, and none is charged", func(t *testing.T) {
 		s := newServer(allowing("a", 1), allowing("b", 2))
-		require.Equal(t, answer{budget: types.NamespacedName{Namespace: "shop", Name: "a,b"}, account: accountSeveral},
+		require.Equal(t, outcome{budget: types.NamespacedName{Namespace: "shop", Name: "a,b"}, account: accountSeveral},
 			reserve(t, newReservations(s, clock), newPod(), false))
 		require.Zero(t, s.writes)
 	})
@@ -219,7 +219,7 @@ func TestReserve(t *testing.T) {
 		s := newServer(allowing("a", 1), allowing("b", 2))
 		r := newReservations(s, clock)
 		delete(s.budgets, types.NamespacedName{Namespace: "shop", Name: "a"})
-		require.Equal(t, answer{budget: types.NamespacedName{Namespace: "shop", Name: "b"}, account: accountCharge, left: 1, at: noon},
+		require.Equal(t, outcome{budget: types.NamespacedName{Namespace: "shop", Name: "b"}, account: accountCharge, left: 1, at: noon},
 			reserve(t, r, newPod(), false))
 	})
 	t.Run("attempts are bounded", func(t *testing.T) {
@@ -240,17 +240,17 @@ func TestReserve(t *testing.T) {
 		_, err := NewReservations(index, newServer(), clock).Reserve(t.Context(), newPod(), false)
 		require.EqualError(t, err, "the poddisruptionbudgets are not all known yet, a moment after the start")
 	})
-	t.Run("a review that waited need not ask what was read meanwhile", func(t *testing.T) {
+	t.Run("a review that waited need not read again what was read meanwhile", func(t *testing.T) {
 		s, clock := newServer(allowing("web", 1)), testclock.NewFakeClock(noon)
 		r := newReservations(s, clock)
 		name := types.NamespacedName{Namespace: "shop", Name: "web"}
 		turn, err := r.turns.enter(t.Context(), name)
 		require.NoError(t, err)
-		got := make(chan answer)
+		got := make(chan outcome)
 		go func() {
-			answer, err := r.Reserve(t.Context(), newPod(), false)
+			outcome, err := r.Reserve(t.Context(), newPod(), false)
 			assert.NoError(t, err)
-			got <- answer
+			got <- outcome
 		}()
 		require.Eventually(t, func() bool { r.turns.mu.Lock(); defer r.turns.mu.Unlock(); return turn.waiting == 2 }, time.Minute, time.Millisecond)
 		turn.latest = reading{budget: allowing("web", 0), live: true, at: noon.Add(time.Second)}
@@ -304,11 +304,11 @@ func TestManyDeletesSpendABudgetOnce(t *testing.T) {
 		for review := range 2 {
 			reviews.Go(func() {
 				pod := newPod(named(fmt.Sprint("web-", i)))
-				answer, err := all[(i+review)%replicas].Reserve(t.Context(), pod, false)
+				outcome, err := all[(i+review)%replicas].Reserve(t.Context(), pod, false)
 				if !assert.NoError(t, err) {
 					return
 				}
-				if !answer.refuses() {
+				if !outcome.refuses() {
 					mu.Lock()
 					passed[pod.Name] = true
 					mu.Unlock()

@@ -20,25 +20,25 @@ import (
 )
 
 // DefaultDeletedNodeHold is how long pods that were ready are kept from the pod garbage
-// collector after their node was deleted: long enough for somebody to notice, and to
+// collector after their node was deleted: long enough to notice, and to
 // register the node again.
 const DefaultDeletedNodeHold = time.Hour
 
 // deletionByPodGC is the reason that the pod garbage collector writes into the condition
 // DisruptionTarget of a pod before it deletes it. It writes the condition once, so its time
-// says since when it has wanted to (markFailedAndDeletePodWithCondition in upstream's
+// is when it first wanted to (markFailedAndDeletePodWithCondition in upstream's
 // pkg/controller/podgc).
 const deletionByPodGC = "DeletionByPodGC"
 
-// LostNodes tells nodes that are lost from a mass failure.
+// LostNodes distinguishes nodes that are lost from a mass failure.
 type LostNodes interface {
-	// Health returns that of the node. With live, a cache is not enough to say that the node
+	// Health returns that of the node. With live, a cache is not enough to conclude that the node
 	// has an object.
 	Health(ctx context.Context, node string, live bool) (nodedeletion.Health, error)
 }
 
 // Rule holds the deletion of protected pods to their budgets, but not that of pods on lost
-// nodes: nobody can reach them, and their workloads need new ones. Kubernetes deletes them
+// nodes: they cannot be reached, and their workloads need new ones. Kubernetes deletes them
 // past the budget for that reason.
 //
 // A node that was deleted need not be lost. Pods that were ready on it, as far as anybody
@@ -59,7 +59,7 @@ var _ admission.Rule = (*Rule)(nil)
 
 // NewRule returns the rule PodDeletion. Pods of deleted nodes are kept from the pod garbage
 // collector for the time of the hold; with 0 their budgets alone count. The controllers are
-// let through beside those of Kubernetes itself.
+// let through besides those of Kubernetes itself.
 func NewRule(reservations *Reservations, nodes LostNodes, live client.Reader, controllers Controllers, hold time.Duration, clock clock.PassiveClock) *Rule {
 	return &Rule{reservations: reservations, nodes: nodes, live: live, controllers: controllers, hold: hold, clock: clock}
 }
@@ -96,30 +96,30 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	if node.Lost && (!ready || node.Deleted && !r.clock.Now().Before(heldUntil)) {
 		return admission.Allow().Annotate("budget", string(nodeLost))
 	}
-	answer, err := r.reservations.Reserve(ctx, pod, request.IsDryRun())
+	outcome, err := r.reservations.Reserve(ctx, pod, request.IsDryRun())
 	if err != nil {
 		return admission.Fail("%w", err)
 	}
-	if node.MassFailure != "" && answer.account == accountRefuse {
-		answer.why += fmt.Sprintf("; its node does not count as lost, since %s", node.MassFailure)
+	if node.MassFailure != "" && outcome.account == accountRefuse {
+		outcome.why += fmt.Sprintf("; its node does not count as lost, since %s", node.MassFailure)
 	}
 	decision := admission.Allow()
-	switch answer.account {
+	switch outcome.account {
 	case accountUnselected:
 		if cleansUp && node.Deleted && (node.MassFailure != "" || r.clock.Now().Before(heldUntil)) {
 			return refuseForDeletedNode(request, pod, node, heldUntil)
 		}
 		return decision
 	case accountRefuse:
-		decision = refuse(request, answer, r.hint(pod, request))
+		decision = refuse(request, outcome, r.hint(pod, request))
 	case accountSeveral:
-		decision = refuseSeveral(request, answer)
+		decision = refuseSeveral(request, outcome)
 	}
-	return decision.Annotate("budget", answer.String())
+	return decision.Annotate("budget", outcome.String())
 }
 
 // passes is the function of the same name, with what needs another object.
-func (r *Rule) passes(ctx context.Context, pod *corev1.Pod, request *admission.Request) (passage, error) {
+func (r *Rule) passes(ctx context.Context, pod *corev1.Pod, request *admission.Request) (exemption, error) {
 	if why := passes(pod, request); why != "" {
 		return why, nil
 	}
@@ -168,7 +168,7 @@ func cleansUpBehindNodes(username string, pod *corev1.Pod) bool {
 }
 
 // heldUntil is the time from which the pod garbage collector may have a pod of a deleted
-// node that was ready. It needs its condition to begin, which comes before its first delete.
+// node that was ready. The time starts with its condition, which comes before its first delete.
 func (r *Rule) heldUntil(pod *corev1.Pod) time.Time {
 	for _, condition := range pod.Status.Conditions {
 		if condition.Type == corev1.DisruptionTarget && condition.Reason == deletionByPodGC && !condition.LastTransitionTime.IsZero() {
@@ -179,10 +179,10 @@ func (r *Rule) heldUntil(pod *corev1.Pod) time.Time {
 }
 
 // refuses reports whether the pod may not go.
-func (a answer) refuses() bool { return a.account == accountRefuse || a.account == accountSeveral }
+func (a outcome) refuses() bool { return a.account == accountRefuse || a.account == accountSeveral }
 
 // String is for the audit log.
-func (a answer) String() string {
+func (a outcome) String() string {
 	switch {
 	case a.account == accountCharge && !a.at.IsZero():
 		return fmt.Sprintf("%s: charged, %d left", a.budget.Name, a.left)
@@ -192,7 +192,7 @@ func (a answer) String() string {
 	return a.budget.Name + ": " + string(a.account)
 }
 
-// hint tells an operator's author why the operator is held, when its own account deletes
+// hint returns for an operator's author why the operator is held, when its own account deletes
 // pods that a kind of its own owns.
 func (r *Rule) hint(pod *corev1.Pod, request *admission.Request) string {
 	kind := ownerKind(pod)
@@ -203,14 +203,14 @@ func (r *Rule) hint(pod *corev1.Pod, request *admission.Request) string {
 		kind, kind, request.UserInfo.Username, guardv1alpha1.OverrideVerb)
 }
 
-func refuse(request *admission.Request, refusal answer, hint string) admission.Decision {
+func refuse(request *admission.Request, refusal outcome, hint string) admission.Decision {
 	name, namespace := refusal.budget.Name, refusal.budget.Namespace
 	return admission.Refuse(admission.ReasonDisruptionBudget,
 		fmt.Sprintf("%s is protected, and its deletion is held to poddisruptionbudget %s, which %s", request.Target(), name, refusal.why),
 		fmt.Sprintf("Try again once ALLOWED DISRUPTIONS is above 0: kubectl get poddisruptionbudget %s -n %s --watch", name, namespace)+hint)
 }
 
-func refuseSeveral(request *admission.Request, refusal answer) admission.Decision {
+func refuseSeveral(request *admission.Request, refusal outcome) admission.Decision {
 	return admission.Refuse(admission.ReasonDisruptionBudget,
 		fmt.Sprintf("%s is protected, and several poddisruptionbudgets select it (%s), of which Kubernetes keeps only one up to date, so that it can be neither deleted nor evicted", request.Target(), refusal.budget.Name),
 		fmt.Sprintf("Change them so that one selects the pod, or delete the others: kubectl get poddisruptionbudgets -n %s -o wide", refusal.budget.Namespace))

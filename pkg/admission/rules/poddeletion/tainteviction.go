@@ -43,7 +43,7 @@ type EvictedPods interface {
 // controller of the control plane tries for a moment and forgets the pod then, so that it
 // would stay on a lost node when its budget allows its going later. What it has decided it
 // leaves in the pod's status; that, and taints that are still there, are what counts.
-// Each deletion is reviewed again, as everybody's.
+// Each deletion is reviewed again like any other.
 //
 // It is a manager.Runnable of the leader.
 type TaintEviction struct {

@@ -25,7 +25,7 @@ type evictions struct {
 
 func (e *evictions) OnNode(_ context.Context, node string) ([]corev1.Pod, error) {
 	if node != "node-1" {
-		return nil, errors.New("asked about a node without such taints")
+		return nil, errors.New("a node without such taints was read")
 	}
 	return e.pods, nil
 }

@@ -69,7 +69,7 @@ func (r Rule) reviewPod(ctx context.Context, request *admission.Request) admissi
 		return keep(request, "without it, its node may stop it for any reason of its own")
 	}
 	// Before a pod has a node its label is a wish, which may be withdrawn, unless the
-	// namespace says that its pods have it.
+	// namespace gives it to its pods.
 	namespace, err := admission.Metadata(ctx, r.Cached, corev1.SchemeGroupVersion.WithKind("Namespace"), client.ObjectKey{Name: request.Namespace})
 	switch {
 	case err != nil:
@@ -84,7 +84,7 @@ func protected(pod *corev1.Pod) bool {
 	return pod.Labels[guardv1alpha1.ExplicitDeletionLabel] == guardv1alpha1.ExplicitDeletionRequired
 }
 
-// finished reports whether nothing of the pod runs. Its phase alone does not say so: the pod
+// finished reports whether nothing of the pod runs. Its phase alone is no proof: the pod
 // garbage collector and others write it, too.
 func finished(pod *corev1.Pod) bool {
 	if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
@@ -146,7 +146,7 @@ func (r Rule) reviewNamespaceDeletion(ctx context.Context, request *admission.Re
 }
 
 func lookAtThem(namespace string) string {
-	return fmt.Sprintf("Look at them (kubectl get pods -n %s -l %s=%s), and stop them first", namespace, guardv1alpha1.ExplicitDeletionLabel, guardv1alpha1.ExplicitDeletionRequired)
+	return fmt.Sprintf("List them (kubectl get pods -n %s -l %s=%s), and stop them first", namespace, guardv1alpha1.ExplicitDeletionLabel, guardv1alpha1.ExplicitDeletionRequired)
 }
 
 // grants reports whether the labels of a namespace let its pods be protected.

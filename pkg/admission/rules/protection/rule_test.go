@@ -120,7 +120,7 @@ func TestReviewNamespace(t *testing.T) {
 	refused := func(pods string) admission.Decision {
 		return admission.Refuse(admission.ReasonProtectionRemoved,
 			"namespace/shop keeps the grant kubelet-guard.io/protect-pods=allowed: pods that replace its protected ones would be refused. Protected pods: "+pods,
-			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")
+			"List them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")
 	}
 	tests := []struct {
 		name, old, new string
@@ -130,8 +130,8 @@ func TestReviewNamespace(t *testing.T) {
 		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: admission.Found{Count: 1, Example: "db-0"}}, refused("1 (db-0)")},
 		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: admission.Found{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 (such as db-0)")},
 		{"the grant goes and none runs", namespace("default"), namespace(`""`), fixedPods{}, admission.Allow()},
-		{"the grant changes its kind", namespace("default"), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
-		{"the grant comes", namespace(`""`), namespace("allowed"), fixedPods{err: errors.New("must not be asked")}, admission.Allow()},
+		{"the grant changes its kind", namespace("default"), namespace("allowed"), fixedPods{err: errors.New("must not be read")}, admission.Allow()},
+		{"the grant comes", namespace(`""`), namespace("allowed"), fixedPods{err: errors.New("must not be read")}, admission.Allow()},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestReviewNamespaceDeletion(t *testing.T) {
 	namespace := func(grant, metadata string) string {
 		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {kubelet-guard.io/protect-pods: " + grant + "}" + metadata + "}}"
 	}
-	asked := fixedPods{err: errors.New("must not be asked")}
+	unread := fixedPods{err: errors.New("must not be read")}
 	for name, test := range map[string]struct {
 		old  string
 		pods fixedPods
@@ -159,14 +159,14 @@ func TestReviewNamespaceDeletion(t *testing.T) {
 	}{
 		"with a protected pod": {namespace("default", ""), fixedPods{protected: admission.Found{Count: 1, Example: "db-0"}}, admission.Refuse(admission.ReasonDependentsExist,
 			"namespace/shop was not deleted: its protected pods would be deleted with it, past their budgets: 1 (db-0)",
-			"Look at them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")},
+			"List them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")},
 		"without one":       {namespace("allowed", ""), fixedPods{}, admission.Allow()},
-		"without the grant": {namespace("never", ""), asked, admission.Allow()},
-		"that terminates":   {namespace("allowed", `, deletionTimestamp: "2026-05-04T10:00:00Z"`), asked, admission.Allow()},
+		"without the grant": {namespace("never", ""), unread, admission.Allow()},
+		"that terminates":   {namespace("allowed", `, deletionTimestamp: "2026-05-04T10:00:00Z"`), unread, admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, test.want, review(t, Rule{Pods: test.pods}, "namespaces", "", "Namespace", test.old, ""))
 		})
 	}
-	require.Equal(t, admission.Allow(), review(t, Rule{Pods: asked}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", ""))
+	require.Equal(t, admission.Allow(), review(t, Rule{Pods: unread}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", ""))
 }

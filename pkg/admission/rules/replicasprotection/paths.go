@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// Paths says where the replicas of a kind are, as fields from the root: those of the built-in
+// Paths is where the replicas of a kind are, as fields from the root: those of the built-in
 // workloads in spec.replicas and status.replicas, those of custom kinds where their definition
 // has them.
 type Paths struct {

@@ -50,7 +50,7 @@ func TestPaths(t *testing.T) {
 		{"a built-in workload", schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}, BuiltIn, true, ""},
 		{"a built-in kind without replicas", schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}, Paths{}, false, ""},
 		{"a custom kind", schema.GroupVersionResource{Group: "example.com", Version: "v2", Resource: "shops"}, Paths{Spec: []string{"spec", "size", "tills"}, Status: []string{"status", "tills"}}, true, ""},
-		{"a version without a scale subresource, beside one that has it", schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "shops"}, Paths{Spec: []string{"spec", "size", "tills"}, Status: []string{"status", "tills"}}, true, ""},
+		{"a version without a scale subresource, next to one that has it", schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "shops"}, Paths{Spec: []string{"spec", "size", "tills"}, Status: []string{"status", "tills"}}, true, ""},
 		{"no version with a scale subresource", schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "plain"}, Paths{}, false, ""},
 		{"a kind that no definition is for", schema.GroupVersionResource{Group: "other.example.com", Version: "v1", Resource: "things"}, Paths{}, false, ""},
 		{"a path that is none", schema.GroupVersionResource{Group: "example.com", Version: "v3", Resource: "shops"}, Paths{}, false, `CustomResourceDefinition : specReplicasPath: "..x" is not a path of fields`},

@@ -39,7 +39,7 @@ const (
 	// OperationWindowsEnforced is the only value of OperationWindowsLabel.
 	OperationWindowsEnforced = "enforced"
 
-	// ScaleReviewLabel on a namespace says who judges changes of replicas through /scale
+	// ScaleReviewLabel on a namespace selects what judges changes of replicas through /scale
 	// there. Without it, policies of the API server do, at a price that grows with the
 	// number of labelled workloads.
 	ScaleReviewLabel = GroupName + "/scale-review"
@@ -59,7 +59,7 @@ const (
 	// OverrideVerb on the object.
 	OverrideAnnotation = GroupName + "/override"
 
-	// RequestedAtAnnotation on a PodDeletion is when the deletion was last asked for
+	// RequestedAtAnnotation on a PodDeletion is when the deletion was last requested
 	// (RFC 3339), where that is later than the creation of the record.
 	RequestedAtAnnotation = GroupName + "/requested-at"
 )

@@ -35,7 +35,7 @@ type NodeDeletionPolicy struct {
 	Status NodeDeletionPolicyStatus `json:"status,omitempty"`
 }
 
-// NodeDeletionPolicySpec is what a NodeDeletionPolicy asks for.
+// NodeDeletionPolicySpec is the specification of a NodeDeletionPolicy.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.maxDeletions) || has(self.minReady)",message="give maxDeletions, minReady or both; without them the policy limits nothing"
 type NodeDeletionPolicySpec struct {
@@ -74,7 +74,7 @@ type NodeDeletionPolicySpec struct {
 	// +kubebuilder:validation:XValidation:rule="type(self) == int ? self >= 0 : self.matches('^([0-9]|[1-9][0-9]|100)%$')",message="must be a number that is not negative, or a share from 0% to 100%"
 	MinReady *intstr.IntOrString `json:"minReady,omitempty"`
 
-	// What becomes of a deletion in the pool that the webhook does not answer, because
+	// What becomes of a deletion in the pool that the webhook does not respond to, because
 	// it is away or too slow. Hold, unless given.
 	//
 	// +optional
@@ -82,7 +82,7 @@ type NodeDeletionPolicySpec struct {
 	WhenUnavailable WhenUnavailable `json:"whenUnavailable,omitempty"`
 }
 
-// WhenUnavailable says what becomes of deletions that the webhook does not answer.
+// WhenUnavailable is what becomes of deletions that the webhook does not respond to.
 //
 // +kubebuilder:validation:Enum=Hold;Allow
 type WhenUnavailable string
@@ -108,7 +108,7 @@ type NodeDeletionPolicyStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// Deletions that were allowed in the period, and for some minutes those of before,
+	// Deletions that were allowed in the period, and for some minutes earlier ones,
 	// in the order of their time. All replicas of the webhook write here before they let
 	// a node be deleted.
 	//

@@ -34,7 +34,7 @@ type OperationWindow struct {
 	Status OperationWindowStatus `json:"status,omitempty"`
 }
 
-// OperationWindowSpec is what an OperationWindow asks for. The window is open when
+// OperationWindowSpec is the specification of an OperationWindow. It is open when
 // one of weekly and cron is, except on the excluded dates.
 //
 // +kubebuilder:validation:XValidation:rule="size(self.?weekly.orValue([])) + size(self.?cron.orValue([])) > 0",message="give at least one entry in weekly or cron; without one the window never opens"
@@ -60,7 +60,7 @@ type OperationWindowSpec struct {
 	// +kubebuilder:validation:MaxItems=32
 	Weekly []WeeklyWindow `json:"weekly,omitempty"`
 
-	// Windows that start when a cron schedule says so.
+	// Windows that start by a cron schedule.
 	//
 	// +optional
 	// +listType=atomic
@@ -68,7 +68,7 @@ type OperationWindowSpec struct {
 	Cron []CronWindow `json:"cron,omitempty"`
 
 	// Dates in the time zone, as 2026-12-24, on which the window is closed from
-	// midnight to midnight, whatever weekly and cron say.
+	// midnight to midnight, whatever weekly and cron have.
 	//
 	// +optional
 	// +listType=set
@@ -177,7 +177,7 @@ type CronWindow struct {
 	Duration metav1.Duration `json:"duration"`
 }
 
-// FieldSet says which fields of a workload may change: those of the categories in
+// FieldSet is which fields of a workload may change: those of the categories in
 // fields, and those at or below one of the paths.
 type FieldSet struct {
 	// Categories of fields.
@@ -219,7 +219,7 @@ const (
 	ReplicasField FieldCategory = "Replicas"
 )
 
-// OperationWindowState says whether a window is open.
+// OperationWindowState is whether a window is open.
 type OperationWindowState string
 
 // States of a window.

@@ -13,7 +13,7 @@ const PodDeletionKind = "PodDeletion"
 // time: longer than a node is usually cut off before it is given up, a long weekend included.
 const PodDeletionLifetime = 7 * 24 * time.Hour
 
-// PodDeletion records that the deletion of one pod was asked for. Its name is the
+// PodDeletion records that the deletion of one pod was requested. Its name is the
 // UID of that pod. A guarded kubelet that holds a pod whose object is gone looks
 // for the record of that UID, takes it as proof that the deletion is explicit, and
 // terminates the pod by the ordinary path. The record has to name the pod: one whose
@@ -70,13 +70,13 @@ type PodDeletionSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	NodeName string `json:"nodeName,omitempty"`
 
-	// Why the pod is to end, in the words of who asked for it.
+	// Why the pod is to end, in the words of the requester.
 	//
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Reason string `json:"reason,omitempty"`
 
-	// User name of who asked for the deletion, as the writer of the record knows it.
+	// User name of the requester of the deletion, as the writer of the record knows it.
 	// It is not verified; the audit log of the API server is.
 	//
 	// +optional
@@ -84,7 +84,7 @@ type PodDeletionSpec struct {
 	RequestedBy string `json:"requestedBy,omitempty"`
 
 	// When the record may be removed. It should be later than the longest time that
-	// a node can be cut off. The kubelet does not look at it: a record counts as long
+	// a node can be cut off. The kubelet does not read it: a record counts as long
 	// as it exists.
 	//
 	// +optional
