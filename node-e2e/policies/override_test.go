@@ -74,7 +74,7 @@ func TestOverrideIsOnlyForWhoMayUseTheVerb(t *testing.T) {
 	t.Run("admission configuration has none", func(t *testing.T) {
 		refusal, questions := all.refusal(t, "always.deletion.kubelet-guard.io", review{resource: "validatingwebhookconfigurations.admissionregistration.k8s.io", override: true,
 			old: "{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, metadata: {name: w, labels: {kubelet-guard.io/deletion-protection: always}, " + garbage + "}}"})
-		require.Contains(t, refusal, "does not count: nobody can judge it on admission configuration")
+		require.Contains(t, refusal, "does not count: it cannot be judged on admission configuration")
 		require.Empty(t, questions)
 	})
 	t.Run("without the annotation nothing is checked", func(t *testing.T) {
