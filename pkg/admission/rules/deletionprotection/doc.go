@@ -15,11 +15,13 @@ labelled pods.
     PersistentVolumeClaims;
   - a CustomResourceDefinition that is labelled cascading has custom resources, or the webhook may
     not list them;
-  - a CustomResourceDefinition without the label has labelled custom resources;
+  - a CustomResourceDefinition without the label has labelled custom resources, which the API server
+    deletes with it, without admission;
   - a PersistentVolumeClaim that is labelled cascading is mounted by a pod that has not finished;
   - a Service that is labelled cascading has a ready endpoint;
-  - a workload that is labelled cascading has replicas in its spec or status, or its status is older
-    than its spec; a DaemonSet, Job or CronJob has pods or active jobs;
+  - a workload that is labelled cascading, also a custom kind with a scale subresource, has replicas
+    in its spec or status, or its status is older than its spec; a DaemonSet has pods on any node; a
+    Job or CronJob has active pods or jobs;
   - an object of any other kind is labelled cascading, since its dependents are unknown.
 
 # Let through when
