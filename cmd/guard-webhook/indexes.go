@@ -29,8 +29,8 @@ func newIndexes(ctx context.Context, mgr ctrl.Manager) (indexes, error) {
 		follow func(cache.Informer) error
 		filled func() error
 	}{
-		{"budgets", &policyv1.PodDisruptionBudget{}, func(i cache.Informer) error { return all.budgets.Follow(i) }, all.budgets.Filled},
-		{"nodes", &corev1.Node{}, func(i cache.Informer) error { return all.nodes.Follow(i) }, all.nodes.Filled},
+		{"budgets", &policyv1.PodDisruptionBudget{}, all.budgets.Follow, all.budgets.Filled},
+		{"nodes", &corev1.Node{}, all.nodes.Follow, all.nodes.Filled},
 	} {
 		informer, err := mgr.GetCache().GetInformer(ctx, index.object)
 		if err != nil {

@@ -7,17 +7,17 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 )
 
-// SubjectAccessReviews is the part of the typed client that access reviews need.
-type SubjectAccessReviews interface {
-	Create(ctx context.Context, review *authorizationv1.SubjectAccessReview, options metav1.CreateOptions) (*authorizationv1.SubjectAccessReview, error)
+// NewAccessReviewer returns an AccessReviewer that queries the API server.
+func NewAccessReviewer(reviews authorizationclient.SubjectAccessReviewInterface) AccessReviewer {
+	return accessReviewer{reviews}
 }
 
-// NewAccessReviewer returns an AccessReviewer that queries the API server.
-func NewAccessReviewer(reviews SubjectAccessReviews) AccessReviewer { return accessReviewer{reviews} }
-
-type accessReviewer struct{ reviews SubjectAccessReviews }
+type accessReviewer struct {
+	reviews authorizationclient.SubjectAccessReviewInterface
+}
 
 func (a accessReviewer) MayAccess(ctx context.Context, user authenticationv1.UserInfo, attributes authorizationv1.ResourceAttributes) (bool, error) {
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
@@ -32,9 +32,9 @@ func (a accessReviewer) MayAccess(ctx context.Context, user authenticationv1.Use
 			review.Spec.Extra[key] = authorizationv1.ExtraValue(value)
 		}
 	}
-	answer, err := a.reviews.Create(ctx, review, metav1.CreateOptions{})
+	response, err := a.reviews.Create(ctx, review, metav1.CreateOptions{})
 	if err != nil {
 		return false, fmt.Errorf("review the access of user %q: %w", user.Username, err)
 	}
-	return answer.Status.Allowed, nil
+	return response.Status.Allowed, nil
 }

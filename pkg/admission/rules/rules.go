@@ -78,7 +78,7 @@ func New(c Cluster, o Options) (*Rules, error) {
 	lookup := replicasprotection.Lookup{Definitions: c.Definitions}
 	dependents := deletionprotection.Cluster{Metadata: c.Metadata, Core: c.Core}
 	reservations := poddeletion.NewReservations(c.Budgets, poddeletion.NewBudgets(c.Core.PolicyV1()), o.Clock)
-	records, err := poddeletion.NewRecordRule(reservations, poddeletion.NewPodReader(c.Core.CoreV1()),
+	records, err := poddeletion.NewRecordRule(reservations, c.Core.CoreV1(),
 		poddeletion.NewRecords(c.Client, c.Live, o.Clock), o.RecordLifetime, o.Clock)
 	if err != nil {
 		return nil, err

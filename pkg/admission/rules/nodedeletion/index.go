@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/cache"
+	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
 // mostPools is how many pools the index keeps at a time. There are as many as policies, and
@@ -77,14 +78,9 @@ var (
 // NewIndex returns an empty index.
 func NewIndex() *Index { return &Index{nodes: map[string]Node{}, pools: map[string]*selection{}} }
 
-// Informer is what the index is filled from.
-type Informer interface {
-	AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error)
-}
-
 // Follow fills the index from an informer of nodes. It must be called before the index is
 // used.
-func (i *Index) Follow(informer Informer) error {
+func (i *Index) Follow(informer ctrlcache.Informer) error {
 	registration, err := informer.AddEventHandler(i)
 	if err != nil {
 		return fmt.Errorf("follow nodes: %w", err)

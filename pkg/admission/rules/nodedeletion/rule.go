@@ -43,7 +43,8 @@ type Nodes interface {
 	List(ctx context.Context, selector labels.Selector) ([]Node, error)
 }
 
-// Ledgers reads policies live and writes their status.
+// Ledgers reads policies live and writes their status. It is an interface for tests: theirs has
+// other writers between a read and a write.
 type Ledgers interface {
 	Get(ctx context.Context, name string) (*guardv1alpha1.NodeDeletionPolicy, error)
 	// UpdateStatus fails with a conflict when the policy has changed since it was

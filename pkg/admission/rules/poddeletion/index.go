@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
+	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
 // Index finds the budgets that select a pod without looking at the others.
@@ -83,14 +84,9 @@ func (i *Index) Selecting(namespace string, podLabels map[string]string) []*poli
 	return found
 }
 
-// Informer is what the index is filled from.
-type Informer interface {
-	AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error)
-}
-
 // Follow fills the index from an informer of budgets. It must be called before the
 // index is used.
-func (i *Index) Follow(informer Informer) error {
+func (i *Index) Follow(informer ctrlcache.Informer) error {
 	registration, err := informer.AddEventHandler(i)
 	if err != nil {
 		return fmt.Errorf("follow poddisruptionbudgets: %w", err)

@@ -12,7 +12,6 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
@@ -45,11 +44,6 @@ type RecordWriter interface {
 	Write(ctx context.Context, record *guardv1alpha1.PodDeletion) error
 }
 
-// PodReader reads a pod from the API server, not from a cache.
-type PodReader interface {
-	Get(ctx context.Context, name types.NamespacedName) (*corev1.Pod, error)
-}
-
 // RecordRule writes the record of a delete that the pod's node may never see: one
 // with grace period 0 removes the object at once, and a node that is cut off or whose
 // kubelet does not run finds it gone later, which is no evidence of a deletion.
@@ -59,7 +53,7 @@ type PodReader interface {
 // deletes the pod without another review and spends the budget itself.
 type RecordRule struct {
 	reservations *Reservations
-	pods         PodReader
+	pods         coreclient.PodsGetter
 	records      RecordWriter
 	lifetime     time.Duration
 	clock        clock.PassiveClock
@@ -67,8 +61,9 @@ type RecordRule struct {
 
 var _ admission.Rule = (*RecordRule)(nil)
 
-// NewRecordRule returns the rule PodDeletionRecord.
-func NewRecordRule(reservations *Reservations, pods PodReader, records RecordWriter, lifetime time.Duration, clock clock.PassiveClock) (*RecordRule, error) {
+// NewRecordRule returns the rule PodDeletionRecord. Pods are read whole, in the encoding of the
+// typed client.
+func NewRecordRule(reservations *Reservations, pods coreclient.PodsGetter, records RecordWriter, lifetime time.Duration, clock clock.PassiveClock) (*RecordRule, error) {
 	if lifetime < time.Hour {
 		return nil, fmt.Errorf("the lifetime of records is %s; it must be at least an hour, and longer than a node can be cut off", lifetime)
 	}
@@ -105,7 +100,7 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 	if request.Operation == admissionv1.Delete {
 		// The pod of a review may be old, or made up by a client that is not the
 		// API server: a record is evidence, and ends a pod whose object is gone.
-		live, err := r.pods.Get(ctx, request.Key())
+		live, err := r.pod(ctx, request)
 		switch {
 		case apierrors.IsNotFound(err), err == nil && live.UID != pod.UID:
 			return admission.Allow().Annotate("record", "none, the pod is gone")
@@ -121,6 +116,12 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 		return admission.Fail("write PodDeletion %s, without which the node of a pod that is deleted with grace period 0 may go on running it; without --grace-period=0 none is needed: %w", record.Name, err)
 	}
 	return admission.Allow().Annotate("record", record.Name)
+}
+
+// pod reads the pod of the request from the API server.
+func (r *RecordRule) pod(ctx context.Context, request *admission.Request) (*corev1.Pod, error) {
+	key := request.Key()
+	return r.pods.Pods(key.Namespace).Get(ctx, key.Name, metav1.GetOptions{})
 }
 
 // deletion returns the pod and how it is to be deleted. The pod is nil when the
@@ -145,7 +146,7 @@ func (r *RecordRule) deletion(ctx context.Context, request *admission.Request) (
 			options = eviction.DeleteOptions
 		}
 		var err error
-		if pod, err = r.pods.Get(ctx, request.Key()); apierrors.IsNotFound(err) {
+		if pod, err = r.pod(ctx, request); apierrors.IsNotFound(err) {
 			return nil, nil, nil
 		} else if err != nil {
 			return nil, nil, fmt.Errorf("read pod %s: %w", request.Key(), err)
@@ -317,13 +318,4 @@ func lapses(present, wanted *guardv1alpha1.PodDeletion, now time.Time) bool {
 	}
 	left := present.Spec.Expires.Sub(now)
 	return left <= 0 || (wanted.Spec.Expires != nil && left < wanted.Spec.Expires.Sub(now)/2)
-}
-
-// NewPodReader returns the pods that the client reaches.
-func NewPodReader(client coreclient.PodsGetter) PodReader { return podReader{client} }
-
-type podReader struct{ client coreclient.PodsGetter }
-
-func (p podReader) Get(ctx context.Context, name types.NamespacedName) (*corev1.Pod, error) {
-	return p.client.Pods(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 }

@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	corefake "k8s.io/client-go/kubernetes/fake"
+	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 	testclock "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -82,14 +84,12 @@ func (w *written) Write(_ context.Context, record *guardv1alpha1.PodDeletion) er
 	return w.err
 }
 
-// pods is a PodReader of one pod.
-type onePod struct{ pod *corev1.Pod }
-
-func (p onePod) Get(_ context.Context, name types.NamespacedName) (*corev1.Pod, error) {
-	if p.pod == nil || p.pod.Name != name.Name || p.pod.Namespace != name.Namespace {
-		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, name.Name)
+// podsAt returns the client of an API server with the pod, or without one.
+func podsAt(pod *corev1.Pod) coreclient.PodsGetter {
+	if pod == nil {
+		return corefake.NewClientset().CoreV1()
 	}
-	return p.pod, nil
+	return corefake.NewClientset(pod).CoreV1()
 }
 
 func eviction(t *testing.T, pod *corev1.Pod, options *metav1.DeleteOptions) *admission.Request {
@@ -157,7 +157,7 @@ func TestRecordRule(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, records := newServer(test.budgets...), &written{}
-			rule, err := NewRecordRule(newReservations(s, clock), onePod{test.pod}, records, guardv1alpha1.PodDeletionLifetime, clock)
+			rule, err := NewRecordRule(newReservations(s, clock), podsAt(test.pod), records, guardv1alpha1.PodDeletionLifetime, clock)
 			require.NoError(t, err)
 			require.Equal(t, test.want, rule.Review(t.Context(), test.request))
 			require.Equal(t, test.records, records.records)
@@ -165,7 +165,7 @@ func TestRecordRule(t *testing.T) {
 		})
 	}
 	t.Run("without its record a forced delete does not pass", func(t *testing.T) {
-		rule, err := NewRecordRule(newReservations(newServer(), clock), onePod{newPod()}, &written{err: errors.New("no such kind")}, guardv1alpha1.PodDeletionLifetime, clock)
+		rule, err := NewRecordRule(newReservations(newServer(), clock), podsAt(newPod()), &written{err: errors.New("no such kind")}, guardv1alpha1.PodDeletionLifetime, clock)
 		require.NoError(t, err)
 		decision := rule.Review(t.Context(), deletion(t, newPod(), ordinary, forced))
 		require.Equal(t, admission.Failed, decision.Verdict)

@@ -17,21 +17,13 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// StatusReader reads a budget from the API server, not from a cache.
-type StatusReader interface {
-	Get(ctx context.Context, name types.NamespacedName) (*policyv1.PodDisruptionBudget, error)
-}
-
-// StatusWriter writes the status of a budget if its resource version is still that
-// of the API server, and returns what was written. Otherwise the error is a conflict.
-type StatusWriter interface {
-	UpdateStatus(ctx context.Context, budget *policyv1.PodDisruptionBudget) (*policyv1.PodDisruptionBudget, error)
-}
-
-// Budgets are the budgets at the API server.
+// Budgets are the budgets at the API server, not in a cache. It is an interface for tests: theirs
+// counts requests and has other writers between a read and a write.
 type Budgets interface {
-	StatusReader
-	StatusWriter
+	Get(ctx context.Context, name types.NamespacedName) (*policyv1.PodDisruptionBudget, error)
+	// UpdateStatus writes the status of a budget if its resource version is still that of the API
+	// server, and returns what was written. Otherwise the error is a conflict.
+	UpdateStatus(ctx context.Context, budget *policyv1.PodDisruptionBudget) (*policyv1.PodDisruptionBudget, error)
 }
 
 // NewBudgets returns the budgets that the client reaches.
