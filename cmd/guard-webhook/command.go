@@ -91,11 +91,9 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	ctrl.SetLogger(klog.NewKlogr())
 	ctx = klog.NewContext(ctx, klog.NewKlogr())
 
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, guardv1alpha1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return err
-		}
+	scheme, err := newScheme()
+	if err != nil {
+		return err
 	}
 	ages, err := admission.NewCacheAge(metrics.Registry, clock.RealClock{}, cachedResources(o)...)
 	if err != nil {
@@ -136,16 +134,11 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		},
 		NewInformer: paging.NewInformer(transform),
 	}
-	var serving *certificates.Serving
-	if o.certDir == "" {
-		serving, err = certificates.New(ctx, certificates.Config{
-			Secret:   types.NamespacedName{Namespace: o.namespace, Name: o.secret},
-			Service:  o.service,
-			Webhooks: []string{o.webhookConfiguration},
-		}, core.CoreV1())
-		if err != nil {
-			return err
-		}
+	serving, err := newServing(ctx, core, o)
+	if err != nil {
+		return err
+	}
+	if serving != nil {
 		serverOptions.TLSOpts = append(serverOptions.TLSOpts, serving.TLS)
 		cacheOptions.ByObject[&corev1.Secret{}] = serving.CacheOptions()
 	}
@@ -189,6 +182,36 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		return err
 	}
 
+	if err := addChecks(ctx, mgr, server, serving, &stopping); err != nil {
+		return err
+	}
+	return mgr.Start(untilDrained(ctx, o.shutdownDelay, &stopping))
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, guardv1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	return scheme, nil
+}
+
+// newServing returns the certificates that the webhook makes, nil when it serves those of a folder.
+func newServing(ctx context.Context, core kubernetes.Interface, o *options) (*certificates.Serving, error) {
+	if o.certDir != "" {
+		return nil, nil
+	}
+	return certificates.New(ctx, certificates.Config{
+		Secret:   types.NamespacedName{Namespace: o.namespace, Name: o.secret},
+		Service:  o.service,
+		Webhooks: []string{o.webhookConfiguration},
+	}, core.CoreV1())
+}
+
+// addChecks adds what the probes check.
+func addChecks(ctx context.Context, mgr ctrl.Manager, server webhook.Server, serving *certificates.Serving, stopping *atomic.Bool) error {
 	checks := map[string]healthz.Checker{
 		"caches": func(*http.Request) error { return synced(ctx, mgr.GetCache()) },
 		// It calls the server over TLS, so it also checks that a certificate is served.
@@ -208,22 +231,18 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 			return err
 		}
 	}
-	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
-		return err
-	}
+	return mgr.AddHealthzCheck("ping", healthz.Ping)
+}
 
+// untilDrained returns a context that ends the delay after the given one: connections come as long
+// as the API server has the address. Meanwhile stopping is true.
+func untilDrained(ctx context.Context, delay time.Duration, stopping *atomic.Bool) context.Context {
 	serve, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	go func() {
-		<-ctx.Done()
+	context.AfterFunc(ctx, func() {
 		stopping.Store(true)
-		// Connections come as long as the API server has the address.
-		timer := time.NewTimer(o.shutdownDelay)
-		defer timer.Stop()
-		<-timer.C
-		stop()
-	}()
-	return mgr.Start(serve)
+		time.AfterFunc(delay, stop)
+	})
+	return serve
 }
 
 // register puts the handler of each row of the table onto the server.
