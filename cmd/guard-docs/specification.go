@@ -17,8 +17,8 @@ const (
 	rulePackages = "pkg/admission/rules"
 )
 
-// specificationHeadings are those of the doc comments of rules that pages print. The last one
-// says open or closed.
+// specificationHeadings are those of the doc comments of rules that pages print. The last is one of
+// two.
 var specificationHeadings = []string{"Objects", "Refused when", "Let through when", "Fails closed because", "Fails open because"}
 
 // rulePage returns the page of the rule with the text between its markers replaced.

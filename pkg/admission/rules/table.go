@@ -49,8 +49,8 @@ type Row struct {
 	Path string
 	// Objects are those of the requests.
 	Objects string
-	// FailurePolicy says what becomes of a request that cannot be judged, here and in the entries
-	// of the webhook configuration with this path; Because says why.
+	// FailurePolicy is what becomes of a request that cannot be judged, here and in the entries
+	// of the webhook configuration with this path; Because is why.
 	FailurePolicy admission.FailurePolicy
 	Because       string
 

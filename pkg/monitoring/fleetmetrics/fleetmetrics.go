@@ -24,7 +24,7 @@ const (
 	WithoutBudgetMetric  = "guard_webhook_protected_pods_without_budget"
 )
 
-// Kubelet says what the kubelet of a node is. The zero value is invalid.
+// Kubelet is the kind of a node's kubelet. The zero value is invalid.
 type Kubelet string
 
 const (

@@ -37,7 +37,7 @@ const (
 	removeUnused  removal = "Unused"
 )
 
-// judgeRecord returns whether and why the record may go, and if it stays, when to look
+// judgeRecord returns whether and why the record may go, and if it stays, when to judge
 // again. The pod is the object of the record's namespace and name, nil when there is
 // none.
 func judgeRecord(record *guardv1alpha1.PodDeletion, pod *metav1.PartialObjectMetadata, now time.Time) (removal, time.Duration) {

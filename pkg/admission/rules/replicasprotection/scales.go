@@ -85,8 +85,8 @@ func scaled(request *admission.Request) (from, to int64, err error) {
 	return before.Spec.Replicas, after.Spec.Replicas, nil
 }
 
-// scaledWorkload reads the metadata of the workload that a /scale is about. An override is
-// looked for there.
+// scaledWorkload reads the metadata of the workload that a /scale is about. It also carries the
+// override.
 func scaledWorkload(ctx context.Context, live client.Reader, request *admission.Request) (*metav1.PartialObjectMetadata, error) {
 	kind := scaledKinds[resourceOf(request)]
 	workload, err := admission.Metadata(ctx, live, kind, request.Key())
