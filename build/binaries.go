@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,17 +75,21 @@ func (r Repo) Build(ctx context.Context, u Upstream, goarch string, binaries []B
 }
 
 func (r Repo) buildOne(ctx context.Context, u Upstream, goarch string, b Binary, result string, out io.Writer) error {
-	tree, release, err := r.hold(ctx, u, b.Tree, out)
+	src, err := r.source(u, b.Tree)
+	if err != nil {
+		return err
+	}
+	tree, release, err := r.hold(ctx, src, out)
 	if err != nil {
 		return err
 	}
 	defer release()
-	flags, err := r.linkerFlags(u, b.Tree)
+	flags, err := r.linkerFlags(src)
 	if err != nil {
 		return err
 	}
 	start := time.Now()
-	if err := goBuild(ctx, tree, goarch, flags, result, b.Package, out); err != nil {
+	if err := r.build(ctx, upstreamProgram(tree, goarch, flags, b.Package, result), out); err != nil {
 		return err
 	}
 	if goarch == runtime.GOARCH && (b == Kubelet || b == StockKubelet) {
@@ -112,7 +118,11 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 	}
 	defer os.RemoveAll(elsewhere)
 	for _, b := range binaries {
-		tree, err := r.Prepare(ctx, u, b.Tree, out)
+		src, err := r.source(u, b.Tree)
+		if err != nil {
+			return err
+		}
+		tree, release, err := r.hold(ctx, src, out)
 		if err != nil {
 			return err
 		}
@@ -120,20 +130,21 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 		if err := os.RemoveAll(copied); err != nil {
 			return err
 		}
-		if err := copyTree(ctx, tree, copied); err != nil {
+		err = copyTree(ctx, tree, copied)
+		release()
+		if err != nil {
 			return err
 		}
-		flags, err := r.linkerFlags(u, b.Tree)
+		flags, err := r.linkerFlags(src)
 		if err != nil {
 			return err
 		}
 		result := filepath.Join(elsewhere, b.Name)
 		fmt.Fprintf(out, "Building %s again in %s with an empty cache\n", b.Name, copied)
-		cmd := goCommand(ctx, copied, goarch, buildArgs(flags, result, b.Package)...)
-		cmd.Env = append(cmd.Env, "GOCACHE="+filepath.Join(elsewhere, "cache"))
-		cmd.Stdout, cmd.Stderr = out, out
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("go build in %s: %w", copied, err)
+		p := upstreamProgram(copied, goarch, flags, b.Package, result)
+		p.env = []string{"GOCACHE=" + filepath.Join(elsewhere, "cache")}
+		if err := (Repo{Root: elsewhere}).build(ctx, p, out); err != nil {
+			return err
 		}
 		first, err := os.ReadFile(filepath.Join(dir, b.Name))
 		if err != nil {
@@ -163,21 +174,18 @@ func (r Repo) version(u Upstream, t Tree) string {
 // where a git checkout has its commit, and there is no commit to name: the field
 // carries the fingerprint of the sources instead, so that two binaries with equal
 // version and different sources can be told apart.
-func (r Repo) linkerFlags(u Upstream, t Tree) (string, error) {
-	source, err := r.sourceFingerprint(u, t)
-	if err != nil {
-		return "", err
-	}
+func (r Repo) linkerFlags(s source) (string, error) {
+	u := s.upstream
 	numbers := strings.Split(strings.TrimPrefix(semver.MajorMinor(u.Version), "v"), ".")
 	if len(numbers) != 2 {
 		return "", fmt.Errorf("%s: version %q has no minor number", u.file, u.Version)
 	}
 	flags := []string{"-s", "-w"}
 	for _, v := range [][2]string{
-		{"gitVersion", r.version(u, t)},
+		{"gitVersion", r.version(u, s.tree)},
 		{"gitMajor", numbers[0]},
 		{"gitMinor", numbers[1]},
-		{"gitCommit", source[:40]},
+		{"gitCommit", s.programs()[:40]},
 		{"gitTreeState", "archive"},
 		{"buildDate", "1970-01-01T00:00:00Z"},
 	} {
@@ -188,45 +196,67 @@ func (r Repo) linkerFlags(u Upstream, t Tree) (string, error) {
 	return strings.Join(flags, " "), nil
 }
 
-// sourceFingerprint identifies the sources of a tree's programs. Tests are not
-// among them.
-func (r Repo) sourceFingerprint(u Upstream, t Tree) (string, error) {
-	base, err := r.baseFingerprint(u)
-	if err != nil || t == Stock {
-		return base, err
+// programs identifies the sources of a tree's programs. Tests are not among them.
+func (s source) programs() string {
+	if s.tree == Stock {
+		return s.base
 	}
-	series, err := LoadSeries(r.patchDir(u))
-	if err != nil {
-		return "", err
-	}
-	added, err := r.addedFiles(u)
-	if err != nil {
-		return "", err
-	}
-	for name := range added {
-		if testOnly(name) {
-			delete(added, name)
-		}
-	}
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(base+overlayFingerprint(series, added)))), nil
+	added := maps.Clone(s.added)
+	maps.DeleteFunc(added, func(name string, _ []byte) bool { return testOnly(name) })
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(s.base+overlayFingerprint(s.series, added))))
 }
 
-// goBuild builds one package. The go command writes a new file and leaves a result
-// that is up to date alone, so that a running kubelet keeps its binary.
-func goBuild(ctx context.Context, dir, goarch, ldflags, result, pkg string, out io.Writer) error {
-	if err := os.MkdirAll(filepath.Dir(result), 0o755); err != nil {
+// program is one call of go build.
+type program struct {
+	// dir is where the go command runs.
+	dir, goarch string
+	// args are those of go build, without the result and the package.
+	args []string
+	pkg  string
+	// env is added to the environment of the go command.
+	env []string
+	// result is the file to write.
+	result string
+}
+
+// build builds a program. A result that is up to date keeps its file, so that a running
+// kubelet keeps its binary. What the checkout lacks may be in the cache; the go
+// command then finds out whether it is current, from the ID that it writes into each
+// program and that stands for compiler, flags and every source. The key is where to look,
+// and no more.
+func (r Repo) build(ctx context.Context, p program, out io.Writer) error {
+	if err := os.MkdirAll(filepath.Dir(p.result), 0o755); err != nil {
 		return err
 	}
-	cmd := goCommand(ctx, dir, goarch, buildArgs(ldflags, result, pkg)...)
+	name := filepath.Base(p.result)
+	key := fmt.Sprintf("%s-%s-%.32x", name, p.goarch, sha256.Sum256(fmt.Appendf(nil, "%q %q %q", p.args, p.pkg, p.env)))
+	if _, err := os.Stat(p.result); errors.Is(err, fs.ErrNotExist) && r.Cache != "" {
+		if err := r.cache().take(ctx, "programs", key, name, p.result, out); err != nil {
+			return err
+		}
+	}
+	before, _ := os.Stat(p.result)
+	cmd := goCommand(ctx, p.dir, p.goarch, slices.Concat([]string{"build"}, p.args, []string{"-o", p.result, p.pkg})...)
+	cmd.Env = append(cmd.Env, p.env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("go build %s in %s: %w", pkg, dir, err)
+		return fmt.Errorf("go build %s in %s: %w", p.pkg, p.dir, err)
 	}
-	return nil
+	after, err := os.Stat(p.result)
+	if err != nil || before != nil && os.SameFile(before, after) || r.Cache == "" {
+		return err
+	}
+	return r.cache().put(ctx, "programs", key, out, func(dir string) error {
+		return copyFile(p.result, filepath.Join(dir, name))
+	})
 }
 
-func buildArgs(ldflags, result, pkg string) []string {
-	return []string{"build", "-mod=readonly", "-trimpath", "-tags", buildTags, "-ldflags", ldflags, "-o", result, pkg}
+// upstreamProgram is a program of an upstream tree.
+func upstreamProgram(tree, goarch, ldflags, pkg, result string) program {
+	return program{
+		dir: tree, goarch: goarch, pkg: pkg, result: result,
+		args: []string{"-mod=readonly", "-trimpath", "-tags", buildTags, "-ldflags", ldflags},
+	}
 }
 
 // goEnv is the environment of every go command that works on upstream sources.
@@ -258,7 +288,9 @@ func goEnv(goarch string) []string {
 
 func goCommand(ctx context.Context, dir, goarch string, args ...string) *exec.Cmd {
 	cmd := command(ctx, dir, "go", args...)
-	cmd.Env = goEnv(goarch)
+	// A test that asks for its folder reads PWD: the caller's would be another one in each
+	// checkout.
+	cmd.Env = append(goEnv(goarch), "PWD="+dir)
 	return cmd
 }
 

@@ -26,12 +26,16 @@ const flagAnchor = "func (f *KubeletFlags) AddFlags(mainfs *pflag.FlagSet) {\n\t
 // the stock kubelet under the version of the guarded one: what comes of a build in which
 // the patches were forgotten. Progress is written to out.
 func (r Repo) BuildBroken(ctx context.Context, u Upstream, out io.Writer) error {
-	tree, release, err := r.hold(ctx, u, Stock, out)
+	src, err := r.source(u, Stock)
+	if err != nil {
+		return err
+	}
+	tree, release, err := r.hold(ctx, src, out)
 	if err != nil {
 		return err
 	}
 	defer release()
-	flags, err := r.linkerFlags(u, Stock)
+	flags, err := r.linkerFlags(src)
 	if err != nil {
 		return err
 	}
@@ -50,12 +54,10 @@ func (r Repo) BuildBroken(ctx context.Context, u Upstream, out io.Writer) error 
 		name  string
 		flags []string
 	}{{NotStarting, nil}, {Unguarded, []string{"-overlay", overlay}}} {
-		args := buildArgs(flags, filepath.Join(dir, b.name), Kubelet.Package)
-		args = append(append([]string{args[0]}, b.flags...), args[1:]...)
-		cmd := goCommand(ctx, tree, runtime.GOARCH, args...)
-		cmd.Stdout, cmd.Stderr = out, out
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("build %s: %w", b.name, err)
+		p := upstreamProgram(tree, runtime.GOARCH, flags, Kubelet.Package, filepath.Join(dir, b.name))
+		p.args = append(p.args, b.flags...)
+		if err := r.build(ctx, p, out); err != nil {
+			return err
 		}
 		fmt.Fprintf(out, "%s: the stock kubelet as %s\n", r.rel(filepath.Join(dir, b.name)), GuardedVersion(u.Version))
 	}

@@ -7,12 +7,35 @@
 //   - The source is what the repository pins. The archive and the extracted
 //     files are compared with patches/v1.NN/upstream.yaml whenever a tree is
 //     made, and a difference stops the build.
-//   - A tree that has a stamp is complete. The stamp is removed before the first
-//     change and written after the last one, so that a killed run costs a rebuild
+//   - A tree is complete, and never changes. It is made under another name and then moved
+//     to a path that stands for its content, so that a killed run costs another one
 //     and never a kubelet with half of its hooks.
 //   - Patches apply exactly. There is no fuzz, and a patch that is exported again
 //     has the same bytes.
 //   - Same input, same bytes. Binaries carry no time, no path and no host name.
+//
+// # What is not made again
+//
+// Trees and programs are kept outside the checkout, in kubelet-guard of the user's cache
+// folder or where KUBELET_GUARD_CACHE says, so that a fresh clone finds them. None of this
+// can hide a red test or an old program:
+//
+//   - The path of a tree is a hash of everything in it: the pinned archive and module
+//     files, each patch, each file of the guard package and of the in-tree tests. A changed
+//     line is another path. A checksum of all files is compared whenever a tree is used.
+//   - The result of a test comes from the go command, or the test runs. The go command
+//     keeps the result of a pass with a hash of the test program, its arguments, and the
+//     environment variables and files that it read. It knows a file by path, size and
+//     time. The time is the same in all trees, but a file with other content has another
+//     path. Failures are not kept. What the go command does not see, the kernel of the
+//     machine for one, should make no difference to these tests.
+//   - The go command builds every program, also one that the cache has: it compares the ID
+//     in the program with compiler, flags and sources, and only the linking is saved. A
+//     program that is not whole is not offered to it.
+//
+// With KUBELET_GUARD_CACHE=off, everything is made in the checkout and every test runs.
+//
+// # Static binaries
 //
 // Binaries are built with CGO_ENABLED=0, although upstream's own kubelet is not.
 // A static binary is reproducible without pinning a C compiler and its headers,

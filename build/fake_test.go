@@ -117,7 +117,7 @@ type fakeRepo struct {
 
 func newFakeRepo(t *testing.T) *fakeRepo {
 	t.Helper()
-	f := &fakeRepo{Repo: Repo{Root: t.TempDir()}, t: t, proxy: t.TempDir()}
+	f := &fakeRepo{Repo: Repo{Root: t.TempDir(), Cache: t.TempDir()}, t: t, proxy: t.TempDir()}
 	cache := t.TempDir()
 	// The go command makes the module cache read-only, which also stops its removal.
 	t.Cleanup(func() {

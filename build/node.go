@@ -91,21 +91,17 @@ func (r Repo) buildParts(ctx context.Context, list, module, results string, out 
 			dir = r.Root
 		}
 		result := filepath.Join(results, p.Name)
-		if err := os.MkdirAll(filepath.Dir(result), 0o755); err != nil {
-			return err
-		}
-		args := []string{"build", "-mod=readonly", "-trimpath", "-ldflags", strings.TrimSpace("-s -w " + p.LDFlags)}
+		args := []string{"-mod=readonly", "-trimpath", "-ldflags", strings.TrimSpace("-s -w " + p.LDFlags)}
 		if len(p.Tags) > 0 {
 			args = append(args, "-tags", strings.Join(p.Tags, ","))
 		}
-		cmd := goCommand(ctx, dir, runtime.GOARCH, append(args, "-o", result, p.Package)...)
-		if p.Cgo {
-			cmd.Env = append(cmd.Env, "CGO_ENABLED=1")
-		}
-		cmd.Stdout, cmd.Stderr = out, out
 		start := time.Now()
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("build %s (%s): %w", r.rel(result), p.Package, err)
+		call := program{dir: dir, goarch: runtime.GOARCH, args: args, pkg: p.Package, result: result}
+		if p.Cgo {
+			call.env = []string{"CGO_ENABLED=1"}
+		}
+		if err := r.build(ctx, call, out); err != nil {
+			return err
 		}
 		fmt.Fprintf(out, "%s (%.0f s)\n", r.rel(result), time.Since(start).Seconds())
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -223,11 +222,16 @@ func linesOf(text []string) string {
 // returns. Progress is written to out.
 func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, out io.Writer) ([]Proof, error) {
 	scratch := r.path("_output", "prove", u.Version)
-	dir := filepath.Join(scratch, "tree")
-	series, err := r.snapshot(ctx, u, dir, out)
+	src, err := r.source(u, Guarded)
 	if err != nil {
 		return nil, err
 	}
+	dir, release, err := r.hold(ctx, src, out)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	series := src.series
 	changes, hooks := series.changes(), series.Hooks()
 	if only != nil {
 		hooks = slices.DeleteFunc(hooks, func(h Hook) bool { return !only.MatchString(h.String()) })
@@ -240,6 +244,9 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	}
 	tested, err := r.guardTestPackages(u)
 	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(scratch, 0o755); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(filepath.Join(scratch, "tests.jsonl"))
@@ -273,58 +280,6 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 		fmt.Fprintf(out, "[%d/%d] %s: %s (%s)\n", i+1, len(hooks), h, answer, time.Since(start).Round(time.Second))
 	}
 	return proofs, nil
-}
-
-// snapshot makes dir a copy of the guarded tree, of links: Prepare replaces files
-// and never writes into them. It returns the series that is in the copy.
-func (r Repo) snapshot(ctx context.Context, u Upstream, dir string, out io.Writer) (Series, error) {
-	for {
-		tree, err := r.Prepare(ctx, u, Guarded, out)
-		if err != nil {
-			return Series{}, err
-		}
-		before, err := os.ReadFile(r.stampFile(u, Guarded))
-		if err != nil {
-			return Series{}, err
-		}
-		series, err := LoadSeries(r.patchDir(u))
-		if err != nil {
-			return Series{}, err
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return Series{}, err
-		}
-		if err := linkTree(ctx, tree, dir); err != nil {
-			return Series{}, err
-		}
-		// Somebody else may have prepared the tree anew in between.
-		after, err := os.ReadFile(r.stampFile(u, Guarded))
-		if err == nil && string(after) == string(before) {
-			if now, err := LoadSeries(r.patchDir(u)); err == nil && overlayFingerprint(now, nil) == overlayFingerprint(series, nil) {
-				return series, nil
-			}
-		}
-	}
-}
-
-// linkTree makes to a copy of from whose files are hard links.
-func linkTree(ctx context.Context, from, to string) error {
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			return os.MkdirAll(filepath.Join(to, rel), 0o755)
-		}
-		return os.Link(path, filepath.Join(to, rel))
-	})
 }
 
 // guardTestPackages returns the patterns of the packages that the in-tree tests

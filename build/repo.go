@@ -39,6 +39,9 @@ func inGuard(name string) bool {
 type Repo struct {
 	// Root is the absolute path of the directory that holds go.mod.
 	Root string
+	// Cache is the folder of trees and programs that checkouts share. Empty means none: all
+	// is made inside the checkout, and results of tests are not reused.
+	Cache string
 }
 
 // FindRepo returns the checkout that dir is in.
@@ -50,7 +53,8 @@ func FindRepo(dir string) (Repo, error) {
 	for d := dir; ; d = filepath.Dir(d) {
 		data, err := os.ReadFile(filepath.Join(d, "go.mod"))
 		if err == nil && modfile.ModulePath(data) == ModulePath {
-			return Repo{Root: d}, nil
+			cache, err := cacheDir()
+			return Repo{Root: d, Cache: cache}, err
 		}
 		if d == filepath.Dir(d) {
 			return Repo{}, fmt.Errorf("no go.mod of module %s in %s or above it; run this inside a checkout of Kubelet Guard", ModulePath, dir)

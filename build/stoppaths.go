@@ -189,8 +189,12 @@ func (r Repo) CheckStopPaths(ctx context.Context, u Upstream, dir string, out io
 		return err
 	}
 	if dir == "" {
+		src, err := r.source(u, Guarded)
+		if err != nil {
+			return err
+		}
 		var release func()
-		if dir, release, err = r.hold(ctx, u, Guarded, out); err != nil {
+		if dir, release, err = r.hold(ctx, src, out); err != nil {
 			return err
 		}
 		defer release()

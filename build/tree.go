@@ -3,7 +3,6 @@ package build
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -14,7 +13,6 @@ import (
 	"sort"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // Tree names a prepared source tree of an upstream version.
@@ -25,40 +23,50 @@ const (
 	Stock Tree = "stock"
 	// Guarded is Stock with the guard package, the patches and the in-tree tests.
 	Guarded Tree = "guarded"
-	// tested has the same files as Guarded. Tests take minutes; in a tree of their own
-	// they are not mixed up with what a build brings up to date meanwhile.
-	tested Tree = "tested"
 )
 
-// treeStamp is written beside a tree when it is complete.
-type treeStamp struct {
-	// Base identifies the archive and the pinned go.mod.
-	Base string `json:"base"`
-	// Overlay identifies the guard package, the patches and the tests.
-	Overlay string `json:"overlay,omitempty"`
-	// Files are the paths in which the tree differs from Stock.
-	Files []string `json:"files,omitempty"`
-	// Listing identifies names, sizes and times of all files, so that a tree that
-	// was changed by hand is made again.
-	Listing string `json:"listing"`
+// source is everything that a tree is made of.
+type source struct {
+	upstream Upstream
+	tree     Tree
+	// base identifies the archive and the pinned module files.
+	base string
+	// series and added are empty for Stock.
+	series Series
+	added  map[string][]byte
 }
 
-// TreeDir returns the directory of a prepared tree.
-func (r Repo) TreeDir(u Upstream, t Tree) string {
-	return r.path("_output", "src", u.Version, string(t))
+// source reads what a tree of this checkout is made of.
+func (r Repo) source(u Upstream, t Tree) (source, error) {
+	s := source{upstream: u, tree: t}
+	var err error
+	if s.base, err = r.baseFingerprint(u); err != nil || t == Stock {
+		return s, err
+	}
+	if s.series, err = LoadSeries(r.patchDir(u)); err != nil {
+		return s, err
+	}
+	s.added, err = r.addedFiles(u)
+	return s, err
 }
 
-func (r Repo) stampFile(u Upstream, t Tree) string {
-	return r.TreeDir(u, t) + ".json"
+// key names the tree in the cache. It stands for every byte of the tree.
+func (s source) key() string {
+	key := s.base
+	if s.tree != Stock {
+		key = fmt.Sprintf("%x", sha256.Sum256([]byte(s.base+overlayFingerprint(s.series, s.added))))
+	}
+	return s.upstream.Version + "-" + string(s.tree) + "-" + key[:32]
 }
 
-// Prepare brings a prepared tree up to date and returns its directory. When
-// nothing changed it only looks at the files; when the guard package or the
-// patches changed it writes only the files that differ, so that the go command
-// builds only what depends on them. Concurrent calls for one tree wait for each
-// other. Progress is written to out.
+// Prepare returns the directory of a source tree, which it makes unless the cache has it.
+// Progress is written to out.
 func (r Repo) Prepare(ctx context.Context, u Upstream, t Tree, out io.Writer) (string, error) {
-	dir, release, err := r.hold(ctx, u, t, out)
+	s, err := r.source(u, t)
+	if err != nil {
+		return "", err
+	}
+	dir, release, err := r.hold(ctx, s, out)
 	if err != nil {
 		return "", err
 	}
@@ -66,155 +74,68 @@ func (r Repo) Prepare(ctx context.Context, u Upstream, t Tree, out io.Writer) (s
 	return dir, nil
 }
 
-// hold is Prepare for callers that need the tree to stay as it is until they call
-// release. The stock tree is not held: it only changes with the pin.
-func (r Repo) hold(ctx context.Context, u Upstream, t Tree, out io.Writer) (dir string, release func(), err error) {
-	dir = r.TreeDir(u, t)
-	base, err := r.baseFingerprint(u)
-	if err != nil {
-		return "", nil, err
-	}
-	unlock, err := lockFile(ctx, r.TreeDir(u, Stock)+".lock", out)
-	if err != nil {
-		return "", nil, err
-	}
-	err = r.prepareBase(ctx, u, Stock, base, out)
-	unlock()
-	if err != nil {
-		return "", nil, err
-	}
-	if t == Stock {
-		return dir, func() {}, nil
-	}
-	unlock, err = lockFile(ctx, dir+".lock", out)
-	if err != nil {
-		return "", nil, err
-	}
-	if err := r.prepareGuarded(ctx, u, t, base, out); err != nil {
-		unlock()
-		return "", nil, err
-	}
-	return dir, unlock, nil
+// hold returns the directory of a tree that stays as it is, and that nobody removes before
+// release is called.
+func (r Repo) hold(ctx context.Context, s source, out io.Writer) (dir string, release func(), err error) {
+	return r.cache().hold(ctx, "trees", s.key(), out, func(dir string) error {
+		fmt.Fprintf(out, "Making the %s tree of %s\n", s.tree, s.upstream.Version)
+		if s.tree == Stock {
+			return r.writeBase(ctx, s.upstream, dir)
+		}
+		return r.writeGuarded(ctx, s, dir, out)
+	})
 }
 
-// prepareBase makes a tree of upstream's files, unless a complete one is there.
-func (r Repo) prepareBase(ctx context.Context, u Upstream, t Tree, base string, out io.Writer) error {
-	dir := r.TreeDir(u, t)
-	if stamp, err := readStamp(r.stampFile(u, t)); err != nil {
-		return err
-	} else if stamp.Base == base {
-		if listing, err := listingOf(dir); err == nil && listing == stamp.Listing {
-			return nil
-		}
-		fmt.Fprintf(out, "%s was changed by hand or by a test; making it again\n", r.rel(dir))
-	}
-	fmt.Fprintf(out, "Making the %s tree of %s in %s\n", t, u.Version, r.rel(dir))
-	if err := r.dropStamp(u, t); err != nil {
-		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if err := buildDir(dir, func(tmp string) error { return r.writeBase(ctx, u, tmp) }); err != nil {
-		return err
-	}
-	return r.writeStamp(u, t, treeStamp{Base: base})
-}
-
-func (r Repo) prepareGuarded(ctx context.Context, u Upstream, t Tree, base string, out io.Writer) error {
-	dir := r.TreeDir(u, t)
-	series, err := LoadSeries(r.patchDir(u))
+// writeGuarded makes a guarded tree: the files of the stock tree as links, and those that
+// differ on top.
+func (r Repo) writeGuarded(ctx context.Context, s source, dir string, out io.Writer) error {
+	stock, release, err := r.hold(ctx, source{upstream: s.upstream, tree: Stock, base: s.base}, out)
 	if err != nil {
 		return err
 	}
-	added, err := r.addedFiles(u)
+	defer release()
+	want, err := r.overlay(ctx, s, stock)
 	if err != nil {
 		return err
 	}
-	overlay := overlayFingerprint(series, added)
-
-	stamp, err := readStamp(r.stampFile(u, t))
-	if err != nil {
+	if err := linkTree(ctx, stock, dir); err != nil {
 		return err
 	}
-	if stamp.Base == base && stamp.Overlay == overlay {
-		if listing, err := listingOf(dir); err == nil && listing == stamp.Listing {
-			return nil
-		}
-	}
-	want, err := r.overlay(ctx, u, series, added)
-	if err != nil {
-		return err
-	}
-	// Files of the last overlay are put right below; everything else must be as it
-	// was left, or the tree starts again from upstream's files.
-	intact := false
-	if stamp.Base == base {
-		listing, err := listingOf(dir)
-		intact = err == nil && listing == stamp.Listing
-	}
-	if err := r.dropStamp(u, t); err != nil {
-		return err
-	}
-	if !intact {
-		if err := r.prepareBase(ctx, u, t, base, out); err != nil {
-			return err
-		}
-		if err := r.dropStamp(u, t); err != nil {
-			return err
-		}
-		stamp.Files = nil
-	}
-	changed := 0
-	var files []string
 	for name, data := range want {
-		files = append(files, name)
-		wrote, err := writeFile(filepath.Join(dir, filepath.FromSlash(name)), data, 0o644)
+		// Replaces the link and leaves the stock tree alone.
+		if _, err := writeFile(filepath.Join(dir, filepath.FromSlash(name)), data, 0o644); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "The %s tree of %s: %d patches, %d added files\n", s.tree, s.upstream.Version, len(s.series.Patches), len(s.added))
+	return nil
+}
+
+// linkTree fills to with the files of from as hard links.
+func linkTree(ctx context.Context, from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if wrote {
-			changed++
-		}
-	}
-	for _, name := range stamp.Files {
-		if _, still := want[name]; still {
-			continue
-		}
-		changed++
-		if err := restoreFile(filepath.Join(r.TreeDir(u, Stock), filepath.FromSlash(name)), filepath.Join(dir, filepath.FromSlash(name))); err != nil {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-	}
-	sort.Strings(files)
-	fmt.Fprintf(out, "The %s tree of %s: %d patches, %d added files; %d files written\n", t, u.Version, len(series.Patches), len(added), changed)
-	return r.writeStamp(u, t, treeStamp{Base: base, Overlay: overlay, Files: files})
-}
-
-// restoreFile gives a file of the guarded tree the stock content, or removes it
-// when the stock tree has none.
-func restoreFile(stock, guarded string) error {
-	data, err := os.ReadFile(stock)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.Remove(guarded); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
 			return err
 		}
-		// A package directory without files would still match ./... patterns.
-		_ = os.Remove(filepath.Dir(guarded))
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	_, err = writeFile(guarded, data, 0o644)
-	return err
+		if d.IsDir() {
+			return os.MkdirAll(filepath.Join(to, rel), 0o755)
+		}
+		return os.Link(path, filepath.Join(to, rel))
+	})
 }
 
 // overlay returns the files in which the guarded tree differs from the stock tree,
 // with their content. The patches are applied to copies of the touched files only,
 // with git apply and no fuzz.
-func (r Repo) overlay(ctx context.Context, u Upstream, series Series, added map[string][]byte) (map[string][]byte, error) {
-	stock := r.TreeDir(u, Stock)
+func (r Repo) overlay(ctx context.Context, s source, stock string) (map[string][]byte, error) {
+	u, series, added := s.upstream, s.series, s.added
 	for name := range added {
 		if _, err := os.Lstat(filepath.Join(stock, filepath.FromSlash(name))); err == nil {
 			return nil, fmt.Errorf("%s exists in %s too; added files must be new, a change of an upstream file is a patch", name, u.Version)
@@ -412,63 +333,7 @@ func buildDir(dir string, fill func(tmp string) error) error {
 	return os.Rename(tmp, dir)
 }
 
-// listingOf hashes paths, sizes and modification times of all files below dir.
-func listingOf(dir string) (string, error) {
-	h := sha256.New()
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(h, "%s %d %d\n", strings.TrimPrefix(path, dir), info.Size(), info.ModTime().UnixNano())
-		return nil
-	})
-	return fmt.Sprintf("%x", h.Sum(nil)), err
-}
-
-func readStamp(file string) (treeStamp, error) {
-	var s treeStamp
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
-	}
-	if err != nil {
-		return s, err
-	}
-	if err := json.Unmarshal(data, &s); err != nil {
-		// A stamp that cannot be read vouches for nothing.
-		return treeStamp{}, nil
-	}
-	return s, nil
-}
-
-func (r Repo) dropStamp(u Upstream, t Tree) error {
-	err := os.Remove(r.stampFile(u, t))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-func (r Repo) writeStamp(u Upstream, t Tree, s treeStamp) error {
-	listing, err := listingOf(r.TreeDir(u, t))
-	if err != nil {
-		return err
-	}
-	s.Listing = listing
-	data, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = writeFile(r.stampFile(u, t), data, 0o644)
-	return err
-}
-
-// lockFile takes an exclusive lock that the kernel gives back when the process
-// ends, however it ends. While another process has it, that is said once on out.
+// lockFile takes an exclusive lock. While another process has it, out says so once.
 func lockFile(ctx context.Context, path string, out io.Writer) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -477,25 +342,8 @@ func lockFile(ctx context.Context, path string, out io.Writer) (unlock func(), e
 	if err != nil {
 		return nil, err
 	}
-	// Asked for again and again, because a flock that waits cannot be interrupted.
-	const interval = 200 * time.Millisecond
-	for said := false; ; said = true {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		if !said {
-			fmt.Fprintf(out, "Waiting for another run that uses %s\n", strings.TrimSuffix(path, ".lock"))
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, ctx.Err()
-		case <-time.After(interval):
-		}
-	}
+	err = flock(ctx, f, syscall.LOCK_EX, func() {
+		fmt.Fprintf(out, "Waiting for another run that uses %s\n", strings.TrimSuffix(path, ".lock"))
+	})
+	return func() { f.Close() }, err
 }

@@ -3,13 +3,13 @@ package build
 import (
 	"bytes"
 	"context"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -21,6 +21,14 @@ func (f *fakeRepo) prepare(tree Tree) (dir, out string) {
 	dir, err := f.Prepare(context.Background(), f.upstream(), tree, &b)
 	require.NoError(f.t, err)
 	return dir, b.String()
+}
+
+// treeDir is where a tree is once it is made.
+func (f *fakeRepo) treeDir(tree Tree) string {
+	f.t.Helper()
+	s, err := f.source(f.upstream(), tree)
+	require.NoError(f.t, err)
+	return f.cache().contentOf("trees", s.key())
 }
 
 // snapshot returns the content of all files below a directory.
@@ -72,68 +80,58 @@ func TestGuardedTreeIsStockPlusGuardPatchesAndTests(t *testing.T) {
 	require.Equal(t, 2, strings.Count(b["pkg/kubelet/kubelet.go"], "guard.Keep(pod)"))
 }
 
-func TestSecondPrepareChangesNothing(t *testing.T) {
+func TestATreeHasThePathOfItsContent(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
-	dir, _ := f.prepare(Guarded)
-	before, err := listingOf(dir)
-	require.NoError(t, err)
-	_, out := f.prepare(Guarded)
+	first, _ := f.prepare(Guarded)
+	before := snapshot(t, first)
+
+	// Another checkout, at another path.
+	dir, out := f.other().prepare(Guarded)
+	require.Equal(t, first, dir)
 	require.Empty(t, out)
-	after, err := listingOf(dir)
-	require.NoError(t, err)
-	require.Equal(t, before, after)
-}
 
-func TestPrepareWritesOnlyWhatDiffers(t *testing.T) {
-	f := newFakeRepo(t).withPatches()
-	dir, _ := f.prepare(Guarded)
-	old := time.Now().Add(-time.Hour)
-	modified := func(name string) time.Time {
-		info, err := os.Stat(filepath.Join(dir, filepath.FromSlash(name)))
-		require.NoError(t, err)
-		return info.ModTime()
+	patch := f.read("patches/v1.36/" + killPatch)
+	for name, content := range map[string]string{
+		GuardDir + "/guard.go":                          f.read(GuardDir+"/guard.go") + "\n// More.\n",
+		GuardDir + "/guard_test.go":                     strings.Replace(f.read(GuardDir+"/guard_test.go"), "t.Fail()", "t.Skip()", 1),
+		GuardDir + "/testdata/a":                        "a file more\n",
+		"patches/v1.36/tests/pkg/kubelet/hooks_test.go": "package kubelet\n",
+		"patches/v1.36/" + killPatch:                    strings.Replace(patch, "return false", "return nope!", 1),
+		"patches/v1.36/go.sum":                          f.read("patches/v1.36/go.sum") + "\n",
+	} {
+		changed := f.other()
+		changed.write(name, content)
+		require.NotEqual(t, first, changed.treeDir(Guarded), name)
 	}
-	untouched := modified("pkg/kubelet/kubelet.go")
-
-	f.write(GuardDir+"/guard.go", f.read(GuardDir+"/guard.go")+"\n// More.\n")
-	_, out := f.prepare(Guarded)
-	require.Contains(t, out, "1 files written")
-	require.Equal(t, untouched, modified("pkg/kubelet/kubelet.go"))
-	require.True(t, modified(GuardDir+"/guard.go").After(old))
-
-	require.NoError(t, os.Remove(f.path("pkg", "kubelet", "guard", "guard_test.go")))
-	_, out = f.prepare(Guarded)
-	require.Contains(t, out, "1 files written")
-	require.NoFileExists(t, filepath.Join(dir, "pkg/kubelet/guard/guard_test.go"))
-
-	// Without its patches, a file gets upstream's content back.
-	f.write("patches/v1.36/series", "")
-	f.prepare(Guarded)
-	require.Equal(t, kubeletGo, snapshot(t, dir)["pkg/kubelet/kubelet.go"])
+	require.Equal(t, before, snapshot(t, first), "a tree stays as it is")
 }
 
 func TestPrepareMakesADamagedTreeAgain(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
 	dir, _ := f.prepare(Guarded)
 	want := snapshot(t, dir)
+	write := func(file, content string) {
+		_ = os.Remove(file)
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o644))
+		require.NoError(t, os.Chtimes(file, cacheTime, cacheTime))
+	}
 	for name, damage := range map[string]func(){
-		"a file was edited":    func() { require.NoError(t, os.WriteFile(filepath.Join(dir, "ignored.txt"), []byte("x"), 0o644)) },
-		"a file was added":     func() { require.NoError(t, os.WriteFile(filepath.Join(dir, "pkg/new.go"), []byte("x"), 0o644)) },
-		"a file was removed":   func() { require.NoError(t, os.Remove(filepath.Join(dir, "pkg/kubelet/kubelet.go"))) },
-		"the tree was removed": func() { require.NoError(t, os.RemoveAll(dir)) },
-		// What a killed run leaves: some files changed, and no stamp.
-		"a run was killed": func() {
-			require.NoError(t, os.Remove(f.stampFile(f.upstream(), Guarded)))
-			require.NoError(t, os.WriteFile(filepath.Join(dir, "pkg/kubelet/kubelet.go"), []byte(kubeletGo), 0o644))
-		},
-		"the stamp is cut short": func() {
-			require.NoError(t, os.WriteFile(f.stampFile(f.upstream(), Guarded), []byte(`{"base":`), 0o644))
-		},
+		"a file was edited":         func() { write(filepath.Join(dir, "ignored.txt"), "part of the archive all the sama\n") },
+		"a file was added":          func() { write(filepath.Join(dir, "pkg/new.go"), "x") },
+		"a file was removed":        func() { require.NoError(t, os.Remove(filepath.Join(dir, "pkg/kubelet/kubelet.go"))) },
+		"the tree was removed":      func() { require.NoError(t, os.RemoveAll(dir)) },
+		"the entry was removed":     func() { require.NoError(t, os.RemoveAll(filepath.Dir(dir))) },
+		"the sum is cut short":      func() { write(filepath.Join(dir, "../sum"), "h1:") },
+		"the sum is of another one": func() { write(filepath.Join(dir, "../sum"), "h1:AAAA 7\n") },
+		"the sum was removed":       func() { require.NoError(t, os.Remove(filepath.Join(dir, "../sum"))) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			damage()
-			f.prepare(Guarded)
+			_, out := f.prepare(Guarded)
+			require.Contains(t, out, "Making the guarded tree")
 			require.Equal(t, want, snapshot(t, dir))
+			_, out = f.prepare(Guarded)
+			require.Empty(t, out)
 		})
 	}
 }
@@ -195,46 +193,87 @@ func TestBuild(t *testing.T) {
 	require.NotEqual(t, f.read("_output/bin/kubelet"), f.read("_output/v1.36.3/linux-arm64/kubelet"))
 }
 
-func TestATreeInUseStaysAsItIs(t *testing.T) {
-	f := newFakeRepo(t).withPatches()
-	u := f.upstream()
-	dir, release, err := f.hold(context.Background(), u, Guarded, t.Output())
-	require.NoError(t, err)
-	before := snapshot(t, dir)
-	f.write(GuardDir+"/guard.go", "package guard\n")
-
-	waiting, stop := context.WithTimeout(context.Background(), 500*time.Millisecond)
-	defer stop()
-	var out bytes.Buffer
-	_, err = f.Prepare(waiting, u, Guarded, &out)
-	require.ErrorIs(t, err, context.DeadlineExceeded, "waiting can be interrupted")
-	require.Equal(t, "Waiting for another run that uses "+dir+"\n", out.String())
-	require.Equal(t, before, snapshot(t, dir))
-
-	other, releaseOther, err := f.hold(context.Background(), u, tested, t.Output())
-	require.NoError(t, err, "tests have a tree of their own")
-	defer releaseOther()
-	require.NotEqual(t, dir, other)
-
-	release()
-	_, err = f.Prepare(context.Background(), u, Guarded, t.Output())
-	require.NoError(t, err)
-	require.Equal(t, "package guard\n", snapshot(t, dir)[GuardDir+"/guard.go"])
+// other is a second checkout of the same content, which shares the cache.
+func (f *fakeRepo) other() *fakeRepo {
+	f.t.Helper()
+	o := &fakeRepo{Repo: Repo{Root: f.t.TempDir(), Cache: f.Cache}, t: f.t, proxy: f.proxy}
+	for _, folder := range []string{"go.mod", "patches", "pkg"} {
+		f.copy(folder, o)
+	}
+	return o
 }
 
-func TestSourceFingerprintLeavesTestsOut(t *testing.T) {
+func (f *fakeRepo) copy(name string, to *fakeRepo) {
+	f.t.Helper()
+	info, err := os.Stat(f.path(name))
+	require.NoError(f.t, err)
+	if info.IsDir() {
+		require.NoError(f.t, os.CopyFS(to.path(name), os.DirFS(f.path(name))))
+	} else {
+		to.write(name, f.read(name))
+	}
+}
+
+func TestAProgramComesOutOfTheCacheWhenTheGoCommandFindsItCurrent(t *testing.T) {
+	f := newFakeRepo(t)
+	build := func(r *fakeRepo) (program string, out string) {
+		var b bytes.Buffer
+		require.NoError(t, r.Build(ctx, r.upstream(), "", []Binary{StockKubelet}, &b), &b)
+		return r.read("_output/bin/kubelet-stock"), b.String()
+	}
+	entry := func() (string, os.FileInfo) {
+		found, err := filepath.Glob(filepath.Join(f.Cache, "programs", "*", "content", "kubelet-stock"))
+		require.NoError(t, err)
+		require.Len(t, found, 1)
+		info, err := os.Stat(found[0])
+		require.NoError(t, err)
+		return found[0], info
+	}
+	want, _ := build(f)
+	file, first := entry()
+
+	got, _ := build(f.other())
+	require.Equal(t, want, got)
+	_, now := entry()
+	require.True(t, os.SameFile(first, now), "it was not built again")
+
+	// A whole entry at the right place that is another program.
+	this, err := os.Executable()
+	require.NoError(t, err)
+	require.NoError(t, f.cache().put(ctx, "programs", filepath.Base(filepath.Dir(filepath.Dir(file))), io.Discard, func(dir string) error {
+		return copyFile(this, filepath.Join(dir, "kubelet-stock"))
+	}))
+	got, _ = build(f.other())
+	require.Equal(t, want, got, "the go command has the last word")
+
+	require.NoError(t, os.Chmod(file, 0o644))
+	require.NoError(t, os.Truncate(file, first.Size()-1))
+	got, out := build(f.other())
+	require.Equal(t, want, got)
+	require.Contains(t, out, "is damaged")
+	_, now = entry()
+	require.Equal(t, first.Size(), now.Size(), "and made again")
+
+	off := f.other()
+	off.Cache = ""
+	got, _ = build(off)
+	require.Equal(t, want, got)
+	require.NoDirExists(t, off.path("_output", "cache", "programs"))
+}
+
+func TestProgramsDoNotDependOnTests(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
 	u := f.upstream()
-	before, err := f.sourceFingerprint(u, Guarded)
-	require.NoError(t, err)
+	programs := func() string {
+		s, err := f.source(u, Guarded)
+		require.NoError(t, err)
+		return s.programs()
+	}
+	before := programs()
 	f.write(GuardDir+"/guard_test.go", "package guard\n")
-	after, err := f.sourceFingerprint(u, Guarded)
-	require.NoError(t, err)
-	require.Equal(t, before, after)
+	require.Equal(t, before, programs())
 	f.write(GuardDir+"/guard.go", "package guard\n")
-	after, err = f.sourceFingerprint(u, Guarded)
-	require.NoError(t, err)
-	require.NotEqual(t, before, after)
+	require.NotEqual(t, before, programs())
 }
 
 func TestFindRepo(t *testing.T) {
@@ -242,7 +281,7 @@ func TestFindRepo(t *testing.T) {
 	f.write("build/node/go.mod", "module kubelet-guard.io/build/node\n")
 	found, err := FindRepo(f.path("build", "node"))
 	require.NoError(t, err)
-	require.Equal(t, f.Repo, found)
+	require.Equal(t, f.Root, found.Root)
 	_, err = FindRepo(t.TempDir())
 	require.ErrorContains(t, err, "run this inside a checkout of Kubelet Guard")
 }

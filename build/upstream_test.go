@@ -77,7 +77,7 @@ func TestTreeRefusesATamperedModuleCache(t *testing.T) {
 	_, err = f.Prepare(context.Background(), u, Stock, t.Output())
 	require.ErrorContains(t, err, "the pin wants "+u.Sum)
 	require.ErrorContains(t, err, "they were changed after the download")
-	require.NoDirExists(t, f.TreeDir(u, Stock))
+	require.NoDirExists(t, f.treeDir(Stock))
 }
 
 func TestFetchNamesAMissingVersion(t *testing.T) {

@@ -203,6 +203,13 @@ func (r *testRun) died(pkg string) bool {
 	return r.packages[pkg] == "fail" && (b == nil || !strings.Contains("\n"+b.String(), "\nFAIL\n"))
 }
 
+// cached reports a package whose tests did not run, because the go command has the result
+// of the same program with the same inputs.
+func (r *testRun) cached(pkg string) bool {
+	b := r.output[testID{pkg, ""}]
+	return b != nil && strings.HasSuffix(strings.TrimSpace(b.String()), "(cached)")
+}
+
 // takePasses overwrites results with those of a later run that passed or skipped.
 func (r *testRun) takePasses(later *testRun) {
 	for id, result := range later.results {
@@ -261,11 +268,11 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 	if err != nil {
 		return TestSummary{}, err
 	}
-	source := t
-	if t == Guarded {
-		source = tested
+	src, err := r.source(u, t)
+	if err != nil {
+		return TestSummary{}, err
 	}
-	dir, release, err := r.hold(ctx, u, source, out)
+	dir, release, err := r.hold(ctx, src, out)
 	if err != nil {
 		return TestSummary{}, err
 	}
@@ -280,7 +287,7 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 		return TestSummary{}, err
 	}
 	defer log.Close()
-	runner := testRunner{dir: dir, log: log, tags: buildTags, fuzzing: map[string]bool{}, skip: skipPattern(special.Unsteady)}
+	runner := testRunner{dir: dir, log: log, tags: buildTags, fuzzing: map[string]bool{}, skip: skipPattern(special.Unsteady), rerun: r.Cache == ""}
 	for _, pkg := range special.Fuzzing {
 		runner.fuzzing[pkg] = true
 	}
@@ -318,8 +325,11 @@ func progress(packages int, out io.Writer) func(*testRun, testEvent) {
 		passed, failed, skipped := run.counts(e.Package)
 		word := map[string]string{"pass": "ok  ", "fail": "FAIL", "skip": "none"}[e.Action]
 		fmt.Fprintf(out, "[%*d/%d] %s %-52s %5d tests %6.1f s", width, done, packages, word, shortPackage(e.Package), passed+failed+skipped, e.Elapsed)
-		if failed > 0 {
+		switch {
+		case failed > 0:
 			fmt.Fprintf(out, "  %d failed", failed)
+		case run.cached(e.Package):
+			fmt.Fprint(out, "  (cached)")
 		}
 		fmt.Fprintln(out)
 	}
@@ -442,9 +452,9 @@ func (r Repo) TestUnit(ctx context.Context, patterns, race []string, out io.Writ
 		return s, err
 	}
 	defer log.Close()
-	plain := testRunner{dir: r.Root, log: log}
+	plain := testRunner{dir: r.Root, log: log, rerun: r.Cache == ""}
 	// The race detector is the one reason to need a C compiler here.
-	raced := testRunner{dir: r.Root, log: log, env: []string{"CGO_ENABLED=1"}}
+	raced := testRunner{dir: r.Root, log: log, env: []string{"CGO_ENABLED=1"}, rerun: r.Cache == ""}
 	packages, err := plain.packages(ctx, patterns)
 	if err != nil {
 		return s, err
@@ -504,6 +514,8 @@ type testRunner struct {
 	skip string
 	// env is added to the environment of the go command.
 	env []string
+	// rerun runs tests whose results the go command has, too.
+	rerun bool
 }
 
 // packages returns the packages that have tests.
@@ -557,6 +569,9 @@ func (r testRunner) goTest(ctx context.Context, run *testRun, tags string, packa
 	args := []string{"test", "-json", "-mod=readonly", "-trimpath", "-vet=off", "-tags", tags, "-timeout", packageTimeout.String()}
 	if r.skip != "" {
 		args = append(args, "-skip", r.skip)
+	}
+	if r.rerun {
+		args = append(args, "-count=1")
 	}
 	args = append(append(args, flags...), packages...)
 	cmd := goCommand(ctx, r.dir, runtime.GOARCH, args...)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -115,6 +116,82 @@ fuzzing: [example.test/kubernetes/pkg/kubelet/fuzz]
 	require.NoError(t, err)
 	require.Equal(t, 1, got.Failed, "nothing is expected to fail in the stock tree, nor excused by it")
 	require.Equal(t, "pkg/kubelet/eviction TestFailsUpstreamToo/part", short(got.Unexpected[0]))
+}
+
+// What the go command remembers of tests holds in any checkout, and only for the same
+// sources, test data included. The tests count their runs in a file that is no input.
+func TestResultsOfTestsHoldForTheSameSourcesOnly(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	runs := t.TempDir() + "/runs"
+	const data, test = "patches/v1.36/tests/pkg/kubelet/testdata/a.txt", "patches/v1.36/tests/pkg/kubelet/hooks_test.go"
+	f.write(data, "kept\n")
+	f.write(test, `package kubelet
+
+import (
+	"os"
+	"testing"
+)
+
+func TestHook(t *testing.T) {
+	file, err := os.OpenFile("`+runs+`", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = file.WriteString("x")
+	file.Close()
+	data, err := os.ReadFile("testdata/a.txt")
+	if err != nil || string(data) != "kept\n" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if dir, err := os.Getwd(); err != nil || !SyncPod("protected") {
+		t.Errorf("not synced in %s, %v", dir, err)
+	}
+}
+`)
+	want := 0
+	check := func(r *fakeRepo, again bool, failed ...string) {
+		t.Helper()
+		var out bytes.Buffer
+		got, err := r.TestUpstream(ctx, r.upstream(), Guarded, []string{"./pkg/kubelet"}, &out)
+		require.NoError(t, err)
+		require.Equal(t, failed, got.Unexpected)
+		require.Equal(t, !again, strings.Contains(out.String(), "(cached)"), out.String())
+		data, err := os.ReadFile(runs)
+		require.NoError(t, err)
+		if again {
+			require.Greater(t, len(data), want)
+		} else {
+			require.Len(t, data, want)
+		}
+		want = len(data)
+	}
+	check(f, true)
+	check(f.other(), false)
+	// The tree was removed meanwhile, and is made again at the same place.
+	require.NoError(t, os.RemoveAll(filepath.Join(f.Cache, "trees")))
+	check(f.other(), false)
+
+	const red = "example.test/kubernetes/pkg/kubelet TestHook"
+	guard := f.other()
+	guard.write(GuardDir+"/guard.go", strings.Replace(f.read(GuardDir+"/guard.go"), "pod == \"protected\"", "pod == \"otherwise\"", 1)+"\nfunc init() { panic(\"a line more\") }\n")
+	var out bytes.Buffer
+	got, err := guard.TestUpstream(ctx, guard.upstream(), Guarded, []string{"./pkg/kubelet"}, &out)
+	require.NoError(t, err)
+	require.Equal(t, []string{"example.test/kubernetes/pkg/kubelet (the package as a whole)"}, got.Unexpected)
+
+	patched := f.other()
+	patch := "patches/v1.36/" + syncPatch
+	patched.write(patch, strings.Replace(f.read(patch), "+\t\treturn true\n", "+\t\treturn 1>2\n", 1))
+	check(patched, true, red)
+
+	other := f.other()
+	other.write(data, "lost\n")
+	check(other, true, red)
+
+	off := f.other()
+	off.Cache = ""
+	check(off, true)
+	check(off, true)
 }
 
 func TestUpstreamTestsReportAPackageThatDoesNotCompile(t *testing.T) {
