@@ -171,7 +171,7 @@ func initBase(ctx context.Context, g gitTree, u Upstream, fingerprint string) er
 		// All files, also those that upstream's .gitignore names: the base commit is
 		// the archive, and git clean must not remove a part of it.
 		{"add", "-A", "-f"},
-		{"commit", "-q", "-m", "Kubernetes " + u.Version + " as published, with the pinned go.mod"},
+		{"commit", "-q", "--allow-empty", "-m", "Kubernetes " + u.Version + " as published, with the pinned go.mod"},
 		{"update-ref", refBase, "HEAD"},
 		{"config", "guard.base", fingerprint},
 	} {
@@ -191,13 +191,35 @@ func initBase(ctx context.Context, g gitTree, u Upstream, fingerprint string) er
 	return nil
 }
 
+// scratch makes an edit tree in a temporary folder, with nothing of upstream but the files
+// that the patches touch. Patches apply to these, and are rendered, as in the whole tree.
+func (r Repo) scratch(ctx context.Context, s source, stock string, out io.Writer) (tree EditTree, remove func(), err error) {
+	dir, err := os.MkdirTemp("", "guard-patches-*")
+	if err != nil {
+		return EditTree{}, nil, err
+	}
+	remove = func() { os.RemoveAll(dir) }
+	tree = EditTree{repo: r, upstream: s.upstream, git: gitTree{dir: dir}, out: out}
+	for _, name := range s.series.touched() {
+		if err := copyIfExists(filepath.Join(stock, filepath.FromSlash(name)), tree.file(name)); err != nil {
+			remove()
+			return EditTree{}, nil, err
+		}
+	}
+	if err := initBase(ctx, tree.git, s.upstream, s.base); err != nil {
+		remove()
+		return EditTree{}, nil, err
+	}
+	return tree, remove, nil
+}
+
 // amArgs apply mails without a merge, a signature or a change of the bytes.
 var amArgs = []string{"am", "-q", "--no-3way", "--keep-cr", "--no-gpg-sign", "--committer-date-is-author-date", "--whitespace=nowarn"}
 
 // am applies one patch as a commit, exactly as it is.
 func (e EditTree) am(ctx context.Context, p Patch) error {
 	if _, err := e.git.raw(ctx, p.Data, amArgs...); err != nil {
-		return fmt.Errorf("%s does not apply: %w", p.Name, err)
+		return fmt.Errorf("%s/%s does not apply to %s: %w", e.repo.rel(e.repo.patchDir(e.upstream)), p.Name, e.upstream.Version, err)
 	}
 	return nil
 }

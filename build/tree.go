@@ -11,8 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
-	"strings"
-	"syscall"
 )
 
 // Tree names a prepared source tree of an upstream version.
@@ -132,8 +130,7 @@ func linkTree(ctx context.Context, from, to string) error {
 }
 
 // overlay returns the files in which the guarded tree differs from the stock tree,
-// with their content. The patches are applied to copies of the touched files only,
-// with git apply and no fuzz.
+// with their content. The patches are applied without fuzz.
 func (r Repo) overlay(ctx context.Context, s source, stock string) (map[string][]byte, error) {
 	u, series, added := s.upstream, s.series, s.added
 	for name := range added {
@@ -141,39 +138,23 @@ func (r Repo) overlay(ctx context.Context, s source, stock string) (map[string][
 			return nil, fmt.Errorf("%s exists in %s too; added files must be new, a change of an upstream file is a patch", name, u.Version)
 		}
 	}
+	tree, remove, err := r.scratch(ctx, s, stock, io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
 	want := map[string][]byte{}
-	if len(series.Patches) > 0 {
-		tmp, err := os.MkdirTemp("", "guard-overlay-*")
+	for _, p := range series.Patches {
+		if err := tree.am(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range series.touched() {
+		data, err := os.ReadFile(tree.file(name))
 		if err != nil {
 			return nil, err
 		}
-		defer os.RemoveAll(tmp)
-		for _, name := range series.touched() {
-			if _, err := copyIfExists(filepath.Join(stock, filepath.FromSlash(name)), filepath.Join(tmp, filepath.FromSlash(name))); err != nil {
-				return nil, err
-			}
-		}
-		// In a repository of its own: inside another one, git apply skips paths that
-		// are not below the current directory.
-		g := gitTree{dir: tmp}
-		if _, err := g.run(ctx, "init", "-q"); err != nil {
-			return nil, err
-		}
-		for _, p := range series.Patches {
-			if _, err := g.raw(ctx, p.Data, "apply", "--whitespace=nowarn"); err != nil {
-				return nil, fmt.Errorf("%s/%s does not apply to %s: %w", r.rel(series.Dir), p.Name, u.Version, err)
-			}
-		}
-		for _, name := range series.touched() {
-			data, err := os.ReadFile(filepath.Join(tmp, filepath.FromSlash(name)))
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("%s: the series removes %s; hooks do not remove files", r.rel(series.Dir), name)
-			}
-			if err != nil {
-				return nil, err
-			}
-			want[name] = data
-		}
+		want[name] = data
 	}
 	for name, data := range added {
 		if _, both := want[name]; both {
@@ -303,14 +284,14 @@ func copyFile(from, to string) error {
 	return out.Close()
 }
 
-func copyIfExists(from, to string) (bool, error) {
+func copyIfExists(from, to string) error {
 	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return false, err
+		return err
 	}
-	return true, copyFile(from, to)
+	return copyFile(from, to)
 }
 
 // buildDir makes a directory under a temporary name beside its place and renames
@@ -331,19 +312,4 @@ func buildDir(dir string, fill func(tmp string) error) error {
 		return errors.Join(err, os.RemoveAll(tmp))
 	}
 	return os.Rename(tmp, dir)
-}
-
-// lockFile takes an exclusive lock. While another process has it, out says so once.
-func lockFile(ctx context.Context, path string, out io.Writer) (unlock func(), err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	err = flock(ctx, f, syscall.LOCK_EX, func() {
-		fmt.Fprintf(out, "Waiting for another run that uses %s\n", strings.TrimSuffix(path, ".lock"))
-	})
-	return func() { f.Close() }, err
 }

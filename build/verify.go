@@ -98,17 +98,21 @@ func (r Repo) VerifyPatches(ctx context.Context, u Upstream, out io.Writer) erro
 }
 
 // verifyReexport applies the series strictly, as commits, and exports it again. In the
-// whole tree each hook has to be found, so that its tests can be proved without it.
+// result each hook has to be found, so that its tests can be proved without it.
 func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out io.Writer) error {
-	unlock, err := lockFile(ctx, r.path("_output", "verify", u.Minor()+".lock"), out)
+	src, err := r.source(u, Guarded)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	tree := EditTree{repo: r, upstream: u, git: gitTree{dir: r.path("_output", "verify", u.Minor())}, out: out}
-	if err := tree.reset(ctx); err != nil {
+	stock, err := r.Prepare(ctx, u, Stock, out)
+	if err != nil {
 		return err
 	}
+	tree, remove, err := r.scratch(ctx, src, stock, out)
+	if err != nil {
+		return err
+	}
+	defer remove()
 	for _, p := range series.Patches {
 		if err := tree.am(ctx, p); err != nil {
 			return err
@@ -264,25 +268,21 @@ func firstSentence(body string) string {
 // one that adds the in-tree tests. They apply to a Kubernetes checkout at the tag
 // of the same name. It returns the directory.
 func (r Repo) WriteSeries(ctx context.Context, u Upstream, out io.Writer) (string, error) {
-	series, err := LoadSeries(r.patchDir(u))
+	src, err := r.source(u, Guarded)
 	if err != nil {
 		return "", err
 	}
-	added, err := r.addedFiles(u)
+	stock, err := r.Prepare(ctx, u, Stock, out)
 	if err != nil {
 		return "", err
 	}
-	unlock, err := lockFile(ctx, r.path("_output", "verify", u.Minor()+".lock"), out)
+	tree, remove, err := r.scratch(ctx, src, stock, out)
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
-	tree := EditTree{repo: r, upstream: u, git: gitTree{dir: r.path("_output", "verify", u.Minor())}, out: out}
-	if err := tree.reset(ctx); err != nil {
-		return "", err
-	}
+	defer remove()
 	guard, tests := map[string][]byte{}, map[string][]byte{}
-	for name, data := range added {
+	for name, data := range src.added {
 		if inGuard(name) {
 			guard[name] = data
 		} else {
@@ -292,7 +292,7 @@ func (r Repo) WriteSeries(ctx context.Context, u Upstream, out io.Writer) (strin
 	if err := tree.commitFiles(ctx, guard, "kubelet: add the guard package\n\nVersion "+Release+" of Kubelet Guard decides, remembers and reports; the patches that\nfollow only ask it.\n"); err != nil {
 		return "", err
 	}
-	for _, p := range series.Patches {
+	for _, p := range src.series.Patches {
 		if err := tree.am(ctx, p); err != nil {
 			return "", err
 		}
