@@ -10,6 +10,7 @@ ignore (
 )
 
 require (
+	github.com/bluekeyes/go-gitdiff v0.9.0
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/godbus/dbus/v5 v5.1.0
 	github.com/google/go-cmp v0.7.0

@@ -1,12 +1,13 @@
 package build
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"regexp"
 	"sort"
 	"strings"
+
+	"github.com/bluekeyes/go-gitdiff/gitdiff"
 )
 
 // Patch is one file of a series, in the form of git format-patch.
@@ -33,10 +34,7 @@ type Patch struct {
 type hunk struct {
 	// path is the slash-separated path in the Kubernetes tree.
 	path string
-	// header is the line that begins with @@, lines are those after it as they are in the
-	// diff.
-	header string
-	lines  []string
+	*gitdiff.TextFragment
 }
 
 // FileChange counts what a patch does to one file.
@@ -80,48 +78,43 @@ func (p Patch) UpstreamLines() int {
 }
 
 var (
-	subjectPrefix = regexp.MustCompile(`^\[PATCH[^\]]*\] *`)
-	trailerLine   = regexp.MustCompile(`^([A-Z][A-Za-z]*(?:-[A-Za-z]+)*): ?(.*)$`)
-	nameFiller    = regexp.MustCompile(`[^a-z0-9]+`)
+	trailerLine = regexp.MustCompile(`^([A-Z][A-Za-z]*(?:-[A-Za-z]+)*): ?(.*)$`)
+	nameFiller  = regexp.MustCompile(`[^a-z0-9]+`)
 )
 
 // ParsePatch reads one patch in the form of git format-patch. It checks the shape
 // only; whether it applies is for git to say.
 func ParsePatch(name string, data []byte) (Patch, error) {
 	p := Patch{Name: name, Data: data, Trailers: map[string]string{}}
-	header, rest, ok := bytes.Cut(data, []byte("\n\n"))
-	if !ok || !bytes.HasPrefix(header, []byte("From ")) {
+	if !bytes.HasPrefix(data, []byte("From ")) {
 		return p, fmt.Errorf("%s: not in the form of git format-patch; make patches with guard-build patches export", name)
 	}
-	inSubject := false
-	for _, line := range strings.Split(string(header), "\n") {
-		switch {
-		case strings.HasPrefix(line, "Subject: "):
-			p.Subject = strings.TrimPrefix(line, "Subject: ")
-			inSubject = true
-		case inSubject && strings.HasPrefix(line, " "):
-			p.Subject += line
-		default:
-			inSubject = false
-		}
+	files, preamble, err := gitdiff.Parse(bytes.NewReader(data))
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", name, err)
 	}
-	p.Subject = subjectPrefix.ReplaceAllString(p.Subject, "")
-	if p.Subject == "" {
+	header, err := gitdiff.ParsePatchHeader(preamble, gitdiff.WithSubjectCleanMode(gitdiff.SubjectCleanPatchOnly))
+	switch {
+	case err != nil:
+		return p, fmt.Errorf("%s: %w", name, err)
+	case header.Title == "":
 		return p, fmt.Errorf("%s: no subject", name)
+	case len(files) == 0:
+		return p, fmt.Errorf("%s: changes nothing", name)
 	}
-
-	message, diff := string(rest), ""
-	if strings.HasPrefix(message, "diff --git ") {
-		message, diff = "", message
-	} else if i := strings.Index(message, "\ndiff --git "); i >= 0 {
-		message, diff = message[:i+1], message[i+1:]
-	}
-	// With --no-stat, git still writes the line that parts message and diff.
-	message = strings.TrimRight(message, "\n")
-	message = strings.TrimSuffix(message, "---")
-	p.Body, p.Trailers = splitTrailers(strings.TrimSpace(message))
-	if err := p.parseDiff(diff); err != nil {
-		return p, err
+	p.Subject = header.Title
+	p.Body, p.Trailers = splitTrailers(header.Body)
+	for _, f := range files {
+		if f.IsRename || f.IsCopy || f.IsDelete || f.IsBinary {
+			return p, fmt.Errorf("%s: %s: hooks do not rename, copy or remove files, and change no binary ones", name, f.OldName)
+		}
+		change := FileChange{Path: f.NewName, New: f.IsNew}
+		for _, fragment := range f.TextFragments {
+			change.Added += int(fragment.LinesAdded)
+			change.Removed += int(fragment.LinesDeleted)
+			p.hunks = append(p.hunks, hunk{f.NewName, fragment})
+		}
+		p.Files = append(p.Files, change)
 	}
 	return p, nil
 }
@@ -148,78 +141,6 @@ func splitTrailers(message string) (body string, trailers map[string]string) {
 		return "", trailers
 	}
 	return strings.TrimSpace(message[:i]), trailers
-}
-
-// parseDiff finds the hunks and counts changed lines. It follows the line counts of the hunk headers,
-// so that a removed line that starts with "--" is not taken for a file header.
-func (p *Patch) parseDiff(diff string) error {
-	if diff == "" {
-		return fmt.Errorf("%s: changes nothing", p.Name)
-	}
-	var file *FileChange
-	oldLeft, newLeft := 0, 0
-	scanner := bufio.NewScanner(strings.NewReader(diff))
-	scanner.Buffer(nil, 1<<20)
-	for scanner.Scan() {
-		line := scanner.Text()
-		if oldLeft > 0 || newLeft > 0 {
-			h := &p.hunks[len(p.hunks)-1]
-			h.lines = append(h.lines, line)
-			switch {
-			case strings.HasPrefix(line, "+"):
-				file.Added++
-				newLeft--
-			case strings.HasPrefix(line, "-"):
-				file.Removed++
-				oldLeft--
-			case strings.HasPrefix(line, `\`):
-			default:
-				oldLeft--
-				newLeft--
-			}
-			continue
-		}
-		switch {
-		case strings.HasPrefix(line, "diff --git a/"):
-			_, path, _ := strings.Cut(line, " b/")
-			p.Files = append(p.Files, FileChange{Path: path})
-			file = &p.Files[len(p.Files)-1]
-		case strings.HasPrefix(line, "new file mode") && file != nil:
-			file.New = true
-		case strings.HasPrefix(line, "rename ") || strings.HasPrefix(line, "GIT binary patch"):
-			return fmt.Errorf("%s: renames and binary files are not hooks", p.Name)
-		case strings.HasPrefix(line, "@@ ") && file != nil:
-			var err error
-			if oldLeft, newLeft, err = hunkLengths(line); err != nil {
-				return fmt.Errorf("%s: %s: %w", p.Name, file.Path, err)
-			}
-			p.hunks = append(p.hunks, hunk{path: file.Path, header: line})
-		}
-	}
-	if oldLeft > 0 || newLeft > 0 {
-		return fmt.Errorf("%s: the last hunk of %s is cut short", p.Name, file.Path)
-	}
-	return scanner.Err()
-}
-
-var hunkHeader = regexp.MustCompile(`^@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@`)
-
-func hunkLengths(line string) (oldLines, newLines int, err error) {
-	m := hunkHeader.FindStringSubmatch(line)
-	if m == nil {
-		return 0, 0, fmt.Errorf("malformed hunk header %q", line)
-	}
-	length := func(s string) int {
-		if s == "" {
-			return 1
-		}
-		n := 0
-		for _, c := range s {
-			n = n*10 + int(c-'0')
-		}
-		return n
-	}
-	return length(m[1]), length(m[2]), nil
 }
 
 // patchName turns a subject into a file name: descriptive and without a number, so

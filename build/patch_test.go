@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/bluekeyes/go-gitdiff/gitdiff"
 	"github.com/stretchr/testify/require"
 )
 
@@ -54,14 +55,14 @@ func TestParsePatch(t *testing.T) {
 	require.NoError(t, err)
 	var places []string
 	for _, h := range got.hunks {
-		places = append(places, h.path+" "+h.header)
+		places = append(places, h.path+" "+strings.TrimSpace(h.Header()))
 	}
 	require.Equal(t, []string{
 		"pkg/kubelet/config/config.go @@ -10,4 +10,5 @@ func merge() {",
-		"pkg/kubelet/config/config.go @@ -30 +31,2 @@ func other() {",
+		"pkg/kubelet/config/config.go @@ -30,1 +31,2 @@ func other() {",
 		"pkg/kubelet/glue.go @@ -0,0 +1,2 @@",
 	}, places)
-	require.Equal(t, []string{"+package kubelet", "+"}, got.hunks[len(got.hunks)-1].lines)
+	require.Equal(t, []gitdiff.Line{{Op: gitdiff.OpAdd, Line: "package kubelet\n"}, {Op: gitdiff.OpAdd, Line: "\n"}}, got.hunks[2].Lines)
 	got.hunks = nil
 	require.Equal(t, Patch{
 		Name:    "a.patch",
@@ -88,9 +89,9 @@ func TestParsePatchRefuses(t *testing.T) {
 		"a bare diff":  {"diff --git a/x b/x\n", "not in the form of git format-patch"},
 		"no subject":   {strings.Replace(samplePatch, "Subject: [PATCH] kubelet", "Topic: kubelet", 1), "no subject"},
 		"no change":    {samplePatch[:strings.Index(samplePatch, "diff --git")], "changes nothing"},
-		"a cut hunk":   {strings.TrimSuffix(samplePatch, "+package kubelet\n+\n"), "the last hunk of pkg/kubelet/glue.go is cut short"},
-		"a rename":     {strings.Replace(samplePatch, "new file mode 100644", "rename from x", 1), "renames and binary files are not hooks"},
-		"a broken one": {strings.Replace(samplePatch, "@@ -30 +31,2 @@", "@@ -30 @@", 1), "malformed hunk header"},
+		"a cut hunk":   {strings.TrimSuffix(samplePatch, "+package kubelet\n+\n"), "fragment"},
+		"a rename":     {samplePatch + "diff --git a/x b/y\nsimilarity index 100%\nrename from x\nrename to y\n", "x: hooks do not rename, copy or remove files"},
+		"a broken one": {strings.Replace(samplePatch, "@@ -30 +31,2 @@", "@@ -30 @@", 1), "invalid fragment header"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := ParsePatch("a.patch", []byte(tc.data))

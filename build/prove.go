@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bluekeyes/go-gitdiff/gitdiff"
+
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -68,12 +70,10 @@ type Proof struct {
 func (p Proof) Proved() bool { return p.Problem == "" && len(p.Noticed) > 0 }
 
 var (
-	// Git names the function above the hunk; the one that the change is in may begin
-	// inside it.
-	hunkFunction = regexp.MustCompile(`^(?:@@ [^@]* @@)? *(?:(?:func|var|const|type) )?(?:\([^)]*\) )?([A-Za-z0-9_]*)`)
-	guardName    = regexp.MustCompile(`\bguard\.([A-Z]\w*)`)
-	guardImport  = regexp.MustCompile(`(?m)^\s*"k8s\.io/kubernetes/pkg/kubelet/guard"$`)
-	importLine   = regexp.MustCompile(`^\s*(?:\w+ )?"[^"]+"$`)
+	declaration = regexp.MustCompile(`^(?:(?:func|var|const|type) )?(?:\([^)]*\) )?([A-Za-z0-9_]*)`)
+	guardName   = regexp.MustCompile(`\bguard\.([A-Z]\w*)`)
+	guardImport = regexp.MustCompile(`(?m)^\s*"k8s\.io/kubernetes/pkg/kubelet/guard"$`)
+	importLine  = regexp.MustCompile(`^\s*(?:\w+ )?"[^"]+"$`)
 )
 
 // Hooks returns the hooks of the patches, in the order of the series.
@@ -100,32 +100,34 @@ func (p Patch) changes() []Hook {
 
 // change finds out what the hunk changes, and in which function.
 func (h hunk) change(patch string) Hook {
-	c := Hook{Patch: patch, File: h.path, importsOnly: true}
-	if m := hunkFunction.FindStringSubmatch(h.header); m != nil {
-		c.Function = m[1]
-	}
-	for _, line := range h.lines {
-		switch {
-		case strings.HasPrefix(line, "+"):
-			c.after = append(c.after, line[1:])
-			for _, m := range guardName.FindAllStringSubmatch(line, -1) {
+	c := Hook{Patch: patch, File: h.path, importsOnly: true, Function: functionIn(h.Comment)}
+	for _, line := range h.Lines {
+		text := strings.TrimSuffix(line.Line, "\n")
+		switch line.Op {
+		case gitdiff.OpAdd:
+			c.after = append(c.after, text)
+			for _, m := range guardName.FindAllStringSubmatch(text, -1) {
 				c.Calls = append(c.Calls, m[1])
 			}
-			c.importsOnly = c.importsOnly && (strings.TrimSpace(line[1:]) == "" || importLine.MatchString(line[1:]))
-		case strings.HasPrefix(line, "-"):
-			c.before = append(c.before, line[1:])
+			c.importsOnly = c.importsOnly && (strings.TrimSpace(text) == "" || importLine.MatchString(text))
+		case gitdiff.OpDelete:
+			c.before = append(c.before, text)
 			c.importsOnly = false
-		case strings.HasPrefix(line, `\`):
-		default:
-			if c.importsOnly && strings.HasPrefix(line, " func ") {
-				c.Function = hunkFunction.FindStringSubmatch(line)[1]
+		case gitdiff.OpContext:
+			if c.importsOnly && strings.HasPrefix(text, "func ") {
+				c.Function = functionIn(text)
 			}
-			// An empty context line may have lost its blank.
-			c.before = append(c.before, strings.TrimPrefix(line, " "))
-			c.after = append(c.after, strings.TrimPrefix(line, " "))
+			c.before = append(c.before, text)
+			c.after = append(c.after, text)
 		}
 	}
 	return c
+}
+
+// functionIn returns the name that a line of Go declares. Git names the function above the
+// hunk; the one that the change is in may begin inside it.
+func functionIn(line string) string {
+	return declaration.FindStringSubmatch(line)[1]
 }
 
 // Without returns the content of the hook's file as upstream has it at this

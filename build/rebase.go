@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/mod/semver"
@@ -23,36 +23,16 @@ type ConflictError struct {
 	Patch string
 	// Tree is the work tree in which the conflict waits to be resolved.
 	Tree string
-	// Conflicts are the places, in the order of the patch.
-	Conflicts []Conflict
+	// Conflicts are what git says about the files, which have its markers.
+	Conflicts []string
 	// Applied and Total count patches.
 	Applied, Total int
 }
 
-// Conflict is one hunk that could not be merged.
-type Conflict struct {
-	// Path is the file in the Kubernetes tree.
-	Path string
-	// Line is where the conflict starts in the work tree, from 1; 0 when the file no
-	// longer exists upstream.
-	Line int
-	// Hunk is the header of the hunk in the patch.
-	Hunk string
-}
-
-// Error names every place.
+// Error names every file.
 func (e *ConflictError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s conflicts (patch %d of %d):", e.Patch, e.Applied+1, e.Total)
-	for _, c := range e.Conflicts {
-		if c.Line == 0 {
-			fmt.Fprintf(&b, "\n  %s no longer exists upstream; hunk %s", c.Path, c.Hunk)
-		} else {
-			fmt.Fprintf(&b, "\n  %s:%d, hunk %s", c.Path, c.Line, c.Hunk)
-		}
-	}
-	fmt.Fprintf(&b, "\nResolve it in %s (edit, git add, git am --continue), then run the same command with --finish", e.Tree)
-	return b.String()
+	return fmt.Sprintf("%s conflicts (patch %d of %d):\n%s\nResolve it in %s (edit, git add, git am --continue), then run the same command with --finish",
+		e.Patch, e.Applied+1, e.Total, indent(strings.Join(e.Conflicts, "\n")), e.Tree)
 }
 
 // refRebased is the series on the old source in the work tree of a rebase. It keeps
@@ -189,92 +169,27 @@ func (e EditTree) amAll(ctx context.Context, series Series) error {
 		mails.Write(p.Data)
 		mails.WriteString("\n")
 	}
-	_, err := e.git.raw(ctx, mails.Bytes(), append(append([]string{}, amArgs...), "--3way")...)
-	if err == nil {
-		return nil
-	}
-	conflict, found := e.conflict(ctx, series)
-	if !found {
+	// Not quiet: the conflicts are among the progress.
+	loud := slices.DeleteFunc(append(slices.Clone(amArgs), "--3way"), func(arg string) bool { return arg == "-q" })
+	out, err := e.git.raw(ctx, mails.Bytes(), loud...)
+	if err == nil || e.unfinished() == "" {
 		return err
 	}
+	conflict := &ConflictError{Tree: e.repo.rel(e.Dir()), Total: len(series.Patches)}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "CONFLICT ") {
+			conflict.Conflicts = append(conflict.Conflicts, strings.TrimSpace(line))
+		}
+	}
+	applied, countErr := e.git.run(ctx, "rev-list", "--count", refBase+"..HEAD")
+	if countErr == nil {
+		conflict.Applied, countErr = strconv.Atoi(applied)
+	}
+	if countErr != nil || len(conflict.Conflicts) == 0 || conflict.Applied >= len(series.Patches) {
+		return errors.Join(err, countErr)
+	}
+	conflict.Patch = series.Patches[conflict.Applied].Name
 	return conflict
-}
-
-// conflict describes where an unfinished git am stands.
-func (e EditTree) conflict(ctx context.Context, series Series) (*ConflictError, bool) {
-	if e.unfinished() == "" {
-		return nil, false
-	}
-	list, err := e.git.run(ctx, "rev-list", refBase+"..HEAD")
-	if err != nil {
-		return nil, false
-	}
-	c := &ConflictError{Tree: e.repo.rel(e.Dir()), Applied: len(strings.Fields(list)), Total: len(series.Patches)}
-	if c.Applied >= len(series.Patches) {
-		return nil, false
-	}
-	patch := series.Patches[c.Applied]
-	c.Patch = patch.Name
-	unmerged, err := e.git.run(ctx, "diff", "--name-only", "--diff-filter=U")
-	if err != nil {
-		return nil, false
-	}
-	for _, path := range strings.Fields(unmerged) {
-		hunks := slices.DeleteFunc(slices.Clone(patch.hunks), func(h hunk) bool { return h.path != path })
-		data, err := os.ReadFile(e.file(path))
-		places := conflictMarkers(data)
-		if errors.Is(err, fs.ErrNotExist) || len(places) == 0 {
-			for _, h := range hunks {
-				c.Conflicts = append(c.Conflicts, Conflict{Path: path, Hunk: h.header})
-			}
-			continue
-		}
-		for _, place := range places {
-			c.Conflicts = append(c.Conflicts, Conflict{Path: path, Line: place.line, Hunk: place.hunk(hunks)})
-		}
-	}
-	return c, len(c.Conflicts) > 0
-}
-
-// conflictPlace is one pair of conflict markers and the patch's side between them.
-type conflictPlace struct {
-	line   int
-	theirs map[string]bool
-}
-
-func conflictMarkers(data []byte) []conflictPlace {
-	var out []conflictPlace
-	theirs := false
-	for i, line := range strings.Split(string(data), "\n") {
-		switch {
-		case strings.HasPrefix(line, "<<<<<<< "):
-			out = append(out, conflictPlace{line: i + 1, theirs: map[string]bool{}})
-		case line == "=======" && len(out) > 0:
-			theirs = true
-		case strings.HasPrefix(line, ">>>>>>> "):
-			theirs = false
-		case theirs:
-			out[len(out)-1].theirs[line] = true
-		}
-	}
-	return out
-}
-
-// hunk returns the header of the hunk that most of the conflicting lines are from.
-func (c conflictPlace) hunk(hunks []hunk) string {
-	best, header := -1, "unknown"
-	for _, h := range hunks {
-		n := 0
-		for _, line := range h.lines {
-			if line != "" && line[0] != '-' && c.theirs[line[1:]] {
-				n++
-			}
-		}
-		if n > best {
-			best, header = n, h.header
-		}
-	}
-	return header
 }
 
 // FinishRebase exports a rebase that has no conflict left: the patches, the pin and

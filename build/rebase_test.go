@@ -57,7 +57,7 @@ func TestRebaseToAnotherMinorMakesItsDirectory(t *testing.T) {
 	require.NoError(t, f.VerifyPatchesForTest())
 }
 
-func TestRebaseNamesTheHunkThatConflicts(t *testing.T) {
+func TestRebaseNamesTheFileThatConflicts(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
 	u := f.upstream()
 	f.nextUpstream("v1.36.4", "v0.36.4", func(s string) string {
@@ -68,11 +68,8 @@ func TestRebaseNamesTheHunkThatConflicts(t *testing.T) {
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, killPatch, conflict.Patch)
 	require.Equal(t, 1, conflict.Applied)
-	require.Len(t, conflict.Conflicts, 1)
-	require.Equal(t, "pkg/kubelet/kubelet.go", conflict.Conflicts[0].Path)
-	require.Equal(t, 25, conflict.Conflicts[0].Line)
-	require.Contains(t, conflict.Conflicts[0].Hunk, "@@ -20,6 +20,9 @@ func Name() string {")
-	require.ErrorContains(t, err, killPatch+" conflicts (patch 2 of 2):\n  pkg/kubelet/kubelet.go:25, hunk @@ -20,6 +20,9 @@")
+	require.Equal(t, []string{"CONFLICT (content): Merge conflict in pkg/kubelet/kubelet.go"}, conflict.Conflicts)
+	require.ErrorContains(t, err, killPatch+" conflicts (patch 2 of 2):\n  CONFLICT (content): Merge conflict in pkg/kubelet/kubelet.go\nResolve it in _output/rebase/v1.36.4 (edit")
 	require.ErrorContains(t, f.FinishRebase(ctx, u, "v1.36.4", false, io.Discard), "unfinished git am")
 
 	// The developer resolves it.
@@ -99,7 +96,7 @@ func TestRebaseNamesAFileThatUpstreamRemoved(t *testing.T) {
 	files["pkg/kubelet/other.go"] = "package kubelet\n\nfunc Name() string { return \"\" }\n\nfunc SyncPod(string) bool { return false }\n"
 	f.publish(fakeModule, "v1.36.4", files)
 	err := f.Rebase(ctx, u, "v1.36.4", false, io.Discard)
-	require.ErrorContains(t, err, syncPatch+" conflicts (patch 1 of 2):\n  pkg/kubelet/kubelet.go no longer exists upstream; hunk @@ ")
+	require.ErrorContains(t, err, syncPatch+" conflicts (patch 1 of 2):\n  CONFLICT (modify/delete): pkg/kubelet/kubelet.go deleted in HEAD ")
 }
 
 func TestRebaseRefusesAnUnclearTarget(t *testing.T) {
