@@ -129,9 +129,12 @@ func TestLint(t *testing.T) {
 		"no body":              {func(p *Patch) { p.Body = "" }, "say why the hook is needed"},
 		"no Forwarded":         {func(p *Patch) { p.Trailers = map[string]string{"Drop-When": "never"} }, "no Forwarded: trailer"},
 		"an unclear Forwarded": {func(p *Patch) { p.Trailers = map[string]string{"Drop-When": "never", "Forwarded": "maybe"} }, `Forwarded: "maybe" is neither a link`},
-		"no Drop-When":         {func(p *Patch) { p.Trailers = map[string]string{"Forwarded": "no"} }, "no Drop-When: trailer"},
-		"too large":            {func(p *Patch) { p.Files = []FileChange{{Path: "a.go", Added: 26}} }, "changes 26 upstream lines, more than 25"},
-		"a test":               {func(p *Patch) { p.Files = []FileChange{{Path: "a_test.go", Added: 1, New: true}} }, "in-tree tests belong in tests/"},
+		"an empty Drop-When":   {func(p *Patch) { p.Trailers = map[string]string{"Forwarded": "no", "Drop-When": ""} }, `Drop-When: "" is no change of upstream`},
+		"a Drop-When of ours": {func(p *Patch) {
+			p.Trailers = map[string]string{"Forwarded": "no", "Drop-When": "the guard is given up"}
+		}, "is no change of upstream; name the change"},
+		"too large": {func(p *Patch) { p.Files = []FileChange{{Path: "a.go", Added: 26}} }, "changes 26 upstream lines, more than 25"},
+		"a test":    {func(p *Patch) { p.Files = []FileChange{{Path: "a_test.go", Added: 1, New: true}} }, "in-tree tests belong in tests/"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := good

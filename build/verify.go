@@ -2,6 +2,7 @@ package build
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,8 +48,8 @@ func (p Patch) lint() []error {
 	case f != "no" && f != "not-needed" && !strings.HasPrefix(f, "https://"):
 		fail("Forwarded: %q is neither a link, no nor not-needed", f)
 	}
-	if p.Trailers["Drop-When"] == "" {
-		fail("no Drop-When: trailer in the last paragraph; say what makes the patch superfluous")
+	if drop, ok := p.Trailers["Drop-When"]; ok && (drop == "" || strings.Contains(drop, "the guard")) {
+		fail("Drop-When: %q is no change of upstream; name the change with its issue or KEP, or the patch that this one goes with, or leave the line out", drop)
 	}
 	if n := p.UpstreamLines(); n > maxUpstreamLines && p.Trailers["Size-Justification"] == "" {
 		fail("changes %d upstream lines, more than %d; move logic into the guard package, or add a Size-Justification: trailer", n, maxUpstreamLines)
@@ -244,7 +245,7 @@ func (s Series) markdown(u Upstream) string {
 			why += " Size: " + size
 		}
 		fmt.Fprintf(&b, "| [%s](%s/%s) | %s | %s | %s | %s |\n",
-			cell(p.Subject), u.Minor(), p.Name, strings.Join(files, ", "), lines, cell(why), cell(p.Trailers["Drop-When"]))
+			cell(p.Subject), u.Minor(), p.Name, strings.Join(files, ", "), lines, cell(why), cell(cmp.Or(p.Trailers["Drop-When"], "—")))
 		added += p.Added()
 		removed += p.Removed()
 	}
