@@ -54,13 +54,13 @@ kubelet-stock: ## Build the kubelet without the guard: _output/bin/kubelet-stock
 control-plane: ## Build the unpatched control plane and kubectl: _output/<version>/
 	@$(guard_build) control-plane --goarch='$(GOARCH)'
 
-.PHONY: node-parts
-node-parts: ## Build etcd, containerd, runc, CNI plugins and test images: _output/node/bin/
-	@$(guard_build) node-parts
+.PHONY: node-binaries
+node-binaries: ## Build etcd, containerd, runc, CNI plugins and test images: _output/node/bin/
+	@$(guard_build) node-binaries
 
-.PHONY: kind-parts
-kind-parts: ## Build what a kind cluster has besides: kubeadm, kube-proxy, CoreDNS, pod network: _output/kind/bin/
-	@$(guard_build) kind-parts
+.PHONY: kind-binaries
+kind-binaries: ## Build the remaining binaries of a kind cluster: kubeadm, kube-proxy, CoreDNS, pod network: _output/kind/bin/
+	@$(guard_build) kind-binaries
 
 .PHONY: kubectl-guard
 kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
@@ -83,9 +83,9 @@ promtool: ## Build the checker of alert rules: _output/bin/promtool
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
 	@docker build --quiet --file=build/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
 
-.PHONY: broken-kubelets
-broken-kubelets: ## Build kubelets that a roll-out has to take back: _output/broken/
-	@$(guard_build) broken-kubelets
+.PHONY: failing-kubelets
+failing-kubelets: ## Build kubelets that fail on purpose, to test rollback: _output/failing/
+	@$(guard_build) failing-kubelets
 
 .PHONY: installer-image
 installer-image: kubelet guard-installer ## Build the image with the installer and the guarded kubelet (INSTALLER_IMAGE=name:tag; needs Docker)
@@ -100,7 +100,7 @@ packages: ## Build deb and rpm of the guarded kubelet for amd64 and arm64: _outp
 	@scripts/packages.sh "$$($(guard_build) version)" $(PACKAGE_GOARCH)
 
 .PHONY: binaries
-binaries: kubelet kubelet-stock control-plane node-parts ## Build what a node runs: both kubelets, control plane, node parts
+binaries: kubelet kubelet-stock control-plane node-binaries ## Build what a node runs: both kubelets, control plane, third-party binaries
 
 .PHONY: node-e2e
 node-e2e: kubectl-guard ## Build the node suite, guard-node and the kubectl plugin: _output/bin/
@@ -134,7 +134,7 @@ test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the gu
 # What the suites of make test need, in one go. What the incidents do to the stock kubelet is
 # shown by make demo and make test-e2e.
 .PHONY: test-programs
-test-programs: binaries kind-parts broken-kubelets promtool node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
+test-programs: binaries kind-binaries failing-kubelets promtool node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
 	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
 
 .PHONY: test-unit
@@ -151,18 +151,18 @@ test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded k
 		$(if $(STOCK_LABELS),--stock-label-filter='$(STOCK_LABELS)')
 
 .PHONY: chaos
-chaos: kubelet control-plane node-parts node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)
+chaos: kubelet control-plane node-binaries node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)
 	@$(go) run ./cmd/guard-e2e chaos --kills='$(KILLS)' --seed='$(or $(SEED),0)'
 
 .PHONY: test-controlplane
-test-controlplane: kubelet control-plane node-parts guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
+test-controlplane: kubelet control-plane node-binaries guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
 	@_output/bin/controlplane-e2e.test -test.run='^TestControlPlane$$' -cluster=controlplane -output=_output -manifests=manifests \
 		-ginkgo.label-filter='$(LABELS)' -ginkgo.flake-attempts='$(ATTEMPTS)' -ginkgo.no-color > _output/controlplane-e2e.log; status=$$?; \
 		[[ $$status -eq 0 ]] || echo 'See _output/controlplane-e2e.log and _output/e2e/controlplane/'; \
 		grep '^FAILED: ' _output/controlplane-e2e.log; tail -n 1 _output/controlplane-e2e.log; exit $$status
 
 .PHONY: e2e-kind
-e2e-kind: binaries kind-parts broken-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
+e2e-kind: binaries kind-binaries failing-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
 	@_output/bin/guard-e2e kind run --name=fleet --pools='$(FLEET_POOLS)' $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
 		_output/bin/guard-e2e fleet --provider=kind --cluster=fleet $(if $(KEEP),--keep) --label-filter='$(LABELS)' --attempts='$(ATTEMPTS)' \
@@ -175,13 +175,13 @@ test-fleet: ## Run the fleet suite without its long specs, as in make test
 	@$(MAKE) --no-print-directory e2e-kind LABELS='!long'
 
 .PHONY: e2e-kind-node
-e2e-kind-node: binaries kind-parts node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
+e2e-kind-node: binaries kind-binaries node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
 	@_output/bin/guard-e2e kind run --name=node --pools=stock=1,guarded=1:guarded --logs=_output/e2e/nodes $(if $(KEEP),--keep) -- \
 		_output/bin/guard-e2e run --provider=kind --cluster=node --attempts='$(ATTEMPTS)' --label-filter='$(LABELS)'
 
 .PHONY: kind-up
-kind-up: binaries kind-parts ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)
+kind-up: binaries kind-binaries ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)
 	@$(go) run ./cmd/guard-e2e kind up --name='$(NAME)' $(if $(POOLS),--pools='$(POOLS)')
 
 .PHONY: kind-down
@@ -209,7 +209,7 @@ test-packages: packages binaries ## Install, use and remove deb and rpm on a nod
 	@$(go) run ./cmd/guard-vm packages
 
 .PHONY: prove
-prove: ## Take out one hook after the other and fail for one that no test misses (40 minutes)
+prove: ## Disable each hook in turn and fail if the tests still pass (40 minutes)
 	@$(guard_build) prove
 
 .PHONY: stop-paths
@@ -239,7 +239,7 @@ counters: binaries node-e2e ## Count what a pod's life costs with both kubelets 
 		[[ $$status -eq 0 ]] || { sed -n '/^  \[FAILED\]/,/^  In /p' _output/counters.log; echo 'See _output/counters.log'; }; exit $$status
 
 .PHONY: bench-webhook
-bench-webhook: kubelet control-plane node-parts guard-webhook controlplane-e2e ## Measure the webhook: pod deletion with 10 and 10,000 budgets on a cluster; memory, node deletion and reviews in a large one (15 minutes)
+bench-webhook: kubelet control-plane node-binaries guard-webhook controlplane-e2e ## Measure the webhook: pod deletion with 10 and 10,000 budgets on a cluster; memory, node deletion and reviews in a large one (15 minutes)
 	@$(go) test -run='^$$' -bench=Index -benchmem ./pkg/admission/rules/poddeletion
 	@$(go) test -run='^$$' -bench=Judge -benchmem ./pkg/admission/rules/nodedeletion
 	@$(go) test -c -o _output/bin/webhookscale.test ./node-e2e/webhookscale

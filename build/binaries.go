@@ -48,8 +48,8 @@ var ControlPlane = []Binary{
 	{Name: "kubectl", Package: "./cmd/kubectl", Tree: Stock},
 }
 
-// kindBinaries are the unpatched programs that a kind cluster has in addition.
-var kindBinaries = []Binary{
+// kindPrograms are the unpatched programs that a kind cluster has in addition.
+var kindPrograms = []Binary{
 	{Name: "kubeadm", Package: "./cmd/kubeadm", Tree: Stock},
 	{Name: "kube-proxy", Package: "./cmd/kube-proxy", Tree: Stock},
 }

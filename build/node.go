@@ -13,10 +13,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// NodePart is a program that a node needs beside Kubernetes. The lists of them are
-// build/node/parts.yaml, which also says what the fields mean, and
-// build/kind/parts.yaml.
-type NodePart struct {
+// NodeBinary is a program that a node needs besides Kubernetes. The lists of them are
+// build/node/binaries.yaml, which also says what the fields mean, and
+// build/kind/binaries.yaml.
+type NodeBinary struct {
 	// Name is the file name below _output/node/bin or _output/kind/bin.
 	Name string `json:"name"`
 	// Module is the module that Package is in.
@@ -31,61 +31,61 @@ type NodePart struct {
 	LDFlags string `json:"ldflags,omitempty"`
 }
 
-// LoadNodeParts reads a parts.yaml. Unknown fields and incomplete or repeated
+// LoadNodeBinaries reads a binaries.yaml. Unknown fields and incomplete or repeated
 // entries are errors.
-func LoadNodeParts(file string) ([]NodePart, error) {
+func LoadNodeBinaries(file string) ([]NodeBinary, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
 	var list struct {
-		Parts []NodePart `json:"parts"`
+		Binaries []NodeBinary `json:"binaries"`
 	}
 	if err := yaml.UnmarshalStrict(data, &list); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	seen := map[string]bool{}
-	for i, p := range list.Parts {
+	for i, p := range list.Binaries {
 		switch {
 		case p.Name == "" || p.Module == "" || p.Package == "":
-			return nil, fmt.Errorf("%s: parts[%d]: name, module and package are all required", file, i)
+			return nil, fmt.Errorf("%s: binaries[%d]: name, module and package are all required", file, i)
 		case p.Name != filepath.Base(p.Name):
-			return nil, fmt.Errorf("%s: parts[%d].name: %q is not a file name", file, i, p.Name)
+			return nil, fmt.Errorf("%s: binaries[%d].name: %q is not a file name", file, i, p.Name)
 		case seen[p.Name]:
-			return nil, fmt.Errorf("%s: parts[%d].name: %s is listed twice", file, i, p.Name)
+			return nil, fmt.Errorf("%s: binaries[%d].name: %s is listed twice", file, i, p.Name)
 		}
 		seen[p.Name] = true
 	}
-	if len(list.Parts) == 0 {
-		return nil, fmt.Errorf("%s: parts is empty", file)
+	if len(list.Binaries) == 0 {
+		return nil, fmt.Errorf("%s: binaries is empty", file)
 	}
-	return list.Parts, nil
+	return list.Binaries, nil
 }
 
-// BuildNodeParts builds the programs of build/node/parts.yaml, for this machine,
+// BuildNodeBinaries builds the programs of build/node/binaries.yaml, for this machine,
 // into _output/node/bin. Progress is written to out.
-func (r Repo) BuildNodeParts(ctx context.Context, out io.Writer) error {
-	return r.buildParts(ctx, r.path("build", "node", "parts.yaml"), r.path("build", "node"), r.path("_output", "node", "bin"), out)
+func (r Repo) BuildNodeBinaries(ctx context.Context, out io.Writer) error {
+	return r.buildListed(ctx, r.path("build", "node", "binaries.yaml"), r.path("build", "node"), r.path("_output", "node", "bin"), out)
 }
 
-// BuildKindParts builds what a node of a kind cluster needs beside the node parts, for
+// BuildKindBinaries builds what a node of a kind cluster needs besides the node binaries, for
 // this machine: kubeadm and kube-proxy into _output/<version>, the programs of
-// build/kind/parts.yaml into _output/kind/bin. Progress is written to out.
-func (r Repo) BuildKindParts(ctx context.Context, u Upstream, out io.Writer) error {
-	if err := r.Build(ctx, u, "", kindBinaries, out); err != nil {
+// build/kind/binaries.yaml into _output/kind/bin. Progress is written to out.
+func (r Repo) BuildKindBinaries(ctx context.Context, u Upstream, out io.Writer) error {
+	if err := r.Build(ctx, u, "", kindPrograms, out); err != nil {
 		return err
 	}
-	return r.buildParts(ctx, r.path("build", "kind", "parts.yaml"), r.path("build", "kind", "coredns"), r.path("_output", "kind", "bin"), out)
+	return r.buildListed(ctx, r.path("build", "kind", "binaries.yaml"), r.path("build", "kind", "coredns"), r.path("_output", "kind", "bin"), out)
 }
 
-// buildParts builds the programs of a list into a folder. Programs of other modules
+// buildListed builds the programs of a list into a folder. Programs of other modules
 // are built in the module that pins them.
-func (r Repo) buildParts(ctx context.Context, list, module, results string, out io.Writer) error {
-	parts, err := LoadNodeParts(list)
+func (r Repo) buildListed(ctx context.Context, list, module, results string, out io.Writer) error {
+	binaries, err := LoadNodeBinaries(list)
 	if err != nil {
 		return err
 	}
-	for _, p := range parts {
+	for _, p := range binaries {
 		dir := module
 		if p.Module == ModulePath {
 			dir = r.Root

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestBuildNodeParts(t *testing.T) {
+func TestBuildNodeBinaries(t *testing.T) {
 	f := newFakeRepo(t)
 	f.write("go.mod", "module kubelet-guard.io\n\ngo 1.24\n")
 	f.write("node-e2e/images/pause/main.go", "package main\n\nfunc main() {}\n")
@@ -17,8 +17,8 @@ func TestBuildNodeParts(t *testing.T) {
 	f.write("build/node/etcd/main.go", "package main\n\nimport \"fmt\"\n\nvar version = \"none\"\n\nfunc main() { fmt.Print(version + flavour) }\n")
 	f.write("build/node/etcd/plain.go", "//go:build !small\n\npackage main\n\nconst flavour = \" plain\"\n")
 	f.write("build/node/etcd/small.go", "//go:build small\n\npackage main\n\nconst flavour = \" small\"\n")
-	f.write("build/node/parts.yaml", `
-parts:
+	f.write("build/node/binaries.yaml", `
+binaries:
 - name: etcd
   module: kubelet-guard.io/build/node
   package: kubelet-guard.io/build/node/etcd
@@ -28,25 +28,25 @@ parts:
   module: kubelet-guard.io
   package: kubelet-guard.io/node-e2e/images/pause
 `)
-	require.NoError(t, f.BuildNodeParts(ctx, t.Output()))
+	require.NoError(t, f.BuildNodeBinaries(ctx, t.Output()))
 	out, err := exec.Command(f.path("_output", "node", "bin", "etcd")).Output()
 	require.NoError(t, err)
 	require.Equal(t, "v1 small", string(out))
 	require.FileExists(t, f.path("_output", "node", "bin", "pause"))
 }
 
-func TestLoadNodePartsIsStrict(t *testing.T) {
-	const part = "- name: a\n  module: m\n  package: p\n"
-	file := t.TempDir() + "/parts.yaml"
+func TestLoadNodeBinariesIsStrict(t *testing.T) {
+	const program = "- name: a\n  module: m\n  package: p\n"
+	file := t.TempDir() + "/binaries.yaml"
 	for content, want := range map[string]string{
-		"parts: []\n":                                       "parts is empty",
-		"parts:\n- name: a\n  module: m\n":                  "parts[0]: name, module and package are all required",
-		"parts:\n" + part + part:                            "parts[1].name: a is listed twice",
-		"parts:\n" + part + "  static: true":                `unknown field "static"`,
-		"parts:\n- name: ../a\n  module: m\n  package: p\n": `parts[0].name: "../a" is not a file name`,
+		"binaries: []\n":                                       "binaries is empty",
+		"binaries:\n- name: a\n  module: m\n":                  "binaries[0]: name, module and package are all required",
+		"binaries:\n" + program + program:                      "binaries[1].name: a is listed twice",
+		"binaries:\n" + program + "  static: true":             `unknown field "static"`,
+		"binaries:\n- name: ../a\n  module: m\n  package: p\n": `binaries[0].name: "../a" is not a file name`,
 	} {
 		require.NoError(t, os.WriteFile(file, []byte(content), 0o644))
-		_, err := LoadNodeParts(file)
+		_, err := LoadNodeBinaries(file)
 		require.ErrorContains(t, err, want)
 		require.ErrorContains(t, err, file)
 	}
@@ -56,9 +56,9 @@ func TestTheRepositorysOwnFilesLoad(t *testing.T) {
 	r, err := FindRepo(".")
 	require.NoError(t, err)
 	for _, folder := range []string{"node", "kind"} {
-		parts, err := LoadNodeParts(r.path("build", folder, "parts.yaml"))
+		binaries, err := LoadNodeBinaries(r.path("build", folder, "binaries.yaml"))
 		require.NoError(t, err)
-		for _, p := range parts {
+		for _, p := range binaries {
 			if p.Module == ModulePath {
 				require.DirExists(t, r.path(strings.TrimPrefix(p.Package, ModulePath+"/")), p.Name)
 			}

@@ -86,47 +86,47 @@ func newPinCommand(o *options) *cobra.Command {
 	}
 }
 
-func newNodePartsCommand() *cobra.Command {
+func newNodeBinariesCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "node-parts",
-		Short: "Build what a node needs beside Kubernetes: etcd, containerd, runc, CNI plugins, images",
+		Use:   "node-binaries",
+		Short: "Build what a node needs besides Kubernetes: etcd, containerd, runc, CNI plugins, images",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			repo, err := build.FindRepo(".")
 			if err != nil {
 				return err
 			}
-			return repo.BuildNodeParts(cmd.Context(), cmd.OutOrStdout())
+			return repo.BuildNodeBinaries(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
 }
 
-func newKindPartsCommand(o *options) *cobra.Command {
+func newKindBinariesCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use:   "kind-parts",
-		Short: "Build what a kind cluster needs in addition: kubeadm, kube-proxy, CoreDNS, the pod network",
+		Use:   "kind-binaries",
+		Short: "Build the remaining binaries of a kind cluster: kubeadm, kube-proxy, CoreDNS, the pod network",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			repo, u, err := o.resolve()
 			if err != nil {
 				return err
 			}
-			return repo.BuildKindParts(cmd.Context(), u, cmd.OutOrStdout())
+			return repo.BuildKindBinaries(cmd.Context(), u, cmd.OutOrStdout())
 		},
 	}
 }
 
-func newBrokenKubeletsCommand(o *options) *cobra.Command {
+func newFailingKubeletsCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use:   "broken-kubelets",
-		Short: "Build kubelets that a roll-out has to take back: one that does not start, one without the guard",
+		Use:   "failing-kubelets",
+		Short: "Build kubelets that fail on purpose, to test rollback: one that does not start, one without the guard",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			repo, u, err := o.resolve()
 			if err != nil {
 				return err
 			}
-			return repo.BuildBroken(cmd.Context(), u, cmd.OutOrStdout())
+			return repo.BuildFailing(cmd.Context(), u, cmd.OutOrStdout())
 		},
 	}
 }

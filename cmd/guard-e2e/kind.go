@@ -20,7 +20,7 @@ func newKindCommand(o *options) *cobra.Command {
 		Short: "Bring up and take down kind clusters with guarded nodes",
 		Long: `Bring up and take down kind clusters with pools of stock and guarded nodes. No
 registry is needed: the node image is made of Debian packages and of what
-"make binaries kind-parts" built. Needs root, unless Docker Engine runs already.
+"make binaries kind-binaries" built. Needs root, unless Docker Engine runs already.
 
 Kubeconfig and state of a cluster are in _output/kind/NAME.`,
 	}

@@ -50,8 +50,8 @@ const (
 // Images of the installer: with the guarded kubelet, and with two that are broken.
 var (
 	imageGood        = rolloutImage{"localhost/guard/installer:good", func() string { return filepath.Join(outputDir, "bin", "kubelet") }}
-	imageNotStarting = rolloutImage{"localhost/guard/installer:not-starting", func() string { return filepath.Join(outputDir, "broken", build.NotStarting) }}
-	imageUnguarded   = rolloutImage{"localhost/guard/installer:unguarded", func() string { return filepath.Join(outputDir, "broken", build.Unguarded) }}
+	imageNotStarting = rolloutImage{"localhost/guard/installer:not-starting", func() string { return filepath.Join(outputDir, "failing", build.NotStarting) }}
+	imageUnguarded   = rolloutImage{"localhost/guard/installer:unguarded", func() string { return filepath.Join(outputDir, "failing", build.Unguarded) }}
 )
 
 type rolloutImage struct {

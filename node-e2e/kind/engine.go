@@ -156,7 +156,7 @@ func (e engine) runsPrivileged(ctx context.Context, output string) error {
 	if !e.hasImage(ctx, probe) {
 		program, err := os.ReadFile(filepath.Join(output, "node", "bin", "pause"))
 		if err != nil {
-			return fmt.Errorf("%w (make node-parts builds it)", err)
+			return fmt.Errorf("%w (make node-binaries builds it)", err)
 		}
 		var image bytes.Buffer
 		archive := tar.NewWriter(&image)
@@ -196,7 +196,7 @@ func (e engine) start(ctx context.Context, output string, log io.Writer) error {
 	}
 	wrapper := filepath.Join(output, "kind", "bin", "runc-bounded")
 	if _, err := os.Stat(wrapper); err != nil {
-		return fmt.Errorf("%w (make kind-parts builds it)", err)
+		return fmt.Errorf("%w (make kind-binaries builds it)", err)
 	}
 	for _, dir := range []string{e.Dir, e.RunDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {

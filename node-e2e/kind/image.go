@@ -48,7 +48,7 @@ func findPrograms(ctx context.Context, output, version string) (programs, error)
 	}
 	p := programs{output: output, version: strings.TrimSpace(strings.TrimPrefix(string(answer), "Kubernetes "))}
 	if version != "" && version != p.version {
-		return programs{}, fmt.Errorf("%s is %s, wanted is %s: make binaries kind-parts KUBE_VERSION=%s", kubelet, p.version, version, version)
+		return programs{}, fmt.Errorf("%s is %s, wanted is %s: make binaries kind-binaries KUBE_VERSION=%s", kubelet, p.version, version, version)
 	}
 	var missing []string
 	for _, file := range append(p.files(), p.guarded()) {
@@ -57,7 +57,7 @@ func findPrograms(ctx context.Context, output, version string) (programs, error)
 		}
 	}
 	if len(missing) > 0 {
-		return programs{}, fmt.Errorf("not built: %s (make binaries kind-parts builds them)", strings.Join(missing, ", "))
+		return programs{}, fmt.Errorf("not built: %s (make binaries kind-binaries builds them)", strings.Join(missing, ", "))
 	}
 	return p, nil
 }

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Names of the kubelets that BuildBroken makes, in _output/broken.
+// Names of the kubelets that BuildFailing makes, in _output/failing.
 const (
 	// NotStarting ends at once: it does not know --guard-config.
 	NotStarting = "kubelet-not-starting"
@@ -22,10 +22,10 @@ const (
 // flagAnchor is the line of the stock tree behind which the flag is added.
 const flagAnchor = "func (f *KubeletFlags) AddFlags(mainfs *pflag.FlagSet) {\n\tfs := pflag.NewFlagSet(\"\", pflag.ExitOnError)\n"
 
-// BuildBroken builds two kubelets for the tests of roll-outs, for this machine. Both are
+// BuildFailing builds two kubelets for the tests of roll-outs, for this machine. Both are
 // the stock kubelet under the version of the guarded one: what comes of a build in which
 // the patches were forgotten. Progress is written to out.
-func (r Repo) BuildBroken(ctx context.Context, u Upstream, out io.Writer) error {
+func (r Repo) BuildFailing(ctx context.Context, u Upstream, out io.Writer) error {
 	src, err := r.source(u, Stock)
 	if err != nil {
 		return err
@@ -42,7 +42,7 @@ func (r Repo) BuildBroken(ctx context.Context, u Upstream, out io.Writer) error 
 	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
 		flags += " -X " + pkg + ".gitVersion=" + GuardedVersion(u.Version) // the last one counts
 	}
-	dir := r.path("_output", "broken")
+	dir := r.path("_output", "failing")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
