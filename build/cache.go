@@ -35,8 +35,8 @@ var cacheTime = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // cache is a folder with entries that do not change: what is made from the same inputs has
 // the same path in every checkout. An entry is <kind>/<key>, with its content and, in
-// the file sum, the checksum and the size of that. All users share a lock on the folder; who
-// gets it for himself alone removes old entries.
+// the file sum, the checksum and the size of that. All users share a lock on the folder; a
+// process that gets it exclusively removes old entries.
 type cache struct {
 	dir   string
 	limit int64
@@ -77,7 +77,7 @@ func (c cache) contentOf(kind, key string) string {
 
 // hold returns the folder with the content of an entry, which nobody removes before
 // release is called. An entry that is absent or damaged is made by fill, in a folder
-// beside its place: concurrent calls may both make it, and the first one wins.
+// next to its place: concurrent calls may both make it, and the first one wins.
 func (c cache) hold(ctx context.Context, kind, key string, out io.Writer, fill func(dir string) error) (dir string, release func(), err error) {
 	release, err = c.share(ctx)
 	if err != nil {
@@ -154,7 +154,7 @@ func (c cache) bring(place string, out io.Writer, fill func(dir string) error) e
 	return makeEntry(place, false, fill)
 }
 
-// makeEntry makes an entry in a folder beside its place, and moves it there: to the place of
+// makeEntry makes an entry in a folder next to its place, and moves it there: to the place of
 // a damaged entry, or of any that is there when replace is set.
 func makeEntry(place string, replace bool, fill func(dir string) error) error {
 	if err := os.MkdirAll(filepath.Dir(place), 0o755); err != nil {
@@ -285,9 +285,9 @@ func (c cache) share(ctx context.Context) (release func(), err error) {
 	return func() { lock.Close() }, nil
 }
 
-// prune removes what a run that was killed left behind, entries that were not used for long, and then
-// the ones used longest ago until the rest is small enough. The caller has the cache for
-// himself alone.
+// prune removes what killed runs left, entries that were not used for long, and then those
+// used longest ago until the rest is small enough. The caller has the lock
+// exclusively.
 func (c cache) prune(now time.Time) error {
 	type entry struct {
 		place string
@@ -325,10 +325,10 @@ func (c cache) prune(now time.Time) error {
 	return nil
 }
 
-// flock takes a lock that the kernel gives back when the process ends, however it ends, and
-// closes the file when it cannot. While another process has the lock, waiting is called once.
+// flock takes a lock that the kernel releases when the process ends, and closes the file
+// on an error. While another process has the lock, waiting is called once.
 func flock(ctx context.Context, f *os.File, how int, waiting func()) error {
-	// Tried again and again, because a flock that waits cannot be interrupted.
+	// Poll, because a blocking flock cannot be interrupted.
 	const interval = 200 * time.Millisecond
 	for first := true; ; first = false {
 		err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)

@@ -15,13 +15,13 @@ import (
 	"golang.org/x/tools/go/packages"
 )
 
-// callGraph says which functions of a program's own module use which functions.
+// callGraph records which functions of a program's own module use which functions.
 //
 // A use is a call or any other mention: a function that is handed over as a value
 // counts as called by the function that passes it on. So a call through a variable, a field or a
 // channel needs no edge of its own. What a function literal uses, the declaration around
-// it uses. A method of an interface is a function of its own; implementations says which
-// methods a call of it may reach. All of this errs on the side of too many edges.
+// it uses. A method of an interface is a function of its own; implementations has the
+// methods that a call of it may reach. All of this errs on the side of too many edges.
 type callGraph struct {
 	// dir is the root of the tree, module its path.
 	dir, module string
@@ -334,7 +334,7 @@ func (g *callGraph) reaches(from, to string) bool {
 	return false
 }
 
-// callers returns who uses each function, sorted.
+// callers returns the users of each function, sorted.
 func (g *callGraph) callers() map[string][]string {
 	callers := map[string][]string{}
 	for _, f := range g.functions {

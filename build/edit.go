@@ -56,7 +56,7 @@ func (e EditTree) Apply(ctx context.Context, force bool) error {
 			return err
 		}
 		if lost != "" {
-			return fmt.Errorf("%s has %s; export it first (guard-build patches export), or give it up with --force", e.repo.rel(e.Dir()), lost)
+			return fmt.Errorf("%s has %s; export it first (guard-build patches export), or discard it with --force", e.repo.rel(e.Dir()), lost)
 		}
 	}
 	series, err := LoadSeries(e.repo.patchDir(e.upstream))
@@ -227,7 +227,7 @@ func (e EditTree) am(ctx context.Context, p Patch) error {
 // Export writes the commits of the work tree back to the patch directory. It
 // refuses uncommitted changes and changes to copied files. A series that would
 // become shorter needs allowFewer: a tree that was reset by mistake must not
-// delete patches. In-tree tests that were edited in the work tree go back to
+// delete patches. In-tree tests that were edited in the work tree are written to
 // tests/.
 func (e EditTree) Export(ctx context.Context, allowFewer bool) error {
 	if !e.exists() {
@@ -244,7 +244,7 @@ func (e EditTree) Export(ctx context.Context, allowFewer bool) error {
 		return fmt.Errorf("%s has uncommitted changes:\n%s\ncommit them (git commit, or git commit --fixup and git rebase --autosquash); a new in-tree test goes to %s/tests/ instead",
 			e.repo.rel(e.Dir()), indent(dirty), e.repo.rel(e.repo.patchDir(e.upstream)))
 	}
-	if err := e.takeTests(); err != nil {
+	if err := e.exportTests(); err != nil {
 		return err
 	}
 	now, err := e.series(ctx)
@@ -253,7 +253,7 @@ func (e EditTree) Export(ctx context.Context, allowFewer bool) error {
 	}
 	before, err := LoadSeries(now.Dir)
 	if err != nil && !allowFewer {
-		return fmt.Errorf("%w; put it right, or export over it with --allow-fewer", err)
+		return fmt.Errorf("%w; fix it, or export over it with --allow-fewer", err)
 	}
 	if len(now.Patches) == 0 {
 		return fmt.Errorf("%s has no commits on top of %s; exporting it would delete every patch", e.repo.rel(e.Dir()), refBase)
@@ -283,7 +283,7 @@ func (e EditTree) Export(ctx context.Context, allowFewer bool) error {
 	return nil
 }
 
-// missing returns the patches of before whose names now lacks.
+// missing returns the patches whose names now lacks.
 func missing(before, now Series) []string {
 	have := map[string]bool{}
 	for _, p := range now.Patches {
@@ -337,7 +337,7 @@ func renderSeries(ctx context.Context, g gitTree, from, to, dir string) (Series,
 			}
 		}
 		if other, twice := seen[p.Name]; twice {
-			return s, fmt.Errorf("commits %q and %q both give %s; tell their subjects apart", other, subject, p.Name)
+			return s, fmt.Errorf("commits %q and %q both give %s; give them different subjects", other, subject, p.Name)
 		}
 		seen[p.Name] = subject
 		s.Patches = append(s.Patches, p)
@@ -475,7 +475,7 @@ func (e EditTree) home(name string) string {
 	if inGuard(name) {
 		return "the guard package is ordinary source of this repository: make the change in " + name + " there, remove the copy, and run guard-build patches sync"
 	}
-	return "guard-build patches export takes it back to " + e.repo.rel(e.repo.patchDir(e.upstream)) + "/tests/"
+	return "guard-build patches export writes it to " + e.repo.rel(e.repo.patchDir(e.upstream)) + "/tests/"
 }
 
 // editedOverlay returns the copied files that no longer have the bytes that were
@@ -512,9 +512,9 @@ func (e EditTree) editedOverlay() ([]string, error) {
 	return out, nil
 }
 
-// takeTests copies in-tree tests that were edited in the work tree to their home,
+// exportTests copies in-tree tests that were edited in the work tree to their home,
 // and refuses edits of the guard package.
-func (e EditTree) takeTests() error {
+func (e EditTree) exportTests() error {
 	edited, err := e.editedOverlay()
 	if err != nil {
 		return err
@@ -547,7 +547,7 @@ func (e EditTree) takeTests() error {
 		if _, err := writeFile(home, data, 0o644); err != nil {
 			return err
 		}
-		fmt.Fprintf(e.out, "%s: taken from the work tree\n", e.repo.rel(home))
+		fmt.Fprintf(e.out, "%s: written from the work tree\n", e.repo.rel(home))
 	}
 	return e.Sync()
 }

@@ -126,7 +126,7 @@ func TestExportRefuses(t *testing.T) {
 	t.Run("two commits with one name", func(t *testing.T) {
 		require.NoError(t, f.edit().Apply(ctx, true))
 		f.hook("kubelet: keep protected pods in syncPod", "pkg/kubelet/kubelet.go", "node", "knot")
-		refuses("tell their subjects apart")
+		refuses("give them different subjects")
 	})
 	t.Run("a commit of the guard package", func(t *testing.T) {
 		require.NoError(t, f.edit().Apply(ctx, true))

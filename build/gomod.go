@@ -97,8 +97,8 @@ func (p pins) write(r Repo, u Upstream, out io.Writer) error {
 	return nil
 }
 
-// resolvePins asks the module proxy for the sums that upstream's go.sum lacks,
-// because upstream's checkout has the staging modules beside it.
+// resolvePins gets the sums that upstream's go.sum lacks from the module proxy:
+// upstream's checkout contains the staging modules.
 func (r Repo) resolvePins(ctx context.Context, u Upstream, src string, out io.Writer) (pins, error) {
 	dir := r.path("_output", "src", u.Version, "pin")
 	if err := os.RemoveAll(dir); err != nil {

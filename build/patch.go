@@ -82,8 +82,8 @@ var (
 	nameFiller  = regexp.MustCompile(`[^a-z0-9]+`)
 )
 
-// ParsePatch reads one patch in the form of git format-patch. It checks the shape
-// only; whether it applies is for git to say.
+// ParsePatch reads one patch in the form of git format-patch. It checks the form
+// only; git checks whether it applies.
 func ParsePatch(name string, data []byte) (Patch, error) {
 	p := Patch{Name: name, Data: data, Trailers: map[string]string{}}
 	if !bytes.HasPrefix(data, []byte("From ")) {

@@ -126,7 +126,7 @@ func TestLint(t *testing.T) {
 		"full stop":            {func(p *Patch) { p.Subject = "kubelet: keep pods." }, "without a full stop"},
 		"long subject":         {func(p *Patch) { p.Subject += strings.Repeat(" and more", 10); p.Name = patchName(p.Subject) }, "at most 76"},
 		"another file name":    {func(p *Patch) { p.Name = "a.patch" }, "the file name of this subject is kubelet-keep-pods.patch"},
-		"no body":              {func(p *Patch) { p.Body = "" }, "say why the hook is needed"},
+		"no body":              {func(p *Patch) { p.Body = "" }, "explain why the hook is needed"},
 		"no Forwarded":         {func(p *Patch) { p.Trailers = map[string]string{"Drop-When": "never"} }, "no Forwarded: trailer"},
 		"an unclear Forwarded": {func(p *Patch) { p.Trailers = map[string]string{"Drop-When": "never", "Forwarded": "maybe"} }, `Forwarded: "maybe" is neither a link`},
 		"an empty Drop-When":   {func(p *Patch) { p.Trailers = map[string]string{"Forwarded": "no", "Drop-When": ""} }, `Drop-When: "" is no change of upstream`},

@@ -56,12 +56,12 @@ func (h Hook) String() string {
 	return h.File + " " + h.Function + ": " + what
 }
 
-// Proof says which tests notice that a hook is missing.
+// Proof has the tests that fail without a hook.
 type Proof struct {
 	Hook Hook
 	// Noticed are the tests that fail without the hook, sorted, without subtests.
 	Noticed []string
-	// Problem says why there is no answer: the tree does not compile without the
+	// Problem is why there is no result: the tree does not compile without the
 	// hook, for example.
 	Problem string
 }
@@ -125,17 +125,17 @@ func (h hunk) change(patch string) Hook {
 }
 
 // functionIn returns the name that a line of Go declares. Git names the function above the
-// hunk; the one that the change is in may begin inside it.
+// hunk; the one that the change is in may start inside it.
 func functionIn(line string) string {
 	return declaration.FindStringSubmatch(line)[1]
 }
 
 // Without returns the content of the hook's file as upstream has it at this
-// place. Other hooks stay. It is an error when the place cannot be found, or not
-// for sure, because a later patch changes the same lines.
+// place. Other hooks stay. It is an error when the place cannot be found, or is
+// ambiguous, because a later patch changes the same lines.
 //
 // The hunk is taken out as a whole, instead of replacing each call of the guard
-// by the answer of a kubelet without one: what is then compiled is upstream's own
+// by the result of a kubelet without one: what is then compiled is upstream's own
 // code, for any shape of hook. An import that nothing uses any more is kept in use
 // by a declaration at the end, since it stands in a hunk of its own.
 func (h Hook) Without(content []byte) ([]byte, error) {
@@ -193,7 +193,7 @@ func (s Series) hooksComeOut(dir string) error {
 	return errors.Join(errs...)
 }
 
-// common counts the lines with which both begin, or end.
+// common counts the lines with which both start, or end.
 func common(a, b []string, atEnd bool) int {
 	n := 0
 	for n < min(len(a), len(b)) {
@@ -272,14 +272,14 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 			}
 		}
 		proofs = append(proofs, proof)
-		answer := fmt.Sprintf("%d tests fail without it", len(proof.Noticed))
+		result := fmt.Sprintf("%d tests fail without it", len(proof.Noticed))
 		switch {
 		case proof.Problem != "":
-			answer = "no answer: " + proof.Problem
+			result = "no result: " + proof.Problem
 		case len(proof.Noticed) == 0:
-			answer = "NOTHING notices that it is missing"
+			result = "NO test fails without it"
 		}
-		fmt.Fprintf(out, "[%d/%d] %s: %s (%s)\n", i+1, len(hooks), h, answer, time.Since(start).Round(time.Second))
+		fmt.Fprintf(out, "[%d/%d] %s: %s (%s)\n", i+1, len(hooks), h, result, time.Since(start).Round(time.Second))
 	}
 	return proofs, nil
 }
@@ -334,8 +334,8 @@ func (p prover) check(ctx context.Context, pkg string) error {
 	return nil
 }
 
-// order returns the packages with tests in the order in which they are asked about
-// a hook in own: own first, and the one that takes longest to build last.
+// order returns the packages with tests in the order in which they run for a hook in
+// own: own first, and the one that takes longest to build last.
 func (p prover) order(own string) []string {
 	const slowest = "./pkg/kubelet"
 	rank := func(pkg string) int {
@@ -353,7 +353,7 @@ func (p prover) order(own string) []string {
 }
 
 // prove runs the tests without the hunks in out, which are h and what only goes
-// together with it, package by package, until one notices.
+// together with it, package by package, until one fails.
 func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 	proof := Proof{Hook: h}
 	original := filepath.Join(p.runner.dir, filepath.FromSlash(h.File))
@@ -396,7 +396,7 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 	return proof, nil
 }
 
-// take reads the answer out of a test run.
+// take reads the result out of a test run.
 func (p *Proof) take(run *testRun) {
 	for _, id := range run.failures() {
 		if id.Test == "" {
@@ -406,24 +406,24 @@ func (p *Proof) take(run *testRun) {
 			}
 			continue
 		}
-		p.notice(id)
+		p.failed(id)
 	}
 	// A test that waits for ever ends with its package and has no result of its own.
 	for id, text := range run.output {
 		if id.Test != "" && strings.Contains(text.String(), "panic: test timed out after ") {
-			p.notice(id)
+			p.failed(id)
 		}
 	}
 	sort.Strings(p.Noticed)
 }
 
-func (p *Proof) notice(id testID) {
+func (p *Proof) failed(id testID) {
 	if name := path.Base(id.Package) + "." + id.top(); !slices.Contains(p.Noticed, name) {
 		p.Noticed = append(p.Noticed, name)
 	}
 }
 
-// PrintProofs writes which tests notice each hook, and which tests stand for each
+// PrintProofs writes which tests fail without each hook, and which tests cover each
 // cause. It returns an error that counts the hooks and causes that no test stands
 // for. Causes are not counted when only some of the hooks were proved.
 func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
@@ -434,9 +434,9 @@ func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
 		fmt.Fprintf(out, "\n%s\n", p.Hook)
 		switch {
 		case p.Problem != "":
-			fmt.Fprintf(out, "    NO ANSWER: %s\n", p.Problem)
+			fmt.Fprintf(out, "    NO RESULT: %s\n", p.Problem)
 		case len(p.Noticed) == 0:
-			fmt.Fprintln(out, "    NOTHING notices that it is missing")
+			fmt.Fprintln(out, "    NO test fails without it")
 		}
 		for _, name := range p.Noticed {
 			fmt.Fprintf(out, "    %s\n", name)

@@ -23,7 +23,7 @@ type ConflictError struct {
 	Patch string
 	// Tree is the work tree in which the conflict waits to be resolved.
 	Tree string
-	// Conflicts are what git says about the files, which have its markers.
+	// Conflicts are git's messages about the files, which have its markers.
 	Conflicts []string
 	// Applied and Total count patches.
 	Applied, Total int
@@ -77,7 +77,7 @@ func (r Repo) Rebase(ctx context.Context, from Upstream, version string, force b
 	}
 	tree := r.rebaseTree(version, to, out)
 	if tree.exists() && !force {
-		return fmt.Errorf("%s holds a rebase already; finish it with --finish, or give it up with --force", r.rel(tree.Dir()))
+		return fmt.Errorf("%s holds a rebase already; finish it with --finish, or discard it with --force", r.rel(tree.Dir()))
 	}
 	if err := os.RemoveAll(tree.Dir()); err != nil {
 		return err
@@ -136,7 +136,7 @@ func (r Repo) Rebase(ctx context.Context, from Upstream, version string, force b
 	if err := tree.amAll(ctx, series); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "All %d patches apply to %s. Look at them in %s, then run the same command with --finish.\n", len(series.Patches), version, r.rel(tree.Dir()))
+	fmt.Fprintf(out, "All %d patches apply to %s. Review them in %s, then run the same command with --finish.\n", len(series.Patches), version, r.rel(tree.Dir()))
 	return nil
 }
 

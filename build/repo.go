@@ -80,7 +80,7 @@ func (r Repo) rel(path string) string {
 	return path
 }
 
-// addedFiles returns what a guarded tree has beside upstream's files and the
+// addedFiles returns what a guarded tree has besides upstream's files and the
 // patches: the guard package and the in-tree hook tests. Keys are slash-separated
 // paths in the Kubernetes tree.
 func (r Repo) addedFiles(u Upstream) (map[string][]byte, error) {

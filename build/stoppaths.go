@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// stopPathsMain is the program whose stop paths are looked at.
+// stopPathsMain is the program whose stop paths are checked.
 const stopPathsMain = "./cmd/kubelet"
 
 // StopPaths is the table of all ways in which the kubelet stops something that a pod
@@ -26,7 +26,7 @@ const stopPathsMain = "./cmd/kubelet"
 // tree, and the function or the type and its method: pkg/kubelet.Kubelet.SyncPod.
 type StopPaths struct {
 	// Interfaces are interfaces of which every method is either a stop or known to be
-	// harmless, so that a method that upstream adds is looked at.
+	// harmless, so that a method that upstream adds is checked.
 	Interfaces []StopInterface `json:"interfaces,omitempty"`
 	// OtherHooks are those that refuse something other than a stop. Every other hook that may
 	// refuse is in a path.
@@ -40,7 +40,7 @@ type OtherHook struct {
 	// Call is the function of the guard package, In the function that contains the call.
 	Call string `json:"call"`
 	In   string `json:"in"`
-	// Refuses says what it refuses.
+	// Refuses is what it refuses.
 	Refuses string `json:"refuses"`
 }
 
@@ -52,7 +52,7 @@ type StopInterface struct {
 	Harmless []string `json:"harmless"`
 }
 
-// StopArea is one part of the table.
+// StopArea is one section of the table.
 type StopArea struct {
 	// Title is the heading, About what stands below it.
 	Title string `json:"title"`
@@ -69,15 +69,15 @@ type StopArea struct {
 type Stop struct {
 	// Function is its name.
 	Function string `json:"function"`
-	// Does says in a few words what it does.
+	// Does is what it does, in a few words.
 	Does string `json:"does"`
 	// Within are the prefixes of names of the callers that count; empty means all.
 	Within []string `json:"within,omitempty"`
-	// Unused says that nothing calls it today.
+	// Unused is set when nothing calls it today.
 	Unused bool `json:"unused,omitempty"`
 }
 
-// StopPath says about the uses of one or more functions in another one why they cannot
+// StopPath explains why the uses of one or more functions in another one cannot
 // stop what a protected pod lives on. Of Hooks, Reason, Callers and Open there is at
 // least one.
 type StopPath struct {
@@ -85,13 +85,13 @@ type StopPath struct {
 	Caller string `json:"caller"`
 	// Calls are stops or callers in paths with Callers.
 	Calls []string `json:"calls"`
-	// Hooks are the calls of the guard that are asked first.
+	// Hooks are the calls of the guard that come first.
 	Hooks []StopHook `json:"hooks,omitempty"`
-	// Reason says why no hook is needed, or what more there is to say about one.
+	// Reason is why no hook is needed, or a remark about one.
 	Reason string `json:"reason,omitempty"`
-	// Callers says that the callers of Caller are in the table as well.
+	// Callers is set when the callers of Caller are in the table as well.
 	Callers bool `json:"callers,omitempty"`
-	// Open says what is lost here because a hook is missing.
+	// Open is what is lost here because a hook is missing.
 	Open string `json:"open,omitempty"`
 }
 
@@ -102,7 +102,7 @@ type StopHook struct {
 	// In is the function that contains the call: the caller, which is the default, one
 	// that the caller reaches, or one that reaches the caller.
 	In string `json:"in,omitempty"`
-	// Via says what lies between the two where no call leads from one to the other: a
+	// Via is what lies between the two where no call leads from one to the other: a
 	// channel, or a field with a function.
 	Via string `json:"via,omitempty"`
 }
@@ -202,7 +202,7 @@ func (r Repo) CheckStopPaths(ctx context.Context, u Upstream, dir string, out io
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "Looking for the stop paths of %s in %s\n", stopPathsMain, r.rel(dir))
+	fmt.Fprintf(out, "Checking the stop paths of %s in %s\n", stopPathsMain, r.rel(dir))
 	graph, err := loadCallGraph(ctx, dir, u.Module, stopPathsMain, buildTags)
 	if err != nil {
 		return err
@@ -239,7 +239,7 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 	)
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
-	// What is asked about: the stops, and the callers whose callers count.
+	// The targets: the stops, and the callers whose callers count.
 	type target struct {
 		name   string
 		within []string
@@ -267,14 +267,14 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 		}
 	}
 	usedBy := g.callers()
-	asked := map[string]bool{}
+	seen := map[string]bool{}
 	visited := map[stopEdge]bool{}
 	for ; len(queue) > 0; queue = queue[1:] {
 		t := queue[0]
-		if asked[t.name] {
+		if seen[t.name] {
 			continue
 		}
-		asked[t.name] = true
+		seen[t.name] = true
 		alike := g.alike(t.name)
 		// By caller: one that uses an interface and what implements it is one edge.
 		uses := map[string][]string{}
@@ -299,7 +299,7 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 			path, ok := known[edge]
 			if !ok {
 				sort.Strings(uses[caller])
-				fail("%s: %s uses %s, and the table does not know it. Say which hook is asked first, or why none is needed:\n"+
+				fail("%s: %s uses %s, and the table does not know it. Add the hook that comes first, or why none is needed:\n"+
 					"  - caller: %s\n    calls: [%s]", strings.Join(uses[caller], ", "), caller, t.name, caller, t.name)
 				continue
 			}
@@ -325,7 +325,7 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 				switch {
 				case g.functions[path.Caller] == nil || len(g.functions[path.Caller].uses) == 0:
 					fail("%s: the tree has no such function any more; take it out of the table", path.Caller)
-				case !asked[call]:
+				case !seen[call]:
 					fail("%s: %s is neither a stop nor a caller whose callers count (callers: true)", path.Caller, call)
 				default:
 					fail("%s: %s does not use %s any more; take that out of the table", g.place(g.functions[path.Caller].pos), path.Caller, call)
@@ -345,7 +345,7 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 	return counts, errs
 }
 
-// check says what is wrong with a hook of a path.
+// check returns what is wrong with a hook of a path.
 func (h StopHook) check(g *callGraph, p StopPath) error {
 	in := h.in(p)
 	f := g.functions[in]
@@ -360,7 +360,7 @@ func (h StopHook) check(g *callGraph, p StopPath) error {
 		for _, call := range p.Calls {
 			for name := range g.alike(call) {
 				if at := f.uses[name]; len(at) > 0 && hooked[0] > at[0] {
-					return fmt.Errorf("%s: %s uses %s before it asks guard.%s", g.place(at[0]), in, call, h.Call)
+					return fmt.Errorf("%s: %s uses %s before it calls guard.%s", g.place(at[0]), in, call, h.Call)
 				}
 			}
 		}
@@ -372,10 +372,10 @@ func (h StopHook) check(g *callGraph, p StopPath) error {
 	return nil
 }
 
-// refusals are how the guard's functions begin that may refuse.
+// refusals are how the names of the guard's functions start that may refuse.
 var refusals = []string{"CheckKill", "Hold", "Refuse", "FilterStoppable"}
 
-// unnamedHooks says which hooks of the tree stand in no line of the table.
+// unnamedHooks returns the hooks of the tree that are in no line of the table.
 func (s StopPaths) unnamedHooks(g *callGraph) []error {
 	named := map[stopEdge]bool{}
 	for _, area := range s.Areas {
@@ -407,7 +407,7 @@ func (s StopPaths) unnamedHooks(g *callGraph) []error {
 	return errs
 }
 
-// check says which methods of an interface the table does not know.
+// check returns the methods of an interface that the table does not know.
 func (i StopInterface) check(g *callGraph, stops map[string]bool) []error {
 	methods := g.methods(i.Name)
 	if len(methods) == 0 {

@@ -82,7 +82,7 @@ on Linux.
 	return b.String()
 }
 
-// verdict says in a cell of a table what stands in front of a path.
+// verdict is the cell of the table with what stands in front of a path.
 func (p StopPath) verdict() string {
 	var parts []string
 	if p.Open != "" {

@@ -294,7 +294,7 @@ func copyIfExists(from, to string) error {
 	return copyFile(from, to)
 }
 
-// buildDir makes a directory under a temporary name beside its place and renames
+// buildDir makes a directory under a temporary name next to its place and renames
 // it when fill succeeded, so that a directory that exists is complete.
 func buildDir(dir string, fill func(tmp string) error) error {
 	parent := filepath.Dir(dir)

@@ -153,7 +153,7 @@ func (u Upstream) VerifyDir(dir string) error {
 
 func downloadModule(ctx context.Context, module, version string) (moduleDownload, error) {
 	cmd := command(ctx, os.TempDir(), "go", "mod", "download", "-json", module+"@"+version)
-	// The answer must not depend on a go.mod or go.work around the caller.
+	// The result must not depend on a go.mod or go.work around the caller.
 	cmd.Env = append(os.Environ(), "GO111MODULE=on", "GOWORK=off", "GOFLAGS=-mod=mod")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

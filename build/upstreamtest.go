@@ -39,20 +39,20 @@ type SpecialTest struct {
 	Package string `json:"package"`
 	// Test is the name of the test, with slashes before subtests.
 	Test string `json:"test"`
-	// Reason says what is special about it.
+	// Reason is what is special about it.
 	Reason string `json:"reason"`
 }
 
 func (t SpecialTest) id() testID { return testID{t.Package, t.Test} }
 
-// UpstreamTests is what a patch directory says about upstream's tests, in
+// UpstreamTests are the exceptions among upstream's tests that a patch directory lists, in
 // upstream-tests.yaml.
 type UpstreamTests struct {
 	// Deviations are tests that are expected to fail in the guarded tree, because the
 	// guarded kubelet must differ there. The default is none.
 	Deviations []SpecialTest `json:"deviations,omitempty"`
 	// Unsteady are tests that pass by chance in the stock tree as well, so that neither a
-	// pass nor a failure says anything. They are not run in either tree. The default is
+	// pass nor a failure means anything. They are not run in either tree. The default is
 	// none.
 	Unsteady []SpecialTest `json:"unsteady,omitempty"`
 	// Fuzzing lists packages (import paths) that fill objects at random. They need
@@ -197,7 +197,7 @@ func (r *testRun) failures() []testID {
 
 // died reports a package whose test binary ended before its last test, by a panic,
 // an exit or the timeout: tests that it did not come to have no result. A run that
-// came to its end says FAIL on a line of its own.
+// finished prints FAIL on a line of its own.
 func (r *testRun) died(pkg string) bool {
 	b := r.output[testID{pkg, ""}]
 	return r.packages[pkg] == "fail" && (b == nil || !strings.Contains("\n"+b.String(), "\nFAIL\n"))
@@ -614,7 +614,7 @@ func (r testRunner) goTest(ctx context.Context, run *testRun, tags string, packa
 	return nil
 }
 
-// again runs tests once more, package by package, and returns those that fail.
+// again runs tests again, package by package, and returns those that fail.
 func (r testRunner) again(ctx context.Context, tests []testID) (still []testID, all *testRun, err error) {
 	all = newTestRun()
 	byPackage := map[string][]testID{}

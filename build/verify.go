@@ -24,7 +24,7 @@ const (
 
 var subjectForm = regexp.MustCompile(`^[a-z][a-z0-9/_-]*: [a-z0-9].*[^.]$`)
 
-// lint checks what a patch says about itself.
+// lint checks the message and the size of a patch.
 func (p Patch) lint() []error {
 	var errs []error
 	fail := func(format string, args ...any) {
@@ -40,7 +40,7 @@ func (p Patch) lint() []error {
 		fail("the file name of this subject is %s; run guard-build patches export", want)
 	}
 	if p.Body == "" {
-		fail("no body; say why the hook is needed")
+		fail("no body; explain why the hook is needed")
 	}
 	switch f := p.Trailers["Forwarded"]; {
 	case f == "":

@@ -29,7 +29,7 @@ func newApplyCommand(o *options) *cobra.Command {
 			return repo.EditTree(u, cmd.OutOrStdout()).Apply(cmd.Context(), force)
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "give up work in the tree that was not exported")
+	cmd.Flags().BoolVar(&force, "force", false, "discard work in the tree that was not exported")
 	return cmd
 }
 
@@ -103,7 +103,7 @@ func newRebaseCommand(o *options) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&to, "to", "", "upstream version to move to, for example v1.36.3")
 	cmd.Flags().BoolVar(&finish, "finish", false, "write the result of a rebase without conflicts to patches/v1.NN")
-	cmd.Flags().BoolVar(&force, "force", false, "give up a rebase that was not finished")
+	cmd.Flags().BoolVar(&force, "force", false, "discard a rebase that was not finished")
 	cmd.Flags().BoolVar(&allowFewer, "allow-fewer", false, "with --finish: let the series become shorter")
 	_ = cmd.MarkFlagRequired("to")
 	return cmd

@@ -11,11 +11,11 @@ func newProveCommand(o *options) *cobra.Command {
 	var only string
 	cmd := &cobra.Command{
 		Use:   "prove",
-		Short: "Take the hooks out one at a time and show which in-tree test notices",
-		Long: `Take the hooks out one at a time and show which in-tree test notices.
+		Short: "Disable the hooks one at a time and show which in-tree tests fail (a mutation test)",
+		Long: `Disable the hooks one at a time and show which in-tree tests fail (a mutation test).
 
 Every hunk of a patch that is more than an import is a hook. Without it the tree
-is compiled and the tests in patches/v1.NN/tests whose names begin with TestGuard
+is compiled and the tests in patches/v1.NN/tests whose names start with TestGuard
 are run. The command fails when a hook or a cause has no test that fails.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
