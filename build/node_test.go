@@ -66,6 +66,7 @@ func TestTheRepositorysOwnFilesLoad(t *testing.T) {
 	}
 	all, err := r.Supported()
 	require.NoError(t, err)
+	require.Equal(t, all[len(all)-1].Version, KubeVersion)
 	for _, u := range all {
 		_, err := LoadSeries(r.patchDir(u))
 		require.NoError(t, err)

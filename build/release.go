@@ -4,6 +4,10 @@ package build
 // behind the upstream version, as in v1.36.3+guard.0.1.0.
 const Release = "0.1.0"
 
+// KubeVersion is the newest supported upstream version, the one of patches/v1.NN/upstream.yaml:
+// what the suites run, and the name of the folder of its programs below _output.
+const KubeVersion = "v1.36.3"
+
 // GuardedVersion returns the version string of a guarded kubelet that is built
 // from the given upstream version, for example v1.36.3+guard.0.1.0.
 func GuardedVersion(upstream string) string {

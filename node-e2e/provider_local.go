@@ -13,12 +13,9 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/embedded"
 )
-
-// kubeVersion is the upstream version that the suite is written for: the folder
-// with the control plane's programs carries its name.
-const kubeVersion = "v1.36.3"
 
 // kubeletPort is the kubelet's authenticated port.
 const kubeletPort = "10250"
@@ -33,7 +30,7 @@ func newLocalProvider(o Options) *localProvider {
 	return &localProvider{config: embedded.Config{
 		Name:    o.ClusterName,
 		Dir:     filepath.Join(o.OutputDir, "clusters", o.ClusterName),
-		KubeDir: filepath.Join(o.OutputDir, kubeVersion),
+		KubeDir: filepath.Join(o.OutputDir, build.KubeVersion),
 		NodeDir: filepath.Join(o.OutputDir, "node", "bin"),
 		Kubelet: o.KubeletBinary,
 		Log:     o.Log,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/embedded"
 )
 
@@ -76,7 +77,7 @@ imagePullPolicy IfNotPresent or Never; no other image can be pulled.`,
 	flags.StringVar(&config.Name, "name", "dev", "name of the cluster")
 	flags.StringVar(&config.Kubelet, "kubelet", "", "kubelet to run (default <output>/bin/kubelet)")
 	flags.StringVar(&config.GuardConfig, "guard-config", "", "guard configuration file to pass to the kubelet; only a guarded kubelet has the flag")
-	flags.StringVar(&version, "kube-version", "v1.36.3", "version of the control plane, a folder below --output")
+	flags.StringVar(&version, "kube-version", build.KubeVersion, "version of the control plane, a folder below --output")
 	flags.BoolVar(&detach, "detach", false, "return when the cluster is ready and leave it running")
 	flags.DurationVar(&timeout, "timeout", 3*time.Minute, "how long the start may take")
 	return command

@@ -17,7 +17,7 @@ import (
 var outputFlag = flag.String("throwaway-machine", "", "run on this machine, which is spoilt by it: the folder of the built programs and packages (_output)")
 
 const (
-	upstream      = "v1.36.3"
+	upstream      = build.KubeVersion
 	guardedBinary = "/usr/bin/kubelet-guarded"
 	configFile    = "/etc/kubernetes/kubelet-guard.yaml"
 	dropIn        = "/etc/systemd/system/kubelet.service.d/90-kubelet-guard.conf"

@@ -12,11 +12,13 @@ import (
 	"github.com/onsi/gomega/format"
 	"k8s.io/klog/v2"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"kubelet-guard.io/build"
 )
 
 // KubeVersion is the upstream version that the suites are written for: the name of the
 // folder with the control plane and kubectl, below the one of all built programs.
-const KubeVersion = "v1.36.3"
+const KubeVersion = build.KubeVersion
 
 // Settings are those of a suite's run.
 type Settings struct {
