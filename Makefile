@@ -35,6 +35,9 @@ POOLS ?=
 BLOCKS ?= 12
 PODS ?= 6
 
+# Without the checkout's folder in them, compiled packages and tools hold in every clone.
+export GOFLAGS := $(strip $(shell go env GOFLAGS) -trimpath)
+
 # A variable from the command line reaches every recipe's environment; the tools
 # themselves must still be built for this machine.
 go := env -u GOARCH -u GOOS -u KUBE_VERSION go
