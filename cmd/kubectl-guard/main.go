@@ -17,7 +17,8 @@ import (
 	// Credentials of the providers that a kubeconfig may name.
 	_ "k8s.io/client-go/plugin/pkg/client/auth"
 
-	"kubelet-guard.io/cmd/kubectl-guard/internal/cli"
+	"kubelet-guard.io/cmd/kubectl-guard/internal/app"
+	"kubelet-guard.io/cmd/kubectl-guard/internal/exitcode"
 )
 
 // completionName is the program that kubectl runs to complete the arguments of
@@ -27,7 +28,7 @@ const completionName = "kubectl_complete-guard"
 func main() {
 	ctx := interruptible()
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
-	command := cli.NewCommand(streams)
+	command := app.NewCommand(streams)
 	arguments := os.Args[1:]
 	if name := filepath.Base(os.Args[0]); strings.TrimSuffix(name, ".exe") == completionName {
 		arguments = append([]string{cobra.ShellCompRequestCmd}, arguments...)
@@ -35,14 +36,14 @@ func main() {
 	command.SetArgs(arguments)
 	if err := command.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(cli.ExitCode(err))
+		os.Exit(exitcode.Of(err))
 	}
 }
 
 // interruptible returns a context that ends with the first signal that ends programs: a key,
 // a lost terminal, a reader of the output that is gone. What a command has to remove it
 // removes then. A second Ctrl-C, or SIGTERM, ends the program at once; a terminal that is
-// lost may say so several times.
+// lost may send its signal several times.
 func interruptible() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)

@@ -1,6 +1,6 @@
-// Package nodes asks the kubelets of a cluster what their guards know, through
-// the API server's proxy to them. A kubelet that does not answer costs its own
-// timeout and nothing else: every node gets an Answer.
+// Package nodes queries the kubelets of a cluster for what their guards know, through
+// the API server's proxy to them. A kubelet that does not respond costs its own
+// timeout and nothing else: every node gets a Response.
 package nodes
 
 import (
@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,38 +19,38 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/pager"
+	"k8s.io/client-go/util/workqueue"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 const (
-	// DefaultTimeout is how long one kubelet may take to answer.
+	// DefaultTimeout is how long one kubelet may take to respond.
 	DefaultTimeout = 5 * time.Second
-	// parallel bounds how many kubelets are asked at a time. Each request is a
+	// parallel bounds how many kubelets are queried at a time. Each request is a
 	// connection from the API server to a kubelet, and a list of its pods.
 	parallel = 32
 )
 
-// State says what came of asking a node. The zero value is invalid.
+// State is the outcome of a query. The zero value is invalid.
 type State string
 
 const (
-	// Guarded: the kubelet has the guard and answered.
+	// Guarded: the kubelet has the guard and responded.
 	Guarded State = "Guarded"
-	// Unguarded: the kubelet answered that it does not know the question, as the
-	// stock kubelet does.
+	// Unguarded: the kubelet does not know the path, as the stock kubelet.
 	Unguarded State = "Unguarded"
-	// NoAnswer: no usable answer came within the timeout.
+	// NoAnswer: no usable response came within the timeout.
 	NoAnswer State = "NoAnswer"
 	// Forbidden: the user may not use the proxy to this node.
 	Forbidden State = "Forbidden"
 )
 
-// Answer is what is known about one node.
-type Answer struct {
+// Response is what is known about one node.
+type Response struct {
 	Node  corev1.Node
 	State State
-	// Detail says why there is no list; empty when the state is Guarded.
+	// Detail is why there is no list; empty when the state is Guarded.
 	Detail string
 	// Pods is nil unless the state is Guarded.
 	Pods *guard.PodList
@@ -67,21 +66,21 @@ type WaitingPod struct {
 	UID       types.UID `json:"uid"`
 	// HeldUID is the held pod.
 	HeldUID types.UID `json:"heldUID"`
-	// Shares is what both would use, for people.
+	// Shares is what both would use, for humans.
 	Shares []string  `json:"shares,omitempty"`
 	Since  time.Time `json:"since"`
 }
 
-// Asker asks kubelets. It is safe for concurrent use.
-type Asker struct {
+// Querier queries kubelets. It is safe for concurrent use.
+type Querier struct {
 	Client kubernetes.Interface
 	// Timeout of one kubelet; DefaultTimeout when zero.
 	Timeout time.Duration
 }
 
-// All asks every node of the cluster, in the order of their names. The error is
+// All queries every node of the cluster, in the order of their names. The error is
 // about the list of nodes.
-func (a Asker) All(ctx context.Context) ([]Answer, error) {
+func (a Querier) All(ctx context.Context) ([]Response, error) {
 	var list []corev1.Node
 	err := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 		return a.Client.CoreV1().Nodes().List(ctx, options)
@@ -92,12 +91,12 @@ func (a Asker) All(ctx context.Context) ([]Answer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the nodes: %w", err)
 	}
-	return a.Ask(ctx, list), nil
+	return a.Each(ctx, list), nil
 }
 
-// Named asks the nodes with the given names. A node that does not exist is an
+// Named queries the nodes with the given names. A node that does not exist is an
 // error.
-func (a Asker) Named(ctx context.Context, names ...string) ([]Answer, error) {
+func (a Querier) Named(ctx context.Context, names ...string) ([]Response, error) {
 	list := make([]corev1.Node, len(names))
 	for i, name := range names {
 		node, err := a.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
@@ -106,11 +105,11 @@ func (a Asker) Named(ctx context.Context, names ...string) ([]Answer, error) {
 		}
 		list[i] = *node
 	}
-	return a.Ask(ctx, list), nil
+	return a.Each(ctx, list), nil
 }
 
-// Query asks the named nodes, or all. An empty name does not count.
-func (a Asker) Query(ctx context.Context, names ...string) ([]Answer, error) {
+// Query queries the named nodes, or all. An empty name does not count.
+func (a Querier) Query(ctx context.Context, names ...string) ([]Response, error) {
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "" })
 	if len(names) > 0 {
 		return a.Named(ctx, names...)
@@ -118,23 +117,16 @@ func (a Asker) Query(ctx context.Context, names ...string) ([]Answer, error) {
 	return a.All(ctx)
 }
 
-// Ask returns one answer per node, in the same order.
-func (a Asker) Ask(ctx context.Context, list []corev1.Node) []Answer {
-	answers := make([]Answer, len(list))
-	var group errgroup.Group
-	group.SetLimit(parallel)
-	for i := range list {
-		group.Go(func() error {
-			answers[i] = a.ask(ctx, list[i])
-			return nil
-		})
-	}
-	_ = group.Wait() // none of them fails
-	return answers
+// Each returns one response per node, in the same order.
+func (a Querier) Each(ctx context.Context, list []corev1.Node) []Response {
+	responses := make([]Response, len(list))
+	// Not ctx, with which each query ends by itself: every node gets a response.
+	workqueue.ParallelizeUntil(context.Background(), parallel, len(list), func(i int) { responses[i] = a.queryOne(ctx, list[i]) })
+	return responses
 }
 
-func (a Asker) ask(ctx context.Context, node corev1.Node) Answer {
-	answer := Answer{Node: node}
+func (a Querier) queryOne(ctx context.Context, node corev1.Node) Response {
+	response := Response{Node: node}
 	timeout := a.Timeout
 	if timeout <= 0 {
 		timeout = DefaultTimeout
@@ -144,8 +136,7 @@ func (a Asker) ask(ctx context.Context, node corev1.Node) Answer {
 	result := a.Client.CoreV1().RESTClient().Get().
 		Resource("nodes").Name(node.Name).SubResource("proxy").
 		Suffix(strings.TrimPrefix(guard.PodsPath, "/")).
-		// A busy API server is asked again by who runs the command, not for as
-		// long as it likes.
+		// The user retries when the API server is busy.
 		MaxRetries(0).
 		Do(ctx)
 	// Error, unlike Raw, has the message of the API server.
@@ -153,41 +144,41 @@ func (a Asker) ask(ctx context.Context, node corev1.Node) Answer {
 	switch {
 	case err == nil:
 	case apierrors.IsNotFound(err):
-		answer.State, answer.Detail = Unguarded, "the kubelet has no guard"
-		return answer
+		response.State, response.Detail = Unguarded, "the kubelet has no guard"
+		return response
 	case apierrors.IsForbidden(err):
-		answer.State, answer.Detail = Forbidden, err.Error()
-		return answer
+		response.State, response.Detail = Forbidden, err.Error()
+		return response
 	case errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil:
-		answer.State, answer.Detail = NoAnswer, fmt.Sprintf("no answer within %s", timeout)
-		return answer
+		response.State, response.Detail = NoAnswer, fmt.Sprintf("no response within %s", timeout)
+		return response
 	default:
-		answer.State, answer.Detail = NoAnswer, strings.TrimSpace(serverMessage(err))
-		return answer
+		response.State, response.Detail = NoAnswer, strings.TrimSpace(serverMessage(err))
+		return response
 	}
 	body, err := result.Raw()
 	if err != nil {
-		answer.State, answer.Detail = NoAnswer, err.Error()
-		return answer
+		response.State, response.Detail = NoAnswer, err.Error()
+		return response
 	}
 	var pods guard.PodList
 	if err := json.Unmarshal(body, &pods); err != nil {
-		answer.State, answer.Detail = NoAnswer, fmt.Sprintf("the answer to GET %s is not understood: %v", guard.PodsPath, err)
-		return answer
+		response.State, response.Detail = NoAnswer, fmt.Sprintf("the response to GET %s is not understood: %v", guard.PodsPath, err)
+		return response
 	}
-	// A kubelet of an earlier release does not tell of them.
+	// A kubelet of an earlier release does not report them.
 	var waiting struct {
 		Waiting []WaitingPod `json:"waiting"`
 	}
 	if err := json.Unmarshal(body, &waiting); err != nil {
-		answer.State, answer.Detail = NoAnswer, fmt.Sprintf("the answer to GET %s is not understood: %v", guard.PodsPath, err)
-		return answer
+		response.State, response.Detail = NoAnswer, fmt.Sprintf("the response to GET %s is not understood: %v", guard.PodsPath, err)
+		return response
 	}
-	answer.State, answer.Pods, answer.Waiting = Guarded, &pods, waiting.Waiting
-	return answer
+	response.State, response.Pods, response.Waiting = Guarded, &pods, waiting.Waiting
+	return response
 }
 
-// serverMessage prefers what the proxy said over what client-go makes of its
+// serverMessage prefers the message of the proxy over what client-go makes of its
 // status code.
 func serverMessage(err error) string {
 	var status apierrors.APIStatus

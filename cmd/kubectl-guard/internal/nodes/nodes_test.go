@@ -19,12 +19,12 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-func askerFor(t *testing.T, timeout time.Duration, kubelet http.HandlerFunc) Asker {
+func askerFor(t *testing.T, timeout time.Duration, kubelet http.HandlerFunc) Querier {
 	server := httptest.NewServer(kubelet)
 	t.Cleanup(server.Close)
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
 	require.NoError(t, err)
-	return Asker{Client: client, Timeout: timeout}
+	return Querier{Client: client, Timeout: timeout}
 }
 
 func named(names ...string) []corev1.Node {
@@ -37,7 +37,7 @@ func named(names ...string) []corev1.Node {
 
 func TestAskBoundsWhatRunsAtATime(t *testing.T) {
 	var running, most atomic.Int32
-	asker := askerFor(t, time.Minute, func(w http.ResponseWriter, _ *http.Request) {
+	querier := askerFor(t, time.Minute, func(w http.ResponseWriter, _ *http.Request) {
 		n := running.Add(1)
 		defer running.Add(-1)
 		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
@@ -50,10 +50,10 @@ func TestAskBoundsWhatRunsAtATime(t *testing.T) {
 	for i := range 200 {
 		names = append(names, fmt.Sprintf("node-%03d", i))
 	}
-	answers := asker.Ask(context.Background(), named(names...))
-	for i, answer := range answers {
-		require.Equal(t, names[i], answer.Node.Name, "answers come in the order of the questions")
-		require.Equal(t, Guarded, answer.State, answer.Detail)
+	responses := querier.Each(context.Background(), named(names...))
+	for i, response := range responses {
+		require.Equal(t, names[i], response.Node.Name, "answers come in the order of the questions")
+		require.Equal(t, Guarded, response.State, response.Detail)
 	}
 	require.LessOrEqual(t, int(most.Load()), parallel)
 	require.Greater(t, int(most.Load()), 1)
@@ -61,7 +61,7 @@ func TestAskBoundsWhatRunsAtATime(t *testing.T) {
 
 func TestAskClassifiesAnswers(t *testing.T) {
 	const timeout = 500 * time.Millisecond
-	asker := askerFor(t, timeout, func(w http.ResponseWriter, r *http.Request) {
+	querier := askerFor(t, timeout, func(w http.ResponseWriter, r *http.Request) {
 		node := strings.Split(r.URL.Path, "/")[4]
 		switch node {
 		case "guarded":
@@ -84,16 +84,16 @@ func TestAskClassifiesAnswers(t *testing.T) {
 		}
 	})
 	start := time.Now()
-	answers := asker.Ask(context.Background(), named("guarded", "newer", "stock", "garbage", "down", "busy", "silent"))
+	responses := querier.Each(context.Background(), named("guarded", "newer", "stock", "garbage", "down", "busy", "silent"))
 	require.Less(t, time.Since(start), 10*timeout, "one silent node costs one timeout, and no server can make the plugin wait longer")
 	want := map[string]State{"guarded": Guarded, "newer": Guarded, "stock": Unguarded, "garbage": NoAnswer, "down": NoAnswer, "busy": NoAnswer, "silent": NoAnswer}
-	for _, answer := range answers {
-		require.Equal(t, want[answer.Node.Name], answer.State, "%s: %s", answer.Node.Name, answer.Detail)
-		require.Equal(t, answer.State == Guarded, answer.Pods != nil)
-		require.Equal(t, answer.State == Guarded, answer.Detail == "")
+	for _, response := range responses {
+		require.Equal(t, want[response.Node.Name], response.State, "%s: %s", response.Node.Name, response.Detail)
+		require.Equal(t, response.State == Guarded, response.Pods != nil)
+		require.Equal(t, response.State == Guarded, response.Detail == "")
 	}
-	require.Equal(t, []guard.PodState{{Namespace: "a", Name: "b", UID: "c", State: guard.Protected, ObjectPresent: true}}, answers[0].Pods.Items)
-	require.Contains(t, answers[3].Detail, "the answer to GET /guard/pods is not understood")
-	require.Equal(t, "error trying to reach service: EOF", answers[4].Detail)
-	require.Equal(t, "no answer within 500ms", answers[6].Detail)
+	require.Equal(t, []guard.PodState{{Namespace: "a", Name: "b", UID: "c", State: guard.Protected, ObjectPresent: true}}, responses[0].Pods.Items)
+	require.Contains(t, responses[3].Detail, "the response to GET /guard/pods is not understood")
+	require.Equal(t, "error trying to reach service: EOF", responses[4].Detail)
+	require.Equal(t, "no response within 500ms", responses[6].Detail)
 }

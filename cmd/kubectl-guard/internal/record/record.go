@@ -1,5 +1,5 @@
 // Package record writes PodDeletion records: the proof, for the kubelet of a held
-// pod whose object is gone, that the deletion of the pod was asked for.
+// pod whose object is gone, that the deletion of the pod was requested.
 package record
 
 import (
@@ -27,7 +27,7 @@ const Kind = guardv1alpha1.PodDeletionKind
 // PodDeletion is one record. Its name is the pod's UID.
 type PodDeletion = guardv1alpha1.PodDeletion
 
-// Spec is for people, except for the clean-up of expired records.
+// Spec is for humans, except for the clean-up of expired records.
 type Spec = guardv1alpha1.PodDeletionSpec
 
 // New returns the record of the pod with the UID.
@@ -78,7 +78,7 @@ func (c Client) Create(ctx context.Context, record *PodDeletion, dryRun bool) (b
 	return true, nil
 }
 
-// ErrNoDefinition says that the cluster does not know PodDeletion objects.
+// ErrNoDefinition: the cluster does not know PodDeletion objects.
 var ErrNoDefinition = errors.New("this cluster does not know " + Kind + " objects")
 
 // Find returns the record of the pod with the UID, or nil when there is none. In

@@ -15,15 +15,15 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-func clientFor(t *testing.T, answer http.HandlerFunc) Client {
-	server := httptest.NewServer(answer)
+func clientFor(t *testing.T, response http.HandlerFunc) Client {
+	server := httptest.NewServer(response)
 	t.Cleanup(server.Close)
 	client, err := dynamic.NewForConfig(&rest.Config{Host: server.URL})
 	require.NoError(t, err)
 	return Client{Dynamic: client}
 }
 
-func TestFindTellsAMissingRecordFromAMissingDefinition(t *testing.T) {
+func TestFindDistinguishesAMissingRecordFromAMissingDefinition(t *testing.T) {
 	none := clientFor(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusNotFound)

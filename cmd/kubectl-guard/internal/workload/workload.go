@@ -1,5 +1,5 @@
 // Package workload finds the pods that run for a workload, by following owner
-// references. Selectors alone would also catch pods that merely look alike.
+// references. Selectors alone would also catch pods that merely have the same labels.
 package workload
 
 import (

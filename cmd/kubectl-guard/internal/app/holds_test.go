@@ -1,0 +1,87 @@
+package app
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+func TestHolds(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		arguments []string
+		wide      bool
+	}{
+		"holds.table":     {arguments: nil},
+		"holds-all.table": {arguments: []string{"-A"}},
+		"holds-all.wide":  {arguments: []string{"-A", "-o", "wide"}, wide: true},
+		"holds-all.yaml":  {arguments: []string{"-A", "-o", "yaml"}, wide: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := everyState(t).run("", append([]string{"holds"}, test.arguments...)...)
+			require.NoError(t, r.err)
+			golden(t, name, r.out, test.wide)
+			require.Equal(t, "Warning: nodes that did not report what they hold, 3 of 6: worker-4 (NoAnswer), worker-5 (Forbidden), worker-6 (NoAnswer); see kubectl guard status -o wide\n", r.errOut)
+		})
+	}
+}
+
+// waitingSuccessor is a cluster in which the object of a pod of a StatefulSet was lost,
+// and its successor waits on the same node.
+func waitingSuccessor(t *testing.T) *cluster {
+	c := newCluster(t, &fakeNode{name: "worker-1", version: guarded,
+		pods: []guard.PodState{heldPod("web", "db-0", 3, false, guard.PodVanished), protectedPod("web", "db-0", 33)},
+		waiting: []nodes.WaitingPod{{
+			Namespace: "web", Name: "db-0", UID: uidOf(33), HeldUID: uidOf(3),
+			Shares: []string{"claim data-db-0", "host port 5432/TCP"}, Since: now.Add(-4 * time.Minute),
+		}},
+	})
+	c.addPod("web", "db-0", 33, "worker-1", labelled(guard.ExplicitDeletionLabel, guard.ExplicitDeletionRequired))
+	return c
+}
+
+func TestSuccessorThatWaits(t *testing.T) {
+	t.Parallel()
+	for name, arguments := range map[string][]string{
+		"holds-waiting.table": {"holds"},
+		"holds-waiting.wide":  {"holds", "-o", "wide"},
+		"holds-waiting.yaml":  {"holds", "-o", "yaml"},
+		"why-waiting.txt":     {"why", "db-0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := waitingSuccessor(t).run("", arguments...)
+			require.NoError(t, r.err)
+			golden(t, name, r.out, strings.HasSuffix(name, "wide"))
+		})
+	}
+}
+
+func TestHoldsElsewhereAreHintedAt(t *testing.T) {
+	t.Parallel()
+	r := everyState(t).run("", "holds", "-n", "quiet", "--node", "worker-1")
+	require.NoError(t, r.err)
+	require.Empty(t, r.out)
+	require.Equal(t, "No pods are held in namespace quiet (3 in others: -A).\n", r.errOut)
+}
+
+func TestHoldsDoNotClaimWhatIsNotKnown(t *testing.T) {
+	t.Parallel()
+	r := everyState(t).run("", "holds", "--node", "worker-4", "-A")
+	require.NoError(t, r.err)
+	require.Contains(t, r.errOut, "No pods are held as far as is known.")
+}
+
+func TestHoldsShowAnObjectThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, &fakeNode{name: "worker-1", version: guarded, pods: []guard.PodState{heldPod("closed", "vault", 1, true, guard.Evicted)}})
+	r := c.run("", "holds", "-n", "closed")
+	require.NoError(t, r.err)
+	require.Contains(t, r.out, "Unknown")
+}
