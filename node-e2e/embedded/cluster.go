@@ -63,10 +63,6 @@ type Config struct {
 	APIServerFlags []string
 	// Images are known to the runtime in addition to PauseImage and WorkloadImage.
 	Images []Image
-	// Saved is a folder that Save made: the cluster starts with the certificates and the
-	// store of that one, which must have had the same Name and the same NodeIP. Empty starts
-	// with new ones.
-	Saved string
 	// KubeletConfig changes the kubelet's configuration before it is written.
 	// Nil leaves it as it is.
 	KubeletConfig func(*kubeletconfigv1beta1.KubeletConfiguration)
@@ -89,7 +85,7 @@ func (config Config) complete() (Config, error) {
 	if config.Log == nil {
 		config.Log = io.Discard
 	}
-	for _, path := range []*string{&config.Dir, &config.KubeDir, &config.NodeDir, &config.Kubelet, &config.GuardConfig, &config.Saved} {
+	for _, path := range []*string{&config.Dir, &config.KubeDir, &config.NodeDir, &config.Kubelet, &config.GuardConfig} {
 		if *path == "" {
 			continue
 		}
@@ -198,7 +194,8 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := c.claim(ctx); err != nil {
 		return err
 	}
-	if err := c.makeOrTakePKI(ctx); err != nil {
+	ip := net.ParseIP(c.NodeIP())
+	if err := createPKI(c.pki, ip); err != nil {
 		return err
 	}
 	if err := c.connect(); err != nil {
@@ -408,39 +405,6 @@ func (c *Cluster) awaitServiceAccount(ctx context.Context) error {
 	})
 }
 
-// makeOrTakePKI makes the certificates, or takes those of a saved cluster and its store.
-func (c *Cluster) makeOrTakePKI(ctx context.Context) error {
-	if c.config.Saved == "" {
-		return createPKI(c.pki, net.ParseIP(c.NodeIP()))
-	}
-	if err := os.CopyFS(string(c.pki), os.DirFS(filepath.Join(c.config.Saved, savedPKI))); err != nil {
-		return fmt.Errorf("taking the certificates of a saved cluster: %w", err)
-	}
-	return c.etcd.restoreData(ctx, filepath.Join(c.config.Saved, savedStore))
-}
-
-// Names in the folder of Save.
-const (
-	savedPKI   = "pki"
-	savedStore = "etcd.db"
-)
-
-// Save writes the certificates and the content of the store into a folder, which must not
-// exist. A later cluster of the same name starts with them (Config.Saved), also after the
-// machine was started again, which the store itself need not outlive.
-func (c *Cluster) Save(ctx context.Context, dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.CopyFS(filepath.Join(dir, savedPKI), os.DirFS(string(c.pki))); err != nil {
-		return err
-	}
-	return c.etcd.Snapshot(ctx, filepath.Join(dir, savedStore))
-}
-
 // Credentials are the files of a node that joins the cluster although the cluster did not
 // start it.
 type Credentials struct {
@@ -472,6 +436,17 @@ func (c *Cluster) APIServerAddress() string { return net.JoinHostPort(c.NodeIP()
 // ServiceAddress is the host and port at which pods look for the API server. Nothing
 // listens there, since there is no service proxy.
 func ServiceAddress() string { return net.JoinHostPort(firstServiceIP.String(), "443") }
+
+// Bridge is the name of the cluster's network, which another machine may be connected to.
+func (c *Cluster) Bridge() string { return bridgeName(c.state.Index) }
+
+// MachineIP is an address in the cluster's network that no pod of its node has, for another
+// machine.
+func (c *Cluster) MachineIP() net.IP {
+	address := nodeIP(c.state.Index).As4()
+	address[3] = 254
+	return net.IP(address[:])
+}
 
 // Attach returns the cluster that runs in dir, started by another program. A
 // changed kubelet start that the other program made is not known here: the next

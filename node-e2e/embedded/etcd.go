@@ -131,22 +131,19 @@ func (e *Etcd) Wipe(ctx context.Context) error {
 // continue from those of the snapshot, as they do when an operator restores
 // without raising them.
 func (e *Etcd) Restore(ctx context.Context, path string) error {
-	return e.replaceData(ctx, func() error { return e.restoreData(ctx, path) })
-}
-
-// restoreData makes the data folder from a snapshot.
-func (e *Etcd) restoreData(ctx context.Context, path string) error {
 	c := e.cluster
-	restore := exec.CommandContext(ctx, filepath.Join(c.config.NodeDir, "etcdutl"), "snapshot", "restore", path,
-		"--data-dir="+c.etcdDataDir(),
-		"--name="+etcdMember,
-		"--initial-cluster="+etcdMember+"="+c.url("https", etcdPeerPort),
-		"--initial-advertise-peer-urls="+c.url("https", etcdPeerPort))
-	restore.Env = append(os.Environ(), markerEnv+"="+c.config.Dir)
-	if output, err := restore.CombinedOutput(); err != nil {
-		return fmt.Errorf("restoring the snapshot %s: %w: %s", path, err, lastLines(string(output), 10))
-	}
-	return nil
+	return e.replaceData(ctx, func() error {
+		restore := exec.CommandContext(ctx, filepath.Join(c.config.NodeDir, "etcdutl"), "snapshot", "restore", path,
+			"--data-dir="+c.etcdDataDir(),
+			"--name="+etcdMember,
+			"--initial-cluster="+etcdMember+"="+c.url("https", etcdPeerPort),
+			"--initial-advertise-peer-urls="+c.url("https", etcdPeerPort))
+		restore.Env = append(os.Environ(), markerEnv+"="+c.config.Dir)
+		if output, err := restore.CombinedOutput(); err != nil {
+			return fmt.Errorf("restoring the snapshot %s: %w: %s", path, err, lastLines(string(output), 10))
+		}
+		return nil
+	})
 }
 
 // replaceData runs replace while neither etcd nor the API server runs and the
