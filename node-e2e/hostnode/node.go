@@ -1,8 +1,10 @@
 package hostnode
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,15 +34,20 @@ const (
 	// stock one kills within 2 s of its start, evictions come after 10 s.
 	quiet = 15 * time.Second
 	poll  = time.Second
+	// podCgroups begins the line of /proc/<pid>/cgroup of a pod's process, with cgroupfs and
+	// with systemd.
+	podCgroups = "0::/kubepods"
 )
 
-// Units and configurations of the runtime. Its programs are copied: a node that boots has
+// RuntimeDir is the folder of the runtime's programs. They are copied: a node that boots has
 // them on its disk.
+const RuntimeDir = "/usr/local/bin"
+
+// Units and configurations of the runtime.
 const (
-	binDir         = "/usr/local/bin"
 	containerdUnit = `[Service]
-Environment=PATH=` + binDir + `:/usr/sbin:/usr/bin:/sbin:/bin
-ExecStart=` + binDir + `/containerd --config=/etc/containerd/config.toml
+Environment=PATH=` + RuntimeDir + `:/usr/sbin:/usr/bin:/sbin:/bin
+ExecStart=` + RuntimeDir + `/containerd --config=/etc/containerd/config.toml
 Delegate=yes
 KillMode=process
 Restart=always
@@ -55,14 +62,14 @@ disable = true
 restrict_oom_score_adj = true
 disable_apparmor = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ["` + binDir + `"]
+bin_dirs = ["` + RuntimeDir + `"]
 conf_dir = "/etc/cni/net.d"
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = "` + embedded.PauseImage + `"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = "` + binDir + `/runc-unfiltered"
+BinaryName = "` + RuntimeDir + `/runc-unfiltered"
 SystemdCgroup = %t
 `
 	// The pods of the test use the machine's network; the runtime wants a
@@ -78,10 +85,6 @@ type Config struct {
 	NodeName string
 	// Output is the folder with the built programs.
 	Output string
-	// Saved is a folder of Cluster.Save, or empty.
-	Saved string
-	// SystemdCgroups has the runtime ask systemd for cgroups.
-	SystemdCgroups bool
 	// Files returns the units and the configuration of the kubelet, by path. They are
 	// written before systemd reads its units.
 	Files func(*embedded.Cluster) (map[string]string, error)
@@ -96,41 +99,26 @@ type Node struct {
 
 	t   testing.TB
 	ctx context.Context
-	// abandoned is shared by the parts of a test.
-	abandoned *bool
+}
+
+// RuntimePrograms are what a container runtime of a node is made of. They belong into
+// RuntimeDir of the node.
+var RuntimePrograms = []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "runc-unfiltered", "loopback"}
+
+// RuntimeFiles are the unit and the configuration of a node's container runtime, by path.
+// With systemdCgroups it has systemd make its cgroups.
+func RuntimeFiles(systemdCgroups bool) map[string]string {
+	return map[string]string{
+		"/etc/systemd/system/containerd.service": containerdUnit,
+		"/etc/containerd/config.toml":            fmt.Sprintf(containerdConfig, systemdCgroups),
+		"/etc/cni/net.d/loopback.conflist":       cniConfig,
+	}
 }
 
 // Start starts a cluster and joins this machine to it with the stock kubelet under
-// systemd. What the cluster is made of stays until the test ends, unless it is detached.
+// systemd.
 func Start(t *testing.T, c Config) *Node {
-	n := startCluster(t, c)
-	n.Copy(filepath.Join(c.Output, "bin", "kubelet-stock"), "/usr/bin/kubelet")
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "runc-unfiltered", "loopback"} {
-		n.Copy(filepath.Join(n.Cluster.NodeDir(), name), filepath.Join(binDir, name))
-	}
-	n.Write("/etc/systemd/system/containerd.service", containerdUnit)
-	n.Write("/etc/containerd/config.toml", fmt.Sprintf(containerdConfig, c.SystemdCgroups))
-	n.Write("/etc/cni/net.d/loopback.conflist", cniConfig)
-	files, err := c.Files(n.Cluster)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, content := range files {
-		n.Write(path, content)
-	}
-	n.Run("systemctl", "daemon-reload")
-	n.Run("systemctl", "start", "containerd")
-	n.Await("containerd to answer", func() error { return n.try("ctr", "version") })
-	n.Ctr("images", "import", filepath.Join(n.Cluster.LogDir(), "..", "images.tar"))
-	n.Run("systemctl", "start", "kubelet")
-	return n
-}
-
-// StartAgain is Start on a machine that has been the node before, and was started again.
-func StartAgain(t *testing.T, c Config) *Node { return startCluster(t, c) }
-
-func startCluster(t *testing.T, c Config) *Node {
-	n := &Node{Name: c.NodeName, t: t, ctx: t.Context(), abandoned: new(bool)}
+	n := &Node{Name: c.NodeName, t: t, ctx: t.Context()}
 	starting, cancel := context.WithTimeout(n.ctx, clusterStart)
 	defer cancel()
 	var err error
@@ -140,38 +128,43 @@ func startCluster(t *testing.T, c Config) *Node {
 		KubeDir: filepath.Join(c.Output, suite.KubeVersion),
 		NodeDir: filepath.Join(c.Output, "node", "bin"),
 		Kubelet: filepath.Join(c.Output, "bin", "kubelet"),
-		Saved:   c.Saved,
 		Log:     t.Output(),
 	})
 	if err != nil {
 		t.Fatalf("starting the embedded cluster: %v", err)
 	}
 	t.Cleanup(func() {
-		if *n.abandoned {
-			return
-		}
 		if err := n.Cluster.Stop(context.WithoutCancel(n.ctx)); err != nil {
 			t.Errorf("stopping the embedded cluster: %v", err)
-		}
-	})
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("journal of the kubelet:\n%s", n.Output("journalctl", "-u", "kubelet", "--no-pager", "-n", "60"))
-		}
-		if !*n.abandoned {
-			n.Run("systemctl", "stop", "kubelet", "containerd")
 		}
 	})
 	if n.Client, err = kubernetes.NewForConfig(n.Cluster.RESTConfig()); err != nil {
 		t.Fatal(err)
 	}
+	n.Copy(filepath.Join(c.Output, "bin", "kubelet-stock"), "/usr/bin/kubelet")
+	for _, name := range RuntimePrograms {
+		n.Copy(filepath.Join(n.Cluster.NodeDir(), name), filepath.Join(RuntimeDir, name))
+	}
+	files, err := c.Files(n.Cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(files, RuntimeFiles(false))
+	for path, content := range files {
+		n.Write(path, content)
+	}
+	n.Run("systemctl", "daemon-reload")
+	n.Run("systemctl", "start", "containerd")
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("journal of the kubelet:\n%s", n.Output("journalctl", "-u", "kubelet", "--no-pager", "-n", "60"))
+		}
+		n.Run("systemctl", "stop", "kubelet", "containerd")
+	})
+	n.Await("containerd to answer", func() error { return n.try("ctr", "version") })
+	n.Ctr("images", "import", filepath.Join(n.Cluster.LogDir(), "..", "images.tar"))
+	n.Run("systemctl", "start", "kubelet")
 	return n
-}
-
-// Abandon has the cluster and the units run on when the test ends.
-func (n *Node) Abandon() error {
-	*n.abandoned = true
-	return n.Cluster.Detach()
 }
 
 // In returns the node for a part of the test.
@@ -199,7 +192,7 @@ func (n *Node) Output(command ...string) string {
 
 func (n *Node) try(command ...string) error {
 	if command[0] == "ctr" {
-		command = append([]string{filepath.Join(binDir, "ctr"), "--namespace=k8s.io"}, command[1:]...)
+		command = append([]string{filepath.Join(RuntimeDir, "ctr"), "--namespace=k8s.io"}, command[1:]...)
 	}
 	if output, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, output)
@@ -210,7 +203,7 @@ func (n *Node) try(command ...string) error {
 // Ctr runs ctr in the namespace of the kubelet's containers.
 func (n *Node) Ctr(args ...string) string {
 	n.t.Helper()
-	return n.Run(append([]string{filepath.Join(binDir, "ctr"), "--namespace=k8s.io"}, args...)...)
+	return n.Run(append([]string{filepath.Join(RuntimeDir, "ctr"), "--namespace=k8s.io"}, args...)...)
 }
 
 // Write writes a file and makes the folders that it needs.
@@ -230,28 +223,19 @@ func (n *Node) Copy(from, to string) {
 	n.Run("install", "-m", "0755", from, to)
 }
 
-// This is the machine as it is, with a node of that name and no cluster.
-func This(t *testing.T, name string) *Node { return &Node{Name: name, t: t, ctx: t.Context()} }
-
 // Await tries until it succeeds, and fails the test with the last error.
 func (n *Node) Await(what string, attempt func() error) {
 	n.t.Helper()
-	n.AwaitFor(what, NodeChange, poll, attempt)
-}
-
-// AwaitFor is Await with another time, and another pause between attempts.
-func (n *Node) AwaitFor(what string, timeout, pause time.Duration, attempt func() error) {
-	n.t.Helper()
-	deadline := time.Now().Add(timeout)
+	deadline := time.Now().Add(NodeChange)
 	for {
 		err := attempt()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.t.Fatalf("waited %s for %s; last: %v", timeout, what, err)
+			n.t.Fatalf("waited %s for %s; last: %v", NodeChange, what, err)
 		}
-		time.Sleep(pause)
+		time.Sleep(poll)
 	}
 }
 
@@ -290,31 +274,34 @@ func (n *Node) KubeletPID() int {
 	return pid
 }
 
-// KubeletProgram is the path of the program that kubelet.service runs, empty if it runs none.
-func (n *Node) KubeletProgram() string {
-	n.t.Helper()
-	pid := n.KubeletPID()
-	if pid == 0 {
-		return ""
-	}
-	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	if err != nil {
-		return "" // it has just ended
-	}
-	return program
-}
-
-// Tasks are the running containers and sandboxes with their process ids.
+// Tasks are the processes of the node's pods, each with its start in clock ticks and its cgroup,
+// in a line. They are read from /proc, which costs an emulated machine little. Those of the
+// embedded cluster's own node are not among them.
 func (n *Node) Tasks() string {
 	n.t.Helper()
-	var running []string
-	for line := range strings.Lines(n.Ctr("tasks", "list")) {
-		if strings.HasSuffix(strings.TrimSpace(line), "RUNNING") {
-			running = append(running, strings.Join(strings.Fields(line), " "))
-		}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		n.t.Fatal(err)
 	}
-	slices.Sort(running)
-	return strings.Join(running, "\n")
+	var lines []string
+	for _, entry := range entries {
+		if _, err := strconv.Atoi(entry.Name()); err != nil {
+			continue
+		}
+		cgroup, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cgroup"))
+		if err != nil || !strings.HasPrefix(string(cgroup), podCgroups) {
+			continue // it has ended, or is no pod's
+		}
+		stat, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "stat"))
+		if err != nil {
+			continue
+		}
+		// The start is field 22. The second, the name, is in parentheses and may have blanks.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		lines = append(lines, fmt.Sprintf("process %s, start %s, cgroup %s", entry.Name(), fields[19], strings.TrimSpace(string(cgroup))))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }
 
 // ExpectTasks checks for a while that the same containers run in the same
@@ -331,22 +318,7 @@ func (n *Node) ExpectTasks(want string) {
 // RunPod runs a pod on the node and waits until it is Running.
 func (n *Node) RunPod(name string, protected bool) {
 	n.t.Helper()
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: corev1.PodSpec{
-			NodeName:    n.Name,
-			HostNetwork: true,
-			Containers: []corev1.Container{{
-				Name: "workload", Image: embedded.WorkloadImage, ImagePullPolicy: corev1.PullNever,
-				// Any free port: the pods share the machine's.
-				Env: []corev1.EnvVar{{Name: "PORT", Value: "0"}},
-			}},
-		},
-	}
-	if protected {
-		pod.Labels = map[string]string{guardv1alpha1.ExplicitDeletionLabel: guardv1alpha1.ExplicitDeletionRequired}
-	}
-	if _, err := n.Client.CoreV1().Pods("default").Create(n.ctx, pod, metav1.CreateOptions{}); err != nil {
+	if _, err := n.Client.CoreV1().Pods("default").Create(n.ctx, Pod(name, n.Name, protected), metav1.CreateOptions{}); err != nil {
 		n.t.Fatal(err)
 	}
 	n.Await("pod "+name+" to run", func() error {
@@ -379,4 +351,24 @@ func (n *Node) ExpectNoFile(paths ...string) {
 			n.t.Errorf("%s is still there (%v)", path, err)
 		}
 	}
+}
+
+// Pod is a pod for a node that has no pod network.
+func Pod(name, node string, protected bool) *corev1.Pod {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PodSpec{
+			NodeName:    node,
+			HostNetwork: true,
+			Containers: []corev1.Container{{
+				Name: "workload", Image: embedded.WorkloadImage, ImagePullPolicy: corev1.PullNever,
+				// Any free port: the pods share the machine's.
+				Env: []corev1.EnvVar{{Name: "PORT", Value: "0"}},
+			}},
+		},
+	}
+	if protected {
+		pod.Labels = map[string]string{guardv1alpha1.ExplicitDeletionLabel: guardv1alpha1.ExplicitDeletionRequired}
+	}
+	return pod
 }

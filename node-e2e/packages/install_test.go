@@ -40,7 +40,10 @@ func TestInstall(t *testing.T) {
 		m.RunPod(name, name == "protected")
 	}
 	before := m.Tasks()
-	t.Logf("containers at the start:\n%s", before)
+	if strings.Count(before, "\n") != 3 { // a container and a sandbox each
+		t.Fatalf("the two pods have the processes:\n%s", before)
+	}
+	t.Logf("processes of the pods at the start:\n%s", before)
 
 	for _, p := range []struct {
 		format, pattern         string
