@@ -29,9 +29,14 @@ type Config struct {
 	// Command is the program with its arguments. Its working directory is /output, and
 	// what it writes into /results is afterwards in Results.
 	Command []string
+	// Bridge is a network bridge of this machine that the guest's only network device is
+	// connected to. Empty leaves the guest without a network.
+	Bridge string
 	// Log receives progress, and what the making of the root file system prints. The
 	// console of the guest is a file in Results.
 	Log io.Writer
+	// share are files that the guest finds below /results.
+	share map[string][]byte
 }
 
 // Dir is where the root file systems and the results are.
@@ -75,6 +80,22 @@ func Run(ctx context.Context, c Config) (int, error) {
 	if err := os.WriteFile(filepath.Join(c.Results(), "command"), []byte(strings.Join(c.Command, "\n")+"\n"), 0o644); err != nil {
 		return 0, err
 	}
+	for name, content := range c.share {
+		path := filepath.Join(c.Results(), name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return 0, err
+		}
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			return 0, err
+		}
+	}
+	if c.Bridge != "" {
+		remove, err := connect(c.Bridge)
+		if err != nil {
+			return 0, err
+		}
+		defer remove()
+	}
 	fmt.Fprintf(c.Log, "Starting the emulated machine; its console is %s\n", c.Console())
 
 	started := time.Now()
@@ -105,13 +126,20 @@ func arguments(c Config, disk root) []string {
 		// time passes as here, since the files come from here.
 		"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on", "-rtc", "clock=vm",
 		"-cpu", "max", "-smp", "1", "-m", strconv.Itoa(memoryMiB),
-		"-nodefaults", "-nographic", "-no-reboot",
+		"-nodefaults", "-nographic",
 		"-serial", "file:" + c.Console(),
 		"-kernel", disk.kernel, "-initrd", disk.initrd,
 		"-append", "root=/dev/vda rw console=ttyS0 quiet systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
 		// What the guest writes is gone afterwards: the next run finds the same disk.
 		"-drive", "file=" + disk.image + ",format=raw,if=virtio,cache=unsafe", "-snapshot",
 		"-device", "virtio-rng-pci",
+	}
+	if c.Bridge != "" {
+		arguments = append(arguments, "-netdev", "tap,id=bridge,script=no,downscript=no,ifname="+tapName(c.Bridge), "-device", "virtio-net-pci,netdev=bridge")
+	}
+	if c.share == nil {
+		// Only the agent has the machine reset.
+		arguments = append(arguments, "-no-reboot")
 	}
 	for _, share := range []struct{ tag, options string }{
 		{"programs", "path=" + c.OutputDir + ",readonly=on"},

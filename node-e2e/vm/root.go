@@ -13,8 +13,9 @@ import (
 	"kubelet-guard.io/node-e2e/debian"
 )
 
-// rpm is there for the test of the package.
-var packages = []string{"systemd-sysv", "kmod", "iproute2", "initramfs-tools", "rpm"}
+// rpm is there for the test of the package, dbus because nodes have it: kubelet and runtime
+// ask systemd for cgroups.
+var packages = []string{"systemd-sysv", "dbus", "kmod", "iproute2", "initramfs-tools", "rpm"}
 
 const (
 	kernel = "linux-image-amd64"

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs in the emulated machine: the command in /results/command, one argument a line,
 # in /output, a folder like _output of the machine outside. Its exit code goes to
-# /results/exit-code.
+# /results/exit-code. A command that has made /results/reset is run again after a reset
+# of the machine, as after a power failure: nothing is stopped, nothing is synced.
 set -euo pipefail
 
 share() {
@@ -14,7 +15,7 @@ share manifests /manifests ro,cache=loose
 
 # Links, not the folder itself: what is mounted and overlaid has to be on a disk.
 mkdir -p /output/clusters /output/e2e
-for folder in bin node packages v1.36.3; do
+for folder in bin broken node packages v1.36.3; do
 	ln -sfn "/programs/$folder" "/output/$folder"
 done
 ip link set lo up
@@ -29,6 +30,12 @@ cd /output
 mapfile -t command </results/command
 code=0
 "${command[@]}" || code=$?
+if ((code == 0)) && [[ -e /results/reset ]]; then
+	mv /results/reset /results/was-reset
+	echo 'Resetting the machine'
+	echo b >/proc/sysrq-trigger
+	sleep infinity
+fi
 cp -r /output/e2e /results/
 for logs in /output/clusters/*/logs; do
 	mkdir -p "/results/logs/$(basename "$(dirname "$logs")")"
