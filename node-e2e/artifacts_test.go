@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 
 	. "github.com/onsi/ginkgo/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,64 +13,9 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// recorded is what this run found, filled by specs and completed by the report.
-var recorded Results
-
-var _ = ReportAfterSuite("results", func(report Report) {
-	if report.PreRunStats.SpecsThatWillRun == 0 {
-		return
-	}
-	report, overruled := final.Overrule(report)
-	recorded.Kubelet, recorded.Duration = variant, report.RunTime
-	counts := specFormat.Count(report)
-	recorded.Passed, recorded.Failed = counts.Passed, counts.Failed
-	recorded.Failures = specFormat.Failures(report)
-	for _, spec := range report.SpecReports {
-		// Each attempt has an entry of its own; what counts is the last.
-		for _, entry := range slices.Backward(spec.ReportEntries) {
-			if result, ok := entry.GetRawValue().(*IncidentResult); ok {
-				result.Failure = specFormat.Message(spec)
-				recorded.Incidents = append(recorded.Incidents, *result)
-				break
-			}
-		}
-	}
-	if *resultsFlag != "" {
-		if err := WriteResults(*resultsFlag, recorded); err != nil {
-			Fail(fmt.Sprintf("-results: %v", err))
-		}
-	}
-	if overruled > 0 {
-		Fail(fmt.Sprintf("%d specs did not fail at their last attempt, but before, for what no further attempt mends", overruled))
-	}
-})
-
-// final has the failures that stand although the spec passes at its next attempt: a pod
-// that died, a deletion that was not honoured, a guard that failed.
-var final specreport.Final
-
-// stand makes a failure of the running spec final.
-func stand(format string, args ...any) {
-	final.Add(CurrentSpecReport(), fmt.Sprintf(format, args...))
-}
-
-var _ = ReportAfterEach(func(spec SpecReport) {
-	if line := specFormat.Progress(spec); line != "" {
-		progress("%s", line)
-	}
-})
-
-// specFormat is how this suite tells about its specs.
-var specFormat = specreport.Format{Title: specTitle, MessageLimit: 300}
-
-// specTitle is how a person is told about a spec: incidents have titles of their
-// own, the others read as a sentence with their container.
-func specTitle(spec SpecReport) string {
-	if slices.Contains(spec.Labels(), labelIncident) {
-		return spec.LeafNodeText
-	}
-	return specreport.Title(spec)
-}
+// specLog reports on the specs of this suite. Its final failures are a pod that died, a
+// deletion that was not honoured, and a guard that failed.
+var specLog = specreport.NewLog()
 
 // collect writes what explains a failure into the artifacts folder. It must not
 // fail itself: it runs when something is broken already.

@@ -97,7 +97,7 @@ func (c *chaosRun) run(ctx context.Context) {
 	well := false
 	defer func() {
 		if !well {
-			stand("a chaos run failed: %s", c)
+			specLog.Stand("a chaos run failed: %s", c)
 		}
 		progress("chaos: %s, %d lives of the kubelet in %.0f s", c, c.round+1, time.Since(c.started).Seconds())
 	}()

@@ -124,9 +124,9 @@ var _ = Describe("Guard metrics", Label(labelGuarded), func() {
 			for _, label := range metric.GetLabel() {
 				labels[label.GetName()] = label.GetValue()
 			}
-			Expect(labels).To(Equal(map[string]string{"mode": "Enforce", "version": recorded.Version}), "labels of %s", guardInfo)
+			Expect(labels).To(Equal(map[string]string{"mode": "Enforce", "version": kubeletVersion}), "labels of %s", guardInfo)
 		}
-		Expect(recorded.Version).To(MatchRegexp(`^v1\.\d+\.\d+\+guard\.`), "version that the node reports")
+		Expect(kubeletVersion).To(MatchRegexp(`^v1\.\d+\.\d+\+guard\.`), "version that the node reports")
 	})
 
 	It("and GET /guard/pods follow a pod from start to end", func(ctx SpecContext) {

@@ -207,7 +207,7 @@ func (f failures) minus(other failures) failures {
 func (f failures) expectNone() {
 	GinkgoHelper()
 	if len(f) > 0 {
-		stand("the guard's own counters are %v", f)
+		specLog.Stand("the guard's own counters are %v", f)
 	}
 	Expect(f).To(BeEmpty(), "failed operations of the guard (%s), and kill attempts that only the last line of defence refused (%s{cause=%q})",
 		guardErrors, refusedKills, guard.RuntimeStop)
@@ -222,8 +222,8 @@ var _ = JustAfterEach(func(ctx SpecContext) {
 	if (report.Failed() || len(seen) > 0) && current != nil {
 		current.collect(ctx)
 	}
-	if line := specFormat.Repeated(report); line != "" && report.Failed() {
-		progress("%s", line)
+	if report.Failed() {
+		specLog.Repeated(report)
 	}
 	seen.expectNone()
 }, NodeTimeout(time.Minute))

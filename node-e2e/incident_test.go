@@ -106,7 +106,7 @@ func (i incident) run(ctx context.Context) {
 	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers")); i.cgroup2 && err != nil {
 		Skip("the node is not on cgroup v2, where alone the kernel kills to obey a limit")
 	}
-	AddReportEntry("incident", ReportEntryVisibilityNever, result)
+	AddReportEntry(incidentEntry, ReportEntryVisibilityNever, result)
 
 	s := newScene(ctx)
 	if i.before != nil {

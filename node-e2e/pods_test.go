@@ -399,7 +399,7 @@ func (s *subject) awaitHonoured(ctx context.Context, asked time.Time, within tim
 	honoured := false
 	defer func() {
 		if !honoured {
-			stand("the process of pod %s (%s) was to end within %s of an explicit deletion", s, s.process, within)
+			specLog.Stand("the process of pod %s (%s) was to end within %s of an explicit deletion", s, s.process, within)
 		}
 	}()
 	took := s.awaitDeath(ctx, asked, within)
@@ -412,7 +412,7 @@ func (s *subject) awaitHonoured(ctx context.Context, asked time.Time, within tim
 func (s *subject) expectAlive(g Gomega) {
 	at, dead := s.death.seen()
 	if dead {
-		stand("the process of pod %s (%s) had to run on and ended at %s", s, s.process, at.Format(time.TimeOnly))
+		specLog.Stand("the process of pod %s (%s) had to run on and ended at %s", s, s.process, at.Format(time.TimeOnly))
 	}
 	g.Expect(dead).To(BeFalse(), "the process of pod %s (%s) ended at %s", s, s.process, at.Format(time.TimeOnly))
 }

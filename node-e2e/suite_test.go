@@ -56,7 +56,6 @@ var (
 	outputFlag    = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
 	clusterFlag   = flag.String("cluster", "", "name of the cluster (default: the value of -kubelet)")
 	manifestFlag  = flag.String("manifests", "manifests", "folder with the manifests that a cluster of guarded nodes needs")
-	resultsFlag   = flag.String("results", "", "file that receives the results as JSON")
 	attachedFlag  = flag.Bool("attached", false, "clean up and end, as on an interrupt, when standard input ends: for a caller that may die")
 	artifactsFlag = flag.String("artifacts", "", "folder in <output>/e2e for what explains a failure (default: the kubelet)")
 	keepFlag      = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
@@ -69,6 +68,8 @@ var (
 	provider   Provider
 	client     kubernetes.Interface
 	clusterLog io.WriteCloser
+	// kubeletVersion is what the node reports of its kubelet.
+	kubeletVersion string
 )
 
 func TestNode(t *testing.T) {
@@ -99,7 +100,7 @@ func TestNode(t *testing.T) {
 	suiteConfig.LabelFilter = labelFilter(suiteConfig.LabelFilter, variant, *providerFlag)
 	// Cleaning up takes a cluster's stop, which must not be cut short after Ctrl-C.
 	suiteConfig.GracePeriod = clusterStop
-	RunSpecs(t, fmt.Sprintf("Node suite, %s kubelet", variant), suiteConfig, reporterConfig)
+	RunSpecs(t, fmt.Sprintf("Node suite, %s kubelet", variant), suiteConfig, specLog.TakeReports(reporterConfig))
 }
 
 // interruptAtEOF interrupts this process, once, when the input ends. A second
@@ -217,8 +218,9 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	Expect(err).NotTo(HaveOccurred())
 	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
 	Expect(err).NotTo(HaveOccurred())
-	recorded.Kubelet, recorded.Version = variant, node.Status.NodeInfo.KubeletVersion
-	progress("node %s is Ready after %.0f s, kubelet %s", provider.Node().Name(), time.Since(started).Seconds(), recorded.Version)
+	kubeletVersion = node.Status.NodeInfo.KubeletVersion
+	AddReportEntry(kubeletVersionEntry, ReportEntryVisibilityNever, kubeletVersion)
+	progress("node %s is Ready after %.0f s, kubelet %s", provider.Node().Name(), time.Since(started).Seconds(), kubeletVersion)
 }, NodeTimeout(clusterStart))
 
 func stopCluster(ctx context.Context) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -30,12 +29,8 @@ with
 				return fmt.Errorf("--pods: must be at least 1, not %d", pods)
 			}
 			file := filepath.Join(o.outputDir, "e2e", string(e2e.Guarded), "bench.txt")
-			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), whole("benchmark", e2e.Guarded),
-				"-bench-results="+file, fmt.Sprintf("-bench-blocks=%d", blocks), fmt.Sprintf("-bench-pods=%d", pods))[0]
-			if outcome.err == nil && outcome.results.Passed == 0 {
-				return errors.New("nothing was measured: the node suite is older than this program (make node-e2e)")
-			}
-			return outcome.err
+			return o.measure(cmd.Context(), cmd.ErrOrStderr(), "benchmark",
+				"-bench-results="+file, fmt.Sprintf("-bench-blocks=%d", blocks), fmt.Sprintf("-bench-pods=%d", pods))
 		},
 	}
 	cmd.Flags().IntVar(&blocks, "blocks", 12, "lives of a kubelet, half of them stock; a multiple of 4")

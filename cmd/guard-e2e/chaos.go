@@ -1,12 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
-
-	e2e "kubelet-guard.io/node-e2e"
 )
 
 func newChaosCommand(o *options) *cobra.Command {
@@ -27,12 +24,8 @@ one. What differs between two runs is the kubelet's own timing.`,
 			if kills < 1 {
 				return fmt.Errorf("--kills: must be at least 1, not %d", kills)
 			}
-			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), whole("chaos", e2e.Guarded),
-				fmt.Sprintf("-chaos-kills=%d", kills), fmt.Sprintf("-chaos-seed=%d", seed))[0]
-			if outcome.err == nil && outcome.results.Passed == 0 {
-				return errors.New("no chaos run took place: the node suite is older than this program (make node-e2e)")
-			}
-			return outcome.err
+			return o.measure(cmd.Context(), cmd.ErrOrStderr(), "chaos",
+				fmt.Sprintf("-chaos-kills=%d", kills), fmt.Sprintf("-chaos-seed=%d", seed))
 		},
 	}
 	cmd.Flags().IntVar(&kills, "kills", 200, "how often to kill the kubelet")

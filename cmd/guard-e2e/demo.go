@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/specreport"
 )
 
 func newDemoCommand(o *options) *cobra.Command {
@@ -23,19 +24,36 @@ The exit code is not 0 when the guarded kubelet lost a protected pod, when an
 explicit deletion was not honoured, or when an unprotected pod's fate differs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			outcomes := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), whole("incident", e2e.Stock, e2e.Guarded))
+			outcomes := o.runNode(cmd.Context(), cmd.ErrOrStderr(), whole("incident", e2e.Stock, e2e.Guarded))
 			if cmd.Context().Err() != nil {
 				return errors.New("interrupted; the clusters are removed")
 			}
-			rows := compare(outcomes[0].results.Incidents, outcomes[1].results.Incidents)
+			stock, stockVersion, err := incidents(outcomes[0])
+			if err != nil {
+				return err
+			}
+			guarded, guardedVersion, err := incidents(outcomes[1])
+			if err != nil {
+				return err
+			}
+			rows := compare(stock, guarded)
 			fmt.Fprintln(cmd.OutOrStdout())
-			writeTable(cmd.OutOrStdout(), outcomes[0].results.Version, outcomes[1].results.Version, rows)
+			writeTable(cmd.OutOrStdout(), stockVersion, guardedVersion, rows)
 			for _, outcome := range outcomes {
-				for _, failure := range outcome.results.Failures {
-					fmt.Fprintf(cmd.OutOrStdout(), "FAILED on %s: %s\n", outcome.kubelet, failure)
+				for _, failure := range specreport.Failures(outcome.report) {
+					fmt.Fprintf(cmd.OutOrStdout(), "FAILED on %s: %s\n", outcome.name, failure)
 				}
 			}
 			return errors.Join(outcomes[0].err, outcomes[1].err, verdict(rows))
 		},
 	}
+}
+
+// incidents returns the incidents of a run, and the version of its kubelet.
+func incidents(o outcome) (found []e2e.IncidentResult, version string, err error) {
+	if found, err = e2e.Incidents(o.report); err != nil {
+		return nil, "", err
+	}
+	version, err = e2e.KubeletVersion(o.report)
+	return found, version, err
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,15 +26,12 @@ restart of the kubelet, against the stock kubelet without such pods. The table g
 				return fmt.Errorf("--pods: must be at least 1, not %d", pods)
 			}
 			file := filepath.Join(o.outputDir, "e2e", string(e2e.Guarded), "load.md")
-			outcome := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), whole("load", e2e.Guarded),
-				"-load-results="+file, fmt.Sprintf("-load-pods=%d", pods), fmt.Sprintf("-load-window=%s", window), fmt.Sprintf("-load-later=%s", later))[0]
-			if outcome.err == nil && outcome.results.Passed == 0 {
-				return errors.New("nothing was measured: the node suite is older than this program (make node-e2e)")
-			}
+			err := o.measure(cmd.Context(), cmd.ErrOrStderr(), "load",
+				"-load-results="+file, fmt.Sprintf("-load-pods=%d", pods), fmt.Sprintf("-load-window=%s", window), fmt.Sprintf("-load-later=%s", later))
 			if table, err := os.ReadFile(file); err == nil {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s", table)
 			}
-			return outcome.err
+			return err
 		},
 	}
 	cmd.Flags().IntVar(&pods, "pods", 110, "protected pods that are held")

@@ -1,5 +1,5 @@
-// Command guard-e2e runs the node suite for the stock and the guarded kubelet,
-// side by side, and tells what came of it. It builds nothing: make does.
+// Command guard-e2e runs the suites and reports what came of them. It builds nothing:
+// make does.
 package main
 
 import (
@@ -29,7 +29,7 @@ func newCommand() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
 		Use:           "guard-e2e",
-		Short:         "Run the node suite for the stock and the guarded kubelet",
+		Short:         "Run the suites of the node, the control plane and the fleet",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -49,6 +49,7 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&o.cluster, "cluster", "", "name of the cluster for all kubelets (default: one for each, named after it; kind needs a name)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the clusters up and print how to use kubectl on them")
 	flags.BoolVar(&o.failFast, "fail-fast", false, "end a suite with its first failed spec")
-	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newLoadCommand(&o), newKindCommand(&o), newFleetCommand(&o))
+	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newLoadCommand(&o),
+		newControlPlaneCommand(&o), newFleetCommand(&o), newKindCommand(&o), newSlowestCommand(&o))
 	return cmd
 }

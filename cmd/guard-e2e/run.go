@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 
@@ -36,19 +35,8 @@ func newRunCommand(o *options) *cobra.Command {
 			if o.provider != "kind" && !o.keep {
 				parts = split(parts)
 			}
-			outcomes := o.runSuites(cmd.Context(), cmd.ErrOrStderr(), parts, fmt.Sprintf("-ginkgo.flake-attempts=%d", attempts))
-			passed, failed := 0, 0
-			var errs []error
-			for _, outcome := range outcomes {
-				passed += outcome.results.Passed
-				failed += outcome.results.Failed
-				for _, failure := range outcome.results.Failures {
-					fmt.Fprintf(cmd.OutOrStdout(), "FAILED on %s: %s\n", outcome.kubelet, failure)
-				}
-				errs = append(errs, outcome.err)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%d passed, %d failed\n", passed, failed)
-			return errors.Join(errs...)
+			outcomes := o.runNode(cmd.Context(), cmd.ErrOrStderr(), parts, fmt.Sprintf("-ginkgo.flake-attempts=%d", attempts))
+			return finish(cmd.OutOrStdout(), outcomes)
 		},
 	}
 	cmd.Flags().StringSliceVar(&kubelets, "kubelet", []string{string(e2e.Stock), string(e2e.Guarded)}, "kubelets to run the suite for, side by side")
@@ -61,8 +49,8 @@ func newRunCommand(o *options) *cobra.Command {
 // split makes two parts of the guarded one, which has far more specs than the stock one.
 // The second comes last, when the stock one has ended: the incidents, and the other faults
 // of the control plane, so that both lines take about as long.
-func split(parts []suitePart) []suitePart {
-	all, last := slices.Clone(parts), []suitePart{}
+func split(parts []nodePart) []nodePart {
+	all, last := slices.Clone(parts), []nodePart{}
 	for i, part := range all {
 		if part.kubelet == e2e.Guarded {
 			all[i].labels = allOf(part.labels, "!incident && !chaos && !control-plane")

@@ -11,7 +11,7 @@ import (
 
 func TestSplit(t *testing.T) {
 	parts := split(whole("a || b", e2e.Stock, e2e.Guarded))
-	require.Equal(t, []suitePart{
+	require.Equal(t, []nodePart{
 		{kubelet: e2e.Stock, name: "stock", labels: "a || b"},
 		{kubelet: e2e.Guarded, name: "guarded", labels: "(a || b) && (!incident && !chaos && !control-plane)"},
 		{kubelet: e2e.Guarded, name: "incidents", labels: "(a || b) && (incident || chaos || control-plane)"},

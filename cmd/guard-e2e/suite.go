@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,13 +14,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/onsi/ginkgo/v2/types"
 	"golang.org/x/sync/errgroup"
 
-	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/specreport"
 )
-
-// suiteProgram is the compiled node suite in <output>/bin.
-const suiteProgram = "node-e2e.test"
 
 // cleanupTime is how long an interrupted suite may take to remove its cluster,
 // before it is killed.
@@ -36,59 +33,61 @@ type options struct {
 	keep, failFast bool
 }
 
-// suitePart is a run of the node suite on a cluster of its own: for one kubelet, the
-// specs that a label filter selects.
-type suitePart struct {
-	kubelet e2e.Variant
-	// name is that of the folder in <output>/e2e, and of the cluster unless the user
-	// names one.
-	name   string
-	labels string
+// suiteRun is a run of the compiled program of a suite.
+type suiteRun struct {
+	// name is that of the run in lines for people.
+	name string
+	// program is the name of the program in <output>/bin, test that of its test function,
+	// and target what builds it.
+	program, test, target string
+	// files is the path of the log and the reports, without their extensions.
+	files string
+	// labels is the filter that selects specs.
+	labels    string
+	arguments []string
+	// cleanUp removes what is left after a run without a report; it may be nil.
+	cleanUp func(context.Context) error
 }
 
-// whole is a part for each of the kubelets.
-func whole(labels string, kubelets ...e2e.Variant) []suitePart {
-	var parts []suitePart
-	for _, kubelet := range kubelets {
-		parts = append(parts, suitePart{kubelet: kubelet, name: string(kubelet), labels: labels})
-	}
-	return parts
-}
+// log, json and junit are the files of a run.
+func (r suiteRun) log() string   { return r.files + ".log" }
+func (r suiteRun) json() string  { return r.files + ".json" }
+func (r suiteRun) junit() string { return r.files + ".xml" }
 
-// clusterOf is the name of the cluster that a part uses.
-func (o *options) clusterOf(part suitePart) string {
-	return cmp.Or(o.cluster, part.name)
-}
-
-// outcome is what came of one part.
+// outcome is what came of a run.
 type outcome struct {
-	kubelet e2e.Variant
-	results e2e.Results
-	// err is set when the suite failed, and when there are no results to trust.
+	name   string
+	report types.Report
+	// err is set when the suite failed, and when there is no report to trust.
 	err error
 }
 
-// partsAtOnce is how many parts run side by side. With a third cluster two processors
-// are busy all the time, and the suite takes longer, not shorter.
-const partsAtOnce = 2
+// counts has at least one failure for a suite that failed before its specs could.
+func (o outcome) counts() specreport.Counts {
+	counts := specreport.Count(o.report)
+	if o.err != nil && counts.Failed == 0 {
+		counts.Failed = 1
+	}
+	return counts
+}
 
-// runSuites runs the parts side by side, two at a time and in their order, with further
-// arguments for the suite. Progress goes to w.
-func (o *options) runSuites(ctx context.Context, w io.Writer, parts []suitePart, arguments ...string) []outcome {
-	outcomes := make([]outcome, len(parts))
+// runAll runs suites side by side, so many at a time and in their order. Progress goes to
+// w, which several goroutines do not use at once.
+func (o *options) runAll(ctx context.Context, w io.Writer, atOnce int, runs []suiteRun) []outcome {
+	outcomes := make([]outcome, len(runs))
 	var lock sync.Mutex
 	var group errgroup.Group
-	group.SetLimit(partsAtOnce)
+	group.SetLimit(atOnce)
 	started := time.Now()
-	for i, part := range parts {
+	for i, run := range runs {
 		group.Go(func() error {
-			report := func(line string) {
+			progress := func(line string) {
 				lock.Lock()
 				defer lock.Unlock()
-				fmt.Fprintf(w, "%s %-9s %s\n", elapsed(started), part.name, line)
+				fmt.Fprintf(w, "%s %-9s %s\n", elapsed(started), run.name, line)
 			}
-			outcomes[i].kubelet = part.kubelet
-			outcomes[i].results, outcomes[i].err = o.runSuite(ctx, part, arguments, report)
+			outcomes[i].name = run.name
+			outcomes[i].report, outcomes[i].err = o.run(ctx, run, progress)
 			return nil
 		})
 	}
@@ -101,82 +100,112 @@ func elapsed(since time.Time) string {
 	return fmt.Sprintf("%02d:%02d", seconds/60, seconds%60)
 }
 
-// runSuite runs one part and returns its results. The error also says that specs failed,
-// in which case the results hold which.
-func (o *options) runSuite(ctx context.Context, part suitePart, arguments []string, report func(string)) (results e2e.Results, err error) {
-	program := filepath.Join(o.outputDir, "bin", suiteProgram)
+// run runs a suite to its end and returns its report. It also fails if specs did, in which
+// case the report holds which.
+func (o *options) run(ctx context.Context, run suiteRun, progress func(string)) (report types.Report, err error) {
+	program := filepath.Join(o.outputDir, "bin", run.program)
 	if _, err := os.Stat(program); err != nil {
-		return results, fmt.Errorf("the node suite is not built (make node-e2e): %w", err)
+		return report, fmt.Errorf("%s is not built (%s): %w", run.program, run.target, err)
 	}
-	dir := filepath.Join(o.outputDir, "e2e", part.name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return results, err
+	if err := os.MkdirAll(filepath.Dir(run.files), 0o755); err != nil {
+		return report, err
 	}
-	resultsFile := filepath.Join(dir, "results.json")
-	if err := os.Remove(resultsFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return results, fmt.Errorf("remove the results of the last run: %w", err)
+	if err := os.Remove(run.json()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return report, fmt.Errorf("remove the report of the last run: %w", err)
 	}
-	log, err := os.Create(filepath.Join(dir, "suite.log"))
+	log, err := os.Create(run.log())
 	if err != nil {
-		return results, err
+		return report, err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 
 	cmd := exec.CommandContext(ctx, program, append([]string{
-		"-test.run=^TestNode$",
-		"-provider=" + o.provider,
-		"-kubelet=" + string(part.kubelet),
-		"-cluster=" + o.clusterOf(part),
-		"-artifacts=" + part.name,
+		"-test.run=^" + run.test + "$",
+		"-test.timeout=0",
 		"-output=" + o.outputDir,
-		"-results=" + resultsFile,
 		fmt.Sprintf("-keep=%t", o.keep),
-		"-attached",
-		"-ginkgo.label-filter=" + part.labels,
+		"-ginkgo.label-filter=" + run.labels,
 		fmt.Sprintf("-ginkgo.fail-fast=%t", o.failFast),
-		"-ginkgo.no-color", "-ginkgo.v",
-	}, arguments...)...)
+		"-ginkgo.no-color",
+		"-ginkgo.json-report=" + run.json(),
+		"-ginkgo.junit-report=" + run.junit(),
+	}, run.arguments...)...)
 	cmd.Stdout = log
-	progress, err := cmd.StderrPipe()
+	lines, err := cmd.StderrPipe()
 	if err != nil {
-		return results, err
+		return report, err
 	}
 	// Held open until the suite has ended; the suite cleans up when it closes
 	// because this program was killed.
 	if _, err := cmd.StdinPipe(); err != nil {
-		return results, err
+		return report, err
 	}
 	// A group of its own keeps the terminal's Ctrl-C from the suite, which would
 	// take a second one, from here, as an order to leave its cluster behind.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
-		report("interrupted, cleaning up")
+		progress("interrupted, cleaning up")
 		return cmd.Process.Signal(os.Interrupt)
 	}
 	cmd.WaitDelay = cleanupTime
 	if err := cmd.Start(); err != nil {
-		return results, err
+		return report, err
 	}
-	lines := bufio.NewScanner(progress)
-	for lines.Scan() {
-		report(lines.Text())
+	for scanner := bufio.NewScanner(lines); scanner.Scan(); {
+		progress(scanner.Text())
 	}
 	failed := cmd.Wait()
-	results, err = e2e.ReadResults(resultsFile)
-	if err != nil {
-		// Without results, the suite may not have come to its clean-up either.
+	report, err = specreport.Read(run.json())
+	if err != nil && run.cleanUp != nil {
+		// Without a report, the suite may not have come to its clean-up either.
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		left := e2e.RemoveCluster(cleanup, o.provider, e2e.Options{ClusterName: o.clusterOf(part), OutputDir: o.outputDir, Kubelet: part.kubelet})
-		err = errors.Join(err, left)
+		err = errors.Join(err, run.cleanUp(cleanup))
 	}
 	switch {
 	case ctx.Err() != nil:
-		return results, fmt.Errorf("the %s suite was interrupted: %w", part.name, failed)
+		return report, fmt.Errorf("the %s suite was interrupted: %w", run.name, failed)
 	case err != nil:
-		return results, fmt.Errorf("the %s suite ended without results, see %s: %w", part.name, log.Name(), errors.Join(failed, err))
+		return report, fmt.Errorf("the %s suite ended without a report, see %s: %w", run.name, log.Name(), errors.Join(failed, err))
 	case failed != nil:
-		return results, fmt.Errorf("the %s suite failed, see %s: %w", part.name, log.Name(), failed)
+		return report, fmt.Errorf("the %s suite failed, see %s: %w", run.name, log.Name(), failed)
 	}
-	return results, nil
+	return report, nil
+}
+
+// finish prints what came of runs, and returns their errors. The counts are the last line,
+// by which CI counts.
+func finish(out io.Writer, outcomes []outcome) error {
+	var sum specreport.Counts
+	var errs []error
+	var reports []types.Report
+	for _, outcome := range outcomes {
+		for _, spec := range outcome.report.SpecReports {
+			figures, err := specreport.Entries[string](spec, "found")
+			errs = append(errs, err)
+			for _, figure := range figures {
+				fmt.Fprintf(out, "FOUND: %s\n", figure)
+			}
+		}
+		for _, failure := range specreport.Failures(outcome.report) {
+			fmt.Fprintf(out, "FAILED in %s: %s\n", outcome.name, failure)
+		}
+		reports = append(reports, outcome.report)
+		sum = sum.Plus(outcome.counts())
+		errs = append(errs, outcome.err)
+	}
+	printSlowest(out, reports)
+	fmt.Fprintln(out, sum)
+	return errors.Join(errs...)
+}
+
+func printSlowest(out io.Writer, reports []types.Report) {
+	lines := specreport.Slowest(reports...)
+	if len(lines) == 0 {
+		return
+	}
+	fmt.Fprintln(out, "Slowest specs of those that took over 30 s:")
+	for _, line := range lines {
+		fmt.Fprintln(out, line)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/specreport"
 	"kubelet-guard.io/node-e2e/vm"
 )
 
@@ -54,25 +55,30 @@ func newSuiteCommand(config *vm.Config) *cobra.Command {
 			}
 			config.Command = []string{
 				"bin/node-e2e.test", "-test.run=^TestNode$", "-test.timeout=0", "-kubelet=" + kubelet,
-				"-output=/output", "-manifests=/manifests", "-results=/results/results.json",
+				"-output=/output", "-manifests=/manifests", "-ginkgo.json-report=/results/suite.json",
 				"-ginkgo.label-filter=" + labelFilter, "-ginkgo.focus=" + focus, "-ginkgo.v", "-ginkgo.no-color", "-own-clock",
 			}
 			code, err := vm.Run(cmd.Context(), *config)
 			if err != nil {
 				return err
 			}
-			results, err := e2e.ReadResults(filepath.Join(config.Results(), "results.json"))
+			report, err := specreport.Read(filepath.Join(config.Results(), "suite.json"))
 			if err != nil {
-				return fmt.Errorf("the suite ended with exit code %d and without results, see %s: %w", code, config.Results(), err)
+				return fmt.Errorf("the suite ended with exit code %d and without a report, see %s: %w", code, config.Results(), err)
 			}
-			for _, failure := range results.Failures {
+			version, err := e2e.KubeletVersion(report)
+			if err != nil {
+				return err
+			}
+			for _, failure := range specreport.Failures(report) {
 				fmt.Fprintf(cmd.OutOrStdout(), "FAILED: %s\n", failure)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "kubelet %s on cgroup v2: %d passed, %d failed\n", results.Version, results.Passed, results.Failed)
+			counts := specreport.Count(report)
+			fmt.Fprintf(cmd.OutOrStdout(), "kubelet %s on cgroup v2: %s\n", version, counts)
 			switch {
 			case code != 0:
 				return fmt.Errorf("the suite ended with exit code %d, see %s", code, config.Results())
-			case results.Passed == 0:
+			case counts.Passed == 0:
 				return errors.New("no spec ran: --label-filter or --focus selects none")
 			}
 			return nil

@@ -66,18 +66,8 @@ var (
 	clusterLog    *os.File
 )
 
-// specLog is what this suite tells about its specs.
-var specLog = specreport.NewLog(specreport.Format{Decimals: 1, MessageLimit: 400}, nil)
-
-// TestMain ends with the line that all parts of make test end with.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	code := m.Run()
-	if *clusterFlag != "" {
-		code = specLog.Finish(code)
-	}
-	os.Exit(code)
-}
+// specLog reports on the specs of this suite.
+var specLog = specreport.NewLog()
 
 func TestControlPlane(t *testing.T) {
 	if *clusterFlag == "" {
@@ -87,7 +77,7 @@ func TestControlPlane(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Cleaning up takes a cluster's stop.
-	suite.Run(t, suite.Settings{Title: "Control plane suite", PollInterval: pollInterval, GracePeriod: clusterStop})
+	suite.Run(t, suite.Settings{Title: "Control plane suite", Log: specLog, PollInterval: pollInterval, GracePeriod: clusterStop})
 }
 
 // prepare sets the folders of the run and checks that the programs are built.

@@ -93,24 +93,8 @@ func ownNodes() []*kind.Node {
 	})
 }
 
-// specLog is what this suite tells about its specs.
-var specLog = specreport.NewLog(specreport.Format{Decimals: 1, MessageLimit: 400, Skips: true}, func() []string {
-	var lines []string
-	for _, finding := range findings {
-		lines = append(lines, "FOUND: "+finding)
-	}
-	return lines
-})
-
-// TestMain ends with the line that all suites end with.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	code := m.Run()
-	if *clusterFlag != "" {
-		code = specLog.Finish(code)
-	}
-	os.Exit(code)
-}
+// specLog reports on the specs of this suite.
+var specLog = specreport.NewLog()
 
 func TestFleet(t *testing.T) {
 	if *clusterFlag == "" {
@@ -120,7 +104,7 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Cleaning up brings nodes back that are cut off.
-	suite.Run(t, suite.Settings{Title: "Fleet suite", PollInterval: pollInterval, GracePeriod: cleanTimeout})
+	suite.Run(t, suite.Settings{Title: "Fleet suite", Log: specLog, PollInterval: pollInterval, GracePeriod: cleanTimeout})
 }
 
 // prepare sets the folders of the run and checks that the programs are built.
@@ -164,13 +148,10 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
-// findings are the figures of this run.
-var findings []string
-
-// found tells a figure that a spec is about, as progress and at the end of the log.
+// found reports a figure that a spec is about, as progress and in the suite's report.
 func found(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
-	findings = append(findings, line)
+	AddReportEntry("found", ReportEntryVisibilityNever, line)
 	progress("found: %s", line)
 }
 

@@ -8,7 +8,7 @@ import (
 	"github.com/onsi/ginkgo/v2/types"
 )
 
-// Final collects failures that stand whatever the next attempt at a spec says, because
+// Final collects failures that the next attempt at a spec cannot clear, because
 // what must never happen has happened. The zero value is empty. Its methods may be
 // called from several goroutines.
 type Final struct {
@@ -44,7 +44,7 @@ func (f *Final) Overrule(report types.Report) (types.Report, int) {
 			continue
 		}
 		spec.State = types.SpecStateFailed
-		spec.Failure.Message = "at an earlier attempt, which a later one does not mend: " + strings.Join(messages, "; ")
+		spec.Failure.Message = "failed for good at an earlier attempt: " + strings.Join(messages, "; ")
 		overruled++
 	}
 	return report, overruled

@@ -1,87 +1,84 @@
 package specreport
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/onsi/ginkgo/v2"
+	"github.com/onsi/ginkgo/v2/reporters"
 	"github.com/onsi/ginkgo/v2/types"
 )
 
-// Log is what the program of a suite tells about its specs: to the person who waits,
-// on standard error, a line for each as it ends; to make, on standard output behind
-// Ginkgo's report, a line for each failure and, last, the Counts.
+// Log reports on the specs of this process: a line of progress for each on standard
+// error, and Ginkgo's JSON and JUnit reports, in which Final failures count.
 type Log struct {
-	Format
-	progress, results io.Writer
-	final             Final
-	counts            Counts
+	progress    io.Writer
+	final       Final
+	json, junit string
 }
 
-// NewLog makes the log of this program's suite and has Ginkgo report to it. It must be
-// called before the specs run, so it is best the value of a package variable. What
-// findings returns follows the failures, line by line; it may be nil.
-func NewLog(format Format, findings func() []string) *Log {
-	l := &Log{Format: format, progress: os.Stderr, results: os.Stdout}
+// NewLog makes the log of this program's suite and registers it with Ginkgo. It must be
+// called before the specs run, so it is best the value of a package variable.
+func NewLog() *Log {
+	l := &Log{progress: os.Stderr}
 	ginkgo.ReportAfterEach(func(spec types.SpecReport) { l.specEnded(spec) })
-	ginkgo.ReportAfterSuite("count", func(report types.Report) {
-		var lines []string
-		if findings != nil {
-			lines = findings()
+	ginkgo.ReportAfterSuite("report", func(report types.Report) {
+		if err := l.suiteEnded(report); err != nil {
+			ginkgo.Fail(err.Error())
 		}
-		l.suiteEnded(report, lines)
 	})
 	return l
 }
 
+// TakeReports takes the files of -ginkgo.json-report and -ginkgo.junit-report over: Ginkgo
+// would write them without the Final failures. It returns the configuration for Ginkgo.
+func (l *Log) TakeReports(config types.ReporterConfig) types.ReporterConfig {
+	l.json, l.junit = config.JSONReport, config.JUnitReport
+	config.JSONReport, config.JUnitReport = "", ""
+	return config
+}
+
 func (l *Log) specEnded(spec types.SpecReport) {
-	if line := l.Progress(spec); line != "" {
+	if line := Progress(spec); line != "" {
 		fmt.Fprintln(l.progress, line)
 	}
 }
 
-// Stand makes a failure of the running spec one that stands whatever its next attempt
-// says.
+// Stand makes a failure of the running spec final: its next attempt cannot clear it.
 func (l *Log) Stand(format string, args ...any) {
 	l.final.Add(ginkgo.CurrentSpecReport(), fmt.Sprintf(format, args...))
 }
 
-func (l *Log) suiteEnded(report types.Report, findings []string) {
-	report, _ = l.final.Overrule(report)
-	l.counts = l.Count(report)
-	// Ginkgo may have left a line of dots open.
-	fmt.Fprintln(l.results)
-	for _, failure := range l.Failures(report) {
-		// Once more, where the last lines of a log are all that is kept.
-		fmt.Fprintf(l.results, "FAILED: %s\n", failure)
+// suiteEnded writes the reports. The error fails a suite whose specs passed too late.
+func (l *Log) suiteEnded(report types.Report) error {
+	report, overruled := l.final.Overrule(report)
+	var errs []error
+	if l.json != "" {
+		errs = append(errs, reporters.GenerateJSONReport(report, l.json))
 	}
-	for _, line := range findings {
-		fmt.Fprintln(l.results, line)
+	if l.junit != "" {
+		errs = append(errs, reporters.GenerateJUnitReport(report, l.junit))
 	}
-}
-
-// Finish prints the Counts, the line that all suites end with, and returns the code that
-// TestMain exits with. It is given that of the run: a suite that broke before a spec could
-// fail has failed, and so has one whose specs passed too late.
-func (l *Log) Finish(code int) int {
-	if code != 0 && l.counts.Failed == 0 {
-		l.counts.Failed = 1
+	if overruled > 0 {
+		errs = append(errs, fmt.Errorf("%d specs passed at their last attempt, but an earlier one failed for good", overruled))
 	}
-	fmt.Fprintln(l.results, l.counts)
-	if code == 0 && l.counts.Failed > 0 {
-		return 1
-	}
-	return code
+	return errors.Join(errs...)
 }
 
 // NewArtifacts is the function NewArtifacts for the running spec, whose attempt has
-// failed. It tells when the spec is made again, since what is told about its end is
+// failed. It reports whether the spec is repeated, since what is reported at its end is
 // then about another attempt.
 func (l *Log) NewArtifacts(parent string) Artifacts {
 	spec := ginkgo.CurrentSpecReport()
-	if line := l.Repeated(spec); line != "" {
+	l.Repeated(spec)
+	return NewArtifacts(parent, spec)
+}
+
+// Repeated reports that a failed attempt at a spec is repeated, unless it was the last one.
+func (l *Log) Repeated(spec types.SpecReport) {
+	if line := Repeated(spec); line != "" {
 		fmt.Fprintln(l.progress, line)
 	}
-	return NewArtifacts(parent, spec)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,39 +31,37 @@ func failed(text, message string) types.SpecReport {
 }
 
 func TestProgress(t *testing.T) {
-	format := Format{Decimals: 1, MessageLimit: 20, Skips: true}
 	repeated := spec("comes back", types.SpecStatePassed, 2*time.Second)
 	repeated.NumAttempts = 2
 	unable := spec("comes back", types.SpecStateSkipped, 0)
 	unable.Failure.Message = "no second node"
 	beforeSuite := types.SpecReport{LeafNodeType: types.NodeTypeBeforeSuite, State: types.SpecStateFailed, Failure: types.Failure{Message: "no cluster"}}
+	incident := spec("label changed", types.SpecStatePassed, 2*time.Second)
+	incident.LeafNodeLabels = []string{"guarded", "incident"}
 	for name, tc := range map[string]struct {
 		spec types.SpecReport
 		want string
 	}{
 		"passed":               {spec("comes back", types.SpecStatePassed, 1240*time.Millisecond), "A node comes back: ok, 1.2 s"},
 		"passed when repeated": {repeated, "A node comes back: ok at attempt 2, 2.0 s"},
-		"failed":               {failed("comes back", "timed out\n\twaiting for a node"), "A node comes back: FAILED after 1.5 s: timed out waiting fo..."},
+		"failed":               {failed("comes back", "timed out\n\twaiting for a node"), "A node comes back: FAILED after 1.5 s: timed out waiting for a node"},
+		"failed at length":     {failed("comes back", strings.Repeat("ä", 401)), "A node comes back: FAILED after 1.5 s: " + strings.Repeat("ä", 400) + "..."},
+		"an incident":          {incident, "label changed: ok, 2.0 s"},
 		"failed before specs":  {beforeSuite, "BeforeSuite: FAILED after 0.0 s: no cluster"},
 		"skipped by itself":    {unable, "A node comes back: skipped: no second node"},
 		"left out by a filter": {spec("comes back", types.SpecStateSkipped, 0), ""},
 		"pending":              {spec("comes back", types.SpecStatePending, 0), ""},
 	} {
-		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, format.Progress(tc.spec)) })
+		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, Progress(tc.spec)) })
 	}
-
-	format = Format{MessageLimit: 300, Title: func(s types.SpecReport) string { return s.LeafNodeText }}
-	require.Empty(t, format.Progress(unable))
-	require.Equal(t, "comes back: ok, 1 s", format.Progress(spec("comes back", types.SpecStatePassed, 1240*time.Millisecond)))
 }
 
 func TestRepeated(t *testing.T) {
-	format := Format{MessageLimit: 20}
 	attempt := failed("comes back", "timed out")
 	attempt.NumAttempts, attempt.MaxFlakeAttempts = 1, 2
-	require.Equal(t, "A node comes back: failed at attempt 1 and is repeated: timed out", format.Repeated(attempt))
+	require.Equal(t, "A node comes back: failed at attempt 1 and is repeated: timed out", Repeated(attempt))
 	attempt.NumAttempts = 2
-	require.Empty(t, format.Repeated(attempt))
+	require.Empty(t, Repeated(attempt))
 }
 
 func TestCount(t *testing.T) {
@@ -77,24 +76,14 @@ func TestCount(t *testing.T) {
 		unable,
 		{LeafNodeType: types.NodeTypeAfterSuite, State: types.SpecStateTimedout, Failure: types.Failure{Message: "still there"}},
 	}}
-	format := Format{MessageLimit: 300, Skips: true}
-	require.Equal(t, Counts{Passed: 2, Failed: 2, Skipped: 1}, format.Count(report))
-	require.Equal(t, "2 passed, 2 failed, 1 skipped", format.Count(report).String())
-	require.Equal(t, "2 passed, 2 failed", Format{}.Count(report).String())
-	require.Equal(t, []string{"A node stays: it went", "AfterSuite: still there"}, format.Failures(report))
+	require.Equal(t, Counts{Passed: 2, Failed: 2, Skipped: 1}, Count(report))
+	require.Equal(t, "2 passed, 2 failed, 1 skipped", Count(report).String())
+	require.Equal(t, []string{"A node stays: it went", "AfterSuite: still there"}, Failures(report))
 }
 
-func TestParseCounts(t *testing.T) {
-	for _, counts := range []Counts{{}, {Passed: 12}, {Passed: 3, Failed: 1, Skipped: 2}} {
-		parsed, err := ParseCounts(counts.String())
-		require.NoError(t, err)
-		require.Equal(t, counts, parsed)
-	}
-	for _, line := range []string{"", "PASS", "3 passed", "3 passed, 1 failed and more"} {
-		_, err := ParseCounts(line)
-		require.ErrorContains(t, err, "does not tell", line)
-	}
+func TestPlus(t *testing.T) {
 	require.Equal(t, Counts{Passed: 4, Failed: 6, Skipped: 8}, Counts{Passed: 1, Failed: 2, Skipped: 3}.Plus(Counts{Passed: 3, Failed: 4, Skipped: 5}))
+	require.Equal(t, "12 passed, 0 failed", Counts{Passed: 12}.String())
 }
 
 func TestArtifacts(t *testing.T) {

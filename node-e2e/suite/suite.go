@@ -14,6 +14,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"kubelet-guard.io/build"
+	"kubelet-guard.io/node-e2e/specreport"
 )
 
 // KubeVersion is the upstream version that the suites are written for: the name of the
@@ -24,6 +25,8 @@ const KubeVersion = build.KubeVersion
 type Settings struct {
 	// Title is the suite's name in Ginkgo's report.
 	Title string
+	// Log reports on the specs.
+	Log *specreport.Log
 	// PollInterval is the time between two looks of Eventually and Consistently.
 	PollInterval time.Duration
 	// GracePeriod is how long cleaning up may take after Ctrl-C. Ginkgo's own default
@@ -46,5 +49,5 @@ func Run(t *testing.T, s Settings) {
 
 	suiteConfig, reporterConfig := ginkgo.GinkgoConfiguration()
 	suiteConfig.GracePeriod = s.GracePeriod
-	ginkgo.RunSpecs(t, s.Title, suiteConfig, reporterConfig)
+	ginkgo.RunSpecs(t, s.Title, suiteConfig, s.Log.TakeReports(reporterConfig))
 }

@@ -1,11 +1,11 @@
 package e2e
 
 import (
-	"encoding/json"
-	"fmt"
-	"os"
-	"path/filepath"
-	"time"
+	"strings"
+
+	"github.com/onsi/ginkgo/v2/types"
+
+	"kubelet-guard.io/node-e2e/specreport"
 )
 
 // Fate is what became of a pod's process under a fault.
@@ -42,45 +42,38 @@ type IncidentResult struct {
 	Failure string `json:"failure,omitempty"`
 }
 
-// Results is what one run of the suite found.
-type Results struct {
-	Kubelet Variant `json:"kubelet"`
-	// Version is what the node reports of its kubelet.
-	Version string `json:"version"`
-	// Passed counts specs, Failed also what comes before and after them.
-	Passed int `json:"passed"`
-	Failed int `json:"failed"`
-	// Failures has one line for each that failed.
-	Failures  []string         `json:"failures,omitempty"`
-	Duration  time.Duration    `json:"durationNanoseconds"`
-	Incidents []IncidentResult `json:"incidents"`
+// Names of the entries that the suite adds to its report.
+const (
+	incidentEntry       = "incident"
+	kubeletVersionEntry = "kubelet version"
+)
+
+// Incidents returns the incidents in a report of the suite, in their order.
+func Incidents(report types.Report) ([]IncidentResult, error) {
+	var incidents []IncidentResult
+	for _, spec := range report.SpecReports {
+		attempts, err := specreport.Entries[IncidentResult](spec, incidentEntry)
+		if err != nil {
+			return nil, err
+		}
+		if len(attempts) == 0 {
+			continue
+		}
+		last := attempts[len(attempts)-1]
+		last.Failure = specreport.Message(spec)
+		incidents = append(incidents, last)
+	}
+	return incidents, nil
 }
 
-// WriteResults stores results as JSON. The file appears whole or not at all.
-func WriteResults(file string, results Results) error {
-	data, err := json.MarshalIndent(results, "", "  ")
-	if err != nil {
-		return err
+// KubeletVersion returns what the node of a report reported of its kubelet; empty if no
+// node was ready.
+func KubeletVersion(report types.Report) (string, error) {
+	for _, spec := range report.SpecReports {
+		versions, err := specreport.Entries[string](spec, kubeletVersionEntry)
+		if err != nil || len(versions) > 0 {
+			return strings.Join(versions, ""), err
+		}
 	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	partial := file + ".partial"
-	if err := os.WriteFile(partial, append(data, '\n'), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(partial, file)
-}
-
-// ReadResults reads what WriteResults stored.
-func ReadResults(file string) (Results, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return Results{}, err
-	}
-	var results Results
-	if err := json.Unmarshal(data, &results); err != nil {
-		return Results{}, fmt.Errorf("results file %s: %w", file, err)
-	}
-	return results, nil
+	return "", nil
 }
