@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
-	"kubelet-guard.io/node-e2e/criproxy"
+	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
 
 // labelCounters marks what counts calls, requests and writes.

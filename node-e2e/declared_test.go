@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
 )
 
 // restartTimeout covers the back-off of 10 s before a container's second restart.

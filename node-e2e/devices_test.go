@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"kubelet-guard.io/node-e2e/deviceplugin"
+	"kubelet-guard.io/node-e2e/framework/deviceplugin"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 

@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
-	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
 )
 
 const (

@@ -20,8 +20,8 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"sigs.k8s.io/yaml"
 
-	"kubelet-guard.io/node-e2e/embedded"
-	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/cluster/kind"
 )
 
 // kindProvider runs the specs on one worker of a kind cluster that is up: one of the

@@ -14,7 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"kubelet-guard.io/build"
-	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
 )
 
 // kubeletPort is the kubelet's authenticated port.

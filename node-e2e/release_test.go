@@ -13,7 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -166,7 +166,7 @@ func forgetDeletion(ctx context.Context, uid types.UID) error {
 // what it printed.
 func kubectl(ctx context.Context, args ...string) string {
 	GinkgoHelper()
-	program := suite.Kubectl{
+	program := framework.Kubectl{
 		Program:    strings.Fields(provider.Kubectl())[0],
 		Kubeconfig: provider.Kubeconfig(),
 		PluginDir:  filepath.Join(outputDir, "bin"),

@@ -15,7 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	kubelettypes "k8s.io/kubelet/pkg/types"
 
-	"kubelet-guard.io/node-e2e/unixsocket"
+	"kubelet-guard.io/node-e2e/framework/unixsocket"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 

@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"kubelet-guard.io/node-e2e/criproxy"
+	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
 
 // runtimeQuestions is the operation that fails when a question to the runtime does.

@@ -9,7 +9,7 @@ import (
 	. "github.com/onsi/gomega"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
-	"kubelet-guard.io/node-e2e/criproxy"
+	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
 
 // newRuntimeProxy puts a proxy before the node's container runtime, for kubelets that

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	e2e "kubelet-guard.io/node-e2e"
-	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 )
 
 func newDemoCommand(o *options) *cobra.Command {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/cluster/kind"
 )
 
 // fleetPart is a part of the fleet suite that runs beside the others, on nodes of its

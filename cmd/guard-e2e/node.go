@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 
 	e2e "kubelet-guard.io/node-e2e"
-	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 )
 
 // nodePart is a run of the node suite on a cluster of its own: for one kubelet, the

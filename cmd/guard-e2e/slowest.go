@@ -8,7 +8,7 @@ import (
 	"github.com/onsi/ginkgo/v2/types"
 	"github.com/spf13/cobra"
 
-	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 )
 
 func newSlowestCommand(o *options) *cobra.Command {

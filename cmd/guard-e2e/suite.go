@@ -17,7 +17,7 @@ import (
 	"github.com/onsi/ginkgo/v2/types"
 	"golang.org/x/sync/errgroup"
 
-	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 )
 
 // cleanupTime is how long an interrupted suite may take to remove its cluster,

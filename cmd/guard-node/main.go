@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/build"
-	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
 )
 
 func main() {

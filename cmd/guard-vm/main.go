@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	e2e "kubelet-guard.io/node-e2e"
-	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 	"kubelet-guard.io/node-e2e/vm"
 )
 

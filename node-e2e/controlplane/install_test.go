@@ -14,7 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"kubelet-guard.io/node-e2e/webhookinstall"
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 )
 
 // Names from the manifests.

@@ -19,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/admission"
 	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 )
@@ -74,7 +74,7 @@ var _ = Describe("what the alerts are made from", func() {
 			Expect(client.CoreV1().Nodes().Delete(ctx, node.Name, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(specTimeout))
 		_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType,
-			fmt.Appendf(nil, `{"status":{"nodeInfo":{"kubeletVersion":%q}}}`, suite.KubeVersion), metav1.PatchOptions{}, "status")
+			fmt.Appendf(nil, `{"status":{"nodeInfo":{"kubeletVersion":%q}}}`, framework.KubeVersion), metav1.PatchOptions{}, "status")
 		Expect(err).NotTo(HaveOccurred())
 
 		By("with a protected pod")

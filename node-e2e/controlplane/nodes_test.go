@@ -24,7 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
 
-	"kubelet-guard.io/node-e2e/webhookinstall"
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 

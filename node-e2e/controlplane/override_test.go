@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 
-	"kubelet-guard.io/node-e2e/webhookinstall"
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 )
 
 // overridePatch sets or, with "", removes the override annotation of an object.

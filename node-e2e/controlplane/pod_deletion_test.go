@@ -28,8 +28,8 @@ import (
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 
-	"kubelet-guard.io/node-e2e/embedded"
-	"kubelet-guard.io/node-e2e/webhookinstall"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )

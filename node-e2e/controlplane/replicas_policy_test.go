@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
 
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // fleetDefinition defines a custom kind with a scale subresource.
@@ -114,7 +114,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 			namespace, gvr := newNamespace(ctx, nil), workloadResource(name)
 			_, err := resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 0, protected)), metav1.CreateOptions{})
 			Expect(err).NotTo(HaveOccurred())
-			scale := func() suite.Answer {
+			scale := func() framework.Answer {
 				return ordinary.kubectl(ctx, "scale", name, "web", "-n", namespace, "--replicas=1")
 			}
 			Eventually(ctx, func() string { return scale().Stderr }).WithTimeout(policyWait).

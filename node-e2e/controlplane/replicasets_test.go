@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -91,7 +91,7 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 		bare := workloads()["replicasets.apps"]("bare", 0, map[string]string{labelReplicasProtection: "confirm"}).(*appsv1.ReplicaSet)
 		_, err := client.AppsV1().ReplicaSets(namespace).Create(ctx, bare, metav1.CreateOptions{})
 		Expect(err).NotTo(HaveOccurred())
-		scale := func() suite.Answer {
+		scale := func() framework.Answer {
 			return ordinary.kubectl(ctx, "scale", "rs", "bare", "-n", namespace, "--replicas=1")
 		}
 		Expect(scale().Stderr).To(ContainSubstring("replicasets.apps/bare in namespace " + namespace + " were not changed from 0 to 1"))

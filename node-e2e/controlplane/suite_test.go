@@ -16,10 +16,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"kubelet-guard.io/node-e2e/embedded"
-	"kubelet-guard.io/node-e2e/specreport"
-	"kubelet-guard.io/node-e2e/suite"
-	"kubelet-guard.io/node-e2e/webhookinstall"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework"
+	"kubelet-guard.io/node-e2e/framework/specreport"
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 )
 
 // Labels of specs.
@@ -77,16 +77,16 @@ func TestControlPlane(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Cleaning up takes a cluster's stop.
-	suite.Run(t, suite.Settings{Title: "Control plane suite", Log: specLog, PollInterval: pollInterval, GracePeriod: clusterStop})
+	framework.Run(t, framework.Settings{Title: "Control plane suite", Log: specLog, PollInterval: pollInterval, GracePeriod: clusterStop})
 }
 
 // prepare sets the folders of the run and checks that the programs are built.
 func prepare() error {
 	var err error
-	if outputDir, manifestsDir, err = suite.Folders(*outputFlag, *manifestsFlag); err != nil {
+	if outputDir, manifestsDir, err = framework.Folders(*outputFlag, *manifestsFlag); err != nil {
 		return err
 	}
-	if err := suite.Prepare(artifactsDir(), "make test-controlplane", webhookProgram(), kubectlProgram(), manifestsDir); err != nil {
+	if err := framework.Prepare(artifactsDir(), "make test-controlplane", webhookProgram(), kubectlProgram(), manifestsDir); err != nil {
 		return err
 	}
 	// A copy: a run is of one state of the manifests, also while somebody edits them.
@@ -105,7 +105,7 @@ func prepare() error {
 }
 
 func webhookProgram() string { return filepath.Join(outputDir, "bin", "guard-webhook") }
-func kubectlProgram() string { return filepath.Join(outputDir, suite.KubeVersion, "kubectl") }
+func kubectlProgram() string { return filepath.Join(outputDir, framework.KubeVersion, "kubectl") }
 
 // artifactsDir is where a run leaves what explains it.
 func artifactsDir() string { return filepath.Join(outputDir, "e2e", "controlplane") }
@@ -144,7 +144,7 @@ func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 	return embedded.Start(ctx, embedded.Config{
 		Name:    name,
 		Dir:     dir,
-		KubeDir: filepath.Join(outputDir, suite.KubeVersion),
+		KubeDir: filepath.Join(outputDir, framework.KubeVersion),
 		NodeDir: filepath.Join(outputDir, "node", "bin"),
 		Kubelet: filepath.Join(outputDir, "bin", "kubelet"),
 		Log:     clusterLog,

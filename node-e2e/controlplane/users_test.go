@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"kubelet-guard.io/node-e2e/specreport"
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -98,7 +98,7 @@ func (u user) warned() (kubernetes.Interface, *warnings) {
 }
 
 // kubectl runs the real kubectl as the user.
-func (u user) kubectl(ctx context.Context, args ...string) suite.Answer {
+func (u user) kubectl(ctx context.Context, args ...string) framework.Answer {
 	prefix := []string{"--as=" + u.name}
 	for _, group := range u.groups {
 		prefix = append(prefix, "--as-group="+group)
@@ -164,11 +164,11 @@ func (w *warnings) all() []string {
 }
 
 // kubectl runs the real kubectl as the administrator.
-func kubectl(ctx context.Context, args ...string) suite.Answer {
+func kubectl(ctx context.Context, args ...string) framework.Answer {
 	return kubectlInput(ctx, "", args...)
 }
 
 // kubectlInput is kubectl with a standard input.
-func kubectlInput(ctx context.Context, input string, args ...string) suite.Answer {
-	return suite.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig()}.RunWithInput(ctx, input, args...)
+func kubectlInput(ctx context.Context, input string, args ...string) framework.Answer {
+	return framework.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig()}.RunWithInput(ctx, input, args...)
 }

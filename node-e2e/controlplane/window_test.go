@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -83,7 +83,7 @@ func windowStatus(ctx context.Context, g Gomega, namespace, name string) guardv1
 var _ = Describe("operation windows", func() {
 	enforced := map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced}
 	const other = "localhost/guard/other:dev"
-	setImage := func(ctx context.Context, u user, namespace string) suite.Answer {
+	setImage := func(ctx context.Context, u user, namespace string) framework.Answer {
 		return u.kubectl(ctx, "set", "image", "-n", namespace, "deployment/web", "workload="+other)
 	}
 	// opening is what a refusal says about the opening that is that long from now.

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 
-	"kubelet-guard.io/node-e2e/kind"
-	"kubelet-guard.io/node-e2e/webhookinstall"
+	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 

@@ -14,7 +14,7 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
-	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/cluster/kind"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
-	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/cluster/kind"
 )
 
 const (

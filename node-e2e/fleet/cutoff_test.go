@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/util/workqueue"
 
-	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/cluster/kind"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )

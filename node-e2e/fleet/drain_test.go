@@ -9,8 +9,8 @@ import (
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"kubelet-guard.io/node-e2e/kind"
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -24,10 +24,10 @@ const (
 
 // drain runs kubectl drain for each node at the same time, since a person would do
 // one after the other.
-func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.Node]suite.Answer {
+func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.Node]framework.Answer {
 	GinkgoHelper()
 	DeferCleanup(func(ctx SpecContext) { setCordon(ctx, false, nodes...) }, NodeTimeout(cleanTimeout))
-	answers := make([]suite.Answer, len(nodes))
+	answers := make([]framework.Answer, len(nodes))
 	positions := make([]int, len(nodes))
 	for i := range nodes {
 		positions[i] = i
@@ -37,7 +37,7 @@ func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.N
 		answers[i] = tryKubectl(ctx, args...)
 		return nil
 	})
-	byNode := map[*kind.Node]suite.Answer{}
+	byNode := map[*kind.Node]framework.Answer{}
 	for i, node := range nodes {
 		byNode[node] = answers[i]
 	}

@@ -6,10 +6,10 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
-func kubectlProgram() string { return filepath.Join(outputDir, suite.KubeVersion, "kubectl") }
+func kubectlProgram() string { return filepath.Join(outputDir, framework.KubeVersion, "kubectl") }
 func pluginProgram() string  { return filepath.Join(outputDir, "bin", "kubectl-guard") }
 func webhookProgram() string { return filepath.Join(outputDir, "bin", "guard-webhook") }
 
@@ -21,6 +21,6 @@ func kubectl(ctx context.Context, args ...string) string {
 }
 
 // tryKubectl is kubectl for commands that may fail.
-func tryKubectl(ctx context.Context, args ...string) suite.Answer {
-	return suite.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig(), PluginDir: filepath.Dir(pluginProgram())}.Run(ctx, args...)
+func tryKubectl(ctx context.Context, args ...string) framework.Answer {
+	return framework.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig(), PluginDir: filepath.Dir(pluginProgram())}.Run(ctx, args...)
 }

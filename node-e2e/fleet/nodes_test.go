@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"kubelet-guard.io/node-e2e/kind"
+	"kubelet-guard.io/node-e2e/cluster/kind"
 )
 
 const (

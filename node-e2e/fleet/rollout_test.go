@@ -18,9 +18,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/build"
+	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/images"
-	"kubelet-guard.io/node-e2e/kind"
-	"kubelet-guard.io/node-e2e/suite"
 	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
@@ -82,7 +82,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 		nodes []*kind.Node
 		// stock and guarded are the versions of the kubelets.
 		stock   string
-		guarded = build.GuardedVersion(suite.KubeVersion)
+		guarded = build.GuardedVersion(framework.KubeVersion)
 	)
 
 	BeforeAll(func(ctx SpecContext) {
@@ -209,13 +209,13 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		Expect(report.Left).To(BeTrue())
 		Expect(report.Stopped).To(ConsistOf(HavePrefix(stopped.namespace+"/"+stopped.name+"/")), "any kubelet stops it when it is restarted")
 		Expect(report.Now.Mode).To(Equal(guard.Enforce))
-		Expect(versionOf(ctx, node)).To(Equal(build.GuardedVersion(suite.KubeVersion)))
+		Expect(versionOf(ctx, node)).To(Equal(build.GuardedVersion(framework.KubeVersion)))
 		awaitGuardState(ctx, held, guard.Held, guard.AdmissionRejected)
 		kubelet := kubeletOf(ctx, node)
 
 		By("resuming with the pod still held")
 		asOperator(ctx, "resume", "--pool", poolRed, "--yes").ExpectDone()
-		expectRolledOut(ctx, []*kind.Node{node}, build.GuardedVersion(suite.KubeVersion), guard.Enforce)
+		expectRolledOut(ctx, []*kind.Node{node}, build.GuardedVersion(framework.KubeVersion), guard.Enforce)
 		Expect(markedNodes(ctx, poolRed)).To(BeEmpty())
 		Expect(kubeletOf(ctx, node)).To(Equal(kubelet), "the kubelet is not restarted for it")
 		expectRunning(Default, ctx, held, plain)
@@ -240,7 +240,7 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout, labelFau
 		before := kubeletOf(ctx, node)
 
 		By("killing the installer when it has exchanged the kubelet")
-		answers := make(chan suite.Answer, 1)
+		answers := make(chan framework.Answer, 1)
 		go func() {
 			defer GinkgoRecover()
 			answers <- asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolRed), "--mode=Audit", "--image="+imageNotStarting.name)
@@ -253,7 +253,7 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout, labelFau
 		Expect(err).NotTo(HaveOccurred(), "the timer on %s: %s", node.Name(), timer)
 
 		By("waiting for the timer")
-		var answer suite.Answer
+		var answer framework.Answer
 		Eventually(answers).WithContext(ctx).WithTimeout(rolloutTime).Should(Receive(&answer))
 		answer.ExpectRefused(node.Name(), string(rollout.RolledBack))
 		report := reportOf(ctx, node)
@@ -308,7 +308,7 @@ func poolOf(name string) string { return name + "=" + kind.PoolLabel + "=" + nam
 
 // asOperator runs kubectl guard rollout as somebody who has the role for it and the
 // one of viewers, and no other.
-func asOperator(ctx context.Context, args ...string) suite.Answer {
+func asOperator(ctx context.Context, args ...string) framework.Answer {
 	return tryKubectl(ctx, append([]string{
 		"guard", "rollout", "--as=operator", "--as-group=kubelet-guard:rollout", "--as-group=kubelet-guard:viewers", "--as-group=system:authenticated",
 	}, args...)...)

@@ -19,9 +19,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"kubelet-guard.io/node-e2e/kind"
-	"kubelet-guard.io/node-e2e/specreport"
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 )
 
 // Pools that the suite needs. There may be others.
@@ -104,16 +104,16 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Cleaning up brings nodes back that are cut off.
-	suite.Run(t, suite.Settings{Title: "Fleet suite", Log: specLog, PollInterval: pollInterval, GracePeriod: cleanTimeout})
+	framework.Run(t, framework.Settings{Title: "Fleet suite", Log: specLog, PollInterval: pollInterval, GracePeriod: cleanTimeout})
 }
 
 // prepare sets the folders of the run and checks that the programs are built.
 func prepare() error {
 	var err error
-	if outputDir, manifestsDir, err = suite.Folders(*outputFlag, *manifestsFlag); err != nil {
+	if outputDir, manifestsDir, err = framework.Folders(*outputFlag, *manifestsFlag); err != nil {
 		return err
 	}
-	return suite.Prepare(artifactsDir(), "make e2e-kind", kubectlProgram(), pluginProgram(), webhookProgram(), manifestsDir)
+	return framework.Prepare(artifactsDir(), "make e2e-kind", kubectlProgram(), pluginProgram(), webhookProgram(), manifestsDir)
 }
 
 // artifactsDir is where a run leaves what explains it.

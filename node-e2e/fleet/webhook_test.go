@@ -11,8 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	"kubelet-guard.io/node-e2e/images"
-	"kubelet-guard.io/node-e2e/webhookinstall"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 

@@ -18,8 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"kubelet-guard.io/node-e2e/embedded"
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -125,7 +125,7 @@ func Start(t *testing.T, c Config) *Node {
 	n.Cluster, err = embedded.Start(starting, embedded.Config{
 		Name:    c.Name,
 		Dir:     filepath.Join(c.Output, "clusters", c.Name),
-		KubeDir: filepath.Join(c.Output, suite.KubeVersion),
+		KubeDir: filepath.Join(c.Output, framework.KubeVersion),
 		NodeDir: filepath.Join(c.Output, "node", "bin"),
 		Kubelet: filepath.Join(c.Output, "bin", "kubelet"),
 		Log:     t.Output(),

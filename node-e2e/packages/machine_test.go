@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
 	"kubelet-guard.io/node-e2e/hostnode"
 )
 

@@ -123,7 +123,7 @@ func notifyIf(condition bool, notify func()) {
 	}
 }
 
-// readEnvironment reads the variables of the DaemonSet in node-e2e/kind/manifests.
+// readEnvironment reads the variables of the DaemonSet in node-e2e/cluster/kind/manifests.
 func readEnvironment(get func(string) string) (environment, error) {
 	env := environment{
 		Node:     get("NODE_NAME"),

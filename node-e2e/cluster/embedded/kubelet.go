@@ -11,7 +11,7 @@ import (
 	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
 	"sigs.k8s.io/yaml"
 
-	"kubelet-guard.io/node-e2e/unixsocket"
+	"kubelet-guard.io/node-e2e/framework/unixsocket"
 )
 
 const (

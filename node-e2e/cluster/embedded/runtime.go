@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"kubelet-guard.io/node-e2e/unixsocket"
+	"kubelet-guard.io/node-e2e/framework/unixsocket"
 )
 
 // containerdSocket is a path of the node.

@@ -1,7 +1,7 @@
-// Package suite has what the Ginkgo suites of this project do in the same way, beside
+// Package framework has what the Ginkgo suites of this project do in the same way, beside
 // what they tell about their specs (package specreport): how they find what make has
 // built, how they set Ginkgo and Gomega up, and how they run kubectl.
-package suite
+package framework
 
 import (
 	"testing"
@@ -14,7 +14,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"kubelet-guard.io/build"
-	"kubelet-guard.io/node-e2e/specreport"
+	"kubelet-guard.io/node-e2e/framework/specreport"
 )
 
 // KubeVersion is the upstream version that the suites are written for: the name of the

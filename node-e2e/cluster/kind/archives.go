@@ -125,7 +125,7 @@ func (c imagesConfig) image(name string) (images.Image, error) {
 	case "coredns":
 		return images.Program(name, c.part("kind", "coredns")), nil
 	}
-	return images.Image{}, fmt.Errorf("kubeadm %s asks for the image %s, and nothing here builds it; add it to node-e2e/kind/archives.go", c.Version, name)
+	return images.Image{}, fmt.Errorf("kubeadm %s asks for the image %s, and nothing here builds it; add it to node-e2e/cluster/kind/archives.go", c.Version, name)
 }
 
 func (c imagesConfig) kubernetes(name string) string {

@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const manifests = "../../manifests"
+const manifests = "../../../manifests"
 
 // webhookOf builds a folder as kubectl does and returns the webhook's Deployment and
 // the names of the configurations.

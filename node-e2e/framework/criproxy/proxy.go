@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"kubelet-guard.io/node-e2e/unixsocket"
+	"kubelet-guard.io/node-e2e/framework/unixsocket"
 )
 
 const (

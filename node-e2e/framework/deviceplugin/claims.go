@@ -15,7 +15,7 @@ import (
 	drapb "k8s.io/kubelet/pkg/apis/dra/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
-	"kubelet-guard.io/node-e2e/unixsocket"
+	"kubelet-guard.io/node-e2e/framework/unixsocket"
 )
 
 // Pool is the pool in which all devices of a driver are.
