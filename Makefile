@@ -107,7 +107,7 @@ binaries: kubelet kubelet-stock control-plane node-binaries ## Build what a node
 
 .PHONY: node-e2e
 node-e2e: kubectl-guard ## Build the node suite, guard-node and the kubectl plugin: _output/bin/
-	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e
+	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e/node
 	@$(go) build -o _output/bin/guard-node ./cmd/guard-node
 
 .PHONY: controlplane-e2e

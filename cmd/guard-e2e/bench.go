@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 func newBenchCommand(o *options) *cobra.Command {
@@ -28,7 +28,7 @@ with
 			if pods < 1 {
 				return fmt.Errorf("--pods: must be at least 1, not %d", pods)
 			}
-			file := filepath.Join(o.outputDir, "e2e", string(e2e.Guarded), "bench.txt")
+			file := filepath.Join(o.outputDir, "e2e", string(node.Guarded), "bench.txt")
 			return o.measure(cmd.Context(), cmd.ErrOrStderr(), "benchmark",
 				"-bench-results="+file, fmt.Sprintf("-bench-blocks=%d", blocks), fmt.Sprintf("-bench-pods=%d", pods))
 		},

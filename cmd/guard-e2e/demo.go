@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	e2e "kubelet-guard.io/node-e2e"
 	"kubelet-guard.io/node-e2e/framework/specreport"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 func newDemoCommand(o *options) *cobra.Command {
@@ -24,7 +24,7 @@ The exit code is not 0 when the guarded kubelet lost a protected pod, when an
 explicit deletion was not honoured, or when an unprotected pod's fate differs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			outcomes := o.runNode(cmd.Context(), cmd.ErrOrStderr(), whole("incident", e2e.Stock, e2e.Guarded))
+			outcomes := o.runNode(cmd.Context(), cmd.ErrOrStderr(), whole("incident", node.Stock, node.Guarded))
 			if cmd.Context().Err() != nil {
 				return errors.New("interrupted; the clusters are removed")
 			}
@@ -50,10 +50,10 @@ explicit deletion was not honoured, or when an unprotected pod's fate differs.`,
 }
 
 // incidents returns the incidents of a run, and the version of its kubelet.
-func incidents(o outcome) (found []e2e.IncidentResult, version string, err error) {
-	if found, err = e2e.Incidents(o.report); err != nil {
+func incidents(o outcome) (found []node.IncidentResult, version string, err error) {
+	if found, err = node.Incidents(o.report); err != nil {
 		return nil, "", err
 	}
-	version, err = e2e.KubeletVersion(o.report)
+	version, err = node.KubeletVersion(o.report)
 	return found, version, err
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 func newLoadCommand(o *options) *cobra.Command {
@@ -25,7 +25,7 @@ restart of the kubelet, against the stock kubelet without such pods. The table g
 			if pods < 1 {
 				return fmt.Errorf("--pods: must be at least 1, not %d", pods)
 			}
-			file := filepath.Join(o.outputDir, "e2e", string(e2e.Guarded), "load.md")
+			file := filepath.Join(o.outputDir, "e2e", string(node.Guarded), "load.md")
 			err := o.measure(cmd.Context(), cmd.ErrOrStderr(), "load",
 				"-load-results="+file, fmt.Sprintf("-load-pods=%d", pods), fmt.Sprintf("-load-window=%s", window), fmt.Sprintf("-load-later=%s", later))
 			if table, err := os.ReadFile(file); err == nil {

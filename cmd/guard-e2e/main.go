@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 func main() {
@@ -34,7 +34,7 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if _, err := e2e.NewProvider(o.provider, e2e.Options{}); err != nil {
+			if _, err := node.NewProvider(o.provider, node.Options{}); err != nil {
 				return fmt.Errorf("--provider: %w", err)
 			}
 			if o.cluster != "" && o.provider != "kind" {

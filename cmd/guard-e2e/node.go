@@ -7,14 +7,14 @@ import (
 	"io"
 	"path/filepath"
 
-	e2e "kubelet-guard.io/node-e2e"
 	"kubelet-guard.io/node-e2e/framework/specreport"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 // nodePart is a run of the node suite on a cluster of its own: for one kubelet, the
 // specs that a label filter selects.
 type nodePart struct {
-	kubelet e2e.Variant
+	kubelet node.Variant
 	// name is that of the folder in <output>/e2e, and of the cluster unless the user
 	// names one.
 	name   string
@@ -22,7 +22,7 @@ type nodePart struct {
 }
 
 // whole is a part for each of the kubelets.
-func whole(labels string, kubelets ...e2e.Variant) []nodePart {
+func whole(labels string, kubelets ...node.Variant) []nodePart {
 	var parts []nodePart
 	for _, kubelet := range kubelets {
 		parts = append(parts, nodePart{kubelet: kubelet, name: string(kubelet), labels: labels})
@@ -53,7 +53,7 @@ func (o *options) runNode(ctx context.Context, w io.Writer, parts []nodePart, ar
 				"-ginkgo.v",
 			}, arguments...),
 			cleanUp: func(ctx context.Context) error {
-				return e2e.RemoveCluster(ctx, o.provider, e2e.Options{ClusterName: cluster, OutputDir: o.outputDir, Kubelet: part.kubelet})
+				return node.RemoveCluster(ctx, o.provider, node.Options{ClusterName: cluster, OutputDir: o.outputDir, Kubelet: part.kubelet})
 			},
 		})
 	}
@@ -68,7 +68,7 @@ func (o *options) runNode(ctx context.Context, w io.Writer, parts []nodePart, ar
 
 // measure runs the specs with a label for the guarded kubelet; at least one must have run.
 func (o *options) measure(ctx context.Context, w io.Writer, label string, arguments ...string) error {
-	outcome := o.runNode(ctx, w, whole(label, e2e.Guarded), arguments...)[0]
+	outcome := o.runNode(ctx, w, whole(label, node.Guarded), arguments...)[0]
 	if outcome.err == nil && specreport.Count(outcome.report).Passed == 0 {
 		return errors.New("no spec with the label " + label + " ran: the node suite is older than this program (make node-e2e)")
 	}

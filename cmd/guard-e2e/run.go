@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 func newRunCommand(o *options) *cobra.Command {
@@ -18,9 +18,9 @@ func newRunCommand(o *options) *cobra.Command {
 		Short: "Run the whole suite, or what a label filter selects",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var variants []e2e.Variant
+			var variants []node.Variant
 			for _, kubelet := range kubelets {
-				v, err := e2e.ParseVariant(kubelet)
+				v, err := node.ParseVariant(kubelet)
 				if err != nil {
 					return fmt.Errorf("--kubelet: %w", err)
 				}
@@ -28,7 +28,7 @@ func newRunCommand(o *options) *cobra.Command {
 			}
 			parts := whole(labelFilter, variants...)
 			for i := range parts {
-				if parts[i].kubelet == e2e.Stock {
+				if parts[i].kubelet == node.Stock {
 					parts[i].labels = allOf(labelFilter, stockLabelFilter)
 				}
 			}
@@ -39,7 +39,7 @@ func newRunCommand(o *options) *cobra.Command {
 			return finish(cmd.OutOrStdout(), outcomes)
 		},
 	}
-	cmd.Flags().StringSliceVar(&kubelets, "kubelet", []string{string(e2e.Stock), string(e2e.Guarded)}, "kubelets to run the suite for, side by side")
+	cmd.Flags().StringSliceVar(&kubelets, "kubelet", []string{string(node.Stock), string(node.Guarded)}, "kubelets to run the suite for, side by side")
 	cmd.Flags().StringVar(&labelFilter, "label-filter", "", "Ginkgo label filter, for example 'incident' or 'guarded && !incident'")
 	cmd.Flags().StringVar(&stockLabelFilter, "stock-label-filter", "", "further filter for the stock kubelet, for example '!incident'")
 	cmd.Flags().IntVar(&attempts, "attempts", 1, "how often a failing spec is tried; a pod that died against expectation, a deletion that was not honoured and a failure of the guard count anyhow")
@@ -52,7 +52,7 @@ func newRunCommand(o *options) *cobra.Command {
 func split(parts []nodePart) []nodePart {
 	all, last := slices.Clone(parts), []nodePart{}
 	for i, part := range all {
-		if part.kubelet == e2e.Guarded {
+		if part.kubelet == node.Guarded {
 			all[i].labels = allOf(part.labels, "!incident && !chaos && !control-plane")
 			part.name, part.labels = "incidents", allOf(part.labels, "incident || chaos || control-plane")
 			last = append(last, part)

@@ -6,21 +6,21 @@ import (
 	"github.com/onsi/ginkgo/v2/types"
 	"github.com/stretchr/testify/require"
 
-	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 func TestSplit(t *testing.T) {
-	parts := split(whole("a || b", e2e.Stock, e2e.Guarded))
+	parts := split(whole("a || b", node.Stock, node.Guarded))
 	require.Equal(t, []nodePart{
-		{kubelet: e2e.Stock, name: "stock", labels: "a || b"},
-		{kubelet: e2e.Guarded, name: "guarded", labels: "(a || b) && (!incident && !chaos && !control-plane)"},
-		{kubelet: e2e.Guarded, name: "incidents", labels: "(a || b) && (incident || chaos || control-plane)"},
+		{kubelet: node.Stock, name: "stock", labels: "a || b"},
+		{kubelet: node.Guarded, name: "guarded", labels: "(a || b) && (!incident && !chaos && !control-plane)"},
+		{kubelet: node.Guarded, name: "incidents", labels: "(a || b) && (incident || chaos || control-plane)"},
 	}, parts)
 
 	// Every spec is in one part.
 	for _, labels := range [][]string{{}, {"guarded"}, {"incident"}, {"guarded", "chaos"}, {"transparency", "own-machine"}} {
 		found := 0
-		for _, part := range split(whole("", e2e.Guarded)) {
+		for _, part := range split(whole("", node.Guarded)) {
 			filter, err := types.ParseLabelFilter(part.labels)
 			require.NoError(t, err)
 			if filter(labels) {

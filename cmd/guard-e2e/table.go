@@ -6,18 +6,18 @@ import (
 	"io"
 	"strings"
 
-	e2e "kubelet-guard.io/node-e2e"
+	"kubelet-guard.io/node-e2e/node"
 )
 
 // row is one incident on both kubelets; nil where it did not run.
 type row struct {
 	incident       string
-	stock, guarded *e2e.IncidentResult
+	stock, guarded *node.IncidentResult
 }
 
 // compare pairs the incidents of both runs, in the order of the first run that
 // has them.
-func compare(stock, guarded []e2e.IncidentResult) []row {
+func compare(stock, guarded []node.IncidentResult) []row {
 	var rows []row
 	at := map[string]int{}
 	find := func(incident string) *row {
@@ -58,9 +58,9 @@ func (r row) problems() []string {
 		problems = append(problems, "the unprotected pod's fate differs")
 	}
 	for _, result := range []struct {
-		kubelet e2e.Variant
-		*e2e.IncidentResult
-	}{{e2e.Stock, r.stock}, {e2e.Guarded, r.guarded}} {
+		kubelet node.Variant
+		*node.IncidentResult
+	}{{node.Stock, r.stock}, {node.Guarded, r.guarded}} {
 		if result.Failure != "" {
 			problems = append(problems, fmt.Sprintf("the spec failed on %s", result.kubelet))
 		} else if !result.Observed {
@@ -117,7 +117,7 @@ func count(b bool) int {
 	return 0
 }
 
-func fateText(r *e2e.IncidentResult) string {
+func fateText(r *node.IncidentResult) string {
 	switch {
 	case r == nil:
 		return "not run"
@@ -131,7 +131,7 @@ func fateText(r *e2e.IncidentResult) string {
 	return "kept"
 }
 
-func deletionText(r *e2e.IncidentResult) string {
+func deletionText(r *node.IncidentResult) string {
 	switch {
 	case r == nil || !r.Observed:
 		return "-"

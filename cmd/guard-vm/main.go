@@ -14,8 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	e2e "kubelet-guard.io/node-e2e"
 	"kubelet-guard.io/node-e2e/framework/specreport"
+	e2e "kubelet-guard.io/node-e2e/node"
 	"kubelet-guard.io/node-e2e/vm"
 )
 

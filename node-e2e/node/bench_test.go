@@ -1,0 +1,222 @@
+package node
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// labelBenchmark marks what measures and does not judge.
+const labelBenchmark = "benchmark"
+
+var (
+	benchFlag       = flag.String("bench-results", "", "file that receives the measurements in Go's benchmark format; empty skips them")
+	benchBlocksFlag = flag.Int("bench-blocks", 12, "blocks of the benchmark: lives of a kubelet, half of them stock. A multiple of 4")
+	benchPodsFlag   = flag.Int("bench-pods", 6, "protected pods in a block, and as many unprotected ones")
+)
+
+// benchPod bounds one measurement. It is no threshold: what takes longer is broken.
+const benchPod = time.Minute
+
+// The guarded kubelet is compared with the stock one on one node in one run. The
+// kubelet's binary is swapped between blocks, in the order stock, guarded, guarded,
+// stock, so that a drift of the machine hits both alike. Pods come one after the
+// other, protected and unprotected in turn. Nothing is asserted about the figures:
+// benchstat compares them and says how sure that is.
+//
+//   - PodStart: from the request that creates the pod until its container's process
+//     runs, by the runtime's own record of that moment (nanoseconds). What the API
+//     says comes up to a second later, because the kubelet looks at the runtime once
+//     a second, so that it would hide what the guard adds.
+//   - PodRunning: from the same request until the API shows phase Running.
+//   - PodStop: from the request that deletes the pod until its process has ended, by
+//     the kernel's notice (pidfd). The process ends on SIGTERM at once.
+//   - PodGone: from the same request until the object is gone.
+//   - KubeletCPU: processor time of the kubelet in a block, per pod.
+//   - KubeletMemory: the kubelet's resident memory at the end of a block.
+var _ = Describe("The cost of the guard", Label(labelGuarded, labelBenchmark), func() {
+	It("is measured against the stock kubelet", func(ctx SpecContext) {
+		if *benchFlag == "" {
+			Skip("-bench-results names no file (make bench-node)")
+		}
+		Expect(*benchBlocksFlag%4).To(BeZero(), "-bench-blocks %d: must be a multiple of 4, or one kubelet is measured later than the other", *benchBlocksFlag)
+		Expect(os.MkdirAll(filepath.Dir(*benchFlag), 0o755)).To(Succeed())
+		file, err := os.Create(*benchFlag)
+		Expect(err).NotTo(HaveOccurred(), "-bench-results")
+		DeferCleanup(file.Close)
+		fmt.Fprintf(file, "goos: %s\ngoarch: %s\npkg: kubelet-guard.io/node-e2e\ncores: %d\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+		b := &bench{scene: newScene(ctx), out: file}
+		for block := range *benchBlocksFlag {
+			b.kubelet = []Variant{Stock, Guarded, Guarded, Stock}[block%4]
+			b.block(ctx)
+			progress("benchmark: block %d of %d (%s) done", block+1, *benchBlocksFlag, b.kubelet)
+		}
+	}, NodeTimeout(time.Hour))
+})
+
+// bench writes what it measures as lines of Go's benchmark format.
+type bench struct {
+	*scene
+	out     io.Writer
+	kubelet Variant
+	pods    int
+}
+
+// emit writes one measurement. The sub-benchmark's name says which pod, if any, and
+// which kubelet, in the form by which benchstat sorts.
+func (b *bench) emit(name, pod string, value float64, unit string) {
+	GinkgoHelper()
+	if pod != "" {
+		name += "/pod=" + pod
+	}
+	_, err := fmt.Fprintf(b.out, "Benchmark%s/kubelet=%s 1 %.0f %s\n", name, b.kubelet, value, unit)
+	Expect(err).NotTo(HaveOccurred(), "-bench-results")
+}
+
+// block is one life of a kubelet.
+func (b *bench) block(ctx context.Context) {
+	GinkgoHelper()
+	restartKubelet(ctx, KubeletChange{Binary: kubeletBinary(b.kubelet)})
+	// The first pod pays for what the kubelet does once.
+	b.cycle(ctx, "unprotected", false)
+	cpu, _ := kubeletUsage(ctx)
+	for n := range *benchPodsFlag {
+		kinds := []string{"protected", "unprotected"}
+		if n%2 == 1 {
+			kinds[0], kinds[1] = kinds[1], kinds[0]
+		}
+		for _, kind := range kinds {
+			b.cycle(ctx, kind, true)
+		}
+	}
+	after, memory := kubeletUsage(ctx)
+	b.emit("KubeletCPU", "", (after-cpu)*float64(time.Second)/float64(2**benchPodsFlag), "ns/op")
+	b.emit("KubeletMemory", "", memory, "resident-bytes")
+}
+
+// kubeletUsage reads the kubelet's account of itself: seconds of processor time,
+// and bytes of resident memory.
+func kubeletUsage(ctx context.Context) (cpu, memory float64) {
+	GinkgoHelper()
+	metrics := mustReadMetrics(ctx)
+	cpu, memory = metrics.sum("process_cpu_seconds_total"), metrics.sum("process_resident_memory_bytes")
+	Expect(cpu).To(BeNumerically(">", 0), "process_cpu_seconds_total of the kubelet")
+	Expect(memory).To(BeNumerically(">", 0), "process_resident_memory_bytes of the kubelet")
+	return cpu, memory
+}
+
+// cycle creates a pod, waits until it runs, deletes it and waits until it is gone.
+func (b *bench) cycle(ctx context.Context, kind string, measured bool) {
+	GinkgoHelper()
+	ctx, cancel := context.WithTimeout(ctx, benchPod)
+	defer cancel()
+	b.pods++
+	template := b.newPod(fmt.Sprintf("%s-%d", kind, b.pods))
+	template.Spec.Containers[0].ReadinessProbe = nil
+	if kind == "protected" {
+		protected(template)
+	}
+	watcher, err := client.CoreV1().Pods(b.namespace).Watch(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, template.Name).String(),
+	})
+	Expect(err).NotTo(HaveOccurred(), "watch pod %s", template.Name)
+	defer watcher.Stop()
+
+	sleepAtRandom(ctx)
+	created := time.Now()
+	pod := b.create(ctx, template)
+	err = awaitEvent(ctx, watcher, func(event watch.Event) bool {
+		object, ok := event.Object.(*corev1.Pod)
+		return ok && object.Status.Phase == corev1.PodRunning
+	})
+	running := time.Since(created)
+	Expect(err).NotTo(HaveOccurred(), "await phase Running of pod %s", pod.Name)
+	containers, err := containersOf(ctx, pod.UID)
+	Expect(err).NotTo(HaveOccurred())
+	Expect(containers).To(HaveKey(workloadContainer), "running containers of pod %s", pod.Name)
+	container := containers[workloadContainer]
+
+	ended := awaitExit(container.Process)
+	sleepAtRandom(ctx)
+	deleted := time.Now()
+	Expect(client.CoreV1().Pods(b.namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{})).To(Succeed(), "delete pod %s", pod.Name)
+	err = awaitEvent(ctx, watcher, func(event watch.Event) bool { return event.Type == watch.Deleted })
+	gone := time.Since(deleted)
+	Expect(err).NotTo(HaveOccurred(), "await the end of the object of pod %s", pod.Name)
+	var end time.Time
+	Eventually(ended).WithContext(ctx).Should(Receive(&end), "the process of pod %s (%s) ends", pod.Name, container.Process)
+	if !measured {
+		return
+	}
+	b.emit("PodStart", kind, float64(container.StartedAt.Sub(created)), "ns/op")
+	b.emit("PodRunning", kind, float64(running), "ns/op")
+	b.emit("PodStop", kind, float64(end.Sub(deleted)), "ns/op")
+	b.emit("PodGone", kind, float64(gone), "ns/op")
+}
+
+// sleepAtRandom waits for up to two periods of the kubelet's relist. Whether a pod is
+// deleted right after one or right before makes a second, and would be the same for all
+// pods of a block otherwise.
+func sleepAtRandom(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(rand.N(2 * time.Second)):
+	}
+}
+
+// awaitEvent waits for the first event that fits. It does not stop the watch.
+func awaitEvent(ctx context.Context, watcher watch.Interface, fits func(watch.Event) bool) error {
+	var last watch.EventType
+	for {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; the last event was %q", context.Cause(ctx), last)
+		case event, open := <-watcher.ResultChan():
+			if !open {
+				return fmt.Errorf("the watch ended; the last event was %q", last)
+			}
+			if fits(event) {
+				return nil
+			}
+			last = event.Type
+		}
+	}
+}
+
+// awaitExit returns the moment at which a process ends, once it has.
+func awaitExit(process Process) <-chan time.Time {
+	GinkgoHelper()
+	fd, err := unix.PidfdOpen(process.PID, 0)
+	Expect(err).NotTo(HaveOccurred(), "open %s", process)
+	alive, err := process.Alive()
+	Expect(err).NotTo(HaveOccurred())
+	Expect(alive).To(BeTrue(), "%s still is the process that was started", process)
+	ended := make(chan time.Time, 1)
+	go func() {
+		defer unix.Close(fd)
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		for {
+			if n, err := unix.Poll(poll, -1); n > 0 {
+				ended <- time.Now()
+				return
+			} else if err != nil && err != unix.EINTR {
+				return
+			}
+		}
+	}()
+	return ended
+}

@@ -1,0 +1,450 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/node-e2e/cluster/embedded"
+)
+
+const (
+	// protectionLabel with protectionValue is the default pod selector of the guard.
+	protectionLabel = "kubelet-guard.io/explicit-deletion"
+	protectionValue = "required"
+
+	workloadImage     = embedded.WorkloadImage
+	workloadContainer = "workload"
+	workloadPort      = 8080
+
+	// gracePeriod is short because the workload ends on SIGTERM at once; a deletion
+	// that takes this long was not passed on to the process.
+	gracePeriod = 5 * time.Second
+)
+
+// Waits for single pods.
+const (
+	// podStart covers sandbox, network and container on a loaded machine.
+	podStart = time.Minute
+	// deletionSlack is what a deletion may take beyond the grace period: the watch,
+	// the runtime and the removal of the object.
+	deletionSlack = 15 * time.Second
+	// apiLag covers a status or an event on its way to the API; the kubelet syncs
+	// statuses at least every 10 s.
+	apiLag = 20 * time.Second
+	// controllerLag covers controllers that have lost the API server, to a spec before:
+	// they come back with a back-off of up to 30 s.
+	controllerLag = time.Minute
+	// deathPoll bounds the error of the measured kill times.
+	deathPoll = 50 * time.Millisecond
+)
+
+// scene is the namespace of one spec, with a Service over the pods in it.
+type scene struct {
+	namespace string
+	// lost holds what etcd had about pods whose keys the spec has deleted.
+	lost map[types.UID][]byte
+}
+
+// current is the running spec's scene, for whoever explains its failure.
+var current *scene
+
+// newScene makes the namespace and sees to it that nothing of it is left on the
+// node afterwards.
+func newScene(ctx context.Context) *scene {
+	GinkgoHelper()
+	namespace, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"},
+	}, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred(), "create the spec's namespace")
+	s := &scene{namespace: namespace.Name, lost: map[types.UID][]byte{}}
+	DeferCleanup(s.remove, NodeTimeout(2*time.Minute))
+	current = s
+	DeferCleanup(func() { current = nil })
+	_, err = client.CoreV1().Services(s.namespace).Create(ctx, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "pods"},
+		Spec: corev1.ServiceSpec{
+			Selector: map[string]string{"app": "e2e"},
+			Ports:    []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(workloadPort)}},
+		},
+	}, metav1.CreateOptions{})
+	Expect(err).NotTo(HaveOccurred(), "create the spec's service")
+	return s
+}
+
+// remove deletes the spec's pods and waits for their containers, because what a
+// spec leaves on the node would take resources from the next one.
+func (s *scene) remove(ctx SpecContext) {
+	Eventually(func(g Gomega) {
+		pods, err := client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{})
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, pod := range pods.Items {
+			if pod.DeletionTimestamp == nil {
+				err := client.CoreV1().Pods(s.namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](1)})
+				g.Expect(ignoreNotFound(err)).To(Succeed())
+			}
+		}
+		g.Expect(pods.Items).To(BeEmpty(), "pods of the namespace %s", s.namespace)
+		running, err := provider.Node().Runtime().Containers(ctx)
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, c := range running {
+			g.Expect(c.PodNamespace).NotTo(Equal(s.namespace), "container %s of pod %s still runs", c.Name, c.PodName)
+		}
+	}).WithContext(ctx).WithTimeout(time.Minute).Should(Succeed(), "the node is left as it was found")
+	// Nothing runs in it any more, so nobody waits for the namespace controller.
+	Expect(ignoreNotFound(client.CoreV1().Namespaces().Delete(ctx, s.namespace, metav1.DeleteOptions{}))).To(Succeed())
+}
+
+func ignoreNotFound(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// podOption changes a pod before it is created.
+type podOption func(*corev1.Pod)
+
+// protected asks for the guard's protection.
+func protected(pod *corev1.Pod) { pod.Labels[protectionLabel] = protectionValue }
+
+// requesting sets the CPU request, in thousandths of a core, and a little memory.
+func requesting(milliCPU int64) podOption {
+	return func(pod *corev1.Pod) {
+		for i := range pod.Spec.Containers {
+			pod.Spec.Containers[i].Resources.Requests = cpuAndMemory(milliCPU)
+		}
+	}
+}
+
+// withArgs replaces the workload's arguments.
+func withArgs(args ...string) podOption {
+	return func(pod *corev1.Pod) { pod.Spec.Containers[0].Args = args }
+}
+
+func restartPolicy(policy corev1.RestartPolicy) podOption {
+	return func(pod *corev1.Pod) { pod.Spec.RestartPolicy = policy }
+}
+
+// newPod is the template of all pods: a server that is ready as soon as it
+// answers. It names its node itself, so that no spec depends on the scheduler.
+func (s *scene) newPod(name string, options ...podOption) *corev1.Pod {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:      name,
+			Namespace: s.namespace,
+			Labels:    map[string]string{"app": "e2e"},
+		},
+		Spec: corev1.PodSpec{
+			NodeName:                      provider.Node().Name(),
+			TerminationGracePeriodSeconds: ptr.To(int64(gracePeriod.Seconds())),
+			Containers:                    []corev1.Container{newContainer(workloadContainer, workloadPort)},
+		},
+	}
+	for _, option := range options {
+		option(pod)
+	}
+	return pod
+}
+
+func newContainer(name string, port int32) corev1.Container {
+	return corev1.Container{
+		Name:            name,
+		Image:           workloadImage,
+		ImagePullPolicy: corev1.PullNever,
+		Env:             []corev1.EnvVar{{Name: "PORT", Value: fmt.Sprint(port)}},
+		Ports:           []corev1.ContainerPort{{ContainerPort: port}},
+		ReadinessProbe: &corev1.Probe{
+			ProbeHandler:  httpGet("/healthz", port),
+			PeriodSeconds: 1,
+		},
+	}
+}
+
+func httpGet(path string, port int32) corev1.ProbeHandler {
+	return corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(port)}}
+}
+
+// subject is a pod whose process a spec keeps an eye on.
+type subject struct {
+	name, namespace string
+	uid             types.UID
+	ip              string
+	process         Process
+	sandbox         Process
+	death           *deathWatch
+}
+
+func (s *subject) String() string { return s.namespace + "/" + s.name }
+
+// create creates a pod. Right after its namespace, the service account may not
+// be there yet.
+func (s *scene) create(ctx context.Context, pod *corev1.Pod) *corev1.Pod {
+	GinkgoHelper()
+	var created *corev1.Pod
+	Eventually(func() (err error) {
+		created, err = client.CoreV1().Pods(s.namespace).Create(ctx, pod, metav1.CreateOptions{})
+		return err
+	}).WithContext(ctx).WithTimeout(controllerLag).Should(Succeed(), "create pod %s", pod.Name)
+	return created
+}
+
+// run creates pods from the template and waits until each serves behind the
+// Service.
+func (s *scene) run(ctx context.Context, pods ...*corev1.Pod) []*subject {
+	GinkgoHelper()
+	created := make([]*corev1.Pod, len(pods))
+	for i, pod := range pods {
+		created[i] = s.create(ctx, pod)
+	}
+	subjects := make([]*subject, len(pods))
+	for i, pod := range created {
+		s.awaitServing(ctx, pod.Name, pod.UID)
+		subjects[i] = s.observe(ctx, pod.Name, workloadContainer)
+	}
+	return subjects
+}
+
+// observe identifies the process of a pod's running container and starts to
+// watch it.
+func (s *scene) observe(ctx context.Context, pod, container string) *subject {
+	GinkgoHelper()
+	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod, metav1.GetOptions{})
+	Expect(err).NotTo(HaveOccurred(), "read pod %s", pod)
+	found := &subject{name: pod, namespace: s.namespace, uid: object.UID, ip: object.Status.PodIP}
+	Eventually(func(g Gomega) {
+		running, err := containersOf(ctx, object.UID)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(running).To(HaveKey(container))
+		found.process, found.sandbox = running[container].Process, running[container].Sandbox
+	}).WithContext(ctx).WithTimeout(podStart).Should(Succeed(), "the runtime runs container %s of pod %s", container, pod)
+	found.death = watchDeath(found.process)
+	return found
+}
+
+// containersOf lists the running containers of one pod by name.
+func containersOf(ctx context.Context, uid types.UID) (map[string]Container, error) {
+	all, err := provider.Node().Runtime().Containers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := map[string]Container{}
+	for _, c := range all {
+		if c.PodUID == string(uid) {
+			own[c.Name] = c
+		}
+	}
+	return own, nil
+}
+
+// awaitServing waits until a pod is Running, Ready and a ready endpoint.
+func (s *scene) awaitServing(ctx context.Context, pod string, uid types.UID) {
+	GinkgoHelper()
+	Eventually(s.expectServing).WithContext(ctx).WithArguments(ctx, pod, uid).WithTimeout(podStart).
+		Should(Succeed(), "pod %s/%s runs and serves", s.namespace, pod)
+}
+
+// expectServing checks that a pod is shown as what it is: Running, Ready and a
+// ready endpoint of the Service.
+func (s *scene) expectServing(g Gomega, ctx context.Context, name string, uid types.UID) {
+	s.expectReady(g, ctx, name, uid)
+	endpoint, err := s.endpointReady(ctx, uid)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(endpoint).To(BeTrue(), "pod %s is a ready endpoint of the service", name)
+}
+
+// expectReady checks that the API shows the pod with the UID as Running and Ready.
+func (s *scene) expectReady(g Gomega, ctx context.Context, name string, uid types.UID) {
+	pod, err := client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(pod.UID).To(Equal(uid), "UID of pod %s", name)
+	g.Expect(pod.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s (reason %q, message %q)", name, pod.Status.Reason, pod.Status.Message)
+	ready := podCondition(pod, corev1.PodReady)
+	g.Expect(ready).NotTo(BeNil(), "pod %s has a condition Ready", name)
+	g.Expect(ready.Status).To(Equal(corev1.ConditionTrue), "condition Ready of pod %s: %s", name, ready.Message)
+}
+
+func (s *scene) endpointReady(ctx context.Context, uid types.UID) (bool, error) {
+	slices, err := client.DiscoveryV1().EndpointSlices(s.namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: discoveryv1.LabelServiceName + "=pods",
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, slice := range slices.Items {
+		for _, endpoint := range slice.Endpoints {
+			if endpoint.TargetRef != nil && endpoint.TargetRef.UID == uid {
+				return ptr.Deref(endpoint.Conditions.Ready, false), nil
+			}
+		}
+	}
+	return false, nil
+}
+
+func podCondition(pod *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
+	for i := range pod.Status.Conditions {
+		if pod.Status.Conditions[i].Type == kind {
+			return &pod.Status.Conditions[i]
+		}
+	}
+	return nil
+}
+
+// tell asks a pod's workload for something over HTTP, through the API server.
+func (s *scene) tell(ctx context.Context, pod, path string, query map[string]string) string {
+	GinkgoHelper()
+	answer, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), path, query).DoRaw(ctx)
+	Expect(err).NotTo(HaveOccurred(), "GET %s of pod %s", path, pod)
+	return string(answer)
+}
+
+// exit makes a pod's workload end with a code. Its answer may be lost: the connection
+// ends with the process. A process that has just started may not listen yet.
+func (s *scene) exit(ctx context.Context, pod string, code int) {
+	GinkgoHelper()
+	Eventually(func() error {
+		_, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), "/exit", map[string]string{"code": fmt.Sprint(code)}).DoRaw(ctx)
+		if err == nil || strings.Contains(err.Error(), "connection refused") {
+			return err
+		}
+		GinkgoWriter.Printf("GET /exit of pod %s: %v\n", pod, err)
+		return nil
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the request to exit reaches pod %s", pod)
+}
+
+// ask asks a pod's workload for something at the pod's own address, which works
+// without the pod's object and without an API server.
+func ask(ctx context.Context, pod *subject, port int32, path string) (string, error) {
+	answer, err := provider.Node().Fetch(ctx, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path))
+	if err != nil {
+		return answer, fmt.Errorf("pod %s: %w", pod, err)
+	}
+	return answer, nil
+}
+
+// expectFile checks the file that a container of a pod serves.
+func expectFile(g Gomega, ctx context.Context, pod *subject, port int32, content string) {
+	served, err := ask(ctx, pod, port, "/file")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(served).To(Equal(content), "file that pod %s serves on port %d", pod, port)
+}
+
+// deathWatch notes when a process ends.
+type deathWatch struct {
+	ended chan struct{}
+	at    time.Time
+}
+
+// watchDeath watches a process until it ends or the spec does.
+func watchDeath(p Process) *deathWatch {
+	w := &deathWatch{ended: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	DeferCleanup(cancel)
+	go func() {
+		ticker := time.NewTicker(deathPoll)
+		defer ticker.Stop()
+		for {
+			// An unreadable /proc says nothing about the process, so only a clear
+			// answer counts.
+			if alive, err := p.Alive(); err == nil && !alive {
+				w.at = time.Now()
+				close(w.ended)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+		}
+	}()
+	return w
+}
+
+// seen tells whether the process ended, and when.
+func (w *deathWatch) seen() (time.Time, bool) {
+	select {
+	case <-w.ended:
+		return w.at, true
+	default:
+		return time.Time{}, false
+	}
+}
+
+// awaitDeath waits for a subject's process to end and returns how long after the
+// given moment that was. A process that ended before it, because the fault was
+// complete later than its effect, counts as 0.
+func (s *subject) awaitDeath(ctx context.Context, since time.Time, within time.Duration) time.Duration {
+	GinkgoHelper()
+	Eventually(s.death.ended).WithContext(ctx).WithTimeout(within).Should(BeClosed(),
+		"the process of pod %s (%s) ends within %s", s, s.process, within)
+	return max(0, s.death.at.Sub(since))
+}
+
+// awaitHonoured is awaitDeath for a process whose end was asked for explicitly. One that
+// does not end is a failure whatever the next attempt at the spec says.
+func (s *subject) awaitHonoured(ctx context.Context, asked time.Time, within time.Duration) time.Duration {
+	GinkgoHelper()
+	honoured := false
+	defer func() {
+		if !honoured {
+			specLog.Stand("the process of pod %s (%s) was to end within %s of an explicit deletion", s, s.process, within)
+		}
+	}()
+	took := s.awaitDeath(ctx, asked, within)
+	honoured = true
+	return took
+}
+
+// expectAlive checks that the process of the start still runs. One that does not is a
+// failure whatever the next attempt at the spec says.
+func (s *subject) expectAlive(g Gomega) {
+	at, dead := s.death.seen()
+	if dead {
+		specLog.Stand("the process of pod %s (%s) had to run on and ended at %s", s, s.process, at.Format(time.TimeOnly))
+	}
+	g.Expect(dead).To(BeFalse(), "the process of pod %s (%s) ended at %s", s, s.process, at.Format(time.TimeOnly))
+}
+
+// deleteExplicitly deletes a pod through the API and waits until its process, its
+// containers and its object are gone. It returns how long the process took.
+func (s *scene) deleteExplicitly(ctx context.Context, pod *subject, options metav1.DeleteOptions) time.Duration {
+	GinkgoHelper()
+	grace := gracePeriod
+	if options.GracePeriodSeconds != nil {
+		grace = time.Duration(*options.GracePeriodSeconds) * time.Second
+	}
+	asked := time.Now()
+	err := client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, options)
+	Expect(err).NotTo(HaveOccurred(), "delete pod %s", pod)
+	took := pod.awaitHonoured(ctx, asked, grace+deletionSlack)
+	s.awaitGone(ctx, pod, grace+deletionSlack)
+	return took
+}
+
+// awaitGone waits until neither the runtime nor the API knows the pod any more.
+func (s *scene) awaitGone(ctx context.Context, pod *subject, within time.Duration) {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		running, err := containersOf(ctx, pod.uid)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(running).To(BeEmpty(), "running containers of pod %s", pod)
+		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
+		if err == nil {
+			g.Expect(object.UID).NotTo(Equal(pod.uid), "pod %s is still in the API, phase %s", pod, object.Status.Phase)
+			return
+		}
+		g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "read pod %s: %v", pod, err)
+	}).WithContext(ctx).WithTimeout(within).Should(Succeed(), "pod %s is gone from the node and from the API", pod)
+}

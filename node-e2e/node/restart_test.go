@@ -1,0 +1,217 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	kubelettypes "k8s.io/kubelet/pkg/types"
+
+	"kubelet-guard.io/node-e2e/framework/unixsocket"
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+// A kubelet admits and syncs all its pods again when it starts. These are parts of a pod that may be
+// gone by then, or at their end, beside a container that runs.
+var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine), func() {
+	It("costs no protected pod its container for want of another one's record or of a claim, and runs nothing twice", func(ctx SpecContext) {
+		s := newScene(ctx)
+		s.provideClaim(ctx)
+		pods := s.run(ctx,
+			s.newPod("init-removed", protected, withEndedInit),
+			s.newPod("debug-removed", protected),
+			s.newPod("claim-deleted", protected, withClaim))
+		initRemoved, debugRemoved, claimDeleted := pods[0], pods[1], pods[2]
+		s.debug(ctx, debugRemoved.name)
+
+		By("deleting the claim, and removing an init and a debug container past the kubelet")
+		Expect(client.CoreV1().PersistentVolumeClaims(s.namespace).Delete(ctx, claim, metav1.DeleteOptions{})).To(Succeed())
+		stopKubelet(ctx)
+		removeContainer(ctx, initRemoved, initContainer)
+		removeContainer(ctx, debugRemoved, debugContainer)
+		startKubelet(ctx, KubeletChange{})
+		expectUntouched := func() {
+			GinkgoHelper()
+			Consistently(func(g Gomega) {
+				for _, pod := range pods {
+					pod.expectAlive(g)
+				}
+				g.Expect(containersNamed(ctx, initRemoved, initContainer)).To(BeEmpty(), "init containers of pod %s", initRemoved)
+				g.Expect(len(containersNamed(ctx, debugRemoved, debugContainer))).To(BeNumerically("<=", 1), "debug containers of pod %s", debugRemoved)
+			}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
+		}
+		expectUntouched()
+		By("ending the container that has its file on the claim")
+		_, err := ask(ctx, claimDeleted, claimPort, "/exit?code=1")
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(expectFile).WithContext(ctx).WithArguments(ctx, claimDeleted, int32(claimPort), claimDeleted.name).
+			WithTimeout(restartTimeout).Should(Succeed(), "the restarted container has the file of its predecessor")
+		if variant == Guarded {
+			for _, pod := range pods {
+				expectState(Default, ctx, pod, guard.Protected)
+			}
+			By("losing the objects, too")
+			stopKubelet(ctx)
+			for _, pod := range pods {
+				s.loseKey(ctx, pod)
+			}
+			startKubelet(ctx, KubeletChange{})
+			for _, pod := range pods {
+				s.awaitHeld(ctx, pod, guard.PodVanished)
+			}
+			expectUntouched()
+			for _, pod := range pods {
+				s.restoreKey(ctx, pod)
+			}
+		}
+		for _, pod := range pods {
+			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		}
+	})
+
+	It("ends protected pods that have completed beside a debug container, and starts none that is Terminating", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pods := s.run(ctx,
+			s.newPod("completed", protected, restartPolicy(corev1.RestartPolicyNever)),
+			s.newPod("reported", protected, restartPolicy(corev1.RestartPolicyNever)),
+			s.newPod("finalized", protected, withFinalizer))
+		DeferCleanup(s.removeFinalizer, pods[2])
+		completed, reported, finalized := pods[0], pods[1], pods[2]
+		debugged := []*subject{s.debug(ctx, completed.name), s.debug(ctx, reported.name)}
+
+		By("deleting a pod that has a finalizer")
+		asked := time.Now()
+		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, finalized.name, metav1.DeleteOptions{})).To(Succeed())
+		finalized.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
+		By("completing two pods while the kubelet is down, and reporting so of one")
+		stopKubelet(ctx)
+		for _, pod := range []*subject{completed, reported} {
+			s.exit(ctx, pod.name, 0)
+			pod.awaitDeath(ctx, time.Now(), killTimeout)
+		}
+		s.patchPhase(ctx, reported, corev1.PodSucceeded)
+		since := time.Now()
+		startKubelet(ctx, KubeletChange{})
+		for _, pod := range debugged {
+			pod.awaitDeath(ctx, since, killTimeout)
+		}
+		for _, pod := range []*subject{completed, reported} {
+			object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			s.awaitPhase(ctx, object, corev1.PodSucceeded)
+		}
+		Expect(containersOf(ctx, finalized.uid)).To(BeEmpty(), "running containers of pod %s", finalized)
+		s.removeFinalizer(ctx, finalized)
+		for _, pod := range pods {
+			Expect(ignoreNotFound(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, metav1.DeleteOptions{}))).To(Succeed())
+		}
+		for _, pod := range pods {
+			s.awaitGone(ctx, pod, deletionSlack)
+		}
+		if variant == Guarded {
+			Expect(mustReadMetrics(ctx).byCause(heldPods)).To(BeEmpty(), heldPods)
+		}
+	})
+})
+
+var _ = Describe("The kubelet's lost record of resources", Label(labelGuarded), func() {
+	It("restarts no protected container whose resize policy is a restart", func(ctx SpecContext) {
+		s := newScene(ctx)
+		pods := s.run(ctx, s.newPod("protected", protected, withRestartingResize), s.newPod("unprotected", withRestartingResize))
+		stopKubelet(ctx)
+		for _, name := range []string{"allocated_pods_state", "actuated_pods_state"} {
+			Expect(os.Remove(filepath.Join(provider.Node().KubeletDir(), name))).To(Succeed())
+		}
+		since := time.Now()
+		startKubelet(ctx, KubeletChange{})
+		pods[1].awaitDeath(ctx, since, killTimeout)
+		s.awaitHeld(ctx, pods[0], guard.ResizeRecordLost)
+		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})
+	})
+})
+
+// withRestartingResize declares that a resize of the memory restarts the container.
+func withRestartingResize(pod *corev1.Pod) {
+	container := &pod.Spec.Containers[0]
+	container.Resources.Requests = cpuAndMemory(10)
+	container.Resources.Limits = cpuAndMemory(500)
+	container.ResizePolicy = []corev1.ContainerResizePolicy{
+		{ResourceName: corev1.ResourceMemory, RestartPolicy: corev1.RestartContainer},
+		{ResourceName: corev1.ResourceCPU, RestartPolicy: corev1.RestartContainer},
+	}
+}
+
+const debugContainer = "debug"
+
+// debug adds an ephemeral container to a running pod and returns it when it runs.
+func (s *scene) debug(ctx context.Context, pod string) *subject {
+	GinkgoHelper()
+	patch := fmt.Sprintf(`{"spec":{"ephemeralContainers":[{"name":%q,"image":%q,"imagePullPolicy":%q,"args":["--listen=false"]}]}}`,
+		debugContainer, workloadImage, corev1.PullNever)
+	_, err := client.CoreV1().Pods(s.namespace).Patch(ctx, pod, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "ephemeralcontainers")
+	Expect(err).NotTo(HaveOccurred(), "add a debug container to pod %s", pod)
+	return s.observe(ctx, pod, debugContainer)
+}
+
+const finalizer = "e2e.kubelet-guard.io/finalizer"
+
+func withFinalizer(pod *corev1.Pod) { pod.Finalizers = []string{finalizer} }
+
+// removeFinalizer lets the object of a deleted pod go.
+func (s *scene) removeFinalizer(ctx context.Context, pod *subject) {
+	GinkgoHelper()
+	_, err := client.CoreV1().Pods(s.namespace).Patch(ctx, pod.name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+	Expect(ignoreNotFound(err)).To(Succeed(), "remove the finalizer of pod %s", pod)
+}
+
+// askRuntime calls the node's container runtime past the kubelet.
+func askRuntime(call func(runtimeapi.RuntimeServiceClient) error) {
+	GinkgoHelper()
+	connection, err := unixsocket.Client(provider.Node().RuntimeSocket())
+	Expect(err).NotTo(HaveOccurred())
+	defer connection.Close()
+	Expect(call(runtimeapi.NewRuntimeServiceClient(connection))).To(Succeed(), "ask the container runtime")
+}
+
+// containersNamed returns the runtime's IDs of a pod's containers of one name, also of
+// those that have ended.
+func containersNamed(ctx context.Context, pod *subject, name string) (ids []string) {
+	GinkgoHelper()
+	askRuntime(func(runtime runtimeapi.RuntimeServiceClient) error {
+		list, err := runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+			LabelSelector: map[string]string{kubelettypes.KubernetesPodUIDLabel: string(pod.uid), kubelettypes.KubernetesContainerNameLabel: name},
+		}})
+		for _, container := range list.GetContainers() {
+			ids = append(ids, container.Id)
+		}
+		return err
+	})
+	return ids
+}
+
+// removeContainer removes a container of a pod from the runtime, with all that is known
+// of it, whether it runs or has ended.
+func removeContainer(ctx context.Context, pod *subject, name string) {
+	GinkgoHelper()
+	ids := containersNamed(ctx, pod, name)
+	Expect(ids).NotTo(BeEmpty(), "containers %s of pod %s", name, pod)
+	askRuntime(func(runtime runtimeapi.RuntimeServiceClient) error {
+		for _, id := range ids {
+			if _, err := runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+				return err
+			}
+			if _, err := runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

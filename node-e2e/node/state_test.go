@@ -1,0 +1,210 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelet-guard.io/pkg/kubelet/guard"
+)
+
+// savedFormat begins the first line of a saved pod, up to the number of the format.
+const savedFormat = "kubelet-guard saved pod v"
+
+var _ = Describe("A broken state directory", Label(labelGuarded), func() {
+	It("with files that cannot be used costs no pod its protection, and each file is named", func(ctx SpecContext) {
+		faults := []struct {
+			name   string
+			damage func(file string, content []byte) error
+		}{
+			{"unreadable", func(file string, _ []byte) error {
+				// Root may read everything but a folder.
+				if err := os.Remove(file); err != nil {
+					return err
+				}
+				return os.Mkdir(file, 0o700)
+			}},
+			{"truncated", func(file string, content []byte) error { return os.WriteFile(file, content[:len(content)/2], 0o600) }},
+			{"empty", func(file string, _ []byte) error { return os.Truncate(file, 0) }},
+			{"corrupt", func(file string, content []byte) error {
+				content[len(content)/2] ^= 1
+				return os.WriteFile(file, content, 0o600)
+			}},
+			{"older", func(file string, content []byte) error { return os.WriteFile(file, withFormat(content, 0), 0o600) }},
+			{"newer", func(file string, content []byte) error { return os.WriteFile(file, withFormat(content, 99), 0o600) }},
+		}
+		tolerate(stateDirectory)
+		s := newScene(ctx)
+		templates := []*corev1.Pod{s.newPod("gone", protected)}
+		for _, fault := range faults {
+			templates = append(templates, s.newPod(fault.name, protected))
+		}
+		pods := s.run(ctx, templates...)
+		gone, pods := pods[0], pods[1:]
+		By("deleting one pod, whose file comes back")
+		stale, err := os.ReadFile(savedFile(gone))
+		Expect(err).NotTo(HaveOccurred())
+		s.deleteExplicitly(ctx, gone, metav1.DeleteOptions{})
+		By("damaging the files of the others, and losing their objects, while the kubelet is down")
+		stopKubelet(ctx)
+		Expect(os.WriteFile(savedFile(gone), stale, 0o600)).To(Succeed())
+		for i, fault := range faults {
+			content, err := os.ReadFile(savedFile(pods[i]))
+			Expect(err).NotTo(HaveOccurred())
+			Expect(string(content)).To(HavePrefix(savedFormat))
+			Expect(fault.damage(savedFile(pods[i]), content)).To(Succeed(), "make a file %s", fault.name)
+			s.loseKey(ctx, pods[i])
+			DeferCleanup(os.RemoveAll, savedFile(pods[i]))
+		}
+		log := kubeletLog()
+		startKubelet(ctx, KubeletChange{})
+		for i, fault := range faults {
+			By("checking the pod whose file is " + fault.name)
+			s.awaitOrphaned(ctx, pods[i])
+			expectUnusable(ctx, log, savedFile(pods[i]))
+		}
+		Expect(mustReadMetrics(ctx).failedOperations()).To(HaveKeyWithValue(stateDirectory, BeEquivalentTo(len(faults))), guardErrors)
+		Expect(savedFile(gone)).NotTo(BeAnExistingFile(), "the file of a pod that no longer exists")
+		Consistently(func(g Gomega) {
+			for _, pod := range pods {
+				pod.expectAlive(g)
+			}
+		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+
+		By("restoring the objects: the files are written anew")
+		for _, pod := range pods {
+			if info, err := os.Stat(savedFile(pod)); err == nil && info.IsDir() {
+				Expect(os.Remove(savedFile(pod))).To(Succeed())
+			}
+			s.restoreKey(ctx, pod)
+		}
+		for _, pod := range pods {
+			Eventually(os.ReadFile).WithContext(ctx).WithArguments(savedFile(pod)).WithTimeout(apiLag).
+				Should(HavePrefix(savedFormat+"1 "), "the file of pod %s", pod)
+		}
+		stopKubelet(ctx)
+		for _, pod := range pods {
+			s.loseKey(ctx, pod)
+		}
+		startKubelet(ctx, KubeletChange{})
+		for _, pod := range pods {
+			s.awaitHeld(ctx, pod, guard.PodVanished)
+		}
+		for _, pod := range pods {
+			s.restoreKey(ctx, pod)
+		}
+	})
+
+	It("that is full keeps no pod from being protected", func(ctx SpecContext) {
+		expectProtectedWithout(ctx, func(folder string) {
+			runOnNode(ctx, "sh", "-c", "cat /dev/zero >"+filepath.Join(folder, "filler")+" || true")
+		}, func(folder string) {
+			runOnNode(ctx, "rm", filepath.Join(folder, "filler"))
+		})
+	})
+
+	It("that is read-only keeps no pod from being protected", func(ctx SpecContext) {
+		expectProtectedWithout(ctx, func(folder string) {
+			runOnNode(ctx, "mount", "-o", "remount,ro", folder)
+		}, func(folder string) {
+			runOnNode(ctx, "mount", "-o", "remount,rw", folder)
+		})
+	})
+})
+
+// expectProtectedWithout checks what becomes of pods when the file system of the
+// state directory takes nothing more: live, over a restart, and once it is mended.
+func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)) {
+	GinkgoHelper()
+	tolerate(stateDirectory)
+	s := newScene(ctx)
+	folder := nodeDir(ctx)
+	runOnNode(ctx, "mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", folder)
+	DeferCleanup(func(ctx context.Context) {
+		// Not before the kubelet has left it.
+		runOnNode(ctx, "umount", folder)
+	})
+	change := KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "stateDir: " + folder + "\n")}
+	restartKubelet(ctx, change)
+	saved := s.run(ctx, s.newPod("saved", protected))[0]
+	file := func(pod *subject) string { return filepath.Join(folder, "pods", string(pod.uid)+".pod") }
+	spoil(folder)
+
+	By("changing a pod and starting another")
+	log := kubeletLog()
+	s.patch(ctx, saved, `{"metadata":{"labels":{"changed":"true"}}}`)
+	unsaved := s.run(ctx, s.newPod("unsaved", protected))[0]
+	for _, pod := range []*subject{saved, unsaved} {
+		expectUnusable(ctx, log, file(pod))
+		expectState(Default, ctx, pod, guard.Protected)
+	}
+	Expect(mustReadMetrics(ctx).failedOperations()).To(HaveKey(stateDirectory), guardErrors)
+
+	By("restarting the kubelet without the pods' objects")
+	stopKubelet(ctx)
+	for _, pod := range []*subject{saved, unsaved} {
+		s.loseKey(ctx, pod)
+	}
+	startKubelet(ctx, change)
+	s.awaitHeld(ctx, saved, guard.PodVanished)
+	s.awaitOrphaned(ctx, unsaved)
+	Consistently(func(g Gomega) {
+		saved.expectAlive(g)
+		unsaved.expectAlive(g)
+	}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+
+	By("restoring the objects")
+	log = kubeletLog()
+	for _, pod := range []*subject{saved, unsaved} {
+		s.restoreKey(ctx, pod)
+		expectUnusable(ctx, log, file(pod))
+	}
+
+	By("mending the file system: what could not be written is written")
+	mend(folder)
+	for _, pod := range []*subject{saved, unsaved} {
+		Eventually(provider.Node().Run).WithContext(ctx).WithArguments(ctx, "cat", file(pod)).WithTimeout(apiLag).
+			Should(HavePrefix(savedFormat), "the file of pod %s", pod)
+		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+	}
+	restartKubelet(ctx, KubeletChange{})
+}
+
+// expectUnusable checks that a file of the state directory that failed is named in
+// the kubelet's log and by an event on the node.
+func expectUnusable(ctx context.Context, log func() string, file string) {
+	GinkgoHelper()
+	name := filepath.Base(file)
+	expectNodeEvent(ctx, guard.EventSavedPodUnusable, name)
+	Expect(log()).To(MatchRegexp(`state directory failed.*\n?.*`+name), "the kubelet's log")
+}
+
+// withFormat changes the number of a saved pod's format. Its checksum, which does
+// not cover the first line, stays right.
+func withFormat(content []byte, version int) []byte {
+	_, rest, _ := bytes.Cut(content, []byte(" sha256:"))
+	return append(fmt.Appendf(nil, "%s%d sha256:", savedFormat, version), rest...)
+}
+
+func runOnNode(ctx context.Context, command ...string) string {
+	GinkgoHelper()
+	output, err := provider.Node().Run(ctx, command...)
+	Expect(err).NotTo(HaveOccurred())
+	return output
+}
+
+// nodeDir makes a folder on the node, which the spec's end removes.
+func nodeDir(ctx context.Context) string {
+	GinkgoHelper()
+	folder := strings.TrimSpace(runOnNode(ctx, "mktemp", "-d"))
+	DeferCleanup(func(ctx context.Context) { runOnNode(ctx, "rm", "-rf", folder) })
+	return folder
+}
