@@ -1,10 +1,6 @@
 package build
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -148,59 +144,4 @@ func TestHookGoesWithItsNeighbours(t *testing.T) {
 	assert.True(t, changes[0].importsOnly)
 	assert.Equal(t, changes[1:2], changes[1].neighbours(changes, true))
 	assert.Equal(t, changes, changes[1].neighbours(changes, false))
-}
-
-// The causes of a hook are known here and decided there.
-func TestCausesOfHooksAreThoseOfTheGuardPackage(t *testing.T) {
-	r, err := FindRepo(".")
-	require.NoError(t, err)
-	causes, err := r.causes()
-	require.NoError(t, err)
-	files, err := filepath.Glob(r.path(filepath.FromSlash(GuardDir), "*.go"))
-	require.NoError(t, err)
-	declared := map[string]bool{}
-	for _, file := range files {
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-		require.NoError(t, err)
-		for _, d := range parsed.Decls {
-			if f, ok := d.(*ast.FuncDecl); ok && !strings.HasSuffix(file, "_test.go") {
-				declared[f.Name.Name] = true
-			}
-		}
-	}
-	for hook, of := range causesOf {
-		assert.True(t, declared[hook], "no function %s", hook)
-		assert.Subset(t, causes, of, hook)
-	}
-}
-
-func TestProofOfATestThatWaitsForEver(t *testing.T) {
-	run := newTestRun()
-	run.packages["k8s.io/kubernetes/pkg/a"] = "fail"
-	run.write(testID{"k8s.io/kubernetes/pkg/a", "TestGuardStop/kept"}, "panic: test timed out after 2m0s\n\trunning tests:\n")
-	run.write(testID{"k8s.io/kubernetes/pkg/a", ""}, "FAIL\tk8s.io/kubernetes/pkg/a\t120.1s\n")
-	var p Proof
-	p.take(run)
-	assert.Equal(t, []string{"a.TestGuardStop"}, p.Noticed)
-}
-
-func TestProofNamesTestsAndBuildFailures(t *testing.T) {
-	run := newTestRun()
-	run.results[testID{"k8s.io/kubernetes/pkg/a", "TestGuardStop"}] = "fail"
-	run.results[testID{"k8s.io/kubernetes/pkg/a", "TestGuardStop/kept"}] = "fail"
-	run.results[testID{"k8s.io/kubernetes/pkg/a", "TestGuardOther"}] = "pass"
-	run.packages["k8s.io/kubernetes/pkg/a"] = "fail"
-	run.write(testID{"k8s.io/kubernetes/pkg/a", ""}, "FAIL\n")
-	var p Proof
-	p.take(run)
-	assert.Equal(t, []string{"a.TestGuardStop"}, p.Noticed)
-	assert.True(t, p.Proved())
-
-	run = newTestRun()
-	run.packages["k8s.io/kubernetes/pkg/a"] = "fail"
-	run.write(testID{"k8s.io/kubernetes/pkg/a", ""}, "FAIL\tk8s.io/kubernetes/pkg/a [build failed]\n")
-	p = Proof{}
-	p.take(run)
-	assert.Contains(t, p.Problem, "build failed")
-	assert.False(t, p.Proved())
 }
