@@ -16,7 +16,7 @@
 //
 // # What is not made again
 //
-// Trees and programs are kept outside the checkout, in kubelet-guard of the user's cache
+// Trees, programs and results are kept outside the checkout, in kubelet-guard of the user's cache
 // folder or where KUBELET_GUARD_CACHE says, so that a fresh clone finds them. None of this
 // can hide a red test or an old program:
 //
@@ -32,6 +32,8 @@
 //   - The go command builds every program, also one that the cache has: it compares the ID
 //     in the program with compiler, flags and sources, and only the linking is saved. A
 //     program that is not whole is not offered to it.
+//   - The comparison of the table of stop paths is kept with a hash of the program that
+//     makes it, the table and the tree, and only when both agree.
 //
 // With KUBELET_GUARD_CACHE=off, everything is made in the checkout and every test runs.
 //

@@ -1,7 +1,9 @@
 package build
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -188,18 +190,67 @@ func (r Repo) CheckStopPaths(ctx context.Context, u Upstream, dir string, out io
 	if err != nil {
 		return err
 	}
-	if dir == "" {
-		src, err := r.source(u, Guarded)
-		if err != nil {
-			return err
-		}
-		var release func()
-		if dir, release, err = r.hold(ctx, src, out); err != nil {
-			return err
-		}
-		defer release()
+	if dir != "" {
+		return r.compareStopPaths(ctx, u, table, dir, out, out)
 	}
-	if dir, err = filepath.Abs(dir); err != nil {
+	src, err := r.source(u, Guarded)
+	if err != nil {
+		return err
+	}
+	tree, release, err := r.hold(ctx, src, out)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if r.Cache == "" {
+		return r.compareStopPaths(ctx, u, table, tree, out, out)
+	}
+	// The result follows from this program, the tree and the table. A failure is not kept.
+	key, err := r.stopPathsKey(u, src)
+	if err != nil {
+		return err
+	}
+	kept, release, err := r.cache().hold(ctx, "stop-paths", key, out, func(dir string) error {
+		var result bytes.Buffer
+		if err := r.compareStopPaths(ctx, u, table, tree, &result, out); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "result"), result.Bytes(), 0o644)
+	})
+	if err != nil {
+		return err
+	}
+	defer release()
+	result, err := os.ReadFile(filepath.Join(kept, "result"))
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(result)
+	return err
+}
+
+// stopPathsKey identifies all that a comparison depends on.
+func (r Repo) stopPathsKey(u Upstream, src source) (string, error) {
+	h := sha256.New()
+	program, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	for _, file := range []string{program, r.stopPathsFile(u)} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		hashFile(h, filepath.Base(file), data)
+	}
+	fmt.Fprintln(h, src.key())
+	return fmt.Sprintf("%x", h.Sum(nil))[:32], nil
+}
+
+// compareStopPaths is CheckStopPaths for the tree in dir. The result is written to result.
+func (r Repo) compareStopPaths(ctx context.Context, u Upstream, table StopPaths, dir string, result, out io.Writer) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "Checking the stop paths of %s in %s\n", stopPathsMain, r.rel(dir))
@@ -214,11 +265,11 @@ func (r Repo) CheckStopPaths(ctx context.Context, u Upstream, dir string, out io
 	for _, area := range table.Areas {
 		for _, path := range area.Paths {
 			if path.Open != "" {
-				fmt.Fprintf(out, "OPEN: %s: %s\n", path.Caller, path.Open)
+				fmt.Fprintf(result, "OPEN: %s: %s\n", path.Caller, path.Open)
 			}
 		}
 	}
-	fmt.Fprintln(out, counts)
+	fmt.Fprintln(result, counts)
 	return nil
 }
 

@@ -349,6 +349,12 @@ areas:
 	require.NoError(t, f.CheckStopPaths(ctx, u, "", &out))
 	assert.Contains(t, out.String(), "1 stops, 1 uses on the way to them: 1 behind a hook, 0 open, 0 need none or are decided by their callers\n")
 
+	// The same tree and table in another checkout.
+	var again bytes.Buffer
+	require.NoError(t, f.other().CheckStopPaths(ctx, u, "", &again))
+	assert.NotContains(t, again.String(), "Checking the stop paths")
+	assert.Contains(t, again.String(), "1 stops, 1 uses on the way to them")
+
 	// Another tree than the prepared one, with a caller more.
 	other := t.TempDir()
 	require.NoError(t, copyTree(ctx, f.treeDir(Guarded), other))
