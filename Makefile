@@ -41,7 +41,7 @@ export GOFLAGS := $(strip $(shell go env GOFLAGS) -trimpath)
 # A variable from the command line reaches every recipe's environment; the tools
 # themselves must still be built for this machine.
 go := env -u GOARCH -u GOOS -u KUBE_VERSION go
-guard_build := $(go) run ./cmd/guard-build --kube-version='$(KUBE_VERSION)'
+guard_build := $(go) run ./build/guard-build --kube-version='$(KUBE_VERSION)'
 
 ##@ Build
 

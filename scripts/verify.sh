@@ -51,7 +51,7 @@ check 'go vet build/node' go -C build/node vet ./...
 check 'staticcheck' go tool staticcheck ./...
 check 'shellcheck' scripts/shellcheck.sh
 check 'words' scripts/words.sh
-check 'patches' go run ./cmd/guard-build patches verify
+check 'patches' go run ./build/guard-build patches verify
 check 'generated files' scripts/verify-generated.sh
 
 printf '%d passed, %d failed\n' "$passed" "$failed"
