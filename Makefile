@@ -84,7 +84,7 @@ promtool: ## Build the checker of alert rules: _output/bin/promtool
 
 .PHONY: webhook-image
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
-	@docker build --quiet --file=build/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
+	@docker build --quiet --file=build/images/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
 
 .PHONY: failing-kubelets
 failing-kubelets: ## Build kubelets that fail on purpose, to test rollback: _output/failing/
@@ -93,7 +93,7 @@ failing-kubelets: ## Build kubelets that fail on purpose, to test rollback: _out
 .PHONY: installer-image
 installer-image: kubelet guard-installer ## Build the image with the installer and the guarded kubelet (INSTALLER_IMAGE=name:tag; needs Docker)
 	@mkdir -p _output/installer && cp --remove-destination _output/bin/kubelet _output/bin/guard-installer _output/installer/
-	@docker build --quiet --file=build/installer/Dockerfile --tag='$(INSTALLER_IMAGE)' _output/installer
+	@docker build --quiet --file=build/images/installer/Dockerfile --tag='$(INSTALLER_IMAGE)' _output/installer
 
 # The kubelets of both architectures; the module of nfpm is apart from this one.
 .PHONY: packages
