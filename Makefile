@@ -79,8 +79,8 @@ guard-installer: ## Build the installer of roll-outs: _output/bin/guard-installe
 
 .PHONY: promtool
 promtool: ## Build the checker of alert rules: _output/bin/promtool
-	@CGO_ENABLED=0 $(go) -C build/promtool build -trimpath -ldflags='-s -w' -tags=remove_all_sd \
-		-o ../../_output/bin/promtool github.com/prometheus/prometheus/cmd/promtool
+	@CGO_ENABLED=0 $(go) -C build/third_party/promtool build -trimpath -ldflags='-s -w' -tags=remove_all_sd \
+		-o ../../../_output/bin/promtool github.com/prometheus/prometheus/cmd/promtool
 
 .PHONY: webhook-image
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)

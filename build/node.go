@@ -14,7 +14,7 @@ import (
 )
 
 // NodeBinary is a program that a node needs besides Kubernetes. The lists of them are
-// build/node/binaries.yaml, which also says what the fields mean, and
+// build/third_party/node/binaries.yaml, which also says what the fields mean, and
 // build/kind/binaries.yaml.
 type NodeBinary struct {
 	// Name is the file name below _output/node/bin or _output/kind/bin.
@@ -62,10 +62,10 @@ func LoadNodeBinaries(file string) ([]NodeBinary, error) {
 	return list.Binaries, nil
 }
 
-// BuildNodeBinaries builds the programs of build/node/binaries.yaml, for this machine,
+// BuildNodeBinaries builds the programs of build/third_party/node/binaries.yaml, for this machine,
 // into _output/node/bin. Progress is written to out.
 func (r Repo) BuildNodeBinaries(ctx context.Context, out io.Writer) error {
-	return r.buildListed(ctx, r.path("build", "node", "binaries.yaml"), r.path("build", "node"), r.path("_output", "node", "bin"), out)
+	return r.buildListed(ctx, r.path("build", "third_party", "node", "binaries.yaml"), r.path("build", "third_party", "node"), r.path("_output", "node", "bin"), out)
 }
 
 // BuildKindBinaries builds what a node of a kind cluster needs besides the node binaries, for
@@ -75,7 +75,7 @@ func (r Repo) BuildKindBinaries(ctx context.Context, u Upstream, out io.Writer) 
 	if err := r.Build(ctx, u, "", kindPrograms, out); err != nil {
 		return err
 	}
-	return r.buildListed(ctx, r.path("build", "kind", "binaries.yaml"), r.path("build", "kind", "coredns"), r.path("_output", "kind", "bin"), out)
+	return r.buildListed(ctx, r.path("build", "kind", "binaries.yaml"), r.path("build", "third_party", "coredns"), r.path("_output", "kind", "bin"), out)
 }
 
 // buildListed builds the programs of a list into a folder. Programs of other modules

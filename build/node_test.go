@@ -3,6 +3,7 @@ package build
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,15 +14,15 @@ func TestBuildNodeBinaries(t *testing.T) {
 	f := newFakeRepo(t)
 	f.write("go.mod", "module kubelet-guard.io\n\ngo 1.24\n")
 	f.write("node-e2e/images/pause/main.go", "package main\n\nfunc main() {}\n")
-	f.write("build/node/go.mod", "module kubelet-guard.io/build/node\n\ngo 1.24\n")
-	f.write("build/node/etcd/main.go", "package main\n\nimport \"fmt\"\n\nvar version = \"none\"\n\nfunc main() { fmt.Print(version + flavour) }\n")
-	f.write("build/node/etcd/plain.go", "//go:build !small\n\npackage main\n\nconst flavour = \" plain\"\n")
-	f.write("build/node/etcd/small.go", "//go:build small\n\npackage main\n\nconst flavour = \" small\"\n")
-	f.write("build/node/binaries.yaml", `
+	f.write("build/third_party/node/go.mod", "module kubelet-guard.io/build/third_party/node\n\ngo 1.24\n")
+	f.write("build/third_party/node/etcd/main.go", "package main\n\nimport \"fmt\"\n\nvar version = \"none\"\n\nfunc main() { fmt.Print(version + flavour) }\n")
+	f.write("build/third_party/node/etcd/plain.go", "//go:build !small\n\npackage main\n\nconst flavour = \" plain\"\n")
+	f.write("build/third_party/node/etcd/small.go", "//go:build small\n\npackage main\n\nconst flavour = \" small\"\n")
+	f.write("build/third_party/node/binaries.yaml", `
 binaries:
 - name: etcd
-  module: kubelet-guard.io/build/node
-  package: kubelet-guard.io/build/node/etcd
+  module: kubelet-guard.io/build/third_party/node
+  package: kubelet-guard.io/build/third_party/node/etcd
   tags: [small]
   ldflags: -X main.version=v1
 - name: pause
@@ -55,8 +56,8 @@ func TestLoadNodeBinariesIsStrict(t *testing.T) {
 func TestTheRepositorysOwnFilesLoad(t *testing.T) {
 	r, err := FindRepo(".")
 	require.NoError(t, err)
-	for _, folder := range []string{"node", "kind"} {
-		binaries, err := LoadNodeBinaries(r.path("build", folder, "binaries.yaml"))
+	for _, folder := range []string{"third_party/node", "kind"} {
+		binaries, err := LoadNodeBinaries(r.path("build", filepath.FromSlash(folder), "binaries.yaml"))
 		require.NoError(t, err)
 		for _, p := range binaries {
 			if p.Module == ModulePath {

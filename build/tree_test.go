@@ -278,8 +278,8 @@ func TestProgramsDoNotDependOnTests(t *testing.T) {
 
 func TestFindRepo(t *testing.T) {
 	f := newFakeRepo(t)
-	f.write("build/node/go.mod", "module kubelet-guard.io/build/node\n")
-	found, err := FindRepo(f.path("build", "node"))
+	f.write("build/third_party/node/go.mod", "module kubelet-guard.io/build/third_party/node\n")
+	found, err := FindRepo(f.path("build", "third_party", "node"))
 	require.NoError(t, err)
 	require.Equal(t, f.Root, found.Root)
 	_, err = FindRepo(t.TempDir())

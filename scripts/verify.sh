@@ -37,7 +37,7 @@ formatted() {
 
 modules() {
 	local module
-	for module in . build/kind/coredns build/node build/packages build/promtool; do
+	for module in . build/third_party/coredns build/third_party/node build/packages build/third_party/promtool; do
 		go -C "$module" mod verify >/dev/null || return
 	done
 }
@@ -46,8 +46,8 @@ check 'gofmt' formatted
 check 'module sums' modules
 check 'go mod tidy' go mod tidy -diff
 check 'go vet' go vet ./...
-check 'go vet build/kind/coredns' go -C build/kind/coredns vet ./...
-check 'go vet build/node' go -C build/node vet ./...
+check 'go vet build/third_party/coredns' go -C build/third_party/coredns vet ./...
+check 'go vet build/third_party/node' go -C build/third_party/node vet ./...
 check 'staticcheck' go tool staticcheck ./...
 check 'shellcheck' scripts/shellcheck.sh
 check 'words' scripts/words.sh

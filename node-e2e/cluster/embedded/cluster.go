@@ -51,7 +51,7 @@ type Config struct {
 	KubeDir string
 	// NodeDir holds etcd, etcdutl, containerd, containerd-shim-runc-v2, ctr, runc,
 	// the CNI plugins and the programs of the images: the parts that
-	// build/node/binaries.yaml lists.
+	// build/third_party/node/binaries.yaml lists.
 	NodeDir string
 	// Kubelet is the path of the kubelet binary.
 	Kubelet string

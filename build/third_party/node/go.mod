@@ -1,7 +1,7 @@
 // The third-party parts of a node (etcd, containerd, runc, the CNI plugins),
 // pinned apart from the module that uses them: their dependency graphs and the
 // Kubernetes client's must not vote on each other's versions.
-module kubelet-guard.io/build/node
+module kubelet-guard.io/build/third_party/node
 
 go 1.26.8
 
@@ -16,7 +16,7 @@ tool (
 	github.com/containernetworking/plugins/plugins/meta/portmap
 	github.com/opencontainers/runc
 	go.etcd.io/etcd/etcdutl/v3
-	kubelet-guard.io/build/node/etcd
+	kubelet-guard.io/build/third_party/node/etcd
 )
 
 require go.etcd.io/etcd/server/v3 v3.6.8

@@ -1,4 +1,4 @@
-module kubelet-guard.io/build/promtool
+module kubelet-guard.io/build/third_party/promtool
 
 go 1.26.7
 

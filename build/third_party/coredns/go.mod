@@ -1,4 +1,4 @@
-module kubelet-guard.io/build/kind/coredns
+module kubelet-guard.io/build/third_party/coredns
 
 go 1.26.8
 
