@@ -17,7 +17,7 @@ func TestManyNodesAtATimeNeedAYes(t *testing.T) {
 	require.ErrorContains(t, c.run("n\n", two...).err, "not confirmed")
 	r = c.run("", append(two, "--yes", "--many-at-once")...)
 	require.NoError(t, r.err)
-	require.Contains(t, r.out, "Pool blue: nodes with pool=blue: 2, at a time: 2")
+	require.Contains(t, r.out, "Pool blue: selector pool=blue, nodes 2, max unavailable 2")
 }
 
 func TestTablesOfManyNodesHaveARowForEachKind(t *testing.T) {

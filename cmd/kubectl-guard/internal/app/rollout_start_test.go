@@ -263,7 +263,7 @@ func TestRolloutStartDryRun(t *testing.T) {
 	c := twoPools(t)
 	r := c.run("", append(start, "--dry-run")...)
 	require.NoError(t, r.err)
-	require.Contains(t, r.out, "Pool green: nodes with pool=green: 1, at a time: 1\n")
+	require.Contains(t, r.out, "Pool green: selector pool=green, nodes 1, max unavailable 1\n")
 	require.Empty(t, c.writes)
 
 	r = c.run("", append(startBlue, "--dry-run=client", "-o", "yaml")...)

@@ -89,7 +89,7 @@ func TestStatusCountsProtectedPodsWithoutBudget(t *testing.T) {
 	c := prepare(t)
 	r := c.run("", "status")
 	require.NoError(t, r.err)
-	require.Equal(t, "Protected pods without a PodDisruptionBudget, so that nothing limits how many are deleted at once:\n8 (b 2, a 1, c 1, d 1, e 1, and 2 more).\n", last(r.out))
+	require.Equal(t, "Protected pods without a PodDisruptionBudget: 8 (b 2, a 1, c 1, d 1, e 1, and 2 more). Nothing\nlimits how many are deleted at once.\n", last(r.out))
 
 	budget := func(namespace string, selector *metav1.LabelSelector) policyv1.PodDisruptionBudget {
 		return policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "budget"}, Spec: policyv1.PodDisruptionBudgetSpec{Selector: selector}}
@@ -100,7 +100,7 @@ func TestStatusCountsProtectedPodsWithoutBudget(t *testing.T) {
 	c.budgets = append(c.budgets, budget("b", &metav1.LabelSelector{}), budget("g", nil))
 	r = c.run("", "status")
 	require.NoError(t, r.err)
-	require.Equal(t, "Protected pods without a PodDisruptionBudget, so that nothing limits how many are deleted at once:\n1 (g 1).\n", last(r.out))
+	require.Equal(t, "Protected pods without a PodDisruptionBudget: 1 (g 1). Nothing limits how many are deleted at\nonce.\n", last(r.out))
 	r = c.run("", "status", "-o", "jsonpath={.withoutBudget}")
 	require.NoError(t, r.err)
 	require.JSONEq(t, `{"pods":1,"namespaces":{"g":1}}`, r.out)

@@ -106,7 +106,7 @@ func releasable(pod pods.Pod) error {
 	return nil
 }
 
-// unknown is for a pod that no node that responses knows: a record can be written
+// unknown is for a pod that no node that responds knows: a record can be written
 // for later when its UID and name were given.
 func (o *options) unknown(ctx context.Context, c *factory.Clients, silent int) ([]pods.Pod, error) {
 	if o.pod == "" {

@@ -32,7 +32,7 @@ type released struct {
 	Namespace string    `json:"namespace"`
 	Name      string    `json:"name"`
 	UID       types.UID `json:"uid"`
-	// Node is empty when no node that responses knows the pod.
+	// Node is empty when no node that responds knows the pod.
 	Node string `json:"node,omitempty"`
 	// Record is Created, or Existed when there was one before.
 	Record string `json:"record"`

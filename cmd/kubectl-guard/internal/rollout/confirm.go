@@ -69,7 +69,7 @@ func (o *startOptions) acceptMany(ctx context.Context, plans []*poolPlan) error 
 }
 
 // acceptRelease confirms the held pods that were shown, and adds them to the requests.
-// A pod that is held later, or on a node that did not response, is not among them: its node
+// A pod that is held later, or on a node that did not respond, is not among them: its node
 // refuses.
 func (o *waiter) acceptRelease(ctx context.Context, plans []*poolPlan, yes, release bool) error {
 	held := 0

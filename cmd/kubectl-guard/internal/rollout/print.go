@@ -17,7 +17,7 @@ import (
 func (o *waiter) showPlans(plans []*poolPlan, all bool) ([]*poolPlan, error) {
 	var open []*poolPlan
 	for _, p := range plans {
-		fmt.Fprintf(o.Out, "Pool %s: nodes with %s: %d, at a time: %d\n", p.Name, p.Selector, len(p.Nodes), p.MaxUnavailable)
+		fmt.Fprintf(o.Out, "Pool %s: selector %s, nodes %d, max unavailable %d\n", p.Name, p.Selector, len(p.Nodes), p.MaxUnavailable)
 		if current := p.Current(); current != nil {
 			fmt.Fprintf(o.Out, "  now:  %s\n", pool.DescribeRequest(*current))
 		}

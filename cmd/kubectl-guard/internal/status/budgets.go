@@ -94,12 +94,12 @@ func (w *withoutBudget) sentence() string {
 		}
 		parts = append(parts, fmt.Sprintf("%s %d", namespace, w.Namespaces[namespace]))
 	}
-	text := fmt.Sprintf("Protected pods without a PodDisruptionBudget, so that nothing limits how many are deleted at once: %d", w.Pods)
+	text := fmt.Sprintf("Protected pods without a PodDisruptionBudget: %d", w.Pods)
 	if w.Incomplete {
 		text += fmt.Sprintf(" of the first %d", mostPods)
 	}
 	if len(parts) > 0 {
 		text += " (" + strings.Join(parts, ", ") + ")"
 	}
-	return text + "."
+	return text + ". Nothing limits how many are deleted at once."
 }
