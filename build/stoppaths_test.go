@@ -173,7 +173,7 @@ func TestTheTableOfStopPathsIsComparedWithTheTree(t *testing.T) {
 		},
 		"a hook comes after the call": {
 			func(s *StopPaths) { s.Areas[0].Paths[2].Hooks = []StopHook{{Call: "Allow"}} },
-			[]string{"pkg/kubelet/kubelet.go:29: pkg/kubelet.Kubelet.evict uses pkg/kubelet.Kubelet.kill before it asks guard.Allow"},
+			[]string{"pkg/kubelet/kubelet.go:29: pkg/kubelet.Kubelet.evict uses pkg/kubelet.Kubelet.kill before it calls guard.Allow"},
 		},
 		"a hook is in no line": {
 			func(s *StopPaths) { s.Areas[0].Paths[1].Hooks, s.Areas[0].Paths[1].Reason = nil, "harmless" },

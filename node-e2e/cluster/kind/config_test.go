@@ -47,7 +47,7 @@ func TestConfigRefusesNames(t *testing.T) {
 	}
 	c, err := Config{Name: "fleet", Output: "_output"}.complete()
 	require.NoError(t, err)
-	require.Len(t, c.Pools, 4)
+	require.Len(t, c.Pools, 5)
 	require.NotNil(t, c.Log)
 }
 
