@@ -106,9 +106,9 @@ packages: ## Build deb and rpm of the guarded kubelet for amd64 and arm64: _outp
 binaries: kubelet kubelet-stock control-plane node-binaries ## Build what a node runs: both kubelets, control plane, third-party binaries
 
 .PHONY: node-e2e
-node-e2e: kubectl-guard ## Build the node suite, guard-node and the kubectl plugin: _output/bin/
+node-e2e: kubectl-guard ## Build the node suite, guard-e2e and the kubectl plugin: _output/bin/
 	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e/node
-	@$(go) build -o _output/bin/guard-node ./cmd/guard-node
+	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 
 .PHONY: controlplane-e2e
 controlplane-e2e: ## Build the control plane suite: _output/bin/
@@ -126,7 +126,7 @@ verify-reproducible: ## Build the kubelet again elsewhere with an empty cache an
 
 .PHONY: demo
 demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubelet and print a table (KEEP=1 leaves the clusters up)
-	@$(go) run ./cmd/guard-e2e demo $(if $(KEEP),--keep)
+	@$(go) run ./node-e2e/guard-e2e demo $(if $(KEEP),--keep)
 
 ##@ Test
 
@@ -138,7 +138,7 @@ test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the gu
 # shown by make demo and make test-e2e.
 .PHONY: test-programs
 test-programs: binaries kind-binaries failing-kubelets promtool node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
-	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
+	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 
 .PHONY: test-unit
 test-unit: ## Run the unit tests, those of the guard with the race detector
@@ -150,20 +150,20 @@ test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded
 
 .PHONY: test-e2e
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
-	@$(go) run ./cmd/guard-e2e run --kubelet=stock,guarded --attempts='$(ATTEMPTS)' $(if $(LABELS),--label-filter='$(LABELS)') \
+	@$(go) run ./node-e2e/guard-e2e run --kubelet=stock,guarded --attempts='$(ATTEMPTS)' $(if $(LABELS),--label-filter='$(LABELS)') \
 		$(if $(STOCK_LABELS),--stock-label-filter='$(STOCK_LABELS)')
 
 .PHONY: chaos
 chaos: kubelet control-plane node-binaries node-e2e ## Kill the kubelet at random moments (KILLS=200 SEED=... repeats a run; 12 minutes)
-	@$(go) run ./cmd/guard-e2e chaos --kills='$(KILLS)' --seed='$(or $(SEED),0)'
+	@$(go) run ./node-e2e/guard-e2e chaos --kills='$(KILLS)' --seed='$(or $(SEED),0)'
 
 .PHONY: test-controlplane
 test-controlplane: kubelet control-plane node-binaries guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
-	@$(go) run ./cmd/guard-e2e controlplane --attempts='$(ATTEMPTS)' --label-filter='$(LABELS)'
+	@$(go) run ./node-e2e/guard-e2e controlplane --attempts='$(ATTEMPTS)' --label-filter='$(LABELS)'
 
 .PHONY: e2e-kind
 e2e-kind: binaries kind-binaries failing-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
-	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
+	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 	@_output/bin/guard-e2e kind run --name=fleet --pools='$(FLEET_POOLS)' $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
 		_output/bin/guard-e2e fleet --provider=kind --cluster=fleet $(if $(KEEP),--keep) --label-filter='$(LABELS)' --attempts='$(ATTEMPTS)' \
 		> _output/fleet-e2e.log; status=$$?; cat _output/fleet-e2e.log; exit $$status
@@ -174,17 +174,17 @@ test-fleet: ## Run the fleet suite without its long specs, as in make test
 
 .PHONY: e2e-kind-node
 e2e-kind-node: binaries kind-binaries node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
-	@$(go) build -o _output/bin/guard-e2e ./cmd/guard-e2e
+	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 	@_output/bin/guard-e2e kind run --name=node --pools=stock=1,guarded=1:guarded --logs=_output/e2e/nodes $(if $(KEEP),--keep) -- \
 		_output/bin/guard-e2e run --provider=kind --cluster=node --attempts='$(ATTEMPTS)' --label-filter='$(LABELS)'
 
 .PHONY: kind-up
 kind-up: binaries kind-binaries ## Bring a kind cluster up with stock and guarded nodes, without a registry (NAME=guard POOLS=...)
-	@$(go) run ./cmd/guard-e2e kind up --name='$(NAME)' $(if $(POOLS),--pools='$(POOLS)')
+	@$(go) run ./node-e2e/guard-e2e kind up --name='$(NAME)' $(if $(POOLS),--pools='$(POOLS)')
 
 .PHONY: kind-down
 kind-down: ## Take the kind cluster down (NAME=guard)
-	@$(go) run ./cmd/guard-e2e kind down --name='$(NAME)'
+	@$(go) run ./node-e2e/guard-e2e kind down --name='$(NAME)'
 
 .PHONY: test-alerts
 test-alerts: promtool ## Check the alert rules and run their tests with Prometheus' own engine
@@ -220,12 +220,12 @@ bench: ## Measure what a decision costs
 
 .PHONY: bench-node
 bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory with the stock kubelet (BLOCKS=12 PODS=6; 15 minutes)
-	@$(go) run ./cmd/guard-e2e bench --blocks='$(BLOCKS)' --pods='$(PODS)'
+	@$(go) run ./node-e2e/guard-e2e bench --blocks='$(BLOCKS)' --pods='$(PODS)'
 	@$(go) tool benchstat -col /kubelet _output/e2e/guarded/bench.txt
 
 .PHONY: load-node
 load-node: binaries node-e2e ## Count what a node with 110 held pods asks of the API server (LOAD_PODS=110; 75 minutes)
-	@$(go) run ./cmd/guard-e2e load --pods='$(or $(LOAD_PODS),110)'
+	@$(go) run ./node-e2e/guard-e2e load --pods='$(or $(LOAD_PODS),110)'
 
 .PHONY: counters
 counters: binaries node-e2e ## Count what a pod's life costs with both kubelets and write the table into docs/performance.md (needs strace; 8 minutes)

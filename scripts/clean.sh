@@ -5,11 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if clusters=$(compgen -G '_output/kind/*/cluster.json'); then
-	printf 'a kind cluster belongs to _output (go run ./cmd/guard-e2e kind down --name=NAME):\n%s\n' "$clusters" >&2
+	printf 'a kind cluster belongs to _output (go run ./node-e2e/guard-e2e kind down --name=NAME):\n%s\n' "$clusters" >&2
 	exit 1
 fi
 if mounts=$(grep -F " $PWD/_output/" /proc/self/mountinfo); then
-	printf 'a cluster runs in _output (go run ./cmd/guard-node list; guard-node down):\n%s\n' "$mounts" >&2
+	printf 'a cluster runs in _output (go run ./node-e2e/guard-e2e list; guard-e2e down):\n%s\n' "$mounts" >&2
 	exit 1
 fi
 rm -rf _output

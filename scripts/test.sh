@@ -53,5 +53,5 @@ part test-controlplane "${make[@]}" test-controlplane &
 part test-fleet "${make[@]}" test-fleet &
 wait
 finish test-alerts test-upstream test-node test-controlplane test-fleet
-go run ./cmd/guard-e2e slowest --since="${SECONDS}s" || status=1
+go run ./node-e2e/guard-e2e slowest --since="${SECONDS}s" || status=1
 exit "$status"

@@ -165,7 +165,7 @@ func stopCluster(ctx context.Context) {
 	if *keepFlag {
 		Expect(errors.Join(cluster.Detach(), clusterLog.Close())).To(Succeed(), "leave the cluster up")
 		progress("the cluster is left up; use it with\n    %s --kubeconfig %s get pods -A\nand remove it with\n    %s down %s",
-			kubectlProgram(), cluster.Kubeconfig(), filepath.Join(outputDir, "bin", "guard-node"), cluster.Name())
+			kubectlProgram(), cluster.Kubeconfig(), filepath.Join(outputDir, "bin", "guard-e2e"), cluster.Name())
 		return
 	}
 	progress("stopping the cluster")

@@ -122,7 +122,7 @@ func artifactsDir() string { return filepath.Join(outputDir, "e2e", "fleet") }
 var _ = BeforeSuite(func(ctx SpecContext) {
 	var err error
 	cluster, err = kind.Attach(ctx, outputDir, *clusterFlag)
-	Expect(err).NotTo(HaveOccurred(), "find the cluster %s; bring it up with go run ./cmd/guard-e2e kind up --name %s", *clusterFlag, *clusterFlag)
+	Expect(err).NotTo(HaveOccurred(), "find the cluster %s; bring it up with go run ./node-e2e/guard-e2e kind up --name %s", *clusterFlag, *clusterFlag)
 	adminConfig = rest.CopyConfig(cluster.RESTConfig())
 	// Specs poll; the client's default of 5 requests a second would make their figures
 	// those of its rate limiter.

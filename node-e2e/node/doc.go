@@ -1,6 +1,6 @@
 // Package node describes the nodes that the node suite runs on and the incidents
 // in its report. The specs themselves are this package's test files; compiled
-// with "go test -c" they form the node-e2e.test program, which cmd/guard-e2e runs
+// with "go test -c" they form the node-e2e.test program, which guard-e2e runs
 // once per kubelet.
 //
 // What every spec relies on:

@@ -96,7 +96,7 @@ func (p *kindProvider) Kubectl() string {
 func (p *kindProvider) Kubeconfig() string { return p.cluster.Kubeconfig() }
 
 func (p *kindProvider) Down() string {
-	return "go run ./cmd/guard-e2e kind down --name " + p.cluster.Name()
+	return "go run ./node-e2e/guard-e2e kind down --name " + p.cluster.Name()
 }
 
 func (p *kindProvider) Node() Node { return p.node }

@@ -71,7 +71,7 @@ func (p *localProvider) Kubectl() string {
 func (p *localProvider) Kubeconfig() string { return p.cluster.Kubeconfig() }
 
 func (p *localProvider) Down() string {
-	return filepath.Join(filepath.Dir(p.config.KubeDir), "bin", "guard-node") + " down " + p.config.Name
+	return filepath.Join(filepath.Dir(p.config.KubeDir), "bin", "guard-e2e") + " down " + p.config.Name
 }
 
 func (p *localProvider) Node() Node { return localNode{p.cluster} }

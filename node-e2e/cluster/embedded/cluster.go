@@ -179,7 +179,7 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 		return nil, err
 	}
 	if left, err := readState(config.Dir); err == nil && left.Detached {
-		return nil, errors.Join(fmt.Errorf("a detached cluster is in %s; remove it first (guard-node down %s), or choose another name", config.Dir, config.Name), c.lock.Close())
+		return nil, errors.Join(fmt.Errorf("a detached cluster is in %s; remove it first (guard-e2e down %s), or choose another name", config.Dir, config.Name), c.lock.Close())
 	}
 	if err := c.start(ctx); err != nil {
 		c.logf("Start failed, cleaning up; the logs stay in %s", c.LogDir())
@@ -468,7 +468,7 @@ func Attach(dir string) (*Cluster, error) {
 		return nil, err
 	}
 	if !s.Ready || s.BootID != boot {
-		return nil, fmt.Errorf("the cluster in %s did not start, or is from before the last boot; remove it (guard-node down %s)", dir, s.Name)
+		return nil, fmt.Errorf("the cluster in %s did not start, or is from before the last boot; remove it (guard-e2e down %s)", dir, s.Name)
 	}
 	c := &Cluster{
 		config: Config{Name: s.Name, Dir: dir, KubeDir: s.KubeDir, NodeDir: s.NodeDir, Kubelet: s.Kubelet, GuardConfig: s.GuardConfig, APIServerFlags: s.APIServerFlags, Log: io.Discard},
@@ -481,7 +481,7 @@ func Attach(dir string) (*Cluster, error) {
 		return nil, err
 	}
 	if holder == nil {
-		return nil, fmt.Errorf("the cluster in %s has crashed; remove it (guard-node down %s)", dir, s.Name)
+		return nil, fmt.Errorf("the cluster in %s has crashed; remove it (guard-e2e down %s)", dir, s.Name)
 	}
 	c.mounts = &mountNamespace{holder: holder}
 	for name, component := range c.components() {

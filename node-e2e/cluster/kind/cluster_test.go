@@ -29,7 +29,7 @@ var (
 // attached returns the cluster of the flags.
 func attached(t *testing.T) *Cluster {
 	if *clusterFlag == "" {
-		t.Skip("needs a cluster: go run ./cmd/guard-e2e kind up --name=NAME, then -cluster=NAME")
+		t.Skip("needs a cluster: go run ./node-e2e/guard-e2e kind up --name=NAME, then -cluster=NAME")
 	}
 	c, err := Attach(t.Context(), *outputFlag, *clusterFlag)
 	require.NoError(t, err)

@@ -1,4 +1,3 @@
-// Command guard-node starts, lists and removes embedded one-node clusters.
 package main
 
 import (
@@ -18,35 +17,10 @@ import (
 
 	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
-func main() {
-	// The second signal ends the program at once, as nothing here would.
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	go func() {
-		<-ctx.Done()
-		cancel()
-	}()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "guard-node:", err)
-		os.Exit(1)
-	}
-}
-
-func newCommand() *cobra.Command {
-	var output string
-	root := &cobra.Command{
-		Use:           "guard-node",
-		Short:         "Run one-node Kubernetes clusters out of the programs in _output",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-	}
-	root.PersistentFlags().StringVar(&output, "output", "_output", "folder of the built programs and of the clusters")
-	root.AddCommand(newUpCommand(&output), newDownCommand(&output), newListCommand(&output))
-	return root
-}
-
-func newUpCommand(output *string) *cobra.Command {
+func newUpCommand(o *options) *cobra.Command {
 	var (
 		config  embedded.Config
 		version string
@@ -55,21 +29,23 @@ func newUpCommand(output *string) *cobra.Command {
 	)
 	command := &cobra.Command{
 		Use:   "up",
-		Short: "Start a cluster and keep it until Ctrl-C, or longer with --detach",
-		Long: `Start a cluster and keep it until Ctrl-C, or longer with --detach.
+		Short: "Start a one-node cluster and keep it until Ctrl-C, or longer with --detach",
+		Long: `Start a one-node cluster out of the programs in _output and keep it until Ctrl-C, or longer with --detach.
 
 The kubelet is _output/bin/kubelet, the guarded one, unless --kubelet names
 another. Pods use the image ` + embedded.WorkloadImage + ` with
 imagePullPolicy IfNotPresent or Never; no other image can be pulled.`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
-			config.Dir = filepath.Join(*output, "clusters", config.Name)
-			config.NodeDir = filepath.Join(*output, "node", "bin")
-			config.KubeDir = filepath.Join(*output, version)
+			config.Dir = filepath.Join(o.outputDir, "clusters", config.Name)
+			config.NodeDir = filepath.Join(o.outputDir, "node", "bin")
+			config.KubeDir = filepath.Join(o.outputDir, version)
 			if config.Kubelet == "" {
-				config.Kubelet = filepath.Join(*output, "bin", "kubelet")
+				config.Kubelet = filepath.Join(o.outputDir, "bin", "kubelet")
 			}
 			config.Log = command.ErrOrStderr()
+			// The second signal ends the program at once, as nothing here would.
+			context.AfterFunc(command.Context(), func() { signal.Reset(os.Interrupt, syscall.SIGTERM) })
 			return up(command.Context(), command.OutOrStdout(), config, detach, timeout)
 		},
 	}
@@ -93,7 +69,7 @@ func up(ctx context.Context, out io.Writer, config embedded.Config, detach bool,
 	fmt.Fprintf(out, "Cluster %s is ready. Use it with:\n\n  %s --kubeconfig %s get pods -A\n\n",
 		cluster.Name(), filepath.Join(config.KubeDir, "kubectl"), cluster.Kubeconfig())
 	if detach {
-		fmt.Fprintf(out, "Remove it with: guard-node down %s\n", cluster.Name())
+		fmt.Fprintf(out, "Remove it with: guard-e2e down %s\n", cluster.Name())
 		return cluster.Detach()
 	}
 	fmt.Fprintln(out, "Ctrl-C removes it.")
@@ -111,14 +87,14 @@ func stop(ctx context.Context, clean func(context.Context) error) error {
 	return clean(ctx)
 }
 
-func newDownCommand(output *string) *cobra.Command {
+func newDownCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "down NAME...",
-		Short: "End clusters and remove them, running or crashed; their logs stay",
+		Short: "End one-node clusters and remove them, running or crashed; their logs stay",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(command *cobra.Command, names []string) error {
 			for _, name := range names {
-				dir := filepath.Join(*output, "clusters", name)
+				dir := filepath.Join(o.outputDir, "clusters", name)
 				if _, err := os.Stat(dir); err != nil {
 					return fmt.Errorf("cluster %q: %w", name, err)
 				}
@@ -133,13 +109,13 @@ func newDownCommand(output *string) *cobra.Command {
 	}
 }
 
-func newListCommand(output *string) *cobra.Command {
+func newListCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List the clusters that run, and what crashed ones left",
+		Short: "List the one-node clusters that run, and what crashed ones left",
 		Args:  cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
-			clusters, err := embedded.List(filepath.Join(*output, "clusters"))
+			clusters, err := embedded.List(filepath.Join(o.outputDir, "clusters"))
 			if err != nil {
 				return err
 			}

@@ -1,5 +1,5 @@
-// Command guard-e2e runs the suites and reports what came of them. It builds nothing:
-// make does.
+// Command guard-e2e runs the suites and reports what came of them, and brings up the
+// clusters that they run on. It builds nothing: make does.
 package main
 
 import (
@@ -29,7 +29,7 @@ func newCommand() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
 		Use:           "guard-e2e",
-		Short:         "Run the suites of the node, the control plane and the fleet",
+		Short:         "Run the suites of the node, the control plane and the fleet, and clusters to try things on",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -50,6 +50,7 @@ func newCommand() *cobra.Command {
 	flags.BoolVar(&o.keep, "keep", false, "leave the clusters up and print how to use kubectl on them")
 	flags.BoolVar(&o.failFast, "fail-fast", false, "end a suite with its first failed spec")
 	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newLoadCommand(&o),
-		newControlPlaneCommand(&o), newFleetCommand(&o), newKindCommand(&o), newSlowestCommand(&o))
+		newControlPlaneCommand(&o), newFleetCommand(&o), newSlowestCommand(&o),
+		newUpCommand(&o), newDownCommand(&o), newListCommand(&o), newKindCommand(&o))
 	return cmd
 }
