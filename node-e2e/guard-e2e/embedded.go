@@ -17,7 +17,6 @@ import (
 
 	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/cluster/embedded"
-	"kubelet-guard.io/node-e2e/framework"
 )
 
 func newUpCommand(o *options) *cobra.Command {
