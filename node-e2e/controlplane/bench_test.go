@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-// labelBench marks the measurement, which runs only when it is asked for.
+// labelBench marks the measurement, which runs only on request.
 const labelBench = "bench"
 
 const (

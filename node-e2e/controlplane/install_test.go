@@ -42,7 +42,7 @@ const (
 
 // overlayDir writes an overlay over one of the project's for this cluster and
 // returns its folder. It adds the one thing that a cluster without a service proxy
-// needs: pods must be told where the API server is.
+// needs: pods must know where the API server is.
 func overlayDir(overlay string) string {
 	GinkgoHelper()
 	server, err := url.Parse(adminConfig.Host)

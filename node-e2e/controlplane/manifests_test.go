@@ -23,7 +23,7 @@ type built struct {
 	policies   []admissionregistrationv1.ValidatingAdmissionPolicy
 	webhooks   []admissionregistrationv1.ValidatingWebhook
 	deployment appsv1.Deployment
-	// kinds and names of everything, in order.
+	// kinds and names of everything, sorted.
 	kinds, names []string
 	// labels of everything, by kind and name.
 	labels map[string]map[string]string

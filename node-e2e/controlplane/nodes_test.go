@@ -28,7 +28,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// poolLabel tells the pools of the specs apart.
+// poolLabel distinguishes the pools of the specs.
 const poolLabel = "kubelet-guard-e2e/pool"
 
 // nodeController is the real identity of the controller that deletes nodes whose
@@ -148,7 +148,7 @@ var _ = Describe("node deletion policies", func() {
 		next, _, _ = strings.Cut(next, ",")
 		at, err := time.Parse(time.RFC3339, next)
 		Expect(err).NotTo(HaveOccurred(), "the time of the next")
-		// It is told in whole seconds, rounded up.
+		// It is reported in whole seconds, rounded up.
 		Expect(at).To(BeTemporally("~", status.Deletions[0].Time.Add(time.Hour), 2*time.Second), "the time of the next")
 
 		By("kubectl delete nodes, DELETECOLLECTION and the node controller stop there too")

@@ -228,7 +228,7 @@ var _ = Describe("deletion of protected pods", func() {
 		before, since := decisions(ctx, admission.PodDeletion), time.Now()
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
 		// The second review is made again when it had an old object of the API server's
-		// cache. That one may charge, which the disruption controller takes back.
+		// cache. That one may charge, which the disruption controller corrects.
 		Expect(counted(ctx, admission.PodDeletion, before)).To(And(HaveLen(1), HaveKeyWithValue(admission.Allowed, Or(Equal(2), Equal(3)))), "reviews")
 		awaitAllowed(ctx, namespace, "web", 1)
 
@@ -320,7 +320,7 @@ var _ = Describe("deletion of protected pods", func() {
 		asked := ordinary.client()
 		type answers struct{ passed, refused, failed int }
 		// wave deletes all pods at once; those whose review fails, because it went to the
-		// killed replica, are asked for again until there is an answer.
+		// killed replica, are requested again until there is a response.
 		wave := func(onAnswer func()) answers {
 			var (
 				mu    sync.Mutex

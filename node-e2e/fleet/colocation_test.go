@@ -238,7 +238,7 @@ func (w *colocated) awaitRelief(ctx context.Context) {
 	progress("co-location: no pod of worker %s is held after %d restarts", w.node.Name(), restarts)
 }
 
-// tell tells the figures of a worker.
+// tell reports the figures of a worker.
 func (w *colocated) tell(ctx context.Context) {
 	GinkgoHelper()
 	killed, err := ended(ctx, w.protected...)

@@ -5,7 +5,7 @@
 //
 //   - The cluster is one of package kind, which somebody else brings up and takes down.
 //     A run compares a worker of the pool stock with one of the pool guarded. A fault
-//     meets both, so that one run of a spec tells how they differ.
+//     meets both, so that one run of a spec shows how they differ.
 //   - Several runs may be made on one cluster at the same time, each with a pair of its
 //     own (-pair) and a part of the specs (by label). What they share is the control
 //     plane node, which no spec damages.

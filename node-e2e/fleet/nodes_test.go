@@ -84,7 +84,7 @@ func reconnect(ctx context.Context, nodes ...*kind.Node) {
 func pause(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	DeferCleanup(func(ctx SpecContext) {
-		// One that runs already is no reason to fail here: awaitReady tells.
+		// One that runs already is no reason to fail here: awaitReady finds out.
 		_ = inParallel(nodes, func(n *kind.Node) error { return n.Unpause(ctx) })
 		awaitReady(ctx, nodes...)
 	}, NodeTimeout(cleanTimeout))

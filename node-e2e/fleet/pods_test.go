@@ -56,7 +56,7 @@ const (
 // scene is a namespace of one spec.
 type scene struct{ namespace string }
 
-// scenes are those of the running spec, for whoever explains its failure.
+// scenes are those of the running spec, for the report of its failure.
 var scenes []*scene
 
 // newScene makes a namespace with labels and sees to it that nothing of it is left on
@@ -580,7 +580,7 @@ func (c compared) all() []*subject {
 	return []*subject{c.stockProtected, c.stockPlain, c.guardedProtected, c.guardedPlain}
 }
 
-// killable are all but the one that the guard keeps when nobody asked for an end.
+// killable are all but the one that the guard keeps when nobody requested an end.
 func (c compared) killable() []*subject {
 	return []*subject{c.stockProtected, c.stockPlain, c.guardedPlain}
 }

@@ -37,7 +37,7 @@ const (
 	specTimeout = 3 * time.Minute
 	// collectTimeout bounds what is asked of a cluster that may be broken.
 	collectTimeout = time.Minute
-	// cleanTimeout bounds what a spec takes back.
+	// cleanTimeout bounds the clean-up of a spec.
 	cleanTimeout = 3 * time.Minute
 )
 

@@ -90,7 +90,7 @@ func newChaosRun(ctx context.Context, plan *chaosPlan) *chaosRun {
 	return c
 }
 
-// run is the whole of it. The seed is told first and last.
+// run is the whole of it. The seed is printed first and last.
 func (c *chaosRun) run(ctx context.Context) {
 	progress("chaos: %s, %s", c, c.plan)
 	// The same decisions do not meet the same moments again.

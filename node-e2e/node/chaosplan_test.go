@@ -38,7 +38,7 @@ const (
 	writeReleaseFile chaosAction = "write a release file"
 )
 
-// ends tells whether the action is meant to end a pod.
+// ends reports whether the action is meant to end a pod.
 func (a chaosAction) ends() bool {
 	switch a {
 	case deletePod, forceDelete, recordedDelete, removeLabel, writeRecord, writeReleaseFile:
@@ -111,7 +111,7 @@ type plannedPod struct {
 	fate                         chaosFate
 }
 
-// possible tells whether an action on the pod makes sense and has an outcome that
+// possible reports whether an action on the pod makes sense and has an outcome that
 // the model knows.
 func (p *plannedPod) possible(action chaosAction) bool {
 	whole := p.object == objectInAPI && !p.deleting
@@ -216,7 +216,7 @@ func (p *plannedPod) apply(action chaosAction, moment chaosMoment) {
 	}
 }
 
-// sameProcess tells whether the process that the pod had is the one that it must
+// sameProcess reports whether the process that the pod had is the one that it must
 // still have.
 func (p *plannedPod) sameProcess() bool {
 	return p.fate == mustRun && !p.processKilled && (!p.sandboxKilled || p.protected)

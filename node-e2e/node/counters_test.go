@@ -41,7 +41,7 @@ const (
 	collection = 3 * time.Minute
 
 	// moreRuntimeCalls is the contract's bound for a protected pod: whether it is
-	// alive may be asked at its deletion and once more.
+	// alive may be queried at its deletion and again.
 	moreRuntimeCalls = 2
 	// A write takes two fsyncs, of the file and of its folder. maxWrites bounds the
 	// writes of a protected pod's life without holds: one before its first container

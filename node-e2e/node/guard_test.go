@@ -279,7 +279,7 @@ func heldFor(pod *guard.PodState) []guard.Cause {
 	return causes
 }
 
-// expectEvents checks that every refusal was told by exactly one event: on the
+// expectEvents checks that every refusal was reported by exactly one event: on the
 // pod, or on the node if the pod's object is gone.
 func (s *scene) expectEvents(g Gomega, ctx context.Context, pod *subject, i incident) {
 	onThePod, err := client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{

@@ -184,7 +184,7 @@ func (i incident) expectFate(ctx context.Context, pod *subject, since time.Time)
 	progress("%s: %s pod killed after %.1f s", i.title, pod.name, took.Seconds())
 }
 
-// expectKept checks that the guarded kubelet kept a pod and tells so everywhere,
+// expectKept checks that the guarded kubelet kept a pod and reports it everywhere,
 // and returns how many refusals it counted.
 func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before map[guard.Cause]int) (refused int) {
 	GinkgoHelper()

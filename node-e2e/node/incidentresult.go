@@ -10,7 +10,7 @@ import (
 
 // Fate is what became of a pod's process under a fault.
 type Fate struct {
-	// Killed tells whether the process ended.
+	// Killed reports whether the process ended.
 	Killed bool `json:"killed"`
 	// Seconds is the time from the fault to the end of the process; 0 if it was kept.
 	Seconds float64 `json:"seconds,omitempty"`
@@ -20,7 +20,7 @@ type Fate struct {
 
 // Deletion is what became of an explicit deletion after the fault.
 type Deletion struct {
-	// Honoured tells whether the process ended within its grace period.
+	// Honoured reports whether the process ended within its grace period.
 	Honoured bool `json:"honoured"`
 	// Seconds is the time from the request to the end of the process.
 	Seconds float64 `json:"seconds,omitempty"`

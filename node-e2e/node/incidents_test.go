@@ -74,7 +74,7 @@ var _ = Describe("Kubelet restart", func() {
 			oldest := s.run(ctx, s.newPod("oldest"))[0]
 			created, err := client.CoreV1().Pods(s.namespace).Get(ctx, oldest.name, metav1.GetOptions{})
 			Expect(err).NotTo(HaveOccurred())
-			// The kubelet admits by age, which the API tells in whole seconds.
+			// The kubelet admits by age, which the API reports in whole seconds.
 			Eventually(func() time.Duration { return time.Since(created.CreationTimestamp.Time) }).
 				WithContext(ctx).WithTimeout(5 * time.Second).Should(BeNumerically(">", 2*time.Second))
 		},
@@ -312,7 +312,7 @@ var _ = Describe("Live", func() {
 })
 
 // emptyEtcd is the loss of the whole storage. A running stock kubelet does not
-// notice: its watch stays silent. One that starts anew finds no pods.
+// notice: its watch stays silent. One that starts again finds no pods.
 func emptyEtcd(title string, restart bool) incident {
 	var snapshot string
 	return incident{

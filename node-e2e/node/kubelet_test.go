@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// kubeletChanged tells whether the running spec has taken the kubelet out of its
+// kubeletChanged reports whether the running spec has taken the kubelet out of its
 // normal state, and so whether somebody sees to bringing it back.
 var kubeletChanged bool
 

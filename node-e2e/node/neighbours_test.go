@@ -20,7 +20,7 @@ import (
 func critical(pod *corev1.Pod) { pod.Spec.PriorityClassName = "system-node-critical" }
 
 // awaitYounger waits until a pod that is created now is younger than the given one to
-// the kubelet, which admits by age: the API tells that in whole seconds.
+// the kubelet, which admits by age: the API reports that in whole seconds.
 func (s *scene) awaitYounger(ctx context.Context, than *subject) {
 	GinkgoHelper()
 	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, than.name, metav1.GetOptions{})

@@ -57,7 +57,7 @@ type scene struct {
 	lost map[types.UID][]byte
 }
 
-// current is the running spec's scene, for whoever explains its failure.
+// current is the running spec's scene, for the report of its failure.
 var current *scene
 
 // newScene makes the namespace and sees to it that nothing of it is left on the
@@ -372,7 +372,7 @@ func watchDeath(p Process) *deathWatch {
 	return w
 }
 
-// seen tells whether the process ended, and when.
+// seen reports whether the process ended, and when.
 func (w *deathWatch) seen() (time.Time, bool) {
 	select {
 	case <-w.ended:
@@ -392,7 +392,7 @@ func (s *subject) awaitDeath(ctx context.Context, since time.Time, within time.D
 	return max(0, s.death.at.Sub(since))
 }
 
-// awaitHonoured is awaitDeath for a process whose end was asked for explicitly. One that
+// awaitHonoured is awaitDeath for a process whose end was requested explicitly. One that
 // does not end is a failure whatever the next attempt at the spec says.
 func (s *subject) awaitHonoured(ctx context.Context, asked time.Time, within time.Duration) time.Duration {
 	GinkgoHelper()

@@ -27,7 +27,7 @@ func FindProcess(pid int) (Process, error) {
 	return Process{PID: pid, StartTime: start}, nil
 }
 
-// Alive tells whether exactly this process still runs. A zombie does not run.
+// Alive reports whether exactly this process still runs. A zombie does not run.
 func (p Process) Alive() (bool, error) {
 	state, start, err := readStat(p.PID)
 	switch {

@@ -273,8 +273,8 @@ exit 8`
 	return fmt.Errorf("the kubelet of %s does not become healthy: %w: %s", k.Name(), err, output)
 }
 
-// writeDropIn makes systemd know the drop-in. It is not told when it does already:
-// when it reads its units, it makes lost cgroups anew.
+// writeDropIn makes systemd know the drop-in. It is not reloaded when it does already:
+// when it reads its units, it makes lost cgroups again.
 func (k kindKubeletControl) writeDropIn(ctx context.Context, dropIn string) error {
 	file := k.path(kindDropIn)
 	if before, err := os.ReadFile(file); err == nil && string(before) == dropIn {
@@ -509,10 +509,10 @@ type machineProcess struct {
 	cgroup string
 }
 
-// in tells whether the process is in a cgroup whose path has a container's ID.
+// in reports whether the process is in a cgroup whose path has a container's ID.
 func (p machineProcess) in(containerID string) bool { return strings.Contains(p.cgroup, containerID) }
 
-// inPod tells whether it is in the cgroup of a pod. systemd's names of cgroups have
+// inPod reports whether it is in the cgroup of a pod. systemd's names of cgroups have
 // underscores for hyphens.
 func (p machineProcess) inPod(uid string) bool {
 	return strings.Contains(p.cgroup, "pod"+uid) || strings.Contains(p.cgroup, "pod"+strings.ReplaceAll(uid, "-", "_"))

@@ -70,7 +70,7 @@ func (s *scene) runVanished(ctx context.Context) *subject {
 }
 
 // expectReleased checks that a pod gets its evidence and ends in the promised time,
-// and tells the times.
+// and reports the times.
 func expectReleased(ctx context.Context, pod *subject, how string, kind guard.EvidenceKind, asked time.Time, within time.Duration) {
 	GinkgoHelper()
 	evidence := awaitEvidence(ctx, pod, kind)

@@ -108,7 +108,7 @@ const revisionsSince = 1000
 // storageSnapshot is what the storage was at a moment of a spec.
 type storageSnapshot struct {
 	file string
-	// emptied tells that the storage has to be restored.
+	// emptied is set while the storage has to be restored.
 	emptied bool
 }
 

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove ends and removes the cluster in a folder, whoever started it and
+// Remove ends and removes the cluster in a folder, whatever started it and
 // whether or not that program still lives. Only the logs stay. A folder without
 // a cluster is no error.
 func Remove(ctx context.Context, dir string) error {

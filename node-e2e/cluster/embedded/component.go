@@ -78,7 +78,7 @@ func (p *Component) Kill(ctx context.Context) error {
 
 // Start starts the process and returns when it is healthy. If it exits before,
 // the error is an *ExitError. With the API server the controllers and the scheduler
-// start anew, as far as they run.
+// start again, as far as they run.
 func (p *Component) Start(ctx context.Context) error {
 	return p.startWith(ctx, p.prepare)
 }

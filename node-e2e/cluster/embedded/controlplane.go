@@ -201,7 +201,7 @@ func (c *Cluster) schedulerHealthy(ctx context.Context) error {
 
 // restartControllers restarts what asks the API server for everything it knows, as far
 // as it runs. In a usual cluster it loses its lease while the API server is away, ends,
-// and is started anew; these have no leases (--leader-elect=false). What runs on through
+// and is started again; these have no leases (--leader-elect=false). What runs on through
 // an absence can be blind for up to a minute after it: client-go's reflectors double
 // the time between attempts to 30 to 60 seconds, and forget that only after two minutes
 // without an attempt (k8s.io/client-go/tools/cache/reflector.go), so that each further

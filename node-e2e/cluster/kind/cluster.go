@@ -41,7 +41,7 @@ type Cluster struct {
 	client     kubernetes.Interface
 }
 
-// state is what a folder of a cluster tells about it, in cluster.json.
+// state is what a folder of a cluster records about it, in cluster.json.
 type state struct {
 	Name    string      `json:"name"`
 	Engine  engine      `json:"engine"`
@@ -128,7 +128,7 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 	return c, nil
 }
 
-// outdated tells whether the programs that are built now make other images than those of
+// outdated reports whether the programs that are built now make other images than those of
 // the cluster. Programs that are not there make none.
 func (c *Cluster) outdated(ctx context.Context, config Config) bool {
 	p, err := findPrograms(ctx, config.Output, config.KubeVersion)

@@ -68,20 +68,20 @@ func (e engine) docker(ctx context.Context, stdin io.Reader, args ...string) (st
 	return stdout.String(), nil
 }
 
-// answers tells whether the engine is there.
+// answers reports whether the engine is there.
 func (e engine) answers(ctx context.Context) error {
 	_, err := e.docker(ctx, nil, "version", "--format={{.Server.Version}}")
 	return err
 }
 
-// hasImage tells whether the engine has the image.
+// hasImage reports whether the engine has the image.
 func (e engine) hasImage(ctx context.Context, name string) bool {
 	_, err := e.docker(ctx, nil, "image", "inspect", "--format={{.Id}}", name)
 	return err == nil
 }
 
-// hasCluster tells whether the engine has nodes of the kind cluster of that name, or of
-// any if the name is "", whoever made it.
+// hasCluster reports whether the engine has nodes of the kind cluster of that name, or of
+// any if the name is "".
 func (e engine) hasCluster(ctx context.Context, name string) (bool, error) {
 	filter := "label=io.x-k8s.kind.cluster"
 	if name != "" {
@@ -357,7 +357,7 @@ func (e engine) pid() (int, error) {
 	return pid, nil
 }
 
-// zombie tells whether a process has ended and is only not yet waited for.
+// zombie reports whether a process has ended and is only not yet waited for.
 func zombie(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -468,7 +468,7 @@ func poll(ctx context.Context, timeout, interval time.Duration, f func(context.C
 		if errors.As(err, &end) {
 			return end.error
 		}
-		// What f says when its time is over tells less than what it said before.
+		// An error at the end of the time explains less than the one before.
 		if ctx.Err() == nil || last == nil {
 			last = err
 		}

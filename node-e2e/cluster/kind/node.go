@@ -47,7 +47,7 @@ func (n *Node) Name() string { return n.name }
 // Pool is the name of the node's pool, "" for the control plane.
 func (n *Node) Pool() string { return n.pool }
 
-// Guarded tells whether the node came up with the guarded kubelet.
+// Guarded reports whether the node came up with the guarded kubelet.
 func (n *Node) Guarded() bool { return n.guarded }
 
 // Address is the node's IP address in the cluster's network.
@@ -282,7 +282,7 @@ type processConn struct {
 	ended   chan struct{}
 }
 
-// Read tells what the process said when it ended.
+// Read returns what the process printed at its end.
 func (c *processConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if err != nil {

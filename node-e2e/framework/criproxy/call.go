@@ -37,7 +37,7 @@ type Call struct {
 	Code       codes.Code
 }
 
-// WholeNode tells whether the call is about no pod in particular.
+// WholeNode reports whether the call is about no pod in particular.
 func (c Call) WholeNode() bool { return c.PodUID == "" }
 
 // Filtered is a Fault's condition: lists of some things only.

@@ -13,7 +13,7 @@ import (
 // called from several goroutines.
 type Final struct {
 	lock sync.Mutex
-	// messages has the messages of each spec, by its text, each once and in order.
+	// messages has the messages of each spec, by its text, each once, in the order of their arrival.
 	messages map[string][]string
 }
 

@@ -125,8 +125,8 @@ func (c Counts) Plus(other Counts) Counts {
 	return Counts{Passed: c.Passed + other.Passed, Failed: c.Failed + other.Failed, Skipped: c.Skipped + other.Skipped}
 }
 
-// skipped tells a spec that said why it does not run, or that could not run after
-// another had failed, from one that a filter left out.
+// skipped reports whether a spec gave a reason not to run, or could not run after another
+// had failed; one that a filter left out did not.
 func skipped(spec types.SpecReport) bool {
 	return spec.State.Is(types.SpecStateSkipped) && spec.Failure.Message != ""
 }

@@ -15,8 +15,8 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// AwaitCertificate waits until the webhook has told the API server by which authority
-// to know it. Until then no call reaches it.
+// AwaitCertificate waits until the webhook has written its certificate authority into
+// its configuration. Until then no call reaches it.
 func AwaitCertificate(ctx context.Context, client kubernetes.Interface, within time.Duration) {
 	ginkgo.GinkgoHelper()
 	gomega.Eventually(ctx, func(g gomega.Gomega) {
@@ -31,10 +31,10 @@ func AwaitCertificate(ctx context.Context, client kubernetes.Interface, within t
 // ProbeName is the name of the object of Probe.
 const ProbeName = "kubelet-guard-e2e-probe"
 
-// Probe has the API server ask the webhook about a delete that changes nothing: that
+// Probe has the API server call the webhook for a delete that changes nothing: that
 // of an object with an override annotation, which is the webhook's to decide, and which
-// it refuses where it enforces. It returns the answer, nil where the delete may pass;
-// err says why it could not be asked for. The object stays.
+// it refuses where it enforces. It returns the response, nil where the delete may pass;
+// err is why there was none. The object stays.
 func Probe(ctx context.Context, configMaps corev1client.ConfigMapInterface) (answer, err error) {
 	_, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
 		Name:        ProbeName,

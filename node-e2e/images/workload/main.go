@@ -1,5 +1,5 @@
 // Command workload is the container program of the node suite's pods: it serves
-// HTTP, holds a file on a volume, and fails, exits or lingers when told to.
+// HTTP, holds a file on a volume, and fails, exits or lingers on request.
 //
 // Endpoints, on $PORT (8080 by default):
 //

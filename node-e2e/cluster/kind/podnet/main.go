@@ -29,7 +29,7 @@ import (
 // interface that goes down takes its routes with it.
 const resync = 10 * time.Second
 
-// environment is what the DaemonSet tells the program.
+// environment is what the DaemonSet passes to the program.
 type environment struct {
 	// Node is the name of the own node.
 	Node string
