@@ -5,6 +5,8 @@ import (
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // collectTimeout bounds what is asked of a cluster that may be broken.
@@ -29,5 +31,5 @@ func collect(ctx context.Context) {
 		answer := kubectl(ctx, args...)
 		artifacts.Keep(file, []byte(answer.Output()), nil)
 	}
-	progress("artifacts: %s", artifacts.Dir)
+	framework.Progress("artifacts: %s", artifacts.Dir)
 }

@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 const (
@@ -75,7 +77,7 @@ var _ = Describe("price of a /scale", Label(labelBench), Serial, func() {
 				first[s.decides] = median
 			}
 			last[s.decides] = median
-			progress("/scale with %d labelled workloads, where %s: %.1f ms at the median, %.1f at the 99th percentile, %.2f times that without any",
+			framework.Progress("/scale with %d labelled workloads, where %s: %.1f ms at the median, %.1f at the 99th percentile, %.2f times that without any",
 				s.labelled, s.decides, median, quantile(s.took, 0.99), median/first[s.decides])
 		}
 		Expect(last[webhookDecides]/first[webhookDecides]).To(BeNumerically("<=", flatScale), "the price with 1,000 labelled workloads, against none")

@@ -18,6 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // labelBench marks the measurement, which runs only on request.
@@ -123,7 +125,7 @@ var _ = Describe("price of a pod's deletion", Label(labelBench), Serial, func() 
 			table += fmt.Sprintf("eviction against delete under the guard, %d budgets: %.1f times\n", count,
 				quantile(results[fmt.Sprintf("PodEviction/budgets=%d", count)], 0.5)/quantile(results[fmt.Sprintf("PodDelete/guard=on/budgets=%d", count)], 0.5))
 		}
-		progress("%slines for benchstat: %s", table, file)
+		framework.Progress("%slines for benchstat: %s", table, file)
 		// Far above noise, far below what a list of all budgets would cost.
 		Expect(ratios["PodDelete/guard=on"]).To(BeNumerically("<", 1.5), "ratio of the medians with many and with few budgets\n%s", table)
 	}, SpecTimeout(benchTime))

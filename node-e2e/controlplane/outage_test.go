@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 )
 
@@ -178,7 +179,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		ordinary.kubectl(ctx, "scale", "deployment/rolled", "-n", namespace, "--replicas=0").ExpectDone()
 		ordinary.kubectl(ctx, "patch", "job", "job", "-n", namespace, "-p", `{"spec":{"suspend":true}}`).ExpectDone()
 		Eventually(ctx, labelled("app in (rolled, job)")).WithTimeout(podStart).Should(BeEmpty(), "pods of the workloads")
-		progress("outage: a roll-out, a scale-down and a suspension of protected pods took %.0f s", time.Since(asked).Seconds())
+		framework.Progress("outage: a roll-out, a scale-down and a suspension of protected pods took %.0f s", time.Since(asked).Seconds())
 		ordinary.kubectl(ctx, "create", "namespace", namespace+"-other").ExpectDone()
 		ordinary.kubectl(ctx, "delete", "namespace", namespace+"-other").ExpectDone()
 		awaitGone(ctx, createdLingering.UID, func() (metav1.Object, error) {
@@ -256,7 +257,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		})
 		for i, request := range requests {
 			Expect(failures[i]).To(request.want, request.what)
-			progress("webhook without an answer: %s took %.1f s", request.what, took[i].Seconds())
+			framework.Progress("webhook without an answer: %s took %.1f s", request.what, took[i].Seconds())
 			Expect(took[i]).To(BeNumerically("<", request.limit+timeoutSlack), request.what)
 		}
 		asked := time.Now()
@@ -265,6 +266,6 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 			list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=rolled"})
 			return list.Items, err
 		}).WithTimeout(podStart).Should(BeEmpty())
-		progress("webhook without an answer: a scale-down of protected pods took %.1f s", time.Since(asked).Seconds())
+		framework.Progress("webhook without an answer: a scale-down of protected pods took %.1f s", time.Since(asked).Seconds())
 	}, SpecTimeout(clusterStart))
 })

@@ -29,6 +29,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -375,7 +376,7 @@ var _ = Describe("deletion of protected pods", func() {
 		Expect(second.refused).To(Equal(count-allowed), "deletes that were refused, of those not terminating; failed: %d", second.failed)
 		terminating, _ = terminatingPods(ctx, namespace)
 		Expect(terminating).To(HaveLen(allowed))
-		progress("200 deletes: %d passed, %d refused, %d asked again since their replica was killed", first.passed, first.refused, first.failed)
+		framework.Progress("200 deletes: %d passed, %d refused, %d asked again since their replica was killed", first.passed, first.refused, first.failed)
 	}, SpecTimeout(4*time.Minute))
 
 	It("is held for kubectl delete --all", func(ctx SpecContext) {

@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // preemptionWatch is how long victims are counted; the scheduler tries again every few
@@ -109,7 +111,7 @@ var _ = Describe("preemption", func() {
 			return len(deleted)
 		}
 		without, with := count(false), count(true)
-		progress("preemption: in %s the other victim was deleted %d times without the protected one, %d times with it", preemptionWatch, without, with)
+		framework.Progress("preemption: in %s the other victim was deleted %d times without the protected one, %d times with it", preemptionWatch, without, with)
 		// The scheduler's back-off bounds it. Without the companion it is one or two, since the
 		// other victim's successor may be faster than the pod that waits.
 		Expect(with).To(BeNumerically("<=", without+mostVictims))

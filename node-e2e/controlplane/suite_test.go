@@ -111,7 +111,7 @@ func kubectlProgram() string { return filepath.Join(outputDir, framework.KubeVer
 func artifactsDir() string { return filepath.Join(outputDir, "e2e", "controlplane") }
 
 var _ = BeforeSuite(func(ctx SpecContext) {
-	progress("starting a cluster")
+	framework.Progress("starting a cluster")
 	started := time.Now()
 	var err error
 	cluster, err = startCluster(ctx, *clusterFlag)
@@ -120,13 +120,13 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	adminConfig = cluster.RESTConfig()
 	client = kubernetes.NewForConfigOrDie(adminConfig)
 	dynamicClient = dynamic.NewForConfigOrDie(adminConfig)
-	progress("node %s is Ready after %.0f s", cluster.NodeName(), time.Since(started).Seconds())
+	framework.Progress("node %s is Ready after %.0f s", cluster.NodeName(), time.Since(started).Seconds())
 	if !*keepFlag {
 		DeferCleanup(func(ctx SpecContext) { awaitNamespacesGone(ctx) }, NodeTimeout(clusterStop))
 	}
 	createUsers(ctx)
 	install(ctx, overlayEnforce)
-	progress("the control plane is installed and in force after %.0f s", time.Since(started).Seconds())
+	framework.Progress("the control plane is installed and in force after %.0f s", time.Since(started).Seconds())
 }, NodeTimeout(clusterStart))
 
 // startCluster starts an embedded cluster that knows the webhook's image and
@@ -164,16 +164,10 @@ func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 func stopCluster(ctx context.Context) {
 	if *keepFlag {
 		Expect(errors.Join(cluster.Detach(), clusterLog.Close())).To(Succeed(), "leave the cluster up")
-		progress("the cluster is left up; use it with\n    %s --kubeconfig %s get pods -A\nand remove it with\n    %s down %s",
+		framework.Progress("the cluster is left up; use it with\n    %s --kubeconfig %s get pods -A\nand remove it with\n    %s down %s",
 			kubectlProgram(), cluster.Kubeconfig(), filepath.Join(outputDir, "bin", "guard-e2e"), cluster.Name())
 		return
 	}
-	progress("stopping the cluster")
+	framework.Progress("stopping the cluster")
 	Expect(errors.Join(cluster.Stop(ctx), clusterLog.Close())).To(Succeed(), "stop the cluster")
-}
-
-// progress tells the person who waits what happens, apart from Ginkgo's report,
-// which goes to standard output.
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -43,5 +44,5 @@ func collect(ctx context.Context) {
 		}
 		return nil
 	})
-	progress("artifacts: %s", artifacts.Dir)
+	framework.Progress("artifacts: %s", artifacts.Dir)
 }

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -50,7 +51,7 @@ var _ = Describe("A wrong resource reservation that comes with a kubelet", Label
 			w.protected = s.ofApp(ctx, w.name, colocatedPods)
 			w.unprotected = s.ofApp(ctx, w.name+"-plain", 1)
 		}
-		progress("co-location: %d protected pods and an unprotected one run on each worker after %.0f s", colocatedPods, time.Since(started).Seconds())
+		framework.Progress("co-location: %d protected pods and an unprotected one run on each worker after %.0f s", colocatedPods, time.Since(started).Seconds())
 
 		By("rolling the reservation out")
 		for _, w := range both {
@@ -87,7 +88,7 @@ var _ = Describe("A wrong resource reservation that comes with a kubelet", Label
 			Expect(client.AppsV1().Deployments(s.namespace).Delete(ctx, w.name, background)).To(Succeed())
 		}
 		took := awaitEnded(ctx, asked, colocatedEnd, guarded.protected...)
-		progress("co-location: the guarded worker's pods ended %.0f s after they were deleted", took.Seconds())
+		framework.Progress("co-location: the guarded worker's pods ended %.0f s after they were deleted", took.Seconds())
 	}, SpecTimeout(12*time.Minute))
 })
 
@@ -181,7 +182,7 @@ func (w *colocated) awaitAdmission(ctx context.Context) {
 		}
 		g.Expect(gone).To(ConsistOf(w.unprotected), "unprotected pods that were killed")
 	}).WithTimeout(colocatedKill+2*killTimeout).WithPolling(time.Second).Should(Succeed(), "the reservation acts on worker %s", w.node.Name())
-	progress("co-location: the reservation acts on worker %s after %d restarts", w.node.Name(), restarts)
+	framework.Progress("co-location: the reservation acts on worker %s after %d restarts", w.node.Name(), restarts)
 }
 
 // available is how many protected pods the Deployment has that serve.
@@ -235,7 +236,7 @@ func (w *colocated) awaitRelief(ctx context.Context) {
 		}
 		g.Expect(states).To(Equal(map[guard.State]int{guard.Protected: colocatedPods}))
 	}).WithTimeout(colocatedKill+2*killTimeout).WithPolling(time.Second).Should(Succeed(), "states in %s of %s with the reservation taken back", guard.PodsPath, w.node.Name())
-	progress("co-location: no pod of worker %s is held after %d restarts", w.node.Name(), restarts)
+	framework.Progress("co-location: no pod of worker %s is held after %d restarts", w.node.Name(), restarts)
 }
 
 // tell reports the figures of a worker.

@@ -16,6 +16,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 const (
@@ -45,7 +46,7 @@ func compareEnds(ctx context.Context, what string, since time.Time, pods map[*ki
 		g.Expect(took).To(HaveLen(len(workers())), "workers whose pods have ended")
 	}).WithTimeout(rolloutWait).Should(Succeed(), "%s ends the pods", what)
 	stock, guarded := took[stockNode()], took[guardedNode()]
-	progress("%s: pods had ended after %.1f s on the stock worker, %.1f s on the guarded one", what, stock.Seconds(), guarded.Seconds())
+	framework.Progress("%s: pods had ended after %.1f s on the stock worker, %.1f s on the guarded one", what, stock.Seconds(), guarded.Seconds())
 	Expect(guarded).To(BeNumerically("<", stock+alikeWithin), "%s, guarded worker", what)
 }
 

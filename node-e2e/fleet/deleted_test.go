@@ -14,6 +14,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -43,7 +44,7 @@ var _ = Describe("A node whose object is deleted", Label(labelAway), func() {
 		deleted := time.Now()
 		restartKubelet(ctx, workers()...)
 		registered := time.Now()
-		progress("deleted: registered again after %.0f s", registered.Sub(deleted).Seconds())
+		framework.Progress("deleted: registered again after %.0f s", registered.Sub(deleted).Seconds())
 
 		By("finding out who needed the label that nobody put on the new nodes")
 		took := awaitEnded(ctx, registered, killTimeout, labelled.killable()...)
@@ -74,7 +75,7 @@ var _ = Describe("A node whose object is deleted", Label(labelAway), func() {
 				ours = []*subject{pods.guardedProtected, pods.guardedPlain}
 			}
 			took := awaitEnded(ctx, deleted, garbageCollection+killTimeout, ours...)
-			progress("deleted: the pods of worker %s had ended %.0f s after their node was deleted", node.Name(), took.Seconds())
+			framework.Progress("deleted: the pods of worker %s had ended %.0f s after their node was deleted", node.Name(), took.Seconds())
 		}
 		awaitGone(ctx, deletionSlack, pods.all()...)
 
@@ -125,7 +126,7 @@ var _ = Describe("A node whose object is deleted", Label(labelAway), func() {
 			g.Expect(gone).To(HaveLen(len(workers())), "nodes that are empty")
 		}).WithTimeout(2*time.Minute).WithPolling(time.Second).Should(Succeed(), "the nodes are empty")
 		for _, node := range workers() {
-			progress("autoscaler: worker %s was empty after %.0f s", node.Name(), gone[node].Seconds())
+			framework.Progress("autoscaler: worker %s was empty after %.0f s", node.Name(), gone[node].Seconds())
 			awaitEnded(ctx, started, deletionSlack, before[node]...)
 			for _, pod := range s.ofApp(ctx, "web-"+node.Pool(), replicas) {
 				Expect(pod.node).To(Equal(elsewhere()), "node of the new pod %s", pod)

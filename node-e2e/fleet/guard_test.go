@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -82,7 +83,7 @@ func awaitHeldCondition(ctx context.Context, pod *subject, cause guard.Cause) {
 	Eventually(ctx, func(g Gomega) {
 		object, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
 		g.Expect(err).NotTo(HaveOccurred())
-		condition := podCondition(object, guard.PodKillRefused)
+		condition := framework.PodCondition(object, guard.PodKillRefused)
 		g.Expect(condition).NotTo(BeNil(), "condition %s", guard.PodKillRefused)
 		g.Expect(condition.Status).To(Equal(corev1.ConditionTrue))
 		g.Expect(condition.Message).To(ContainSubstring(string(cause)))

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -73,7 +74,7 @@ var _ = Describe("kubectl guard", func() {
 		Expect(kubectl(ctx, "guard", "release", held.name, "-n", s.namespace, "--yes", "--timeout=0", "--reason=fleet suite")).To(
 			ContainSubstring("record " + string(held.uid) + " written"))
 		released := awaitEnded(ctx, asked, releaseWait+gracePeriod, held)
-		progress("kubectl guard release: the pod had ended after %.0f s", released.Seconds())
+		framework.Progress("kubectl guard release: the pod had ended after %.0f s", released.Seconds())
 	}, SpecTimeout(specTimeout))
 
 	It("protects the running pods of a Deployment, on both workers", func(ctx SpecContext) {

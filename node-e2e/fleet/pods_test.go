@@ -22,17 +22,16 @@ import (
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 const (
 	workloadImage     = embedded.WorkloadImage
-	workloadContainer = "workload"
-	workloadPort      = 8080
-	// gracePeriod is short because the workload ends on SIGTERM at once; a deletion
-	// that takes this long was not passed on to the process.
-	gracePeriod = 5 * time.Second
+	workloadContainer = framework.WorkloadContainer
+	workloadPort      = framework.WorkloadPort
+	gracePeriod       = framework.GracePeriod
 )
 
 // Waits for pods.
@@ -42,15 +41,9 @@ const (
 	// deletionSlack is what a deletion may take beyond the grace period: the watch,
 	// the runtime and the removal of the object.
 	deletionSlack = 20 * time.Second
-	// apiLag covers a status or an event on its way to the API; the kubelet syncs
-	// statuses at least every 10 s.
-	apiLag = 20 * time.Second
-	// killTimeout is how long a stock kubelet may take to kill what it kills.
-	killTimeout = 30 * time.Second
-	// holdPeriod is how long a pod must have been kept, from the moment on when others
-	// under the same fault were dead: three times the 2 s within which the kubelet's
-	// loops come round.
-	holdPeriod = 6 * time.Second
+	apiLag        = framework.APILag
+	killTimeout   = framework.KillTimeout
+	holdPeriod    = framework.HoldPeriod
 )
 
 // scene is a namespace of one spec.
@@ -70,7 +63,7 @@ func newScene(ctx context.Context, labels map[string]string) *scene {
 	s := &scene{namespace: namespace.Name}
 	DeferCleanup(func(ctx SpecContext) {
 		if *keepFlag && CurrentSpecReport().Failed() {
-			progress("left as it is: namespace %s", s.namespace)
+			framework.Progress("left as it is: namespace %s", s.namespace)
 			return
 		}
 		s.remove(ctx)
@@ -101,22 +94,13 @@ func (s *scene) remove(ctx context.Context) {
 	Expect(apps.StatefulSets(s.namespace).DeleteCollection(ctx, background, metav1.ListOptions{})).To(Succeed())
 	Expect(apps.DaemonSets(s.namespace).DeleteCollection(ctx, background, metav1.ListOptions{})).To(Succeed())
 	Eventually(ctx, func(g Gomega) {
-		pods, err := client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
-		for _, pod := range pods.Items {
-			if pod.DeletionTimestamp == nil {
-				err := client.CoreV1().Pods(s.namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](1)})
-				g.Expect(ignoreNotFound(err)).To(Succeed())
-			}
-		}
-		g.Expect(pods.Items).To(BeEmpty(), "pods of the namespace %s", s.namespace)
+		framework.DeletePods(g, ctx, client, s.namespace)
 		g.Expect(s.releaseLeft(ctx)).To(Succeed())
 		left, err := s.containers(ctx)
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(left).To(BeEmpty(), "containers of the namespace %s", s.namespace)
 	}).WithTimeout(2*time.Minute).WithPolling(time.Second).Should(Succeed(), "the nodes are left as they were found")
-	// Nothing runs in it any more, so nobody waits for the namespace controller.
-	Expect(ignoreNotFound(client.CoreV1().Namespaces().Delete(ctx, s.namespace, metav1.DeleteOptions{}))).To(Succeed())
+	framework.DeleteNamespace(ctx, client, s.namespace)
 }
 
 // releaseLeft releases, on the nodes, held pods of the scene whose objects are gone.
@@ -161,13 +145,6 @@ func (s *scene) containers(ctx context.Context) ([]string, error) {
 		return nil
 	})
 	return names, err
-}
-
-func ignoreNotFound(err error) error {
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
 }
 
 // podOption changes a pod template before it is used.
@@ -270,16 +247,7 @@ func template(app string, options ...podOption) corev1.PodTemplateSpec {
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: ptr.To(int64(gracePeriod.Seconds())),
 			AutomountServiceAccountToken:  ptr.To(false),
-			Containers: []corev1.Container{{
-				Name:            workloadContainer,
-				Image:           workloadImage,
-				ImagePullPolicy: corev1.PullNever,
-				Ports:           []corev1.ContainerPort{{ContainerPort: workloadPort}},
-				ReadinessProbe: &corev1.Probe{
-					ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(workloadPort)}},
-					PeriodSeconds: 1,
-				},
-			}},
+			Containers:                    []corev1.Container{framework.NewContainer(workloadContainer, workloadPort)},
 		},
 	}
 	for _, option := range options {
@@ -434,17 +402,8 @@ func (s *scene) awaitRunning(ctx context.Context, count int, selected func(*core
 }
 
 func podReady(pod *corev1.Pod) bool {
-	condition := podCondition(pod, corev1.PodReady)
+	condition := framework.PodCondition(pod, corev1.PodReady)
 	return condition != nil && condition.Status == corev1.ConditionTrue
-}
-
-func podCondition(pod *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
-	for i := range pod.Status.Conditions {
-		if pod.Status.Conditions[i].Type == kind {
-			return &pod.Status.Conditions[i]
-		}
-	}
-	return nil
 }
 
 // ended returns which of the subjects' containers do not run any more, by asking the

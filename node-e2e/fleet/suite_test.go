@@ -138,21 +138,15 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	awaitReady(ctx, ownNodes()...)
 	oneAtATime(func() { kubectl(ctx, "apply", "-k", manifestsDir) })
 	if len(workers()) > 0 {
-		progress("comparing %s with %s", stockNode().Name(), guardedNode().Name())
+		framework.Progress("comparing %s with %s", stockNode().Name(), guardedNode().Name())
 	}
 }, NodeTimeout(2*time.Minute))
-
-// progress tells the person who waits what happens, apart from Ginkgo's report,
-// which goes to standard output.
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
-}
 
 // found reports a figure that a spec is about, as progress and in the suite's report.
 func found(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	AddReportEntry("found", ReportEntryVisibilityNever, line)
-	progress("found: %s", line)
+	framework.Progress("found: %s", line)
 }
 
 // oneAtATime calls f while no other suite on this machine is in it: what is installed

@@ -4,6 +4,8 @@
 package framework
 
 import (
+	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -50,4 +52,10 @@ func Run(t *testing.T, s Settings) {
 	suiteConfig, reporterConfig := ginkgo.GinkgoConfiguration()
 	suiteConfig.GracePeriod = s.GracePeriod
 	ginkgo.RunSpecs(t, s.Title, suiteConfig, s.Log.TakeReports(reporterConfig))
+}
+
+// Progress prints what happens for the person who waits, on standard error, apart from
+// Ginkgo's report.
+func Progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/specreport"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -41,7 +42,7 @@ func (s *scene) collect(ctx context.Context) {
 	keep("events.yaml", text, err)
 	containers, err := provider.Node().Runtime().Containers(ctx)
 	keep("containers.txt", fmt.Appendf(nil, "%+v\n", containers), err)
-	progress("artifacts: %s", artifacts.Dir)
+	framework.Progress("artifacts: %s", artifacts.Dir)
 }
 
 func (s *scene) describePods(ctx context.Context) ([]byte, error) {

@@ -18,6 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // labelBenchmark marks what measures and does not judge.
@@ -63,7 +65,7 @@ var _ = Describe("The cost of the guard", Label(labelGuarded, labelBenchmark), f
 		for block := range *benchBlocksFlag {
 			b.kubelet = []Variant{Stock, Guarded, Guarded, Stock}[block%4]
 			b.block(ctx)
-			progress("benchmark: block %d of %d (%s) done", block+1, *benchBlocksFlag, b.kubelet)
+			framework.Progress("benchmark: block %d of %d (%s) done", block+1, *benchBlocksFlag, b.kubelet)
 		}
 	}, NodeTimeout(time.Hour))
 })

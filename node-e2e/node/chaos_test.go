@@ -20,7 +20,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -92,14 +94,14 @@ func newChaosRun(ctx context.Context, plan *chaosPlan) *chaosRun {
 
 // run is the whole of it. The seed is printed first and last.
 func (c *chaosRun) run(ctx context.Context) {
-	progress("chaos: %s, %s", c, c.plan)
+	framework.Progress("chaos: %s, %s", c, c.plan)
 	// The same decisions do not meet the same moments again.
 	well := false
 	defer func() {
 		if !well {
 			specLog.Stand("a chaos run failed: %s", c)
 		}
-		progress("chaos: %s, %d lives of the kubelet in %.0f s", c, c.round+1, time.Since(c.started).Seconds())
+		framework.Progress("chaos: %s, %d lives of the kubelet in %.0f s", c, c.round+1, time.Since(c.started).Seconds())
 	}()
 	info, err := os.Stat(provider.Node().Kubelet().LogPath())
 	Expect(err).NotTo(HaveOccurred())
@@ -110,7 +112,7 @@ func (c *chaosRun) run(ctx context.Context) {
 		c.live(ctx, r)
 		c.expectNoneLost()
 		if (n+1)%25 == 0 {
-			progress("chaos: %d kills after %.0f s, %d pods so far", n+1, time.Since(c.started).Seconds(), len(c.pods))
+			framework.Progress("chaos: %d kills after %.0f s, %d pods so far", n+1, time.Since(c.started).Seconds(), len(c.pods))
 		}
 	}
 	c.round++
@@ -192,11 +194,11 @@ func (c *chaosRun) step(ctx context.Context, step chaosStep, moment chaosMoment)
 	var err error
 	switch step.action {
 	case deletePod:
-		err = ignoreNotFound(pods.Delete(ctx, p.subject.name, metav1.DeleteOptions{}))
+		err = ctrlclient.IgnoreNotFound(pods.Delete(ctx, p.subject.name, metav1.DeleteOptions{}))
 	case forceDelete:
-		err = ignoreNotFound(pods.Delete(ctx, p.subject.name, immediately))
+		err = ctrlclient.IgnoreNotFound(pods.Delete(ctx, p.subject.name, immediately))
 	case recordedDelete:
-		err = errors.Join(createRecord(ctx, p.subject), ignoreNotFound(pods.Delete(ctx, p.subject.name, immediately)))
+		err = errors.Join(createRecord(ctx, p.subject), ctrlclient.IgnoreNotFound(pods.Delete(ctx, p.subject.name, immediately)))
 	case putLabel:
 		c.patch(ctx, p.subject, fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, protectionLabel, protectionValue))
 	case removeLabel:
@@ -378,7 +380,7 @@ func (p *chaosPod) expectGone(g Gomega, ctx context.Context) {
 // it ends those that live, and checks that too.
 func (c *chaosRun) conclude(ctx context.Context) {
 	startKubelet(ctx, KubeletChange{})
-	progress("chaos: settling after %.0f s", time.Since(c.started).Seconds())
+	framework.Progress("chaos: settling after %.0f s", time.Since(c.started).Seconds())
 	c.settle(ctx)
 	for _, p := range c.pods {
 		if p.fate == mustEnd {
@@ -396,7 +398,7 @@ func (c *chaosRun) conclude(ctx context.Context) {
 			lived++
 		}
 	}
-	progress("chaos: %d pods in all, %d run as they must; of those whose fate was open, %d run on and %d were held and ended by a record", len(c.pods), lived, kept, released)
+	framework.Progress("chaos: %d pods in all, %d run as they must; of those whose fate was open, %d run on and %d were held and ended by a record", len(c.pods), lived, kept, released)
 
 	By("ending the pods that live")
 	for i, p := range c.pods {

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -48,7 +49,7 @@ var _ = Describe("A clock that goes forward and back", Label(labelGuarded, label
 			kept.expectAlive(g)
 			expectState(g, ctx, kept, guard.Protected)
 		}).WithContext(ctx).WithTimeout(holdEnds).Should(Succeed(), "the hold of pod %s ends", kept)
-		progress("the hold ended %.0f s after the clock was right again", time.Since(right).Seconds())
+		framework.Progress("the hold ended %.0f s after the clock was right again", time.Since(right).Seconds())
 		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
 	})
 })

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
 
@@ -85,7 +86,7 @@ var _ = Describe("The counters of a pod's life", Label(labelGuarded, labelCounte
 			Expect(table.decisions).NotTo(BeEmpty(), "benchmarks of decisions in %s", *countersBenchFlag)
 		}
 		text := table.markdown()
-		progress("%s", text)
+		framework.Progress("%s", text)
 		Expect(writeCounters(*countersFlag, text)).To(Succeed(), "-counters")
 		Expect(table.violations()).To(BeEmpty(), "what the guarded kubelet does beyond the invariants")
 	}, NodeTimeout(20*time.Minute))
@@ -116,7 +117,7 @@ type countedLife struct {
 // countBlock starts a kubelet and counts.
 func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Variant) *countedBlock {
 	GinkgoHelper()
-	progress("counters: the %s kubelet", kubelet)
+	framework.Progress("counters: the %s kubelet", kubelet)
 	trace := newSyncTrace()
 	restartKubelet(ctx, throughProxy(proxy, KubeletChange{
 		Binary: trace.kubelet(kubeletBinary(kubelet)),

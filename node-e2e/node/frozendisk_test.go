@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -41,18 +42,18 @@ var _ = Describe("A state directory whose disk hangs", Label(labelGuarded, label
 			asked := time.Now()
 			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 			took := time.Since(asked)
-			progress("state directory's disk frozen: pod %s gone %.1f s after its deletion", pod.name, took.Seconds())
+			framework.Progress("state directory's disk frozen: pod %s gone %.1f s after its deletion", pod.name, took.Seconds())
 			Expect(took).To(BeNumerically("<", undelayed), "time until pod %s is gone", pod)
 		}
 		By("starting an unprotected and a protected pod")
 		asked := time.Now()
 		s.run(ctx, s.newPod("new-unprotected"))
 		took := time.Since(asked)
-		progress("state directory's disk frozen: unprotected pod serves after %.1f s", took.Seconds())
+		framework.Progress("state directory's disk frozen: unprotected pod serves after %.1f s", took.Seconds())
 		Expect(took).To(BeNumerically("<", undelayed), "time until the unprotected pod serves")
 		asked = time.Now()
 		late := s.run(ctx, s.newPod("new-protected", protected))[0]
-		progress("state directory's disk frozen: protected pod serves after %.1f s", time.Since(asked).Seconds())
+		framework.Progress("state directory's disk frozen: protected pod serves after %.1f s", time.Since(asked).Seconds())
 		expectState(Default, ctx, late, guard.Protected)
 		pods[2].expectAlive(Default)
 

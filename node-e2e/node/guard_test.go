@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -321,7 +322,7 @@ func occurrences(event corev1.Event) int {
 func (s *scene) expectHeldCondition(g Gomega, ctx context.Context, pod *subject, causes []guard.Cause) {
 	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
 	g.Expect(err).NotTo(HaveOccurred())
-	condition := podCondition(object, guard.PodKillRefused)
+	condition := framework.PodCondition(object, guard.PodKillRefused)
 	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodKillRefused)
 	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodKillRefused, pod)
 	for _, cause := range causes {

@@ -13,22 +13,18 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 const (
-	// killTimeout is how long the stock kubelet may take to kill what it kills. It
-	// needs 2 s on an idle machine; housekeeping and resyncs run every 2 and 10 s.
-	killTimeout = 30 * time.Second
+	killTimeout = framework.KillTimeout
 	// evictionTimeout allows for two victims: the eviction manager looks every 10 s,
 	// takes one pod a time and waits up to 30 s for its clean-up.
 	evictionTimeout = 100 * time.Second
-	// holdPeriod is how long a pod must have been kept, from the moment on when its
-	// unprotected twin was dead: three times the 2 s within which the kubelet's
-	// loops (housekeeping 2 s, PLEG 1 s, config sources 1 s) come round, so that a
-	// kill that is merely late is seen.
-	holdPeriod = 6 * time.Second
+	holdPeriod      = framework.HoldPeriod
 	// evictionHold lets the eviction manager, which looks every 10 s, try again.
 	evictionHold = 12 * time.Second
 	// survivalPeriod is how long pods are watched that not even the stock kubelet
@@ -138,7 +134,7 @@ func (i incident) run(ctx context.Context) {
 	if !i.gradual {
 		since = time.Now()
 	}
-	progress("%s: fault is in", i.title)
+	framework.Progress("%s: fault is in", i.title)
 
 	By("awaiting the fates of both pods")
 	defer func() { i.conclude(result, since, guardedPod, plainPod) }()
@@ -160,7 +156,7 @@ func (i incident) run(ctx context.Context) {
 		return
 	}
 	asked := time.Now()
-	Expect(ignoreNotFound(client.CoreV1().Pods(s.namespace).Delete(ctx, guardedPod.name, metav1.DeleteOptions{}))).To(Succeed())
+	Expect(ctrlclient.IgnoreNotFound(client.CoreV1().Pods(s.namespace).Delete(ctx, guardedPod.name, metav1.DeleteOptions{}))).To(Succeed())
 	guardedPod.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
 	result.Deletion = Deletion{Honoured: true, Seconds: max(0, guardedPod.death.at.Sub(asked).Seconds())}
 	s.awaitGone(ctx, guardedPod, gracePeriod+deletionSlack)
@@ -168,7 +164,7 @@ func (i incident) run(ctx context.Context) {
 		i.after(ctx)
 	}
 	if variant == Guarded || i.survives {
-		progress("%s: deletion honoured in %.1f s", i.title, result.Deletion.Seconds)
+		framework.Progress("%s: deletion honoured in %.1f s", i.title, result.Deletion.Seconds)
 	}
 }
 
@@ -177,11 +173,11 @@ func (i incident) expectFate(ctx context.Context, pod *subject, since time.Time)
 	GinkgoHelper()
 	if i.survives {
 		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(time.Until(since.Add(survivalPeriod))).Should(Succeed())
-		progress("%s: %s pod survived %.0f s", i.title, pod.name, time.Since(since).Seconds())
+		framework.Progress("%s: %s pod survived %.0f s", i.title, pod.name, time.Since(since).Seconds())
 		return
 	}
 	took := pod.awaitDeath(ctx, since, cmp.Or(i.within, killTimeout))
-	progress("%s: %s pod killed after %.1f s", i.title, pod.name, took.Seconds())
+	framework.Progress("%s: %s pod killed after %.1f s", i.title, pod.name, took.Seconds())
 }
 
 // expectKept checks that the guarded kubelet kept a pod and reports it everywhere,
@@ -213,7 +209,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 		g.Expect(metrics.byCause(heldPods)).To(Equal(held), heldPods)
 		expectState(g, ctx, pod, state, causes...)
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "killing pod %s is refused for %v", pod, i.causes)
-	progress("%s: protected pod kept, refused for %v", i.title, i.causes)
+	framework.Progress("%s: protected pod kept, refused for %v", i.title, i.causes)
 
 	// What reaches the API does so by events and status updates, so it may come
 	// later; what is there must then stay as it is.

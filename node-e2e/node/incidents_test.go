@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -203,7 +204,7 @@ var _ = Describe("Kubelet restart", func() {
 		title: "node starts under a wrong name",
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			DeferCleanup(func(ctx context.Context) error {
-				return ignoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
+				return ctrlclient.IgnoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
 			})
 			restartKubelet(ctx, KubeletChange{NodeName: wrongName()})
 		},

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -50,7 +51,7 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 		mended := time.Now()
 		Expect(lagging.Mend()).To(Succeed())
 		took := known.awaitHonoured(ctx, mended, catchUp+gracePeriod)
-		progress("the deleted pod ended %.1f s after its API server could hear of that", took.Seconds())
+		framework.Progress("the deleted pod ended %.1f s after its API server could hear of that", took.Seconds())
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, late, guard.Protected).WithTimeout(catchUp).
 			Should(Succeed(), "the kubelet manages pod %s as before", late)
 		s.awaitServing(ctx, late.name, late.uid)

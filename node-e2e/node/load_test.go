@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -172,7 +173,7 @@ func (l *load) count(ctx context.Context, what string, after time.Duration) {
 		cells = append(cells, fmt.Sprintf("%.1f", n/minutes))
 	}
 	line := fmt.Sprintf("| %s | %s |\n", what, strings.Join(cells, " | "))
-	progress("load: %s", strings.TrimSpace(line))
+	framework.Progress("load: %s", strings.TrimSpace(line))
 	_, err := io.WriteString(l.out, line)
 	Expect(err).NotTo(HaveOccurred(), "-load-results")
 }

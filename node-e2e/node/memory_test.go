@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -55,7 +56,7 @@ func memoryReserved() incident {
 			kubepods = filepath.Dir(pod)
 			Expect(readMemory(kubepods, "memory.current")).To(BeNumerically(">", usedMemory<<20), "what the pods use")
 			before = readMemory(kubepods, "memory.max")
-			progress("%s: limit %d MiB, in use %d MiB", kubepods, before>>20, readMemory(kubepods, "memory.current")>>20)
+			framework.Progress("%s: limit %d MiB, in use %d MiB", kubepods, before>>20, readMemory(kubepods, "memory.current")>>20)
 			reserved = nodeCapacity(ctx).Memory().Value() - leftMemory<<20
 			restartLeaving(ctx, corev1.ResourceMemory, (leftMemory-100)<<20, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.SystemReserved = map[string]string{"memory": fmt.Sprint(reserved)}
@@ -65,7 +66,7 @@ func memoryReserved() incident {
 				Eventually(oomKills).WithContext(ctx).WithArguments(kubepods).WithTimeout(killTimeout).
 					Should(BeNumerically(">", 0), "processes that the kernel killed in %s", kubepods)
 			}
-			progress("%s: limit %d MiB, in use %d MiB, processes killed by the kernel: %d", kubepods,
+			framework.Progress("%s: limit %d MiB, in use %d MiB, processes killed by the kernel: %d", kubepods,
 				readMemory(kubepods, "memory.max")>>20, readMemory(kubepods, "memory.current")>>20, oomKills(kubepods))
 		},
 		restarts: true,
@@ -79,7 +80,7 @@ func memoryReserved() incident {
 			capacity := nodeCapacity(ctx).Memory().Value()
 			Eventually(func() int64 { return readMemory(kubepods, "memory.max") }).WithContext(ctx).WithTimeout(limitFollows).
 				Should(Equal(capacity-reserved), "the limit of all pods follows when the pod is gone")
-			progress("%s: limit %d MiB %.0f s after the pod was gone", kubepods, (capacity-reserved)>>20, time.Since(asked).Seconds())
+			framework.Progress("%s: limit %d MiB %.0f s after the pod was gone", kubepods, (capacity-reserved)>>20, time.Since(asked).Seconds())
 		},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -48,7 +49,7 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		releaseLeft(pod)
 		DeferCleanup(func(ctx context.Context) error {
-			return ignoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
+			return ctrlclient.IgnoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
 		})
 		restartKubelet(ctx, KubeletChange{NodeName: wrongName()})
 		// The restored pod is bound to the old name.

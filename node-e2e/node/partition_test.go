@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -25,7 +26,7 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		Expect(link.Mend()).To(Succeed())
 		awaitEvidence(ctx, pod, guard.DeletionTimestampSeen)
 		took := pod.awaitHonoured(ctx, mended, killTimeout)
-		progress("short partition: pod ended %.1f s after the reconnect", took.Seconds())
+		framework.Progress("short partition: pod ended %.1f s after the reconnect", took.Seconds())
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
 

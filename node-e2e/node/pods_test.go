@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 const (
@@ -25,12 +26,9 @@ const (
 	protectionValue = "required"
 
 	workloadImage     = embedded.WorkloadImage
-	workloadContainer = "workload"
-	workloadPort      = 8080
-
-	// gracePeriod is short because the workload ends on SIGTERM at once; a deletion
-	// that takes this long was not passed on to the process.
-	gracePeriod = 5 * time.Second
+	workloadContainer = framework.WorkloadContainer
+	workloadPort      = framework.WorkloadPort
+	gracePeriod       = framework.GracePeriod
 )
 
 // Waits for single pods.
@@ -40,9 +38,7 @@ const (
 	// deletionSlack is what a deletion may take beyond the grace period: the watch,
 	// the runtime and the removal of the object.
 	deletionSlack = 15 * time.Second
-	// apiLag covers a status or an event on its way to the API; the kubelet syncs
-	// statuses at least every 10 s.
-	apiLag = 20 * time.Second
+	apiLag        = framework.APILag
 	// controllerLag covers controllers that have lost the API server, to a spec before:
 	// they come back with a back-off of up to 30 s.
 	controllerLag = time.Minute
@@ -87,30 +83,14 @@ func newScene(ctx context.Context) *scene {
 // spec leaves on the node would take resources from the next one.
 func (s *scene) remove(ctx SpecContext) {
 	Eventually(func(g Gomega) {
-		pods, err := client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
-		for _, pod := range pods.Items {
-			if pod.DeletionTimestamp == nil {
-				err := client.CoreV1().Pods(s.namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](1)})
-				g.Expect(ignoreNotFound(err)).To(Succeed())
-			}
-		}
-		g.Expect(pods.Items).To(BeEmpty(), "pods of the namespace %s", s.namespace)
+		framework.DeletePods(g, ctx, client, s.namespace)
 		running, err := provider.Node().Runtime().Containers(ctx)
 		g.Expect(err).NotTo(HaveOccurred())
 		for _, c := range running {
 			g.Expect(c.PodNamespace).NotTo(Equal(s.namespace), "container %s of pod %s still runs", c.Name, c.PodName)
 		}
 	}).WithContext(ctx).WithTimeout(time.Minute).Should(Succeed(), "the node is left as it was found")
-	// Nothing runs in it any more, so nobody waits for the namespace controller.
-	Expect(ignoreNotFound(client.CoreV1().Namespaces().Delete(ctx, s.namespace, metav1.DeleteOptions{}))).To(Succeed())
-}
-
-func ignoreNotFound(err error) error {
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	framework.DeleteNamespace(ctx, client, s.namespace)
 }
 
 // podOption changes a pod before it is created.
@@ -159,17 +139,9 @@ func (s *scene) newPod(name string, options ...podOption) *corev1.Pod {
 }
 
 func newContainer(name string, port int32) corev1.Container {
-	return corev1.Container{
-		Name:            name,
-		Image:           workloadImage,
-		ImagePullPolicy: corev1.PullNever,
-		Env:             []corev1.EnvVar{{Name: "PORT", Value: fmt.Sprint(port)}},
-		Ports:           []corev1.ContainerPort{{ContainerPort: port}},
-		ReadinessProbe: &corev1.Probe{
-			ProbeHandler:  httpGet("/healthz", port),
-			PeriodSeconds: 1,
-		},
-	}
+	container := framework.NewContainer(name, port)
+	container.Env = []corev1.EnvVar{{Name: "PORT", Value: fmt.Sprint(port)}}
+	return container
 }
 
 func httpGet(path string, port int32) corev1.ProbeHandler {
@@ -270,7 +242,7 @@ func (s *scene) expectReady(g Gomega, ctx context.Context, name string, uid type
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(pod.UID).To(Equal(uid), "UID of pod %s", name)
 	g.Expect(pod.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s (reason %q, message %q)", name, pod.Status.Reason, pod.Status.Message)
-	ready := podCondition(pod, corev1.PodReady)
+	ready := framework.PodCondition(pod, corev1.PodReady)
 	g.Expect(ready).NotTo(BeNil(), "pod %s has a condition Ready", name)
 	g.Expect(ready.Status).To(Equal(corev1.ConditionTrue), "condition Ready of pod %s: %s", name, ready.Message)
 }
@@ -290,15 +262,6 @@ func (s *scene) endpointReady(ctx context.Context, uid types.UID) (bool, error) 
 		}
 	}
 	return false, nil
-}
-
-func podCondition(pod *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
-	for i := range pod.Status.Conditions {
-		if pod.Status.Conditions[i].Type == kind {
-			return &pod.Status.Conditions[i]
-		}
-	}
-	return nil
 }
 
 // tell asks a pod's workload for something over HTTP, through the API server.

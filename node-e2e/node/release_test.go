@@ -76,7 +76,7 @@ func expectReleased(ctx context.Context, pod *subject, how string, kind guard.Ev
 	evidence := awaitEvidence(ctx, pod, kind)
 	taken := evidence.Time.Sub(asked)
 	ended := pod.awaitHonoured(ctx, asked, within+gracePeriod+killSlack)
-	progress("released by %s: taken after %.1f s, process ended after %.1f s", how, taken.Seconds(), ended.Seconds())
+	framework.Progress("released by %s: taken after %.1f s, process ended after %.1f s", how, taken.Seconds(), ended.Seconds())
 	Expect(taken).To(BeNumerically("<=", within), "time until the kubelet takes the evidence")
 	Expect(ended).To(BeNumerically("<=", within+gracePeriod+killSlack), "time until the process has ended")
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	kubelettypes "k8s.io/kubelet/pkg/types"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/node-e2e/framework/unixsocket"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -111,7 +112,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 		Expect(containersOf(ctx, finalized.uid)).To(BeEmpty(), "running containers of pod %s", finalized)
 		s.removeFinalizer(ctx, finalized)
 		for _, pod := range pods {
-			Expect(ignoreNotFound(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, metav1.DeleteOptions{}))).To(Succeed())
+			Expect(ctrlclient.IgnoreNotFound(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, metav1.DeleteOptions{}))).To(Succeed())
 		}
 		for _, pod := range pods {
 			s.awaitGone(ctx, pod, deletionSlack)
@@ -169,7 +170,7 @@ func withFinalizer(pod *corev1.Pod) { pod.Finalizers = []string{finalizer} }
 func (s *scene) removeFinalizer(ctx context.Context, pod *subject) {
 	GinkgoHelper()
 	_, err := client.CoreV1().Pods(s.namespace).Patch(ctx, pod.name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
-	Expect(ignoreNotFound(err)).To(Succeed(), "remove the finalizer of pod %s", pod)
+	Expect(ctrlclient.IgnoreNotFound(err)).To(Succeed(), "remove the finalizer of pod %s", pod)
 }
 
 // askRuntime calls the node's container runtime past the kubelet.

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
 
@@ -45,7 +46,7 @@ var _ = Describe("A runtime that answers one question badly", Label(labelTranspa
 				asked := time.Now()
 				s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 				took := time.Since(asked)
-				progress("a question to the runtime %s: pod %s gone %.1f s after its deletion", fault.name, pod.name, took.Seconds())
+				framework.Progress("a question to the runtime %s: pod %s gone %.1f s after its deletion", fault.name, pod.name, took.Seconds())
 				Expect(took).To(BeNumerically("<", undelayed), "time until pod %s is gone", pod)
 			}
 			remove()

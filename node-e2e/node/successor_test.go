@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -99,7 +100,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 		for _, name := range shared {
 			Eventually(s.expectReady).WithContext(ctx).WithArguments(ctx, name, successors[name].uid).WithTimeout(successorStart).
 				Should(Succeed(), "the successor %s starts", name)
-			progress("successor with the same %s: ready %.1f s after the end of the held pod", name, time.Since(held[name].death.at).Seconds())
+			framework.Progress("successor with the same %s: ready %.1f s after the end of the held pod", name, time.Since(held[name].death.at).Seconds())
 		}
 		Eventually(func(g Gomega) {
 			metrics, err := readMetrics(ctx)
@@ -108,7 +109,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 			for _, name := range shared {
 				object, err := client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})
 				g.Expect(err).NotTo(HaveOccurred())
-				if condition := podCondition(object, guard.PodWaitingForHeldPod); condition != nil {
+				if condition := framework.PodCondition(object, guard.PodWaitingForHeldPod); condition != nil {
 					g.Expect(condition.Status).To(Equal(corev1.ConditionFalse), "condition %s of pod %s", guard.PodWaitingForHeldPod, name)
 				}
 			}
@@ -132,7 +133,7 @@ func (s *scene) expectWaiting(g Gomega, ctx context.Context, pod, held *subject)
 	g.Expect(heldBy).To(HaveKeyWithValue(pod.uid, held.uid), "pods that wait in %s", guard.PodsPath)
 	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
 	g.Expect(err).NotTo(HaveOccurred())
-	condition := podCondition(object, guard.PodWaitingForHeldPod)
+	condition := framework.PodCondition(object, guard.PodWaitingForHeldPod)
 	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodWaitingForHeldPod)
 	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodWaitingForHeldPod, pod)
 	g.Expect(condition.Message).To(ContainSubstring(string(held.uid)), "message of condition %s of pod %s", guard.PodWaitingForHeldPod, pod)

@@ -22,6 +22,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // Labels of specs.
@@ -204,7 +206,7 @@ func TestLabelFilter(t *testing.T) {
 }
 
 var _ = BeforeSuite(func(ctx SpecContext) {
-	progress("starting a cluster with the %s kubelet", variant)
+	framework.Progress("starting a cluster with the %s kubelet", variant)
 	DeferCleanup(stopCluster, NodeTimeout(clusterStop))
 	started := time.Now()
 	Expect(provider.Start(ctx)).To(Succeed(), "start the cluster; its log is %s", filepath.Join(artifactsDir(), "cluster.log"))
@@ -220,24 +222,18 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	Expect(err).NotTo(HaveOccurred())
 	kubeletVersion = node.Status.NodeInfo.KubeletVersion
 	AddReportEntry(kubeletVersionEntry, ReportEntryVisibilityNever, kubeletVersion)
-	progress("node %s is Ready after %.0f s, kubelet %s", provider.Node().Name(), time.Since(started).Seconds(), kubeletVersion)
+	framework.Progress("node %s is Ready after %.0f s, kubelet %s", provider.Node().Name(), time.Since(started).Seconds(), kubeletVersion)
 }, NodeTimeout(clusterStart))
 
 func stopCluster(ctx context.Context) {
 	if *keepFlag && client != nil {
 		Expect(errors.Join(provider.Keep(ctx), clusterLog.Close())).To(Succeed(), "leave the cluster up")
-		progress("the cluster is left up; use it with\n    %s get nodes,pods -A\nand remove it with\n    %s", provider.Kubectl(), provider.Down())
+		framework.Progress("the cluster is left up; use it with\n    %s get nodes,pods -A\nand remove it with\n    %s", provider.Kubectl(), provider.Down())
 		return
 	}
-	progress("stopping the cluster")
+	framework.Progress("stopping the cluster")
 	err := provider.Stop(ctx)
 	Expect(errors.Join(err, clusterLog.Close())).To(Succeed(), "stop the cluster")
-}
-
-// progress tells the person who waits what happens, apart from Ginkgo's report,
-// which goes to standard output.
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
 // artifactsDir is where a failed spec leaves what explains it.

@@ -12,7 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -142,7 +144,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		started := time.Now()
 		startKubelet(ctx, KubeletChange{})
 		took := pod.awaitHonoured(ctx, started, killTimeout)
-		progress("interrupted termination: finished %.1f s after the kubelet's start", took.Seconds())
+		framework.Progress("interrupted termination: finished %.1f s after the kubelet's start", took.Seconds())
 		s.awaitGone(ctx, pod, deletionSlack)
 		Eventually(func(g Gomega) {
 			known, err := guardPod(ctx, pod.uid)
@@ -181,7 +183,7 @@ func (s *scene) provideClaim(ctx context.Context) {
 	}, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred(), "create the volume")
 	DeferCleanup(func(ctx context.Context) error {
-		return ignoreNotFound(client.CoreV1().PersistentVolumes().Delete(ctx, volume.Name, metav1.DeleteOptions{}))
+		return ctrlclient.IgnoreNotFound(client.CoreV1().PersistentVolumes().Delete(ctx, volume.Name, metav1.DeleteOptions{}))
 	})
 	_, err = client.CoreV1().PersistentVolumeClaims(s.namespace).Create(ctx, &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: claim},
