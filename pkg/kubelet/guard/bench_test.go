@@ -19,7 +19,7 @@ func ordinaryPod() *v1.Pod {
 	}}}
 }
 
-// A decision about a pod without the label has to be free: the kubelet asks in
+// A decision about a pod without the label has to be free: the kubelet decides in
 // its hot paths.
 func TestDecisionAboutAnUnprotectedPodAllocatesNothing(t *testing.T) {
 	f := newFixture(t)

@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the expected outcomes under testdata anew")
+var rewrite = flag.Bool("rewrite", false, "rewrite the expected outcomes under testdata")
 
 func configuration(change func(*Configuration)) *Configuration {
 	c := DefaultConfiguration()
@@ -61,7 +61,7 @@ func TestLoadConfigurationAccepts(t *testing.T) {
 }
 
 // Each bad file has the expected error in a file of the same name that ends in
-// .error; -rewrite writes them anew.
+// .error; -rewrite updates them.
 func TestLoadConfigurationRefuses(t *testing.T) {
 	for _, path := range fixtures(t, "bad") {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".yaml"), func(t *testing.T) {
@@ -114,7 +114,7 @@ func TestStateDirectory(t *testing.T) {
 		errors                  float64
 	}{
 		"is the folder guard of the kubelet's by default": {rootDir: root, want: filepath.Join(root, "guard"), mode: Enforce, exists: true},
-		"is what the configuration says":                  {rootDir: root, stateDir: filepath.Join(root, "a", "b"), want: filepath.Join(root, "a", "b"), mode: Audit, exists: true},
+		"is that of the configuration":                    {rootDir: root, stateDir: filepath.Join(root, "a", "b"), want: filepath.Join(root, "a", "b"), mode: Audit, exists: true},
 		"is not made in mode Off":                         {stateDir: filepath.Join(root, "off"), want: filepath.Join(root, "off"), mode: Off},
 		"that cannot be made is counted and lived without": {
 			stateDir: filepath.Join(occupied, "x"), want: filepath.Join(occupied, "x"), mode: Enforce, errors: 1,

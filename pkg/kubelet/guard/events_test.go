@@ -21,7 +21,7 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// noNamespace is what an API server says whose storage was emptied.
+// noNamespace is the error of an API server whose storage was emptied.
 func noNamespace(event *v1.Event) error {
 	return apierrors.NewNotFound(v1.Resource("namespaces"), event.Namespace)
 }
@@ -294,7 +294,7 @@ func TestEventAsTheKubeletWritesIt(t *testing.T) {
 func TestWithoutAPIServerNoEventWaits(t *testing.T) {
 	g, err := New(Dependencies{Configuration: DefaultConfiguration(), NodeName: "node-1"})
 	require.NoError(t, err)
-	require.True(t, g.Refuse(protectedPod("p"), Evicted, ""), "a runtime that cannot be asked counts as one where the pod runs")
+	require.True(t, g.Refuse(protectedPod("p"), Evicted, ""), "with a runtime that cannot be queried the pod counts as running")
 	assert.Empty(t, g.queue.pending)
 }
 

@@ -47,7 +47,7 @@ type fakeRuntime struct {
 	mu         sync.Mutex
 	sandboxes  map[string]*runtimeapi.PodSandbox
 	containers map[string]*runtimeapi.Container
-	// images is what a list of containers tells, statusImages what the status does.
+	// images are those in a list of containers, statusImages those in the status.
 	images, statusImages map[string]*runtimeapi.ImageSpec
 	// err is the answer to every question, failing to those of one method.
 	err     error
@@ -128,7 +128,7 @@ func (f *fakeRuntime) fail(err error) {
 	f.err = err
 }
 
-// questions returns how often the guard asked anything.
+// questions returns the number of queries of the guard.
 func (f *fakeRuntime) questions() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -228,7 +228,7 @@ func (p *fakeProcesses) podHasProcesses(uid types.UID) (bool, error) {
 	return p.pods[uid], p.err
 }
 
-// OfContainer: a container in an unknown state runs unless a test says otherwise.
+// OfContainer: a container in an unknown state runs unless a test changes that.
 func (p *fakeProcesses) containerHasProcesses(_ types.UID, id string) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -280,7 +280,7 @@ type fakeEvents struct {
 	attempts map[string]int
 	// refuse, when set, is the answer to an attempt.
 	refuse func(*v1.Event) error
-	// guard, when set, is asked something with every event: a guard that
+	// guard, when set, is called with every event: a guard that
 	// reports with its lock held does not return from that.
 	guard *Guard
 }

@@ -62,7 +62,7 @@ func TestProtects(t *testing.T) {
 	}
 }
 
-// attempt asks the question with which the kubelet attempts to stop the pod for
+// attempt calls the hook with which the kubelet attempts to stop the pod for
 // the cause, the last line of defence included.
 func (f *fixture) attempt(pod *v1.Pod, cause Cause) bool {
 	f.t.Helper()
@@ -259,7 +259,7 @@ func TestRuntimeThatDoesNotAnswer(t *testing.T) {
 		f.clock.Step(confirmInterval)
 		f.runtime.hang = false
 		f.runtime.remove(pods[0])
-		assert.False(t, f.Refuse(pods[0], Preempted, ""), "asked again later")
+		assert.False(t, f.Refuse(pods[0], Preempted, ""), "checked again later")
 	})
 }
 
@@ -296,7 +296,7 @@ func TestEvidence(t *testing.T) {
 			assert.False(t, f.Refuse(pod, Evicted, ""), "sticky, also for an older object")
 		}
 	})
-	t.Run("that comes while the runtime is asked ends the question, without a hold", func(t *testing.T) {
+	t.Run("that arrives during the query of the runtime ends the attempt, without a hold", func(t *testing.T) {
 		f := newFixture(t)
 		pod := protectedPod("p")
 		f.running(pod)
@@ -659,7 +659,7 @@ func TestLabelRemoved(t *testing.T) {
 	assert.False(t, f.RefuseUID(pod.UID, VolumeUnmount, ""), "its sandbox still has the label")
 	assert.Empty(t, f.records)
 
-	t.Run("while the runtime is asked", func(t *testing.T) {
+	t.Run("during the query of the runtime", func(t *testing.T) {
 		f := newFixture(t)
 		f.running(pod)
 		f.runtime.during = func() { f.ObserveSource(apiSource, []*v1.Pod{without}) }
@@ -765,7 +765,7 @@ func TestPodKnownFromItsSandboxOnly(t *testing.T) {
 		assert.False(t, f.RefuseCgroupRemoval([]string{"kubepods", "podnobody"}))
 		assert.Empty(t, f.records)
 	})
-	t.Run("of which the API tells meanwhile is judged by the object", func(t *testing.T) {
+	t.Run("that the API delivers meanwhile is judged by the object", func(t *testing.T) {
 		f := newFixture(t)
 		pod := protectedPod("p")
 		f.runtime.run(plainPod("p"), runtimeapi.ContainerState_CONTAINER_RUNNING)
@@ -814,7 +814,7 @@ func TestNoRecordOutlivesItsPod(t *testing.T) {
 	assert.Empty(t, f.stops)
 	assert.Empty(t, f.unprotected)
 
-	t.Run("but a held pod's does while its sandbox is made anew", func(t *testing.T) {
+	t.Run("but a held pod's does while its sandbox is replaced", func(t *testing.T) {
 		f := newFixture(t)
 		pod := protectedPod("p")
 		f.running(pod)
@@ -849,7 +849,7 @@ func TestNoRecordOutlivesItsPod(t *testing.T) {
 		require.True(t, f.Refuse(pod, Evicted, ""))
 		assert.Equal(t, []Cause{Evicted}, f.held(pod))
 	})
-	t.Run("nor while the runtime cannot tell", func(t *testing.T) {
+	t.Run("nor while the runtime does not respond", func(t *testing.T) {
 		f := newFixture(t)
 		pod := protectedPod("p")
 		f.running(pod)

@@ -64,7 +64,7 @@ func TestHoldEnds(t *testing.T) {
 					happens: func(f *fixture, p *v1.Pod) { f.ObserveSource(apiSource, []*v1.Pod{p}) },
 					held:    cause != PodVanished && cause != OrphanedRuntimePod && cause != TerminalPhaseReported && cause != ObjectRolledBack,
 				},
-				"not when another source says anything": {happens: func(f *fixture, p *v1.Pod) { f.ObserveSource("file", nil) }, held: true},
+				"not when another source sends anything": {happens: func(f *fixture, p *v1.Pod) { f.ObserveSource("file", nil) }, held: true},
 			} {
 				t.Run(name, func(t *testing.T) {
 					f := newFixture(t)
@@ -316,9 +316,9 @@ func TestCorrectPhase(t *testing.T) {
 			before: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }, want: v1.PodFailed},
 		"a lost container whose process is dead": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: lost}},
 			before: func(f *fixture, p *v1.Pod) { f.kernel.dead["p-uid-c"] = true }, want: v1.PodFailed},
-		"a lost container beside another that runs": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "main", State: waiting, LastTerminationState: lost}}, want: v1.PodFailed},
-		"a lost init container":                     {phase: v1.PodFailed, init: []v1.ContainerStatus{{Name: "app", State: lost}}, containers: []v1.ContainerStatus{{Name: "main", State: waiting}}, want: v1.PodPending},
-		"a lost sidecar":                            {phase: v1.PodFailed, init: []v1.ContainerStatus{{Name: "app", State: lost}}, containers: []v1.ContainerStatus{{Name: "main", State: running}}, want: v1.PodRunning},
+		"a lost container next to another that runs": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "main", State: waiting, LastTerminationState: lost}}, want: v1.PodFailed},
+		"a lost init container":                      {phase: v1.PodFailed, init: []v1.ContainerStatus{{Name: "app", State: lost}}, containers: []v1.ContainerStatus{{Name: "main", State: waiting}}, want: v1.PodPending},
+		"a lost sidecar":                             {phase: v1.PodFailed, init: []v1.ContainerStatus{{Name: "app", State: lost}}, containers: []v1.ContainerStatus{{Name: "main", State: running}}, want: v1.PodRunning},
 		"a pod that the runtime has forgotten": {phase: v1.PodFailed, containers: []v1.ContainerStatus{{Name: "app", State: lost}},
 			before: func(f *fixture, p *v1.Pod) { f.runtime.remove(p); f.kernel.pods[p.UID] = true }, want: v1.PodRunning},
 	} {

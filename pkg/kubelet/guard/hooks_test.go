@@ -15,7 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// hooks asks every question of hooks.go about the pod and returns the answers.
+// hooks calls every hook of hooks.go for the pod and returns the results.
 func hooks(pod *v1.Pod, source *listerWatcher) map[string]any {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -69,7 +69,7 @@ func TestHooks(t *testing.T) {
 		defer Install(Install(nil))
 		assert.Equal(t, stock, hooks(pod, &listerWatcher{}))
 	})
-	t.Run("ask the guard that is installed", func(t *testing.T) {
+	t.Run("with a guard are those of the guard", func(t *testing.T) {
 		f := newFixture(t)
 		defer Install(Install(f.Guard))
 		f.running(pod)

@@ -34,8 +34,8 @@ import (
 // that is missing in podHooks or otherHooks fails TestEveryHookIsCounted: add it there,
 // and the invariants are tested for it.
 
-// podHooks ask every question of hooks.go that is about one pod, and tell whether the
-// answer is another than the stock kubelet's.
+// podHooks call every hook of hooks.go that is about one pod, and report whether the
+// result differs from that of the stock kubelet.
 var podHooks = map[string]func(pod *v1.Pod) bool{
 	"Refuse": func(pod *v1.Pod) bool {
 		return slices.ContainsFunc(allCauses, func(cause Cause) bool { return Refuse(pod, cause, "") })
@@ -110,7 +110,7 @@ var endings = map[string]func(pod *v1.Pod){
 	"AllowRestart":    AllowRestart,
 }
 
-// otherHooks are about no pod, or say what its object says. WatchSource is tested with a
+// otherHooks are about no pod, or report what is in its object. WatchSource is tested with a
 // source, Run with what it calls.
 var otherHooks = []string{"AddFlags", "Start", "Install", "Run", "Handler", "SetNodeCondition", "WatchSource", "RunsAlready", "Protects", "UpdateReserved", "EventRecorder"}
 
@@ -205,7 +205,7 @@ func (n *nodeCounters) restart(t *testing.T, options ...func(*Configuration)) {
 	t.Cleanup(func() { Install(before) })
 }
 
-// lifeRuntime is a fakeRuntime that starts and ends pods, and tells questions about
+// lifeRuntime is a fakeRuntime that starts and ends pods, and distinguishes queries about
 // single pods from those about the node.
 type lifeRuntime struct {
 	*fakeRuntime
@@ -439,8 +439,8 @@ func (n *nodeCounters) relist() {
 	n.runtime.countMu.Unlock()
 }
 
-// askAll asks every question about a pod and returns the hooks whose answer is another
-// than the stock kubelet's.
+// askAll calls every hook for a pod and returns the hooks whose result is not
+// that of the stock kubelet.
 func askAll(pod *v1.Pod) []string {
 	var different []string
 	for name, ask := range podHooks {
@@ -526,7 +526,7 @@ func TestInvariantUnprotectedDecisionsAllocateNothing(t *testing.T) {
 	ObserveSource(apiSource, []*v1.Pod{pod})
 	cgroup, id := []string{"kubepods", "pod" + string(pod.UID)}, lifeContainer(pod)
 	ask := maps.Clone(podHooks)
-	// Those of podHooks make what they ask about.
+	// Those of podHooks allocate their arguments.
 	ask["RefuseContainerChange"] = func(pod *v1.Pod) bool { return RefuseContainerChange(pod, &pod.Spec.Containers[0], id) }
 	ask["RefuseCgroupRemoval"] = func(*v1.Pod) bool { return RefuseCgroupRemoval(cgroup) }
 	references, request := map[types.UID]int{pod.UID: 1}, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{UID: pod.UID}}}
@@ -579,7 +579,7 @@ func TestInvariantLastLineIsFreeForUnprotectedPods(t *testing.T) {
 	})
 }
 
-// A pod that nobody knows and that has no sandbox is asked about once, however often the
+// A pod that is unknown and has no sandbox is queried once, however often the
 // kubelet comes back: the volume reconciler does ten times a second.
 func TestInvariantUnknownPodsAreAskedAboutOnce(t *testing.T) {
 	n := newNodeCounters(t)

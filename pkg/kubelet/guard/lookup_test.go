@@ -32,7 +32,7 @@ type fakeDeletions struct {
 	err, listErr error
 	// hang makes every question wait for the end of its context.
 	hang bool
-	// asked has the node or UID of each question, at its time.
+	// asked has the node or UID of each request.
 	asked []string
 	at    []time.Time
 	now   func() time.Time
@@ -135,7 +135,7 @@ func vanishing(n int) []*v1.Pod {
 }
 
 func TestLookUp(t *testing.T) {
-	t.Run("asks nothing while no pod is held without its object", func(t *testing.T) {
+	t.Run("requests nothing while no pod is held without its object", func(t *testing.T) {
 		deletions := &fakeDeletions{}
 		f := lookingUp(t, deletions)
 		pod := protectedPod("present")
@@ -147,7 +147,7 @@ func TestLookUp(t *testing.T) {
 		f.look(time.Hour)
 		assert.Empty(t, deletions.asked)
 	})
-	t.Run("asks about a single pod by its name", func(t *testing.T) {
+	t.Run("requests a single pod by its name", func(t *testing.T) {
 		deletions := &fakeDeletions{}
 		f := lookingUp(t, deletions, vanishing(1)...)
 		f.look(time.Minute)
@@ -156,7 +156,7 @@ func TestLookUp(t *testing.T) {
 		assert.GreaterOrEqual(t, first, firstLookup)
 		assert.LessOrEqual(t, first, firstLookup+firstLookupSpread)
 	})
-	t.Run("asks once per interval, however many pods are held", func(t *testing.T) {
+	t.Run("makes one request per interval, however many pods are held", func(t *testing.T) {
 		for _, n := range []int{1, 2, 110} {
 			deletions := &fakeDeletions{}
 			f := lookingUp(t, deletions, vanishing(n)...)
@@ -171,7 +171,7 @@ func TestLookUp(t *testing.T) {
 			assert.GreaterOrEqual(t, len(deletions.asked)-asked, int(time.Hour/(slowLookupInterval+slowLookupInterval/5))-1, n)
 		}
 	})
-	t.Run("asks sooner again when somebody looks", func(t *testing.T) {
+	t.Run("requests sooner again after a read of /guard/pods", func(t *testing.T) {
 		deletions := &fakeDeletions{}
 		f := lookingUp(t, deletions, vanishing(3)...)
 		f.look(time.Hour)
@@ -201,7 +201,7 @@ func TestLookUp(t *testing.T) {
 		assert.False(t, f.HoldVanished(apiSource, pods[7]))
 		assert.True(t, f.HoldVanished(apiSource, pods[0]))
 	})
-	t.Run("asks for the node that the pods were bound to", func(t *testing.T) {
+	t.Run("requests the records of the node that the pods were bound to", func(t *testing.T) {
 		pods := vanishing(4)
 		pods[2].Spec.NodeName, pods[3].Spec.NodeName = "old-name", "old-name"
 		deletions := &fakeDeletions{}
@@ -210,7 +210,7 @@ func TestLookUp(t *testing.T) {
 		assert.Equal(t, []types.UID{"p002-uid"}, f.look(time.Minute))
 		assert.Subset(t, deletions.asked, []string{"node node-1", "node old-name"})
 	})
-	t.Run("asks one by one when it cannot list", func(t *testing.T) {
+	t.Run("requests one by one when it cannot list", func(t *testing.T) {
 		pods := vanishing(5)
 		deletions := &fakeDeletions{listErr: fmt.Errorf("%w: forbidden", ErrDeletionsNotListed)}
 		f := lookingUp(t, deletions, pods...)
@@ -416,7 +416,7 @@ func TestHangingLookUp(t *testing.T) {
 	})
 }
 
-// The loop of Run finds a record, and asks nothing more when all are found.
+// The loop of Run finds a record, and makes no more requests when all are found.
 func TestRunLooksUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		runtime := newFakeRuntime()

@@ -27,7 +27,7 @@ type cgroupTree struct {
 	// often resources were written at all.
 	killed  []string
 	written int
-	// asked has the amounts that were to be given back.
+	// asked has the amounts that were to be reclaimed.
 	asked []int64
 }
 
@@ -279,7 +279,7 @@ func TestMemoryLimitsWithoutProtectedPodsAskNobody(t *testing.T) {
 	assert.Zero(t, f.runtime.questions())
 }
 
-// The container manager starts before the API source has said anything.
+// The container manager starts before the first message of the API source.
 func TestMemoryLimitBeforeTheFirstMessage(t *testing.T) {
 	pod := protectedPod("app")
 	static := protectedPod("app")
@@ -368,7 +368,7 @@ func TestErrorsOfReservedCgroupsAreNotHidden(t *testing.T) {
 	memory := 100 * mib
 	assert.Equal(t, busy, f.UpdateReserved(func() error {
 		return f.SetCgroupResources([]string{"system"}, c.path("system"), &memory, func() error { return busy })
-	}), "an error beside the refusal")
+	}), "an error next to the refusal")
 	f.clock.Step(time.Hour)
 	f.retryLimits()
 	assert.Zero(t, memory)

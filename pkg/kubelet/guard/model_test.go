@@ -33,7 +33,7 @@ type modelPod struct {
 	static, mirror         bool
 	labelled, sandboxLabel bool // label of the object, and of the sandbox
 	inAPI, wasInAPI        bool // object exists; existed in the message before
-	stamped, claim         bool // object has a deletionTimestamp; says Failed
+	stamped, claim         bool // object has a deletionTimestamp; phase Failed
 	object                 bool // the kubelet has the object
 	made, ready, running   bool // a sandbox exists; is ready; a container runs
 	listed                 bool // the kubelet has listed it since its start
@@ -122,7 +122,7 @@ func (n *modelNode) expect(p *modelPod, c Cause) (refused bool) {
 	if !p.known && !p.unprotected {
 		fresh = byUID
 		if byUID && n.down && !p.listed {
-			return true // nobody can tell whose it is
+			return true // its pod is unknown
 		}
 		if byUID && !p.made {
 			return false
@@ -198,7 +198,7 @@ func (n *modelNode) stop(p *modelPod) {
 	n.toRuntime(p)
 }
 
-// toRuntime makes the fake runtime look like the pod. Answers of before have
+// toRuntime makes the fake runtime look like the pod. Earlier answers have
 // expired afterwards.
 func (n *modelNode) toRuntime(p *modelPod) {
 	pod := p.pod()
@@ -414,7 +414,7 @@ func (n *modelNode) step() {
 		{"deleted by force", ordinary && p.inAPI, func() {
 			p.stamped = true
 			n.event(p)
-			// What the kubelet has is the object of before.
+			// The kubelet has the previous object.
 			p.inAPI, p.stamped = false, false
 			n.message()
 		}},
@@ -471,11 +471,11 @@ func (n *modelNode) step() {
 		case c == ContainerHashChanged && !p.running:
 			return
 		case !p.object && !slices.Contains(byUID, c):
-			return // the kubelet has no object to ask with
+			return // the kubelet has no object to call with
 		}
 		refused := n.try(p, c)
 		if c == Preempted && !refused {
-			refused = n.try(p, Evicted) // what the pod workers ask about a victim
+			refused = n.try(p, Evicted) // the hook of the pod workers for a victim
 		}
 		if !refused && c.endsPod() {
 			n.stop(p)
@@ -494,7 +494,7 @@ func (n *modelNode) step() {
 	o.do()
 }
 
-// compare checks all that the guard says about the pods.
+// compare checks all that the guard reports about the pods.
 func (n *modelNode) compare() {
 	want, got := map[string]string{}, map[string]string{}
 	describe := func(state State, present bool, held []Cause) string {

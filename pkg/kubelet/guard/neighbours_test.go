@@ -11,7 +11,7 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// alreadyRunning returns a pod whose object says that its container runs.
+// alreadyRunning returns a pod whose container runs by its object.
 func alreadyRunning(pod *v1.Pod) *v1.Pod {
 	pod.Status.ContainerStatuses = []v1.ContainerStatus{{Name: "app", State: v1.ContainerState{Running: &v1.ContainerStateRunning{}}}}
 	return pod

@@ -76,7 +76,7 @@ func TestOlderObjectIsNoDeclaration(t *testing.T) {
 		assert.False(t, f.Refuse(deleted(at("540", "app:1")), PodVanished, ""))
 		assert.Equal(t, Terminating, f.state(at("540", "")))
 	})
-	t.Run("a pod of which nothing runs is started as the API says", func(t *testing.T) {
+	t.Run("a pod of which nothing runs is started by its API object", func(t *testing.T) {
 		f := begin(t)
 		f.runtime.remove(at("1000", "app:2"))
 		assert.Equal(t, "app:1", message(f, at("500", "app:1")))
@@ -85,7 +85,7 @@ func TestOlderObjectIsNoDeclaration(t *testing.T) {
 		assert.Equal(t, "app:1", message(begin(t, allowing(ObjectRolledBack)), at("500", "app:1")))
 		assert.Equal(t, "app:1", message(begin(t, inMode(Audit)), at("500", "app:1")))
 	})
-	t.Run("versions that cannot be compared say nothing", func(t *testing.T) {
+	t.Run("versions that cannot be compared mean nothing", func(t *testing.T) {
 		assert.Equal(t, "app:1", message(begin(t), at("x", "app:1")))
 	})
 	t.Run("over a restart of the kubelet", func(t *testing.T) {
@@ -110,11 +110,11 @@ func TestClaimThatAllContainersRestart(t *testing.T) {
 		happens  func(*fixture, *v1.Pod)
 		believed bool
 	}{
-		"all containers run":        {},
-		"one has exited":            {happens: func(f *fixture, p *v1.Pod) { f.runtime.setContainer(p, runtimeapi.ContainerState_CONTAINER_EXITED) }, believed: true},
-		"one was removed":           {happens: func(f *fixture, p *v1.Pod) { delete(f.runtime.containers, "p-uid-c") }, believed: true},
-		"the runtime does not tell": {happens: func(f *fixture, _ *v1.Pod) { f.runtime.failing["ListContainers"] = errors.New("unavailable") }},
-		"its deletion is explicit":  {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }, believed: true},
+		"all containers run":           {},
+		"one has exited":               {happens: func(f *fixture, p *v1.Pod) { f.runtime.setContainer(p, runtimeapi.ContainerState_CONTAINER_EXITED) }, believed: true},
+		"one was removed":              {happens: func(f *fixture, p *v1.Pod) { delete(f.runtime.containers, "p-uid-c") }, believed: true},
+		"the runtime does not respond": {happens: func(f *fixture, _ *v1.Pod) { f.runtime.failing["ListContainers"] = errors.New("unavailable") }},
+		"its deletion is explicit":     {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }, believed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
@@ -159,7 +159,7 @@ func TestEvidenceEndsWithTheLifeThatItWasGivenFor(t *testing.T) {
 		third := newFixture(t, func(c *Configuration) { c.StateDir = dir })
 		t.Cleanup(third.saved)
 		third.running(pod)
-		assert.Equal(t, Protected, third.state(pod), "its file says so, too")
+		assert.Equal(t, Protected, third.state(pod), "by its file, too")
 	})
 	t.Run("not for a pod that is deleted while it starts", func(t *testing.T) {
 		f := newFixture(t)
@@ -169,7 +169,7 @@ func TestEvidenceEndsWithTheLifeThatItWasGivenFor(t *testing.T) {
 		assert.Equal(t, Terminating, f.state(pod))
 		assert.False(t, f.HoldVanished(apiSource, pod))
 	})
-	t.Run("not for a pod whose object says that it is deleted", func(t *testing.T) {
+	t.Run("not for a pod whose object is being deleted", func(t *testing.T) {
 		f := newFixture(t)
 		gone := deleted(pod)
 		f.runtime.run(gone, runtimeapi.ContainerState_CONTAINER_RUNNING)

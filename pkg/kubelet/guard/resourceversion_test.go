@@ -79,7 +79,7 @@ func (s *fakeServer) write(kind watch.EventType, pod *v1.Pod) {
 }
 
 // awaitWatch waits until somebody watches. A watch that ends within a second and
-// without an event makes the reflector list anew; a write gives it one.
+// without an event makes the reflector list again; a write gives it one.
 func (s *fakeServer) awaitWatch(t *testing.T) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -125,7 +125,7 @@ func (s *fakeServer) Watch(options metav1.ListOptions) (watch.Interface, error) 
 func (s *fakeServer) IsWatchListSemanticsUnSupported() bool { return true }
 
 // kubeletSource runs a reflector over the guard's view of the server, with the
-// merge of the config source behind it, and tells which pods the kubelet has.
+// merge of the config source behind it, and returns which pods the kubelet has.
 type kubeletSource struct {
 	f  *fixture
 	mu sync.Mutex

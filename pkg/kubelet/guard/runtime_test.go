@@ -61,7 +61,7 @@ func TestLastLineOfDefence(t *testing.T) {
 			clear(f.records)
 			f.runtime.failing["ListPodSandbox"] = unavailable
 		}, err: unavailable, silent: true},
-		"unprotected pod that the API told about, labels unreadable": {pod: plainPod("p"), before: func(f *fixture, _ *v1.Pod) {
+		"unprotected pod that the API delivered, labels unreadable": {pod: plainPod("p"), before: func(f *fixture, _ *v1.Pod) {
 			f.runtime.failing["ListPodSandbox"] = unavailable
 		}},
 	} {
@@ -149,7 +149,7 @@ func TestCheckKill(t *testing.T) {
 		"evidence, pod from the runtime":    {pod: fromRuntime, before: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
 		"exited containers":                 {before: func(f *fixture, p *v1.Pod) { f.runtime.setContainer(p, runtimeapi.ContainerState_CONTAINER_EXITED) }},
 		"completed pod":                     {before: func(f *fixture, p *v1.Pod) { f.AllowCompletion(p.UID) }},
-		"pod whose cgroup may be made anew": {before: func(f *fixture, p *v1.Pod) { f.AllowRestart(p) }},
+		"pod whose cgroup may be recreated": {before: func(f *fixture, p *v1.Pod) { f.AllowRestart(p) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
@@ -186,15 +186,15 @@ func TestRefuseContainerChange(t *testing.T) {
 		want   bool
 	}{
 		"same image": {spec: "app:1", image: asked("app:1"), status: "docker.io/library/app:1", want: true},
-		"same image, whose other tag sorts first":   {spec: "app:stable", image: asked("app:stable"), status: "docker.io/library/app:1", want: true},
-		"same image of another registry, too":       {spec: "mirror.example/app:1", image: asked("mirror.example/app:1"), status: "docker.io/library/app:1", want: true},
-		"same image by its digest":                  {spec: "app@sha256:77", image: asked("app@sha256:77"), status: "docker.io/library/app:1", want: true},
-		"same image in another spelling":            {spec: "index.example/app", image: asked("index.example/app"), status: "docker.io/library/app:latest", want: true},
-		"another image":                             {spec: "app:2", image: asked("app:1"), status: "docker.io/library/app:1"},
-		"another tag of the same image":             {spec: "app:1", image: asked("app:stable"), status: "app:1"},
-		"another registry, the image's first tag":   {spec: "app:1", image: asked("registry.example/team/app:1"), status: "registry.example/team/app:1"},
-		"runtime that does not keep what was asked": {spec: "app:2", image: &runtimeapi.ImageSpec{Image: "sha256:4242"}, want: true},
-		"runtime that does not tell":                {spec: "app:2", err: errors.New("unavailable"), want: true},
+		"same image, whose other tag sorts first": {spec: "app:stable", image: asked("app:stable"), status: "docker.io/library/app:1", want: true},
+		"same image of another registry, too":     {spec: "mirror.example/app:1", image: asked("mirror.example/app:1"), status: "docker.io/library/app:1", want: true},
+		"same image by its digest":                {spec: "app@sha256:77", image: asked("app@sha256:77"), status: "docker.io/library/app:1", want: true},
+		"same image in another spelling":          {spec: "index.example/app", image: asked("index.example/app"), status: "docker.io/library/app:latest", want: true},
+		"another image":                           {spec: "app:2", image: asked("app:1"), status: "docker.io/library/app:1"},
+		"another tag of the same image":           {spec: "app:1", image: asked("app:stable"), status: "app:1"},
+		"another registry, the image's first tag": {spec: "app:1", image: asked("registry.example/team/app:1"), status: "registry.example/team/app:1"},
+		"runtime that keeps no requested image":   {spec: "app:2", image: &runtimeapi.ImageSpec{Image: "sha256:4242"}, want: true},
+		"runtime that does not respond":           {spec: "app:2", err: errors.New("unavailable"), want: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)

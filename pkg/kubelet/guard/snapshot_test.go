@@ -70,7 +70,7 @@ func TestRestore(t *testing.T) {
 		"leaves a pod alone that the API has": {
 			listed: []*v1.Pod{pod}, want: []string{"p"}, held: []Cause{},
 		},
-		"keeps a pod beside its successor of the same name": {
+		"keeps a pod next to its successor of the same name": {
 			listed: []*v1.Pod{func() *v1.Pod { p := protectedPod("p"); p.UID = "new"; return p }()},
 			want:   []string{"p", "p"}, held: []Cause{PodVanished},
 		},

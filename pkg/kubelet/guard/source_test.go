@@ -127,7 +127,7 @@ func TestSourceWaitsForTheRuntime(t *testing.T) {
 		f.ObserveSource(apiSource, []*v1.Pod{protectedPod("p"), inPhase(plainPod("q"), v1.PodFailed)})
 		assert.Zero(t, f.runtime.questions())
 	})
-	t.Run("and does not ask without one", func(t *testing.T) {
+	t.Run("and does not query without one", func(t *testing.T) {
 		g, err := New(Dependencies{Configuration: DefaultConfiguration()})
 		require.NoError(t, err)
 		assert.Empty(t, g.ObserveSource(apiSource, []*v1.Pod{claimed})[0].Status.Phase)
@@ -282,7 +282,7 @@ func TestWatchSource(t *testing.T) {
 		watching.Stop()
 		assert.Equal(t, Terminating, f.state(other))
 	})
-	t.Run("says whether the initial list can be streamed", func(t *testing.T) {
+	t.Run("reports whether the initial list can be streamed", func(t *testing.T) {
 		type asked interface{ IsWatchListSemanticsUnSupported() bool }
 		f := newFixture(t)
 		assert.True(t, f.WatchSource(&listOnly{}).(asked).IsWatchListSemanticsUnSupported())
