@@ -39,7 +39,7 @@ func newGuardTestPod() *v1.Pod {
 	return pod
 }
 
-// runningStatus is what the runtime tells about a pod whose containers run.
+// runningStatus is the status by the runtime of a pod whose containers run.
 func runningStatus(pod *v1.Pod) *kubecontainer.PodStatus {
 	status := &kubecontainer.PodStatus{ID: pod.UID, Name: pod.Name, Namespace: pod.Namespace}
 	for _, c := range pod.Spec.Containers {
@@ -111,7 +111,7 @@ func TestGuardTermination(t *testing.T) {
 						select {
 						case <-done:
 						default:
-							t.Error("who asked for the kill is still waiting for an answer")
+							t.Error("the caller of the kill is still waiting for the result")
 						}
 					}
 				}
@@ -722,7 +722,7 @@ func TestGuardCleanupOfCgroupWhileTheRuntimeDoesNotAnswer(t *testing.T) {
 	// Destroy runs in a goroutine.
 	time.Sleep(50 * time.Millisecond)
 	if len(cgroupNames(t, cgroups)) != 1 {
-		t.Error("the cgroup was removed although the runtime could not tell whose it is")
+		t.Error("the cgroup was removed although the runtime could not report its pod")
 	}
 }
 
@@ -770,7 +770,7 @@ func TestGuardCleanupOfOrphanedPodFolder(t *testing.T) {
 }
 
 // The controller of a pod whose object is lost makes another of the same name. It does
-// not start beside the one that is held when both would write to the same place.
+// not start next to the one that is held when both would write to the same place.
 func TestGuardSyncPodOfSuccessor(t *testing.T) {
 	dataFrom := func(path string) func(*v1.Pod) {
 		return func(pod *v1.Pod) {
@@ -815,7 +815,7 @@ func TestGuardSyncPodOfSuccessor(t *testing.T) {
 				t.Error("the successor counts as ended")
 			}
 			if got := errors.Is(err, guard.ErrMustWait); got != test.waits || (err != nil) != test.waits {
-				t.Errorf("error %v, want one that says that it waits: %v", err, test.waits)
+				t.Errorf("error %v, want one that the pod waits: %v", err, test.waits)
 			}
 			if got := len(testKubelet.fakeRuntime.StartedPods) == 0; got != test.waits {
 				t.Errorf("started %v, want none: %v", testKubelet.fakeRuntime.StartedPods, test.waits)
@@ -926,7 +926,7 @@ func TestGuardAdditionOfPodThatEnded(t *testing.T) {
 	node.ExpectHolds(t, pod.UID)
 }
 
-// A rejected pod is kept and synced, and its status says so.
+// A rejected pod is kept and synced, and its status reports that.
 func TestGuardAdditionOfPodThatAdmissionRejects(t *testing.T) {
 	for _, kind := range guardtest.Kinds() {
 		t.Run(kind.Name, func(t *testing.T) {

@@ -105,7 +105,7 @@ func TestGuardStartPutsTheLastLineInFrontOfTheRuntime(t *testing.T) {
 // much of what Run starts never ends.
 const runKubeletVariable = "GUARD_TEST_RUN_KUBELET"
 
-// The condition of a pod follows its holds, because the guard asks for syncs.
+// The condition of a pod follows its holds, because the guard requests syncs.
 func TestGuardRunsWithTheKubelet(t *testing.T) {
 	if os.Getenv(runKubeletVariable) == "" {
 		command := exec.Command(os.Args[0], "-test.run=^TestGuardRunsWithTheKubelet$", "-test.timeout=30s")

@@ -13,7 +13,7 @@ import (
 	"k8s.io/kubernetes/test/utils/ktesting"
 )
 
-// recordingAdmitHandler takes note of being asked, as a resource manager would
+// recordingAdmitHandler records that it is called, as a resource manager would
 // take note of the pod's CPUs.
 type recordingAdmitHandler struct {
 	asked int
@@ -57,10 +57,10 @@ func TestGuardAdmissionRejection(t *testing.T) {
 				t.Errorf("rejected with %q, %q: not what the handler said", reason, message)
 			}
 			if rejecting.asked != 1 {
-				t.Errorf("the rejecting handler was asked %d times, want once", rejecting.asked)
+				t.Errorf("the rejecting handler was called %d times, want once", rejecting.asked)
 			}
 			if (next.asked == 1) != kind.Kept {
-				t.Errorf("the handler behind the rejecting one was asked %d times; it must be asked for kept pods only", next.asked)
+				t.Errorf("the handler behind the rejecting one was called %d times; it must be called for kept pods only", next.asked)
 			}
 			if _, allocated := m.GetContainerResourceAllocation(pod.UID, "server"); allocated != kind.Kept {
 				t.Errorf("resources allocated: %v, want %v", allocated, kind.Kept)
@@ -85,7 +85,7 @@ func TestGuardAdmissionRejectionOfPodThatDoesNotRun(t *testing.T) {
 		t.Error("admitted although a handler rejects the pod and none of it runs")
 	}
 	if next.asked != 0 {
-		t.Error("the handler behind the rejecting one was asked")
+		t.Error("the handler behind the rejecting one was called")
 	}
 	node.ExpectHolds(t, pod.UID)
 }
@@ -103,7 +103,7 @@ func TestGuardAdmissionRejectionIsOverruledForEveryHandler(t *testing.T) {
 		t.Errorf("rejected (%s) by the second of two rejecting handlers", reason)
 	}
 	if second.asked != 1 {
-		t.Errorf("the last handler was asked %d times, want once", second.asked)
+		t.Errorf("the last handler was called %d times, want once", second.asked)
 	}
 }
 
@@ -119,7 +119,7 @@ func TestGuardAdmissionRejectionOfResizeStands(t *testing.T) {
 		t.Error("a resize that a handler rejects was admitted")
 	}
 	if next.asked != 0 {
-		t.Error("the handler behind the rejecting one was asked about the resize")
+		t.Error("the handler behind the rejecting one was called for the resize")
 	}
 	node.ExpectHolds(t, pod.UID)
 }
@@ -139,8 +139,8 @@ func TestGuardAdmissionAuditModeRejects(t *testing.T) {
 	}
 }
 
-// countingAdmitHandler takes note of the pods that count beside the one to admit, and
-// rejects nobody.
+// countingAdmitHandler records the pods that count next to the one to admit, and
+// rejects none.
 type countingAdmitHandler struct{ others []*v1.Pod }
 
 func (h *countingAdmitHandler) Admit(attrs *lifecycle.PodAdmitAttributes) lifecycle.PodAdmitResult {
@@ -148,7 +148,7 @@ func (h *countingAdmitHandler) Admit(attrs *lifecycle.PodAdmitAttributes) lifecy
 	return lifecycle.PodAdmitResult{Admit: true}
 }
 
-// A pod that is kept in spite of its rejection takes no room from one that ran beside
+// A pod that is kept in spite of its rejection takes no room from one that ran next to
 // it, and leaves none to one that has not started.
 func TestGuardAdmissionBesideARejectedPod(t *testing.T) {
 	for _, kind := range guardtest.Kinds() {

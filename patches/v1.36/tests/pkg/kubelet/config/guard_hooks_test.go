@@ -33,8 +33,8 @@ func newGuardTest(t *testing.T, source string, change ...func(*guard.Configurati
 	return &guardTest{Node: guardtest.Install(t, change...), source: config.Channel(ctx, source), updates: config.Updates()}
 }
 
-// await returns the operations by pod name that the kubelet is told, until it is
-// told to do op with the named pod.
+// await returns the operations by pod name that the kubelet gets, until it gets op for
+// the named pod.
 func (g *guardTest) await(t *testing.T, op kubetypes.PodOperation, name string) map[string]kubetypes.PodOperation {
 	t.Helper()
 	seen := map[string]kubetypes.PodOperation{}
@@ -268,8 +268,8 @@ func TestGuardPodThatTheAPICallsEnded(t *testing.T) {
 	}
 }
 
-// The kubelet kills without a grace period when the object says that all containers
-// are being restarted.
+// The kubelet kills without a grace period when, by the object, all containers are being
+// restarted.
 func TestGuardPodThatTheAPICallsRestarting(t *testing.T) {
 	for _, kind := range guardtest.Kinds() {
 		for _, runs := range []bool{true, false} {
@@ -432,7 +432,7 @@ func TestGuardDeletedEventInAStreamedList(t *testing.T) {
 			options := make(chan metav1.ListOptions, 1)
 			newSourceApiserverFromLW(streamingLW{t: t, watchResp: events, options: options}, g.source)
 			if o := <-options; o.SendInitialEvents == nil || !*o.SendInitialEvents {
-				t.Fatalf("watch options %+v do not ask for a streamed list", o)
+				t.Fatalf("watch options %+v do not request a streamed list", o)
 			}
 
 			events.Add(pod.DeepCopy())

@@ -95,7 +95,7 @@ func (g *guardTest) sync(t *testing.T) error {
 	return result.Error()
 }
 
-// calls returns how often the runtime was told to stop or to remove something.
+// calls returns the number of calls of the runtime that stop or remove something.
 func (g *guardTest) calls() int {
 	n := 0
 	for _, call := range g.Runtime.GetCalls() {
@@ -214,7 +214,7 @@ func TestGuardInitContainerInUnknownState(t *testing.T) {
 }
 
 // The records of init containers may be lost together with the state of the others.
-// They are not started a second time beside a container that runs.
+// They are not started a second time next to a container that runs.
 func TestGuardInitContainersOfContainerInUnknownState(t *testing.T) {
 	always := v1.ContainerRestartPolicyAlways
 	for _, kind := range guardtest.Kinds() {
@@ -677,7 +677,7 @@ func TestGuardLastLineWhileTheRuntimeDoesNotAnswer(t *testing.T) {
 	g.Runtime.InjectError("ListContainers", errors.New("unavailable"))
 
 	if err := g.m.runtimeService.StopContainer(g.ctx, g.containers["server"].Id, 0); err == nil {
-		t.Error("a container was stopped although the runtime could not tell whose it is")
+		t.Error("a container was stopped although the runtime could not report its pod")
 	}
 	if g.calls() != 0 {
 		t.Errorf("calls %v, want none that stops", g.Runtime.GetCalls())

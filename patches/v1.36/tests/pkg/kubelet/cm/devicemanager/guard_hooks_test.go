@@ -25,7 +25,7 @@ func TestGuardDevicesOfARunningOrphan(t *testing.T) {
 				sourcesReady:     &sourcesReadyStub{},
 			}
 			m.podDevices.insert(string(pod.UID), "server", resourceName, constructDevices([]string{"card-1"}), &pluginapi.ContainerAllocateResponse{})
-			// One that ended, and that nobody protects.
+			// One that ended, and is not protected.
 			m.podDevices.insert("ended-uid", "server", resourceName, constructDevices([]string{"card-2"}), &pluginapi.ContainerAllocateResponse{})
 			m.allocatedDevices = m.podDevices.devices()
 

@@ -33,7 +33,7 @@ func TestGuardResourceClaimsOfARunningOrphan(t *testing.T) {
 			}
 			m.activePods = func() []*v1.Pod { return nil }
 			m.sourcesReady = readySources{}
-			// Without the state of a driver there is nobody to ask; the claim is forgotten.
+			// Without the state of a driver there is no driver to call; the claim is forgotten.
 			m.cache.add(&ClaimInfo{ClaimInfoState: state.ClaimInfoState{
 				ClaimUID: "claim-uid", ClaimName: "card", Namespace: pod.Namespace, PodUIDs: sets.New(string(pod.UID)),
 			}})

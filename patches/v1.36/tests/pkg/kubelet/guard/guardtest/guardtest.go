@@ -1,6 +1,6 @@
 // Package guardtest helps the tests of the hooks: it installs a guard over a fake
 // container runtime for the time of one test, and has the kinds of pods that
-// every hook must tell apart. Only tests import it.
+// every hook must distinguish. Only tests import it.
 package guardtest
 
 import (
@@ -26,7 +26,7 @@ import (
 type Node struct {
 	// Guard is the installed guard.
 	Guard *guard.Guard
-	// Runtime is the container runtime that the guard asks. It is empty at first.
+	// Runtime is the container runtime that the guard queries. It is empty at first.
 	Runtime *critest.FakeRuntimeService
 }
 
@@ -43,7 +43,7 @@ func Install(t testing.TB, change ...func(*guard.Configuration)) *Node {
 }
 
 // InstallWith is Install for tests that change more than the configuration. Without
-// ProcDir the kernel is not asked, so that a container in an unknown state counts as
+// ProcDir the kernel is not queried, so that a container in an unknown state counts as
 // one that runs; see ProcDir.
 func InstallWith(t testing.TB, change func(*guard.Dependencies)) *Node {
 	t.Helper()
@@ -188,9 +188,9 @@ func Protect(pod *v1.Pod) {
 	setAnnotation(pod, kubetypes.ConfigSourceAnnotationKey, kubetypes.ApiserverSource)
 }
 
-// Kind is a kind of pod that hooks must tell apart.
+// Kind is a kind of pod that hooks must distinguish.
 type Kind struct {
-	// Name says what the pod is.
+	// Name describes the pod.
 	Name string
 	// Change makes an ordinary pod one of this kind.
 	Change func(*v1.Pod)
@@ -202,7 +202,7 @@ type Kind struct {
 func Kinds() []Kind {
 	return []Kind{
 		{Name: "protected pod is kept", Change: Protect, Kept: true},
-		{Name: "protected pod whose deletion was asked for is stopped", Change: func(pod *v1.Pod) { Protect(pod); Delete(pod) }},
+		{Name: "protected pod whose deletion was requested is stopped", Change: func(pod *v1.Pod) { Protect(pod); Delete(pod) }},
 		{Name: "pod without the label takes the stock path", Change: func(pod *v1.Pod) {
 			setAnnotation(pod, kubetypes.ConfigSourceAnnotationKey, kubetypes.ApiserverSource)
 		}},
@@ -242,7 +242,7 @@ func NewPod() *v1.Pod {
 }
 
 // RunOrphan runs a pod of the kind that the kubelet has no object of. A pod whose
-// deletion was asked for has had one.
+// deletion was requested has had one.
 func (n *Node) RunOrphan(kind Kind, pod *v1.Pod) {
 	kind.Change(pod)
 	n.Run(pod)
@@ -279,7 +279,7 @@ func (n *Node) Vanish(t testing.TB, pod *v1.Pod) {
 }
 
 // Appear shows the guard a message with just this pod, of the pod's source: what comes
-// from the API is of the API, whatever its annotations say. It returns what the guard
+// from the API is of the API, whatever its annotations are. It returns what the guard
 // makes of it.
 func (n *Node) Appear(pod *v1.Pod) []*v1.Pod {
 	source := kubetypes.ApiserverSource

@@ -18,7 +18,7 @@ import (
 	testingclock "k8s.io/utils/clock/testing"
 )
 
-// secretServer has one secret, and counts who asks for it.
+// secretServer has one secret, and counts the requests for it.
 type secretServer struct {
 	client         *fake.Clientset
 	watch          *watch.FakeWatcher

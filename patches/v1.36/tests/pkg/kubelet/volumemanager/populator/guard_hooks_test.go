@@ -15,7 +15,7 @@ import (
 	"k8s.io/kubernetes/test/utils/ktesting"
 )
 
-// The API server refuses to tell a kubelet about the claim, or about the volume, of
+// The API server refuses a kubelet the claim, or the volume, of
 // a pod that is gone.
 func TestGuardClaimOfVanishedPod(t *testing.T) {
 	for _, refused := range []string{"persistentvolumeclaims", "persistentvolumes"} {

@@ -55,14 +55,14 @@ func volumeOfPod(t *testing.T, vanished bool) (VolumeToMount, *v1.PersistentVolu
 	return VolumeToMount{Pod: pod, VolumeName: "volume", VolumeSpec: volume.NewSpecFromPersistentVolume(pv, false)}, pvc
 }
 
-// generatorWithoutClaims is one whose API server tells of no claim.
+// generatorWithoutClaims is one whose API server serves no claim.
 func generatorWithoutClaims(t *testing.T) *operationGenerator {
 	plugins, _ := volumetesting.GetTestKubeletVolumePluginMgr(t)
 	return getTestOperationGenerator(plugins).(*operationGenerator)
 }
 
 // After a restart, the size of a claim is read before its volume is taken for
-// attached. The API server does not tell it for a pod that is gone.
+// attached. The API server does not serve it for a pod that is gone.
 func TestGuardSizeOfVanishedPodsClaim(t *testing.T) {
 	for _, vanished := range []bool{true, false} {
 		t.Run(map[bool]string{true: "vanished", false: "present"}[vanished], func(t *testing.T) {
@@ -99,7 +99,7 @@ func TestGuardMountOfVanishedPodsExpandableVolume(t *testing.T) {
 				t.Errorf("the saved claim is not used: %v", err)
 			}
 			if !vanished && err == nil {
-				t.Error("the API is not asked about a pod that it has")
+				t.Error("the API is not queried about a pod that it has")
 			}
 		})
 	}
