@@ -86,7 +86,7 @@ nodes of a pool, and systemd on a node whose change has to be taken back.`,
 	return command
 }
 
-// keep is asked on the node, with the token of the installer that began the change.
+// keep is called on the node, with the token of the installer that started the change.
 func keep(ctx context.Context, entry *journal.Entry) string {
 	return node.Holding{
 		Root: "/", Systemd: systemd.Manager{Root: "/"}, Protected: protected("/", entry.TokenFile), Poll: time.Second,
@@ -128,7 +128,7 @@ func told(entry *journal.Entry, err error) error {
 }
 
 func run(ctx context.Context) error {
-	// What was ready before a restart of this process is looked at again.
+	// What was ready before a restart of this process is inspected again.
 	if err := setReady(false); err != nil {
 		return err
 	}

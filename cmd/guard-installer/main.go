@@ -1,4 +1,4 @@
-// Command guard-installer brings a node to the kubelet that a roll-out asks for, and
+// Command guard-installer brings a node to the kubelet that a roll-out requests, and
 // back. It runs in a pod of the DaemonSet that kubectl guard rollout makes.
 package main
 
@@ -11,7 +11,7 @@ import (
 )
 
 func main() {
-	// A second signal does not end it: a change that has begun comes to its end.
+	// A second signal does not end it: a change that has started is finished.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := newCommand().ExecuteContext(ctx); err != nil {

@@ -42,7 +42,7 @@ type Pool struct {
 	// MaxUnavailableLimit.
 	MaxUnavailable int `json:"maxUnavailable"`
 	// Without are names of nodes that are selected and left out all the same, because they
-	// could not be changed when the pool was looked at. At most MaxWithout.
+	// could not be changed when the pool was inspected. At most MaxWithout.
 	Without []string `json:"without,omitempty"`
 	// MaxUnavailableLimit bounds MaxUnavailable; 0 is DefaultMaxUnavailableLimit.
 	MaxUnavailableLimit int `json:"maxUnavailableLimit,omitempty"`
@@ -107,7 +107,7 @@ func (p Pool) Matches(node *corev1.Node) bool {
 	if _, err := p.requirements(); err != nil || slices.Contains(p.Without, node.Name) {
 		return false
 	}
-	// A kubelet labels its node; without the label nothing says that it is another one.
+	// A kubelet labels its node; without the label nothing shows that it is another one.
 	if system := node.Labels[corev1.LabelOSStable]; system != "" && system != linux {
 		return false
 	}
@@ -206,7 +206,7 @@ func DaemonSet(pool Pool, request Request) (*appsv1.DaemonSet, error) {
 
 // RollingUpdate is the update strategy of the pool's DaemonSet while it is not paused. It
 // is not the brake: Kubernetes counts installers on nodes that are not ready, so that a
-// pool with as many such nodes as slots would stand still.
+// pool with as many such nodes as slots would be stalled.
 func RollingUpdate(pool Pool) appsv1.DaemonSetUpdateStrategy {
 	unready := ptr.Deref(pool.MaxUnready, intstr.FromString("100%"))
 	return appsv1.DaemonSetUpdateStrategy{
@@ -229,7 +229,7 @@ func podSpec(request Request, selected corev1.NodeSelectorTerm) corev1.PodSpec {
 		ServiceAccountName:            ServiceAccount,
 		PriorityClassName:             "system-node-critical",
 		TerminationGracePeriodSeconds: ptr.To[int64](gracePeriodSeconds),
-		// The processes of the node are looked at, its kubelet is asked at its own
+		// The processes of the node are inspected, its kubelet is queried at its own
 		// address, and a broken pod network does not matter.
 		HostPID:     true,
 		HostNetwork: true,
@@ -316,7 +316,7 @@ func Joined(ds *appsv1.DaemonSet, node *corev1.Node) bool {
 	return err == nil && node.CreationTimestamp.After(started)
 }
 
-// Paused reports whether no installer of the DaemonSet may begin to change its node.
+// Paused reports whether no installer of the DaemonSet may start to change its node.
 func Paused(ds *appsv1.DaemonSet) bool { return ds.Annotations[PausedAnnotation] == "true" }
 
 func decodeLoose(data string, into any) error { return json.Unmarshal([]byte(data), into) }

@@ -26,15 +26,15 @@ const (
 	RequestAnnotation = guardv1alpha1.GroupName + "/rollout-request"
 	// PoolAnnotation on the pod template has the Pool, as JSON.
 	PoolAnnotation = guardv1alpha1.GroupName + "/rollout-pool-definition"
-	// PausedAnnotation on the DaemonSet, with the value "true": no installer begins to
-	// change its node. What has begun is brought to its end.
+	// PausedAnnotation on the DaemonSet, with the value "true": no installer starts to
+	// change its node. What has started is finished.
 	PausedAnnotation = guardv1alpha1.GroupName + "/rollout-paused"
 
 	// StartedAnnotation on the DaemonSet has when its request was made, in RFC 3339. A node
 	// that was created later has joined: what it refuses does not stop the roll-out.
 	StartedAnnotation = guardv1alpha1.GroupName + "/rollout-started"
 	// StoppedAnnotation on a slot has the ID of the request with which its node stopped.
-	// The report of the node says why.
+	// The report of the node explains why.
 	StoppedAnnotation = guardv1alpha1.GroupName + "/rollout-stopped"
 
 	// UnguardedTaint keeps pods from a node that is not guarded yet. The node registers
@@ -49,8 +49,8 @@ const (
 	// StateFailed is the only value of StateLabel.
 	StateFailed = "failed"
 
-	// ResumeAnnotation on a Node has the Attempt of the report that says that the roll-out
-	// failed there. The installer tries the same request again. A value of another
+	// ResumeAnnotation on a Node has the Attempt of the report of a
+	// roll-out that failed there. The installer tries the same request again. A value of another
 	// attempt, or none, means nothing.
 	ResumeAnnotation = guardv1alpha1.GroupName + "/rollout-resume"
 
@@ -88,15 +88,15 @@ const (
 
 // Reasons of events on the Node.
 const (
-	// EventDone: the node runs what was asked for.
+	// EventDone: the node runs what was requested.
 	EventDone = "KubeletRolledOut"
-	// EventRefused: nothing was changed, the message says why.
+	// EventRefused: nothing was changed, the message explains why.
 	EventRefused = "KubeletRolloutRefused"
 	// EventRolledBack: the old kubelet runs again.
 	EventRolledBack = "KubeletRolledBack"
-	// EventFailed: the old kubelet was put back and is not healthy.
+	// EventFailed: the old kubelet was restored and is not healthy.
 	EventFailed = "KubeletRollbackFailed"
-	// EventLeft: the new kubelet is not in order and was left in place, because the old
+	// EventLeft: the new kubelet is not healthy and was kept in place, because the old
 	// one would stop pods that it holds.
 	EventLeft = "KubeletNotRolledBack"
 )

@@ -10,7 +10,7 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// Phase says how far a node is with a request. The zero value is invalid.
+// Phase reports how far a node is with a request. The zero value is invalid.
 type Phase string
 
 const (
@@ -23,7 +23,7 @@ const (
 	Waiting Phase = "Waiting"
 	// Installing: the node is being changed; the message says at which step.
 	Installing Phase = "Installing"
-	// Done: the node runs what was asked for, and the same containers.
+	// Done: the node runs what was requested, and the same containers.
 	Done Phase = "Done"
 	// RolledBack: the change failed and the old kubelet runs again.
 	RolledBack Phase = "RolledBack"
@@ -37,10 +37,10 @@ func Phases() []Phase {
 	return []Phase{Observed, Refused, Waiting, Installing, Done, RolledBack, Failed}
 }
 
-// Stopped reports whether the roll-out stands still at the node until somebody acts.
+// Stopped reports whether the roll-out is stopped at the node until somebody acts.
 func (p Phase) Stopped() bool { return p == Refused || p == RolledBack || p == Failed }
 
-// Reason says why a node stopped, in a word that does not change. It is empty in other
+// Reason explains why a node stopped, in a word that does not change. It is empty in other
 // phases, except for ReasonUnitChanged.
 type Reason string
 
@@ -62,13 +62,13 @@ const (
 	ReasonHeld         Reason = "PodsHeld"            // pods are held that ReleaseHeldUIDs does not name
 	ReasonPreparation  Reason = "PreparationFailed"   // a file could not be written
 	ReasonOtherPool    Reason = "OtherPool"           // the node belongs to another pool; in no report of a Node
-	// The change was rolled back, or left in place.
+	// The change was rolled back, or kept in place.
 	ReasonNotStarted   Reason = "KubeletDoesNotStart" // it ended, again and again
 	ReasonNotHealthy   Reason = "KubeletNotHealthy"   // no good answer in time
 	ReasonOtherKubelet Reason = "OtherKubelet"        // another program or version runs
 	ReasonUnguarded    Reason = "Unguarded"           // it runs without the guard
 	ReasonMode         Reason = "Mode"                // the guard has another mode
-	ReasonGuarded      Reason = "Guarded"             // Stock was asked for, and the guard runs
+	ReasonGuarded      Reason = "Guarded"             // Stock was requested, and the guard runs
 	ReasonContainers   Reason = "ContainersStopped"   // containers do not run any more
 	ReasonNotReady     Reason = "NodeDidNotGetReady"  // the API server has not heard from it
 	ReasonInterrupted  Reason = "Interrupted"         // the node or the installer was stopped midway
@@ -97,14 +97,14 @@ type Report struct {
 	// Attempt tells the failed attempts of a node apart; empty for a phase that is no
 	// failure. See ResumeAnnotation.
 	Attempt string `json:"attempt,omitempty"`
-	// Left: the change failed and was left in place, because the old kubelet would stop
+	// Left: the change failed and was kept in place, because the old kubelet would stop
 	// pods that the guard holds, or may hold.
 	Left bool `json:"left,omitempty"`
 	// Message is for people: what happened and what to do.
 	Message string `json:"message,omitempty"`
 	// Architecture of the node, as Go names it.
 	Architecture string `json:"architecture,omitempty"`
-	// Before is the kubelet that ran when the node began with the request, Now the one
+	// Before is the kubelet that ran when the node started with the request, Now the one
 	// that ran when the report was written, Offered that of the image (without a mode).
 	Before  Kubelet `json:"before,omitzero"`
 	Now     Kubelet `json:"now,omitzero"`
@@ -120,7 +120,7 @@ type Report struct {
 	// most 20.
 	Containers int      `json:"containers,omitempty"`
 	Stopped    []string `json:"stopped,omitempty"`
-	// Began is when the node began to be changed, Time when the report was written.
+	// Began is when the node started to be changed, Time when the report was written.
 	Began metav1.Time `json:"began,omitzero"`
 	Time  metav1.Time `json:"time"`
 }

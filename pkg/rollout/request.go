@@ -55,9 +55,9 @@ func (t Target) Mode() guard.Mode {
 
 const (
 	// DefaultVerifyTimeout is how long a node may take from the restart of its kubelet
-	// until everything is in order and has stayed so for DefaultSettle.
+	// until everything is healthy and has stayed so for DefaultSettle.
 	DefaultVerifyTimeout = 60 * time.Second
-	// DefaultSettle is how long everything has to stay in order. A kubelet that was
+	// DefaultSettle is how long everything has to stay healthy. A kubelet that was
 	// started with a wrong configuration kills pods after 2 seconds, and evicts them
 	// after 10.
 	DefaultSettle = 15 * time.Second

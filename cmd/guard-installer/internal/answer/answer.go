@@ -1,6 +1,6 @@
 // Package answer has the answer to a question that somebody else decides: systemd, the
 // container runtime, the guard, a disk. An error is no answer, and so neither yes nor
-// no. Who asks says what becomes of each of the three; a change of a node that cannot be
+// no. The caller decides what follows from each of the three; a change of a node that cannot be
 // judged is kept.
 package answer
 
@@ -43,7 +43,7 @@ func (a Answer) IsYes() bool { return a.state == yes }
 // IsNo reports whether the answer is known, and no.
 func (a Answer) IsNo() bool { return a.state == no }
 
-// Err says why the answer is unknown, and is nil for one that is known.
+// Err explains why the answer is unknown, and is nil for one that is known.
 func (a Answer) Err() error {
 	switch {
 	case a.state != unknown:

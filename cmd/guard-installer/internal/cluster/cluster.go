@@ -1,4 +1,4 @@
-// Package cluster is what an installer asks the API server and tells it.
+// Package cluster is what an installer reads from the API server and writes to it.
 package cluster
 
 import (
@@ -90,8 +90,8 @@ func (c *Cluster) ServerVersion(context.Context) (string, error) {
 	return c.version, nil
 }
 
-// Report writes the report to the Node. mark sets the label that says that the roll-out
-// failed there, or removes it; nil leaves it.
+// Report writes the report to the Node. mark sets the label of a node where the roll-out
+// failed, or removes it; nil leaves it.
 func (c *Cluster) Report(ctx context.Context, report rollout.Report, mark *bool) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

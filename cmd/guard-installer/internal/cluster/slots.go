@@ -26,11 +26,11 @@ const (
 	askedHolders = 3
 )
 
-// Turn says whether it is a node's turn to be changed.
+// Turn reports whether it is a node's turn to be changed.
 type Turn struct {
 	// Slot: the node has one of the slots of its pool.
 	Slot bool
-	// Why says why it has none.
+	// Why explains why it has none.
 	Why string
 	// Joined: the node was created after the roll-out was started.
 	Joined bool
@@ -42,8 +42,8 @@ type Turn struct {
 }
 
 // TakeSlot takes one of the slots of the pool for the node, or keeps the one that it has,
-// when the roll-out asks for the request, is not paused and stands still at no other node.
-// refuses says that the node cannot be changed: it takes a slot to stop the roll-out, but
+// when the roll-out has the request, is not paused and is stopped at no other node.
+// refuses: the node cannot be changed; it takes a slot to stop the roll-out, but
 // not when it has joined since. The number of requests does not grow with that of slots.
 func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID string, refuses bool) (Turn, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -132,7 +132,7 @@ func (c *Cluster) held(slots map[string]*coordinationv1.Lease) []*coordinationv1
 	return held
 }
 
-// stopped says at which other node the roll-out stands still. Without it, as many nodes
+// stopped returns at which other node the roll-out is stopped. Without it, as many nodes
 // could fail as there are slots. What failed with an earlier request stops nothing, nor
 // does a node that is gone or has left the pool.
 func (c *Cluster) stopped(ctx context.Context, slots map[string]*coordinationv1.Lease, requestID string) (string, error) {
@@ -269,7 +269,7 @@ func (c *Cluster) create(ctx context.Context, number int, node *corev1.Node, ann
 	return err
 }
 
-// StopPool notes at the slot of the node that the roll-out stands still there for the
+// StopPool notes at the slot of the node that the roll-out is stopped there for the
 // request. A node whose slot was deleted takes one again, also beyond the number of slots:
 // nothing else stops the others.
 func (c *Cluster) StopPool(ctx context.Context, requestID string) error {

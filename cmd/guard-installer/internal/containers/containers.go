@@ -29,7 +29,7 @@ type Evidence struct {
 	FailedProbes map[Key]bool
 	// Audited are the pods that the guard would have kept from being stopped.
 	Audited map[types.UID]bool
-	// Held are the pods that the guard held before the change, and Released says that
+	// Held are the pods that the guard held before the change, and Released reports that
 	// they may stop.
 	Held     []types.UID
 	Released bool
@@ -139,7 +139,7 @@ func Annotate(list []cri.Container, pods []corev1.Pod) []cri.Container {
 	return list
 }
 
-// Strange says why the containers of a runtime are not those of the kubelet; "" when
+// Strange explains why the containers of a runtime are not those of the kubelet; "" when
 // they are. With another runtime than the kubelet's, no container would ever be missing.
 func Strange(running []cri.Container, pods []corev1.Pod) string {
 	shown := make(map[types.UID]bool, len(running))
@@ -162,7 +162,7 @@ func Strange(running []cri.Container, pods []corev1.Pod) string {
 	return fmt.Sprintf("it shows %d containers, and none of the %d pods that run by the word of the kubelet", len(running), run)
 }
 
-// overItsOwnLimit reports whether the message of an eviction says that the pod has used
+// overItsOwnLimit reports whether the message of an eviction reports that the pod has used
 // more than its author allows it, and not that the node is short of something.
 func overItsOwnLimit(message string) bool {
 	return strings.Contains(message, "exceeds the total limit of containers") ||

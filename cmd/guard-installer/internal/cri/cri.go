@@ -34,7 +34,7 @@ type Container struct {
 	Namespace string    `json:"namespace"`
 	Pod       string    `json:"pod"`
 	Name      string    `json:"name"`
-	// Image and Generation are those of the pod's spec, and Static says that the pod comes
+	// Image and Generation are those of the pod's spec, and Static reports that the pod comes
 	// from a file or a URL. The runtime does not know them: they are empty for a container
 	// whose pod was not looked at.
 	Image      string `json:"image,omitempty"`

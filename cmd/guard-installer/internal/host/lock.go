@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked says that another process has the lock.
+// ErrLocked means that another process has the lock.
 var ErrLocked = errors.New("another process has the lock")
 
 // Lock is a lock that other processes respect. It ends with the process, however that

@@ -5,8 +5,8 @@
 // journal has what it was and what it shall be. Before the drop-in is touched an entry
 // in the state Switching is on the disk. From then on exactly one of two things
 // happens to the entry: somebody confirms it, or somebody rolls it back. Both hold the
-// lock, and so does who renames the drop-in. What is not in order and cannot be rolled
-// back without harm is confirmed with a reason: it was left in place. A rollback may be
+// lock, and so does who renames the drop-in. What is not healthy and cannot be rolled
+// back without harm is confirmed with a reason: it was kept in place. A rollback may be
 // repeated at any point: after a crash, by the timer, when the node boots. It needs no
 // room on the disk.
 package journal
@@ -57,7 +57,7 @@ type State string
 const (
 	// Switching: the drop-in may be the old or the new one.
 	Switching State = "Switching"
-	// Confirmed: the new one is in force and was found in order.
+	// Confirmed: the new one is in force and was found healthy.
 	Confirmed State = "Confirmed"
 	// RolledBack: the old one is in force again.
 	RolledBack State = "RolledBack"
@@ -73,10 +73,10 @@ type Entry struct {
 	Target    rollout.Target `json:"target"`
 	// ReleaseHeld: the pods of Held may stop.
 	ReleaseHeld bool `json:"releaseHeld,omitempty"`
-	// Boot in which the change began.
+	// Boot in which the change started.
 	Boot  string    `json:"boot"`
 	Began time.Time `json:"began"`
-	// Uptime is host.Uptime when it began.
+	// Uptime is host.Uptime when it started.
 	Uptime time.Duration `json:"uptime,omitempty"`
 	// Deadline for the confirmation; Settle is how long everything must have been in
 	// order until then.
@@ -85,7 +85,7 @@ type Entry struct {
 	// Previous and Wanted are the content of the drop-in; nil: no drop-in.
 	Previous *string `json:"previous"`
 	Wanted   *string `json:"wanted"`
-	// Exchanged: the drop-in has been Wanted since the change began.
+	// Exchanged: the drop-in has been Wanted since the change started.
 	Exchanged bool `json:"exchanged,omitempty"`
 	// Arguments of the kubelet that ran before.
 	Arguments []string `json:"arguments,omitempty"`
@@ -110,8 +110,8 @@ type Entry struct {
 	// unknown.
 	GuardDir string `json:"guardDir,omitempty"`
 
-	// Reason and Message say why it is taken back, or was; of a confirmed change, what was
-	// wrong although it was left in place. Stopped are containers that were found stopped.
+	// Reason and Message explain why it is rolled back, or was; of a confirmed change, what was
+	// wrong although it was kept in place. Stopped are containers that were found stopped.
 	Reason  rollout.Reason `json:"reason,omitempty"`
 	Message string         `json:"message,omitempty"`
 	Stopped []string       `json:"stopped,omitempty"`
@@ -120,7 +120,7 @@ type Entry struct {
 	// Ended is how many of Containers had ended for reasons of their own when the change
 	// was confirmed.
 	Ended int `json:"ended,omitempty"`
-	// Marked: the Node has the label that says that the roll-out failed there.
+	// Marked: the Node has the label of a failed roll-out.
 	Marked bool `json:"marked,omitempty"`
 }
 
@@ -158,7 +158,7 @@ func (s Store) writeTo(file string, entry *Entry) error {
 	return s.Root.Write(file, append(data, '\n'), 0o600)
 }
 
-// ErrTaken says that somebody else has ended the change, or has started another one.
+// ErrTaken means that somebody else has ended the change, or has started another one.
 var ErrTaken = errors.New("the change was rolled back or left meanwhile")
 
 // Begin writes a new entry in the state Switching and returns it. One that is being
@@ -237,7 +237,7 @@ func (e *Entry) decided() bool {
 	return age >= 0 && age < decisionHolds
 }
 
-// Confirm ends a change that is in order, also one that was left in place. ended is how
+// Confirm ends a change that is healthy, also one that was kept in place. ended is how
 // many more containers have ended for reasons of their own. It fails when the change was
 // rolled back meanwhile.
 func (s Store) Confirm(id string, ended int) error {
@@ -249,7 +249,7 @@ func (s Store) Confirm(id string, ended int) error {
 	})
 }
 
-// Leave ends a change that is not in order and is left in place all the same. It fails
+// Leave ends a change that is not healthy and is kept in place all the same. It fails
 // when somebody else has ended it meanwhile.
 func (s Store) Leave(ctx context.Context, systemd Systemd, id string, reason rollout.Reason, message string, stopped []string) error {
 	return s.change(id, (*Entry).switching, func(entry *Entry) error {
@@ -277,10 +277,10 @@ func (s Store) leave(ctx context.Context, systemd Systemd, entry *Entry, reason 
 	return s.write(entry)
 }
 
-// Left reports whether the change is not in order and was left in place.
+// Left reports whether the change is not healthy and was kept in place.
 func (e *Entry) Left() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
 
-// Reopen makes a change that was left in place one that is being switched, which is an
+// Reopen makes a change that was kept in place one that is being switched, which is an
 // attempt of its own. again has what is known by now, and gets the ID.
 func (s Store) Reopen(again *Entry, reason rollout.Reason, message string, stopped []string) error {
 	id := newID()
@@ -325,11 +325,11 @@ type Systemd interface {
 	Unit(ctx context.Context, name string) (systemd.Unit, error)
 }
 
-// Keep says why a change that is not confirmed is left in place all the same, and
+// Keep explains why a change that is not confirmed is kept in place all the same, and
 // nothing when it is to be rolled back.
 type Keep func(ctx context.Context, entry *Entry) string
 
-// TakeBack puts the previous drop-in back and restarts the kubelet, if the entry is
+// TakeBack restores the previous drop-in and restarts the kubelet, if the entry is
 // being switched. Keep is asked first, unless that was decided a moment ago. It returns
 // the entry, and nil when there is none.
 //
@@ -439,7 +439,7 @@ func (s Store) takeBack(ctx context.Context, systemd Systemd, lock func() (*host
 	return entry, nil
 }
 
-// putBack puts the previous drop-in back. On a full disk it needs no room.
+// putBack restores the previous drop-in. On a full disk it needs no room.
 func (s Store) putBack(e *Entry) error {
 	if e.Previous != nil {
 		if prepared, err := s.Root.ReadText(previousDropIn); err == nil && same(prepared, e.Previous) {
@@ -463,14 +463,14 @@ func (s Store) restart(ctx context.Context, systemd Systemd, e *Entry, restart f
 	after, afterErr := systemd.Unit(ctx, rollout.KubeletUnit)
 	if afterErr == nil && (after.MainPID == 0 || beforeErr == nil && before.MainPID != after.MainPID) {
 		// The new kubelet does not run any more. That the old one does not start is no reason to do it
-		// all again: systemd starts it, and the report says how it is.
+		// all again: systemd starts it, and the report describes it.
 		klog.ErrorS(err, "The old kubelet was put back and did not start at once")
 		return nil
 	}
 	return err
 }
 
-// runsOld answers whether the kubelet of before runs.
+// runsOld answers whether the previous kubelet runs.
 func (s Store) runsOld(ctx context.Context, systemd Systemd, e *Entry) answer.Answer {
 	service, err := systemd.Unit(ctx, rollout.KubeletUnit)
 	if err != nil {
@@ -496,7 +496,7 @@ func (s Store) Upgraded(e *Entry, process host.Process) bool {
 	return err == nil && now == process.SHA256
 }
 
-// end writes an entry that is at its end. On a full disk it needs no room: what was
+// end writes an entry that is finished. On a full disk it needs no room: what was
 // written at the beginning says less, and ends it as well.
 func (s Store) end(e *Entry) error {
 	err := s.write(e)

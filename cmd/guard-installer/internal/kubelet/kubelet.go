@@ -31,7 +31,7 @@ import (
 const (
 	timeout = 8 * time.Second
 	// protectedTimeout bounds the question for protected pods alone. Whoever asks it has
-	// a change to take back.
+	// a change to roll back.
 	protectedTimeout = 4 * time.Second
 	// maxAnswer bounds what is read; the metrics of a node with many pods are a few MB.
 	maxAnswer = 64 << 20
@@ -65,18 +65,18 @@ type Pods struct {
 	FailedProbes map[containers.Key]bool
 }
 
-// ForbiddenError says that a right is missing.
+// ForbiddenError means that a right is missing.
 type ForbiddenError struct{ Path, Message string }
 
 func (e *ForbiddenError) Error() string {
 	return fmt.Sprintf("the kubelet refuses GET %s: %s; apply manifests/rollout, and see that the kubelet takes tokens (authentication.webhook) and asks the API server (authorization.mode Webhook)", e.Path, e.Message)
 }
 
-// ErrNotListening says that nothing listens at the port of the kubelet. It opens the
-// port when it begins to work, and ends when it cannot.
+// ErrNotListening means that nothing listens at the port of the kubelet. It opens the
+// port when it starts to work, and ends when it cannot.
 var ErrNotListening = errors.New("nothing listens at the port of the kubelet")
 
-// ErrOtherCertificate says that what listens shows another certificate than the pinned one.
+// ErrOtherCertificate means that what listens shows another certificate than the pinned one.
 var ErrOtherCertificate = errors.New("another certificate than before the change: it gets no token")
 
 // Client asks one kubelet at its authenticated port.
@@ -92,7 +92,7 @@ type Client struct {
 	Identity *Identity
 }
 
-// Ask returns what the kubelet says. An error means that it is not in order, or that
+// Ask returns what the kubelet says. An error means that it is not healthy, or that
 // it cannot be told.
 func (c *Client) Ask(ctx context.Context) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)

@@ -18,11 +18,11 @@ import (
 	"kubelet-guard.io/pkg/rollout"
 )
 
-// work looks at the node and does what is asked for.
+// work inspects the node and does what is requested.
 func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 	isItsTurn := false
 	if i.inLine != nil {
-		// It is looked at again when it is its turn.
+		// It is inspected again when it is its turn.
 		turn, err := i.Cluster.TakeSlot(ctx, i.inLine.node, i.Request.ID(), false)
 		if err != nil {
 			return rollout.Report{}, err
@@ -114,8 +114,8 @@ func (i *Installer) report(v *view) rollout.Report {
 	return report
 }
 
-// change makes the change. The context is not cancelled: what has begun comes to its
-// end.
+// change makes the change. The context is not cancelled: what has started is
+// finished.
 func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error) {
 	i.awaited = false
 	report := i.report(v)
@@ -130,7 +130,7 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	}
 	klog.InfoS("Prepared", "installer", program, "kubelet", v.program, "configuration", v.config)
 
-	// Looked at once more, close to the change.
+	// Inspected again, close to the change.
 	running, err := i.Running(ctx, v.socket)
 	if err != nil {
 		return i.refuse(report, refusal{rollout.ReasonRuntime, err.Error()}), nil
@@ -247,8 +247,8 @@ func (i *Installer) swap(ctx context.Context, entry *journal.Entry) error {
 	return i.Systemd.Restart(ctx, rollout.KubeletUnit)
 }
 
-// finish brings a change to its end that the journal has as Switching, and returns the
-// entry. An error says that this is unknown yet; it is tried again.
+// finish finishes a change that the journal has as Switching, and returns the
+// entry. An error means that this is not known yet; it is tried again.
 func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
 	boot, err := i.Root.Boot()
 	if err != nil {
@@ -293,7 +293,7 @@ func notExchanged(err error) *failure {
 }
 
 // settle confirms a change in which nothing was found wrong. What was is rolled back, or
-// left in place where that would do more harm. It returns the entry.
+// kept in place where that would do more harm. It returns the entry.
 func (i *Installer) settle(ctx context.Context, entry *journal.Entry, found *failure, ended int) (*journal.Entry, error) {
 	if found != nil {
 		why := i.holding().Keep(ctx, entry)
@@ -317,8 +317,8 @@ func (i *Installer) settle(ctx context.Context, entry *journal.Entry, found *fai
 	return i.store().Read()
 }
 
-// reconsider looks again at a change that was left in place, after somebody has asked
-// for it. Containers that were stopped by then do not count any more.
+// reconsider verifies a change again that was kept in place, after a resume. Containers
+// that were stopped by then do not count any more.
 func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
 	now := time.Now()
 	running, err := i.Running(ctx, entry.Runtime)
@@ -371,7 +371,7 @@ func (i *Installer) stopTimer(ctx context.Context) {
 	}
 }
 
-// left is the report of a change that is not in order and was left in place.
+// left is the report of a change that is not healthy and was kept in place.
 func (i *Installer) left(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
 	report.Architecture = architecture()
@@ -450,7 +450,7 @@ func (i *Installer) done(ctx context.Context, entry *journal.Entry) (rollout.Rep
 
 // cleanUp removes what is not needed any more. With the stock kubelet that is all that
 // a roll-out ever wrote; the guard's own state of pods is left. Otherwise the kubelet of
-// before stays, so that to go back needs no image.
+// before stays, so that a rollback needs no image.
 func (i *Installer) cleanUp(ctx context.Context, entry *journal.Entry) error {
 	if err := i.endUnits(ctx); err != nil {
 		return err

@@ -187,8 +187,8 @@ var actors = map[string]actor{
 	"systemd does not answer":                       {act: func(w *world, _ change) error { w.silent = errors.New("the connection was closed"); return nil }},
 }
 
-// boot starts the node again, and returns when its kubelet was started. The pods of
-// before run again.
+// boot starts the node again, and returns when its kubelet was started. The earlier pods
+// run again.
 func (w *world) boot(id string) {
 	w.pid, w.running, w.timer, w.retry = 0, nil, false, false
 	if id != "boot-1" {
@@ -329,7 +329,7 @@ func (w *world) neverLies(report rollout.Report) {
 	}
 }
 
-// runs reports whether the kubelet of the entry runs, and not the one of before.
+// runs reports whether the kubelet of the entry runs, and not the previous one.
 func (w *world) runs(entry *journal.Entry) bool {
 	if entry == nil || w.running == nil || same(entry.Previous, entry.Wanted) {
 		return false

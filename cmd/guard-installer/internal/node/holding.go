@@ -52,8 +52,8 @@ func (i *Installer) holding() Holding {
 	return Holding{Root: i.Root, Systemd: i.Systemd, Protected: i.Protected, Poll: i.Poll}
 }
 
-// Keep says why a change must not be rolled back: the new kubelet runs, with the guard in
-// mode Enforce, and holds pods that the kubelet of before would stop, or it is unknown
+// Keep explains why a change must not be rolled back: the new kubelet runs, with the guard in
+// mode Enforce, and holds pods that the previous kubelet would stop, or it is unknown
 // whether it does. It says nothing when the change can be rolled back, which is so for a
 // kubelet that does not run, ends again and again or runs without the guard: there
 // nothing is held.
@@ -62,20 +62,20 @@ func (h Holding) Keep(ctx context.Context, entry *journal.Entry) string {
 		return ""
 	}
 	if entry.Previous != nil && configurationOf(entry.Previous) == configurationOf(entry.Wanted) {
-		return "" // the kubelet of before holds the same pods
+		return "" // the previous kubelet holds the same pods
 	}
 	ctx, cancel := context.WithTimeout(ctx, holdingTimeout)
 	defer cancel()
 	if runs := h.runs(ctx, entry); runs.IsNo() {
 		return ""
 	}
-	// The guard is asked also where systemd does not say what runs.
+	// The guard is queried also where systemd does not report what runs.
 	var pods *guard.PodList
 	asked := h.again(ctx, func() answer.Answer {
 		list, err := h.Protected(ctx, entry.Address, entry.Pin)
 		switch {
 		case errors.Is(err, kubelet.ErrNotListening):
-			return answer.No() // it has not begun to work
+			return answer.No() // it has not started to work
 		case err != nil:
 			return answer.Unknown(err)
 		}
@@ -90,7 +90,7 @@ func (h Holding) Keep(ctx context.Context, entry *journal.Entry) string {
 	}
 	var held []string
 	for _, pod := range pods.Items {
-		// What was held before was held by the kubelet of before.
+		// What was held before was held by the previous kubelet.
 		if pod.State == guard.Held && !slices.Contains(entry.Held, pod.UID) {
 			held = append(held, pod.Namespace+"/"+pod.Name)
 		}

@@ -34,7 +34,7 @@ type Systemd interface {
 	Stop(ctx context.Context, name string) error
 }
 
-// Cluster is what the installer asks the API server and tells it.
+// Cluster is what the installer reads from the API server and writes to it.
 type Cluster interface {
 	Node(ctx context.Context) (*corev1.Node, error)
 	Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
@@ -49,7 +49,7 @@ type Cluster interface {
 	Event(ctx context.Context, kind, reason, message string) error
 }
 
-// Installer brings one node to what one request asks for.
+// Installer brings one node to what one request names.
 type Installer struct {
 	Root    host.Root
 	Systemd Systemd
@@ -77,18 +77,18 @@ type Installer struct {
 	// Version runs a program with --version. The root is that of the node, or empty for
 	// a program of the image.
 	Version func(ctx context.Context, root host.Root, program string) (string, error)
-	// SetReady says whether the pod is ready.
+	// SetReady reports whether the pod is ready.
 	SetReady func(bool) error
-	// Poll is how often a node is looked at while it is being verified: 1 second.
+	// Poll is how often a node is inspected while it is being verified: 1 second.
 	Poll time.Duration
-	// Recovery is how long the old kubelet may take to be in order again: 45 seconds.
+	// Recovery is how long the old kubelet may take to be healthy again: 45 seconds.
 	Recovery time.Duration
 
-	// finished is the report of a node that has what was asked for, and finishedDropIn
+	// finished is the report of a node that has what was requested, and finishedDropIn
 	// the drop-in that it has. From then on this process changes the node no more.
 	finished       *rollout.Report
 	finishedDropIn *string
-	// awaited: the old kubelet was waited for after a change was taken back.
+	// awaited: the old kubelet was waited for after a change was rolled back.
 	awaited bool
 	// asMode is whether a finished node has its mode. asked is when the kubelet was asked,
 	// askedOf the process that has answered.
@@ -98,12 +98,12 @@ type Installer struct {
 	// owned is the lock of the node. claimed: the node belongs to the pool.
 	owned   *host.Lock
 	claimed bool
-	// unfinished is how often in a row a change could not be brought to its end, stuck the
+	// unfinished is how often in a row a change could not be finished, stuck the
 	// report of that, and nextTry when it is tried again.
 	unfinished int
 	stuck      rollout.Report
 	nextTry    time.Time
-	// observed is the report of a node that was only looked at, until observedUntil.
+	// observed is the report of a node that was only inspected, until observedUntil.
 	observed      *rollout.Report
 	observedUntil time.Time
 	// inLine is the node while it waits for nothing but a slot, and turn the last answer.
@@ -116,9 +116,9 @@ type Installer struct {
 }
 
 const (
-	// timerMargin is how much later than the installer the timer takes a change back.
+	// timerMargin is how much later than the installer the timer rolls a change back.
 	timerMargin = 15 * time.Second
-	// quickTries is how often a change that cannot be brought to its end is tried again
+	// quickTries is how often a change that cannot be finished is tried again
 	// before the node is reported as failed. From then on it is tried every slowTry.
 	quickTries = 5
 	slowTry    = time.Minute
@@ -131,9 +131,9 @@ const (
 // store returns the journal of the node.
 func (i *Installer) store() journal.Store { return journal.Store{Root: i.Root} }
 
-// Run works until the context ends. A change that has begun is brought to its end
-// first. Errors are logged and tried again: an installer that ends would be started
-// again and again.
+// Run works until the context ends. A change that has started is finished
+// first. Log errors and retry: the kubelet would start an
+// installer that exits again and again.
 func (i *Installer) Run(ctx context.Context) error {
 	defer i.disown()
 	var told rollout.Report
@@ -151,9 +151,9 @@ func (i *Installer) Run(ctx context.Context) error {
 		}
 		// What fails may have restarted the kubelet, so it is not tried in a hurry.
 		wait := afterFailures(failures)
-		// What is away for a moment is not worth a report.
+		// Transient failures are not reported.
 		if failures == 0 || failures > 2 {
-			// Also an installer that is asked to end tells what became of its change.
+			// An installer that is terminated reports the outcome of its change, too.
 			telling := context.WithoutCancel(ctx)
 			if told.Phase != report.Phase || told.Reason != report.Reason {
 				klog.InfoS("Node", "phase", report.Phase, "reason", report.Reason, "message", report.Message)
@@ -198,7 +198,7 @@ func (i *Installer) leave(ctx context.Context) {
 	}
 }
 
-// ready says which reports let a roll-out go on. An installer that observes changes
+// ready reports which reports let a roll-out go on. An installer that observes changes
 // nothing: what it refuses is for who reads the report.
 func ready(report rollout.Report) bool {
 	return report.Target == rollout.Observe || report.Phase == rollout.Done
@@ -232,7 +232,7 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 		return i.refuse(rollout.Report{}, refusal{rollout.ReasonPreparation, err.Error()}), nil
 	}
 	if entry != nil && entry.State == journal.Switching {
-		// What was begun comes to its end, whatever is asked for now.
+		// What was started is finished, whatever is requested now.
 		if time.Now().Before(i.nextTry) {
 			return i.stuck, nil
 		}
@@ -263,7 +263,7 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 		}
 		if !again {
 			if !entry.Marked {
-				// The node took it back by itself, maybe a moment ago.
+				// The node rolled it back by itself, maybe a moment ago.
 				i.awaitOldKubelet(context.WithoutCancel(ctx), entry)
 			}
 			return i.failed(ctx, entry), nil
@@ -313,7 +313,7 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 	return i.work(ctx)
 }
 
-// notFinished reports a change that could not be brought to its end, when that has
+// notFinished reports a change that could not be finished, when that has
 // failed a few times.
 func (i *Installer) notFinished(entry *journal.Entry, err error) (rollout.Report, error) {
 	if i.unfinished++; i.unfinished < quickTries {
@@ -397,7 +397,7 @@ func (i *Installer) configurationIntact(dropIn *string) answer.Answer {
 	return answer.Of(path.Base(name) == hex.EncodeToString(sum[:])+".yaml")
 }
 
-// inMode answers whether the guard says that it is in the mode of the entry. The file
+// inMode answers whether the guard reports that it is in the mode of the entry. The file
 // that the kubelet has read may have been another one.
 func (i *Installer) inMode(ctx context.Context, entry *journal.Entry) answer.Answer {
 	if !entry.Target.Guarded() {
@@ -422,7 +422,7 @@ func (i *Installer) inMode(ctx context.Context, entry *journal.Entry) answer.Ans
 	return answer.Of(said.Guarded && said.Mode == entry.Kubelet.Mode)
 }
 
-// finishWith notes that the node has what was asked for.
+// finishWith notes that the node has what was requested.
 func (i *Installer) finishWith(report rollout.Report) rollout.Report {
 	// What cannot be read now was read a moment ago.
 	i.finishedDropIn, _ = i.dropIn()
@@ -430,9 +430,9 @@ func (i *Installer) finishWith(report rollout.Report) rollout.Report {
 	return report
 }
 
-// watch looks at a node that had what was asked for. When somebody has changed it by
-// hand the installer says so and leaves it: whoever puts a node right in the night
-// shall not have to fight with it. It asks nobody but the node, so that an API server
+// watch checks a node that was done. When somebody has changed it by
+// hand the installer says so and leaves it: a person who has fixed the node in the night
+// shall not have to fight with it. It queries nothing but the node, so that an API server
 // that is away makes no pod unready; each kubelet that is started is asked once for the
 // mode of its guard. What is unknown is as it was.
 func (i *Installer) watch(ctx context.Context) rollout.Report {
@@ -514,7 +514,7 @@ func reportOf(entry *journal.Entry) rollout.Report {
 	}
 }
 
-// failed is the report of a change that was taken back.
+// failed is the report of a change that was rolled back.
 func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
 	report.Architecture = architecture()
@@ -540,7 +540,7 @@ func marks(report rollout.Report) bool {
 	return report.Phase == rollout.RolledBack || report.Phase == rollout.Failed
 }
 
-// progress tells how far a change is. It is not worth failing for.
+// progress reports how far a change is. Failures are ignored.
 func (i *Installer) progress(ctx context.Context, report rollout.Report, message string) {
 	report.Phase, report.Message, report.Time = rollout.Installing, message, metav1.Now()
 	klog.InfoS("Node", "phase", report.Phase, "message", message)

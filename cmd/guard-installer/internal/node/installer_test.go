@@ -140,7 +140,7 @@ func TestWhatIsWrongIsTakenBack(t *testing.T) {
 				assert.Equal(t, rollout.RolledBack, report.Phase)
 				assert.Equal(t, started+4, w.started)
 
-				// Back to what was asked for before, which it has.
+				// Back to what was requested before, which it has.
 				w.image(program("version="+guardedVersion, "guarded"))
 				report = w.run(request(before))
 				assert.Equal(t, rollout.Done, report.Phase, report.Message)
@@ -394,7 +394,7 @@ func TestChangedByHandIsLeftAlone(t *testing.T) {
 		assert.False(t, ready(report))
 		assert.Equal(t, 3, w.started)
 
-		// A new pod puts it right.
+		// A new pod fixes it.
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
 		assert.Equal(t, 4, w.started)
 	})(t)
@@ -420,8 +420,8 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 		prepare func(w *world)
 		target  rollout.Target
 		reason  rollout.Reason
-		// left is what the report of a change says that was left in place; empty when it is
-		// taken back.
+		// left is part of the message when the change is kept in place; empty when it is
+		// rolled back.
 		left string
 	}{
 		"containers were stopped, pods are held":   {[]string{"guarded", "kills"}, holdsA, rollout.Enforce, rollout.ReasonContainers, "holds 1 pods now that the old kubelet would stop: ns/a"},
@@ -513,7 +513,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 					installer := w.installer(brief(rollout.Enforce))
 					running := installer.Running
 					installer.Running = func(ctx context.Context, socket string) ([]cri.Container, error) {
-						if w.started == 2 { // the new one is looked at
+						if w.started == 2 { // the new one is inspected
 							w.silent = errors.New("the connection was closed")
 						}
 						return running(ctx, socket)
@@ -699,7 +699,7 @@ func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
 	}
 }
 
-// A boot in the middle is taken back before a kubelet starts. Where that was not
+// A boot in the middle is rolled back before a kubelet starts. Where that was not
 // possible, the new one may hold pods by the time the installer comes.
 func TestABootThatWasNotRecoveredFrom(t *testing.T) {
 	timeless(func(t *testing.T) {

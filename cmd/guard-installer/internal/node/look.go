@@ -62,7 +62,7 @@ type view struct {
 	// stock is the kubelet of command, offered that of the image, now the one that runs.
 	stock, offered, now rollout.Kubelet
 	installerSum        string
-	// wanted is the drop-in that the request asks for, nil for none; program and config
+	// wanted is the drop-in that the request needs, nil for none; program and config
 	// are the paths that it names, configData is the content of config.
 	wanted          *string
 	program, config string
@@ -77,7 +77,7 @@ type view struct {
 	kubeletConfig kubelet.Config
 	// pods are those of the kubelet; nil when it could not be asked.
 	pods []corev1.Pod
-	// complete: everything was looked at. guardFlag: the process has the flag.
+	// complete: everything was inspected. guardFlag: the process has the flag.
 	complete, guardFlag bool
 }
 
@@ -101,8 +101,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
 	}
 	target := i.Request.Target
-	// To get rid of the guard must be possible on a node that is not in order, and so must
-	// be to replace a kubelet that an earlier request has left there.
+	// Removing or replacing the guard must work on an unhealthy node, too.
 	strict := target != rollout.Stock
 	inOrder := strict
 	if entry, err := i.store().Read(); err == nil && entry.Left() && i.untouched(entry).IsYes() {
@@ -321,7 +320,7 @@ const (
 	otherMinors = 1
 )
 
-// misfit says why a stock kubelet does not fit; "" when it does. An empty version of the
+// misfit explains why a stock kubelet does not fit; "" when it does. An empty version of the
 // kubelet that runs is one that nobody knows.
 func misfit(stock, running, server string) string {
 	parse := func(text, whose string) (major, minor int, why string) {
@@ -427,7 +426,7 @@ func (i *Installer) lookAtOffer(ctx context.Context, v *view) (refusals []refusa
 }
 
 // missingSpace returns what is missing for the programs, and for the small files that
-// must be written to take a change back; "" when there is room.
+// must be written to roll a change back; "" when there is room.
 func (i *Installer) missingSpace(v *view) (string, error) {
 	for name, need := range map[string]uint64{rollout.DropIn: smallSpace, rollout.StateDir + "/x": smallSpace, runtimeUnits + "/x": runSpace} {
 		free, err := i.Root.Free(name)
@@ -482,7 +481,7 @@ func folders(process host.Process) map[string][]string {
 // defaultThresholds are the kubelet's, for one that does not say.
 var defaultThresholds = map[string]string{"nodefs.available": "10%", "imagefs.available": "15%"}
 
-// belowThreshold says why the kubelet would evict pods when so many bytes more are used in
+// belowThreshold explains why the kubelet would evict pods when so many bytes more are used in
 // the file system of InstallDir; "" when it would not.
 func (i *Installer) belowThreshold(v *view, system host.FileSystem, need uint64) (string, error) {
 	hard := v.kubeletConfig.EvictionHard
@@ -538,7 +537,7 @@ func programPath(checksum, name string) string {
 	return path.Join(rollout.InstallDir, checksum, name)
 }
 
-// want finds the drop-in that the request asks for.
+// want finds the drop-in that the request needs.
 func (i *Installer) want(v *view) error {
 	if !i.Request.Target.Guarded() {
 		return nil

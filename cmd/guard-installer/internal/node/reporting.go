@@ -15,20 +15,20 @@ import (
 // What an installer asks of the API server is multiplied by the nodes of the fleet, for as
 // long as it runs. docs/rollout.md has the budget.
 const (
-	// lookLocally is how often an installer that is at its end looks at its node.
+	// lookLocally is how often an installer that has finished looks at its node.
 	lookLocally = 20 * time.Second
-	// lookAgain is how soon an installer looks again that has refused or failed, and
-	// lookSeldom how seldom it does when the roll-out does not stand still for it.
+	// lookAgain is how soon an installer tries again that has refused or failed, and
+	// lookSeldom how seldom it does when the roll-out is not stopped by it.
 	lookAgain  = 15 * time.Second
 	lookSeldom = 2 * time.Minute
-	// The next look of an installer that waits for a slot.
+	// The next query of an installer that waits for a slot.
 	soonest, latest = 3 * time.Second, 30 * time.Minute
-	// looksPerSlot and looksOfPool are how many looks a second the installers of a pool have
+	// looksPerSlot and looksOfPool are how many queries a second the installers of a pool have
 	// together while they wait. A slot is free again after half a minute or so. A node that gets
 	// one makes about 15 requests more: with 100 slots that is what bounds the pool's.
 	looksPerSlot, looksOfPool = 0.025, 0.5
 	// checkReport is how often an installer sees that its report is there, checkStopped how
-	// often one does for which the roll-out stands still.
+	// often one does that has stopped the roll-out.
 	checkReport, checkStopped = time.Hour, time.Minute
 	// sameMessage is how long the message of a node that waits may stay behind.
 	sameMessage = 10 * time.Minute
@@ -42,7 +42,7 @@ func afterFailures(n int) time.Duration {
 	return jittered(min(soonest<<min(n, 5), time.Minute))
 }
 
-// pace is how often a node is looked at.
+// pace is how often a node is inspected.
 type pace struct {
 	last rollout.Report
 	// same is how often in a row the report was as it is.
@@ -77,8 +77,8 @@ func (p *pace) next(report rollout.Report, turn cluster.Turn) time.Duration {
 	return soonest
 }
 
-// inLinePause is how long to wait for the next look for a slot. The more installers wait,
-// the less often each of them looks: together they look as often as slots get free.
+// inLinePause is how long to wait for the next query for a slot. The more installers wait,
+// the less often each of them queries: together they query as often as slots get free.
 func inLinePause(turn cluster.Turn) time.Duration {
 	looks := looksOfPool + looksPerSlot*float64(turn.Slots)
 	wait := time.Duration(float64(turn.Unready) / looks * float64(time.Second))
@@ -106,7 +106,7 @@ func recheck(report rollout.Report) time.Duration {
 }
 
 // tell writes the report when it is another than the last one, and does what follows from
-// it. When nothing has changed it asks nobody anything, but from time to time.
+// it. While nothing changes it makes a request from time to time only.
 func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
 	now := time.Now()
 	if i.written != nil && now.Before(i.written.until) && unchanged(i.written.report, report, now) {
@@ -154,7 +154,7 @@ func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
 	return nil
 }
 
-// unchanged reports whether a report says what an older one says. When it was written does
+// unchanged reports whether a report has the content of an older one. When it was written does
 // not count. While a node waits, its figures and its message come and go, and are written
 // from time to time.
 func unchanged(old, report rollout.Report, now time.Time) bool {

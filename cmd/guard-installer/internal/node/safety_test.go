@@ -24,7 +24,7 @@ import (
 	"kubelet-guard.io/pkg/rollout"
 )
 
-// between calls f when the change has begun and the drop-in is as before.
+// between calls f when the change has started and the drop-in is as before.
 type between struct {
 	*world
 	f func()
@@ -56,7 +56,7 @@ func TestOneInstallerOwnsTheNode(t *testing.T) {
 			assert.Equal(t, want == rollout.Done, w.root.Exists(rollout.DropIn))
 			assert.Equal(t, want == rollout.Done, w.is("guarded"))
 
-			// The second one begins when the first has ended.
+			// The second one starts when the first has ended.
 			first.disown()
 			report, err = second.Step(context.Background())
 			require.NoError(t, err)
@@ -253,7 +253,7 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 			assert.Contains(t, report.Message, file)
 			assert.False(t, ready(report))
 
-			// A new pod puts it right.
+			// A new pod fixes it.
 			report = w.run(request(rollout.Enforce))
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
 			assert.True(t, w.process.configurationIntact(entry.Wanted).IsYes())

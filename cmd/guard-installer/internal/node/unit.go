@@ -28,7 +28,7 @@ func (i *Installer) lookAtNeighbours(state systemd.Unit, judged unit.Verdict) []
 	return refusals
 }
 
-// unitChanged says how the command of the unit differs from that of the drop-in that a
+// unitChanged reports how the command of the unit differs from that of the drop-in that a
 // change has left, and nothing when it does not, or when it is not known: the kubelet
 // that runs is not touched for it.
 func (i *Installer) unitChanged(files []string, dropIn *string) string {

@@ -29,7 +29,7 @@ const (
 	// writes is back from the API server within a second or two.
 	unclearFor = 8 * time.Second
 	// askReady and askUnready are how many looks at the node there are for one question to
-	// the API server, while it says that the node is ready and while it does not.
+	// the API server, while it reports that the node is ready and while it does not.
 	askReady, askUnready = 5, 2
 )
 
@@ -42,11 +42,11 @@ type failure struct {
 	definite bool
 }
 
-// verifier looks at a node until it is in order, or certainly not.
+// verifier looks at a node until it is healthy, or certainly not.
 type verifier struct {
 	*Installer
 	entry *journal.Entry
-	// seen are the containers that ran before or since, missing has when one of before was
+	// seen are the containers that ran before or since, missing has when one of these was
 	// first found missing, and ended is how many are.
 	seen    map[string]cri.Container
 	missing map[string]time.Time
@@ -55,7 +55,7 @@ type verifier struct {
 	deleted map[types.UID]bool
 	// process is the one whose record of stops is read, and stoppedBefore what it had
 	// counted before the containers were noted; NotCounted: not known yet. restartsBefore
-	// is that of its restarts. broken says why the record is not complete; "" when it is.
+	// is that of its restarts. broken explains why the record is not complete; "" when it is.
 	process        int
 	stoppedBefore  int
 	restartsBefore uint32
@@ -105,7 +105,7 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	var healthySince time.Time
 	inARow, pid, restarts := 0, 0, 0
 	restartedBy := ""
-	// restart has the settle time begin again.
+	// restart has the settle time start again.
 	restart := func(why string) {
 		if !healthySince.IsZero() {
 			restarts, restartedBy = restarts+1, why
@@ -387,7 +387,7 @@ func (v *verifier) checkContainers(ctx context.Context, running []cri.Container,
 }
 
 // evidence gathers what is known about the pods of missing containers. The kubelet was
-// asked for its answer before.
+// queried before.
 func (v *verifier) evidence(ctx context.Context, missing, running []cri.Container, answer kubelet.Answer) (containers.Evidence, error) {
 	pods, err := v.Pods(ctx, v.entry.Address, v.entry.Pin)
 	if err != nil {
@@ -450,8 +450,8 @@ func (v *verifier) strange(ctx context.Context) *failure {
 	return nil
 }
 
-// oldKubelet returns the kubelet that runs, and what is not in order with it after a
-// change was taken back.
+// oldKubelet returns the kubelet that runs, and what is not healthy with it after a
+// change was rolled back.
 func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollout.Kubelet, error) {
 	now := rollout.Kubelet{}
 	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
@@ -489,7 +489,7 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 	return now, nil
 }
 
-// awaitOldKubelet waits until the old kubelet is in order, for at most Recovery, once.
+// awaitOldKubelet waits until the old kubelet is healthy, for at most Recovery, once.
 func (i *Installer) awaitOldKubelet(ctx context.Context, entry *journal.Entry) {
 	if i.awaited {
 		return

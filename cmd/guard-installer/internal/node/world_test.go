@@ -94,9 +94,9 @@ type world struct {
 	retry bool
 	// dies: the installer is killed after the next restart.
 	dies bool
-	// what the unit that takes back says.
+	// what the unit that rolls back says.
 	broken error
-	// silent: systemd does not say how units are.
+	// silent: systemd does not report how units are.
 	silent error
 
 	// kubelet: the program that runs, nil for none
@@ -104,7 +104,7 @@ type world struct {
 	started    int
 	containers []cri.Container
 	held       []guard.PodState
-	// config is what the kubelet says that it runs with, unless there is noConfig.
+	// config is what the kubelet reports that it runs with, unless there is noConfig.
 	config   kubelet.Config
 	noConfig error
 	// stops is how many containers the process of the kubelet has stopped.
@@ -229,7 +229,7 @@ func (w *world) installer(request rollout.Request) *Installer {
 	return w.process
 }
 
-// another is a process of the installer that is started beside the one that runs.
+// another is a process of the installer that is started next to the one that runs.
 func (w *world) another(request rollout.Request) *Installer {
 	w.processes++
 	return &Installer{
@@ -259,7 +259,7 @@ func (w *world) another(request rollout.Request) *Installer {
 	}
 }
 
-// run has a new installer work until it is at an end, and returns what it tells.
+// run has a new installer work until it has finished, and returns what it tells.
 func (w *world) run(request rollout.Request) rollout.Report {
 	w.t.Helper()
 	installer := w.installer(request)
