@@ -38,6 +38,7 @@ if ((code == 0)) && [[ -e /results/reset ]]; then
 fi
 cp -r /output/e2e /results/
 for logs in /output/clusters/*/logs; do
+	[[ -d $logs ]] || continue # no cluster ran here
 	mkdir -p "/results/logs/$(basename "$(dirname "$logs")")"
 	cp -r "$logs/." "/results/logs/$(basename "$(dirname "$logs")")"
 done
