@@ -40,11 +40,11 @@ const (
 func newCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   rollout.Name,
-		Short: "Bring a node to the kubelet that a roll-out asks for, and back",
-		Long: `Bring a node to the kubelet that a roll-out asks for, and back.
+		Short: "Bring a node to the kubelet that a roll-out requests, and back",
+		Long: `Bring a node to the kubelet that a roll-out requests, and back.
 
 Nobody needs to call it: a DaemonSet that kubectl guard rollout makes runs it on the
-nodes of a pool, and systemd on a node whose change has to be taken back.`,
+nodes of a pool, and systemd on a node whose change has to be rolled back.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -56,30 +56,30 @@ nodes of a pool, and systemd on a node whose change has to be taken back.`,
 
 	command.AddCommand(
 		&cobra.Command{
-			Use: "run", Short: "Bring the node to what the pod's annotation asks for (in the pod)", Args: cobra.NoArgs,
+			Use: "run", Short: "Bring the node to what the pod's annotation requests (in the pod)", Args: cobra.NoArgs,
 			RunE: func(command *cobra.Command, _ []string) error { return run(command.Context()) },
 		},
 		&cobra.Command{
 			Use: "ready", Short: "Succeed when the roll-out may go on (the readiness probe)", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {
 				if _, err := os.Stat(readyFile); err != nil {
-					return errors.New("the node does not run what was asked for; see the log, or kubectl guard rollout status")
+					return errors.New("the node does not run what was requested; see the log, or kubectl guard rollout status")
 				}
 				return nil
 			},
 		},
 		&cobra.Command{
-			Use: "take-back", Short: "Put the previous kubelet back unless the change was confirmed, or the new one holds pods (on the node)", Args: cobra.NoArgs,
+			Use: "rollback", Short: "Restore the previous kubelet unless the change was confirmed, or the new one holds pods (on the node)", Args: cobra.NoArgs,
 			RunE: func(command *cobra.Command, _ []string) error {
-				entry, err := store("/").TakeBackOrTry(command.Context(), systemd.Manager{Root: "/"}, keep, rollout.ReasonInterrupted,
+				entry, err := store("/").RollBackOrTry(command.Context(), systemd.Manager{Root: "/"}, keep, rollout.ReasonInterrupted,
 					"the installer did not confirm the change in time, so the node rolled it back by itself")
-				return told(entry, err)
+				return logOutcome(entry, err)
 			},
 		},
 		&cobra.Command{
-			Use: "recover", Short: "Put the previous kubelet back when the node has booted in the middle of a change (on the node)", Args: cobra.NoArgs,
+			Use: "recover", Short: "Restore the previous kubelet when the node has booted in the middle of a change (on the node)", Args: cobra.NoArgs,
 			RunE: func(command *cobra.Command, _ []string) error {
-				return told(store("/").Recover(command.Context(), systemd.Manager{Root: "/"}, keep))
+				return logOutcome(store("/").Recover(command.Context(), systemd.Manager{Root: "/"}, keep))
 			},
 		},
 	)
@@ -90,7 +90,7 @@ nodes of a pool, and systemd on a node whose change has to be taken back.`,
 func keep(ctx context.Context, entry *journal.Entry) string {
 	return node.Holding{
 		Root: "/", Systemd: systemd.Manager{Root: "/"}, Protected: protected("/", entry.TokenFile), Poll: time.Second,
-	}.Keep(ctx, entry)
+	}.KeepReason(ctx, entry)
 }
 
 func protected(root host.Root, token string) func(ctx context.Context, address, pin string) (*guard.PodList, error) {
@@ -114,8 +114,8 @@ func askKubelet(ctx context.Context, root host.Root, token, address, pin string)
 
 func store(root host.Root) journal.Store { return journal.Store{Root: root} }
 
-// told logs what became of a change; the log is systemd's journal.
-func told(entry *journal.Entry, err error) error {
+// logOutcome logs what became of a change; the log is systemd's journal.
+func logOutcome(entry *journal.Entry, err error) error {
 	if err != nil {
 		return fmt.Errorf("%w (systemd tries it again after %d seconds, %d times in all)", err, node.RollbackPause, node.RollbackTries)
 	}

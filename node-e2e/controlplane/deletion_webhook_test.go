@@ -362,7 +362,7 @@ var _ = Describe("the incident of the deleted definition", func() {
 		deleted := ordinary.kubectl(ctx, "delete", "crd", "machines.e2e.example.com", "--wait=false")
 		Expect(deleted.Err).To(HaveOccurred())
 		Expect(deleted.Stderr).To(ContainSubstring("its deletion would delete its custom resources: 1000 (such as machine-0000)"))
-		Expect(dynamicClient.Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(BeRefused("1000 custom resources"))
+		Expect(dynamicClient.Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(BeRefused("custom resources: 1000"))
 		AddReportEntry("objects left after the refused deletion", count())
 		Expect(count()).To(Equal(objects), "objects that are left")
 

@@ -154,7 +154,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			Expect(report.Phase).To(Equal(rollout.RolledBack), report.Message)
 			Expect(report.Reason).To(Equal(broken.reason), report.Message)
 			Expect(report.Stopped).To(BeEmpty())
-			took := report.Time.Sub(report.Began.Time)
+			took := report.Time.Sub(report.Started.Time)
 			Expect(took).To(BeNumerically("<", backWithin), "from the change to the old kubelet on %s", marked[0])
 			expectRunning(Default, ctx, pods...)
 			found("roll-out: a kubelet that %s was taken back on the first node after %.0f s, nothing was killed", broken.title, took.Seconds())
@@ -206,7 +206,7 @@ var _ = Describe("A change of a node that would do harm when it is taken back", 
 		report := reportOf(ctx, node)
 		Expect(report.Phase).To(Equal(rollout.Failed), report.Message)
 		Expect(report.Reason).To(Equal(rollout.ReasonContainers), report.Message)
-		Expect(report.Left).To(BeTrue())
+		Expect(report.Kept).To(BeTrue())
 		Expect(report.Stopped).To(ConsistOf(HavePrefix(stopped.namespace+"/"+stopped.name+"/")), "any kubelet stops it when it is restarted")
 		Expect(report.Now.Mode).To(Equal(guard.Enforce))
 		Expect(versionOf(ctx, node)).To(Equal(build.GuardedVersion(framework.KubeVersion)))
@@ -249,7 +249,7 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout, labelFau
 		// and a moment later the installer has seen that the new one does not start.
 		_, err := node.Exec(ctx, "sh", "-c", fmt.Sprintf("until test -e %s && ! systemctl is-active --quiet kubelet; do sleep 0.1; done; pkill -KILL -f '^%s run'", rollout.DropIn, rollout.InstallerPath))
 		Expect(err).NotTo(HaveOccurred(), "the installer on %s", node.Name())
-		timer, err := node.Exec(ctx, "systemctl", "is-active", "kubelet-guard-take-back.timer")
+		timer, err := node.Exec(ctx, "systemctl", "is-active", "kubelet-guard-rollback.timer")
 		Expect(err).NotTo(HaveOccurred(), "the timer on %s: %s", node.Name(), timer)
 
 		By("waiting for the timer")
@@ -261,7 +261,7 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout, labelFau
 		Expect(report.Reason).To(Equal(rollout.ReasonInterrupted), report.Message)
 		Expect(report.Message).To(ContainSubstring("the node rolled it back by itself"))
 		Expect(kubeletOf(ctx, node).checksum).To(Equal(before.checksum), "the program of the kubelet of %s", node.Name())
-		took := report.Time.Sub(report.Began.Time)
+		took := report.Time.Sub(report.Started.Time)
 		Expect(took).To(BeNumerically("<", timerWithin), "from the change to the old kubelet on %s", node.Name())
 		expectRunning(Default, ctx, pods...)
 		found("roll-out: with its installer killed, a kubelet that does not start was rolled back by the timer after %.0f s", took.Seconds())
@@ -371,11 +371,11 @@ func expectOneAfterTheOther(ctx context.Context, nodes []*kind.Node) {
 	for _, node := range nodes {
 		reports = append(reports, reportOf(ctx, node))
 	}
-	slices.SortFunc(reports, func(a, b *rollout.Report) int { return a.Began.Compare(b.Began.Time) })
+	slices.SortFunc(reports, func(a, b *rollout.Report) int { return a.Started.Compare(b.Started.Time) })
 	for i, report := range reports {
 		Expect(report.Pool).To(Equal(nodes[i].Pool()), "the pool of the %d. node that was begun", i+1)
 		if i > 0 {
-			Expect(report.Began.Time).NotTo(BeTemporally("<", reports[i-1].Time.Time), "a node was begun before the one before it was done")
+			Expect(report.Started.Time).NotTo(BeTemporally("<", reports[i-1].Time.Time), "a node was started before the previous one was done")
 		}
 	}
 }

@@ -15,10 +15,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"kubelet-guard.io/build"
-	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
 	"kubelet-guard.io/node-e2e/hostnode"
 	"kubelet-guard.io/node-e2e/images"
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/vm"
 	"kubelet-guard.io/pkg/rollout"
 )
@@ -163,7 +163,7 @@ func newMachine(t *testing.T, output, manifests string) *rolloutTest {
 	c.cluster, err = embedded.Start(ctx, embedded.Config{
 		Name:    "rollout",
 		Dir:     filepath.Join(output, "clusters", "rollout"),
-		KubeDir: filepath.Join(output, suite.KubeVersion),
+		KubeDir: filepath.Join(output, framework.KubeVersion),
 		NodeDir: filepath.Join(output, "node", "bin"),
 		Kubelet: filepath.Join(output, "bin", "kubelet"),
 		Log:     t.Output(),
@@ -183,8 +183,8 @@ func newMachine(t *testing.T, output, manifests string) *rolloutTest {
 	if c.client, err = kubernetes.NewForConfig(c.cluster.RESTConfig()); err != nil {
 		t.Fatal(err)
 	}
-	c.kubectl = suite.Kubectl{
-		Program:    filepath.Join(output, suite.KubeVersion, "kubectl"),
+	c.kubectl = framework.Kubectl{
+		Program:    filepath.Join(output, framework.KubeVersion, "kubectl"),
 		Kubeconfig: c.cluster.Kubeconfig(),
 		PluginDir:  filepath.Join(output, "bin"),
 	}

@@ -16,9 +16,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"kubelet-guard.io/build"
-	"kubelet-guard.io/node-e2e/embedded"
+	"kubelet-guard.io/node-e2e/cluster/embedded"
 	"kubelet-guard.io/node-e2e/hostnode"
-	"kubelet-guard.io/node-e2e/suite"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/vm"
 	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
@@ -46,18 +46,18 @@ const (
 	stopTime   = 3 * time.Minute
 	poll       = time.Second
 
-	timerUnit = "kubelet-guard-take-back.timer"
+	timerUnit = "kubelet-guard-rollback.timer"
 )
 
 // guarded is the version of the guarded kubelet.
-var guarded = build.GuardedVersion(suite.KubeVersion)
+var guarded = build.GuardedVersion(framework.KubeVersion)
 
 // rolloutTest is a node with what runs on it.
 type rolloutTest struct {
 	t       *testing.T
 	cluster *embedded.Cluster
 	client  kubernetes.Interface
-	kubectl suite.Kubectl
+	kubectl framework.Kubectl
 	guest   *vm.Guest
 	// processes are those of the pods, and unit is what systemd has about kubelet.service,
 	// without a roll-out.
@@ -70,7 +70,7 @@ func TestRollOut(t *testing.T) {
 	if *outputFlag == "" {
 		t.Skip("needs root and an emulated machine: run it by make test-rollout-vm")
 	}
-	output, manifests, err := suite.Folders(*outputFlag, *manifestsFlag)
+	output, manifests, err := framework.Folders(*outputFlag, *manifestsFlag)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestRollOut(t *testing.T) {
 	c.mustKubectl("apply", "-k", manifests)
 	c.mustKubectl("apply", "-k", filepath.Join(manifests, "rollout"))
 	c.exec("systemctl start kubelet")
-	c.awaitNode(suite.KubeVersion)
+	c.awaitNode(framework.KubeVersion)
 	c.mustKubectl("label", "node", nodeName, "pool="+pool)
 	for _, name := range []string{"protected", "plain"} {
 		if _, err := c.client.CoreV1().Pods(metav1.NamespaceDefault).Create(t.Context(), hostnode.Pod(name, nodeName, name == "protected"), metav1.CreateOptions{}); err != nil {
@@ -147,7 +147,7 @@ func (c *rolloutTest) undo() {
 
 func (c *rolloutTest) killInstaller() {
 	before := c.kubeletProgram()
-	ended := make(chan suite.Answer, 1)
+	ended := make(chan framework.Answer, 1)
 	go func() {
 		ended <- c.rollout("start", "--allow-tag", "--yes", "--pool", pool, "--image="+imageNotStarting)
 	}()
@@ -196,7 +196,7 @@ func (c *rolloutTest) mustKubectl(args ...string) {
 
 // rollout runs kubectl guard rollout as somebody who has the role for it and the one of
 // viewers, and no other.
-func (c *rolloutTest) rollout(args ...string) suite.Answer {
+func (c *rolloutTest) rollout(args ...string) framework.Answer {
 	return c.kubectl.Run(c.t.Context(), append([]string{
 		"guard", "rollout", "--as=operator", "--as-group=kubelet-guard:rollout", "--as-group=kubelet-guard:viewers", "--as-group=system:authenticated",
 	}, args...)...)
@@ -246,7 +246,7 @@ func (c *rolloutTest) expectReport(phase rollout.Phase, reason rollout.Reason) *
 	if len(report.Stopped) > 0 {
 		c.t.Errorf("the node reports stopped containers: %v", report.Stopped)
 	}
-	c.logf("Report of %s, change started at %s: %s %s: %s", report.Time.Format(time.TimeOnly), report.Began.Format(time.TimeOnly), report.Phase, report.Reason, report.Message)
+	c.logf("Report of %s, change started at %s: %s %s: %s", report.Time.Format(time.TimeOnly), report.Started.Format(time.TimeOnly), report.Phase, report.Reason, report.Message)
 	return report
 }
 

@@ -96,14 +96,14 @@ const (
 	EventRolledBack = "KubeletRolledBack"
 	// EventFailed: the old kubelet was restored and is not healthy.
 	EventFailed = "KubeletRollbackFailed"
-	// EventLeft: the new kubelet is not healthy and was kept in place, because the old
+	// EventKept: the new kubelet is not healthy and was kept in place, because the old
 	// one would stop pods that it holds.
-	EventLeft = "KubeletNotRolledBack"
+	EventKept = "KubeletNotRolledBack"
 )
 
 // EventReasons returns the reasons of all events that an installer creates.
 func EventReasons() []string {
-	return []string{EventDone, EventRefused, EventRolledBack, EventFailed, EventLeft}
+	return []string{EventDone, EventRefused, EventRolledBack, EventFailed, EventKept}
 }
 
 // DaemonSetName returns the name of the DaemonSet of a pool.

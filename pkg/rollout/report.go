@@ -28,7 +28,7 @@ const (
 	// RolledBack: the change failed and the old kubelet runs again.
 	RolledBack Phase = "RolledBack"
 	// Failed: the change failed, and the old kubelet is not healthy either, or it was not
-	// put back (Left). Somebody has to look at the node.
+	// restored (Kept). Somebody has to inspect the node.
 	Failed Phase = "Failed"
 )
 
@@ -54,7 +54,7 @@ const (
 	ReasonBuild        Reason = "Build"               // not the kubelet that the request names
 	ReasonUnit         Reason = "Unit"                // kubelet.service is not understood
 	ReasonForeignGuard Reason = "ForeignGuard"        // the node has the guard from elsewhere, such as a package
-	ReasonKubelet      Reason = "KubeletNotInOrder"   // the kubelet was not healthy before
+	ReasonKubelet      Reason = "KubeletUnhealthy"    // the kubelet was not healthy before
 	ReasonNode         Reason = "NodeNotReady"        // the node was not ready before
 	ReasonPressure     Reason = "NodeUnderPressure"   // the node was short of disk, memory or PIDs before
 	ReasonRuntime      Reason = "RuntimeNotAnswering" // the container runtime cannot be asked, or is not the kubelet's
@@ -97,9 +97,9 @@ type Report struct {
 	// Attempt tells the failed attempts of a node apart; empty for a phase that is no
 	// failure. See ResumeAnnotation.
 	Attempt string `json:"attempt,omitempty"`
-	// Left: the change failed and was kept in place, because the old kubelet would stop
+	// Kept: the change failed and was kept in place, because the old kubelet would stop
 	// pods that the guard holds, or may hold.
-	Left bool `json:"left,omitempty"`
+	Kept bool `json:"kept,omitempty"`
 	// Message is for people: what happened and what to do.
 	Message string `json:"message,omitempty"`
 	// Architecture of the node, as Go names it.
@@ -120,9 +120,9 @@ type Report struct {
 	// most 20.
 	Containers int      `json:"containers,omitempty"`
 	Stopped    []string `json:"stopped,omitempty"`
-	// Began is when the node started to be changed, Time when the report was written.
-	Began metav1.Time `json:"began,omitzero"`
-	Time  metav1.Time `json:"time"`
+	// Started is when the node started to be changed, Time when the report was written.
+	Started metav1.Time `json:"started,omitzero"`
+	Time    metav1.Time `json:"time"`
 }
 
 // ReportOf returns the report of a node, and nil when it has none. The error names the

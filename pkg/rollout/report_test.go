@@ -24,7 +24,7 @@ func TestContradiction(t *testing.T) {
 		"stock, and the guard runs":             {Done, Stock, stock, guarded, ReasonGuarded},
 		"a node that is changed has old status": {Installing, Audit, guarded, stock, ""},
 		"a node that does not say it is done":   {RolledBack, Audit, guarded, stock, ""},
-		"a node that was only looked at":        {Observed, Observe, stock, guarded, ""},
+		"a node that was only inspected":        {Observed, Observe, stock, guarded, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			node := &corev1.Node{Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: c.is}}}

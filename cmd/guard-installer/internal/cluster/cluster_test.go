@@ -101,7 +101,7 @@ func TestSlotsBoundHowManyNodesChange(t *testing.T) {
 	assert.True(t, f.take("b", 2))
 	turn := f.look("c", 2, false)
 	assert.False(t, turn.Slot)
-	assert.Contains(t, turn.Why, "it waits for one of 2 slots of the pool")
+	assert.Contains(t, turn.WaitReason, "it waits for one of 2 slots of the pool")
 	assert.True(t, f.take("b", 2), "a node keeps its slot")
 
 	// Fewer slots: what has one above the number still releases it.
@@ -138,7 +138,7 @@ func TestANodeThatHasLeftThePoolHoldsNothingUp(t *testing.T) {
 	mark := false
 	require.NoError(t, f.on("a", 1).Report(t.Context(), rollout.Report{RequestID: request.ID(), Pool: "blue", Phase: rollout.Refused}, &mark))
 	require.NoError(t, f.on("a", 1).StopPool(t.Context(), request.ID()))
-	assert.Equal(t, "the roll-out stands still at node a (Refused)", f.look("b", 1, false).Why)
+	assert.Equal(t, "the roll-out is stopped at node a (Refused)", f.look("b", 1, false).WaitReason)
 
 	f.patch("a", `{"metadata":{"labels":{"pool":null}}}`)
 	f.age()
@@ -170,15 +170,15 @@ func TestNothingBeginsWhenPausedOrOutdated(t *testing.T) {
 	f := newFleet(t, "a")
 	turn, err := f.on("a", 1).TakeSlot(t.Context(), node("a"), "other", false)
 	require.NoError(t, err)
-	assert.Contains(t, turn.Why, "something else")
+	assert.Contains(t, turn.WaitReason, "another request")
 
 	f.set.Annotations[rollout.PausedAnnotation] = "true"
 	_, err = f.client.AppsV1().DaemonSets(rollout.Namespace).Update(t.Context(), f.set, metav1.UpdateOptions{})
 	require.NoError(t, err)
-	assert.Contains(t, f.look("a", 1, false).Why, "paused")
+	assert.Contains(t, f.look("a", 1, false).WaitReason, "paused")
 
 	require.NoError(t, f.client.AppsV1().DaemonSets(rollout.Namespace).Delete(t.Context(), f.set.Name, metav1.DeleteOptions{}))
-	assert.Contains(t, f.look("a", 1, false).Why, "is gone")
+	assert.Contains(t, f.look("a", 1, false).WaitReason, "is gone")
 }
 
 func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
@@ -192,10 +192,10 @@ func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
 		want   string
 	}{
 		"at work":                        {rollout.Report{Phase: rollout.Installing}, &no, ""},
-		"refused":                        {rollout.Report{Phase: rollout.Refused}, &no, "the roll-out stands still at node a (Refused)"},
-		"rolled back":                    {rollout.Report{Phase: rollout.RolledBack}, &yes, "the roll-out stands still at node a (RolledBack)"},
-		"not in order":                   {rollout.Report{Phase: rollout.Failed}, &yes, "the roll-out stands still at node a (Failed)"},
-		"its label is gone":              {rollout.Report{Phase: rollout.RolledBack}, &no, "the roll-out stands still at node a (RolledBack)"},
+		"refused":                        {rollout.Report{Phase: rollout.Refused}, &no, "the roll-out is stopped at node a (Refused)"},
+		"rolled back":                    {rollout.Report{Phase: rollout.RolledBack}, &yes, "the roll-out is stopped at node a (RolledBack)"},
+		"not healthy":                    {rollout.Report{Phase: rollout.Failed}, &yes, "the roll-out is stopped at node a (Failed)"},
+		"its label is gone":              {rollout.Report{Phase: rollout.RolledBack}, &no, "the roll-out is stopped at node a (RolledBack)"},
 		"failed with an earlier request": {rollout.Report{Phase: rollout.RolledBack, RequestID: "earlier"}, &yes, ""},
 		"failed in another pool":         {rollout.Report{Phase: rollout.RolledBack, Pool: "green"}, &yes, ""},
 	} {
@@ -209,23 +209,23 @@ func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
 			require.NoError(t, a.Report(t.Context(), test.report, test.mark))
 			require.NoError(t, a.StopPool(t.Context(), request.ID()))
 			turn := f.look("b", 3, false)
-			assert.Equal(t, test.want, turn.Why)
+			assert.Equal(t, test.want, turn.WaitReason)
 			require.NoError(t, f.on("b", 3).ReleaseSlot(t.Context()))
-			assert.Empty(t, f.look("a", 3, false).Why, "it does not wait for itself")
+			assert.Empty(t, f.look("a", 3, false).WaitReason, "it does not wait for itself")
 		})
 	}
 	require.NoError(t, a.Report(t.Context(), rollout.Report{RequestID: request.ID(), Pool: "blue", Phase: rollout.Failed, Attempt: "second"}, &yes))
-	for attempt, want := range map[string]string{"first": "the roll-out stands still at node a (Failed)", "second": ""} {
+	for attempt, want := range map[string]string{"first": "the roll-out is stopped at node a (Failed)", "second": ""} {
 		resumed, err := a.Node(t.Context())
 		require.NoError(t, err)
 		metav1.SetMetaDataAnnotation(&resumed.ObjectMeta, rollout.ResumeAnnotation, attempt)
 		_, err = f.client.CoreV1().Nodes().Update(t.Context(), resumed, metav1.UpdateOptions{})
 		require.NoError(t, err)
-		assert.Equal(t, want, f.look("b", 3, false).Why, "resume of the attempt %s", attempt)
+		assert.Equal(t, want, f.look("b", 3, false).WaitReason, "resume of the attempt %s", attempt)
 		require.NoError(t, f.on("b", 3).ReleaseSlot(t.Context()))
 	}
 	require.NoError(t, f.client.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}))
-	assert.Empty(t, f.look("b", 3, false).Why, "a node that is gone holds nothing up")
+	assert.Empty(t, f.look("b", 3, false).WaitReason, "a node that is gone holds nothing up")
 }
 
 // Somebody has deleted all slots.
@@ -236,7 +236,7 @@ func TestANodeThatHasFailedTakesASlotAgain(t *testing.T) {
 	require.NoError(t, f.on("a", 1).Report(t.Context(), rollout.Report{RequestID: request.ID(), Pool: "blue", Phase: rollout.RolledBack}, &mark))
 	require.NoError(t, f.on("a", 1).StopPool(t.Context(), request.ID()))
 	require.NoError(t, f.on("b", 1).ReleaseSlot(t.Context()))
-	assert.Equal(t, "the roll-out stands still at node a (RolledBack)", f.look("c", 1, false).Why)
+	assert.Equal(t, "the roll-out is stopped at node a (RolledBack)", f.look("c", 1, false).WaitReason)
 }
 
 func TestWhatANodeRefusesThatHasJoinedStopsNobody(t *testing.T) {

@@ -30,8 +30,8 @@ const (
 type Turn struct {
 	// Slot: the node has one of the slots of its pool.
 	Slot bool
-	// Why explains why it has none.
-	Why string
+	// WaitReason explains why it has none.
+	WaitReason string
 	// Joined: the node was created after the roll-out was started.
 	Joined bool
 	// Slots is how many slots the pool has.
@@ -51,7 +51,7 @@ func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID str
 	name := rollout.DaemonSetName(c.Pool.Name)
 	ds, err := c.Client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return Turn{Why: fmt.Sprintf("the DaemonSet %s/%s is gone", rollout.Namespace, name)}, nil
+		return Turn{WaitReason: fmt.Sprintf("the DaemonSet %s/%s is gone", rollout.Namespace, name)}, nil
 	}
 	if err != nil {
 		return Turn{}, fmt.Errorf("get the DaemonSet %s/%s: %w", rollout.Namespace, name, err)
@@ -62,7 +62,7 @@ func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID str
 		Unready: max(0, int(ds.Status.DesiredNumberScheduled-ds.Status.NumberAvailable)),
 	}
 	if rollout.Paused(ds) {
-		turn.Why = "the roll-out is paused (kubectl guard rollout resume)"
+		turn.WaitReason = "the roll-out is paused (kubectl guard rollout resume)"
 		return turn, nil
 	}
 	request, err := rollout.RequestOf(ds)
@@ -70,14 +70,14 @@ func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID str
 		return Turn{}, err
 	}
 	if request.ID() != requestID {
-		turn.Why = "the roll-out asks for something else meanwhile; this pod will be replaced"
+		turn.WaitReason = "another request was made meanwhile; this pod will be replaced"
 		return turn, nil
 	}
 	slots, err := c.slots(ctx)
 	if err != nil {
 		return Turn{}, err
 	}
-	if turn.Why, err = c.stopped(ctx, slots, requestID); err != nil || turn.Why != "" {
+	if turn.WaitReason, err = c.stopped(ctx, slots, requestID); err != nil || turn.WaitReason != "" {
 		return turn, err
 	}
 	if refuses && turn.Joined {
@@ -87,7 +87,7 @@ func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID str
 		return Turn{}, err
 	}
 	if !turn.Slot {
-		turn.Why = fmt.Sprintf("it waits for one of %d slots of the pool (kubectl get leases -n %s)", c.Pool.MaxUnavailable, rollout.Namespace)
+		turn.WaitReason = fmt.Sprintf("it waits for one of %d slots of the pool (kubectl get leases -n %s)", c.Pool.MaxUnavailable, rollout.Namespace)
 	}
 	return turn, nil
 }
@@ -153,7 +153,7 @@ func (c *Cluster) stopped(ctx context.Context, slots map[string]*coordinationv1.
 			continue // it says nothing about this request
 		}
 		if report.Phase == rollout.Refused || report.Phase.Stopped() && !rollout.Resumed(node, report.Attempt) {
-			return fmt.Sprintf("the roll-out stands still at node %s (%s)", name, report.Phase), nil
+			return fmt.Sprintf("the roll-out is stopped at node %s (%s)", name, report.Phase), nil
 		}
 	}
 	return "", nil
@@ -279,13 +279,17 @@ func (c *Cluster) StopPool(ctx context.Context, requestID string) error {
 	if err != nil {
 		return err
 	}
-	for _, lease := range c.held(slots) {
+	held := c.held(slots)
+	for _, lease := range held {
 		if lease.Annotations[rollout.StoppedAnnotation] == requestID {
 			return nil
 		}
+	}
+	if len(held) > 0 {
+		lease := held[0]
 		metav1.SetMetaDataAnnotation(&lease.ObjectMeta, rollout.StoppedAnnotation, requestID)
 		if _, err := c.Client.CoordinationV1().Leases(rollout.Namespace).Update(ctx, lease, metav1.UpdateOptions{FieldManager: rollout.Name}); err != nil {
-			return fmt.Errorf("note at slot %s that the roll-out stands still: %w", lease.Name, err)
+			return fmt.Errorf("note at slot %s that the roll-out is stopped: %w", lease.Name, err)
 		}
 		return nil
 	}

@@ -139,9 +139,9 @@ func Annotate(list []cri.Container, pods []corev1.Pod) []cri.Container {
 	return list
 }
 
-// Strange explains why the containers of a runtime are not those of the kubelet; "" when
+// Foreign explains why the containers of a runtime are not those of the kubelet; "" when
 // they are. With another runtime than the kubelet's, no container would ever be missing.
-func Strange(running []cri.Container, pods []corev1.Pod) string {
+func Foreign(running []cri.Container, pods []corev1.Pod) string {
 	shown := make(map[types.UID]bool, len(running))
 	for _, c := range running {
 		shown[c.PodUID] = true

@@ -109,9 +109,9 @@ func TestStrange(t *testing.T) {
 		return p
 	}
 	a := []cri.Container{{PodUID: "a"}}
-	assert.Empty(t, Strange(nil, nil))
-	assert.Empty(t, Strange(nil, []corev1.Pod{pod("a", false)}))
-	assert.Empty(t, Strange(a, []corev1.Pod{pod("a", true), pod("b", true)}))
-	assert.Equal(t, "it shows 0 containers, and none of the 2 pods that run by the word of the kubelet", Strange(nil, []corev1.Pod{pod("a", true), pod("b", true), pod("c", false)}))
-	assert.Equal(t, "it shows 1 containers, and none of the 1 pods that run by the word of the kubelet", Strange(a, []corev1.Pod{pod("b", true)}), "those of another runtime")
+	assert.Empty(t, Foreign(nil, nil))
+	assert.Empty(t, Foreign(nil, []corev1.Pod{pod("a", false)}))
+	assert.Empty(t, Foreign(a, []corev1.Pod{pod("a", true), pod("b", true)}))
+	assert.Equal(t, "it shows 0 containers, and none of the 2 pods that run by the word of the kubelet", Foreign(nil, []corev1.Pod{pod("a", true), pod("b", true), pod("c", false)}))
+	assert.Equal(t, "it shows 1 containers, and none of the 1 pods that run by the word of the kubelet", Foreign(a, []corev1.Pod{pod("b", true)}), "those of another runtime")
 }

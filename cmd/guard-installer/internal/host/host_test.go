@@ -68,7 +68,7 @@ func TestInstallRefusesADamagedCopy(t *testing.T) {
 	require.NoError(t, r.Install(source, "/opt/x/kubelet", sum, "/usr/bin/kubelet"))
 	after, err := os.Stat(r.Path("/opt/x/kubelet"))
 	require.NoError(t, err)
-	assert.True(t, os.SameFile(before, after), "a program that is in order is left alone")
+	assert.True(t, os.SameFile(before, after), "a program that is complete is left alone")
 }
 
 func TestChecksumSeesAChange(t *testing.T) {

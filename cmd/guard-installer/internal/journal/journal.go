@@ -49,7 +49,7 @@ const (
 )
 
 // Timer starts the rollback of a change that nobody has confirmed in time.
-const Timer = "kubelet-guard-take-back.timer"
+const Timer = "kubelet-guard-rollback.timer"
 
 // State of an entry. The zero value is invalid.
 type State string
@@ -74,8 +74,8 @@ type Entry struct {
 	// ReleaseHeld: the pods of Held may stop.
 	ReleaseHeld bool `json:"releaseHeld,omitempty"`
 	// Boot in which the change started.
-	Boot  string    `json:"boot"`
-	Began time.Time `json:"began"`
+	Boot    string    `json:"boot"`
+	Started time.Time `json:"started"`
 	// Uptime is host.Uptime when it started.
 	Uptime time.Duration `json:"uptime,omitempty"`
 	// Deadline for the confirmation; Settle is how long everything must have been in
@@ -143,7 +143,7 @@ func (s Store) read(file string) (*Entry, error) {
 	}
 	entry := &Entry{}
 	if err := json.Unmarshal(data, entry); err != nil {
-		return nil, fmt.Errorf("the journal %s is damaged: %w (look at %s; when the kubelet is in order, remove the journal)", file, err, rollout.DropIn)
+		return nil, fmt.Errorf("the journal %s is damaged: %w (look at %s; when the kubelet is healthy, remove the journal)", file, err, rollout.DropIn)
 	}
 	return entry, nil
 }
@@ -159,15 +159,15 @@ func (s Store) writeTo(file string, entry *Entry) error {
 }
 
 // ErrTaken means that somebody else has ended the change, or has started another one.
-var ErrTaken = errors.New("the change was rolled back or left meanwhile")
+var ErrTaken = errors.New("the change was rolled back or kept meanwhile")
 
-// Begin writes a new entry in the state Switching and returns it. One that is being
+// Start writes a new entry in the state Switching and returns it. One that is being
 // switched is an error.
-func (s Store) Begin(entry Entry) (*Entry, error) {
+func (s Store) Start(entry Entry) (*Entry, error) {
 	entry.ID = newID()
 	err := s.locked(func(old *Entry) error {
 		if old != nil && old.State == Switching {
-			return fmt.Errorf("another change (request %s) is not at its end", old.RequestID)
+			return fmt.Errorf("another change (request %s) is not finished", old.RequestID)
 		}
 		if entry.Previous != nil {
 			if err := s.Root.Write(previousDropIn, []byte(*entry.Previous), 0o644); err != nil {
@@ -249,15 +249,15 @@ func (s Store) Confirm(id string, ended int) error {
 	})
 }
 
-// Leave ends a change that is not healthy and is kept in place all the same. It fails
+// KeepInPlace ends a change that is not healthy and is kept in place all the same. It fails
 // when somebody else has ended it meanwhile.
-func (s Store) Leave(ctx context.Context, systemd Systemd, id string, reason rollout.Reason, message string, stopped []string) error {
+func (s Store) KeepInPlace(ctx context.Context, systemd Systemd, id string, reason rollout.Reason, message string, stopped []string) error {
 	return s.change(id, (*Entry).switching, func(entry *Entry) error {
-		return s.leave(ctx, systemd, entry, reason, message, stopped)
+		return s.keepInPlace(ctx, systemd, entry, reason, message, stopped)
 	})
 }
 
-func (s Store) leave(ctx context.Context, systemd Systemd, entry *Entry, reason rollout.Reason, message string, stopped []string) error {
+func (s Store) keepInPlace(ctx context.Context, systemd Systemd, entry *Entry, reason rollout.Reason, message string, stopped []string) error {
 	current, err := s.Root.ReadText(rollout.DropIn)
 	if err != nil {
 		return err
@@ -277,14 +277,14 @@ func (s Store) leave(ctx context.Context, systemd Systemd, entry *Entry, reason 
 	return s.write(entry)
 }
 
-// Left reports whether the change is not healthy and was kept in place.
-func (e *Entry) Left() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
+// Kept reports whether the change is not healthy and was kept in place.
+func (e *Entry) Kept() bool { return e != nil && e.State == Confirmed && e.Reason != "" }
 
 // Reopen makes a change that was kept in place one that is being switched, which is an
 // attempt of its own. again has what is known by now, and gets the ID.
 func (s Store) Reopen(again *Entry, reason rollout.Reason, message string, stopped []string) error {
 	id := newID()
-	err := s.change(again.ID, (*Entry).Left, func(entry *Entry) error {
+	err := s.change(again.ID, (*Entry).Kept, func(entry *Entry) error {
 		entry.ID, entry.State, entry.Marked, entry.Decided = id, Switching, false, time.Time{}
 		entry.Address, entry.Pin = again.Address, again.Pin
 		entry.Reason, entry.Message, entry.Stopped = reason, message, stopped
@@ -311,7 +311,7 @@ func (s Store) Mark() error {
 func (s Store) Clear() error {
 	return s.locked(func(entry *Entry) error {
 		if entry != nil && entry.State == Switching {
-			return fmt.Errorf("the change (request %s) is not at its end", entry.RequestID)
+			return fmt.Errorf("the change (request %s) is not finished", entry.RequestID)
 		}
 		return s.Root.Remove(file)
 	})
@@ -325,29 +325,29 @@ type Systemd interface {
 	Unit(ctx context.Context, name string) (systemd.Unit, error)
 }
 
-// Keep explains why a change that is not confirmed is kept in place all the same, and
+// KeepReason explains why a change that is not confirmed is kept in place all the same, and
 // nothing when it is to be rolled back.
-type Keep func(ctx context.Context, entry *Entry) string
+type KeepReason func(ctx context.Context, entry *Entry) string
 
-// TakeBack restores the previous drop-in and restarts the kubelet, if the entry is
+// RollBack restores the previous drop-in and restarts the kubelet, if the entry is
 // being switched. Keep is asked first, unless that was decided a moment ago. It returns
 // the entry, and nil when there is none.
 //
 // With an id it is for that change only, and also for one that another process has
 // rolled back before its drop-in was put into its place.
-func (s Store) TakeBack(ctx context.Context, systemd Systemd, id string, keep Keep, reason rollout.Reason, message string) (*Entry, error) {
-	return s.takeBack(ctx, systemd, s.lock, id, keep, reason, message, systemd.Restart)
+func (s Store) RollBack(ctx context.Context, systemd Systemd, id string, keep KeepReason, reason rollout.Reason, message string) (*Entry, error) {
+	return s.rollBack(ctx, systemd, s.lock, id, keep, reason, message, systemd.Restart)
 }
 
-// TakeBackOrTry is TakeBack for the unit on the node. Where no change is to be rolled
+// RollBackOrTry is RollBack for the unit on the node. Where no change is to be rolled
 // back it tries what a rollback needs, so that a unit that cannot do it is found before
 // the change.
-func (s Store) TakeBackOrTry(ctx context.Context, systemd Systemd, keep Keep, reason rollout.Reason, message string) (*Entry, error) {
+func (s Store) RollBackOrTry(ctx context.Context, systemd Systemd, keep KeepReason, reason rollout.Reason, message string) (*Entry, error) {
 	before, err := s.Read()
 	if err != nil {
 		return nil, err
 	}
-	entry, err := s.TakeBack(ctx, systemd, "", keep, reason, message)
+	entry, err := s.RollBack(ctx, systemd, "", keep, reason, message)
 	if err != nil || before != nil && before.State == Switching {
 		return entry, err
 	}
@@ -371,7 +371,7 @@ func (s Store) TakeBackOrTry(ctx context.Context, systemd Systemd, keep Keep, re
 // The error is host.ErrLocked when another process keeps the lock for 2 seconds. It may be
 // a rollback that waits for this very kubelet. Nothing was decided: the kubelet starts with
 // the drop-in that is there, and systemd starts the unit again 10 seconds later.
-func (s Store) Recover(ctx context.Context, systemd Systemd, keep Keep) (*Entry, error) {
+func (s Store) Recover(ctx context.Context, systemd Systemd, keep KeepReason) (*Entry, error) {
 	boot, err := s.Root.Boot()
 	if err != nil {
 		return nil, err
@@ -389,11 +389,11 @@ func (s Store) Recover(ctx context.Context, systemd Systemd, keep Keep) (*Entry,
 	if kubelet, err := systemd.Unit(ctx, rollout.KubeletUnit); err == nil && kubelet.MainPID == 0 {
 		keep = nil // nothing runs that the old kubelet could stop
 	}
-	return s.takeBack(ctx, systemd, s.lockSoon, entry.ID, keep, rollout.ReasonInterrupted,
+	return s.rollBack(ctx, systemd, s.lockSoon, entry.ID, keep, rollout.ReasonInterrupted,
 		"the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out", systemd.Queue)
 }
 
-func (s Store) takeBack(ctx context.Context, systemd Systemd, lock func() (*host.Lock, error), id string, keep Keep, reason rollout.Reason, message string, restart func(context.Context, string) error) (entry *Entry, err error) {
+func (s Store) rollBack(ctx context.Context, systemd Systemd, lock func() (*host.Lock, error), id string, keep KeepReason, reason rollout.Reason, message string, restart func(context.Context, string) error) (entry *Entry, err error) {
 	err = s.lockedBy(lock, func(e *Entry) error {
 		entry = e
 		if e == nil {
@@ -416,11 +416,11 @@ func (s Store) takeBack(ctx context.Context, systemd Systemd, lock func() (*host
 		}
 		if keep != nil && !e.decided() {
 			if why := keep(ctx, e); why != "" {
-				return s.leave(ctx, systemd, e, reason, message+". "+why, e.Stopped)
+				return s.keepInPlace(ctx, systemd, e, reason, message+". "+why, e.Stopped)
 			}
 		}
 		if !same(current, e.Previous) {
-			if err := s.putBack(e); err != nil {
+			if err := s.restorePrevious(e); err != nil {
 				return err
 			}
 		}
@@ -439,8 +439,8 @@ func (s Store) takeBack(ctx context.Context, systemd Systemd, lock func() (*host
 	return entry, nil
 }
 
-// putBack restores the previous drop-in. On a full disk it needs no room.
-func (s Store) putBack(e *Entry) error {
+// restorePrevious restores the previous drop-in. On a full disk it needs no room.
+func (s Store) restorePrevious(e *Entry) error {
 	if e.Previous != nil {
 		if prepared, err := s.Root.ReadText(previousDropIn); err == nil && same(prepared, e.Previous) {
 			return s.Root.Rename(previousDropIn, rollout.DropIn)
@@ -464,7 +464,7 @@ func (s Store) restart(ctx context.Context, systemd Systemd, e *Entry, restart f
 	if afterErr == nil && (after.MainPID == 0 || beforeErr == nil && before.MainPID != after.MainPID) {
 		// The new kubelet does not run any more. That the old one does not start is no reason to do it
 		// all again: systemd starts it, and the report describes it.
-		klog.ErrorS(err, "The old kubelet was put back and did not start at once")
+		klog.ErrorS(err, "The old kubelet was restored and did not start at once")
 		return nil
 	}
 	return err

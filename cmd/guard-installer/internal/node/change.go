@@ -28,12 +28,12 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 			return rollout.Report{}, err
 		}
 		if i.turn = turn; !turn.Slot {
-			i.inLine.report.Message = turn.Why
+			i.inLine.report.Message = turn.WaitReason
 			return i.inLine.report, nil
 		}
 		i.inLine, isItsTurn = nil, true
 	}
-	v, refusals, err := i.look(ctx)
+	v, refusals, err := i.inspect(ctx)
 	if err != nil {
 		return rollout.Report{}, err
 	}
@@ -48,19 +48,19 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 		return report, nil
 	}
 	intact := i.configurationIntact(v.wanted)
-	if i.asAsked(&v) && intact.Err() != nil {
+	if i.matchesRequest(&v) && intact.Err() != nil {
 		return rollout.Report{}, intact.Err()
 	}
-	if i.asAsked(&v) && intact.IsYes() {
+	if i.matchesRequest(&v) && intact.IsYes() {
 		report.Phase = rollout.Done
 		if _, why := report.Contradiction(v.node); why != "" {
 			return i.notYet(report, []refusal{{rollout.ReasonNode, why}}), nil
 		}
-		report.Phase, report.Message = rollout.Done, "The node runs what was asked for"
+		report.Phase, report.Message = rollout.Done, "The node runs what was requested"
 		if err := i.cleanUp(ctx, nil); err != nil {
 			return rollout.Report{}, err
 		}
-		return i.finishWith(report), nil
+		return i.setFinished(report), nil
 	}
 	refuses := lasting(refusals)
 	if len(refusals) > 0 && !refuses {
@@ -73,8 +73,8 @@ func (i *Installer) work(ctx context.Context) (rollout.Report, error) {
 		}
 	}
 	switch {
-	case i.turn.Why != "":
-		report.Phase, report.Message = rollout.Waiting, i.turn.Why
+	case i.turn.WaitReason != "":
+		report.Phase, report.Message = rollout.Waiting, i.turn.WaitReason
 		if !refuses {
 			i.inLine = &inLine{node: v.node, report: report}
 		}
@@ -117,9 +117,9 @@ func (i *Installer) report(v *view) rollout.Report {
 // change makes the change. The context is not cancelled: what has started is
 // finished.
 func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error) {
-	i.awaited = false
+	i.waitedForOldKubelet = false
 	report := i.report(v)
-	report.Began = metav1.Now()
+	report.Started = metav1.Now()
 	i.progress(ctx, report, "Preparing")
 	program, err := i.prepare(ctx, v)
 	if err != nil {
@@ -142,17 +142,17 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	if now, err := i.Systemd.Unit(ctx, rollout.KubeletUnit); err != nil {
 		return rollout.Report{}, err
 	} else if now.MainPID != v.unit.MainPID {
-		return rollout.Report{}, fmt.Errorf("%s was restarted while its change was prepared: the node is looked at again", rollout.KubeletUnit)
+		return rollout.Report{}, fmt.Errorf("%s was restarted while its change was prepared: the node is inspected again", rollout.KubeletUnit)
 	}
 	wanted := v.stock
 	if i.Request.Target.Guarded() {
 		wanted = v.offered
 		wanted.Path, wanted.Mode = v.program, i.Request.Target.Mode()
 	}
-	began := time.Now()
+	now := time.Now()
 	entry := journal.Entry{
 		RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target, ReleaseHeld: len(i.notReleased(v)) == 0,
-		Boot: boot, Began: began, Uptime: uptime(), Deadline: began.Add(i.Request.Verify()),
+		Boot: boot, Started: now, Uptime: uptime(), Deadline: now.Add(i.Request.Verify()),
 		Settle:   i.Request.SettleTime(),
 		Previous: v.dropIn, Wanted: v.wanted, Arguments: v.process.Arguments,
 		Before: v.now, Kubelet: wanted, Offered: v.offered,
@@ -161,13 +161,13 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 		Address:    v.address, Pin: v.pin, Runtime: v.socket, TokenFile: i.hostTokenFile(),
 		GuardDir: guardDir(v.configData, v.process),
 	}
-	begun, err := i.store().Begin(entry)
+	started, err := i.store().Start(entry)
 	if err != nil {
 		return i.refuse(report, refusal{rollout.ReasonPreparation, err.Error()}), nil
 	}
-	if err := i.Systemd.Start(ctx, takeBackTimer); err != nil {
+	if err := i.Systemd.Start(ctx, rollbackTimer); err != nil {
 		// Nothing was changed yet, but a crash now must end as one later.
-		ended, err := i.undo(ctx, begun, &failure{reason: rollout.ReasonPreparation, message: fmt.Sprintf("the timer that rolls the change back could not be started: %v", err)})
+		ended, err := i.rollBack(ctx, started, &failure{reason: rollout.ReasonPreparation, message: fmt.Sprintf("the timer that rolls the change back could not be started: %v", err)})
 		if err != nil {
 			return rollout.Report{}, err
 		}
@@ -176,12 +176,12 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 	report.Containers = len(running)
 	i.progress(ctx, report, fmt.Sprintf("Restarting the kubelet: %s, then %s", describe(v.now), describe(wanted)))
 	var ended *journal.Entry
-	if err := i.swap(ctx, begun); err != nil {
-		ended, err = i.settle(ctx, begun, notExchanged(err), 0)
+	if err := i.exchange(ctx, started); err != nil {
+		ended, err = i.conclude(ctx, started, notExchanged(err), 0)
 		if err != nil {
 			return rollout.Report{}, err
 		}
-	} else if ended, err = i.finish(ctx, begun); err != nil {
+	} else if ended, err = i.finish(ctx, started); err != nil {
 		return rollout.Report{}, err
 	}
 	return i.outcome(ctx, ended)
@@ -190,14 +190,14 @@ func (i *Installer) change(ctx context.Context, v *view) (rollout.Report, error)
 func (i *Installer) outcome(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
 	switch entry.State {
 	case journal.Confirmed:
-		if entry.Left() {
-			return i.left(ctx, entry), nil
+		if entry.Kept() {
+			return i.keptReport(ctx, entry), nil
 		}
-		return i.done(ctx, entry)
+		return i.doneReport(ctx, entry)
 	case journal.RolledBack:
-		return i.failed(ctx, entry), nil
+		return i.rolledBackReport(ctx, entry), nil
 	default:
-		return rollout.Report{}, fmt.Errorf("the change of request %s is not at its end", entry.RequestID)
+		return rollout.Report{}, fmt.Errorf("the change of request %s is not finished", entry.RequestID)
 	}
 }
 
@@ -218,7 +218,7 @@ func (i *Installer) prepare(ctx context.Context, v *view) (string, error) {
 			return "", fmt.Errorf("%s cannot be run on the node (is it mounted noexec?): %w", v.program, err)
 		}
 		if got != v.offered.Version {
-			return "", fmt.Errorf("%s says that it is %s, not %s", v.program, got, v.offered.Version)
+			return "", fmt.Errorf("%s reports that it is %s, not %s", v.program, got, v.offered.Version)
 		}
 		if err := i.Root.Write(v.config, v.configData, 0o644); err != nil {
 			return "", err
@@ -230,14 +230,14 @@ func (i *Installer) prepare(ctx context.Context, v *view) (string, error) {
 	if err := i.Systemd.Reload(ctx); err != nil {
 		return "", err
 	}
-	if err := i.Systemd.Start(ctx, takeBackUnit); err != nil {
-		return "", fmt.Errorf("the unit that takes a change back was tried and does not work: %w", err)
+	if err := i.Systemd.Start(ctx, rollbackUnit); err != nil {
+		return "", fmt.Errorf("the unit that rolls a change back was tried and does not work: %w", err)
 	}
 	return program, nil
 }
 
-// swap puts the drop-in into its place, or removes it, and restarts the kubelet.
-func (i *Installer) swap(ctx context.Context, entry *journal.Entry) error {
+// exchange puts the drop-in into its place, or removes it, and restarts the kubelet.
+func (i *Installer) exchange(ctx context.Context, entry *journal.Entry) error {
 	if err := i.store().Exchange(entry.ID); err != nil {
 		return err
 	}
@@ -255,23 +255,23 @@ func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.
 		return nil, err
 	}
 	if boot != entry.Boot {
-		return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out"}, 0)
+		return i.conclude(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: "the node was started again while its kubelet was being changed. Nothing is known to be wrong with the kubelet that was rolled out"}, 0)
 	}
-	untouched := i.untouched(entry)
-	if err := untouched.Err(); err != nil {
+	unmodified := i.unmodified(entry)
+	if err := unmodified.Err(); err != nil {
 		return nil, err
 	}
-	if untouched.IsNo() {
-		return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped before it had exchanged the kubelet. Nothing is known to be wrong with the kubelet that was rolled out"}, 0)
+	if unmodified.IsNo() {
+		return i.conclude(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped before it had exchanged the kubelet. Nothing is known to be wrong with the kubelet that was rolled out"}, 0)
 	}
 	// A soft reboot leaves the boot as it was and ends the timer.
-	timer, err := i.Systemd.Unit(ctx, takeBackTimer)
+	timer, err := i.Systemd.Unit(ctx, rollbackTimer)
 	if err != nil {
 		return nil, err
 	}
 	if timer.Active != "active" {
-		if err := i.Systemd.Start(ctx, takeBackTimer); err != nil {
-			return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the timer that rolls the change back does not run and could not be started: %v", err)}, 0)
+		if err := i.Systemd.Start(ctx, rollbackTimer); err != nil {
+			return i.conclude(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the timer that rolls the change back does not run and could not be started: %v", err)}, 0)
 		}
 	}
 	exchanged := i.exchanged(ctx, entry)
@@ -280,30 +280,30 @@ func (i *Installer) finish(ctx context.Context, entry *journal.Entry) (*journal.
 	}
 	if exchanged.IsNo() {
 		// Between the drop-in and the restart.
-		if err := i.swap(ctx, entry); err != nil {
-			return i.settle(ctx, entry, notExchanged(err), 0)
+		if err := i.exchange(ctx, entry); err != nil {
+			return i.conclude(ctx, entry, notExchanged(err), 0)
 		}
 	}
 	found, ended := i.verify(ctx, entry)
-	return i.settle(ctx, entry, found, ended)
+	return i.conclude(ctx, entry, found, ended)
 }
 
 func notExchanged(err error) *failure {
 	return &failure{reason: rollout.ReasonNotStarted, message: fmt.Sprintf("the kubelet could not be exchanged: %v", err)}
 }
 
-// settle confirms a change in which nothing was found wrong. What was is rolled back, or
+// conclude confirms a change in which nothing was found wrong. What was is rolled back, or
 // kept in place where that would do more harm. It returns the entry.
-func (i *Installer) settle(ctx context.Context, entry *journal.Entry, found *failure, ended int) (*journal.Entry, error) {
+func (i *Installer) conclude(ctx context.Context, entry *journal.Entry, found *failure, ended int) (*journal.Entry, error) {
 	if found != nil {
-		why := i.holding().Keep(ctx, entry)
+		why := i.holding().KeepReason(ctx, entry)
 		if why == "" {
-			return i.undo(ctx, entry, found)
+			return i.rollBack(ctx, entry, found)
 		}
-		klog.InfoS("Leaving the change in place", "reason", found.reason, "message", found.message, "why", why)
-		switch err := i.store().Leave(ctx, i.Systemd, entry.ID, found.reason, found.message+". "+why, atMost20(found.stopped)); {
+		klog.InfoS("Keeping the change in place", "reason", found.reason, "message", found.message, "why", why)
+		switch err := i.store().KeepInPlace(ctx, i.Systemd, entry.ID, found.reason, found.message+". "+why, atMost20(found.stopped)); {
 		case errors.Is(err, journal.ErrTaken):
-			return i.undo(ctx, entry, found) // the timer was quicker, and has decided
+			return i.rollBack(ctx, entry, found) // the timer was quicker, and has decided
 		case err != nil:
 			// Tried again. The timer decides in the same way, and writes first, too.
 			return nil, err
@@ -311,15 +311,14 @@ func (i *Installer) settle(ctx context.Context, entry *journal.Entry, found *fai
 	} else if err := i.store().Confirm(entry.ID, ended); err != nil {
 		klog.ErrorS(err, "Could not confirm the change")
 		// The timer was quicker, or the disk is full: either way it does not count.
-		return i.settle(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was in order, but it could not be confirmed: %v", err)}, 0)
+		return i.conclude(ctx, entry, &failure{reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was verified, but it could not be confirmed: %v", err)}, 0)
 	}
 	i.stopTimer(ctx)
 	return i.store().Read()
 }
 
-// reconsider verifies a change again that was kept in place, after a resume. Containers
-// that were stopped by then do not count any more.
-func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
+// reevaluate verifies a change again that was kept in place, after a resume. Containers that were stopped by then do not count any more.
+func (i *Installer) reevaluate(ctx context.Context, entry *journal.Entry) (*journal.Entry, error) {
 	now := time.Now()
 	running, err := i.Running(ctx, entry.Runtime)
 	if err != nil {
@@ -330,7 +329,7 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 		runs[c.ID] = true
 	}
 	again := *entry
-	again.Began, again.Uptime, again.Deadline = now, uptime(), now.Add(i.Request.Verify())
+	again.Started, again.Uptime, again.Deadline = now, uptime(), now.Add(i.Request.Verify())
 	// Address and certificate may be others by now.
 	node, err := i.Cluster.Node(ctx)
 	if err != nil {
@@ -349,8 +348,8 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 		}
 	}
 	report := i.newReport()
-	report.Before, report.Now, report.Began = entry.Before, entry.Kubelet, metav1.NewTime(now)
-	i.progress(ctx, report, "Looking at the kubelet again that was left in place")
+	report.Before, report.Now, report.Started = entry.Before, entry.Kubelet, metav1.NewTime(now)
+	i.progress(ctx, report, "Verifying again the kubelet that was kept in place")
 	found, ended := i.verifyAgain(ctx, &again)
 	if found == nil {
 		gone := len(entry.Containers) - len(again.Containers) - entry.Ended
@@ -362,24 +361,24 @@ func (i *Installer) reconsider(ctx context.Context, entry *journal.Entry) (*jour
 	if err := i.store().Reopen(&again, found.reason, found.message, atMost20(found.stopped)); err != nil {
 		return nil, err
 	}
-	return i.settle(ctx, &again, found, 0)
+	return i.conclude(ctx, &again, found, 0)
 }
 
 func (i *Installer) stopTimer(ctx context.Context) {
-	if err := i.Systemd.Stop(ctx, takeBackTimer); err != nil {
-		klog.ErrorS(err, "Could not stop the timer; it will find the change at its end and do nothing")
+	if err := i.Systemd.Stop(ctx, rollbackTimer); err != nil {
+		klog.ErrorS(err, "Could not stop the timer; it will find the change finished and do nothing")
 	}
 }
 
-// left is the report of a change that is not healthy and was kept in place.
-func (i *Installer) left(ctx context.Context, entry *journal.Entry) rollout.Report {
+// keptReport is the report of a change that is not healthy and was kept in place.
+func (i *Installer) keptReport(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
 	report.Architecture = architecture()
-	if i.inForce(ctx, entry).IsYes() {
+	if i.converged(ctx, entry).IsYes() {
 		report.Now = entry.Kubelet
 	}
-	report.Phase, report.Reason, report.Left, report.Attempt = rollout.Failed, entry.Reason, true, entry.ID
-	report.Message = fmt.Sprintf("%s. Look at kubectl guard holds, and at journalctl -u kubelet on the node; put right what the pods are held for and what else is wrong; then it is looked at again with kubectl guard rollout resume --pool %s", entry.Message, entry.Pool)
+	report.Phase, report.Reason, report.Kept, report.Attempt = rollout.Failed, entry.Reason, true, entry.ID
+	report.Message = fmt.Sprintf("%s. See kubectl guard holds, and journalctl -u kubelet on the node; fix what the pods are held for and what else is wrong; then have it verified again: kubectl guard rollout resume --pool %s", entry.Message, entry.Pool)
 	return report
 }
 
@@ -404,18 +403,18 @@ func (i *Installer) exchanged(ctx context.Context, entry *journal.Entry) answer.
 	return answer.Of(process.SHA256 == entry.Kubelet.SHA256 && guarded && configuration == configurationOf(entry.Wanted))
 }
 
-// undo has the node roll the change back: by the unit that was tried before, in case
+// rollBack has the node roll the change back: by the unit that was tried before, in case
 // this container dies in the middle of it, or else from here.
-func (i *Installer) undo(ctx context.Context, entry *journal.Entry, found *failure) (*journal.Entry, error) {
+func (i *Installer) rollBack(ctx context.Context, entry *journal.Entry, found *failure) (*journal.Entry, error) {
 	klog.InfoS("Rolling the change back", "reason", found.reason, "message", found.message)
 	store := i.store()
 	if err := store.Decide(entry.ID, found.reason, found.message, atMost20(found.stopped)); err != nil {
 		klog.ErrorS(err, "Could not write the reason")
 	}
-	if err := i.Systemd.Start(ctx, takeBackUnit); err != nil {
+	if err := i.Systemd.Start(ctx, rollbackUnit); err != nil {
 		klog.ErrorS(err, "The unit that rolls the change back failed, doing it from here")
 	}
-	entry, err := store.TakeBack(ctx, i.Systemd, entry.ID, i.holding().Keep, found.reason, found.message)
+	entry, err := store.RollBack(ctx, i.Systemd, entry.ID, i.holding().KeepReason, found.reason, found.message)
 	if err != nil {
 		return nil, err
 	}
@@ -429,12 +428,12 @@ func (i *Installer) undo(ctx context.Context, entry *journal.Entry, found *failu
 	if err := i.endUnits(ctx); err != nil {
 		klog.ErrorS(err, "Could not remove units, will try again")
 	}
-	i.awaitOldKubelet(ctx, entry)
+	i.waitForOldKubelet(ctx, entry)
 	return entry, nil
 }
 
-// done is the report of a change that was confirmed.
-func (i *Installer) done(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
+// doneReport is the report of a change that was confirmed.
+func (i *Installer) doneReport(ctx context.Context, entry *journal.Entry) (rollout.Report, error) {
 	report := reportOf(entry)
 	report.Architecture, report.Now = architecture(), entry.Kubelet
 	report.Phase = rollout.Done
@@ -445,7 +444,7 @@ func (i *Installer) done(ctx context.Context, entry *journal.Entry) (rollout.Rep
 	if err := i.cleanUp(ctx, entry); err != nil {
 		return rollout.Report{}, err
 	}
-	return i.finishWith(report), nil
+	return i.setFinished(report), nil
 }
 
 // cleanUp removes what is not needed any more. With the stock kubelet that is all that

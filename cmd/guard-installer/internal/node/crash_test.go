@@ -147,12 +147,12 @@ var actors = map[string]actor{
 	"the installer is killed and started again": {always: true, act: killed},
 	"the timer, after the installer was killed": {calls: true, act: killed, after: func(w *world) {
 		if w.timer {
-			w.retry = dies(func() { _, _ = w.takeBack() })
+			w.retry = dies(func() { _, _ = w.rollBack() })
 		}
 	}},
 	"the timer": {waits: true, act: func(w *world, _ change) error {
 		if w.timer {
-			_, err := w.takeBack()
+			_, err := w.rollBack()
 			assert.NoError(w.t, err)
 		}
 		return nil
@@ -187,20 +187,19 @@ var actors = map[string]actor{
 	"systemd does not answer":                       {act: func(w *world, _ change) error { w.silent = errors.New("the connection was closed"); return nil }},
 }
 
-// boot starts the node again, and returns when its kubelet was started. The earlier pods
-// run again.
+// boot starts the node again, and returns when its kubelet was started. The earlier pods run again.
 func (w *world) boot(id string) {
 	w.pid, w.running, w.timer, w.retry = 0, nil, false, false
 	if id != "boot-1" {
 		w.file("/proc/sys/kernel/random/boot_id", id+"\n")
-		for _, name := range []string{takeBackTimer, takeBackUnit} {
+		for _, name := range []string{rollbackTimer, rollbackUnit} {
 			require.NoError(w.t, w.root.Remove(filepath.Join(runtimeUnits, name)))
 		}
 	}
 	require.NoError(w.t, w.Reload(context.Background()))
 	if w.root.Exists(filepath.Join(wanted, recoverUnit)) && w.root.Exists(filepath.Join(units, recoverUnit)) {
 		holding := Holding{Root: w.root, Systemd: w, Protected: w.protected, Poll: time.Millisecond}
-		_, err := journal.Store{Root: w.root}.Recover(context.Background(), w, holding.Keep)
+		_, err := journal.Store{Root: w.root}.Recover(context.Background(), w, holding.KeepReason)
 		require.NoError(w.t, err)
 	}
 	require.NoError(w.t, w.start())
@@ -253,7 +252,7 @@ func (w *world) attempt(c change) (rollout.Report, error) {
 	installer := w.quick(c.request())
 	report, err := installer.Step(context.Background())
 	if err == nil {
-		_ = installer.tell(context.Background(), report)
+		_ = installer.writeReport(context.Background(), report)
 		w.neverLies(report)
 	}
 	return report, err
@@ -288,7 +287,7 @@ func (c change) disturb(t *testing.T, a actor, place string) (end rollout.Phase,
 		if w.full {
 			_ = dies(func() { _, _ = w.attempt(c) })
 			if w.retry {
-				_, err := w.takeBack()
+				_, err := w.rollBack()
 				w.retry = err != nil
 			}
 			w.isSafe()
@@ -302,7 +301,7 @@ func (c change) disturb(t *testing.T, a actor, place string) (end rollout.Phase,
 	var report rollout.Report
 	for range 4 {
 		if w.retry {
-			_, err := w.takeBack()
+			_, err := w.rollBack()
 			w.retry = err != nil
 		}
 		next, err := w.attempt(c)
@@ -325,7 +324,7 @@ func (w *world) neverLies(report rollout.Report) {
 		assert.False(w.t, w.runs(entry), "rolled back is said, and the new kubelet runs")
 	}
 	if report.Phase == rollout.Done && report.Target.Guarded() {
-		assert.True(w.t, w.is("guarded"), "done is said, and the kubelet of before runs")
+		assert.True(w.t, w.is("guarded"), "done is said, and the previous kubelet runs")
 	}
 }
 
@@ -387,7 +386,7 @@ func (w *world) isAtItsEnd(c change, report rollout.Report) {
 	assert.False(w.t, w.timer)
 	assert.False(w.t, w.retry)
 	for _, name := range w.tree() {
-		for _, part := range []string{"kubelet-guard-recover", "kubelet-guard-take-back", ".previous", "rolled-back", ".guard-installer-"} {
+		for _, part := range []string{"kubelet-guard-recover", "kubelet-guard-rollback", ".previous", "rolled-back", ".guard-installer-"} {
 			assert.NotContains(w.t, name, part)
 		}
 	}

@@ -52,12 +52,12 @@ func (i *Installer) holding() Holding {
 	return Holding{Root: i.Root, Systemd: i.Systemd, Protected: i.Protected, Poll: i.Poll}
 }
 
-// Keep explains why a change must not be rolled back: the new kubelet runs, with the guard in
+// KeepReason explains why a change must not be rolled back: the new kubelet runs, with the guard in
 // mode Enforce, and holds pods that the previous kubelet would stop, or it is unknown
 // whether it does. It says nothing when the change can be rolled back, which is so for a
 // kubelet that does not run, ends again and again or runs without the guard: there
 // nothing is held.
-func (h Holding) Keep(ctx context.Context, entry *journal.Entry) string {
+func (h Holding) KeepReason(ctx context.Context, entry *journal.Entry) string {
 	if entry.Wanted == nil || entry.Kubelet.Mode != guard.Enforce {
 		return ""
 	}
@@ -71,7 +71,7 @@ func (h Holding) Keep(ctx context.Context, entry *journal.Entry) string {
 	}
 	// The guard is queried also where systemd does not report what runs.
 	var pods *guard.PodList
-	asked := h.again(ctx, func() answer.Answer {
+	asked := h.retry(ctx, func() answer.Answer {
 		list, err := h.Protected(ctx, entry.Address, entry.Pin)
 		switch {
 		case errors.Is(err, kubelet.ErrNotListening):
@@ -106,7 +106,7 @@ func (h Holding) Keep(ctx context.Context, entry *journal.Entry) string {
 func (h Holding) runs(ctx context.Context, entry *journal.Entry) answer.Answer {
 	ctx, cancel := context.WithTimeout(ctx, systemdTimeout)
 	defer cancel()
-	return h.again(ctx, func() answer.Answer { return h.runsNow(ctx, entry) })
+	return h.retry(ctx, func() answer.Answer { return h.runsNow(ctx, entry) })
 }
 
 func (h Holding) runsNow(ctx context.Context, entry *journal.Entry) answer.Answer {
@@ -126,8 +126,8 @@ func (h Holding) runsNow(ctx context.Context, entry *journal.Entry) answer.Answe
 	return answer.Of(guarded && config == configurationOf(entry.Wanted))
 }
 
-// again asks until there is an answer, a few times.
-func (h Holding) again(ctx context.Context, ask func() answer.Answer) (a answer.Answer) {
+// retry queries until there is an answer, a few times.
+func (h Holding) retry(ctx context.Context, ask func() answer.Answer) (a answer.Answer) {
 	for range holdingTries {
 		if a = ask(); a.Err() == nil {
 			return a
@@ -147,9 +147,9 @@ func (h Holding) unknown(entry *journal.Entry, why error) string {
 	saved, err := h.saved(entry)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("The change was not rolled back: the guard does not say whether it holds pods that the old kubelet would stop (%v), and it is unknown how many it protects (%v)", why, err)
+		return fmt.Sprintf("The change was not rolled back: the guard does not report whether it holds pods that the old kubelet would stop (%v), and it is unknown how many it protects (%v)", why, err)
 	case saved > 0:
-		return fmt.Sprintf("The change was not rolled back: the guard protects %d pods here and does not say whether it holds some that the old kubelet would stop (%v)", saved, why)
+		return fmt.Sprintf("The change was not rolled back: the guard protects %d pods here and does not report whether it holds some that the old kubelet would stop (%v)", saved, why)
 	default:
 		return ""
 	}

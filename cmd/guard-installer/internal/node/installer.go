@@ -88,8 +88,8 @@ type Installer struct {
 	// the drop-in that it has. From then on this process changes the node no more.
 	finished       *rollout.Report
 	finishedDropIn *string
-	// awaited: the old kubelet was waited for after a change was rolled back.
-	awaited bool
+	// waitedForOldKubelet: the old kubelet was waited for after a change was rolled back.
+	waitedForOldKubelet bool
 	// asMode is whether a finished node has its mode. asked is when the kubelet was asked,
 	// askedOf the process that has answered.
 	asMode  answer.Answer
@@ -136,7 +136,7 @@ func (i *Installer) store() journal.Store { return journal.Store{Root: i.Root} }
 // installer that exits again and again.
 func (i *Installer) Run(ctx context.Context) error {
 	defer i.disown()
-	var told rollout.Report
+	var last rollout.Report
 	var pace pace
 	failures := 0
 	for {
@@ -154,34 +154,34 @@ func (i *Installer) Run(ctx context.Context) error {
 		// Transient failures are not reported.
 		if failures == 0 || failures > 2 {
 			// An installer that is terminated reports the outcome of its change, too.
-			telling := context.WithoutCancel(ctx)
-			if told.Phase != report.Phase || told.Reason != report.Reason {
+			reportCtx := context.WithoutCancel(ctx)
+			if last.Phase != report.Phase || last.Reason != report.Reason {
 				klog.InfoS("Node", "phase", report.Phase, "reason", report.Reason, "message", report.Message)
-				i.event(telling, report)
+				i.event(reportCtx, report)
 			}
-			if err := i.tell(telling, report); err != nil {
+			if err := i.writeReport(reportCtx, report); err != nil {
 				klog.ErrorS(err, "Could not report, will try again")
 			} else {
-				told = report
+				last = report
 				if failures == 0 {
 					wait = pace.next(report, i.turn)
 				}
 			}
 		}
 		if err := i.SetReady(err == nil && ready(report)); err != nil {
-			klog.ErrorS(err, "Could not say whether the node is ready")
+			klog.ErrorS(err, "Could not write whether the node is ready")
 		}
 		select {
 		case <-ctx.Done():
-			i.leave(context.WithoutCancel(ctx))
+			i.leavePool(context.WithoutCancel(ctx))
 			return nil
 		case <-time.After(wait):
 		}
 	}
 }
 
-// leave releases the slot of a node that has left its pool, unless a change is under way.
-func (i *Installer) leave(ctx context.Context) {
+// leavePool releases the slot of a node that has left its pool, unless a change is under way.
+func (i *Installer) leavePool(ctx context.Context) {
 	entry, err := i.store().Read()
 	if err != nil || entry != nil && entry.State == journal.Switching {
 		return
@@ -257,57 +257,57 @@ func (i *Installer) Step(ctx context.Context) (rollout.Report, error) {
 		return i.refuseOtherPool(fmt.Sprintf("the node belongs to pool %s, which selects it as well", pool)), nil
 	}
 	if entry != nil && entry.State == journal.RolledBack && entry.RequestID == i.Request.ID() {
-		again, err := i.again(ctx, entry)
+		retry, err := i.retryRequested(ctx, entry)
 		if err != nil {
 			return rollout.Report{}, err
 		}
-		if !again {
+		if !retry {
 			if !entry.Marked {
 				// The node rolled it back by itself, maybe a moment ago.
-				i.awaitOldKubelet(context.WithoutCancel(ctx), entry)
+				i.waitForOldKubelet(context.WithoutCancel(ctx), entry)
 			}
-			return i.failed(ctx, entry), nil
+			return i.rolledBackReport(ctx, entry), nil
 		}
-		i.awaited = false
+		i.waitedForOldKubelet = false
 		if err := i.store().Clear(); err != nil {
 			return rollout.Report{}, err
 		}
 		entry = nil
 	}
-	if entry.Left() && entry.RequestID == i.Request.ID() {
-		again, err := i.again(ctx, entry)
+	if entry.Kept() && entry.RequestID == i.Request.ID() {
+		retry, err := i.retryRequested(ctx, entry)
 		if err != nil {
 			return rollout.Report{}, err
 		}
-		untouched := i.untouched(entry)
+		unmodified := i.unmodified(entry)
 		switch {
-		case !again:
-			return i.left(ctx, entry), nil
-		case untouched.Err() != nil:
-			return rollout.Report{}, untouched.Err()
-		case untouched.IsNo():
+		case !retry:
+			return i.keptReport(ctx, entry), nil
+		case unmodified.Err() != nil:
+			return rollout.Report{}, unmodified.Err()
+		case unmodified.IsNo():
 			// Somebody has put another kubelet there by hand.
 			if err := i.store().Clear(); err != nil {
 				return rollout.Report{}, err
 			}
 			entry = nil
 		default:
-			if entry, err = i.reconsider(context.WithoutCancel(ctx), entry); err != nil {
+			if entry, err = i.reevaluate(context.WithoutCancel(ctx), entry); err != nil {
 				return rollout.Report{}, err
 			}
 			return i.outcome(ctx, entry)
 		}
 	}
 	if entry != nil && entry.State == journal.Confirmed && entry.RequestID == i.Request.ID() {
-		inForce := i.inForce(ctx, entry)
-		if inForce.IsYes() {
-			inForce = i.inMode(ctx, entry)
+		converged := i.converged(ctx, entry)
+		if converged.IsYes() {
+			converged = i.inMode(ctx, entry)
 		}
-		if err := inForce.Err(); err != nil {
+		if err := converged.Err(); err != nil {
 			return rollout.Report{}, err
 		}
-		if inForce.IsYes() {
-			return i.done(ctx, entry)
+		if converged.IsYes() {
+			return i.doneReport(ctx, entry)
 		}
 	}
 	return i.work(ctx)
@@ -326,14 +326,14 @@ func (i *Installer) notFinished(entry *journal.Entry, err error) (rollout.Report
 	if report.Reason == "" {
 		report.Reason = rollout.ReasonInterrupted
 	}
-	report.Message = fmt.Sprintf("The change of the kubelet is neither confirmed nor rolled back, after %d tries: %v. Put that right on the node; the installer tries again every minute, and so does %s (journalctl -u %s)", i.unfinished, err, takeBackUnit, takeBackUnit)
+	report.Message = fmt.Sprintf("The change of the kubelet is neither confirmed nor rolled back, after %d tries: %v. Fix that on the node; the installer tries again every minute, and so does %s (journalctl -u %s)", i.unfinished, err, rollbackUnit, rollbackUnit)
 	i.stuck = report
 	return report, nil
 }
 
-// again reports whether somebody has requested to try the failed attempt again. A Node
+// retryRequested reports whether somebody has requested to try the failed attempt again. A Node
 // that lost its label, or was registered again, says nothing.
-func (i *Installer) again(ctx context.Context, entry *journal.Entry) (bool, error) {
+func (i *Installer) retryRequested(ctx context.Context, entry *journal.Entry) (bool, error) {
 	if !entry.Marked {
 		return false, nil
 	}
@@ -344,8 +344,8 @@ func (i *Installer) again(ctx context.Context, entry *journal.Entry) (bool, erro
 	return rollout.Resumed(node, entry.ID), nil
 }
 
-// untouched answers whether the drop-in is the one of the entry.
-func (i *Installer) untouched(entry *journal.Entry) answer.Answer {
+// unmodified answers whether the drop-in is the one of the entry.
+func (i *Installer) unmodified(entry *journal.Entry) answer.Answer {
 	current, err := i.dropIn()
 	if err != nil {
 		return answer.Unknown(err)
@@ -353,9 +353,9 @@ func (i *Installer) untouched(entry *journal.Entry) answer.Answer {
 	return answer.Of(same(current, entry.Wanted))
 }
 
-// inForce answers whether the node runs what the entry says, with its configuration.
-func (i *Installer) inForce(ctx context.Context, entry *journal.Entry) answer.Answer {
-	files := i.untouched(entry).And(i.configurationIntact(entry.Wanted))
+// converged answers whether the node runs what the entry says, with its configuration.
+func (i *Installer) converged(ctx context.Context, entry *journal.Entry) answer.Answer {
+	files := i.unmodified(entry).And(i.configurationIntact(entry.Wanted))
 	process, a := i.process(ctx)
 	if !a.IsYes() {
 		return files.And(a)
@@ -422,8 +422,8 @@ func (i *Installer) inMode(ctx context.Context, entry *journal.Entry) answer.Ans
 	return answer.Of(said.Guarded && said.Mode == entry.Kubelet.Mode)
 }
 
-// finishWith notes that the node has what was requested.
-func (i *Installer) finishWith(report rollout.Report) rollout.Report {
+// setFinished notes that the node has what was requested.
+func (i *Installer) setFinished(report rollout.Report) rollout.Report {
 	// What cannot be read now was read a moment ago.
 	i.finishedDropIn, _ = i.dropIn()
 	i.finished = &report
@@ -439,7 +439,7 @@ func (i *Installer) watch(ctx context.Context) rollout.Report {
 	report := *i.finished
 	changed := func(reason rollout.Reason, what string) rollout.Report {
 		return i.refuse(report, refusal{reason, fmt.Sprintf(
-			"the node had what was asked for, and %s since. To have it put right, delete this pod (kubectl delete pod -n %s --field-selector spec.nodeName=NODE); to keep the change, take the node out of the pool", what, rollout.Namespace)})
+			"the node was done, and %s since. To restore it, delete this pod (kubectl delete pod -n %s --field-selector spec.nodeName=NODE); to keep the change, take the node out of the pool", what, rollout.Namespace)})
 	}
 	asIs := answer.Yes()
 	if current, err := i.dropIn(); err == nil {
@@ -510,12 +510,12 @@ func reportOf(entry *journal.Entry) rollout.Report {
 		Before: entry.Before, Offered: entry.Offered,
 		Protected: entry.Protected, Held: len(entry.Held), HeldPods: entry.HeldPods,
 		Containers: len(entry.Containers), Stopped: entry.Stopped,
-		Began: metav1.NewTime(entry.Began),
+		Started: metav1.NewTime(entry.Started),
 	}
 }
 
-// failed is the report of a change that was rolled back.
-func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Report {
+// rolledBackReport is the report of a change that was rolled back.
+func (i *Installer) rolledBackReport(ctx context.Context, entry *journal.Entry) rollout.Report {
 	report := reportOf(entry)
 	report.Architecture = architecture()
 	report.Reason, report.Attempt = entry.Reason, entry.ID
@@ -523,7 +523,7 @@ func (i *Installer) failed(ctx context.Context, entry *journal.Entry) rollout.Re
 	report.Now = now
 	if err != nil {
 		report.Phase = rollout.Failed
-		report.Message = fmt.Sprintf("%s. The old kubelet was put back and is not in order: %v. Look at the node (journalctl -u kubelet)", entry.Message, err)
+		report.Message = fmt.Sprintf("%s. The old kubelet was restored and is not healthy: %v. Check the node (journalctl -u kubelet)", entry.Message, err)
 		return report
 	}
 	report.Phase = rollout.RolledBack
@@ -568,8 +568,8 @@ func (i *Installer) event(ctx context.Context, report rollout.Report) {
 		reason = rollout.EventRolledBack
 	case rollout.Failed:
 		reason = rollout.EventFailed
-		if report.Left {
-			reason = rollout.EventLeft
+		if report.Kept {
+			reason = rollout.EventKept
 		}
 	default:
 		return

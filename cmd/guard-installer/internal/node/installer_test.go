@@ -57,7 +57,7 @@ func TestRollOutAndBack(t *testing.T) {
 		assert.False(t, w.timer)
 		assert.False(t, w.slotTaken)
 		for _, name := range w.tree() {
-			assert.NotContains(t, name, "kubelet-guard-take-back")
+			assert.NotContains(t, name, "kubelet-guard-rollback")
 			assert.NotContains(t, name, "kubelet-guard-recover")
 		}
 
@@ -78,7 +78,7 @@ func TestRollOutAndBack(t *testing.T) {
 		assert.Equal(t, "v1.36.3+guard.0.2.0", report.Now.Version)
 		kept, err := w.root.Folder(rollout.InstallDir)
 		require.NoError(t, err)
-		assert.Len(t, kept, 2, "the kubelet that runs and the one of before")
+		assert.Len(t, kept, 2, "the kubelet that runs and the previous one")
 
 		report = w.run(request(rollout.Stock))
 		require.Equal(t, rollout.Done, report.Phase, report.Message)
@@ -173,10 +173,10 @@ type failSecond struct {
 }
 
 func (f failSecond) Start(ctx context.Context, name string) error {
-	if name == takeBackUnit && *f.tried {
+	if name == rollbackUnit && *f.tried {
 		return errors.New("exec format error")
 	}
-	*f.tried = *f.tried || name == takeBackUnit
+	*f.tried = *f.tried || name == rollbackUnit
 	return f.world.Start(ctx, name)
 }
 
@@ -226,18 +226,18 @@ func TestRefusals(t *testing.T) {
 			reload(w)
 		}, request(rollout.Audit), rollout.ReasonForeignGuard, "90-kubelet-guard.conf runs a guarded kubelet already"},
 		"the flag in a variable":           {func(w *world) { w.file("/proc/1001/cmdline", "/usr/bin/kubelet\x00--guard-config=/etc/x\x00") }, request(rollout.Audit), rollout.ReasonForeignGuard, "which no roll-out installed"},
-		"the flag, and stock is asked for": {func(w *world) { w.file("/proc/1001/cmdline", "/usr/bin/kubelet\x00--guard-config=/etc/x\x00") }, request(rollout.Stock), rollout.ReasonForeignGuard, "which no roll-out installed"},
+		"the flag, and stock is requested": {func(w *world) { w.file("/proc/1001/cmdline", "/usr/bin/kubelet\x00--guard-config=/etc/x\x00") }, request(rollout.Stock), rollout.ReasonForeignGuard, "which no roll-out installed"},
 		"a later drop-in": {func(w *world) {
 			w.file(dropIns+"99-own.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet $A\n")
 			reload(w)
 		}, request(rollout.Audit), rollout.ReasonUnit, "99-own.conf sets ExecStart= and its name sorts behind 95-kubelet-guard-rollout.conf"},
 		"our name taken":           {func(w *world) { w.file(rollout.DropIn, "[Service]\n") }, request(rollout.Audit), rollout.ReasonUnit, "was not written by a roll-out"},
 		"not reloaded":             {func(w *world) { w.stale = true }, request(rollout.Audit), rollout.ReasonUnit, "run systemctl daemon-reload"},
-		"a kubelet in trouble":     {func(w *world) { w.running = program("sick") }, request(rollout.Audit), rollout.ReasonKubelet, "the kubelet is not in order: connection refused"},
+		"a kubelet in trouble":     {func(w *world) { w.running = program("sick") }, request(rollout.Audit), rollout.ReasonKubelet, "the kubelet is not healthy: connection refused"},
 		"replaced, not restarted":  {func(w *world) { w.file("/usr/bin/kubelet", string(program("version=v1.36.4"))) }, request(rollout.Audit), rollout.ReasonKubelet, "was replaced without a restart"},
 		"a node that is not ready": {func(w *world) { w.node.Status.Conditions[0].Status = corev1.ConditionFalse }, request(rollout.Audit), rollout.ReasonNode, "node n is not ready"},
 		"no runtime":               {func(w *world) { require.NoError(w.t, w.root.Remove("/run/containerd/containerd.sock")) }, request(rollout.Audit), rollout.ReasonRuntime, "no container runtime found"},
-		"a unit that takes back and cannot be started": {func(w *world) { w.broken = errors.New("permission denied") }, request(rollout.Audit), rollout.ReasonPreparation, "was tried and does not work: permission denied"},
+		"a unit that rolls back and cannot be started": {func(w *world) { w.broken = errors.New("permission denied") }, request(rollout.Audit), rollout.ReasonPreparation, "was tried and does not work: permission denied"},
 	} {
 		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
@@ -420,7 +420,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 		prepare func(w *world)
 		target  rollout.Target
 		reason  rollout.Reason
-		// left is part of the message when the change is kept in place; empty when it is
+		// left is what the report of a change reports that was kept in place; empty when it is
 		// rolled back.
 		left string
 	}{
@@ -433,7 +433,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 		"another version, pods are held": {[]string{"guarded", "says=v1.36.4"}, holdsA, rollout.Enforce, rollout.ReasonOtherKubelet,
 			"holds 1 pods now that the old kubelet would stop: ns/a"},
 		"no answer, pods are protected": {[]string{"guarded", "deaf"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy,
-			"protects 1 pods here and does not say whether it holds some that the old kubelet would stop (no answer in time)"},
+			"protects 1 pods here and does not report whether it holds some that the old kubelet would stop (no answer in time)"},
 		"no answer, the state directory cannot be read": {[]string{"guarded", "deaf"}, func(w *world) { w.file("/var/lib/kubelet/guard/pods", "") }, rollout.Enforce, rollout.ReasonNotHealthy,
 			"does not say whether it holds pods that the old kubelet would stop (no answer in time), and it is unknown how many it protects ("},
 		"no answer, no pods are protected":      {[]string{"guarded", "deaf"}, func(*world) {}, rollout.Enforce, rollout.ReasonNotHealthy, ""},
@@ -449,7 +449,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 				"the installer": func(w *world) rollout.Report { return w.run(brief(c.target)) },
 				"the timer": func(w *world) rollout.Report {
 					require.True(t, dies(func() { w.dieAfterRestart().run(brief(c.target)) }))
-					_, err := w.takeBack()
+					_, err := w.rollBack()
 					require.NoError(t, err)
 					return w.run(brief(c.target))
 				},
@@ -469,7 +469,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 					}
 					assert.Equal(t, want, report.Reason, report.Message)
 					if c.left == "" {
-						assert.False(t, report.Left)
+						assert.False(t, report.Kept)
 						assert.NotContains(t, report.Message, notTakenBack)
 						if c.reason != rollout.ReasonNotReady {
 							assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
@@ -479,12 +479,12 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 						return
 					}
 					assert.Equal(t, rollout.Failed, report.Phase)
-					assert.True(t, report.Left)
+					assert.True(t, report.Kept)
 					assert.Contains(t, report.Message, notTakenBack+c.left)
 					assert.Contains(t, report.Message, "Look at kubectl guard holds")
 					assert.Equal(t, guardedVersion, word(w.running, "version"))
 					assert.Equal(t, guard.Enforce, report.Now.Mode)
-					_, err := w.takeBack()
+					_, err := w.rollBack()
 					require.NoError(t, err)
 					assert.Equal(t, rollout.Failed, w.run(brief(c.target)).Phase, "started again it says the same")
 					assert.Equal(t, 2, w.started, "the kubelet is not restarted")
@@ -503,7 +503,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 	}{
 		"pods are held":                   {[]string{"kills"}, holdsA, "holds 1 pods now that the old kubelet would stop: ns/a"},
 		"nothing is held":                 {[]string{"kills"}, savesA, ""},
-		"no answer, pods are protected":   {[]string{"deaf"}, savesA, "protects 1 pods here and does not say whether it holds some"},
+		"no answer, pods are protected":   {[]string{"deaf"}, savesA, "protects 1 pods here and does not report whether it holds some"},
 		"no answer, nothing is protected": {[]string{"deaf"}, func(*world) {}, ""},
 		"nothing listens":                 {[]string{"sick"}, savesA, ""},
 	} {
@@ -525,7 +525,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 				"the timer": func(w *world) rollout.Report {
 					require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
 					w.silent = errors.New("the connection was closed")
-					_, err := w.takeBack()
+					_, err := w.rollBack()
 					require.NoError(t, err)
 					w.silent = nil
 					return w.run(brief(rollout.Enforce))
@@ -536,7 +536,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 					w.image(program(append(c.kubelet, "guarded", "version="+guardedVersion)...))
 					c.prepare(w)
 					report := end(w)
-					assert.Equal(t, c.left != "", report.Left, report.Message)
+					assert.Equal(t, c.left != "", report.Kept, report.Message)
 					if c.left != "" {
 						assert.Contains(t, report.Message, "The change was not rolled back: the guard "+c.left)
 						assert.Equal(t, guardedVersion, word(w.running, "version"))
@@ -558,10 +558,10 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		w := newWorld(t)
 		w.image(program(append(words, "version="+guardedVersion, "guarded")...))
 		holdsA(w)
-		require.True(t, w.run(request(rollout.Enforce)).Left)
+		require.True(t, w.run(request(rollout.Enforce)).Kept)
 		return w
 	}
-	t.Run("it is in order but for what was stopped", timeless(func(t *testing.T) {
+	t.Run("it is healthy but for what was stopped", timeless(func(t *testing.T) {
 		w := left(t, "kills")
 		report := resume(w)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
@@ -571,7 +571,7 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		assert.Equal(t, 2, w.started)
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Enforce)).Phase)
 	}))
-	t.Run("it got in order", timeless(func(t *testing.T) {
+	t.Run("it got healthy", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.running = bytes.ReplaceAll(w.running, []byte("unhealthy"), nil)
 		report := resume(w)
@@ -581,12 +581,12 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 	t.Run("it is as it was", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		report := resume(w)
-		assert.True(t, report.Left)
+		assert.True(t, report.Kept)
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
 		assert.True(t, rollout.Marked(w.node), "it is marked again")
 		assert.Equal(t, 2, w.started)
 	}))
-	t.Run("it is not in order, and nothing is held any more", timeless(func(t *testing.T) {
+	t.Run("it is not healthy, and nothing is held any more", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.held = nil
 		report := resume(w)
@@ -599,10 +599,10 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.stop(w.containers[2])
 		report := resume(w)
-		assert.True(t, report.Left)
+		assert.True(t, report.Kept)
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason, "who resumes has seen them")
 	}))
-	t.Run("somebody has put the old kubelet back", timeless(func(t *testing.T) {
+	t.Run("somebody has restored the old kubelet", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		require.NoError(t, w.root.Remove(rollout.DropIn))
 		require.NoError(t, w.Reload(context.Background()))
@@ -613,7 +613,7 @@ func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		assert.Equal(t, 4, w.started)
 	}))
-	t.Run("another build is not kept from a node that is not in order", timeless(func(t *testing.T) {
+	t.Run("another build is not kept from a node that is not healthy", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		w.image(program("version=v1.36.3+guard.0.2.0", "guarded"))
 		report := w.run(with(request(rollout.Enforce), func(r *rollout.Request) { r.Image = "image-2" }))
@@ -658,7 +658,7 @@ func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
 			}
 			report, err := installer.Step(context.Background())
 			require.NoError(t, err)
-			assert.Equal(t, c.left, report.Left, report.Message)
+			assert.Equal(t, c.left, report.Kept, report.Message)
 			assert.Equal(t, rollout.ReasonContainers, report.Reason)
 		}))
 	}
@@ -669,8 +669,8 @@ func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
 		words []string
 		want  rollout.Phase
 	}{
-		"in order":     {[]string{"guarded"}, rollout.Done},
-		"not in order": {[]string{"guarded", "unhealthy"}, rollout.Failed},
+		"healthy":     {[]string{"guarded"}, rollout.Done},
+		"not healthy": {[]string{"guarded", "unhealthy"}, rollout.Failed},
 	} {
 		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
@@ -681,17 +681,17 @@ func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
 			installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
 				if w.started == 2 && !slept {
 					slept = true
-					entry, err := w.takeBack()
+					entry, err := w.rollBack()
 					require.NoError(t, err)
-					require.True(t, entry.Left())
+					require.True(t, entry.Kept())
 				}
 				return w.ask(ctx, address, pin)
 			}
 			report, err := installer.Step(context.Background())
 			require.NoError(t, err)
 			assert.Equal(t, c.want, report.Phase, report.Message)
-			assert.Equal(t, c.want == rollout.Failed, report.Left)
-			if report.Left {
+			assert.Equal(t, c.want == rollout.Failed, report.Kept)
+			if report.Kept {
 				assert.Equal(t, rollout.ReasonInterrupted, report.Reason, "what it saw before it slept is no news")
 			}
 			assert.Equal(t, 2, w.started)
@@ -714,7 +714,7 @@ func TestABootThatWasNotRecoveredFrom(t *testing.T) {
 			report := w.run(brief(rollout.Enforce))
 			assert.Equal(t, want, report.Phase, report.Message)
 			assert.Equal(t, rollout.ReasonInterrupted, report.Reason)
-			assert.Equal(t, held, report.Left)
+			assert.Equal(t, held, report.Kept)
 		}
 	})(t)
 }
@@ -753,7 +753,7 @@ func TestOldKubeletThatIsBrokenTooIsSaid(t *testing.T) {
 		report, err := installer.Step(context.Background())
 		require.NoError(t, err)
 		assert.Equal(t, rollout.Failed, report.Phase)
-		assert.Contains(t, report.Message, "The old kubelet was put back and is not in order: connection refused")
+		assert.Contains(t, report.Message, "The old kubelet was restored and is not healthy: connection refused")
 	})(t)
 }
 
@@ -781,9 +781,9 @@ func TestRunTellsAndSaysReady(t *testing.T) {
 	go func() { done <- installer.Run(ctx) }()
 	require.NoError(t, <-done)
 	var phases []string
-	for _, report := range w.told {
+	for _, report := range w.reports {
 		phases = append(phases, fmt.Sprint(report.Phase))
 	}
 	assert.Equal(t, []string{"Installing", "Installing", "Done"}, phases)
-	assert.Equal(t, w.told[2].RequestID, request(rollout.Audit).ID())
+	assert.Equal(t, w.reports[2].RequestID, request(rollout.Audit).ID())
 }

@@ -47,7 +47,7 @@ func (i *Installer) pins(entry *journal.Entry, process host.Process) []string {
 		}
 	}
 	boot, err := i.Root.Boot()
-	age := time.Since(entry.Began)
+	age := time.Since(entry.Started)
 	past := err == nil && boot != entry.Boot || age < 0 || age > pinHolds
 	if entry.Pin != "" && !(past && len(pins) == 0) {
 		pins = append(pins, entry.Pin)

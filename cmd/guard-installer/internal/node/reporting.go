@@ -15,18 +15,18 @@ import (
 // What an installer asks of the API server is multiplied by the nodes of the fleet, for as
 // long as it runs. docs/rollout.md has the budget.
 const (
-	// lookLocally is how often an installer that has finished looks at its node.
-	lookLocally = 20 * time.Second
-	// lookAgain is how soon an installer tries again that has refused or failed, and
-	// lookSeldom how seldom it does when the roll-out is not stopped by it.
-	lookAgain  = 15 * time.Second
-	lookSeldom = 2 * time.Minute
+	// checkInterval is how often an installer that has finished looks at its node.
+	checkInterval = 20 * time.Second
+	// retryInterval is how soon an installer tries again that has refused or failed, and
+	// slowRetryInterval how seldom it does when the roll-out is not stopped by it.
+	retryInterval     = 15 * time.Second
+	slowRetryInterval = 2 * time.Minute
 	// The next query of an installer that waits for a slot.
 	soonest, latest = 3 * time.Second, 30 * time.Minute
-	// looksPerSlot and looksOfPool are how many queries a second the installers of a pool have
+	// queriesPerSlot and queriesOfPool are how many queries a second the installers of a pool have
 	// together while they wait. A slot is free again after half a minute or so. A node that gets
 	// one makes about 15 requests more: with 100 slots that is what bounds the pool's.
-	looksPerSlot, looksOfPool = 0.025, 0.5
+	queriesPerSlot, queriesOfPool = 0.025, 0.5
 	// checkReport is how often an installer sees that its report is there, checkStopped how
 	// often one does that has stopped the roll-out.
 	checkReport, checkStopped = time.Hour, time.Minute
@@ -57,17 +57,17 @@ func (p *pace) next(report rollout.Report, turn cluster.Turn) time.Duration {
 		p.same = 0
 	}
 	p.last = report
-	seldom := func(most time.Duration) time.Duration { return jittered(min(lookAgain<<min(p.same, 5), most)) }
+	seldom := func(most time.Duration) time.Duration { return jittered(min(retryInterval<<min(p.same, 5), most)) }
 	switch report.Phase {
 	case rollout.Done, rollout.Observed:
-		return lookLocally
+		return checkInterval
 	case rollout.Refused:
 		if report.Target == rollout.Observe || !turn.Slot {
-			return seldom(lookSeldom)
+			return seldom(slowRetryInterval)
 		}
-		return lookAgain
+		return retryInterval
 	case rollout.RolledBack, rollout.Failed:
-		return lookAgain
+		return retryInterval
 	case rollout.Waiting:
 		if report.Reason != "" {
 			return seldom(time.Minute)
@@ -80,8 +80,8 @@ func (p *pace) next(report rollout.Report, turn cluster.Turn) time.Duration {
 // inLinePause is how long to wait for the next query for a slot. The more installers wait,
 // the less often each of them queries: together they query as often as slots get free.
 func inLinePause(turn cluster.Turn) time.Duration {
-	looks := looksOfPool + looksPerSlot*float64(turn.Slots)
-	wait := time.Duration(float64(turn.Unready) / looks * float64(time.Second))
+	queries := queriesOfPool + queriesPerSlot*float64(turn.Slots)
+	wait := time.Duration(float64(turn.Unready) / queries * float64(time.Second))
 	return jittered(min(max(wait, soonest), latest))
 }
 
@@ -105,9 +105,9 @@ func recheck(report rollout.Report) time.Duration {
 	return jittered(checkReport)
 }
 
-// tell writes the report when it is another than the last one, and does what follows from
+// writeReport writes the report when it is another than the last one, and does what follows from
 // it. While nothing changes it makes a request from time to time only.
-func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
+func (i *Installer) writeReport(ctx context.Context, report rollout.Report) error {
 	now := time.Now()
 	if i.written != nil && now.Before(i.written.until) && unchanged(i.written.report, report, now) {
 		return nil
@@ -146,7 +146,7 @@ func (i *Installer) tell(ctx context.Context, report rollout.Report) error {
 			return err
 		}
 	}
-	if err := i.afterTelling(ctx, report); err != nil {
+	if err := i.afterReport(ctx, report); err != nil {
 		i.written = nil // the Node is read again
 		return err
 	}
@@ -166,8 +166,8 @@ func unchanged(old, report rollout.Report, now time.Time) bool {
 	return report.Annotation() == old.Annotation()
 }
 
-// afterTelling does what follows from a report that is there.
-func (i *Installer) afterTelling(ctx context.Context, report rollout.Report) error {
+// afterReport does what follows from a report that is there.
+func (i *Installer) afterReport(ctx context.Context, report rollout.Report) error {
 	switch {
 	case report.Target == rollout.Observe, report.Phase == rollout.Done, report.Phase == rollout.Waiting && report.Reason != "":
 		// Nothing is being changed here. A slot that is kept after a failure stands for

@@ -35,7 +35,7 @@ func TestRequestsOfAnHour(t *testing.T) {
 		"done":                  {rollout.Stock, func(*world) {}, 12, 1},
 		"observed":              {rollout.Observe, func(*world) {}, 12, 1},
 		"waits, one of 5,000":   {rollout.Audit, func(w *world) { w.slot, w.waiting = false, 5000 }, 40, 7},
-		"not in order":          {rollout.Audit, func(w *world) { w.node.Status.Conditions[0].Status = corev1.ConditionFalse }, 250, 7},
+		"not healthy":           {rollout.Audit, func(w *world) { w.node.Status.Conditions[0].Status = corev1.ConditionFalse }, 250, 7},
 		"refuses to be changed": {rollout.Observe, func(w *world) { w.image(program("version=" + stockVersion)) }, 80, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,10 +44,10 @@ func TestRequestsOfAnHour(t *testing.T) {
 				c.prepare(w)
 				w.asked = 0
 				runFor(w, w.installer(request(c.target)), time.Hour)
-				t.Logf("%d requests, %d of them reports", w.asked, len(w.told))
+				t.Logf("%d requests, %d of them reports", w.asked, len(w.reports))
 				assert.LessOrEqual(t, w.asked, c.asked)
-				assert.LessOrEqual(t, len(w.told), c.reports)
-				assert.NotEmpty(t, w.told)
+				assert.LessOrEqual(t, len(w.reports), c.reports)
+				assert.NotEmpty(t, w.reports)
 			})
 		})
 	}
@@ -58,14 +58,14 @@ func TestAReportIsWrittenOnceAndAgainWhenItIsGone(t *testing.T) {
 		w := newWorld(t)
 		installer := w.installer(request(rollout.Stock))
 		runFor(w, installer, 10*time.Minute)
-		require.Len(t, w.told, 1)
+		require.Len(t, w.reports, 1)
 		delete(w.node.Annotations, rollout.ReportAnnotation)
 		runFor(w, installer, 2*time.Hour)
-		assert.Len(t, w.told, 2)
+		assert.Len(t, w.reports, 2)
 		assert.Contains(t, w.node.Annotations, rollout.ReportAnnotation)
 		// A new process finds it there.
 		runFor(w, w.installer(request(rollout.Stock)), time.Minute)
-		assert.Len(t, w.told, 2)
+		assert.Len(t, w.reports, 2)
 	})
 }
 
@@ -95,7 +95,7 @@ func TestANodeInLineIsLookedAtAgainWhenItIsItsTurn(t *testing.T) {
 		step := func() rollout.Report {
 			report, err := installer.Step(t.Context())
 			require.NoError(t, err)
-			require.NoError(t, installer.tell(t.Context(), report))
+			require.NoError(t, installer.writeReport(t.Context(), report))
 			return report
 		}
 		assert.Equal(t, rollout.Waiting, step().Phase)
@@ -111,9 +111,9 @@ func TestANodeInLineIsLookedAtAgainWhenItIsItsTurn(t *testing.T) {
 		w.node.Status.Conditions[0].Status = corev1.ConditionTrue
 		w.slot = false
 		require.Equal(t, rollout.Waiting, step().Phase)
-		w.slot, w.slotLooks = true, 0
+		w.slot, w.slotQueries = true, 0
 		assert.Equal(t, rollout.Done, step().Phase)
-		assert.Equal(t, 1, w.slotLooks, "the slot is not requested twice")
+		assert.Equal(t, 1, w.slotQueries, "the slot is not requested twice")
 	})(t)
 }
 
@@ -140,7 +140,7 @@ func TestTheSlotIsReleasedWhenTheNodeLeavesThePool(t *testing.T) {
 				w.image(program("version=" + stockVersion))
 				w.node.Labels = c.labels
 				runFor(w, w.installer(request(rollout.Audit)), time.Minute)
-				require.Equal(t, rollout.Refused, w.told[len(w.told)-1].Phase)
+				require.Equal(t, rollout.Refused, w.reports[len(w.reports)-1].Phase)
 				assert.Equal(t, c.want, w.slotTaken)
 			})
 		})
@@ -168,8 +168,8 @@ func TestATaintThatStaysIsTriedAgain(t *testing.T) {
 		installer.Cluster = failing
 		report, err := installer.Step(t.Context())
 		require.NoError(t, err)
-		require.Error(t, installer.tell(t.Context(), report))
-		require.NoError(t, installer.tell(t.Context(), report))
+		require.Error(t, installer.writeReport(t.Context(), report))
+		require.NoError(t, installer.writeReport(t.Context(), report))
 		assert.Empty(t, w.node.Spec.Taints)
 	})(t)
 }
@@ -229,7 +229,7 @@ func TestRequestsOfAChange(t *testing.T) {
 				return nil
 			}
 			require.NoError(t, installer.Run(ctx))
-			require.Equal(t, rollout.Done, w.told[len(w.told)-1].Phase)
+			require.Equal(t, rollout.Done, w.reports[len(w.reports)-1].Phase)
 			t.Logf("settles for %s: %d requests", settle, w.asked)
 			assert.LessOrEqual(t, w.asked, most)
 		})

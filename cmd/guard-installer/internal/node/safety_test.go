@@ -71,7 +71,7 @@ func TestAChangeThatWasRolledBackIsNotMade(t *testing.T) {
 		w := newWorld(t)
 		first := w.installer(brief(rollout.Audit))
 		first.Cluster = between{w, func() {
-			_, err := w.takeBack()
+			_, err := w.rollBack()
 			require.NoError(t, err)
 		}}
 		report, err := first.Step(context.Background())
@@ -89,7 +89,7 @@ func TestADropInThatCameAfterTheRollbackIsRolledBack(t *testing.T) {
 		store := journal.Store{Root: w.root}
 		wanted, err := w.root.ReadText(rollout.DropIn)
 		require.NoError(t, err)
-		entry, err := w.takeBack()
+		entry, err := w.rollBack()
 		require.NoError(t, err)
 		require.Equal(t, journal.RolledBack, entry.State)
 		w.file(rollout.DropIn, *wanted)
@@ -97,14 +97,14 @@ func TestADropInThatCameAfterTheRollbackIsRolledBack(t *testing.T) {
 		require.NoError(t, w.start())
 
 		installer := w.installer(brief(rollout.Audit))
-		entry, err = installer.undo(context.Background(), entry, &failure{reason: rollout.ReasonInterrupted, message: "x"})
+		entry, err = installer.rollBack(context.Background(), entry, &failure{reason: rollout.ReasonInterrupted, message: "x"})
 		require.NoError(t, err)
 		assert.Equal(t, journal.RolledBack, entry.State)
 		assert.False(t, w.root.Exists(rollout.DropIn))
 		assert.False(t, w.is("guarded"))
 
 		// That of another change is not.
-		_, err = store.TakeBack(context.Background(), w, "another", nil, rollout.ReasonInterrupted, "x")
+		_, err = store.RollBack(context.Background(), w, "another", nil, rollout.ReasonInterrupted, "x")
 		assert.ErrorIs(t, err, journal.ErrTaken)
 	})(t)
 }
@@ -147,14 +147,14 @@ func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
 		breaks  func(w *world)
 		message string
 	}{
-		"no room beside the drop-in": {func(w *world) { w.full = true }, "no space left on device"},
-		"systemd does not answer":    {func(w *world) { w.silent = errors.New("permission denied") }, "permission denied"},
+		"no room next to the drop-in": {func(w *world) { w.full = true }, "no space left on device"},
+		"systemd does not answer":     {func(w *world) { w.silent = errors.New("permission denied") }, "permission denied"},
 	} {
 		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.installer(brief(rollout.Audit))
 			w.onStep = func(_, where string) error {
-				if strings.Contains(where, "TakeBackOrTry") {
+				if strings.Contains(where, "RollBackOrTry") {
 					c.breaks(w)
 				}
 				return nil
@@ -173,7 +173,7 @@ func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
 func TestTheUnitsAreTriedAgain(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.installer(request(rollout.Audit)).writeUnits("/opt/installer", time.Minute))
-	for _, name := range []string{runtimeUnits + "/" + takeBackUnit, units + "/" + recoverUnit} {
+	for _, name := range []string{runtimeUnits + "/" + rollbackUnit, units + "/" + recoverUnit} {
 		data, err := w.root.Read(name)
 		require.NoError(t, err)
 		for _, line := range []string{"Restart=on-failure", "RestartSec=10", "StartLimitBurst=60", "StartLimitIntervalSec=86400"} {
@@ -212,12 +212,12 @@ func TestWhatIsKeptAfterHalfARollbackStays(t *testing.T) {
 		w := newWorld(t)
 		w.image(program("version="+guardedVersion, "guarded", "unhealthy"))
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
-		_, err := journal.Store{Root: w.root}.TakeBack(context.Background(), refusesReload{w}, "", nil, rollout.ReasonInterrupted, "x")
+		_, err := journal.Store{Root: w.root}.RollBack(context.Background(), refusesReload{w}, "", nil, rollout.ReasonInterrupted, "x")
 		require.ErrorContains(t, err, "refused")
 		require.False(t, w.root.Exists(rollout.DropIn))
 		holdsA(w)
 		report := w.run(brief(rollout.Enforce))
-		assert.True(t, report.Left, report.Message)
+		assert.True(t, report.Kept, report.Message)
 		assert.True(t, w.root.Exists(rollout.DropIn))
 		assert.True(t, w.command.HasGuard())
 		assert.Equal(t, 2, w.started)
@@ -293,7 +293,7 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 		report, err = fresh.Step(context.Background())
 		require.NoError(t, err)
 		assert.Equal(t, rollout.ReasonMode, report.Reason, report.Message)
-		assert.Greater(t, w.started, started, "it tries to put it right")
+		assert.Greater(t, w.started, started, "it tries to fix it")
 	}))
 }
 
@@ -316,7 +316,7 @@ func TestACertificateMayBeRotated(t *testing.T) {
 		w := newWorld(t)
 		w.image(program("version="+guardedVersion, "guarded", "kills"))
 		holdsA(w)
-		require.True(t, w.run(brief(rollout.Enforce)).Left)
+		require.True(t, w.run(brief(rollout.Enforce)).Kept)
 		rotate(w)
 		w.resume()
 		report := w.run(brief(rollout.Enforce))
@@ -364,9 +364,9 @@ func TestARecoveryBesideARunningKubeletAsks(t *testing.T) {
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
 		holdsA(w)
 		w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
-		entry, err := journal.Store{Root: w.root}.Recover(context.Background(), w, w.installer(brief(rollout.Enforce)).holding().Keep)
+		entry, err := journal.Store{Root: w.root}.Recover(context.Background(), w, w.installer(brief(rollout.Enforce)).holding().KeepReason)
 		require.NoError(t, err)
-		assert.True(t, entry.Left())
+		assert.True(t, entry.Kept())
 		assert.True(t, w.root.Exists(rollout.DropIn))
 	})(t)
 }
@@ -393,7 +393,7 @@ func TestTheTimerThatASoftRebootEndedIsStartedAgain(t *testing.T) {
 func TestAClockThatIsSetEndsNoChange(t *testing.T) {
 	timeless(func(t *testing.T) {
 		began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-		entry := &journal.Entry{Began: began, Deadline: began.Add(time.Minute), Uptime: time.Hour}
+		entry := &journal.Entry{Started: began, Deadline: began.Add(time.Minute), Uptime: time.Hour}
 		assert.Equal(t, time.Minute, timeLeft(entry, time.Hour), "the clock is years ahead")
 		assert.Equal(t, 20*time.Second, timeLeft(entry, time.Hour+40*time.Second))
 		assert.Negative(t, timeLeft(entry, 2*time.Hour))
@@ -409,9 +409,9 @@ func TestAClockThatIsSetEndsNoChange(t *testing.T) {
 			require.NoError(t, err)
 			deadline, err := entry.Deadline.MarshalText()
 			require.NoError(t, err)
-			earlier, err := entry.Began.Add(-time.Hour).MarshalText()
+			earlier, err := entry.Started.Add(-time.Hour).MarshalText()
 			require.NoError(t, err)
-			now, err := entry.Began.MarshalText()
+			now, err := entry.Started.MarshalText()
 			require.NoError(t, err)
 			w.file(rollout.StateDir+"/journal.json", strings.NewReplacer(string(deadline), string(past), string(now), string(earlier)).Replace(string(data)))
 		}}
@@ -480,7 +480,7 @@ func TestAClockThatIsSetLeavesTheTimeToStart(t *testing.T) {
 		w := newWorld(t)
 		require.True(t, dies(func() { w.dieAfterRestart().run(request(rollout.Audit)) }))
 		entry := entryOf(t, w)
-		entry.Began, entry.Deadline = entry.Began.Add(-time.Hour), entry.Deadline.Add(-time.Hour)
+		entry.Started, entry.Deadline = entry.Started.Add(-time.Hour), entry.Deadline.Add(-time.Hour)
 		data, err := json.Marshal(entry)
 		require.NoError(t, err)
 		w.file(rollout.StateDir+"/journal.json", string(data))
@@ -537,7 +537,7 @@ func TestAnUpgradeDuringAChangeThatIsRolledBackIsReported(t *testing.T) {
 		require.NoError(t, err)
 		w.file(rollout.StateDir+"/journal.json", string(data))
 		started := w.started
-		_, err = journal.Store{Root: w.root}.TakeBack(t.Context(), w, "", nil, rollout.ReasonInterrupted, "x")
+		_, err = journal.Store{Root: w.root}.RollBack(t.Context(), w, "", nil, rollout.ReasonInterrupted, "x")
 		require.NoError(t, err)
 		assert.Equal(t, started, w.started)
 
@@ -567,17 +567,17 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 	}
 	refuses := func(t *testing.T, w *world, green *Installer, message string) {
 		t.Helper()
-		written, started := len(w.told), w.started
+		written, started := len(w.reports), w.started
 		report := step(t, green)
 		assert.Equal(t, rollout.Refused, report.Phase)
 		assert.Equal(t, rollout.ReasonOtherPool, report.Reason)
 		assert.Contains(t, report.Message, message)
 		assert.False(t, ready(report))
 		asked := w.asked
-		require.NoError(t, green.tell(t.Context(), report))
-		require.NoError(t, green.tell(t.Context(), report))
+		require.NoError(t, green.writeReport(t.Context(), report))
+		require.NoError(t, green.writeReport(t.Context(), report))
 		assert.Equal(t, 1, w.asked-asked, "a slot is released, once")
-		assert.Len(t, w.told, written, "the report on the Node stays that of the other pool")
+		assert.Len(t, w.reports, written, "the report on the Node stays that of the other pool")
 		assert.Equal(t, started, w.started)
 	}
 	t.Run("while the other installer runs", timeless(func(t *testing.T) {
@@ -617,7 +617,7 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 			leave(w)
 			report := step(t, green)
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
-			require.NoError(t, green.tell(t.Context(), report))
+			require.NoError(t, green.writeReport(t.Context(), report))
 			written, err := rollout.ReportOf(w.node)
 			require.NoError(t, err)
 			assert.Equal(t, "green", written.Pool)

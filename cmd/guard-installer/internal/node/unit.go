@@ -11,9 +11,9 @@ import (
 	"kubelet-guard.io/pkg/rollout"
 )
 
-// lookAtNeighbours refuses a restart of the kubelet in which systemd would stop the
+// checkNeighbours refuses a restart of the kubelet in which systemd would stop the
 // container runtime or containers as well.
-func (i *Installer) lookAtNeighbours(state systemd.Unit, judged unit.Verdict) []refusal {
+func (i *Installer) checkNeighbours(state systemd.Unit, judged unit.Verdict) []refusal {
 	var processes []string
 	if state.ControlGroup != "" && judged.KillMode != "process" {
 		var err error
@@ -52,7 +52,7 @@ func (i *Installer) unitChanged(files []string, dropIn *string) string {
 func (i *Installer) reportUnitChange(report rollout.Report, files []string) rollout.Report {
 	if why := i.unitChanged(files, i.finishedDropIn); why != "" {
 		report.Reason = rollout.ReasonUnitChanged
-		report.Message = fmt.Sprintf("%s. The command of %s has changed since: %s. The kubelet keeps the arguments of before until the next request, such as another image or mode", report.Message, rollout.KubeletUnit, why)
+		report.Message = fmt.Sprintf("%s. The command of %s has changed since: %s. The kubelet keeps its arguments until the next request, such as another image or mode", report.Message, rollout.KubeletUnit, why)
 	}
 	return report
 }
@@ -61,7 +61,7 @@ func (i *Installer) reportUnitChange(report rollout.Report, files []string) roll
 // command of the unit alone, which somebody has changed after the request was done.
 func (i *Installer) onlyUnitChanged(v *view) bool {
 	entry, err := i.store().Read()
-	return err == nil && entry != nil && entry.State == journal.Confirmed && !entry.Left() && entry.RequestID == i.Request.ID() &&
+	return err == nil && entry != nil && entry.State == journal.Confirmed && !entry.Kept() && entry.RequestID == i.Request.ID() &&
 		v.dropIn != nil && v.wanted != nil && same(v.dropIn, entry.Wanted) &&
 		strings.Contains(*v.dropIn, v.program+" ") && strings.Contains(*v.dropIn, unit.GuardFlag+"="+v.config+"\n")
 }

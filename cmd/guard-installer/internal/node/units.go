@@ -12,10 +12,10 @@ import (
 
 // Units that exist while a node is being changed.
 const (
-	// takeBackUnit rolls the change back. takeBackTimer starts it when nobody has
+	// rollbackUnit rolls the change back. rollbackTimer starts it when nobody has
 	// confirmed the change in time.
-	takeBackUnit  = "kubelet-guard-take-back.service"
-	takeBackTimer = journal.Timer
+	rollbackUnit  = "kubelet-guard-rollback.service"
+	rollbackTimer = journal.Timer
 	// recoverUnit rolls the change back when the node boots in the middle of it.
 	recoverUnit = "kubelet-guard-recover.service"
 
@@ -36,28 +36,28 @@ const (
 // timer rolls the change back.
 func (i *Installer) writeUnits(program string, after time.Duration) error {
 	files := map[string]string{
-		path.Join(runtimeUnits, takeBackUnit): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node is at its end.
+		path.Join(runtimeUnits, rollbackUnit): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node has ended.
 [Unit]
-Description=Put back the kubelet that a roll-out of Kubelet Guard has replaced
+Description=Restore the kubelet that a roll-out of Kubelet Guard has replaced
 StartLimitIntervalSec=86400
 StartLimitBurst=%d
 [Service]
 Type=oneshot
-ExecStart=%s take-back
+ExecStart=%s rollback
 TimeoutStartSec=180
 Restart=on-failure
 RestartSec=%d
 `, RollbackTries, program, RollbackPause),
-		path.Join(runtimeUnits, takeBackTimer): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node is at its end.
+		path.Join(runtimeUnits, rollbackTimer): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node has ended.
 [Unit]
-Description=Put back the kubelet unless the roll-out of Kubelet Guard confirms the new one
+Description=Restore the kubelet unless the roll-out of Kubelet Guard confirms the new one
 [Timer]
 OnActiveSec=%d
 AccuracySec=1
 `, int(after.Seconds())),
-		path.Join(units, recoverUnit): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node is at its end.
+		path.Join(units, recoverUnit): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node has ended.
 [Unit]
-Description=Put back the kubelet of a roll-out of Kubelet Guard that a boot has interrupted
+Description=Restore the kubelet of a roll-out of Kubelet Guard that a boot has interrupted
 Before=%s
 RequiresMountsFor=%s %s %s
 StartLimitIntervalSec=86400
@@ -86,12 +86,12 @@ WantedBy=%s
 // rest. Its link goes before it: without its file it would be an error of every boot.
 func (i *Installer) endUnits(ctx context.Context) error {
 	// A timer that ran on would end the next change early.
-	for _, name := range []string{takeBackTimer, takeBackUnit} {
+	for _, name := range []string{rollbackTimer, rollbackUnit} {
 		if err := i.Systemd.Stop(ctx, name); err != nil {
 			return err
 		}
 	}
-	for _, name := range []string{takeBackTimer, takeBackUnit} {
+	for _, name := range []string{rollbackTimer, rollbackUnit} {
 		if err := i.Root.Remove(path.Join(runtimeUnits, name)); err != nil {
 			return err
 		}

@@ -101,7 +101,7 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	v.noteHeartbeat(ctx)
-	last := &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped for too long to see whether the change was in order"}
+	last := &failure{reason: rollout.ReasonInterrupted, message: "the installer was stopped for too long to see whether the change was verified"}
 	var healthySince time.Time
 	inARow, pid, restarts := 0, 0, 0
 	restartedBy := ""
@@ -109,13 +109,13 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	restart := func(why string) {
 		if !healthySince.IsZero() {
 			restarts, restartedBy = restarts+1, why
-			klog.InfoS("The settle time begins again", "why", why)
+			klog.InfoS("The settle time starts again", "why", why)
 		}
 		healthySince = time.Time{}
 	}
 	for {
 		began := time.Now()
-		looked := v.look(ctx)
+		looked := v.check(ctx)
 		if ctx.Err() != nil {
 			return overdue(entry, last, restarts, restartedBy), 0 // the last look was cut off
 		}
@@ -129,7 +129,7 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 		} else {
 			if healthySince.IsZero() {
 				healthySince = time.Now()
-				klog.InfoS("The kubelet is in order", "pid", pid, "settles", entry.Settle)
+				klog.InfoS("The kubelet is healthy", "pid", pid, "settles", entry.Settle)
 			}
 			found = looked.containers
 			if found == nil && time.Since(healthySince) >= entry.Settle {
@@ -138,7 +138,7 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 				}
 				if found = v.notReady; found != nil {
 					restart(found.message)
-				} else if found = v.strange(ctx); found == nil {
+				} else if found = v.foreignRuntime(ctx); found == nil {
 					return nil, v.ended
 				}
 			}
@@ -146,10 +146,10 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 		switch {
 		case found == nil:
 			inARow = 0
-			last = &failure{reason: rollout.ReasonNotHealthy, message: fmt.Sprintf("the kubelet was not in order for %s at a stretch", entry.Settle)}
+			last = &failure{reason: rollout.ReasonNotHealthy, message: fmt.Sprintf("the kubelet was not healthy for %s without a break", entry.Settle)}
 		default:
 			if last.message != found.message {
-				klog.InfoS("Not in order yet", "reason", found.reason, "message", found.message)
+				klog.InfoS("Not healthy yet", "reason", found.reason, "message", found.message)
 			}
 			last = found
 			if !found.definite {
@@ -178,37 +178,37 @@ func timeLeft(entry *journal.Entry, now time.Duration) time.Duration {
 	if entry.Uptime == 0 {
 		return time.Until(entry.Deadline)
 	}
-	return entry.Deadline.Sub(entry.Began) - (now - entry.Uptime)
+	return entry.Deadline.Sub(entry.Started) - (now - entry.Uptime)
 }
 
 // overdue is the failure of a change that was not healthy in time.
 func overdue(entry *journal.Entry, last *failure, restarts int, restartedBy string) *failure {
 	found := *last
-	found.message = fmt.Sprintf("not in order within %s: %s", entry.Deadline.Sub(entry.Began).Round(time.Second), last.message)
+	found.message = fmt.Sprintf("not healthy within %s: %s", entry.Deadline.Sub(entry.Started).Round(time.Second), last.message)
 	if restarts > 0 {
-		found.message += fmt.Sprintf(" (the settle time of %s began again %d times, the last time because: %s)", entry.Settle, restarts, restartedBy)
+		found.message += fmt.Sprintf(" (the settle time of %s started again %d times, the last time because: %s)", entry.Settle, restarts, restartedBy)
 	}
 	return &found
 }
 
 // look is what one look has found: what is wrong with the kubelet, and with containers;
 // nil for nothing.
-type look struct {
+type checked struct {
 	kubelet, containers *failure
 	process             int
 }
 
-func (v *verifier) look(ctx context.Context) look {
+func (v *verifier) check(ctx context.Context) checked {
 	// Containers first: what the kubelet has stopped by now, it has counted when it is asked.
 	running, err := v.Running(ctx, v.entry.Runtime)
 	found, answer, process := v.checkKubelet(ctx)
 	switch {
 	case err != nil:
-		return look{found, &failure{reason: rollout.ReasonRuntime, message: err.Error()}, process}
+		return checked{found, &failure{reason: rollout.ReasonRuntime, message: err.Error()}, process}
 	case found != nil:
-		return look{found, nil, process}
+		return checked{found, nil, process}
 	}
-	return look{nil, v.checkContainers(ctx, running, answer), process}
+	return checked{nil, v.checkContainers(ctx, running, answer), process}
 }
 
 // checkKubelet looks at the kubelet once. It returns what is wrong, its answer, and its
@@ -231,10 +231,10 @@ func (v *verifier) checkKubelet(ctx context.Context) (*failure, kubelet.Answer, 
 		v.broken = fmt.Sprintf("the kubelet has ended %d times by itself", unit.Restarts)
 	}
 	if unit.Restarts >= enoughRestarts {
-		return wrong(rollout.ReasonNotStarted, true, "the kubelet %s has ended %d times by itself (journalctl -u kubelet on the node says why)", want.Version, unit.Restarts)
+		return wrong(rollout.ReasonNotStarted, true, "the kubelet %s has ended %d times by itself (journalctl -u kubelet on the node explains why)", want.Version, unit.Restarts)
 	}
 	if !unit.Running() {
-		return wrong(rollout.ReasonNotStarted, false, "%v: %s (%s) (journalctl -u kubelet on the node says why)", errNotRunning, unit.Active, unit.Sub)
+		return wrong(rollout.ReasonNotStarted, false, "%v: %s (%s) (journalctl -u kubelet on the node explains why)", errNotRunning, unit.Active, unit.Sub)
 	}
 	if process, err = v.Root.Process(unit.MainPID); err != nil {
 		return wrong(rollout.ReasonNotStarted, false, "%v", err)
@@ -249,11 +249,11 @@ func (v *verifier) checkKubelet(ctx context.Context) (*failure, kubelet.Answer, 
 	case entry.Target.Guarded() && !answer.Guarded:
 		return wrong(rollout.ReasonUnguarded, true, "the kubelet %s runs without the guard", answer.Version)
 	case entry.Target.Guarded() && answer.Mode != want.Mode:
-		return wrong(rollout.ReasonMode, true, "the guard runs in mode %s, asked for was %s", answer.Mode, want.Mode)
+		return wrong(rollout.ReasonMode, true, "the guard runs in mode %s, not %s", answer.Mode, want.Mode)
 	case !entry.Target.Guarded() && answer.Guarded:
 		return wrong(rollout.ReasonGuarded, true, "the kubelet still runs with the guard")
 	case answer.Version != want.Version:
-		return wrong(rollout.ReasonOtherKubelet, true, "the kubelet says that it is %s, not %s", answer.Version, want.Version)
+		return wrong(rollout.ReasonOtherKubelet, true, "the kubelet reports that it is %s, not %s", answer.Version, want.Version)
 	}
 	if v.process != 0 && v.process != process.PID {
 		v.broken = "the kubelet was started again"
@@ -408,7 +408,7 @@ func (v *verifier) evidence(ctx context.Context, missing, running []cri.Containe
 	if answer.Pods != nil {
 		for _, pod := range answer.Pods.Items {
 			for _, attempt := range pod.Audited {
-				if !attempt.LastAttempt.Before(v.entry.Began) {
+				if !attempt.LastAttempt.Before(v.entry.Started) {
 					e.Audited[pod.UID] = true
 				}
 			}
@@ -434,8 +434,8 @@ func (v *verifier) evidence(ctx context.Context, missing, running []cri.Containe
 	return e, nil
 }
 
-// strange finds out whether the containers that were looked at are those of the kubelet.
-func (v *verifier) strange(ctx context.Context) *failure {
+// foreignRuntime finds out whether the containers that were looked at are those of the kubelet.
+func (v *verifier) foreignRuntime(ctx context.Context) *failure {
 	pods, err := v.Pods(ctx, v.entry.Address, v.entry.Pin)
 	if err != nil {
 		return &failure{reason: rollout.ReasonNotHealthy, message: err.Error()}
@@ -444,7 +444,7 @@ func (v *verifier) strange(ctx context.Context) *failure {
 	if err != nil {
 		return &failure{reason: rollout.ReasonRuntime, message: err.Error()}
 	}
-	if why := containers.Strange(running, pods.Items); why != "" {
+	if why := containers.Foreign(running, pods.Items); why != "" {
 		return &failure{reason: rollout.ReasonRuntime, message: fmt.Sprintf("%s is not the container runtime of the kubelet: %s", v.entry.Runtime, why)}
 	}
 	return nil
@@ -489,12 +489,12 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 	return now, nil
 }
 
-// awaitOldKubelet waits until the old kubelet is healthy, for at most Recovery, once.
-func (i *Installer) awaitOldKubelet(ctx context.Context, entry *journal.Entry) {
-	if i.awaited {
+// waitForOldKubelet waits until the old kubelet is healthy, for at most Recovery, once.
+func (i *Installer) waitForOldKubelet(ctx context.Context, entry *journal.Entry) {
+	if i.waitedForOldKubelet {
 		return
 	}
-	i.awaited = true
+	i.waitedForOldKubelet = true
 	deadline := time.Now().Add(i.Recovery)
 	for {
 		_, err := i.oldKubelet(ctx, entry)
@@ -502,7 +502,7 @@ func (i *Installer) awaitOldKubelet(ctx context.Context, entry *journal.Entry) {
 			return
 		}
 		if time.Now().After(deadline) {
-			klog.ErrorS(err, "The old kubelet is not in order", "waited", i.Recovery)
+			klog.ErrorS(err, "The old kubelet is not healthy", "waited", i.Recovery)
 			return
 		}
 		time.Sleep(i.Poll)

@@ -91,7 +91,7 @@ func TestWhatRestartsTheSettleTimeIsSaid(t *testing.T) {
 		report := step(t, installer)
 		assert.Equal(t, rollout.RolledBack, report.Phase)
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
-		assert.Regexp(t, `the settle time of 60ms began again \d+ times, the last time because: healthz says no`, report.Message)
+		assert.Regexp(t, `the settle time of 60ms started again \d+ times, the last time because: healthz says no`, report.Message)
 	})
 }
 
@@ -203,7 +203,7 @@ func TestAResumeDoesNotCountEarlierStops(t *testing.T) {
 		w := newWorld(t)
 		w.image(program("version="+guardedVersion, "guarded", "kills"))
 		holdsA(w)
-		require.True(t, w.run(request(rollout.Enforce)).Left)
+		require.True(t, w.run(request(rollout.Enforce)).Kept)
 		w.resume()
 		installer := w.installer(request(rollout.Enforce))
 		w.whileVerified(installer, func(look int) {
@@ -255,14 +255,14 @@ func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
 		left  bool
 	}{
 		"rolled back":   {[]string{"guarded", "nostart"}, false},
-		"left in place": {[]string{"guarded", "unhealthy"}, true},
+		"kept in place": {[]string{"guarded", "unhealthy"}, true},
 	} {
 		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.image(program(append(c.words, "version="+guardedVersion)...))
 			holdsA(w)
 			report := w.run(brief(rollout.Enforce))
-			require.Equal(t, c.left, report.Left)
+			require.Equal(t, c.left, report.Kept)
 			first, started := report.Attempt, w.started
 			require.NotEmpty(t, first)
 

@@ -132,13 +132,13 @@ type world struct {
 	joined    bool
 	// waiting is how many installers of the pool are not ready.
 	waiting int
-	// asked is how often the API server was asked, slotLooks how often for a slot.
-	asked     int
-	slotLooks int
-	away      bool
+	// asked is how often the API server was asked, slotQueries how often for a slot.
+	asked       int
+	slotQueries int
+	away        bool
 	// unready: the node does not get ready with a guarded kubelet.
 	unready bool
-	told    []rollout.Report
+	reports []rollout.Report
 	ready   bool
 }
 
@@ -265,7 +265,7 @@ func (w *world) run(request rollout.Request) rollout.Report {
 	installer := w.installer(request)
 	report, err := installer.Step(context.Background())
 	require.NoError(w.t, err)
-	require.NoError(w.t, installer.tell(context.Background(), report))
+	require.NoError(w.t, installer.writeReport(context.Background(), report))
 	return report
 }
 
@@ -365,7 +365,7 @@ func (w *world) Unit(_ context.Context, name string) (systemd.Unit, error) {
 	if w.silent != nil {
 		return systemd.Unit{}, w.silent
 	}
-	if name == takeBackTimer {
+	if name == rollbackTimer {
 		return systemd.Unit{Active: map[bool]string{true: "active", false: "inactive"}[w.timer]}, nil
 	}
 	u := systemd.Unit{Loaded: true, Active: "active", Sub: "running", Files: w.files, MainPID: w.pid, NeedsReload: w.stale}
@@ -382,15 +382,15 @@ func (w *world) Start(ctx context.Context, name string) error {
 		return fmt.Errorf("%s is not there", name)
 	}
 	switch name {
-	case takeBackTimer:
+	case rollbackTimer:
 		w.timer = true
 		return nil
-	case takeBackUnit:
+	case rollbackUnit:
 		if w.broken != nil {
 			return w.broken
 		}
 		var err error
-		if dies(func() { _, err = w.takeBack() }) {
+		if dies(func() { _, err = w.rollBack() }) {
 			err = errors.New("the process of the unit was killed")
 		}
 		w.retry = err != nil
@@ -399,19 +399,19 @@ func (w *world) Start(ctx context.Context, name string) error {
 	return fmt.Errorf("unexpected start of %s", name)
 }
 
-// takeBack is what the node's own process does: it is no part of the installer, so
+// rollBack is what the node's own process does: it is no part of the installer, so
 // nothing of it is cut off by a crash of the installer.
-func (w *world) takeBack() (*journal.Entry, error) {
+func (w *world) rollBack() (*journal.Entry, error) {
 	holding := Holding{Root: w.root, Systemd: w, Protected: w.protected, Poll: time.Millisecond}
-	return journal.Store{Root: w.root}.TakeBackOrTry(context.Background(), w, holding.Keep, rollout.ReasonInterrupted, "the timer")
+	return journal.Store{Root: w.root}.RollBackOrTry(context.Background(), w, holding.KeepReason, rollout.ReasonInterrupted, "the timer")
 }
 
 func (w *world) Stop(_ context.Context, name string) error {
 	w.call()
-	if name == takeBackUnit {
+	if name == rollbackUnit {
 		w.retry = false
 	}
-	if name == takeBackTimer {
+	if name == rollbackTimer {
 		w.timer = false
 	}
 	return nil
@@ -564,14 +564,14 @@ func (w *world) TakeSlot(_ context.Context, _ *corev1.Node, _ string, refuses bo
 	if err := w.reach(); err != nil {
 		return cluster.Turn{}, err
 	}
-	w.slotLooks++
-	turn := cluster.Turn{Why: w.why, Joined: w.joined, Slots: 1, Unready: max(1, w.waiting)}
+	w.slotQueries++
+	turn := cluster.Turn{WaitReason: w.why, Joined: w.joined, Slots: 1, Unready: max(1, w.waiting)}
 	switch {
 	case w.why != "" || refuses && w.joined:
 	case w.slot:
 		turn.Slot, w.slotTaken = true, true
 	default:
-		turn.Why = "it waits for one of 1 slots of the pool"
+		turn.WaitReason = "it waits for one of 1 slots of the pool"
 	}
 	return turn, nil
 }
@@ -579,7 +579,7 @@ func (w *world) Report(_ context.Context, report rollout.Report, mark *bool) err
 	if err := w.reach(); err != nil {
 		return err
 	}
-	w.told = append(w.told, report)
+	w.reports = append(w.reports, report)
 	metav1.SetMetaDataAnnotation(&w.node.ObjectMeta, rollout.ReportAnnotation, report.Annotation())
 	if mark != nil && *mark {
 		metav1.SetMetaDataLabel(&w.node.ObjectMeta, rollout.StateLabel, rollout.StateFailed)

@@ -94,9 +94,9 @@ func (i *Installer) dropIn() (*string, error) {
 	return &text, nil
 }
 
-// look finds out how the node is and what keeps the request from it. The error is about
+// inspect finds out how the node is and what keeps the request from it. The error is about
 // what may be different the next time.
-func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err error) {
+func (i *Installer) inspect(ctx context.Context) (v view, refusals []refusal, err error) {
 	refuse := func(reason rollout.Reason, format string, arguments ...any) {
 		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
 	}
@@ -104,7 +104,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	// Removing or replacing the guard must work on an unhealthy node, too.
 	strict := target != rollout.Stock
 	inOrder := strict
-	if entry, err := i.store().Read(); err == nil && entry.Left() && i.untouched(entry).IsYes() {
+	if entry, err := i.store().Read(); err == nil && entry.Kept() && i.unmodified(entry).IsYes() {
 		inOrder = false
 	}
 
@@ -136,11 +136,11 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		return v, refusals, nil
 	}
 	v.command = judged.Command
-	refusals = append(refusals, i.lookAtNeighbours(v.unit, judged)...)
+	refusals = append(refusals, i.checkNeighbours(v.unit, judged)...)
 	if v.command.HasGuard() {
 		refuse(rollout.ReasonForeignGuard, "%s runs a guarded kubelet already (a package, or by hand): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", v.command.File)
 	}
-	refusals = append(refusals, i.lookAtStock(ctx, &v)...)
+	refusals = append(refusals, i.checkStock(ctx, &v)...)
 	stockFound := v.stock.Version != ""
 
 	// The kubelet that runs.
@@ -151,7 +151,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		v.now.SHA256 = v.process.SHA256
 	}
 	if !v.unit.Running() && inOrder {
-		refuse(rollout.ReasonKubelet, "%s is %s (%s): put it in order first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
+		refuse(rollout.ReasonKubelet, "%s is %s (%s): fix that first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
 	}
 	var forbidden *kubelet.ForbiddenError
 	err = errNotRunning
@@ -169,7 +169,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	case errors.As(err, &forbidden):
 		refuse(rollout.ReasonKubelet, "%v", err)
 	case err != nil && inOrder:
-		refuse(rollout.ReasonKubelet, "the kubelet is not in order: %v", err)
+		refuse(rollout.ReasonKubelet, "the kubelet is not healthy: %v", err)
 	case err != nil && v.dropIn != nil && !v.unit.Running():
 		v.unknown = err
 	case err != nil && v.dropIn != nil:
@@ -184,7 +184,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		v.now.Version, v.now.Mode = v.answer.Version, v.answer.Mode
 	}
 	if target == rollout.Stock && stockFound {
-		more, err := i.lookAtReturn(ctx, &v)
+		more, err := i.checkReturn(ctx, &v)
 		if err != nil {
 			return v, nil, err
 		}
@@ -196,10 +196,10 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		v.now.Path = path.Join(rollout.InstallDir, v.process.SHA256, "kubelet")
 	}
 	if inOrder && !nodeReady(v.node) {
-		refuse(rollout.ReasonNode, "node %s is not ready: put it in order first", v.node.Name)
+		refuse(rollout.ReasonNode, "node %s is not ready: fix that first", v.node.Name)
 	}
 	if short := pressure(v.node); inOrder && short != "" {
-		refuse(rollout.ReasonPressure, "node %s reports %s, and its kubelet evicts pods: wait until it has ended, or put the node in order", v.node.Name, short)
+		refuse(rollout.ReasonPressure, "node %s reports %s, and its kubelet evicts pods: wait until it has ended, or fix the node", v.node.Name, short)
 	}
 	_, v.guardFlag = v.process.Flag(unit.GuardFlag)
 	switch {
@@ -214,7 +214,7 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 	}
 
 	// The container runtime.
-	if err = i.lookAtConfig(ctx, &v); err != nil {
+	if err = i.readConfig(ctx, &v); err != nil {
 		refuse(rollout.ReasonRuntime, "%v", err)
 	} else if v.socket, err = cri.Socket(i.Root, v.kubeletConfig.ContainerRuntimeEndpoint); err != nil {
 		refuse(rollout.ReasonRuntime, "%v", err)
@@ -222,17 +222,17 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonRuntime, "%v", err)
 	} else if pods, err := i.Pods(ctx, v.address, v.pin); err != nil {
 		if inOrder {
-			refuse(rollout.ReasonKubelet, "the kubelet does not say which pods it has: %v", err)
+			refuse(rollout.ReasonKubelet, "the kubelet does not report which pods it has: %v", err)
 		}
 	} else {
 		v.pods = pods.Items
-		if why := containers.Strange(v.running, v.pods); why != "" {
+		if why := containers.Foreign(v.running, v.pods); why != "" {
 			refuse(rollout.ReasonRuntime, "%s is not the container runtime of the kubelet: %s. Name the right one in containerRuntimeEndpoint of the kubelet's configuration", v.socket, why)
 		}
 	}
 
 	// What the image offers.
-	more, err := i.lookAtOffer(ctx, &v)
+	more, err := i.checkOffer(ctx, &v)
 	if err != nil {
 		return v, nil, err
 	}
@@ -243,12 +243,12 @@ func (i *Installer) look(ctx context.Context) (v view, refusals []refusal, err e
 		refuse(rollout.ReasonUnit, "%v", err)
 	}
 	v.complete = true
-	return v, append(refusals, i.lookAtHeld(&v)...), nil
+	return v, append(refusals, i.checkHeldPods(&v)...), nil
 }
 
-// lookAtConfig reads the configuration of the kubelet that runs. What it says itself
+// readConfig reads the configuration of the kubelet that runs. What it says itself
 // counts; without an answer its files do.
-func (i *Installer) lookAtConfig(ctx context.Context, v *view) error {
+func (i *Installer) readConfig(ctx context.Context, v *view) error {
 	files, err := kubelet.ConfigOf(i.Root, v.process)
 	if err != nil {
 		return err
@@ -259,7 +259,7 @@ func (i *Installer) lookAtConfig(ctx context.Context, v *view) error {
 	}
 	config, err := i.Config(ctx, v.address, v.pin)
 	if err != nil {
-		klog.InfoS("The kubelet does not say its configuration, its files count", "err", err)
+		klog.InfoS("The kubelet does not report its configuration, its files count", "err", err)
 		return nil
 	}
 	v.kubeletConfig = config
@@ -270,8 +270,8 @@ func (i *Installer) lookAtConfig(ctx context.Context, v *view) error {
 	return nil
 }
 
-// lookAtStock looks at the kubelet of the node's own command.
-func (i *Installer) lookAtStock(ctx context.Context, v *view) []refusal {
+// checkStock inspects the kubelet of the node's own command.
+func (i *Installer) checkStock(ctx context.Context, v *view) []refusal {
 	program := v.command.Program
 	v.stock.Path = program
 	where := i.Root.Path(program)
@@ -291,9 +291,9 @@ func (i *Installer) lookAtStock(ctx context.Context, v *view) []refusal {
 	return nil
 }
 
-// lookAtReturn looks whether the stock kubelet, which the distribution may have upgraded
+// checkReturn checks whether the stock kubelet, which the distribution may have upgraded
 // since, fits the API server and is close to the kubelet that runs.
-func (i *Installer) lookAtReturn(ctx context.Context, v *view) ([]refusal, error) {
+func (i *Installer) checkReturn(ctx context.Context, v *view) ([]refusal, error) {
 	if v.stock.Version == i.Request.StockVersion {
 		return nil, nil
 	}
@@ -355,8 +355,8 @@ func misfit(stock, running, server string) string {
 	return ""
 }
 
-// lookAtOffer looks at the kubelet of the image.
-func (i *Installer) lookAtOffer(ctx context.Context, v *view) (refusals []refusal, err error) {
+// checkOffer inspects the kubelet of the image.
+func (i *Installer) checkOffer(ctx context.Context, v *view) (refusals []refusal, err error) {
 	refuse := func(reason rollout.Reason, format string, arguments ...any) {
 		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
 	}
@@ -559,9 +559,9 @@ func (i *Installer) want(v *view) error {
 	return nil
 }
 
-// lookAtHeld refuses what would release held pods that nobody has agreed to. Not only
+// checkHeldPods refuses what would release held pods that nobody has agreed to. Not only
 // another mode does that: with another configuration a pod may be no longer protected.
-func (i *Installer) lookAtHeld(v *view) []refusal {
+func (i *Installer) checkHeldPods(v *view) []refusal {
 	if i.Request.Target == rollout.Observe {
 		return nil
 	}
@@ -569,13 +569,13 @@ func (i *Installer) lookAtHeld(v *view) []refusal {
 		return nil
 	}
 	if v.unknown != nil {
-		return []refusal{{rollout.ReasonHeld, fmt.Sprintf("the guarded kubelet does not answer, so that nobody knows which pods it holds, and nobody can have agreed that they stop: put it in order first (systemctl restart kubelet on the node) (%v)", v.unknown)}}
+		return []refusal{{rollout.ReasonHeld, fmt.Sprintf("the guarded kubelet does not answer, so that nobody knows which pods it holds, and nobody can have agreed that they stop: fix it first (systemctl restart kubelet on the node) (%v)", v.unknown)}}
 	}
 	others := i.notReleased(v)
 	if len(others) == 0 {
 		return nil
 	}
-	return []refusal{{rollout.ReasonHeld, fmt.Sprintf("%d pods are held and would stop with what is requested: %s. Nobody was shown them and agreed to it. See kubectl guard holds; put the reasons right, release the pods, or give the same command again, which lists them",
+	return []refusal{{rollout.ReasonHeld, fmt.Sprintf("%d pods are held and would stop with what is requested: %s. Nobody was shown them and agreed to it. See kubectl guard holds; fix the reasons, release the pods, or give the same command again, which lists them",
 		len(others), list(others))}}
 }
 
@@ -606,9 +606,9 @@ func (v *view) heldAndProtected() {
 	}
 }
 
-// asAsked reports whether there is nothing to do. What would keep a change from being
+// matchesRequest reports whether there is nothing to do. What would keep a change from being
 // made does not matter then.
-func (i *Installer) asAsked(v *view) bool {
+func (i *Installer) matchesRequest(v *view) bool {
 	if !v.complete || !same(v.dropIn, v.wanted) && !i.onlyUnitChanged(v) {
 		return false
 	}
