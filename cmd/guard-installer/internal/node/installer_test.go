@@ -413,7 +413,7 @@ func holdsA(w *world) {
 // savesA has the guard protect pod a, and nothing known about whether it holds it.
 func savesA(w *world) { w.file("/var/lib/kubelet/guard/pods/uid-a.pod", "") }
 
-func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
+func TestWhatIsHeldIsNotKilledByARollback(t *testing.T) {
 	const notTakenBack = "The change was not rolled back: the guard "
 	for name, c := range map[string]struct {
 		kubelet []string
@@ -481,7 +481,7 @@ func TestWhatIsHeldIsNotKilledByTakingBack(t *testing.T) {
 					assert.Equal(t, rollout.Failed, report.Phase)
 					assert.True(t, report.Kept)
 					assert.Contains(t, report.Message, notTakenBack+c.left)
-					assert.Contains(t, report.Message, "Look at kubectl guard holds")
+					assert.Contains(t, report.Message, "See kubectl guard holds")
 					assert.Equal(t, guardedVersion, word(w.running, "version"))
 					assert.Equal(t, guard.Enforce, report.Now.Mode)
 					_, err := w.rollBack()
