@@ -435,7 +435,7 @@ func TestWhatIsHeldIsNotKilledByARollback(t *testing.T) {
 		"no answer, pods are protected": {[]string{"guarded", "deaf"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy,
 			"protects 1 pods here and does not report whether it holds some that the old kubelet would stop (no answer in time)"},
 		"no answer, the state directory cannot be read": {[]string{"guarded", "deaf"}, func(w *world) { w.file("/var/lib/kubelet/guard/pods", "") }, rollout.Enforce, rollout.ReasonNotHealthy,
-			"does not say whether it holds pods that the old kubelet would stop (no answer in time), and it is unknown how many it protects ("},
+			"does not report whether it holds pods that the old kubelet would stop (no answer in time), and it is unknown how many it protects ("},
 		"no answer, no pods are protected":      {[]string{"guarded", "deaf"}, func(*world) {}, rollout.Enforce, rollout.ReasonNotHealthy, ""},
 		"no answer, the guard only audits":      {[]string{"guarded", "deaf"}, savesA, rollout.Audit, rollout.ReasonNotHealthy, ""},
 		"nothing listens":                       {[]string{"guarded", "sick"}, savesA, rollout.Enforce, rollout.ReasonNotHealthy, ""},
