@@ -173,7 +173,7 @@ func (r Repo) version(u Upstream, t Tree) string {
 // linkerFlags strip the binary and set its version. The archive has placeholders
 // where a git checkout has its commit, and there is no commit to name: the field
 // carries the fingerprint of the sources instead, so that two binaries with equal
-// version and different sources can be told apart.
+// version and different sources can be distinguished.
 func (r Repo) linkerFlags(s source) (string, error) {
 	u := s.upstream
 	numbers := strings.Split(strings.TrimPrefix(semver.MajorMinor(u.Version), "v"), ".")

@@ -10,7 +10,7 @@ shift
 nfpm=_output/bin/nfpm
 here=$(env -u GOARCH -u GOOS go env GOARCH)
 
-# The same bytes for the same commit, whoever builds them and when.
+# The same bytes for the same commit, on any machine and at any time.
 if [[ -z ${SOURCE_DATE_EPOCH:-} ]]; then
 	SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 fi

@@ -128,7 +128,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 		Expect(secrets().Data["ca.crt"]).To(Equal(secret.Data["ca.crt"]), "the authority")
 	}, SpecTimeout(specTimeout))
 
-	It("is made anew when the Secret is deleted", func(ctx SpecContext) {
+	It("is issued again when the Secret is deleted", func(ctx SpecContext) {
 		old, restarts := secrets(), webhookRestarts(ctx)
 		Expect(client.CoreV1().Secrets(guardNamespace).Delete(ctx, certificateSecret, metav1.DeleteOptions{})).To(Succeed())
 		expectServed(ctx, old.Data[corev1.TLSCertKey], restarts)

@@ -167,7 +167,7 @@ var _ = Describe("node deletion policies", func() {
 		err = looping.CoreV1().Nodes().Delete(ctx, pool+"-298", metav1.DeleteOptions{})
 		Expect(err).To(BeRefused("limits deletions to 20 in 1h"))
 
-		By("whoever may override does")
+		By("overriding, as a user who may")
 		ordinary.kubectl(ctx, "annotate", "node", pool+"-297", annotationOverride+"="+overrideFor(time.Hour, "INC-2")).ExpectDone()
 		Expect(overrider.client().CoreV1().Nodes().Delete(ctx, pool+"-297", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(2*specTimeout))

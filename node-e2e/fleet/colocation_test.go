@@ -235,7 +235,7 @@ func (w *colocated) awaitRelief(ctx context.Context) {
 			restarts, last = restarts+1, time.Now()
 		}
 		g.Expect(states).To(Equal(map[guard.State]int{guard.Protected: colocatedPods}))
-	}).WithTimeout(colocatedKill+2*killTimeout).WithPolling(time.Second).Should(Succeed(), "states in %s of %s with the reservation taken back", guard.PodsPath, w.node.Name())
+	}).WithTimeout(colocatedKill+2*killTimeout).WithPolling(time.Second).Should(Succeed(), "states in %s of %s with the reservation removed", guard.PodsPath, w.node.Name())
 	framework.Progress("co-location: no pod of worker %s is held after %d restarts", w.node.Name(), restarts)
 }
 

@@ -115,7 +115,7 @@ var _ = Describe("kubectl drain", func() {
 		s.expectNothingHeld(ctx)
 	}, SpecTimeout(specTimeout))
 
-	It("is told by the companion why a protected pod stays, also with --disable-eviction", func(ctx SpecContext) {
+	It("reports why the companion keeps a protected pod, also with --disable-eviction", func(ctx SpecContext) {
 		installWebhook(ctx)
 		s := newScene(ctx, withWebhook)
 		kept := s.createDeployments(ctx, "kept", 1, protected)

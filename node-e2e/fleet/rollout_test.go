@@ -38,7 +38,7 @@ const (
 	// rolloutStart covers the load of three images into three nodes.
 	rolloutStart = 4 * time.Minute
 	// rolloutTime covers a roll-out over the pools: 25 s a node, most of it to see that
-	// everything stays in order, and twice that on a loaded machine.
+	// everything stays healthy, and twice that on a loaded machine.
 	rolloutTime = 6 * time.Minute
 	// backWithin is how soon a node has its old kubelet after a change began that fails.
 	backWithin = 2 * time.Minute
@@ -147,7 +147,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 				now := kubeletOf(ctx, node)
 				Expect(now.checksum).To(Equal(before[node].checksum), "the program of the kubelet of %s", node.Name())
 				if node.Name() != marked[0] {
-					Expect(now).To(Equal(before[node]), "the kubelet of %s, which was not begun", node.Name())
+					Expect(now).To(Equal(before[node]), "the kubelet of %s, which was not started", node.Name())
 				}
 			}
 			report := reportOf(ctx, cluster.Node(marked[0]))
@@ -157,7 +157,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			took := report.Time.Sub(report.Started.Time)
 			Expect(took).To(BeNumerically("<", backWithin), "from the change to the old kubelet on %s", marked[0])
 			expectRunning(Default, ctx, pods...)
-			found("roll-out: a kubelet that %s was taken back on the first node after %.0f s, nothing was killed", broken.title, took.Seconds())
+			found("roll-out: a kubelet that %s was rolled back on the first node after %.0f s, nothing was killed", broken.title, took.Seconds())
 
 			By("going back to what the pool had")
 			asOperator(ctx, "undo", "--pool", poolBlue, "--yes").ExpectDone()
@@ -183,8 +183,8 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 	}, SpecTimeout(rolloutTime))
 })
 
-var _ = Describe("A change of a node that would do harm when it is taken back", Label(labelRollout, labelFaults), func() {
-	It("is left in place with the pods that the guard holds, and counts once somebody resumes", func(ctx SpecContext) {
+var _ = Describe("A change of a node that would do harm when it is rolled back", Label(labelRollout, labelFaults), func() {
+	It("is kept with the pods that the guard holds, and counts once somebody resumes", func(ctx SpecContext) {
 		if len(cluster.Pool(poolRed)) == 0 {
 			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolRed))
 		}
@@ -363,7 +363,7 @@ func expectRolledOut(ctx context.Context, nodes []*kind.Node, version string, mo
 	}
 }
 
-// expectOneAfterTheOther checks that no node was begun before the one before it was
+// expectOneAfterTheOther checks that no node was started before the one before it was
 // done, and no pool before the one before it. The nodes are in the order of their pools.
 func expectOneAfterTheOther(ctx context.Context, nodes []*kind.Node) {
 	GinkgoHelper()
@@ -373,7 +373,7 @@ func expectOneAfterTheOther(ctx context.Context, nodes []*kind.Node) {
 	}
 	slices.SortFunc(reports, func(a, b *rollout.Report) int { return a.Started.Compare(b.Started.Time) })
 	for i, report := range reports {
-		Expect(report.Pool).To(Equal(nodes[i].Pool()), "the pool of the %d. node that was begun", i+1)
+		Expect(report.Pool).To(Equal(nodes[i].Pool()), "the pool of the %d. node that was started", i+1)
 		if i > 0 {
 			Expect(report.Started.Time).NotTo(BeTemporally("<", reports[i-1].Time.Time), "a node was started before the previous one was done")
 		}

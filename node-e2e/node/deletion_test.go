@@ -17,12 +17,12 @@ import (
 var immediately = metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}
 
 var _ = Describe("Explicit deletion of a protected pod", func() {
-	It("ends it when asked for without a grace period", Label(labelTransparency), func(ctx SpecContext) {
+	It("ends it when requested without a grace period", Label(labelTransparency), func(ctx SpecContext) {
 		s := newScene(ctx)
 		s.deleteExplicitly(ctx, s.run(ctx, s.newPod("protected", protected))[0], immediately)
 	})
 
-	It("ends it when asked for while the kubelet is down and a fault comes with the restart", Label(labelTransparency), func(ctx SpecContext) {
+	It("ends it when requested while the kubelet is down and a fault comes with the restart", Label(labelTransparency), func(ctx SpecContext) {
 		s := newScene(ctx)
 		request := nodeMilliCPU(ctx) / 2
 		pod := s.run(ctx, s.newPod("protected", protected, requesting(request)))[0]
@@ -79,7 +79,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		Expect(took).To(BeNumerically(">=", 2*time.Second), "time from the request to the end of the process")
 	})
 
-	It("ends a held pod when asked for without a grace period", Label(labelGuarded), func(ctx SpecContext) {
+	It("ends a held pod when requested without a grace period", Label(labelGuarded), func(ctx SpecContext) {
 		s := newScene(ctx)
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		s.hold(ctx, pod)

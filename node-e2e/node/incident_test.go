@@ -241,7 +241,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 		default:
 			s.expectServing(g, ctx, pod.name, pod.uid)
 		}
-	}).WithContext(ctx).WithTimeout(cmp.Or(i.hold, holdPeriod)).Should(Succeed(), "pod %s is kept, and each refusal is told once", pod)
+	}).WithContext(ctx).WithTimeout(cmp.Or(i.hold, holdPeriod)).Should(Succeed(), "pod %s is kept, and each refusal is reported once", pod)
 	return len(i.causes)
 }
 

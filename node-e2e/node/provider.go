@@ -104,12 +104,12 @@ type Node interface {
 	// API server. An answer other than 200 is an error.
 	Fetch(ctx context.Context, url string) (string, error)
 	// NewLink makes a connection to the API server that can be cut, for a kubelet to
-	// be started with. Whoever makes it closes it.
+	// be started with. Its creator closes it.
 	NewLink() (Link, error)
 }
 
 // Link is a connection between a kubelet and the API server. While it is cut,
-// nothing passes in either direction and nobody is told, as on a network that drops
+// nothing passes in either direction and no end is notified, as on a network that drops
 // packets; once it is mended, what was on the way arrives.
 type Link interface {
 	Cut() error

@@ -79,7 +79,7 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 			}
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
 
-		By("restoring the objects: the files are written anew")
+		By("restoring the objects: the files are written again")
 		for _, pod := range pods {
 			if info, err := os.Stat(savedFile(pod)); err == nil && info.IsDir() {
 				Expect(os.Remove(savedFile(pod))).To(Succeed())

@@ -17,8 +17,8 @@ import (
 
 	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/cluster/embedded"
-	"kubelet-guard.io/node-e2e/hostnode"
 	"kubelet-guard.io/node-e2e/framework"
+	"kubelet-guard.io/node-e2e/hostnode"
 	"kubelet-guard.io/node-e2e/vm"
 	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"

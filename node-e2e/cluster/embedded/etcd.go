@@ -48,7 +48,7 @@ func (e *Etcd) Get(ctx context.Context, key string) ([]byte, error) {
 	return value, nil
 }
 
-// Keys returns the keys that begin with prefix, in order.
+// Keys returns the keys that begin with prefix, sorted.
 func (e *Etcd) Keys(ctx context.Context, prefix string) ([]string, error) {
 	var keys []string
 	err := e.withClient(ctx, func(client *clientv3.Client) error {
@@ -120,7 +120,7 @@ func (e *Etcd) Snapshot(ctx context.Context, path string) error {
 
 // Wipe stops the API server and etcd, replaces the data by an empty store and
 // starts both. Certificates and service account keys stay. The controllers and
-// the scheduler start anew with the API server, their caches are ahead of the new
+// the scheduler restart with the API server, their caches are ahead of the new
 // store; the kubelet does not, and registers its node again only when it is restarted.
 // Returns when pods can be created in the default namespace.
 func (e *Etcd) Wipe(ctx context.Context) error {

@@ -50,7 +50,7 @@ type launch struct {
 
 // start starts the process in the calling thread's mount namespace. It gets a
 // session of its own, so that a Ctrl-C in the terminal reaches only the program
-// that uses this package, which then ends the parts in order.
+// that uses this package, which then ends the components in sequence.
 func (l launch) start(clusterDir string) (*process, error) {
 	out, err := os.OpenFile(l.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {

@@ -82,7 +82,7 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case !unknown:
-		fmt.Fprintf(config.Log, "Making the cluster anew: %v\n", err)
+		fmt.Fprintf(config.Log, "Creating the cluster again: %v\n", err)
 	}
 	p, err := findPrograms(ctx, config.Output, config.KubeVersion)
 	if err != nil {

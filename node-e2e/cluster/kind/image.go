@@ -264,7 +264,7 @@ func buildStock(ctx context.Context, e engine, plan imagePlan) (err error) {
 			return err
 		}
 	}
-	// It ends in order, so that the database is complete.
+	// It ends gracefully, so that the database is complete.
 	if _, err := e.docker(ctx, nil, "exec", id, "sh", "-c", "pkill -x containerd && while pgrep -x containerd >/dev/null; do sleep 0.1; done"); err != nil {
 		return err
 	}

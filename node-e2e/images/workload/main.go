@@ -47,7 +47,7 @@ func main() {
 	flag.StringVar(&o.file, "file", "", "write this file at the start, unless it exists, and keep it open")
 	flag.StringVar(&o.content, "content", "", "content of --file (default: host name and start time)")
 	flag.BoolVar(&o.listen, "listen", true, "serve HTTP on $PORT (default 8080)")
-	flag.DurationVar(&o.runFor, "run-for", 0, "exit with --exit-code after this duration (0: run until told to end)")
+	flag.DurationVar(&o.runFor, "run-for", 0, "exit with --exit-code after this duration (0: run until stopped)")
 	flag.IntVar(&o.exitCode, "exit-code", 0, "exit code after --run-for")
 	flag.DurationVar(&o.termDelay, "term-delay", 0, "keep running this long after SIGTERM")
 	flag.IntVar(&o.termCode, "term-code", 0, "exit code after SIGTERM")

@@ -1,7 +1,7 @@
 // Package host writes and reads files of the node. Every path is one of the node; the
 // root of the node may be elsewhere, as in a container.
 //
-// A file is written next to its place, synced, renamed and its folder synced: whoever
+// A file is written next to its place, synced, renamed and its folder synced: a process that
 // looks, now or after a power failure, sees the old file or the new one.
 package host
 

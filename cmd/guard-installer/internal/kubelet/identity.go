@@ -37,7 +37,7 @@ const defaultCertDir = "/var/lib/kubelet/pki"
 // shown, in DER.
 func (i Identity) Check(local net.Addr, certificate []byte) error {
 	if i.PID <= 0 {
-		return errors.New("the kubelet does not run, so whoever listens at its port gets no token")
+		return errors.New("the kubelet does not run, so the process that listens at its port gets no token")
 	}
 	process, err := i.Root.Process(i.PID)
 	if err != nil {

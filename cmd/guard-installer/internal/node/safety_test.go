@@ -491,7 +491,7 @@ func TestAClockThatIsSetLeavesTheTimeToStart(t *testing.T) {
 	})
 }
 
-// A kubelet must not wait for a lock: whoever has it may wait for the kubelet.
+// A kubelet must not wait for a lock: its holder may wait for the kubelet.
 func TestARecoveryDoesNotWaitForTheLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

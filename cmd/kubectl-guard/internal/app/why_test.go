@@ -30,7 +30,7 @@ func TestWhy(t *testing.T) {
 		"why-held-replaced": {pod: "pod/db-0"},
 		"why-ended": {pod: "past", prepare: func(c *cluster) {
 			c.events = []corev1.Event{
-				event(9, time.Minute, guard.EventHoldReleased, "No longer held (PodVanished) after 2m: its deletion was asked for (PodDeletionRecord)."),
+				event(9, time.Minute, guard.EventHoldReleased, "No longer held (PodVanished) after 2m: its deletion was requested (PodDeletionRecord)."),
 				event(9, 3*time.Minute, guard.EventKillRefused, "The kubelet did not stop this pod (PodVanished): its object is gone from the API."),
 			}
 			c.records[string(uidOf(9))] = []byte(`{"apiVersion":"kubelet-guard.io/v1alpha1","kind":"PodDeletion","metadata":{"name":"` + string(uidOf(9)) +
