@@ -28,29 +28,47 @@ func TestInstallersWriteToTheirOwnNode(t *testing.T) {
 		spec      = "providerID: x, taints: [{key: other, effect: NoExecute, value: v}, {key: kubelet-guard.io/unguarded, effect: NoSchedule}]"
 		untainted = "providerID: x, taints: [{key: other, effect: NoExecute, value: v}]"
 	)
-	before := node("n1", spec)
+	// labelled is the Node with a label and an annotation of others.
+	const others = ", labels: {pool: blue}, annotations: {example.com/own: x}"
+	plain, labelled := node("n1", spec), node("n1", spec, others)
 	for name, c := range map[string]struct {
 		node, after, want string
 	}{
-		"its report":              {"n1", node("n1", spec, `, annotations: {kubelet-guard.io/rollout-report: "{}"}`), ""},
-		"its mark":                {"n1", node("n1", spec, `, labels: {kubelet-guard.io/rollout: failed}`), ""},
-		"another label":           {"n1", node("n1", spec, `, labels: {pool: blue}`), "and no other"},
-		"the report of another":   {"n2", node("n1", spec, `, annotations: {kubelet-guard.io/rollout-report: "{}"}`), "this one is on n2"},
-		"a token of no node":      {"", node("n1", spec), "this one is on none"},
-		"the taint":               {"n1", node("n1", untainted), ""},
-		"another taint":           {"n1", node("n1", "providerID: x, taints: [{key: kubelet-guard.io/unguarded, effect: NoSchedule}]"), "and change no other"},
-		"all taints":              {"n1", node("n1", "providerID: x"), "and change no other"},
-		"a new taint":             {"n1", node("n1", strings.ReplaceAll(spec, "[{", "[{key: new, effect: NoExecute}, {")), "and change no other"},
-		"another value":           {"n1", node("n1", strings.ReplaceAll(spec, "value: v", "value: w")), "and change no other"},
-		"the provider":            {"n1", node("n1", strings.ReplaceAll(spec, "providerID: x", "providerID: y")), "may not change its spec"},
-		"cordon":                  {"n1", node("n1", spec+", unschedulable: true"), "may not change its spec"},
-		"a finalizer":             {"n1", node("n1", spec, ", finalizers: [example.com/x]"), "may not change its spec"},
-		"the taint of another":    {"n2", node("n1", untainted), "this one is on n2"},
-		"the taint and a cordon":  {"n1", node("n1", untainted+", unschedulable: true"), "may not change its spec"},
-		"the pod CIDR of the pod": {"n1", node("n1", spec+", podCIDR: 192.0.2.0/24"), "may not change its spec"},
+		"another annotation":       {"n1", node("n1", spec, ", annotations: {example.com/own: x}"), "may set the annotation kubelet-guard.io/rollout-report and no other"},
+		"an owner":                 {"n1", node("n1", spec, ", ownerReferences: [{apiVersion: v1, kind: Pod, name: p, uid: u}]"), "may not change its spec, finalizers or owners"},
+		"the pod CIDRs of the pod": {"n1", node("n1", spec+", podCIDRs: [192.0.2.0/24]"), "may not change its spec"},
+		"its report":               {"n1", node("n1", spec, `, annotations: {kubelet-guard.io/rollout-report: "{}"}`), ""},
+		"its mark":                 {"n1", node("n1", spec, `, labels: {kubelet-guard.io/rollout: failed}`), ""},
+		"another label":            {"n1", node("n1", spec, `, labels: {pool: blue}`), "and no other"},
+		"the report of another":    {"n2", node("n1", spec, `, annotations: {kubelet-guard.io/rollout-report: "{}"}`), "this one is on n2"},
+		"a token of no node":       {"", node("n1", spec), "this one is on none"},
+		"the taint":                {"n1", node("n1", untainted), ""},
+		"another taint":            {"n1", node("n1", "providerID: x, taints: [{key: kubelet-guard.io/unguarded, effect: NoSchedule}]"), "and change no other"},
+		"all taints":               {"n1", node("n1", "providerID: x"), "and change no other"},
+		"a new taint":              {"n1", node("n1", strings.ReplaceAll(spec, "[{", "[{key: new, effect: NoExecute}, {")), "and change no other"},
+		"another value":            {"n1", node("n1", strings.ReplaceAll(spec, "value: v", "value: w")), "and change no other"},
+		"the provider":             {"n1", node("n1", strings.ReplaceAll(spec, "providerID: x", "providerID: y")), "may not change its spec"},
+		"cordon":                   {"n1", node("n1", spec+", unschedulable: true"), "may not change its spec"},
+		"a finalizer":              {"n1", node("n1", spec, ", finalizers: [example.com/x]"), "may not change its spec"},
+		"the taint of another":     {"n2", node("n1", untainted), "this one is on n2"},
+		"the taint and a cordon":   {"n1", node("n1", untainted+", unschedulable: true"), "may not change its spec"},
+		"the pod CIDR of the pod":  {"n1", node("n1", spec+", podCIDR: 192.0.2.0/24"), "may not change its spec"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			refusal, _ := all.refusal(t, "installer.rollout.kubelet-guard.io", review{resource: "nodes", old: before, new: c.after, user: installer, node: c.node})
+			refusal, _ := all.refusal(t, "installer.rollout.kubelet-guard.io", review{resource: "nodes", old: plain, new: c.after, user: installer, node: c.node})
+			assertRefusal(t, c.want, refusal)
+		})
+	}
+	for name, c := range map[string]struct {
+		after, want string
+	}{
+		"its report next to others":  {node("n1", spec, `, labels: {pool: blue}, annotations: {example.com/own: x, kubelet-guard.io/rollout-report: "{}"}`), ""},
+		"another label removed":      {node("n1", spec, ", annotations: {example.com/own: x}"), "may set the label kubelet-guard.io/rollout and no other"},
+		"another annotation removed": {node("n1", spec, ", labels: {pool: blue}"), "may set the annotation kubelet-guard.io/rollout-report and no other"},
+		"another annotation changed": {node("n1", spec, ", labels: {pool: blue}, annotations: {example.com/own: y}"), "may set the annotation kubelet-guard.io/rollout-report and no other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			refusal, _ := all.refusal(t, "installer.rollout.kubelet-guard.io", review{resource: "nodes", old: labelled, new: c.after, user: installer, node: "n1"})
 			assertRefusal(t, c.want, refusal)
 		})
 	}

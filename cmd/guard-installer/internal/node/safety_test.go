@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,23 +145,32 @@ func TestAFullDiskKeepsNoRollbackFromItsEnd(t *testing.T) {
 
 func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
 	for name, c := range map[string]struct {
-		breaks  func(w *world)
+		// breaks is called at each step of the trial.
+		breaks  func(w *world, what string) error
 		message string
 	}{
-		"no room next to the drop-in": {func(w *world) { w.full = true }, "no space left on device"},
-		"systemd does not answer":     {func(w *world) { w.silent = errors.New("permission denied") }, "permission denied"},
+		"no room next to the drop-in": {func(_ *world, what string) error {
+			if strings.HasPrefix(what, fmt.Sprint(host.Write)) && strings.Contains(what, "/kubelet.service.d/") {
+				return syscall.ENOSPC
+			}
+			return nil
+		}, "no space left on device"},
+		"systemd does not answer": {func(w *world, _ string) error {
+			w.silent = errors.New("permission denied")
+			return nil
+		}, "permission denied"},
 	} {
 		t.Run(name, timeless(func(t *testing.T) {
 			w := newWorld(t)
 			w.installer(brief(rollout.Audit))
-			w.onStep = func(_, where string) error {
+			w.onStep = func(what, where string) error {
 				if strings.Contains(where, "RollBackOrTry") {
-					c.breaks(w)
+					return c.breaks(w, what)
 				}
 				return nil
 			}
 			report, err := w.process.Step(context.Background())
-			w.onStep, w.full, w.silent = nil, false, nil
+			w.onStep, w.silent = nil, nil
 			require.NoError(t, err)
 			assert.Equal(t, rollout.Refused, report.Phase)
 			assert.Equal(t, rollout.ReasonPreparation, report.Reason)

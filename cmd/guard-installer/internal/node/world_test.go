@@ -100,10 +100,13 @@ type world struct {
 	silent error
 
 	// kubelet: the program that runs, nil for none
-	running    []byte
-	started    int
-	containers []cri.Container
-	held       []guard.PodState
+	running []byte
+	// mode of the guard that runs, or why it could not read its configuration.
+	mode        guard.Mode
+	configError error
+	started     int
+	containers  []cri.Container
+	held        []guard.PodState
 	// config is what the kubelet reports that it runs with, unless there is noConfig.
 	config   kubelet.Config
 	noConfig error
@@ -330,6 +333,7 @@ func (w *world) start() error {
 		return err
 	}
 	w.running = data
+	w.mode, w.configError = w.configuredMode()
 	w.file(fmt.Sprintf("/proc/%d/exe", w.pid), string(data))
 	w.file(fmt.Sprintf("/proc/%d/cmdline", w.pid), w.command.Program+"\x00"+strings.ReplaceAll(w.command.Arguments, " ", "\x00")+"\x00")
 	if slices.Contains(words(data), "nostart") {
@@ -341,6 +345,24 @@ func (w *world) start() error {
 		}
 	}
 	return nil
+}
+
+// configuredMode is the mode of the guard's configuration, which a kubelet reads when it
+// starts and never again.
+func (w *world) configuredMode() (guard.Mode, error) {
+	_, config, ok := strings.Cut(w.command.Arguments, unit.GuardFlag+"=")
+	if !ok {
+		return guard.Enforce, nil
+	}
+	data, err := w.root.Read(config)
+	if err != nil {
+		return "", err
+	}
+	parsed, err := guard.ParseConfiguration(data)
+	if err != nil {
+		return "", err
+	}
+	return parsed.Mode, nil
 }
 
 // stop has the kubelet stop a container.
@@ -436,18 +458,11 @@ func (w *world) ask(_ context.Context, address, pin string) (kubelet.Answer, str
 		answer.Version = other
 	}
 	if slices.Contains(words(w.running), "guarded") {
-		answer.Guarded, answer.Mode = true, guard.Enforce
-		if _, config, ok := strings.Cut(w.command.Arguments, unit.GuardFlag+"="); ok {
-			data, err := w.root.Read(config)
-			if err != nil {
-				return kubelet.Answer{}, "", err
-			}
-			parsed, err := guard.ParseConfiguration(data)
-			if err != nil {
-				return kubelet.Answer{}, "", err
-			}
-			answer.Mode = parsed.Mode
+		answer.Guarded = true
+		if w.configError != nil {
+			return kubelet.Answer{}, "", w.configError
 		}
+		answer.Mode = w.mode
 		answer.Pods = &guard.PodList{Items: w.held}
 	}
 	return answer, w.certificate, nil
