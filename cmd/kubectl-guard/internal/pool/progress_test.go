@@ -30,11 +30,13 @@ func TestANodeInTheMiddleOfItsChangeIsNotAway(t *testing.T) {
 func TestAReportOfAnotherPoolDoesNotCount(t *testing.T) {
 	t.Parallel()
 	request := rollout.Request{Target: rollout.Audit, Image: "installer:1"}
-	p := &Pool{Pool: rollout.Pool{Name: "blue"}, Set: &appsv1.DaemonSet{}}
-	for pool, want := range map[string]Step{"blue": StepFailed, "small": StepPending} {
+	p := &Pool{Pool: rollout.Pool{Name: "blue"}, Set: &appsv1.DaemonSet{}, shared: map[string][]string{"n": {"wide"}}}
+	for pool, want := range map[string]Step{"blue": StepFailed, "small": StepPending, "wide": StepPending} {
 		node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 		node.Annotations = map[string]string{rollout.ReportAnnotation: rollout.Report{RequestID: request.ID(), Pool: pool, Phase: rollout.Failed}.Annotation()}
 		p.Nodes = []corev1.Node{node}
-		require.Equal(t, want, p.Progress(request).Nodes[0].Step, pool)
+		progress := p.Progress(request).Nodes[0]
+		require.Equal(t, want, progress.Step, pool)
+		require.Equal(t, pool == "wide", progress.InOtherPool(), "%s: only a pool that selects the node, too, is its owner", pool)
 	}
 }
