@@ -105,6 +105,23 @@ func TestTheChangeCausesNoDiskPressure(t *testing.T) {
 	}
 }
 
+// The kubelet's folders on another file system than InstallDir are not filled by the change.
+func TestAnotherFileSystemHasNoThreshold(t *testing.T) {
+	w := newWorld(t)
+	w.file("/var/lib/kubelet/x", "")
+	system, err := w.root.FileSystem("/var/lib/kubelet/x")
+	require.NoError(t, err)
+	v := &view{kubeletConfig: kubelet.Config{EvictionHard: map[string]string{"nodefs.available": "100%"}}}
+	i := w.installer(request(rollout.Audit))
+	text, err := i.belowThreshold(v, system, 1)
+	require.NoError(t, err)
+	require.Contains(t, text, "nodefs.available")
+	system.Device++
+	text, err = i.belowThreshold(v, system, 1)
+	require.NoError(t, err)
+	require.Empty(t, text)
+}
+
 func TestNobodyIsAskedWhileNoKubeletRuns(t *testing.T) {
 	timeless(func(t *testing.T) {
 		for _, dropIn := range []bool{false, true} {
