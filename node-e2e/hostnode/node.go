@@ -223,17 +223,24 @@ func (n *Node) Copy(from, to string) {
 	n.Run("install", "-m", "0755", from, to)
 }
 
-// Await tries until it succeeds, and fails the test with the last error.
+// Await is the function Await with the time of a change of the node.
 func (n *Node) Await(what string, attempt func() error) {
 	n.t.Helper()
-	deadline := time.Now().Add(NodeChange)
+	Await(n.t, NodeChange, what, attempt)
+}
+
+// Await tries every second until it succeeds, and fails the test with the last error after
+// the limit.
+func Await(t testing.TB, limit time.Duration, what string, attempt func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for {
 		err := attempt()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.t.Fatalf("waited %s for %s; last: %v", NodeChange, what, err)
+			t.Fatalf("waited %s for %s; last: %v", limit, what, err)
 		}
 		time.Sleep(poll)
 	}

@@ -44,7 +44,6 @@ const (
 	// has heard of it, on a loaded machine.
 	nodeChange = 10 * time.Minute
 	stopTime   = 3 * time.Minute
-	poll       = time.Second
 
 	timerUnit = "kubelet-guard-rollback.timer"
 )
@@ -389,18 +388,8 @@ func (c *rolloutTest) awaitNode(version string) {
 	})
 }
 
-// await tries until it succeeds, and fails the test with the last error.
+// await waits for a change of the node.
 func (c *rolloutTest) await(what string, attempt func() error) {
 	c.t.Helper()
-	deadline := time.Now().Add(nodeChange)
-	for {
-		err := attempt()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			c.t.Fatalf("waited %s for %s; last: %v", nodeChange, what, err)
-		}
-		time.Sleep(poll)
-	}
+	hostnode.Await(c.t, nodeChange, what, attempt)
 }
