@@ -207,7 +207,7 @@ test-packages: packages binaries ## Install, use and remove deb and rpm on a nod
 	@$(go) run ./cmd/guard-vm packages
 
 .PHONY: test-rollout-vm
-test-rollout-vm: binaries failing-kubelets guard-installer kubectl-guard ## Roll out to a kubeadm node with systemd and cgroup v2, with broken builds, and with a killed installer, in an emulated machine (up to an hour)
+test-rollout-vm: binaries failing-kubelets guard-installer kubectl-guard ## Roll out to a kubeadm node with systemd and cgroup v2, with broken builds, a killed installer and a reset, in an emulated machine (up to an hour)
 	@$(go) test -c -o _output/bin/rollout-e2e.test ./node-e2e/rollout
 	@_output/bin/rollout-e2e.test -test.run='^TestRollOut$$' -test.timeout=0 -test.v -output=_output -manifests=manifests > _output/rollout-e2e.log 2>&1; status=$$?; \
 		[[ $$status -eq 0 ]] || { grep -A 20 '^    --- FAIL' _output/rollout-e2e.log; echo 'See _output/rollout-e2e.log and _output/cgroup2/results/console.log'; }; \

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,7 +46,9 @@ const (
 	nodeChange = 10 * time.Minute
 	stopTime   = 3 * time.Minute
 
-	timerUnit = "kubelet-guard-rollback.timer"
+	stockKubelet = "/usr/bin/kubelet"
+	timerUnit    = "kubelet-guard-rollback.timer"
+	recoverUnit  = "kubelet-guard-recover.service"
 )
 
 // guarded is the version of the guarded kubelet.
@@ -64,7 +67,7 @@ type rolloutTest struct {
 }
 
 // TestRollOut brings the node from the stock kubelet to the guarded one and back, and breaks
-// changes in the middle. No container may restart on the way.
+// changes in the middle. No container may restart on the way, until the machine is reset.
 func TestRollOut(t *testing.T) {
 	if *outputFlag == "" {
 		t.Skip("needs root and an emulated machine: run it by make test-rollout-vm")
@@ -95,6 +98,8 @@ func TestRollOut(t *testing.T) {
 	c.step("A kubelet that does not start is rolled back", func(c *rolloutTest) { c.rollBack(imageNotStarting, rollout.ReasonNotStarted) })
 	c.step("A kubelet that starts unguarded is rolled back", func(c *rolloutTest) { c.rollBack(imageUnguarded, rollout.ReasonUnguarded) })
 	c.step("With its installer killed, the timer rolls back", (*rolloutTest).killInstaller)
+	c.step("A reset in the middle of a change is recovered from", (*rolloutTest).reset)
+	c.step("Uninstall leaves nothing behind", (*rolloutTest).uninstall)
 }
 
 // step is a part of the test. Those after one that has failed are not run.
@@ -175,6 +180,76 @@ before=$(systemctl show --property=MainPID --value kubelet)
 drop_in() { readlink -e ` + rollout.DropIn + ` >/dev/null && cksum <` + rollout.DropIn + `; }
 old=$(drop_in)
 until [[ $(drop_in) != "$old" && $(systemctl show --property=MainPID --value kubelet) != "$before" ]]; do sleep 0.1; done`
+
+// reset has the machine reset while a good kubelet is verified, in a change of the mode.
+func (c *rolloutTest) reset() {
+	before := c.exec("cat " + rollout.DropIn)
+	// What the machine has written so far is on its disk, but not what the change writes.
+	c.exec("sync")
+	ended := make(chan framework.Answer, 1)
+	go func() {
+		ended <- c.rollout("start", "--allow-tag", "--yes", "--pool", pool, "--mode=Audit")
+	}()
+	c.exec(awaitExchange + `
+until [[ $(systemctl is-active kubelet) == active ]]; do sleep 0.1; done`)
+	uids := c.podUIDs()
+	report, err := c.report()
+	if err != nil || report.Phase != rollout.Installing {
+		c.t.Fatalf("the change is not in progress: %+v, %v", report, err)
+	}
+	if err := c.guest.Reset(c.t.Context()); err != nil {
+		c.t.Fatal(err)
+	}
+	c.logf("The machine has booted again")
+	if answer := <-ended; answer.Err == nil {
+		c.t.Fatalf("%s", answer)
+	}
+	report = c.expectReport(rollout.RolledBack, rollout.ReasonInterrupted)
+	// Not the installer, which runs after the kubelet.
+	if journal := c.exec("journalctl --boot --no-pager --output=cat --unit=" + recoverUnit); !strings.Contains(journal, `state="RolledBack"`) {
+		c.t.Errorf("the journal of %s is:\n%s", recoverUnit, journal)
+	}
+	if report.Now.Mode != guard.Enforce {
+		c.t.Errorf("the report has the mode %s", report.Now.Mode)
+	}
+	if now := c.exec("cat " + rollout.DropIn); now != before {
+		c.t.Errorf("the drop-in is\n%s\nwas\n%s", now, before)
+	}
+	c.awaitNode(guarded)
+	// The containers ended with the machine.
+	c.await("the pods to run again", func() error {
+		c.processes = c.podProcesses()
+		if strings.Count(c.processes, "\n") != processes-1 || c.podUIDs() != uids {
+			return fmt.Errorf("of %s run:\n%s", uids, c.processes)
+		}
+		return nil
+	})
+	c.operator("resume", "--pool", pool, "--yes")
+	c.expectDone(guard.Audit)
+}
+
+func (c *rolloutTest) uninstall() {
+	c.operator("uninstall", "--pool", pool, "--yes")
+	c.awaitNode(framework.KubeVersion)
+	if program := c.kubeletProgram(); program != stockKubelet {
+		c.t.Errorf("kubelet.service runs %s", program)
+	}
+	c.expectUntouched()
+	left := c.exec("find /etc /run/systemd /opt /usr /var/lib -not -path '/var/lib/containerd/*' \\( -name '*kubelet-guard*' -o -name '*guard-installer*' \\); " +
+		"ls -d " + filepath.Dir(rollout.DropIn) + " 2>/dev/null; systemctl list-units --all --no-legend --plain 'kubelet-guard*'")
+	if left != "" {
+		c.t.Errorf("what is left behind:\n%s", left)
+	}
+	node, err := c.client.CoreV1().Nodes().Get(c.t.Context(), nodeName, metav1.GetOptions{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for name := range maps.Keys(node.Annotations) {
+		if strings.Contains(name, "kubelet-guard.io") {
+			c.t.Errorf("the node has the annotation %s", name)
+		}
+	}
+}
 
 // exec runs a script on the node.
 func (c *rolloutTest) exec(script string) string {
