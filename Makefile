@@ -202,6 +202,7 @@ e2e-cgroup2: binaries node-e2e ## Run the incidents, and a clock that jumps, on 
 	@$(go) run ./cmd/guard-vm suite --label-filter='$(or $(LABELS),incident || clock)'
 
 .PHONY: test-packages
+test-packages: PACKAGE_GOARCH = $(shell go env GOARCH)
 test-packages: packages binaries ## Install, use and remove deb and rpm on a node with systemd, in an emulated machine (up to an hour)
 	@$(go) test -c -o _output/bin/packages-e2e.test ./node-e2e/packages
 	@$(go) run ./cmd/guard-vm packages
