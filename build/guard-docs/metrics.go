@@ -110,7 +110,7 @@ func guardMetrics() ([]*dto.MetricFamily, error) {
 		return nil, err
 	}
 	families := slices.DeleteFunc(all, func(f *dto.MetricFamily) bool { return !strings.HasPrefix(f.GetName(), metricPrefix) })
-	return families, complete(families, advice, "advice in cmd/guard-docs/metrics.go")
+	return families, complete(families, advice, "advice in build/guard-docs/metrics.go")
 }
 
 // writeTable writes the rows of the table of metrics.

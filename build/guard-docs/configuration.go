@@ -133,7 +133,7 @@ func (s *source) fields() (string, error) {
 		}
 		comment, example := comments[name], examples[name]
 		if comment == "" || example == "" {
-			return "", fmt.Errorf("field %s needs a comment in %s and an example in cmd/guard-docs/configuration.go", name, guardPackage)
+			return "", fmt.Errorf("field %s needs a comment in %s and an example in build/guard-docs/configuration.go", name, guardPackage)
 		}
 		document := example
 		for _, required := range []string{"apiVersion", "kind"} {

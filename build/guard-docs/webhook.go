@@ -66,7 +66,7 @@ func webhookMetrics() ([]*dto.MetricFamily, error) {
 	if err != nil {
 		return nil, err
 	}
-	return families, complete(families, webhookAdvice, "webhookAdvice in cmd/guard-docs/webhook.go")
+	return families, complete(families, webhookAdvice, "webhookAdvice in build/guard-docs/webhook.go")
 }
 
 // complete fails unless there is advice for exactly these metrics.
