@@ -198,14 +198,14 @@ test-alerts: promtool ## Check the alert rules and run their tests with Promethe
 
 .PHONY: e2e-cgroup2
 e2e-cgroup2: binaries node-e2e ## Run the incidents, and a clock that jumps, on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 30 minutes)
-	@$(go) run ./cmd/guard-vm suite --kubelet=stock --label-filter=cgroup2
-	@$(go) run ./cmd/guard-vm suite --label-filter='$(or $(LABELS),incident || clock)'
+	@$(go) run ./node-e2e/guard-e2e vm suite --kubelet=stock --label-filter=cgroup2
+	@$(go) run ./node-e2e/guard-e2e vm suite --label-filter='$(or $(LABELS),incident || clock)'
 
 .PHONY: test-packages
 test-packages: PACKAGE_GOARCH = $(shell go env GOARCH)
 test-packages: packages binaries ## Install, use and remove deb and rpm on a node with systemd, in an emulated machine (up to an hour)
 	@$(go) test -c -o _output/bin/packages-e2e.test ./node-e2e/packages
-	@$(go) run ./cmd/guard-vm packages
+	@$(go) run ./node-e2e/guard-e2e vm packages
 
 .PHONY: test-rollout-vm
 test-rollout-vm: binaries failing-kubelets guard-installer kubectl-guard ## Roll out to a kubeadm node with systemd and cgroup v2, with broken builds, a killed installer and a reset, in an emulated machine (up to an hour)

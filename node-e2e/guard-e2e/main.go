@@ -51,6 +51,6 @@ func newCommand() *cobra.Command {
 	flags.BoolVar(&o.failFast, "fail-fast", false, "end a suite with its first failed spec")
 	cmd.AddCommand(newDemoCommand(&o), newRunCommand(&o), newChaosCommand(&o), newBenchCommand(&o), newLoadCommand(&o),
 		newControlPlaneCommand(&o), newFleetCommand(&o), newSlowestCommand(&o),
-		newUpCommand(&o), newDownCommand(&o), newListCommand(&o), newKindCommand(&o))
+		newUpCommand(&o), newDownCommand(&o), newListCommand(&o), newKindCommand(&o), newVMCommand(&o))
 	return cmd
 }

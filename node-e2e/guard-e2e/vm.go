@@ -1,58 +1,41 @@
-// Command guard-vm runs the node suite, or the test of the packages, in an emulated
-// machine with cgroup v2. It builds nothing: make does.
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/node-e2e/framework/specreport"
-	e2e "kubelet-guard.io/node-e2e/node"
+	"kubelet-guard.io/node-e2e/node"
 	"kubelet-guard.io/node-e2e/vm"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(1)
-	}
-}
-
-func newCommand() *cobra.Command {
+func newVMCommand(o *options) *cobra.Command {
 	config := vm.Config{Log: os.Stderr}
 	cmd := &cobra.Command{
-		Use:           "guard-vm",
-		Short:         "Run tests in an emulated machine with cgroup v2",
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Use:   "vm",
+		Short: "Run the node suite, or the test of the packages, in an emulated machine with cgroup v2",
 	}
-	flags := cmd.PersistentFlags()
-	flags.StringVar(&config.OutputDir, "output", "_output", "folder with the built programs; receives cgroup2/")
-	flags.StringVar(&config.ManifestDir, "manifests", "manifests", "folder with the manifests that a cluster of guarded nodes needs")
-	cmd.AddCommand(newSuiteCommand(&config), newPackagesCommand(&config))
+	cmd.PersistentFlags().StringVar(&config.ManifestDir, "manifests", "manifests", "folder with the manifests that a cluster of guarded nodes needs")
+	cmd.AddCommand(newVMSuiteCommand(o, &config), newVMPackagesCommand(o, &config))
 	return cmd
 }
 
-func newSuiteCommand(config *vm.Config) *cobra.Command {
+func newVMSuiteCommand(o *options, config *vm.Config) *cobra.Command {
 	var kubelet, labelFilter, focus string
 	cmd := &cobra.Command{
 		Use:   "suite",
 		Short: "Run specs of the node suite",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := e2e.ParseVariant(kubelet); err != nil {
+			if _, err := node.ParseVariant(kubelet); err != nil {
 				return fmt.Errorf("--kubelet: %w", err)
 			}
+			config.OutputDir = o.outputDir
 			config.Command = []string{
 				"bin/node-e2e.test", "-test.run=^TestNode$", "-test.timeout=0", "-kubelet=" + kubelet,
 				"-output=/output", "-manifests=/manifests", "-ginkgo.json-report=/results/suite.json",
@@ -66,7 +49,7 @@ func newSuiteCommand(config *vm.Config) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("the suite ended with exit code %d and without a report, see %s: %w", code, config.Results(), err)
 			}
-			version, err := e2e.KubeletVersion(report)
+			version, err := node.KubeletVersion(report)
 			if err != nil {
 				return err
 			}
@@ -85,18 +68,19 @@ func newSuiteCommand(config *vm.Config) *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&kubelet, "kubelet", string(e2e.Guarded), "kubelet of the node: stock or guarded")
+	flags.StringVar(&kubelet, "kubelet", string(node.Guarded), "kubelet of the node: stock or guarded")
 	flags.StringVar(&labelFilter, "label-filter", "incident || clock", "Ginkgo label filter")
 	flags.StringVar(&focus, "focus", "", "regular expression that the names of the specs match")
 	return cmd
 }
 
-func newPackagesCommand(config *vm.Config) *cobra.Command {
+func newVMPackagesCommand(o *options, config *vm.Config) *cobra.Command {
 	return &cobra.Command{
 		Use:   "packages",
 		Short: "Install and remove the deb and the rpm on a node with systemd",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			config.OutputDir = o.outputDir
 			config.Command = []string{"bin/packages-e2e.test", "-test.v", "-test.timeout=0", "-throwaway-machine=/output"}
 			code, err := vm.Run(cmd.Context(), *config)
 			if err != nil {
