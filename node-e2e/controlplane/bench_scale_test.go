@@ -49,8 +49,7 @@ var _ = Describe("price of a /scale", Label(labelBench), Serial, func() {
 		}, NodeTimeout(time.Minute))
 		for _, s := range all {
 			deployments := client.AppsV1().Deployments(s.namespace)
-			_, err := deployments.Create(ctx, newDeployment("plain", 5, nil), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(deployments.Create(ctx, newDeployment("plain", 5, nil), metav1.CreateOptions{}))
 			failures := make([]error, s.labelled)
 			workqueue.ParallelizeUntil(ctx, benchWriters, s.labelled, func(at int) {
 				_, failures[at] = deployments.Create(ctx, newDeployment(fmt.Sprintf("labelled-%d", at), 0, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{})

@@ -140,8 +140,7 @@ func benchPod(operation benchOperation, sample int) string {
 func withdrawGrant(ctx context.Context, namespace string) {
 	GinkgoHelper()
 	patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:%q}}}`, labelProtectPods, annotationOverride, overrideFor(time.Hour, "measurement"))
-	_, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, patch, metav1.PatchOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, patch, metav1.PatchOptions{}))
 }
 
 // createBenchBudgets creates budgets of which one selects the pods, says that it
@@ -155,8 +154,7 @@ func createBenchBudgets(ctx context.Context, namespace string, count int) {
 		_, failures[i] = budgets.Create(ctx, newBudget(other, other, 1), metav1.CreateOptions{})
 	})
 	Expect(errors.Join(failures...)).NotTo(HaveOccurred())
-	budget, err := budgets.Create(ctx, newBudget("web", "web", 1), metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	budget := framework.Must(budgets.Create(ctx, newBudget("web", "web", 1), metav1.CreateOptions{}))
 
 	By("waiting until all replicas refuse for the last of the budgets")
 	const answers = 10
@@ -170,8 +168,7 @@ func createBenchBudgets(ctx context.Context, namespace string, count int) {
 	budget.Status = policyv1.PodDisruptionBudgetStatus{
 		ObservedGeneration: budget.Generation, DisruptionsAllowed: 100_000, CurrentHealthy: 100_001, DesiredHealthy: 1, ExpectedPods: 100_001,
 	}
-	_, err = budgets.UpdateStatus(ctx, budget, metav1.UpdateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(budgets.UpdateStatus(ctx, budget, metav1.UpdateOptions{}))
 }
 
 // quantile returns a quantile of the durations in milliseconds.

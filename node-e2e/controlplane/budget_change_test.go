@@ -9,6 +9,8 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 var _ = Describe("the budget of protected pods", func() {
@@ -19,12 +21,10 @@ var _ = Describe("the budget of protected pods", func() {
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 1)
 	})
 	change := func(ctx SpecContext, as user, patch string) error {
-		_, err := as.client().PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-		return err
+		return framework.ErrorOf(as.client().PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, []byte(patch), metav1.PatchOptions{}))
 	}
 	relabel := func(ctx SpecContext, as user, patch string) error {
-		_, err := as.client().CoreV1().Pods(namespace).Patch(ctx, "web-0", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-		return err
+		return framework.ErrorOf(as.client().CoreV1().Pods(namespace).Patch(ctx, "web-0", types.MergePatchType, []byte(patch), metav1.PatchOptions{}))
 	}
 
 	It("is neither deleted nor loosened, but by override", func(ctx SpecContext) {
@@ -60,8 +60,7 @@ var _ = Describe("the budget of protected pods", func() {
 	It("may be deleted by anybody once it selects no protected pod", func(ctx SpecContext) {
 		budgets := ordinary.client().PolicyV1().PodDisruptionBudgets(namespace)
 		unused := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: "unused"}, Spec: newBudget("unused", "unused", 1).Spec}
-		_, err := budgets.Create(ctx, unused, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(budgets.Create(ctx, unused, metav1.CreateOptions{}))
 		Expect(budgets.Delete(ctx, "unused", metav1.DeleteOptions{})).To(Succeed())
 	})
 })

@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // The API server of this suite has a client certificate for the webhook, as
@@ -41,8 +43,7 @@ var _ = Describe("the port of the webhook", Label(labelInstall), func() {
 			code, answer := postReview(ctx, test.certificate, review)
 			Expect(code).To(Equal(test.want), "%s: %s", name, answer)
 		}
-		_, err := getRecord(ctx, uid)
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"), "record of a pod that does not exist")
+		Expect(framework.ErrorOf(getRecord(ctx, uid))).To(MatchError(apierrors.IsNotFound, "is not found"), "record of a pod that does not exist")
 	}, SpecTimeout(specTimeout))
 })
 
@@ -52,9 +53,8 @@ func forgedDelete(uid types.UID) []byte {
 	pod := webPod("held")
 	pod.UID, pod.Namespace, pod.Spec.NodeName = uid, metav1.NamespaceDefault, cluster.NodeName()
 	pod.Status.Phase = corev1.PodRunning
-	object, err := json.Marshal(pod)
-	Expect(err).NotTo(HaveOccurred())
-	review, err := json.Marshal(admissionv1.AdmissionReview{
+	object := framework.Must(json.Marshal(pod))
+	return framework.Must(json.Marshal(admissionv1.AdmissionReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "AdmissionReview"},
 		Request: &admissionv1.AdmissionRequest{
 			UID: "review", Operation: admissionv1.Delete, Namespace: pod.Namespace, Name: pod.Name,
@@ -64,9 +64,7 @@ func forgedDelete(uid types.UID) []byte {
 			OldObject: runtime.RawExtension{Raw: object},
 			Options:   runtime.RawExtension{Raw: []byte(`{"kind":"DeleteOptions","apiVersion":"meta.k8s.io/v1","gracePeriodSeconds":0}`)},
 		},
-	})
-	Expect(err).NotTo(HaveOccurred())
-	return review
+	}))
 }
 
 // postReview posts a review to a replica with a certificate of the cluster's folder, or
@@ -77,19 +75,16 @@ func postReview(ctx context.Context, certificate string, review []byte) (code in
 	config := &tls.Config{InsecureSkipVerify: true}
 	if certificate != "" {
 		file := filepath.Join(outputDir, "clusters", *clusterFlag, "pki", certificate)
-		pair, err := tls.LoadX509KeyPair(file+".crt", file+".key")
-		Expect(err).NotTo(HaveOccurred())
+		pair := framework.Must(tls.LoadX509KeyPair(file+".crt", file+".key"))
 		config.Certificates = []tls.Certificate{pair}
 	}
 	caller := http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
 	url := "https://" + net.JoinHostPort(webhookPods(ctx)[0].Status.PodIP, webhookPort) + "/validate/pod-deletion"
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(review))
-	Expect(err).NotTo(HaveOccurred())
+	request := framework.Must(http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(review)))
 	request.Header.Set("Content-Type", "application/json")
 	response, err := caller.Do(request)
 	Expect(err).NotTo(HaveOccurred(), "POST %s", url)
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	Expect(err).NotTo(HaveOccurred())
+	body := framework.Must(io.ReadAll(response.Body))
 	return response.StatusCode, string(body)
 }

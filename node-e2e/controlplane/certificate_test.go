@@ -17,6 +17,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/retry"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 const (
@@ -35,9 +37,7 @@ func readCertificate(text []byte) *x509.Certificate {
 	GinkgoHelper()
 	block, _ := pem.Decode(text)
 	Expect(block).NotTo(BeNil(), "a PEM block in %q", text)
-	certificate, err := x509.ParseCertificate(block.Bytes)
-	Expect(err).NotTo(HaveOccurred())
-	return certificate
+	return framework.Must(x509.ParseCertificate(block.Bytes))
 }
 
 // served returns the certificate that a replica of the webhook presents.
@@ -88,27 +88,22 @@ func expectServed(ctx context.Context, old []byte, restarts map[string]int32) {
 var _ = Describe("the certificate of the webhook", Serial, func() {
 	secrets := func() *corev1.Secret {
 		GinkgoHelper()
-		secret, err := client.CoreV1().Secrets(guardNamespace).Get(context.Background(), certificateSecret, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		return secret
+		return framework.Must(client.CoreV1().Secrets(guardNamespace).Get(context.Background(), certificateSecret, metav1.GetOptions{}))
 	}
 
 	It("is renewed before it ends, while the webhook goes on answering", func(ctx SpecContext) {
 		secret, restarts := secrets(), webhookRestarts(ctx)
 		ca := readCertificate(secret.Data["ca.crt"])
-		pair, err := tls.X509KeyPair(secret.Data["ca.crt"], secret.Data["ca.key"])
-		Expect(err).NotTo(HaveOccurred())
+		pair := framework.Must(tls.X509KeyPair(secret.Data["ca.crt"], secret.Data["ca.key"]))
 		current := readCertificate(secret.Data[corev1.TLSCertKey])
 
 		By("putting one into the Secret that ends in an hour")
 		ending := *current
 		ending.SerialNumber = big.NewInt(2)
 		ending.NotAfter = time.Now().Add(time.Hour)
-		signed, err := x509.CreateCertificate(rand.Reader, &ending, ca, current.PublicKey, pair.PrivateKey)
-		Expect(err).NotTo(HaveOccurred())
+		signed := framework.Must(x509.CreateCertificate(rand.Reader, &ending, ca, current.PublicKey, pair.PrivateKey))
 		secret.Data[corev1.TLSCertKey] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})
-		_, err = client.CoreV1().Secrets(guardNamespace).Update(ctx, secret, metav1.UpdateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Secrets(guardNamespace).Update(ctx, secret, metav1.UpdateOptions{}))
 
 		answering := make(chan error, 1)
 		watch, stop := context.WithCancel(ctx)
@@ -146,8 +141,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 
 	It("is taken from files that somebody else renews, with --cert-dir", func(ctx SpecContext) {
 		deployments := client.AppsV1().Deployments(guardNamespace)
-		deployment, err := deployments.Get(ctx, webhookName, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		deployment := framework.Must(deployments.Get(ctx, webhookName, metav1.GetOptions{}))
 		original := deployment.Spec.Template.Spec.DeepCopy()
 		set := func(ctx context.Context, spec *corev1.PodSpec) {
 			GinkgoHelper()
@@ -165,11 +159,10 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 
 		By("copying the certificate into a Secret of somebody else")
 		own := secrets()
-		_, err = client.CoreV1().Secrets(guardNamespace).Create(ctx, &corev1.Secret{
+		framework.Must(client.CoreV1().Secrets(guardNamespace).Create(ctx, &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: "given-tls"}, Type: corev1.SecretTypeTLS,
 			Data: map[string][]byte{corev1.TLSCertKey: own.Data[corev1.TLSCertKey], corev1.TLSPrivateKeyKey: own.Data[corev1.TLSPrivateKeyKey]},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			set(ctx, original)
 			Expect(client.CoreV1().Secrets(guardNamespace).Delete(ctx, "given-tls", metav1.DeleteOptions{})).To(Succeed())
@@ -185,8 +178,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 		By("deleting the Secret that the webhook no longer looks after")
 		Expect(client.CoreV1().Secrets(guardNamespace).Delete(ctx, certificateSecret, metav1.DeleteOptions{})).To(Succeed())
 		Consistently(ctx, func(g Gomega) {
-			_, err := client.CoreV1().Secrets(guardNamespace).Get(ctx, certificateSecret, metav1.GetOptions{})
-			g.Expect(err).To(Satisfy(apierrors.IsNotFound))
+			g.Expect(framework.ErrorOf(client.CoreV1().Secrets(guardNamespace).Get(ctx, certificateSecret, metav1.GetOptions{}))).To(Satisfy(apierrors.IsNotFound))
 			g.Expect(probeWebhook(ctx)).To(Succeed())
 		}).WithTimeout(notRecreated).Should(Succeed(), "no new Secret, and answers")
 	}, SpecTimeout(2*rolloutWait))

@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // controllerWait is how long a controller is watched that must not do something, and
@@ -33,8 +35,7 @@ func resourceIn(d dynamic.Interface, gvr schema.GroupVersionResource, namespace 
 
 func toUnstructured(object any) *unstructured.Unstructured {
 	GinkgoHelper()
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
-	Expect(err).NotTo(HaveOccurred())
+	content := framework.Must(runtime.DefaultUnstructuredConverter.ToUnstructured(object))
 	return &unstructured.Unstructured{Object: content}
 }
 
@@ -124,8 +125,7 @@ var _ = Describe("deletion-protection: always", Label(labelPolicies), func() {
 	DescribeTable("refuses to delete it, and the advice of the refusal lets it go",
 		func(ctx SpecContext, name string) {
 			namespace, gvr := newNamespace(ctx, nil), workloadResource(name)
-			_, err := resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(namespaced[name]()), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(namespaced[name]()), metav1.CreateOptions{}))
 			as := resourceIn(ordinary.dynamic(), gvr, namespace)
 
 			refusal := as.Delete(ctx, "kept", metav1.DeleteOptions{})
@@ -153,8 +153,7 @@ var _ = Describe("deletion-protection: always", Label(labelPolicies), func() {
 	It("spares a labelled object from kubectl delete --all, and lets the others go", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		for name, labels := range map[string]map[string]string{"kept": always, "other": nil} {
-			_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{}))
 		}
 		deleted := ordinary.kubectl(ctx, "delete", "configmaps", "--all", "-n", namespace)
 		Expect(deleted.Err).To(HaveOccurred())
@@ -166,20 +165,15 @@ var _ = Describe("deletion-protection: always", Label(labelPolicies), func() {
 	It("holds against the garbage collector and the namespace controller", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		configMaps := client.CoreV1().ConfigMaps(namespace)
-		owner, err := configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "owner"}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		owner := framework.Must(configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "owner"}}, metav1.CreateOptions{}))
 		owned := []metav1.OwnerReference{{APIVersion: "v1", Kind: "ConfigMap", Name: owner.Name, UID: owner.UID}}
 		for name, labels := range map[string]map[string]string{"kept": always, "unlabelled": nil} {
-			_, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels, OwnerReferences: owned}}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels, OwnerReferences: owned}}, metav1.CreateOptions{}))
 		}
 		By("deleting the owner")
 		Expect(configMaps.Delete(ctx, "owner", metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)})).To(Succeed())
-		Eventually(ctx, func() error {
-			_, err := configMaps.Get(ctx, "unlabelled", metav1.GetOptions{})
-			return err
-		}).WithTimeout(controllerWait).Should(Satisfy(apierrors.IsNotFound), "the garbage collector to collect the unlabelled object")
-		_, err = configMaps.Get(ctx, "kept", metav1.GetOptions{})
+		Eventually(ctx, func() error { return framework.ErrorOf(configMaps.Get(ctx, "unlabelled", metav1.GetOptions{})) }).WithTimeout(controllerWait).Should(Satisfy(apierrors.IsNotFound), "the garbage collector to collect the unlabelled object")
+		_, err := configMaps.Get(ctx, "kept", metav1.GetOptions{})
 		Expect(err).NotTo(HaveOccurred(), "the labelled object")
 
 		By("deleting the namespace")
@@ -204,8 +198,7 @@ var _ = Describe("deletion-protection: cascading on a workload", Label(labelPoli
 	DescribeTable("lets it go only at zero replicas",
 		func(ctx SpecContext, name string) {
 			namespace, gvr := newNamespace(ctx, nil), workloadResource(name)
-			_, err := resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 1, cascading)), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 1, cascading)), metav1.CreateOptions{}))
 			awaitReady(ctx, gvr, namespace, "web", 1)
 			as := resourceIn(ordinary.dynamic(), gvr, namespace)
 
@@ -240,14 +233,13 @@ var _ = Describe("deletion-protection: cascading on a workload", Label(labelPoli
 	It("lets a DaemonSet go only when none of its pods is left", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		daemonSets := client.AppsV1().DaemonSets(namespace)
-		_, err := daemonSets.Create(ctx, &appsv1.DaemonSet{
+		framework.Must(daemonSets.Create(ctx, &appsv1.DaemonSet{
 			ObjectMeta: metav1.ObjectMeta{Name: "agent", Labels: cascading},
 			Spec: appsv1.DaemonSetSpec{
 				Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("agent")},
 				Template: podTemplate(workloadLabels("agent")),
 			},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		Eventually(ctx, func() (int32, error) {
 			daemonSet, err := daemonSets.Get(ctx, "agent", metav1.GetOptions{})
 			if err != nil {

@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // definitions is the resource of custom definitions.
@@ -69,8 +71,7 @@ func newDefinitionOf(ctx context.Context, group, plural string, labels map[strin
 			}},
 		},
 	}
-	_, err := dynamicClient.Resource(definitions).Create(ctx, toUnstructured(definition), metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(dynamicClient.Resource(definitions).Create(ctx, toUnstructured(definition), metav1.CreateOptions{}))
 	DeferCleanup(func(ctx SpecContext) {
 		disarm := fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:%q}}}`, labelDeletionProtection, annotationOverride, overrideFor(time.Hour, "end of the spec"))
 		resource := dynamicClient.Resource(definitions)
@@ -80,10 +81,7 @@ func newDefinitionOf(ctx context.Context, group, plural string, labels map[strin
 			Expect(resource.Delete(ctx, definition.Name, metav1.DeleteOptions{})).To(Or(Succeed(), Satisfy(apierrors.IsNotFound)))
 		}
 	}, NodeTimeout(definitionWait))
-	Eventually(ctx, func() error {
-		_, err := dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{})
-		return err
-	}).WithTimeout(definitionWait).Should(Succeed(), "the API server to serve %s", gvr)
+	Eventually(ctx, func() error { return framework.ErrorOf(dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{})) }).WithTimeout(definitionWait).Should(Succeed(), "the API server to serve %s", gvr)
 	return gvr
 }
 
@@ -127,20 +125,18 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 				StorageClassName: ptr.To(""), VolumeName: "claim-" + namespace,
 			},
 		}
-		_, err := client.CoreV1().PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
+		framework.Must(client.CoreV1().PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
 			ObjectMeta: metav1.ObjectMeta{Name: claim.Spec.VolumeName},
 			Spec: corev1.PersistentVolumeSpec{
 				AccessModes: claim.Spec.AccessModes, Capacity: claim.Spec.Resources.Requests,
 				PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
 				PersistentVolumeSource:        corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/tmp/" + namespace}},
 			},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			Expect(client.CoreV1().PersistentVolumes().Delete(ctx, claim.Spec.VolumeName, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(podStart))
-		_, err = client.CoreV1().PersistentVolumeClaims(namespace).Create(ctx, claim, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().PersistentVolumeClaims(namespace).Create(ctx, claim, metav1.CreateOptions{}))
 		Eventually(ctx, func() (corev1.PersistentVolumeClaimPhase, error) {
 			bound, err := client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, "data", metav1.GetOptions{})
 			if err != nil {
@@ -159,10 +155,8 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 
 	It("does not stand in the way of the namespace controller once the namespace may go", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, cascading)
-		_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "left"}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		object, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "left"}}, metav1.CreateOptions{}))
+		object := framework.Must(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
 		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
 		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
 			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
@@ -174,24 +168,21 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name, Labels: cascading} }
 		core := client.CoreV1()
 		for _, name := range []string{"used", "unused"} {
-			_, err := core.PersistentVolumeClaims(namespace).Create(ctx, &corev1.PersistentVolumeClaim{ObjectMeta: meta(name), Spec: corev1.PersistentVolumeClaimSpec{
+			framework.Must(core.PersistentVolumeClaims(namespace).Create(ctx, &corev1.PersistentVolumeClaim{ObjectMeta: meta(name), Spec: corev1.PersistentVolumeClaimSpec{
 				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
 				Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")}},
-			}}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			}}, metav1.CreateOptions{}))
 		}
 		waiting := newPod("waiting", nil)
 		waiting.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "used"}}}}
-		_, err := core.Pods(namespace).Create(ctx, waiting, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(core.Pods(namespace).Create(ctx, waiting, metav1.CreateOptions{}))
 		claims := ordinary.client().CoreV1().PersistentVolumeClaims(namespace)
 		Expect(claims.Delete(ctx, "used", metav1.DeleteOptions{})).To(BeRefused("persistentvolumeclaim/used in namespace "+namespace, "is mounted by pods: 1 (waiting)"))
 		Expect(claims.Delete(ctx, "unused", metav1.DeleteOptions{})).To(Succeed())
 
 		createPod(ctx, namespace, newPod("web", nil))
 		for _, name := range []string{"web", "idle"} {
-			_, err = core.Services(namespace).Create(ctx, &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Selector: workloadLabels(name), Ports: []corev1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(core.Services(namespace).Create(ctx, &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Selector: workloadLabels(name), Ports: []corev1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{}))
 		}
 		services := ordinary.client().CoreV1().Services(namespace)
 		Eventually(ctx, func() error {
@@ -202,8 +193,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 
 	It("holds in kube-system as anywhere", func(ctx SpecContext) {
 		maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-		kept, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-", Labels: cascading}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		kept := framework.Must(maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-", Labels: cascading}}, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			kubectl(ctx, "label", "configmap", kept.Name, "-n", kept.Namespace, labelDeletionProtection+"-").ExpectDone()
 			Expect(maps.Delete(ctx, kept.Name, metav1.DeleteOptions{})).To(Succeed())
@@ -214,15 +204,13 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 
 	It("lets the slices of a labelled service go, and its namespace", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
-		object, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		object := framework.Must(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
 		service := func(name, protection string) {
 			GinkgoHelper()
-			_, err := client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
+			framework.Must(client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
 				ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{labelDeletionProtection: protection}},
 				Spec:       corev1.ServiceSpec{Selector: map[string]string{"service": name}, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromString("http")}}},
-			}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			}, metav1.CreateOptions{}))
 		}
 		slices := func(name string) func() ([]discoveryv1.EndpointSlice, error) {
 			return func() ([]discoveryv1.EndpointSlice, error) {
@@ -258,8 +246,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		definition := gvr.GroupResource().String()
 		as := ordinary.dynamic().Resource(gvr)
 		for name, labels := range map[string]map[string]string{"kept": {labelDeletionProtection: "always"}, "other": nil} {
-			_, err := as.Create(ctx, customObject(gvr, name, 0, labels), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(as.Create(ctx, customObject(gvr, name, 0, labels), metav1.CreateOptions{}))
 		}
 		refusal := ordinary.dynamic().Resource(definitions).Delete(ctx, definition, metav1.DeleteOptions{})
 		Expect(refusal).To(BeRefused(definition+" was not deleted", "custom resources labelled "+labelDeletionProtection+": at least 1 (such as kept)"))
@@ -290,17 +277,14 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 	It("reads the replicas of a custom kind where its definition has them", func(ctx SpecContext) {
 		gvr := newDefinition(ctx, "fleets", nil)
 		as := ordinary.dynamic().Resource(gvr)
-		_, err := as.Create(ctx, customObject(gvr, "north", 2, cascading), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(as.Create(ctx, customObject(gvr, "north", 2, cascading), metav1.CreateOptions{}))
 		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("fleet.e2e.example.com/north was not deleted", "spec.replicas is 2", "kubectl scale fleet.e2e.example.com/north --replicas=0"))
 
 		By("following the advice")
 		ordinary.kubectl(ctx, "scale", "fleet.e2e.example.com/north", "--replicas=0").ExpectDone()
-		_, err = as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":1}}`), metav1.PatchOptions{}, "status")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":1}}`), metav1.PatchOptions{}, "status"))
 		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(BeRefused("still runs (pods: 1)"))
-		_, err = as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":0}}`), metav1.PatchOptions{}, "status")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(as.Patch(ctx, "north", types.MergePatchType, []byte(`{"status":{"ready":0}}`), metav1.PatchOptions{}, "status"))
 		Expect(as.Delete(ctx, "north", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(specTimeout))
 
@@ -320,8 +304,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 var _ = Describe("replicas-protection: confirm, by the webhook", func() {
 	It("holds an update of a custom kind to the confirmation, and lets an override pass", func(ctx SpecContext) {
 		gvr := newDefinition(ctx, "herds", nil)
-		_, err := dynamicClient.Resource(gvr).Create(ctx, customObject(gvr, "north", 2, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(dynamicClient.Resource(gvr).Create(ctx, customObject(gvr, "north", 2, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{}))
 		set := func(u user, machines int, annotation, value string) error {
 			_, err := u.dynamic().Resource(gvr).Patch(ctx, "north", types.MergePatchType,
 				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"machines":%d}}`, annotation, value, machines), metav1.PatchOptions{})
@@ -348,12 +331,10 @@ var _ = Describe("the incident of the deleted definition", func() {
 			object.SetName(fmt.Sprintf("machine-%04d", i))
 			list.Items = append(list.Items, *object)
 		}
-		text, err := json.Marshal(list)
-		Expect(err).NotTo(HaveOccurred())
+		text := framework.Must(json.Marshal(list))
 		kubectlInput(ctx, string(text), "create", "-f", "-").ExpectDone()
 		count := func() int {
-			left, err := dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			left := framework.Must(dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{}))
 			return len(left.Items)
 		}
 		Expect(count()).To(Equal(objects))

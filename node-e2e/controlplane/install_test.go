@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 )
 
@@ -45,8 +46,7 @@ const (
 // needs: pods must know where the API server is.
 func overlayDir(overlay string) string {
 	GinkgoHelper()
-	server, err := url.Parse(adminConfig.Host)
-	Expect(err).NotTo(HaveOccurred())
+	server := framework.Must(url.Parse(adminConfig.Host))
 	host, port, err := net.SplitHostPort(server.Host)
 	Expect(err).NotTo(HaveOccurred())
 	dir := filepath.Join(artifactsDir(), "overlays", overlay)
@@ -147,8 +147,7 @@ func awaitPolicies(ctx context.Context, overlay string) {
 // webhookPods lists the pods of the webhook.
 func webhookPods(ctx context.Context) []corev1.Pod {
 	GinkgoHelper()
-	pods, err := client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})
-	Expect(err).NotTo(HaveOccurred())
+	pods := framework.Must(client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector}))
 	return pods.Items
 }
 

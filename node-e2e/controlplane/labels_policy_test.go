@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -40,26 +41,24 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 	It("is refused on a workload, and its true values are not", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		deployments := ordinary.client().AppsV1().Deployments(namespace)
-		_, err := deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: "ALWAYS"}), metav1.CreateOptions{DryRun: dryRun})
-		Expect(err).To(BeRefused(`deployments web was not accepted`))
+		Expect(framework.ErrorOf(deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: "ALWAYS"}), metav1.CreateOptions{DryRun: dryRun}))).To(BeRefused(`deployments web was not accepted`))
 		for _, value := range []string{"always", "cascading"} {
-			_, err = deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: value}), metav1.CreateOptions{DryRun: dryRun})
+			_, err := deployments.Create(ctx, newDeployment("web", 0, map[string]string{labelDeletionProtection: value}), metav1.CreateOptions{DryRun: dryRun})
 			Expect(err).NotTo(HaveOccurred(), value)
 		}
 	}, SpecTimeout(specTimeout))
 
 	It("is refused by way of a status", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
-		_, err := client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
+		framework.Must(client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
 			ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		for label, value := range map[string]string{labelDeletionProtection: "Always", labelReplicasProtection: "yes"} {
-			_, err = ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
+			_, err := ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
 				fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun}, "status")
 			Expect(err).To(BeRefused("services web was not accepted", value))
 		}
-		_, err = ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
+		_, err := ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
 			fmt.Appendf(nil, `{"metadata":{"labels":{%q:"always"}}}`, labelDeletionProtection), metav1.PatchOptions{DryRun: dryRun}, "status")
 		Expect(err).NotTo(HaveOccurred(), "a value that means something")
 	}, SpecTimeout(specTimeout))
@@ -68,8 +67,7 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		namespace := newNamespace(ctx, nil)
 		pods := ordinary.client().CoreV1().Pods(namespace)
 		create := func() error {
-			_, err := pods.Create(ctx, newPod("web", map[string]string{labelDeletionProtection: "always"}), metav1.CreateOptions{DryRun: dryRun})
-			return err
+			return framework.ErrorOf(pods.Create(ctx, newPod("web", map[string]string{labelDeletionProtection: "always"}), metav1.CreateOptions{DryRun: dryRun}))
 		}
 		refusal := create()
 		Expect(refusal).To(BeRefused("pod web was not accepted", "does not keep it from being evicted", labelExplicitDeletion+"=required"))
@@ -88,8 +86,7 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		Expect(err).To(BeRefused("daemonsets agent was not accepted", "the kind has no replicas", "deletion-protection=cascading", "OperationWindow"))
 		template.Spec.RestartPolicy = corev1.RestartPolicyNever
 		job := batchv1.JobSpec{Template: template}
-		_, err = as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun})
-		Expect(err).To(BeRefused("jobs agent was not accepted", "deletion-protection=cascading"))
+		Expect(framework.ErrorOf(as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun}))).To(BeRefused("jobs agent was not accepted", "deletion-protection=cascading"))
 		_, err = as.BatchV1().CronJobs(namespace).Create(ctx, &batchv1.CronJob{ObjectMeta: meta, Spec: batchv1.CronJobSpec{
 			Schedule: "0 0 1 1 *", JobTemplate: batchv1.JobTemplateSpec{Spec: job},
 		}}, metav1.CreateOptions{DryRun: dryRun})

@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // noOverride is an override annotation that never counts. With it an object is judged
@@ -67,8 +69,7 @@ var _ = Describe("policies and webhook", func() {
 					if annotation != "" {
 						object.SetAnnotations(map[string]string{annotationOverride: annotation})
 					}
-					created, err := dynamicClient.Resource(gvr).Namespace(namespace).Create(ctx, object, metav1.CreateOptions{})
-					Expect(err).NotTo(HaveOccurred())
+					created := framework.Must(dynamicClient.Resource(gvr).Namespace(namespace).Create(ctx, object, metav1.CreateOptions{}))
 					awaitObserved(ctx, gvr, namespace, created.GetName(), int64(replicas))
 					outcome := verdict(resource.Delete(ctx, objectName, metav1.DeleteOptions{DryRun: dryRun}))
 					if annotation == "" {
@@ -97,8 +98,7 @@ var _ = Describe("policies and webhook", func() {
 			if deployment.Name == "owned" {
 				deployment.OwnerReferences = []metav1.OwnerReference{owner}
 			}
-			_, err := client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{}))
 		}
 		type change struct {
 			name, on     string
@@ -139,9 +139,8 @@ var _ = Describe("policies and webhook", func() {
 				if c.own {
 					metadata["ownerReferences"] = []metav1.OwnerReference{owner}
 				}
-				body, err := json.Marshal(map[string]any{"metadata": metadata, "spec": map[string]any{"replicas": c.replicas}})
-				Expect(err).NotTo(HaveOccurred())
-				_, err = judgedBy(override).client().AppsV1().Deployments(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
+				body := framework.Must(json.Marshal(map[string]any{"metadata": metadata, "spec": map[string]any{"replicas": c.replicas}}))
+				_, err := judgedBy(override).client().AppsV1().Deployments(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
 				return verdict(err)
 			}
 			Expect(verdicts{patch(nil), patch(noOverride)}).To(Equal(both(c.want)), c.name)
@@ -154,8 +153,7 @@ var _ = Describe("policies and webhook", func() {
 		createPod(ctx, namespace, newPod("running", required))
 		pending := newPod("pending", required)
 		pending.Spec.NodeSelector = map[string]string{"no": "node"}
-		_, err := client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{}))
 		for _, c := range []struct {
 			on    string
 			label any
@@ -167,12 +165,11 @@ var _ = Describe("policies and webhook", func() {
 		} {
 			patch := func(override any) string {
 				GinkgoHelper()
-				body, err := json.Marshal(map[string]any{"metadata": map[string]any{
+				body := framework.Must(json.Marshal(map[string]any{"metadata": map[string]any{
 					"labels":      map[string]any{labelExplicitDeletion: c.label, "other": "x"},
 					"annotations": map[string]any{annotationOverride: override},
-				}})
-				Expect(err).NotTo(HaveOccurred())
-				_, err = judgedBy(override).client().CoreV1().Pods(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
+				}}))
+				_, err := judgedBy(override).client().CoreV1().Pods(namespace).Patch(ctx, c.on, types.MergePatchType, body, metav1.PatchOptions{DryRun: dryRun})
 				return verdict(err)
 			}
 			Expect(verdicts{patch(nil), patch(noOverride)}).To(Equal(both(c.want)), "label %v on the %s pod", c.label, c.on)

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apitypes "k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/admission"
 )
 
@@ -29,16 +30,12 @@ const cacheAgeLimit = 2 * time.Minute
 func scrape(ctx context.Context, pod *corev1.Pod) map[string]*dto.MetricFamily {
 	GinkgoHelper()
 	url := fmt.Sprintf("http://%s/metrics", net.JoinHostPort(pod.Status.PodIP, webhookMetricsPort))
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	Expect(err).NotTo(HaveOccurred())
-	response, err := http.DefaultClient.Do(request)
-	Expect(err).NotTo(HaveOccurred())
+	request := framework.Must(http.NewRequestWithContext(ctx, http.MethodGet, url, nil))
+	response := framework.Must(http.DefaultClient.Do(request))
 	defer response.Body.Close()
 	Expect(response).To(HaveHTTPStatus(http.StatusOK))
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(response.Body)
-	Expect(err).NotTo(HaveOccurred())
-	return families
+	return framework.Must(parser.TextToMetricFamilies(response.Body))
 }
 
 func labelsOf(metric *dto.Metric) map[string]string {
@@ -59,8 +56,7 @@ var _ = Describe("the metrics of the webhook", func() {
 		}
 		namespaces := overrider.client().CoreV1().Namespaces()
 		Expect(namespaces.Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused())
-		_, err := client.CoreV1().Namespaces().Patch(ctx, namespace, apitypes.MergePatchType, overridePatch(overrideFor(time.Hour, "counted")), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, apitypes.MergePatchType, overridePatch(overrideFor(time.Hour, "counted")), metav1.PatchOptions{}))
 		Expect(namespaces.Delete(ctx, namespace, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})).To(Succeed())
 
 		Expect(counted(ctx, admission.CascadingDeletion, before[admission.CascadingDeletion])).

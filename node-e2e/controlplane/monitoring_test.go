@@ -30,12 +30,9 @@ const gaugeWait = 15 * time.Second
 // scrapePath reads metrics by way of the API server.
 func scrapePath(ctx context.Context, path string) map[string]*dto.MetricFamily {
 	GinkgoHelper()
-	text, err := client.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(ctx)
-	Expect(err).NotTo(HaveOccurred())
+	text := framework.Must(client.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(ctx))
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
-	Expect(err).NotTo(HaveOccurred())
-	return families
+	return framework.Must(parser.TextToMetricFamilies(bytes.NewReader(text)))
 }
 
 // series returns the series of a family that have these labels, among others.
@@ -68,21 +65,18 @@ var _ = Describe("what the alerts are made from", func() {
 		before := byKubelet(ctx, &replicas[0], fleetmetrics.ProtectedNodesMetric)
 
 		By("a node whose kubelet is a stock one")
-		node, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "stock-"}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		node := framework.Must(client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "stock-"}}, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			Expect(client.CoreV1().Nodes().Delete(ctx, node.Name, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(specTimeout))
-		_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType,
-			fmt.Appendf(nil, `{"status":{"nodeInfo":{"kubeletVersion":%q}}}`, framework.KubeVersion), metav1.PatchOptions{}, "status")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType,
+			fmt.Appendf(nil, `{"status":{"nodeInfo":{"kubeletVersion":%q}}}`, framework.KubeVersion), metav1.PatchOptions{}, "status"))
 
 		By("with a protected pod")
 		pod := newPod("protected", map[string]string{labelExplicitDeletion: "required"})
 		pod.Spec.NodeName = node.Name
 		pod.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}}
-		_, err = client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			// No kubelet is there to end it.
 			Expect(client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)})).To(Succeed())
@@ -105,12 +99,10 @@ var _ = Describe("what the alerts are made from", func() {
 	}, SpecTimeout(specTimeout))
 
 	It("knows when the certificate expires", func(ctx SpecContext) {
-		secret, err := client.CoreV1().Secrets(guardNamespace).Get(ctx, "guard-webhook-tls", metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		secret := framework.Must(client.CoreV1().Secrets(guardNamespace).Get(ctx, "guard-webhook-tls", metav1.GetOptions{}))
 		block, _ := pem.Decode(secret.Data[corev1.TLSCertKey])
 		Expect(block).NotTo(BeNil())
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		Expect(err).NotTo(HaveOccurred())
+		certificate := framework.Must(x509.ParseCertificate(block.Bytes))
 		replicas := webhookPods(ctx)
 		for i := range replicas {
 			family := scrape(ctx, &replicas[i])[admission.CertificateMetric]
@@ -139,8 +131,7 @@ var _ = Describe("what the alerts are made from", func() {
 	}, SpecTimeout(2*rolloutWait))
 
 	It("is in the guarded kubelet", Label(labelPolicies), func(ctx SpecContext) {
-		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		nodes := framework.Must(client.CoreV1().Nodes().List(ctx, metav1.ListOptions{}))
 		for _, node := range nodes.Items {
 			if node.Status.DaemonEndpoints.KubeletEndpoint.Port == 0 {
 				continue // an object without a kubelet

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -82,8 +83,7 @@ func removePool(ctx context.Context, pool string) {
 
 func nodesOf(ctx context.Context, pool string) []corev1.Node {
 	GinkgoHelper()
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
-	Expect(err).NotTo(HaveOccurred())
+	nodes := framework.Must(client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool}))
 	return nodes.Items
 }
 
@@ -99,8 +99,7 @@ spec: {nodeSelector: {matchLabels: {%s: %s}}, %s}}`, name, poolLabel, pool, more
 // goes before the nodes.
 func createNodePolicy(ctx context.Context, policy *unstructured.Unstructured) {
 	GinkgoHelper()
-	_, err := ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{}))
 	DeferCleanup(func(ctx SpecContext) {
 		err := dynamicClient.Resource(nodePolicyResource).Delete(ctx, policy.GetName(), metav1.DeleteOptions{})
 		Expect(err).NotTo(HaveOccurred())
@@ -211,14 +210,12 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 		Expect(nodes.Delete(ctx, pool+"-000", dryRun)).To(Succeed())
 		Expect(charged()).To(Equal([]int{0, 0}), "after a dry run")
 
-		_, err := client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":["kubelet-guard-e2e/stays"]}}`), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":["kubelet-guard-e2e/stays"]}}`), metav1.PatchOptions{}))
 		for range 3 {
 			Expect(nodes.Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(Succeed())
 		}
 		Expect(charged()).To(Equal([]int{1, 1}), "after three deletions of one node that a finalizer keeps")
-		_, err = client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}))
 
 		Expect(nodes.Delete(ctx, pool+"-001", metav1.DeleteOptions{})).To(BeRefused("charge-a keeps 3 nodes of its pool ready, and only 3 are"))
 		Expect(charged()).To(Equal([]int{1, 1}), "after a refusal")
@@ -237,8 +234,7 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 		createPool(ctx, pool, 3, 3)
 		createNodePolicy(ctx, nodePolicy("elsewhere", "elsewhere", "maxDeletions: 0"))
 		Expect(ordinary.client().CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})).To(Succeed())
-		_, err := client.CoreV1().Nodes().Get(ctx, pool+"-000", metav1.GetOptions{})
-		Expect(err).To(Satisfy(apierrors.IsNotFound))
+		Expect(framework.ErrorOf(client.CoreV1().Nodes().Get(ctx, pool+"-000", metav1.GetOptions{}))).To(Satisfy(apierrors.IsNotFound))
 	}, SpecTimeout(specTimeout))
 
 	It("hold the last ready node with its kubelet", func(ctx SpecContext) {
@@ -247,8 +243,7 @@ spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}, minReady: 100%
 		createNodePolicy(ctx, policy)
 		deleted := ordinary.kubectl(ctx, "delete", "node", cluster.NodeName(), "--wait=false")
 		Expect(deleted.Stderr).To(ContainSubstring("NodeDeletionPolicy real keeps 1 nodes of its pool ready, and only 1 are"), "%s", deleted)
-		_, err := client.CoreV1().Nodes().Get(ctx, cluster.NodeName(), metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Nodes().Get(ctx, cluster.NodeName(), metav1.GetOptions{}))
 	}, SpecTimeout(specTimeout))
 })
 
@@ -256,9 +251,8 @@ spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}, minReady: 100%
 func setReady(ctx context.Context, status corev1.ConditionStatus, names ...string) {
 	GinkgoHelper()
 	for _, name := range names {
-		_, err := client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, fmt.Appendf(nil,
-			`{"status":{"conditions":[{"type":"Ready","status":%q,"reason":"Spec","lastHeartbeatTime":%q}]}}`, status, time.Now().UTC().Format(time.RFC3339)), metav1.PatchOptions{}, "status")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, fmt.Appendf(nil,
+			`{"status":{"conditions":[{"type":"Ready","status":%q,"reason":"Spec","lastHeartbeatTime":%q}]}}`, status, time.Now().UTC().Format(time.RFC3339)), metav1.PatchOptions{}, "status"))
 	}
 }
 
@@ -318,9 +312,8 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		createPool(ctx, pool, 2, 2)
 		createNodePolicy(ctx, nodePolicy(pool, pool, "maxDeletions: 1, period: 1h"))
 		tomorrow := time.Now().Add(24 * time.Hour).UTC()
-		_, err := dynamicClient.Resource(nodePolicyResource).Patch(ctx, pool, types.MergePatchType, fmt.Appendf(nil,
-			`{"status":{"deletions":[{"uid":"gone","node":"gone","time":%q}]}}`, tomorrow.Format("2006-01-02T15:04:05.000000Z")), metav1.PatchOptions{}, "status")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(dynamicClient.Resource(nodePolicyResource).Patch(ctx, pool, types.MergePatchType, fmt.Appendf(nil,
+			`{"status":{"deletions":[{"uid":"gone","node":"gone","time":%q}]}}`, tomorrow.Format("2006-01-02T15:04:05.000000Z")), metav1.PatchOptions{}, "status"))
 		refusal := ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})
 		Expect(refusal).To(BeRefused("limits deletions to 1 in 1h", "A clock is or was wrong"))
 		Eventually(ctx, func(g Gomega) {
@@ -339,24 +332,20 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		selectors := make([]metav1.LabelSelector, 0, 6)
 		key := func(i int) string { return fmt.Sprintf("kubelet-guard-e2e/key-%d", i) }
 		for i, text := range []string{"%s=a", "%s in (a,b)", "%s notin (a,b)", "%s", "!%s", "%s in (,b)"} {
-			selector, err := metav1.ParseToLabelSelector(fmt.Sprintf(text, key(i)) + "," + poolLabel + "=" + pool)
-			Expect(err).NotTo(HaveOccurred())
+			selector := framework.Must(metav1.ParseToLabelSelector(fmt.Sprintf(text, key(i)) + "," + poolLabel + "=" + pool))
 			selectors = append(selectors, *selector)
-			content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&guardv1alpha1.NodeDeletionPolicy{
+			content := framework.Must(runtime.DefaultUnstructuredConverter.ToUnstructured(&guardv1alpha1.NodeDeletionPolicy{
 				TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.NodeDeletionPolicyKind},
 				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", pool, i)},
 				Spec:       guardv1alpha1.NodeDeletionPolicySpec{NodeSelector: *selector, MaxDeletions: new(int32(9))},
-			})
-			Expect(err).NotTo(HaveOccurred())
-			_, err = dynamicClient.Resource(nodePolicyResource).Create(ctx, &unstructured.Unstructured{Object: content}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			}))
+			framework.Must(dynamicClient.Resource(nodePolicyResource).Create(ctx, &unstructured.Unstructured{Object: content}, metav1.CreateOptions{}))
 			DeferCleanup(func(ctx SpecContext) {
 				Expect(dynamicClient.Resource(nodePolicyResource).Delete(ctx, fmt.Sprintf("%s-%d", pool, i), metav1.DeleteOptions{})).To(Succeed())
 			}, NodeTimeout(podStart))
 		}
 		selects := func(i int, set map[string]string) bool {
-			selector, err := metav1.LabelSelectorAsSelector(&selectors[i])
-			Expect(err).NotTo(HaveOccurred())
+			selector := framework.Must(metav1.LabelSelectorAsSelector(&selectors[i]))
 			return selector.Matches(labels.Set(set))
 		}
 		// A node for each policy and value, which that policy alone can select.
@@ -376,8 +365,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 				set = labelled(set, key(i), value)
 				name := fmt.Sprintf("%s-%d-%d", pool, i, v)
 				sets[name] = set
-				_, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: set}}, metav1.CreateOptions{})
-				Expect(err).NotTo(HaveOccurred())
+				framework.Must(client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: set}}, metav1.CreateOptions{}))
 			}
 		}
 		Eventually(ctx, func(g Gomega) {
@@ -396,9 +384,8 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 					if value == "absent" {
 						patched = nil
 					}
-					body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{key(i): patched}}})
-					Expect(err).NotTo(HaveOccurred())
-					_, err = as.Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+					body := framework.Must(json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{key(i): patched}}}))
+					_, err := as.Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
 					leaves := selects(i, sets[name]) && !selects(i, after)
 					refused[leaves]++
 					if leaves {
@@ -433,18 +420,15 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		createPool(ctx, pool, 3, 3)
 		policy := fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: %s},
 spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [leaving, staying]}]}, minReady: 100%%}}`, pool, poolLabel))
-		_, err := ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			Expect(dynamicClient.Resource(nodePolicyResource).Delete(ctx, pool, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(podStart))
 		relabel := func(u user, node, value string, subresources ...string) error {
-			_, err := u.client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, poolLabel, value), metav1.PatchOptions{}, subresources...)
-			return err
+			return framework.ErrorOf(u.client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, poolLabel, value), metav1.PatchOptions{}, subresources...))
 		}
 		dryRun := func() error {
-			_, err := ordinary.client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, poolLabel), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
-			return err
+			return framework.ErrorOf(ordinary.client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, poolLabel), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}))
 		}
 		Eventually(ctx, dryRun).WithTimeout(policyWait).Should(BeRefused("the labels of node/" + node + " were not changed"))
 		refusal := relabel(ordinary, node, "null")
@@ -466,13 +450,11 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [leavin
 
 var _ = Describe("two rules in audit mode beside others that enforce", Label(labelInstall), Serial, func() {
 	It("warn with the same decision and let the request pass", func(ctx SpecContext) {
-		deployment, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		deployment := framework.Must(client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{}))
 		usual := deployment.Spec.Template.Spec.Containers[0].Args
 		setArguments := func(ctx context.Context, arguments ...string) {
 			GinkgoHelper()
-			value, err := json.Marshal(arguments)
-			Expect(err).NotTo(HaveOccurred())
+			value := framework.Must(json.Marshal(arguments))
 			kubectl(ctx, "patch", "deployment", webhookName, "-n", guardNamespace, "--type=json", "-p",
 				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, value)).ExpectDone()
 			awaitWebhook(ctx)
@@ -494,8 +476,7 @@ var _ = Describe("two rules in audit mode beside others that enforce", Label(lab
 
 		namespace := newNamespace(ctx, map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced})
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
-		_, err = ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, window("nightly", daily(2*time.Hour, 3*time.Hour)), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, window("nightly", daily(2*time.Hour, 3*time.Hour)), metav1.CreateOptions{}))
 		Eventually(ctx, func(g Gomega) {
 			effective := meta.FindStatusCondition(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)
 			g.Expect(effective).NotTo(BeNil())

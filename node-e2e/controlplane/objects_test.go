@@ -23,6 +23,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -36,14 +37,12 @@ const specNamespacePrefix = "spec-"
 // the end it goes, with all that is in it, whatever protects them.
 func newNamespace(ctx context.Context, labels map[string]string) string {
 	GinkgoHelper()
-	namespace, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
+	namespace := framework.Must(client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: specNamespacePrefix, Labels: labels},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	}, metav1.CreateOptions{}))
 	DeferCleanup(func(ctx SpecContext) { removeNamespace(ctx, namespace.Name) }, NodeTimeout(podStart))
 	Eventually(ctx, func() error {
-		_, err := client.CoreV1().ServiceAccounts(namespace.Name).Get(ctx, "default", metav1.GetOptions{})
-		return err
+		return framework.ErrorOf(client.CoreV1().ServiceAccounts(namespace.Name).Get(ctx, "default", metav1.GetOptions{}))
 	}).WithTimeout(podStart).Should(Succeed(), "the default service account of the namespace")
 	return namespace.Name
 }
@@ -70,8 +69,7 @@ func removeNamespace(ctx context.Context, name string) {
 		annotationOverride, overrideFor(time.Hour, "end of the spec"))
 	for _, gvr := range disarmed {
 		resource := dynamicClient.Resource(gvr).Namespace(name)
-		list, err := resource.List(ctx, metav1.ListOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		list := framework.Must(resource.List(ctx, metav1.ListOptions{}))
 		for _, object := range list.Items {
 			labels := object.GetLabels()
 			if labels[labelDeletionProtection] == "" && labels[labelExplicitDeletion] == "" {
@@ -187,8 +185,7 @@ func newBudget(name, app string, minAvailable int) *policyv1.PodDisruptionBudget
 // createPod creates a pod as the administrator and waits until it is Ready.
 func createPod(ctx context.Context, namespace string, pod *corev1.Pod) *corev1.Pod {
 	GinkgoHelper()
-	created, err := client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	created := framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{}))
 	return awaitPodReady(ctx, namespace, created.Name)
 }
 
@@ -215,8 +212,7 @@ func awaitPodReady(ctx context.Context, namespace, name string) *corev1.Pod {
 // its replicas are available.
 func createDeployment(ctx context.Context, namespace string, deployment *appsv1.Deployment) *appsv1.Deployment {
 	GinkgoHelper()
-	created, err := client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	created := framework.Must(client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{}))
 	Eventually(ctx, func() (int32, error) {
 		var err error
 		if created, err = client.AppsV1().Deployments(namespace).Get(ctx, deployment.Name, metav1.GetOptions{}); err != nil {

@@ -35,19 +35,15 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		createPod(ctx, namespace, newPod("unlabelled", nil))
 		unscheduled := newPod("unscheduled", required)
 		unscheduled.Spec.NodeSelector = map[string]string{"no": "node"}
-		_, err := client.CoreV1().Pods(namespace).Create(ctx, unscheduled, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		_, err = client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
+		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, unscheduled, metav1.CreateOptions{}))
+		framework.Must(client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
 			ObjectMeta: metav1.ObjectMeta{Name: "labelled", Labels: cascading}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		always, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
+		}, metav1.CreateOptions{}))
+		always := framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: "always", Labels: map[string]string{labelDeletionProtection: "always"}},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		for name, labels := range map[string]map[string]string{namespace + "-node": nil, namespace + "-labelled-node": cascading} {
-			_, err = client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{}))
 			DeferCleanup(func(ctx SpecContext) {
 				kubectl(ctx, "label", "node", name, labelDeletionProtection+"-", "--overwrite")
 				kubectl(ctx, "delete", "node", name, "--ignore-not-found")
@@ -82,8 +78,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		createDeployment(ctx, namespace, rolled)
 		job := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "job"}, Spec: batchv1.JobSpec{Template: podTemplate(map[string]string{"app": "job", labelExplicitDeletion: "required"})}}
 		job.Spec.Template.Spec.RestartPolicy = corev1.RestartPolicyNever
-		_, err = client.BatchV1().Jobs(namespace).Create(ctx, job, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.BatchV1().Jobs(namespace).Create(ctx, job, metav1.CreateOptions{}))
 		labelled := func(selector string) func() ([]corev1.Pod, error) {
 			return func() ([]corev1.Pod, error) {
 				list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
@@ -95,8 +90,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		By("a namespace that chose the webhook for /scale")
 		reviewed := newNamespace(ctx, reviewedByWebhook)
 		for name, labels := range map[string]map[string]string{"plain": nil, "confirmed": {labelReplicasProtection: "confirm"}} {
-			_, err = client.AppsV1().Deployments(reviewed).Create(ctx, newDeployment(name, 0, labels), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.AppsV1().Deployments(reviewed).Create(ctx, newDeployment(name, 0, labels), metav1.CreateOptions{}))
 		}
 
 		By("stopping the webhook")
@@ -118,28 +112,24 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		Expect(as.CoreV1().Pods(namespace).Delete(ctx, "protected", metav1.DeleteOptions{})).To(outage("pod-deletion"))
 		Expect(as.CoreV1().Services(namespace).Delete(ctx, "labelled", metav1.DeleteOptions{})).To(outage("cascading-deletion"))
 		Expect(as.CoreV1().Nodes().Delete(ctx, namespace+"-labelled-node", metav1.DeleteOptions{})).To(outage("labelled.node-deletion"))
-		_, err = as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{})
-		Expect(err).To(outage("protection"))
+		Expect(framework.ErrorOf(as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{}))).To(outage("protection"))
 		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(BeRefused("configmaps always was not deleted"), "a policy needs no webhook")
-		_, err = overrider.client().CoreV1().ConfigMaps(namespace).Patch(ctx, always.Name, types.MergePatchType,
-			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Hour, "outage")), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(overrider.client().CoreV1().ConfigMaps(namespace).Patch(ctx, always.Name, types.MergePatchType,
+			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Hour, "outage")), metav1.PatchOptions{}))
 		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(BeRefused("configmaps always was not deleted", "may not use the verb override"), "an override by who may not")
 		Expect(overrider.client().CoreV1().ConfigMaps(namespace).Delete(ctx, always.Name, metav1.DeleteOptions{})).To(outage("deletion.override"), "nobody can judge the expiry")
 
 		By("/scale where the webhook was chosen for it: up passes, down is refused, also without a label")
 		for _, name := range []string{"plain", "confirmed"} {
 			scale := func(replicas int) error {
-				_, err := as.AppsV1().Deployments(reviewed).Patch(ctx, name, types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}, "scale")
-				return err
+				return framework.ErrorOf(as.AppsV1().Deployments(reviewed).Patch(ctx, name, types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}, "scale"))
 			}
 			Expect(scale(1)).To(Succeed(), name)
 			Expect(scale(0)).To(outage("scale-down"), name)
 		}
-		_, err = as.AppsV1().Deployments(reviewed).Patch(ctx, "plain", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
+		_, err := as.AppsV1().Deployments(reviewed).Patch(ctx, "plain", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "an update of the workload itself")
-		_, err = as.AppsV1().Deployments(reviewed).Patch(ctx, "confirmed", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
-		Expect(err).To(BeRefused("were not changed from 1 to 0"), "a policy decides that")
+		Expect(framework.ErrorOf(as.AppsV1().Deployments(reviewed).Patch(ctx, "confirmed", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{}))).To(BeRefused("were not changed from 1 to 0"), "a policy decides that")
 
 		By("300 deletions of nodes of a pool: none passes; an override does")
 		looping := ordinary.unthrottled()
@@ -158,8 +148,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		for _, name := range numbered(free, 2, 4) {
 			Expect(as.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(BeRefused("NodeDeletionPolicy "+free+" limits deletions to 2 in 1h, and 2 count"), "%s", name)
 		}
-		_, err = ordinary.dynamic().Resource(nodePolicyResource).Patch(ctx, free, types.MergePatchType, []byte(`{"spec":{"maxDeletions":3}}`), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(ordinary.dynamic().Resource(nodePolicyResource).Patch(ctx, free, types.MergePatchType, []byte(`{"spec":{"maxDeletions":3}}`), metav1.PatchOptions{}))
 		Eventually(ctx, func() error {
 			return as.CoreV1().Nodes().Delete(ctx, free+"-002", metav1.DeleteOptions{})
 		}).WithTimeout(policyWait).Should(Succeed(), "after the limit was raised")
@@ -209,13 +198,11 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 			createPod(ctx, namespace, newPod(name, nil))
 		}
 		reviewed := newNamespace(ctx, reviewedByWebhook)
-		_, err := client.AppsV1().Deployments(reviewed).Create(ctx, newDeployment("plain", 1, nil), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.AppsV1().Deployments(reviewed).Create(ctx, newDeployment("plain", 1, nil), metav1.CreateOptions{}))
 		By("freezing both replicas, as a network that drops packets does to them")
 		signalWebhook := func(ctx context.Context, signal syscall.Signal) {
 			for _, pod := range webhookPods(ctx) {
-				containers, err := containersOf(ctx, pod.UID)
-				Expect(err).NotTo(HaveOccurred())
+				containers := framework.Must(containersOf(ctx, pod.UID))
 				for _, container := range containers {
 					Expect(syscall.Kill(container.PID, signal)).To(Or(Succeed(), MatchError(syscall.ESRCH)))
 				}
@@ -228,8 +215,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		signalWebhook(ctx, syscall.SIGSTOP)
 		scale := func(replicas int) func() error {
 			return func() error {
-				_, err := as.AppsV1().Deployments(reviewed).Patch(ctx, "plain", types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, "scale")
-				return err
+				return framework.ErrorOf(as.AppsV1().Deployments(reviewed).Patch(ctx, "plain", types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, "scale"))
 			}
 		}
 		requests := []struct {

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // annotationOfPolicies is the API server's own, for a refusal whose action is Audit.
@@ -26,10 +28,9 @@ var _ = Describe("the overlay audit", Label(labelInstall), Serial, Ordered, func
 
 	It("warns and lets pass what a policy would refuse, and leaves a trace in the audit log", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
-		_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
+		framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: "labelled", Labels: map[string]string{labelDeletionProtection: "always"}},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		since := time.Now()
 		as, warnings := ordinary.warned()
 		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, "labelled", metav1.DeleteOptions{})).To(Succeed())
@@ -46,8 +47,7 @@ var _ = Describe("the overlay audit", Label(labelInstall), Serial, Ordered, func
 		createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
 		since := time.Now()
 		as, warnings := ordinary.warned()
-		_, err := as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{}))
 		Expect(warnings.all()).To(ContainElement(ContainSubstring("audit mode")))
 		entry := auditEntry(ctx, since, "the update of the namespace", func(e auditv1.Event) bool {
 			return e.Verb == "patch" && e.ObjectRef.Resource == "namespaces" && e.ObjectRef.Name == namespace && e.ImpersonatedUser != nil && e.ImpersonatedUser.Username == ordinary.name
@@ -71,16 +71,14 @@ var _ = Describe("the overlay canary", Label(labelInstall), Serial, func() {
 		canary := newNamespace(ctx, map[string]string{label: "true", labelProtectPods: "allowed"})
 		other := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		for _, namespace := range []string{canary, other} {
-			_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
+			framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
 				ObjectMeta: metav1.ObjectMeta{Name: "labelled", Labels: map[string]string{labelDeletionProtection: "always"}},
-			}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			}, metav1.CreateOptions{}))
 			createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
 		}
 		as := ordinary.client()
 		takeGrant := func(namespace string) error {
-			_, err := as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{})
-			return err
+			return framework.ErrorOf(as.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:null}}}`, labelProtectPods), metav1.PatchOptions{}))
 		}
 		Eventually(ctx, func() error {
 			return as.CoreV1().ConfigMaps(other).Delete(ctx, "labelled", metav1.DeleteOptions{})

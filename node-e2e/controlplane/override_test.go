@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 )
 
@@ -30,17 +31,15 @@ var _ = Describe("the override", func() {
 	// protectedMap creates a ConfigMap that policies keep.
 	protectedMap := func(ctx context.Context, namespace string) {
 		GinkgoHelper()
-		_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+		framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
 			Name: "kept", Labels: map[string]string{labelDeletionProtection: "always"},
-		}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}}, metav1.CreateOptions{}))
 	}
 	// How the policy and the webhook name it.
 	const byPolicy, byWebhook = "configmaps kept", "configmap/kept"
 	annotate := func(ctx context.Context, namespace, value string) {
 		GinkgoHelper()
-		_, err := client.CoreV1().ConfigMaps(namespace).Patch(ctx, "kept", types.MergePatchType, overridePatch(value), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().ConfigMaps(namespace).Patch(ctx, "kept", types.MergePatchType, overridePatch(value), metav1.PatchOptions{}))
 	}
 
 	DescribeTable("does not count when it is not right, and says why",
@@ -72,13 +71,11 @@ var _ = Describe("the override", func() {
 			if subject.object != "" {
 				role.Rules[0].ResourceNames = []string{subject.object}
 			}
-			_, err := client.RbacV1().Roles(namespace).Create(ctx, role, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
-			_, err = client.RbacV1().RoleBindings(namespace).Create(ctx, &rbacv1.RoleBinding{
+			framework.Must(client.RbacV1().Roles(namespace).Create(ctx, role, metav1.CreateOptions{}))
+			framework.Must(client.RbacV1().RoleBindings(namespace).Create(ctx, &rbacv1.RoleBinding{
 				ObjectMeta: metav1.ObjectMeta{Name: name}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
 				Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: name}},
-			}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			}, metav1.CreateOptions{}))
 			remove := func() error {
 				return user{name: name, groups: []string{groupEditors}}.client().CoreV1().ConfigMaps(namespace).Delete(ctx, "kept", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
 			}
@@ -110,16 +107,14 @@ var _ = Describe("the override", func() {
 
 	It("is not needed for what the rule allows anyway", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, cascading)
-		annotated, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch("not a time"), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		annotated := framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch("not a time"), metav1.PatchOptions{}))
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, annotated.Name, metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(specTimeout))
 
 	It("counts for a namespace with pods, whose controller then ends them", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, cascading)
 		createPod(ctx, namespace, newPod("web", nil))
-		object, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "retired")), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		object := framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "retired")), metav1.PatchOptions{}))
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("pods: 1 (web)", "may not use the verb override"))
 		Expect(overrider.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
 		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
@@ -158,8 +153,7 @@ var _ = Describe("the override", func() {
 		output, err = unprotect(overrider, "--override=node pool is retired")
 		Expect(err).NotTo(HaveOccurred(), output)
 		Expect(output).To(ContainSubstring("pod/web no longer protected"))
-		pod, err := client.CoreV1().Pods(namespace).Get(ctx, "web", metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		pod := framework.Must(client.CoreV1().Pods(namespace).Get(ctx, "web", metav1.GetOptions{}))
 		Expect(pod.Labels).NotTo(HaveKey(labelExplicitDeletion))
 		Expect(pod.Annotations).To(HaveKeyWithValue(annotationOverride, HaveSuffix("node pool is retired")))
 	}, SpecTimeout(specTimeout))
@@ -169,22 +163,19 @@ var _ = Describe("the override where no webhook is", Label(labelOutage), Serial,
 	It("counts for who may use the verb, and for nobody else", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		for _, name := range []string{"one", "other"} {
-			_, err := client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+			framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
 				Name: name, Labels: map[string]string{labelDeletionProtection: "always"}, Annotations: map[string]string{annotationOverride: "x"},
-			}}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			}}, metav1.CreateOptions{}))
 		}
 		createDeployment(ctx, namespace, newDeployment("web", 1, map[string]string{labelReplicasProtection: "confirm", labelDeletionProtection: "cascading"}))
 		createPod(ctx, namespace, newPod("running", map[string]string{labelExplicitDeletion: "required"}))
 
 		By("taking the configuration of the webhook away")
 		configurations := client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
-		configuration, err := configurations.Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		configuration := framework.Must(configurations.Get(ctx, webhookinstall.Configuration, metav1.GetOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			configuration.ResourceVersion, configuration.UID = "", ""
-			_, err := configurations.Create(ctx, configuration, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(configurations.Create(ctx, configuration, metav1.CreateOptions{}))
 			awaitWebhook(ctx)
 		}, NodeTimeout(clusterStart))
 		kubectl(ctx, "label", "validatingwebhookconfiguration", webhookinstall.Configuration, labelDeletionProtection+"-").ExpectDone()
@@ -196,14 +187,13 @@ var _ = Describe("the override where no webhook is", Label(labelOutage), Serial,
 		By("without the verb")
 		as := ordinary.client()
 		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, "other", metav1.DeleteOptions{})).To(BeRefused("configmaps other was not deleted", "does not count", "may not use the verb override"))
-		_, err = client.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, overridePatch("x"), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, overridePatch("x"), metav1.PatchOptions{}))
 		Expect(as.AppsV1().Deployments(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(BeRefused("deployments.apps web was not deleted", "does not count"))
-		_, err = as.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
+		_, err := as.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
 			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"x"}},"spec":{"replicas":0}}`, annotationOverride), metav1.PatchOptions{})
 		Expect(err).To(BeRefused("were not changed from 1 to 0", "does not count"))
 		for _, way := range [][]string{nil, {"status"}} {
-			_, err = as.CoreV1().Pods(namespace).Patch(ctx, "running", types.StrategicMergePatchType,
+			_, err := as.CoreV1().Pods(namespace).Patch(ctx, "running", types.StrategicMergePatchType,
 				fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:"x"}}}`, labelExplicitDeletion, annotationOverride), metav1.PatchOptions{}, way...)
 			Expect(err).To(BeRefused("pod running keeps the label", "does not count"), "subresource %v", way)
 		}
@@ -222,11 +212,9 @@ var _ = Describe("the grant of a namespace", func() {
 		pod := createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
 		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("namespace/"+namespace+" keeps the grant", "Protected pods: 1 (web)"))
 		Expect(regrant(ctx, ordinary, namespace, "null", "status")).To(BeRefused("keeps the grant"), "by way of the status")
-		finalized, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		finalized := framework.Must(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
 		delete(finalized.Labels, labelProtectPods)
-		_, err = client.CoreV1().Namespaces().Finalize(ctx, finalized, metav1.UpdateOptions{})
-		Expect(err).To(BeRefused("keeps the grant"), "by way of the finalizers")
+		Expect(framework.ErrorOf(client.CoreV1().Namespaces().Finalize(ctx, finalized, metav1.UpdateOptions{}))).To(BeRefused("keeps the grant"), "by way of the finalizers")
 		Expect(regrant(ctx, ordinary, namespace, `"default"`)).To(Succeed(), "another kind of grant")
 
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(Succeed())
@@ -240,16 +228,14 @@ var _ = Describe("the grant of a namespace", func() {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		pending := newPod("pending", map[string]string{labelExplicitDeletion: "required"})
 		pending.Spec.NodeSelector = map[string]string{"no": "node"}
-		_, err := client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{}))
 		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("Protected pods: 1 (pending)"))
 	}, SpecTimeout(specTimeout))
 
 	It("goes with an override while they run", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		createPod(ctx, namespace, newPod("web", map[string]string{labelExplicitDeletion: "required"}))
-		_, err := client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "moved")), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "moved")), metav1.PatchOptions{}))
 		Expect(regrant(ctx, ordinary, namespace, "null")).To(BeRefused("may not use the verb override"))
 		Expect(regrant(ctx, overrider, namespace, "null")).To(Succeed())
 	}, SpecTimeout(specTimeout))

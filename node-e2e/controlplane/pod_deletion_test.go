@@ -72,8 +72,7 @@ func webPods(count int) []*corev1.Pod {
 // createBudget creates a budget and waits until it allows as many disruptions.
 func createBudget(ctx context.Context, namespace string, budget *policyv1.PodDisruptionBudget, allowed int) {
 	GinkgoHelper()
-	_, err := client.PolicyV1().PodDisruptionBudgets(namespace).Create(ctx, budget, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Create(ctx, budget, metav1.CreateOptions{}))
 	awaitAllowed(ctx, namespace, budget.Name, allowed)
 }
 
@@ -92,8 +91,7 @@ func awaitAllowed(ctx context.Context, namespace, name string, allowed int) {
 // how many pods of web are not.
 func terminatingPods(ctx context.Context, namespace string) (terminating []string, others int) {
 	GinkgoHelper()
-	pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"})
-	Expect(err).NotTo(HaveOccurred())
+	pods := framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"}))
 	for _, pod := range pods.Items {
 		if pod.DeletionTimestamp != nil {
 			terminating = append(terminating, pod.Name)
@@ -110,12 +108,10 @@ func decisions(ctx context.Context, rule admission.RuleName) map[admission.Verdi
 	GinkgoHelper()
 	sum := map[admission.Verdict]int{}
 	for _, pod := range webhookPods(ctx) {
-		text, err := client.CoreV1().RESTClient().Get().Namespace(guardNamespace).Resource("pods").
-			Name(pod.Name + ":" + webhookMetricsPort).SubResource("proxy").Suffix("metrics").DoRaw(ctx)
-		Expect(err).NotTo(HaveOccurred())
+		text := framework.Must(client.CoreV1().RESTClient().Get().Namespace(guardNamespace).Resource("pods").
+			Name(pod.Name + ":" + webhookMetricsPort).SubResource("proxy").Suffix("metrics").DoRaw(ctx))
 		parser := expfmt.NewTextParser(model.UTF8Validation)
-		families, err := parser.TextToMetricFamilies(strings.NewReader(string(text)))
-		Expect(err).NotTo(HaveOccurred())
+		families := framework.Must(parser.TextToMetricFamilies(strings.NewReader(string(text))))
 		for _, metric := range families[admission.DecisionsMetric].GetMetric() {
 			labels := map[string]string{}
 			for _, label := range metric.GetLabel() {
@@ -184,8 +180,7 @@ var _ = Describe("deletion of protected pods", func() {
 		By("letting the node end what is terminating, and nothing else")
 		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(BeRefused(spentBudget))
 		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
-		_, err := client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{})
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
+		Expect(framework.ErrorOf(client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{}))).To(MatchError(apierrors.IsNotFound, "is not found"))
 	})
 
 	It("leaves pods alone that are not labelled", func(ctx SpecContext) {
@@ -203,20 +198,16 @@ var _ = Describe("deletion of protected pods", func() {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
 		createBudget(ctx, namespace, newBudget("web", "web", 1), 1)
 		dry := metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}}
-		before, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		before := framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{}))
 		for range 3 {
 			Expect(pods(ordinary.client()).Delete(ctx, "web-0", dry)).To(Succeed())
 		}
 		forced := *metav1.NewDeleteOptions(0)
 		forced.DryRun = dry.DryRun
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", forced)).To(Succeed())
-		pod, err := client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		_, err = getRecord(ctx, pod.UID)
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a dry run")
-		after, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		pod := framework.Must(client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{}))
+		Expect(framework.ErrorOf(getRecord(ctx, pod.UID))).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a dry run")
+		after := framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{}))
 		Expect(after.ResourceVersion).To(Equal(before.ResourceVersion), "resource version of the budget")
 		By("giving the answer of a real one")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
@@ -234,8 +225,7 @@ var _ = Describe("deletion of protected pods", func() {
 		awaitAllowed(ctx, namespace, "web", 1)
 
 		By("writing its record, and that into the audit log")
-		record, err := getRecord(ctx, created[0].UID)
-		Expect(err).NotTo(HaveOccurred())
+		record := framework.Must(getRecord(ctx, created[0].UID))
 		Expect(record.Spec).To(HaveField("RequestedBy", "ordinary"))
 		Expect(record.Spec.Expires.Time).To(BeTemporally("~", time.Now().Add(7*24*time.Hour), time.Minute))
 		auditEntry(ctx, since, "the forced delete, with its record", func(entry auditv1.Event) bool {
@@ -245,8 +235,7 @@ var _ = Describe("deletion of protected pods", func() {
 		By("going on until the budget is spent")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", *metav1.NewDeleteOptions(0))).To(Succeed())
 		Expect(pods(ordinary.client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(BeRefused(spentBudget))
-		_, err = getRecord(ctx, created[2].UID)
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
+		Expect(framework.ErrorOf(getRecord(ctx, created[2].UID))).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
 	})
 
 	It("shares the budget with evictions, which are charged once", func(ctx SpecContext) {
@@ -294,8 +283,7 @@ var _ = Describe("deletion of protected pods", func() {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(3)...)
 		for _, pod := range created[:2] {
 			pod.Status.Conditions[0].Status = corev1.ConditionFalse
-			_, err := client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
 		}
 		budget := newBudget("web", "web", 2)
 		createBudget(ctx, namespace, budget, 0)
@@ -305,8 +293,7 @@ var _ = Describe("deletion of protected pods", func() {
 		}).WithTimeout(budgetCount).Should(BeEquivalentTo(1), "healthy pods in the budget's count")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("needs 2 healthy pods and has 1"))
 		patch := []byte(`{"spec":{"unhealthyPodEvictionPolicy":"AlwaysAllow"}}`)
-		_, err := client.PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{}))
 		awaitAllowed(ctx, namespace, "web", 0)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
 		Expect(pods(ordinary.client()).Delete(ctx, "web-2", metav1.DeleteOptions{})).To(BeRefused(), "the one that is ready")
@@ -443,8 +430,7 @@ var _ = Describe("deletion of protected pods", func() {
 		for node, pod := range map[string]string{one + "-003": "web-lost", all + "-000": "web-mass"} {
 			created := createSilentPods(ctx, namespace, node, webPod(pod))[0]
 			created.Status.Conditions[0].Status = corev1.ConditionFalse
-			_, err := client.CoreV1().Pods(namespace).UpdateStatus(ctx, created, metav1.UpdateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, created, metav1.UpdateOptions{}))
 		}
 		ordinary.kubectl(ctx, "delete", "pod", "web-mass", "-n", namespace, "--wait=false").
 			ExpectRefused("does not count as lost, since 3 of 3 nodes of the pool of NodeDeletionPolicy " + all + " are not ready")
@@ -460,11 +446,9 @@ var _ = Describe("deletion of protected pods", func() {
 		object := toUnstructured(workload)
 		gvr := schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: strings.ToLower(object.GetKind()) + "s"}
 		resource := dynamicClient.Resource(gvr).Namespace(namespace)
-		_, err := resource.Create(ctx, object, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(resource.Create(ctx, object, metav1.CreateOptions{}))
 		of := func(ctx context.Context) []corev1.Pod {
-			list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"})
-			Expect(err).NotTo(HaveOccurred())
+			list := framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"}))
 			return list.Items
 		}
 		DeferCleanup(func(ctx SpecContext) {
@@ -505,13 +489,11 @@ var _ = Describe("deletion of protected pods", func() {
 		pod := silentWorkload(ctx, statefulSet(createSilentNode(ctx, nil)))
 		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
-		_, err := ordinary.client().CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"status":{"phase":"Failed"}}`), metav1.PatchOptions{}, "status")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(ordinary.client().CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"status":{"phase":"Failed"}}`), metav1.PatchOptions{}, "status"))
 		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
 			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the StatefulSet controller")
 		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
-		_, err = getRecord(ctx, pod.UID)
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
+		Expect(framework.ErrorOf(getRecord(ctx, pod.UID))).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
 	}, SpecTimeout(specTimeout))
 
 	It("is held behind a node that was deleted, but not for pods that were not ready", func(ctx SpecContext) {
@@ -526,11 +508,9 @@ var _ = Describe("deletion of protected pods", func() {
 		By("holding the StatefulSet controller, which deletes what has failed")
 		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
 		By("letting the pod go that was not ready when its node was deleted")
-		_, err := client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(`{"status":{"conditions":[{"type":"Ready","status":"False"}]}}`), metav1.PatchOptions{}, "status")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(`{"status":{"conditions":[{"type":"Ready","status":"False"}]}}`), metav1.PatchOptions{}, "status"))
 		Expect(deleted(ctx)).To(Or(Succeed(), MatchError(apierrors.IsNotFound, "is not found")))
-		_, err = getRecord(ctx, pod.UID)
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(getRecord(ctx, pod.UID))
 	}, SpecTimeout(specTimeout))
 
 	It("is held for a DaemonSet whose node no longer fits, and passes for its roll-out", func(ctx SpecContext) {
@@ -565,14 +545,13 @@ var _ = Describe("deletion of protected pods", func() {
 	})
 
 	It("is held for the garbage collector, when the owner is gone", func(ctx SpecContext) {
-		owner, err := client.AppsV1().ReplicaSets(namespace).Create(ctx, &appsv1.ReplicaSet{
+		owner := framework.Must(client.AppsV1().ReplicaSets(namespace).Create(ctx, &appsv1.ReplicaSet{
 			ObjectMeta: metav1.ObjectMeta{Name: "web"},
 			Spec: appsv1.ReplicaSetSpec{
 				Replicas: ptr.To[int32](3), Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("web")},
 				Template: webTemplate(),
 			},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 1)
 		Expect(ordinary.client().AppsV1().ReplicaSets(namespace).Delete(ctx, owner.Name, metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)})).To(Succeed())
 		remaining := func() int { _, others := terminatingPods(ctx, namespace); return others }
@@ -585,9 +564,8 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		for _, pod := range created {
-			_, err := client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(
-				`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":"StatefulSet","name":"web","uid":"00000000-0000-4000-8000-000000000001","controller":true}]}}`), metav1.PatchOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(
+				`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":"StatefulSet","name":"web","uid":"00000000-0000-4000-8000-000000000001","controller":true}]}}`), metav1.PatchOptions{}))
 		}
 		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
 			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the garbage collector")
@@ -614,8 +592,7 @@ var _ = Describe("deletion of protected pods", func() {
 		ending.Spec.Containers[0].Args = []string{"--term-delay=10s"}
 		createPod(ctx, namespace, ending)
 		lost := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPod("lost"))[0]
-		_, err := client.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "used"}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "used"}}, metav1.CreateOptions{}))
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
 		markFailed(ctx, namespace, "lost")
 
@@ -636,12 +613,10 @@ var _ = Describe("deletion of protected pods", func() {
 			g.Expect(err).NotTo(HaveOccurred())
 		}).WithTimeout(controllerQuiet).Should(Succeed())
 		By("having written the record of the one that went at once")
-		record, err := getRecord(ctx, lost.UID)
-		Expect(err).NotTo(HaveOccurred())
+		record := framework.Must(getRecord(ctx, lost.UID))
 		Expect(record.Spec.RequestedBy).To(Equal(controller("namespace-controller").name))
 		Eventually(ctx, func() error {
-			_, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-			return err
+			return framework.ErrorOf(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
 		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
 	}, SpecTimeout(3*time.Minute))
 
@@ -660,8 +635,7 @@ var _ = Describe("deletion of protected pods", func() {
 			return ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})
 		}).WithTimeout(policyWait).Should(Succeed())
 		Eventually(ctx, func() error {
-			_, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-			return err
+			return framework.ErrorOf(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
 		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
 	}, SpecTimeout(4*time.Minute))
 
@@ -670,8 +644,7 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
 		for _, pod := range created {
 			pod.Status = corev1.PodStatus{Phase: corev1.PodFailed, Reason: "NodeAffinity"}
-			_, err := client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
 		}
 		// A delete is first reviewed with the object of the API server's cache.
 		Eventually(ctx, func() (corev1.PodPhase, error) {
@@ -684,23 +657,19 @@ var _ = Describe("deletion of protected pods", func() {
 		By("writing one if another has said that it failed")
 		markFailed(ctx, namespace, "web-1")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(Succeed())
-		_, err := getRecord(ctx, created[1].UID)
-		Expect(err).NotTo(HaveOccurred())
-		_, err = getRecord(ctx, created[0].UID)
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
+		framework.Must(getRecord(ctx, created[1].UID))
+		Expect(framework.ErrorOf(getRecord(ctx, created[0].UID))).To(MatchError(apierrors.IsNotFound, "is not found"))
 	})
 
 	It("replaces a record that is about to expire", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
-		_, err := dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
+		framework.Must(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
 			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
 			ObjectMeta: metav1.ObjectMeta{Name: string(created[0].UID)},
 			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "web-0", Reason: "by hand", Expires: ptr.To(metav1.NewTime(time.Now().Add(time.Hour)))},
-		}), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}), metav1.CreateOptions{}))
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
-		record, err := getRecord(ctx, created[0].UID)
-		Expect(err).NotTo(HaveOccurred())
+		record := framework.Must(getRecord(ctx, created[0].UID))
 		Expect(record.Spec.Reason).To(Equal("deleted with grace period 0"))
 		Expect(record.Spec.Expires.Time).To(BeTemporally("~", time.Now().Add(7*24*time.Hour), time.Minute))
 	})
@@ -710,8 +679,7 @@ var _ = Describe("deletion of protected pods", func() {
 		running := func(uid types.UID) func() ([]embedded.Container, error) {
 			return func() ([]embedded.Container, error) { return containersOf(ctx, uid) }
 		}
-		before, err := running(kept.UID)()
-		Expect(err).NotTo(HaveOccurred())
+		before := framework.Must(running(kept.UID)())
 
 		By("stopping the kubelet and deleting the pod by force")
 		Expect(cluster.Kubelet().Stop(ctx)).To(Succeed())
@@ -721,10 +689,8 @@ var _ = Describe("deletion of protected pods", func() {
 			}
 		}, NodeTimeout(time.Minute))
 		ordinary.kubectl(ctx, "delete", "pod", "deleted", "-n", namespace, "--force", "--grace-period=0").ExpectDone()
-		_, err = client.CoreV1().Pods(namespace).Get(ctx, "deleted", metav1.GetOptions{})
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
-		record, err := getRecord(ctx, deleted.UID)
-		Expect(err).NotTo(HaveOccurred())
+		Expect(framework.ErrorOf(client.CoreV1().Pods(namespace).Get(ctx, "deleted", metav1.GetOptions{}))).To(MatchError(apierrors.IsNotFound, "is not found"))
+		record := framework.Must(getRecord(ctx, deleted.UID))
 		Expect(record.Spec).To(And(HaveField("Namespace", namespace), HaveField("Name", "deleted"), HaveField("RequestedBy", "ordinary")))
 		Expect(running(deleted.UID)()).NotTo(BeEmpty(), "nobody has stopped it yet")
 		By("losing another pod without a word, as from etcd")
@@ -735,12 +701,11 @@ var _ = Describe("deletion of protected pods", func() {
 		Eventually(ctx, running(deleted.UID)).WithTimeout(recordTaken).Should(BeEmpty(), "containers of the deleted pod")
 		Expect(running(kept.UID)()).To(Equal(before), "the other is held")
 		By("releasing the other")
-		_, err = dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
+		framework.Must(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
 			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
 			ObjectMeta: metav1.ObjectMeta{Name: string(kept.UID)},
 			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "kept", Reason: "end of the spec"},
-		}), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}), metav1.CreateOptions{}))
 		Eventually(ctx, running(kept.UID)).WithTimeout(recordTaken).Should(BeEmpty(), "containers of the released pod")
 	}, SpecTimeout(4*time.Minute))
 
@@ -748,26 +713,20 @@ var _ = Describe("deletion of protected pods", func() {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
 		createBudget(ctx, namespace, newBudget("web", "web", 1), 1)
 		Expect(evict(ctx, namespace, "web-0", metav1.NewDeleteOptions(0))).To(Succeed())
-		record, err := getRecord(ctx, created[0].UID)
-		Expect(err).NotTo(HaveOccurred())
+		record := framework.Must(getRecord(ctx, created[0].UID))
 		Expect(record.Spec.Reason).To(Equal("evicted with grace period 0"))
 		Expect(evict(ctx, namespace, "web-1", metav1.NewDeleteOptions(0))).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
-		_, err = getRecord(ctx, created[1].UID)
-		Expect(err).To(MatchError(apierrors.IsNotFound, "is not found"))
+		Expect(framework.ErrorOf(getRecord(ctx, created[1].UID))).To(MatchError(apierrors.IsNotFound, "is not found"))
 	})
 
 	It("removes the record of a delete that did not happen", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
-		_, err := dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
+		framework.Must(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
 			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
 			ObjectMeta: metav1.ObjectMeta{Name: string(created[0].UID), Labels: map[string]string{"app.kubernetes.io/managed-by": "guard-webhook"}},
 			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "web-0", Reason: "as the webhook writes it"},
-		}), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		Eventually(ctx, func() error {
-			_, err := getRecord(ctx, created[0].UID)
-			return err
-		}).WithTimeout(3*time.Minute).WithPolling(time.Second).Should(MatchError(apierrors.IsNotFound, "is not found"), "the collector to remove the record")
+		}), metav1.CreateOptions{}))
+		Eventually(ctx, func() error { return framework.ErrorOf(getRecord(ctx, created[0].UID)) }).WithTimeout(3*time.Minute).WithPolling(time.Second).Should(MatchError(apierrors.IsNotFound, "is not found"), "the collector to remove the record")
 	}, SpecTimeout(4*time.Minute))
 
 	It("passes by override, with its record", func(ctx SpecContext) {
@@ -775,12 +734,10 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
 		Expect(pods(overrider.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(BeRefused())
 		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Minute, "spec"))
-		_, err := overrider.client().CoreV1().Pods(namespace).Patch(ctx, "web-0", types.MergePatchType, patch, metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(overrider.client().CoreV1().Pods(namespace).Patch(ctx, "web-0", types.MergePatchType, patch, metav1.PatchOptions{}))
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(BeRefused("may not use the verb override"))
 		Expect(pods(overrider.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
-		_, err = getRecord(ctx, created[0].UID)
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(getRecord(ctx, created[0].UID))
 	})
 })
 
@@ -794,8 +751,7 @@ func controller(name string) user {
 func markFailed(ctx context.Context, namespace, name string) {
 	GinkgoHelper()
 	patch := []byte(`{"status":{"phase":"Failed","conditions":[{"type":"DisruptionTarget","status":"True","reason":"DeletionByPodGC"}]}}`)
-	_, err := controller("pod-garbage-collector").client().CoreV1().Pods(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(controller("pod-garbage-collector").client().CoreV1().Pods(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"))
 }
 
 // setFailurePolicy says what becomes of the requests of an entry while nobody answers.
@@ -851,8 +807,7 @@ func containersOf(ctx context.Context, uid types.UID) ([]embedded.Container, err
 // killContainers kills the processes of a pod, as a crash would.
 func killContainers(ctx context.Context, uid types.UID) []embedded.Container {
 	GinkgoHelper()
-	containers, err := containersOf(ctx, uid)
-	Expect(err).NotTo(HaveOccurred())
+	containers := framework.Must(containersOf(ctx, uid))
 	for _, container := range containers {
 		Expect(syscall.Kill(container.PID, syscall.SIGKILL)).To(Succeed(), "kill %s of %s", container.Name, container.PodName)
 	}

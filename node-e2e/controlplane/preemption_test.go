@@ -39,8 +39,7 @@ var _ = Describe("preemption", func() {
 			}
 			return list
 		}
-		class, err := client.SchedulingV1().PriorityClasses().Create(ctx, &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-"}, Value: 1000}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		class := framework.Must(client.SchedulingV1().PriorityClasses().Create(ctx, &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-"}, Value: 1000}, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			Expect(client.SchedulingV1().PriorityClasses().Delete(ctx, class.Name, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(podStart))
@@ -63,8 +62,7 @@ var _ = Describe("preemption", func() {
 			}
 			others.Spec.Template.Spec.NodeSelector = map[string]string{label: namespace}
 			others.Spec.Template.Spec.Containers[0].Ports = ports(open)
-			_, err := client.AppsV1().ReplicaSets(namespace).Create(ctx, others, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.AppsV1().ReplicaSets(namespace).Create(ctx, others, metav1.CreateOptions{}))
 
 			// The part of the kubelet: what is deleted there ends.
 			deleted := sets.New[types.UID]()
@@ -95,8 +93,7 @@ var _ = Describe("preemption", func() {
 			preemptor.Spec.PriorityClassName = class.Name
 			preemptor.Spec.NodeSelector = others.Spec.Template.Spec.NodeSelector
 			preemptor.Spec.Containers[0].Ports = ports(open, held)
-			_, err = client.CoreV1().Pods(namespace).Create(ctx, preemptor, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(namespace).Create(ctx, preemptor, metav1.CreateOptions{}))
 			watching, stop := context.WithTimeout(ctx, preemptionWatch)
 			defer stop()
 			wait.UntilWithContext(watching, end, pollInterval)

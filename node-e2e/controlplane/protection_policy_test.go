@@ -8,6 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
@@ -26,24 +28,18 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		Expect(err).NotTo(HaveOccurred(), "a pod without the label")
 
 		created := createPod(ctx, namespace, newPod("running", nil))
-		_, err = pods.Patch(ctx, created.Name, types.MergePatchType, label(`"required"`), metav1.PatchOptions{})
-		Expect(err).To(BeRefused("pod running was not accepted"), "the label on a running pod")
+		Expect(framework.ErrorOf(pods.Patch(ctx, created.Name, types.MergePatchType, label(`"required"`), metav1.PatchOptions{}))).To(BeRefused("pod running was not accepted"), "the label on a running pod")
 
 		ordinary.followAdvice(ctx, refusal)
-		Eventually(ctx, func() error {
-			_, err := pods.Create(ctx, newPod("web", required), dryRun)
-			return err
-		}).WithTimeout(policyWait).Should(Succeed())
-		_, err = pods.Patch(ctx, created.Name, types.MergePatchType, label(`"required"`), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, func() error { return framework.ErrorOf(pods.Create(ctx, newPod("web", required), dryRun)) }).WithTimeout(policyWait).Should(Succeed())
+		framework.Must(pods.Patch(ctx, created.Name, types.MergePatchType, label(`"required"`), metav1.PatchOptions{}))
 	}, SpecTimeout(specTimeout))
 
 	It("is refused to a controller too, which says so in an event", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		deployment := newDeployment("web", 1, nil)
 		deployment.Spec.Template.Labels[labelExplicitDeletion] = "required"
-		_, err := client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{}))
 		Eventually(ctx, func(g Gomega) {
 			events, err := client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
 			g.Expect(err).NotTo(HaveOccurred())
@@ -54,34 +50,29 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 	DescribeTable("has no other value",
 		func(ctx SpecContext, value string) {
 			namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
-			_, err := ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", map[string]string{labelExplicitDeletion: value}), dryRun)
-			Expect(err).To(BeRefused(`has the one value "required"`))
+			Expect(framework.ErrorOf(ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", map[string]string{labelExplicitDeletion: value}), dryRun))).To(BeRefused(`has the one value "required"`))
 		},
 		Entry(nil, SpecTimeout(specTimeout), "Required"), Entry(nil, SpecTimeout(specTimeout), "true"), Entry("the empty one", SpecTimeout(specTimeout), ""),
 	)
 
 	It("is given to every new pod where the namespace says default", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "default"})
-		created, err := ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", nil), dryRun)
-		Expect(err).NotTo(HaveOccurred())
+		created := framework.Must(ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", nil), dryRun))
 		Expect(created.Labels).To(HaveKeyWithValue(labelExplicitDeletion, "required"))
 		bare := newPod("bare", nil)
 		bare.Labels = nil
-		created, err = ordinary.client().CoreV1().Pods(namespace).Create(ctx, bare, dryRun)
-		Expect(err).NotTo(HaveOccurred())
+		created = framework.Must(ordinary.client().CoreV1().Pods(namespace).Create(ctx, bare, dryRun))
 		Expect(created.Labels).To(Equal(required), "a pod without any label")
 
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
-		pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		pods := framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{}))
 		Expect(pods.Items).To(HaveEach(HaveField("Labels", HaveKeyWithValue(labelExplicitDeletion, "required"))), "pods of a Deployment")
 	}, SpecTimeout(specTimeout))
 
 	It("is refused by way of the status too, and leaves the status to the kubelet", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		bare := createPod(ctx, namespace, newPod("bare", nil))
-		_, err := ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "bare", types.StrategicMergePatchType, label(`"required"`), metav1.PatchOptions{}, "status")
-		Expect(err).To(BeRefused("pod bare was not accepted"))
+		Expect(framework.ErrorOf(ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "bare", types.StrategicMergePatchType, label(`"required"`), metav1.PatchOptions{}, "status"))).To(BeRefused("pod bare was not accepted"))
 
 		granting := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
 		// Its readiness was reported by the kubelet of the cluster.
@@ -98,26 +89,22 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		pods := ordinary.client().CoreV1().Pods(namespace)
 		createPod(ctx, namespace, newPod("running", required))
 		for _, body := range [][]byte{label("null"), label(`"no"`)} {
-			_, err := pods.Patch(ctx, "running", types.MergePatchType, body, metav1.PatchOptions{})
-			Expect(err).To(BeRefused(), string(body))
+			Expect(framework.ErrorOf(pods.Patch(ctx, "running", types.MergePatchType, body, metav1.PatchOptions{}))).To(BeRefused(), string(body))
 		}
 		_, err := pods.Patch(ctx, "running", types.MergePatchType, []byte(`{"metadata":{"labels":{"other":"x"}}}`), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "another label")
-		_, err = pods.Patch(ctx, "running", types.StrategicMergePatchType, label("null"), metav1.PatchOptions{}, "status")
-		Expect(err).To(BeRefused("pod running keeps the label"), "by way of its status")
+		Expect(framework.ErrorOf(pods.Patch(ctx, "running", types.StrategicMergePatchType, label("null"), metav1.PatchOptions{}, "status"))).To(BeRefused("pod running keeps the label"), "by way of its status")
 
 		pending := newPod("pending", required)
 		pending.Spec.NodeSelector = map[string]string{"no": "node"}
-		_, err = client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pending, metav1.CreateOptions{}))
 		_, err = pods.Patch(ctx, "pending", types.MergePatchType, label("null"), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "a pod without a node")
 
 		finished := newPod("finished", required)
 		finished.Spec.RestartPolicy = corev1.RestartPolicyNever
 		finished.Spec.Containers[0].Args = []string{"--listen=false", "--run-for=1ms"}
-		_, err = client.CoreV1().Pods(namespace).Create(ctx, finished, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, finished, metav1.CreateOptions{}))
 		Eventually(ctx, func() (corev1.PodPhase, error) {
 			pod, err := client.CoreV1().Pods(namespace).Get(ctx, "finished", metav1.GetOptions{})
 			if err != nil {
@@ -133,12 +120,10 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "default"})
 		gated := newPod("gated", nil)
 		gated.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "e2e.example.com/gate"}}
-		created, err := client.CoreV1().Pods(namespace).Create(ctx, gated, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		created := framework.Must(client.CoreV1().Pods(namespace).Create(ctx, gated, metav1.CreateOptions{}))
 		Expect(created.Labels).To(HaveKeyWithValue(labelExplicitDeletion, "required"))
-		_, err = ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "gated", types.MergePatchType, label("null"), metav1.PatchOptions{})
-		Expect(err).To(BeRefused("pod gated keeps the label", "namespace "+namespace+" gives it to all of its pods"))
-		_, err = ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "gated", types.JSONPatchType, []byte(`[{"op":"remove","path":"/spec/schedulingGates"}]`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+		Expect(framework.ErrorOf(ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "gated", types.MergePatchType, label("null"), metav1.PatchOptions{}))).To(BeRefused("pod gated keeps the label", "namespace "+namespace+" gives it to all of its pods"))
+		_, err := ordinary.client().CoreV1().Pods(namespace).Patch(ctx, "gated", types.JSONPatchType, []byte(`[{"op":"remove","path":"/spec/schedulingGates"}]`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
 		Expect(err).NotTo(HaveOccurred(), "another change")
 	}, SpecTimeout(specTimeout))
 
@@ -148,22 +133,19 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		lonely := newPod("lonely", required)
 		lonely.Spec.NodeName = "none-" + namespace
 		pods := ordinary.client().CoreV1().Pods(namespace)
-		_, err := client.CoreV1().Pods(namespace).Create(ctx, lonely, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, lonely, metav1.CreateOptions{}))
 		report := func(phase, state string) {
 			GinkgoHelper()
-			_, err := pods.Patch(ctx, "lonely", types.MergePatchType, fmt.Appendf(nil,
-				`{"status":{"phase":%q,"containerStatuses":[{"name":"workload","image":"i","imageID":"i","ready":false,"restartCount":0,"state":%s}]}}`, phase, state), metav1.PatchOptions{}, "status")
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(pods.Patch(ctx, "lonely", types.MergePatchType, fmt.Appendf(nil,
+				`{"status":{"phase":%q,"containerStatuses":[{"name":"workload","image":"i","imageID":"i","ready":false,"restartCount":0,"state":%s}]}}`, phase, state), metav1.PatchOptions{}, "status"))
 		}
 		report("Running", `{"running":{"startedAt":"2026-01-01T00:00:00Z"}}`)
 		report("Failed", `{"running":{"startedAt":"2026-01-01T00:00:00Z"}}`)
 		for _, way := range [][]string{nil, {"status"}} {
-			_, err = pods.Patch(ctx, "lonely", types.StrategicMergePatchType, label("null"), metav1.PatchOptions{}, way...)
-			Expect(err).To(BeRefused("pod lonely keeps the label"), "%v", way)
+			Expect(framework.ErrorOf(pods.Patch(ctx, "lonely", types.StrategicMergePatchType, label("null"), metav1.PatchOptions{}, way...))).To(BeRefused("pod lonely keeps the label"), "%v", way)
 		}
 		report("Failed", `{"terminated":{"exitCode":1,"startedAt":"2026-01-01T00:00:00Z","finishedAt":"2026-01-01T00:00:01Z","containerID":"x://y"}}`)
-		_, err = pods.Patch(ctx, "lonely", types.MergePatchType, label("null"), metav1.PatchOptions{})
+		_, err := pods.Patch(ctx, "lonely", types.MergePatchType, label("null"), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "once no container runs")
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, "lonely", *metav1.NewDeleteOptions(0))).To(Succeed())
 	}, SpecTimeout(specTimeout))

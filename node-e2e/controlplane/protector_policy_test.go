@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -19,12 +20,11 @@ var _ = Describe("the role kubelet-guard-protector", Label(labelPolicies), func(
 	// bind is the RoleBinding that manifests/rbac/protector.yaml shows.
 	bind := func(ctx context.Context, namespace string) {
 		GinkgoHelper()
-		_, err := client.RbacV1().RoleBindings(namespace).Create(ctx, &rbacv1.RoleBinding{
+		framework.Must(client.RbacV1().RoleBindings(namespace).Create(ctx, &rbacv1.RoleBinding{
 			ObjectMeta: metav1.ObjectMeta{Name: "kubelet-guard-protectors"},
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "kubelet-guard-protector"},
 			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "kubelet-guard:protectors"}},
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 	}
 	patchAs := func(ctx context.Context, who user, namespace, kind, patch string) error {
 		patchType := types.MergePatchType
@@ -83,24 +83,21 @@ var _ = Describe("the role kubelet-guard-protector", Label(labelPolicies), func(
 		createPod(ctx, namespace, newPod("web", nil))
 		Expect(patchAs(ctx, releaser, namespace, "merge", `{}`)).To(MatchError(apierrors.IsForbidden, "is forbidden"))
 		records := releaser.dynamic().Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions"))
-		_, err := records.Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
+		framework.Must(records.Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
 			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
 			ObjectMeta: metav1.ObjectMeta{Name: "11111111-2222-3333-4444-555555555555"},
 			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "gone", NodeName: "node-a"},
-		}), metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}), metav1.CreateOptions{}))
 		DeferCleanup(func(ctx context.Context) error {
 			return records.Delete(ctx, "11111111-2222-3333-4444-555555555555", metav1.DeleteOptions{})
 		})
 		By("finding it by its node, as the node does")
 		node := nodeUser("node-a").dynamic().Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions"))
 		for name, want := range map[string]int{"node-a": 1, "node-b": 0} {
-			list, err := node.List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name, ResourceVersion: ""})
-			Expect(err).NotTo(HaveOccurred())
+			list := framework.Must(node.List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name, ResourceVersion: ""}))
 			Expect(list.Items).To(HaveLen(want), name)
 		}
 		By("not changing it")
-		_, err = dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Patch(ctx, "11111111-2222-3333-4444-555555555555", types.MergePatchType, []byte(`{"spec":{"nodeName":"node-b"}}`), metav1.PatchOptions{})
-		Expect(err).To(MatchError(apierrors.IsInvalid, "is invalid"))
+		Expect(framework.ErrorOf(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Patch(ctx, "11111111-2222-3333-4444-555555555555", types.MergePatchType, []byte(`{"spec":{"nodeName":"node-b"}}`), metav1.PatchOptions{}))).To(MatchError(apierrors.IsInvalid, "is invalid"))
 	}, SpecTimeout(specTimeout))
 })

@@ -76,8 +76,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		It("needs a confirmation of the new number: "+name, func(ctx SpecContext) {
 			namespace := newNamespace(ctx, nil)
 			createDeployment(ctx, namespace, newDeployment("web", 0, protected))
-			_, err := client.AppsV1().Deployments(namespace).Create(ctx, newDeployment("other", 0, nil), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.AppsV1().Deployments(namespace).Create(ctx, newDeployment("other", 0, nil), metav1.CreateOptions{}))
 
 			refusal := change(ctx, ordinary, namespace, "web", 1)
 			Expect(refusal).To(BeRefused("deployments.apps web were not changed from 0 to 1", "nothing confirms the change"))
@@ -112,8 +111,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 	DescribeTable("holds for kubectl scale of every kind",
 		func(ctx SpecContext, name string) {
 			namespace, gvr := newNamespace(ctx, nil), workloadResource(name)
-			_, err := resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 0, protected)), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 0, protected)), metav1.CreateOptions{}))
 			scale := func() framework.Answer {
 				return ordinary.kubectl(ctx, "scale", name, "web", "-n", namespace, "--replicas=1")
 			}
@@ -140,8 +138,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		namespace := newNamespace(ctx, nil)
 		createDeployment(ctx, namespace, newDeployment("web", 0, protected))
 		patch := func(body string) error {
-			_, err := ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{})
-			return err
+			return framework.ErrorOf(ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{}))
 		}
 		Expect(patch(fmt.Sprintf(`{"metadata":{"labels":{%q:null}},"spec":{"replicas":1}}`, labelReplicasProtection))).To(BeRefused())
 		Expect(patch(fmt.Sprintf(`{"metadata":{"annotations":{%q:"1"}},"spec":{"replicas":1}}`, annotationConfirm))).To(Succeed())
@@ -153,12 +150,11 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		deployment := newDeployment("web", 1, protected)
 		deployment.Spec.Template.Labels[labelReplicasProtection] = "confirm"
 		created := createDeployment(ctx, namespace, deployment)
-		_, err := ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.StrategicMergePatchType,
-			[]byte(`{"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.StrategicMergePatchType,
+			[]byte(`{"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`), metav1.PatchOptions{}))
 		Eventually(ctx, func(g Gomega) {
 			var sets *appsv1.ReplicaSetList
-			sets, err = client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
+			sets, err := client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(sets.Items).To(HaveLen(2), "ReplicaSets")
 			g.Expect(sets.Items).To(ContainElement(HaveField("Status.Replicas", BeZero())), "the old ReplicaSet")
@@ -173,11 +169,9 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		namespace := newNamespace(ctx, nil)
 		set := workloads()["statefulsets.apps"]("db", 0, protected).(*appsv1.StatefulSet)
 		set.OwnerReferences = []metav1.OwnerReference{{APIVersion: "unknown.example.com/v1", Kind: "Database", Name: "db", UID: "00000000-0000-4000-8000-000000000000", Controller: new(true)}}
-		_, err := client.AppsV1().StatefulSets(namespace).Create(ctx, set, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.AppsV1().StatefulSets(namespace).Create(ctx, set, metav1.CreateOptions{}))
 		patch := func(subresources ...string) error {
-			_, err := ordinary.client().AppsV1().StatefulSets(namespace).Patch(ctx, "db", types.MergePatchType, []byte(`{"spec":{"replicas":1}}`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, subresources...)
-			return err
+			return framework.ErrorOf(ordinary.client().AppsV1().StatefulSets(namespace).Patch(ctx, "db", types.MergePatchType, []byte(`{"spec":{"replicas":1}}`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, subresources...))
 		}
 		Expect(patch()).To(BeRefused("statefulsets.apps db were not changed from 0 to 1"))
 		Eventually(ctx, func() error { return patch("scale") }).WithTimeout(policyWait).Should(BeRefused("statefulsets.apps db were not changed from 0 to 1"))
@@ -215,8 +209,7 @@ spec: {%sselector: {matchLabels: {app: %s}}, template: {metadata: {labels: {app:
 			"spec":     map[string]any{"replicas": int64(1)},
 		}}
 		Eventually(ctx, func() error {
-			_, err := dynamicClient.Resource(gvr).Namespace(namespace).Create(ctx, fleet, metav1.CreateOptions{})
-			return err
+			return framework.ErrorOf(dynamicClient.Resource(gvr).Namespace(namespace).Create(ctx, fleet, metav1.CreateOptions{}))
 		}).WithTimeout(controllerWait).Should(Succeed(), "the API server to serve the kind")
 		patch := func(body string, subresources ...string) error {
 			_, err := ordinary.dynamic().Resource(gvr).Namespace(namespace).Patch(ctx, "web", types.MergePatchType, []byte(body),

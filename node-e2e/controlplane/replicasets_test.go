@@ -20,14 +20,12 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 	dryRun := metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}
 	replicaSetOf := func(ctx context.Context, namespace string) *appsv1.ReplicaSet {
 		GinkgoHelper()
-		sets, err := client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		sets := framework.Must(client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{}))
 		Expect(sets.Items).To(HaveLen(1))
 		return &sets.Items[0]
 	}
 	patch := func(ctx context.Context, u user, namespace, name, body string, options metav1.PatchOptions, subresources ...string) error {
-		_, err := u.client().AppsV1().ReplicaSets(namespace).Patch(ctx, name, types.MergePatchType, []byte(body), options, subresources...)
-		return err
+		return framework.ErrorOf(u.client().AppsV1().ReplicaSets(namespace).Patch(ctx, name, types.MergePatchType, []byte(body), options, subresources...))
 	}
 
 	It("change only with it where pods are protected", func(ctx SpecContext) {
@@ -89,8 +87,7 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 			Expect(patch(ctx, ordinary, namespace, set.Name, `{"spec":{"replicas":0}}`, dryRun, way...)).To(Succeed(), "%v", way)
 		}
 		bare := workloads()["replicasets.apps"]("bare", 0, map[string]string{labelReplicasProtection: "confirm"}).(*appsv1.ReplicaSet)
-		_, err := client.AppsV1().ReplicaSets(namespace).Create(ctx, bare, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.AppsV1().ReplicaSets(namespace).Create(ctx, bare, metav1.CreateOptions{}))
 		scale := func() framework.Answer {
 			return ordinary.kubectl(ctx, "scale", "rs", "bare", "-n", namespace, "--replicas=1")
 		}

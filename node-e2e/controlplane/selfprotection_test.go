@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // staticFolderOfExample is the folder that the example of the configuration names.
@@ -104,8 +106,7 @@ var _ = Describe("the guard's own parts", Label(labelInstall, labelPolicies), Or
 			Annotations: map[string]string{annotationOverride: overrideFor(time.Hour, "not judged by anybody")},
 		}}
 		configurations := client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
-		kept, err := configurations.Create(ctx, kept, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		kept = framework.Must(configurations.Create(ctx, kept, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			kubectl(ctx, "label", "validatingwebhookconfiguration", kept.Name, labelDeletionProtection+"-").ExpectDone()
 			Expect(configurations.Delete(ctx, kept.Name, metav1.DeleteOptions{})).To(Succeed())
@@ -121,8 +122,7 @@ var _ = Describe("the guard's own parts", Label(labelInstall, labelPolicies), Or
 		Expect(deleteDry(ctx, ownBinding, "", name)).To(Succeed(), "bindings are exempt from policies of the API")
 
 		By("installing the static manifest")
-		content, err := os.ReadFile(filepath.Join(manifestsDir, "control-plane", "static", "validating", "self-protection.yaml"))
-		Expect(err).NotTo(HaveOccurred())
+		content := framework.Must(os.ReadFile(filepath.Join(manifestsDir, "control-plane", "static", "validating", "self-protection.yaml")))
 		file := filepath.Join(staticManifestsDir(), "self-protection.yaml")
 		Expect(os.WriteFile(file, content, 0o644)).To(Succeed())
 		DeferCleanup(func(ctx SpecContext) {
@@ -165,8 +165,7 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 
 	It("keeps what matters when all of it is deleted by accident, and is repaired by applying it again", func(ctx SpecContext) {
 		dir := overlayDir(overlayEnforce)
-		webhook, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		webhook := framework.Must(client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{}))
 		DeferCleanup(installAgain, NodeTimeout(clusterStart))
 		accident := ordinary.kubectl(ctx, "delete", "-k", dir, "--wait=false")
 		Expect(accident.Err).To(HaveOccurred())
@@ -175,8 +174,7 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 			ContainSubstring("customresourcedefinitions.apiextensions.k8s.io poddeletions.kubelet-guard.io was not deleted"),
 			ContainSubstring("deployments.apps "+webhookName+" was not deleted"),
 		))
-		kept, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		kept := framework.Must(client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{}))
 		Expect(kept.UID).To(Equal(webhook.UID))
 		Expect(kept.DeletionTimestamp).To(BeNil())
 	}, SpecTimeout(specTimeout))

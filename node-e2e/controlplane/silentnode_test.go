@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // heartbeat is far below the time after which a silent node is given up.
@@ -26,8 +28,7 @@ const heartbeat = 5 * time.Second
 func createSilentNode(ctx context.Context, labels map[string]string) string {
 	GinkgoHelper()
 	nodes := client.CoreV1().Nodes()
-	node, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "silent-", Labels: labels}}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	node := framework.Must(nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "silent-", Labels: labels}}, metav1.CreateOptions{}))
 	leases := client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
 	beating, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -92,10 +93,7 @@ func createSilentPods(ctx context.Context, namespace, node string, pods ...*core
 		pod.Spec.NodeName = node
 		// More than a spec lasts: nobody ends them.
 		pod.Spec.TerminationGracePeriodSeconds = ptr.To[int64](600)
-		var err error
-		created[i], err = client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		created[i] = reportRunning(ctx, created[i])
+		created[i] = reportRunning(ctx, framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})))
 	}
 	DeferCleanup(func(ctx SpecContext) {
 		for _, pod := range created {
@@ -114,9 +112,7 @@ func reportRunning(ctx context.Context, pod *corev1.Pod) *corev1.Pod {
 		Name: pod.Spec.Containers[0].Name, Ready: true, ContainerID: "none://" + pod.Name, Image: pod.Spec.Containers[0].Image,
 		State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
 	}}
-	pod, err := client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	return pod
+	return framework.Must(client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
 }
 
 // endSilentPod takes a pod on a silent node away, by override: nobody else does, and the

@@ -62,20 +62,17 @@ func createUsers(ctx context.Context) {
 			Verbs:     []string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"},
 		}},
 	}
-	_, err := client.RbacV1().ClusterRoles().Create(ctx, role, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	_, err = client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+	framework.Must(client.RbacV1().ClusterRoles().Create(ctx, role, metav1.CreateOptions{}))
+	framework.Must(client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: role.Name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: groupEditors}},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	}, metav1.CreateOptions{}))
 	// The webhook counts the custom resources of a definition that may go.
-	_, err = client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
+	framework.Must(client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{
 		ObjectMeta: metav1.ObjectMeta{Name: "kubelet-guard-e2e-dependents", Labels: map[string]string{guardv1alpha1.AggregateToWebhookLabel: "true"}},
 		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{definitionGroup}, Resources: []string{"*"}, Verbs: []string{"list"}}},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	}, metav1.CreateOptions{}))
 }
 
 // config is the client configuration of the user.
@@ -109,8 +106,7 @@ func (u user) kubectl(ctx context.Context, args ...string) framework.Answer {
 // kubeconfig writes a kubeconfig for the user and returns its path.
 func (u user) kubeconfig() string {
 	GinkgoHelper()
-	config, err := clientcmd.LoadFromFile(cluster.Kubeconfig())
-	Expect(err).NotTo(HaveOccurred())
+	config := framework.Must(clientcmd.LoadFromFile(cluster.Kubeconfig()))
 	for _, info := range config.AuthInfos {
 		info.Impersonate, info.ImpersonateGroups = u.name, u.groups
 	}

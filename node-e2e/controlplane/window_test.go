@@ -64,8 +64,7 @@ spec:
 // says that it is in force.
 func createWindow(ctx context.Context, namespace string, object *unstructured.Unstructured) {
 	GinkgoHelper()
-	_, err := ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, object, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, object, metav1.CreateOptions{}))
 	Eventually(ctx, func(g Gomega) {
 		status := windowStatus(ctx, g, namespace, object.GetName())
 		g.Expect(meta.IsStatusConditionTrue(status.Conditions, guardv1alpha1.OperationWindowEffective)).To(BeTrue(), "%+v", status)
@@ -109,8 +108,7 @@ var _ = Describe("operation windows", func() {
 		deployments := ordinary.client().AppsV1().Deployments(namespace)
 		_, err := deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"metadata":{"labels":{"note":"x"}}}`), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "a label of the Deployment")
-		_, err = deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"spec":{"replicas":2,"minReadySeconds":1}}`), metav1.PatchOptions{})
-		Expect(err).To(BeRefused("may not change now: spec.minReadySeconds."), "a field that may change beside one that may not")
+		Expect(framework.ErrorOf(deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"spec":{"replicas":2,"minReadySeconds":1}}`), metav1.PatchOptions{}))).To(BeRefused("may not change now: spec.minReadySeconds."), "a field that may change beside one that may not")
 		_, err = deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"metadata":{"ownerReferences":[{"apiVersion":"unknown.example.com/v1","kind":"Owner","name":"x",`+
 			`"uid":"00000000-0000-4000-8000-000000000000","controller":true}]},"spec":{"minReadySeconds":1}}`), metav1.PatchOptions{})
 		Expect(err).To(BeRefused("may not change now: spec.minReadySeconds."), "with a controller that comes in the same request")
@@ -163,25 +161,21 @@ var _ = Describe("operation windows", func() {
 		set := workloads()["statefulsets.apps"]("db", 0, nil).(*appsv1.StatefulSet)
 		owner := metav1.OwnerReference{APIVersion: "unknown.example.com/v1", Kind: "Database", Name: "db", UID: "00000000-0000-4000-8000-000000000000", Controller: new(true)}
 		set.OwnerReferences = []metav1.OwnerReference{owner}
-		_, err := client.AppsV1().StatefulSets(namespace).Create(ctx, set, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.AppsV1().StatefulSets(namespace).Create(ctx, set, metav1.CreateOptions{}))
 		createWindow(ctx, namespace, window("nightly", daily(2*time.Hour, 3*time.Hour)))
 
 		deployments := ordinary.client().AppsV1().Deployments(namespace)
-		ca, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		_, err = deployments.Patch(ctx, "web", types.MergePatchType, fmt.Appendf(nil,
+		ca := framework.Must(client.CoreV1().ConfigMaps(namespace).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{}))
+		_, err := deployments.Patch(ctx, "web", types.MergePatchType, fmt.Appendf(nil,
 			`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"ConfigMap","name":%q,"uid":%q,"controller":true}]}}`, ca.Name, ca.UID), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "an owner reference is no change of the spec")
 		Expect(setImage(ctx, ordinary, namespace).Stderr).To(ContainSubstring("nightly is closed"))
 		Expect(ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=0").Stderr).To(ContainSubstring("nightly is closed"))
-		_, err = ordinary.client().AppsV1().StatefulSets(namespace).Patch(ctx, "db", types.MergePatchType, []byte(`{"spec":{"replicas":1}}`), metav1.PatchOptions{})
-		Expect(err).To(BeRefused("nightly is closed"), "the StatefulSet of an operator")
+		Expect(framework.ErrorOf(ordinary.client().AppsV1().StatefulSets(namespace).Patch(ctx, "db", types.MergePatchType, []byte(`{"spec":{"replicas":1}}`), metav1.PatchOptions{}))).To(BeRefused("nightly is closed"), "the StatefulSet of an operator")
 
 		By("a change by override, which the deployment controller carries out")
-		_, err = overrider.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, fmt.Appendf(nil,
-			`{"metadata":{"annotations":{%q:%q}},"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`, annotationOverride, overrideFor(time.Hour, "INC-2")), metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(overrider.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, fmt.Appendf(nil,
+			`{"metadata":{"annotations":{%q:%q}},"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`, annotationOverride, overrideFor(time.Hour, "INC-2")), metav1.PatchOptions{}))
 		Eventually(ctx, func(g Gomega) {
 			sets, err := client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
 			g.Expect(err).NotTo(HaveOccurred())
@@ -224,8 +218,7 @@ var _ = Describe("operation windows", func() {
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
 		command := "kubectl label namespace " + namespace + " kubelet-guard.io/operation-windows=enforced"
 		file := window("nightly", daily(2*time.Hour, 3*time.Hour))
-		text, err := yaml.Marshal(file.Object)
-		Expect(err).NotTo(HaveOccurred())
+		text := framework.Must(yaml.Marshal(file.Object))
 		created := kubectlInput(ctx, string(text), "create", "-n", namespace, "-f", "-").ExpectDone()
 		Expect(created.Stderr).To(And(HavePrefix("Warning:"), ContainSubstring(command)))
 		Eventually(ctx, func(g Gomega) {
@@ -248,10 +241,8 @@ var _ = Describe("operation windows", func() {
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
 		createWindow(ctx, namespace, window("nightly", daily(2*time.Hour, 3*time.Hour)))
 		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"minReadySeconds":1}}`, annotationOverride, overrideFor(time.Hour, "INC-1"))
-		_, err := ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{})
-		Expect(err).To(BeRefused("spec.minReadySeconds"))
-		_, err = overrider.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		Expect(framework.ErrorOf(ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{}))).To(BeRefused("spec.minReadySeconds"))
+		framework.Must(overrider.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{}))
 		By("through /scale, by the annotation of the Deployment")
 		overrider.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
 	}, SpecTimeout(specTimeout))

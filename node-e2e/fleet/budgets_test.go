@@ -9,6 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -45,7 +46,6 @@ var _ = Describe("The companion in the cluster", func() {
 		installWebhook(ctx)
 		s := newScene(ctx, map[string]string{"kubelet-guard.io/canary": "true"})
 		pod := newPod("selfish", protected, onNode(guardedNode()))
-		_, err := client.CoreV1().Pods(s.namespace).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		Expect(err).To(MatchError(ContainSubstring(guardv1alpha1.ProtectPodsLabel)), "a protected pod in a namespace without a grant")
+		Expect(framework.ErrorOf(client.CoreV1().Pods(s.namespace).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}))).To(MatchError(ContainSubstring(guardv1alpha1.ProtectPodsLabel)), "a protected pod in a namespace without a grant")
 	}, SpecTimeout(specTimeout+webhookStart))
 })

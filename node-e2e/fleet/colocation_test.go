@@ -111,15 +111,12 @@ func newColocated(ctx context.Context, s *scene, node *kind.Node) *colocated {
 	w := &colocated{scene: s, node: node, name: "colocated-" + node.Pool()}
 	// A tenth is left for others, so that a pod of the system does not end it all.
 	w.request = freeCPU(ctx, node) * 9 / 10 / (colocatedPods + 1)
-	object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	w.original, err = node.Exec(ctx, "cat", kubeletConfigFile)
-	Expect(err).NotTo(HaveOccurred())
+	object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
+	w.original = framework.Must(node.Exec(ctx, "cat", kubeletConfigFile))
 	var config map[string]any
 	Expect(yaml.Unmarshal([]byte(w.original), &config)).To(Succeed(), "%s of %s", kubeletConfigFile, node.Name())
 	config["systemReserved"] = map[string]string{"cpu": fmt.Sprintf("%dm", object.Status.Capacity.Cpu().MilliValue()-w.request/2)}
-	wrong, err := yaml.Marshal(config)
-	Expect(err).NotTo(HaveOccurred())
+	wrong := framework.Must(yaml.Marshal(config))
 	w.wrong = string(wrong)
 	return w
 }
@@ -130,10 +127,8 @@ func (w *colocated) create(ctx context.Context) {
 	GinkgoHelper()
 	deployments := client.AppsV1().Deployments(w.scene.namespace)
 	options := []podOption{selectingNode(w.node), requesting(w.request), patientlyProbed}
-	_, err := deployments.Create(ctx, newDeployment(w.name, colocatedPods, append(options, protected)...), metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	_, err = deployments.Create(ctx, newDeployment(w.name+"-plain", 1, options...), metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(deployments.Create(ctx, newDeployment(w.name, colocatedPods, append(options, protected)...), metav1.CreateOptions{}))
+	framework.Must(deployments.Create(ctx, newDeployment(w.name+"-plain", 1, options...), metav1.CreateOptions{}))
 }
 
 // patientlyProbed lets a pod answer its probe late: the reservation leaves next to no
@@ -148,8 +143,7 @@ func patientlyProbed(pod *corev1.PodTemplateSpec) {
 func (w *colocated) reserve(ctx context.Context) {
 	GinkgoHelper()
 	DeferCleanup(func(ctx SpecContext) {
-		now, err := w.node.Exec(ctx, "cat", kubeletConfigFile)
-		Expect(err).NotTo(HaveOccurred())
+		now := framework.Must(w.node.Exec(ctx, "cat", kubeletConfigFile))
 		if now != w.original {
 			Expect(w.write(ctx, w.original)).To(Succeed())
 			restartKubelet(ctx, w.node)
@@ -242,9 +236,7 @@ func (w *colocated) awaitRelief(ctx context.Context) {
 // tell reports the figures of a worker.
 func (w *colocated) tell(ctx context.Context) {
 	GinkgoHelper()
-	killed, err := ended(ctx, w.protected...)
-	Expect(err).NotTo(HaveOccurred())
-	available, err := w.available(ctx)
-	Expect(err).NotTo(HaveOccurred())
+	killed := framework.Must(ended(ctx, w.protected...))
+	available := framework.Must(w.available(ctx))
 	found("co-location, %s worker: %d of %d protected pods killed, %d replicas available", w.node.Pool(), len(killed), len(w.protected), available)
 }

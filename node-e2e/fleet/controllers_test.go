@@ -73,11 +73,10 @@ var _ = Describe("A controller", func() {
 		By("scaling up and down by /scale, as a HorizontalPodAutoscaler does")
 		for _, replicas := range []int{4, 2, 5, 1} {
 			for _, name := range names {
-				_, err := client.AppsV1().Deployments(s.namespace).UpdateScale(ctx, name, &autoscalingv1.Scale{
+				framework.Must(client.AppsV1().Deployments(s.namespace).UpdateScale(ctx, name, &autoscalingv1.Scale{
 					ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: s.namespace},
 					Spec:       autoscalingv1.ScaleSpec{Replicas: int32(replicas)},
-				}, metav1.UpdateOptions{})
-				Expect(err).NotTo(HaveOccurred())
+				}, metav1.UpdateOptions{}))
 			}
 			for _, name := range names {
 				s.ofApp(ctx, name, replicas)
@@ -90,16 +89,14 @@ var _ = Describe("A controller", func() {
 		s := newScene(ctx, nil)
 		for _, node := range workers() {
 			set := newStatefulSet("db-"+node.Pool(), 2, protected, selectingNode(node))
-			_, err := client.AppsV1().StatefulSets(s.namespace).Create(ctx, set, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.AppsV1().StatefulSets(s.namespace).Create(ctx, set, metav1.CreateOptions{}))
 		}
 		daemons := newDaemonSet("agent", protected, onlyOn(workers()...))
 		daemons.Spec.UpdateStrategy = appsv1.DaemonSetUpdateStrategy{
 			Type:          appsv1.RollingUpdateDaemonSetStrategyType,
 			RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: ptr.To(intstr.FromString("100%"))},
 		}
-		_, err := client.AppsV1().DaemonSets(s.namespace).Create(ctx, daemons, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.AppsV1().DaemonSets(s.namespace).Create(ctx, daemons, metav1.CreateOptions{}))
 		agents, members := map[*kind.Node][]*subject{}, map[*kind.Node][]*subject{}
 		for _, agent := range s.ofApp(ctx, "agent", len(workers())) {
 			agents[agent.node] = append(agents[agent.node], agent)
@@ -148,11 +145,10 @@ var _ = Describe("A controller", func() {
 				pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 				pod.Spec.Containers[0].Args = []string{"--run-for=3s"}
 			})
-			_, err := client.BatchV1().Jobs(s.namespace).Create(ctx, &batchv1.Job{
+			framework.Must(client.BatchV1().Jobs(s.namespace).Create(ctx, &batchv1.Job{
 				ObjectMeta: metav1.ObjectMeta{Name: "job-" + node.Pool()},
 				Spec:       batchv1.JobSpec{Completions: ptr.To[int32](2), Parallelism: ptr.To[int32](2), Template: pod},
-			}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			}, metav1.CreateOptions{}))
 		}
 		Eventually(ctx, func(g Gomega) {
 			for _, node := range workers() {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -68,8 +69,7 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 		disconnect(ctx, workers()...)
 		cut := time.Now()
 		// Neither kubelet can have heard of anything that is later than this.
-		list, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		list := framework.Must(client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{}))
 		heard := list.ResourceVersion
 
 		By("giving them up: kubectl cordon, and kubectl delete --force of their pods")
@@ -165,8 +165,7 @@ func subjectsOf(pods []*lostPod, which func(*lostPod) *subject) []*subject {
 func (p *lostPod) create(ctx context.Context) {
 	GinkgoHelper()
 	set := newStatefulSet(p.app(), 1, protectedIf(p.protected), preferring(p.worker))
-	_, err := client.AppsV1().StatefulSets(p.scene.namespace).Create(ctx, set, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(client.AppsV1().StatefulSets(p.scene.namespace).Create(ctx, set, metav1.CreateOptions{}))
 }
 
 // expectRecord checks that the webhook has written the PodDeletion of the old copy,
@@ -189,8 +188,7 @@ func (p *lostPod) awaitEnd(ctx context.Context, since time.Time, event string) {
 	evidence := ""
 	if p.guards() {
 		// It remembers for half a minute.
-		state, err := guardPod(ctx, p.old)
-		Expect(err).NotTo(HaveOccurred())
+		state := framework.Must(guardPod(ctx, p.old))
 		Expect(state).NotTo(BeNil(), "pod %s in %s", p.old, guard.PodsPath)
 		Expect(state.Evidence).To(HaveField("Kind", guard.PodDeletionRecord), "evidence of pod %s", p.old)
 		evidence = fmt.Sprintf(", evidence %s", state.Evidence.Kind)
@@ -281,8 +279,7 @@ func outlastHistory(ctx context.Context, s *scene, heard string, until time.Time
 	busy := newPod("busy")
 	// It never runs.
 	busy.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "e2e.kubelet-guard.io/never"}}
-	_, err := pods.Create(ctx, busy, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	framework.Must(pods.Create(ctx, busy, metav1.CreateOptions{}))
 	const writers, batch = 8, 100
 	var written atomic.Int64
 	Eventually(ctx, func(g Gomega) {

@@ -92,8 +92,7 @@ var _ = Describe("A node whose object is deleted", Label(labelAway), func() {
 		for _, node := range workers() {
 			name := "web-" + node.Pool()
 			deployment := newDeployment(name, replicas, protected, preferring(node))
-			_, err := client.AppsV1().Deployments(s.namespace).Create(ctx, deployment, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.AppsV1().Deployments(s.namespace).Create(ctx, deployment, metav1.CreateOptions{}))
 		}
 		before := map[*kind.Node][]*subject{}
 		for _, node := range workers() {

@@ -71,8 +71,7 @@ func both(pods map[*kind.Node][]*subject) []*subject {
 func expectCordoned(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	for _, node := range nodes {
-		object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
 		Expect(object.Spec.Unschedulable).To(BeTrue(), "node %s is cordoned", node.Name())
 	}
 }

@@ -97,8 +97,7 @@ func (s *scene) expectNothingHeld(ctx context.Context) {
 		if !node.Guarded() {
 			continue
 		}
-		list, err := guardPods(ctx, node)
-		Expect(err).NotTo(HaveOccurred())
+		list := framework.Must(guardPods(ctx, node))
 		for _, pod := range list.Items {
 			if pod.Namespace == s.namespace {
 				Expect(pod.Holds).To(BeEmpty(), "holds of pod %s on %s", pod.Name, node.Name())

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 const (
@@ -103,8 +104,7 @@ func stopKubelet(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	DeferCleanup(func(ctx SpecContext) { startKubelet(ctx, nodes...) }, NodeTimeout(cleanTimeout))
 	Expect(inParallel(nodes, func(n *kind.Node) error {
-		_, err := n.Exec(ctx, "systemctl", "stop", "kubelet")
-		return err
+		return framework.ErrorOf(n.Exec(ctx, "systemctl", "stop", "kubelet"))
 	})).To(Succeed(), "stop the kubelets")
 }
 
@@ -112,8 +112,7 @@ func stopKubelet(ctx context.Context, nodes ...*kind.Node) {
 func startKubelet(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	Expect(inParallel(nodes, func(n *kind.Node) error {
-		_, err := n.Exec(ctx, "systemctl", "start", "kubelet")
-		return err
+		return framework.ErrorOf(n.Exec(ctx, "systemctl", "start", "kubelet"))
 	})).To(Succeed(), "start the kubelets")
 	awaitReady(ctx, nodes...)
 }
@@ -161,8 +160,7 @@ func labelNode(ctx context.Context, node *kind.Node, key, value string) {
 func deleteNodeObjects(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	for _, node := range nodes {
-		before, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		before := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			_, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
@@ -182,10 +180,8 @@ func deleteNodeObjects(ctx context.Context, nodes ...*kind.Node) {
 // freeCPU is what a node has left for pods, in thousandths of a core.
 func freeCPU(ctx context.Context, node *kind.Node) int64 {
 	GinkgoHelper()
-	object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node.Name()})
-	Expect(err).NotTo(HaveOccurred())
+	object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
+	pods := framework.Must(client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node.Name()}))
 	free := object.Status.Allocatable.Cpu().MilliValue()
 	for _, pod := range pods.Items {
 		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {

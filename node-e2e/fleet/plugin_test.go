@@ -40,8 +40,7 @@ var _ = Describe("kubectl guard", func() {
 
 		By("letting the pods' deadline pass")
 		for _, pod := range pods.all() {
-			_, err := client.CoreV1().Pods(s.namespace).Patch(ctx, pod.name, types.MergePatchType, []byte(`{"spec":{"activeDeadlineSeconds":1}}`), metav1.PatchOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(s.namespace).Patch(ctx, pod.name, types.MergePatchType, []byte(`{"spec":{"activeDeadlineSeconds":1}}`), metav1.PatchOptions{}))
 		}
 		awaitEnded(ctx, time.Now(), killTimeout, pods.killable()...)
 		held := pods.guardedProtected

@@ -71,8 +71,7 @@ func newScene(ctx context.Context, labels map[string]string) *scene {
 	}, NodeTimeout(cleanTimeout))
 	scenes = append(scenes, s)
 	Eventually(ctx, func() error {
-		_, err := client.CoreV1().ServiceAccounts(s.namespace).Get(ctx, "default", metav1.GetOptions{})
-		return err
+		return framework.ErrorOf(client.CoreV1().ServiceAccounts(s.namespace).Get(ctx, "default", metav1.GetOptions{}))
 	}).WithTimeout(podStart).Should(Succeed(), "the default service account of the namespace")
 	return s
 }
@@ -96,9 +95,7 @@ func (s *scene) remove(ctx context.Context) {
 	Eventually(ctx, func(g Gomega) {
 		framework.DeletePods(g, ctx, client, s.namespace)
 		g.Expect(s.releaseLeft(ctx)).To(Succeed())
-		left, err := s.containers(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(left).To(BeEmpty(), "containers of the namespace %s", s.namespace)
+		g.Expect(s.containers(ctx)).To(BeEmpty(), "containers of the namespace %s", s.namespace)
 	}).WithTimeout(2*time.Minute).WithPolling(time.Second).Should(Succeed(), "the nodes are left as they were found")
 	framework.DeleteNamespace(ctx, client, s.namespace)
 }
@@ -305,14 +302,13 @@ func newDaemonSet(name string, options ...podOption) *appsv1.DaemonSet {
 func (s *scene) createBudget(ctx context.Context, app string, minAvailable, allowed int) {
 	GinkgoHelper()
 	budgets := client.PolicyV1().PodDisruptionBudgets(s.namespace)
-	_, err := budgets.Create(ctx, &policyv1.PodDisruptionBudget{
+	framework.Must(budgets.Create(ctx, &policyv1.PodDisruptionBudget{
 		ObjectMeta: metav1.ObjectMeta{Name: app},
 		Spec: policyv1.PodDisruptionBudgetSpec{
 			MinAvailable: ptr.To(intstr.FromInt(minAvailable)),
 			Selector:     &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}},
 		},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	}, metav1.CreateOptions{}))
 	Eventually(ctx, func(g Gomega) {
 		budget, err := budgets.Get(ctx, app, metav1.GetOptions{})
 		g.Expect(err).NotTo(HaveOccurred())
@@ -325,8 +321,7 @@ func (s *scene) createBudget(ctx context.Context, app string, minAvailable, allo
 func (s *scene) deleteBudgets(ctx context.Context) {
 	GinkgoHelper()
 	budgets := client.PolicyV1().PodDisruptionBudgets(s.namespace)
-	list, err := budgets.List(ctx, metav1.ListOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	list := framework.Must(budgets.List(ctx, metav1.ListOptions{}))
 	override := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`,
 		guardv1alpha1.OverrideAnnotation, guardv1alpha1.FormatOverride(time.Now().Add(time.Hour), "end of the spec"))
 	for _, budget := range list.Items {
@@ -463,9 +458,7 @@ func stayRunning(ctx context.Context, during time.Duration, subjects ...*subject
 func awaitEnded(ctx context.Context, since time.Time, within time.Duration, subjects ...*subject) time.Duration {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
-		gone, err := ended(ctx, subjects...)
-		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(gone).To(ConsistOf(subjects), "pods whose containers have ended")
+		g.Expect(ended(ctx, subjects...)).To(ConsistOf(subjects), "pods whose containers have ended")
 	}).WithTimeout(within).Should(Succeed(), "the containers of %v end", subjects)
 	return time.Since(since)
 }

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -21,10 +22,9 @@ func ofPriority(class string) podOption {
 
 var _ = Describe("Preemption", func() {
 	It("by the scheduler is a deletion through the API, and ends a protected pod", func(ctx SpecContext) {
-		class, err := client.SchedulingV1().PriorityClasses().Create(ctx, &schedulingv1.PriorityClass{
+		class := framework.Must(client.SchedulingV1().PriorityClasses().Create(ctx, &schedulingv1.PriorityClass{
 			ObjectMeta: metav1.ObjectMeta{GenerateName: "fleet-"}, Value: 1000,
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx SpecContext) {
 			Expect(client.SchedulingV1().PriorityClasses().Delete(ctx, class.Name, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(cleanTimeout))
@@ -33,9 +33,8 @@ var _ = Describe("Preemption", func() {
 		By("creating pods with a higher priority that need the room")
 		asked := time.Now()
 		for _, node := range workers() {
-			_, err := client.CoreV1().Pods(s.namespace).Create(ctx,
-				newPod("important-"+node.Pool(), selectingNode(node), requesting(victims.request[node]), ofPriority(class.Name)), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(s.namespace).Create(ctx,
+				newPod("important-"+node.Pool(), selectingNode(node), requesting(victims.request[node]), ofPriority(class.Name)), metav1.CreateOptions{}))
 		}
 		compareEnds(ctx, "preemption by the scheduler", asked, victims.pods)
 		for _, node := range workers() {
@@ -51,9 +50,8 @@ var _ = Describe("Preemption", func() {
 		By("binding critical pods to the nodes")
 		asked := time.Now()
 		for _, node := range workers() {
-			_, err := client.CoreV1().Pods(s.namespace).Create(ctx,
-				newPod("critical-"+node.Pool(), onNode(node), requesting(victims.request[node]), ofPriority("system-node-critical")), metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(client.CoreV1().Pods(s.namespace).Create(ctx,
+				newPod("critical-"+node.Pool(), onNode(node), requesting(victims.request[node]), ofPriority("system-node-critical")), metav1.CreateOptions{}))
 		}
 		took := awaitEnded(ctx, asked, killTimeout, stock)
 		found("a critical pod bound past the scheduler: the stock kubelet killed the protected pod after %.0f s, the guarded one refused", took.Seconds())
@@ -61,8 +59,7 @@ var _ = Describe("Preemption", func() {
 		awaitGuardState(ctx, guarded, guard.Held, guard.Preempted)
 		stayRunning(ctx, holdPeriod, guarded)
 		expectAPIShowsRunning(Default, ctx, guarded)
-		critical, err := client.CoreV1().Pods(s.namespace).Get(ctx, "critical-"+guardedNode().Pool(), metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		critical := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, "critical-"+guardedNode().Pool(), metav1.GetOptions{}))
 		Expect(critical.Status.Phase).To(Equal(corev1.PodFailed), "the critical pod is rejected (%s: %s)", critical.Status.Reason, critical.Status.Message)
 		deleteExplicitly(ctx, metav1.DeleteOptions{}, guarded)
 	}, SpecTimeout(specTimeout))

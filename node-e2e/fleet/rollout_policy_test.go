@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -23,12 +24,10 @@ var _ = Describe("An installer of a roll-out", Label(labelRollout), func() {
 		By("acting with the token that an installer gets from its kubelet")
 		pod := newPod("installer", onNode(own))
 		pod.Spec.ServiceAccountName = rollout.ServiceAccount
-		pod, err := client.CoreV1().Pods(rollout.Namespace).Create(ctx, pod, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		pod = framework.Must(client.CoreV1().Pods(rollout.Namespace).Create(ctx, pod, metav1.CreateOptions{}))
 		installer := actingAs(ctx, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID})
 		patch := func(client kubernetes.Interface, node *kind.Node, content string) error {
-			_, err := client.CoreV1().Nodes().Patch(ctx, node.Name(), types.MergePatchType, []byte(content), metav1.PatchOptions{})
-			return err
+			return framework.ErrorOf(client.CoreV1().Nodes().Patch(ctx, node.Name(), types.MergePatchType, []byte(content), metav1.PatchOptions{}))
 		}
 		report := `{"metadata":{"annotations":{"` + rollout.ReportAnnotation + `":"{}"}}}`
 		// The policy counts a moment after it was created.
@@ -60,11 +59,8 @@ var _ = Describe("An installer of a roll-out", Label(labelRollout), func() {
 func actingAs(ctx context.Context, pod *authenticationv1.BoundObjectReference) kubernetes.Interface {
 	GinkgoHelper()
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: pod}}
-	token, err := client.CoreV1().ServiceAccounts(rollout.Namespace).CreateToken(ctx, rollout.ServiceAccount, request, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	token := framework.Must(client.CoreV1().ServiceAccounts(rollout.Namespace).CreateToken(ctx, rollout.ServiceAccount, request, metav1.CreateOptions{}))
 	config := rest.AnonymousClientConfig(adminConfig)
 	config.BearerToken = token.Status.Token
-	made, err := kubernetes.NewForConfig(config)
-	Expect(err).NotTo(HaveOccurred())
-	return made
+	return framework.Must(kubernetes.NewForConfig(config))
 }

@@ -172,11 +172,8 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 		for _, node := range nodes {
 			Expect(versionOf(ctx, node)).To(Equal(stock), "the kubelet of %s", node.Name())
 			paths := strings.Join([]string{rollout.InstallDir, rollout.ConfigDir, rollout.StateDir, rollout.DropIn}, " ")
-			left, err := node.Exec(ctx, "sh", "-c", "ls -d "+paths+" 2>/dev/null || true")
-			Expect(err).NotTo(HaveOccurred())
-			Expect(left).To(BeEmpty(), "on %s", node.Name())
-			object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			Expect(node.Exec(ctx, "sh", "-c", "ls -d "+paths+" 2>/dev/null || true")).To(BeEmpty(), "on %s", node.Name())
+			object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
 			Expect(object.Annotations).NotTo(HaveKey(rollout.ReportAnnotation))
 		}
 		expectRunning(Default, ctx, pods...)
@@ -282,12 +279,9 @@ var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", L
 		Expect(json.Unmarshal([]byte(applied.Stdout), &list)).To(Succeed(), applied.Stdout)
 		Expect(list.Items).To(HaveLen(2), applied.Stdout)
 		for i, name := range []string{poolBlue, poolGreen} {
-			pool, err := rollout.PoolOf(&list.Items[i])
-			Expect(err).NotTo(HaveOccurred())
-			request, err := rollout.RequestOf(&list.Items[i])
-			Expect(err).NotTo(HaveOccurred())
-			wanted, err := rollout.DaemonSet(pool, request)
-			Expect(err).NotTo(HaveOccurred())
+			pool := framework.Must(rollout.PoolOf(&list.Items[i]))
+			request := framework.Must(rollout.RequestOf(&list.Items[i]))
+			wanted := framework.Must(rollout.DaemonSet(pool, request))
 			Expect(pool.Name).To(Equal(name))
 			Expect(request.Target).To(Equal(rollout.Audit))
 			Expect(request.Image).To(Equal(imageGood.name))
@@ -297,8 +291,7 @@ var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", L
 			Expect(list.Items[i].Spec.Template.Spec.Affinity).To(Equal(wanted.Spec.Template.Spec.Affinity))
 		}
 
-		sets, err := client.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		sets := framework.Must(client.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{}))
 		Expect(sets.Items).To(BeEmpty(), "nothing was made")
 	}, SpecTimeout(specTimeout))
 })
@@ -333,17 +326,14 @@ func prepareRollouts(ctx context.Context, pools ...string) {
 
 func versionOf(ctx context.Context, node *kind.Node) string {
 	GinkgoHelper()
-	object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
 	return object.Status.NodeInfo.KubeletVersion
 }
 
 func reportOf(ctx context.Context, node *kind.Node) *rollout.Report {
 	GinkgoHelper()
-	object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	report, err := rollout.ReportOf(object)
-	Expect(err).NotTo(HaveOccurred())
+	object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
+	report := framework.Must(rollout.ReportOf(object))
 	Expect(report).NotTo(BeNil(), "the report of %s", node.Name())
 	return report
 }
@@ -353,8 +343,7 @@ func expectRolledOut(ctx context.Context, nodes []*kind.Node, version string, mo
 	GinkgoHelper()
 	for _, node := range nodes {
 		Expect(versionOf(ctx, node)).To(Equal(version), "the kubelet of %s", node.Name())
-		list, err := guardPods(ctx, node)
-		Expect(err).NotTo(HaveOccurred())
+		list := framework.Must(guardPods(ctx, node))
 		Expect(list.Mode).To(Equal(mode), "the guard of %s", node.Name())
 		report := reportOf(ctx, node)
 		Expect(report.Phase).To(Equal(rollout.Done), "%s: %s", node.Name(), report.Message)
@@ -383,8 +372,7 @@ func expectOneAfterTheOther(ctx context.Context, nodes []*kind.Node) {
 // markedNodes are the nodes of a pool at which a roll-out stopped.
 func markedNodes(ctx context.Context, pool string) []string {
 	GinkgoHelper()
-	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: rollout.StateLabel + "=" + rollout.StateFailed + "," + kind.PoolLabel + "=" + pool})
-	Expect(err).NotTo(HaveOccurred())
+	list := framework.Must(client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: rollout.StateLabel + "=" + rollout.StateFailed + "," + kind.PoolLabel + "=" + pool}))
 	var names []string
 	for _, node := range list.Items {
 		names = append(names, node.Name)
@@ -397,8 +385,7 @@ type kubeletProcess struct{ pid, checksum string }
 
 func kubeletOf(ctx context.Context, node *kind.Node) kubeletProcess {
 	GinkgoHelper()
-	out, err := node.Exec(ctx, "sh", "-c", `pid=$(systemctl show --property=MainPID --value kubelet); echo "$pid"; sha256sum < "/proc/$pid/exe"`)
-	Expect(err).NotTo(HaveOccurred())
+	out := framework.Must(node.Exec(ctx, "sh", "-c", `pid=$(systemctl show --property=MainPID --value kubelet); echo "$pid"; sha256sum < "/proc/$pid/exe"`))
 	fields := strings.Fields(out)
 	Expect(len(fields)).To(BeNumerically(">=", 2), out)
 	return kubeletProcess{pid: fields[0], checksum: fields[1]}

@@ -153,8 +153,7 @@ func found(format string, args ...any) {
 // once for the cluster must not be installed by two at the same time.
 func oneAtATime(f func()) {
 	GinkgoHelper()
-	lock, err := os.Create(filepath.Join(artifactsDir(), "install.lock"))
-	Expect(err).NotTo(HaveOccurred())
+	lock := framework.Must(os.Create(filepath.Join(artifactsDir(), "install.lock")))
 	defer lock.Close()
 	Expect(unix.Flock(int(lock.Fd()), unix.LOCK_EX)).To(Succeed())
 	f()

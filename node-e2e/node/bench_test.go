@@ -147,8 +147,7 @@ func (b *bench) cycle(ctx context.Context, kind string, measured bool) {
 	})
 	running := time.Since(created)
 	Expect(err).NotTo(HaveOccurred(), "await phase Running of pod %s", pod.Name)
-	containers, err := containersOf(ctx, pod.UID)
-	Expect(err).NotTo(HaveOccurred())
+	containers := framework.Must(containersOf(ctx, pod.UID))
 	Expect(containers).To(HaveKey(workloadContainer), "running containers of pod %s", pod.Name)
 	container := containers[workloadContainer]
 
@@ -204,9 +203,7 @@ func awaitExit(process Process) <-chan time.Time {
 	GinkgoHelper()
 	fd, err := unix.PidfdOpen(process.PID, 0)
 	Expect(err).NotTo(HaveOccurred(), "open %s", process)
-	alive, err := process.Alive()
-	Expect(err).NotTo(HaveOccurred())
-	Expect(alive).To(BeTrue(), "%s still is the process that was started", process)
+	Expect(process.Alive()).To(BeTrue(), "%s still is the process that was started", process)
 	ended := make(chan time.Time, 1)
 	go func() {
 		defer unix.Close(fd)

@@ -103,8 +103,7 @@ func (c *chaosRun) run(ctx context.Context) {
 		}
 		framework.Progress("chaos: %s, %d lives of the kubelet in %.0f s", c, c.round+1, time.Since(c.started).Seconds())
 	}()
-	info, err := os.Stat(provider.Node().Kubelet().LogPath())
-	Expect(err).NotTo(HaveOccurred())
+	info := framework.Must(os.Stat(provider.Node().Kubelet().LogPath()))
 	c.logStart = info.Size()
 	stopKubelet(ctx)
 	for n, r := range c.plan.rounds {
@@ -367,9 +366,7 @@ func (p *chaosPod) expectSettled(g Gomega, s sighting) {
 // expectGone checks that nothing of the pod runs, and that a deletion took its
 // object away.
 func (p *chaosPod) expectGone(g Gomega, ctx context.Context) {
-	running, err := containersOf(ctx, p.uid)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(running).To(BeEmpty(), "running containers of pod %s", p.subject)
+	g.Expect(containersOf(ctx, p.uid)).To(BeEmpty(), "running containers of pod %s", p.subject)
 	if p.deleting || p.object != objectInAPI {
 		_, err := client.CoreV1().Pods(p.namespace).Get(ctx, p.subject.name, metav1.GetOptions{})
 		g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "read pod %s: %v", p.subject, err)
@@ -499,8 +496,7 @@ func (c *chaosRun) expectFiles(ctx context.Context, what string) {
 // all its lives of the run.
 func (c *chaosRun) linesInLog(texts ...string) []string {
 	GinkgoHelper()
-	content, err := os.ReadFile(provider.Node().Kubelet().LogPath())
-	Expect(err).NotTo(HaveOccurred())
+	content := framework.Must(os.ReadFile(provider.Node().Kubelet().LogPath()))
 	var found []string
 	for line := range strings.Lines(string(content[c.logStart:])) {
 		if slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(line, text) }) {
@@ -512,8 +508,7 @@ func (c *chaosRun) linesInLog(texts ...string) []string {
 
 // releaseAll lets pods end that a failed run left without an object.
 func (c *chaosRun) releaseAll(ctx SpecContext) {
-	running, err := provider.Node().Runtime().Containers(ctx)
-	Expect(err).NotTo(HaveOccurred())
+	running := framework.Must(provider.Node().Runtime().Containers(ctx))
 	for _, container := range running {
 		if container.PodNamespace != c.namespace {
 			continue

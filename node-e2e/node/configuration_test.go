@@ -138,9 +138,7 @@ var _ = Describe("Guard metrics", Label(labelGuarded), func() {
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(metrics.sum(protectedPods)).To(BeEquivalentTo(1), protectedPods)
 			expectState(g, ctx, pods[0], guard.Protected)
-			plain, err := guardPod(ctx, pods[1].uid)
-			g.Expect(err).NotTo(HaveOccurred())
-			g.Expect(plain).To(BeNil(), "the unprotected pod in %s", guard.PodsPath)
+			g.Expect(guardPod(ctx, pods[1].uid)).To(BeNil(), "the unprotected pod in %s", guard.PodsPath)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 		s.hold(ctx, pods[0])
 		Eventually(func(g Gomega) {

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // restartTimeout covers the back-off of 10 s before a container's second restart.
@@ -38,8 +39,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 		s.exit(ctx, pod.name, 0)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		startKubelet(ctx, KubeletChange{})
-		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		object := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{}))
 		s.awaitPhase(ctx, object, corev1.PodSucceeded)
 	})
 

@@ -11,6 +11,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -56,8 +57,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		}
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pods[2].name, metav1.DeleteOptions{})).To(Succeed())
 		Eventually(func(g Gomega) {
-			_, err := ask(ctx, pods[2], workloadPort, "/healthz")
-			g.Expect(err).To(MatchError(ContainSubstring("503")))
+			g.Expect(framework.ErrorOf(ask(ctx, pods[2], workloadPort, "/healthz"))).To(MatchError(ContainSubstring("503")))
 		}).WithContext(ctx).WithTimeout(gracePeriod).Should(Succeed(), "the hook of pod %s is run for the deletion", pods[2])
 		s.awaitGone(ctx, pods[2], gracePeriod+deletionSlack)
 	})

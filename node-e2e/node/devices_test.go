@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/deviceplugin"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -68,8 +69,7 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "nobody else gets the CPU of pod %s", orphan)
 		Eventually(driver.Prepared).WithContext(ctx).WithArguments(freedClaim).WithTimeout(claimReconcile).Should(BeFalse(), "claim of pod %s", unprotected)
 		Expect(driver.Prepared(orphanClaim)).To(BeTrue(), "claim of pod %s", orphan)
-		found, err := guardPod(ctx, orphan.uid)
-		Expect(err).NotTo(HaveOccurred())
+		found := framework.Must(guardPod(ctx, orphan.uid))
 		Expect(heldFor(found)).To(ContainElements(guard.OrphanedRuntimePod, guard.ResourcesReclaimed), "causes of pod %s in %s", orphan, guard.PodsPath)
 
 		asked := releaseByFile(orphan)

@@ -15,6 +15,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -126,8 +127,7 @@ var _ = Describe("GET /guard/pods", Label(labelGuarded), func() {
 		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.ReadOnlyPort = 10255 }})
 		Eventually(provider.Node().Fetch).WithContext(ctx).WithArguments(ctx, "http://"+address+"/pods").WithTimeout(apiLag).
 			Should(ContainSubstring("PodList"), "the read-only port answers")
-		_, err = provider.Node().Fetch(ctx, "http://"+address+guard.PodsPath)
-		Expect(err).To(MatchError(ContainSubstring("404")), "GET %s on the read-only port", guard.PodsPath)
+		Expect(framework.ErrorOf(provider.Node().Fetch(ctx, "http://"+address+guard.PodsPath))).To(MatchError(ContainSubstring("404")), "GET %s on the read-only port", guard.PodsPath)
 		_, err = readGuardPods(ctx)
 		Expect(err).NotTo(HaveOccurred(), "GET %s on the authenticated port", guard.PodsPath)
 	})

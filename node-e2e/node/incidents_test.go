@@ -19,6 +19,7 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -73,8 +74,7 @@ var _ = Describe("Kubelet restart", func() {
 		before: func(ctx context.Context, s *scene) {
 			By("running the older pod that takes the one place")
 			oldest := s.run(ctx, s.newPod("oldest"))[0]
-			created, err := client.CoreV1().Pods(s.namespace).Get(ctx, oldest.name, metav1.GetOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			created := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, oldest.name, metav1.GetOptions{}))
 			// The kubelet admits by age, which the API reports in whole seconds.
 			Eventually(func() time.Duration { return time.Since(created.CreationTimestamp.Time) }).
 				WithContext(ctx).WithTimeout(5 * time.Second).Should(BeNumerically(">", 2*time.Second))
@@ -273,9 +273,7 @@ var _ = Describe("Live", func() {
 		title: "sandbox lost (pause process killed)",
 		fault: func(ctx context.Context, _ *scene, pods []*subject) {
 			for _, pod := range pods {
-				alive, err := pod.sandbox.Alive()
-				Expect(err).NotTo(HaveOccurred())
-				Expect(alive).To(BeTrue(), "the sandbox of pod %s (%s) runs", pod, pod.sandbox)
+				Expect(pod.sandbox.Alive()).To(BeTrue(), "the sandbox of pod %s (%s) runs", pod, pod.sandbox)
 				Expect(syscall.Kill(pod.sandbox.PID, syscall.SIGKILL)).To(Succeed())
 			}
 		},
@@ -459,8 +457,7 @@ func (s *scene) runCriticalStaticPod(name string, milliCPU int64) {
 func (s *scene) runStaticPod(pod *corev1.Pod) {
 	GinkgoHelper()
 	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
-	manifest, err := yaml.Marshal(pod)
-	Expect(err).NotTo(HaveOccurred())
+	manifest := framework.Must(yaml.Marshal(pod))
 	file := s.namespace + "-" + pod.Name
 	DeferCleanup(s.removeStaticPod, file, pod.Name, NodeTimeout(time.Minute))
 	Expect(provider.Node().WriteStaticPod(file, manifest)).To(Succeed(), "write the manifest of static pod %s", pod.Name)

@@ -91,10 +91,8 @@ func (l *load) runMany(ctx context.Context) {
 	for n := range *loadPodsFlag {
 		name := fmt.Sprintf("held-%03d", n)
 		meta := metav1.ObjectMeta{Name: name}
-		_, err := client.CoreV1().Secrets(l.namespace).Create(ctx, &corev1.Secret{ObjectMeta: meta, StringData: map[string]string{"KEY": "value"}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		_, err = client.CoreV1().ConfigMaps(l.namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: meta, Data: map[string]string{"SETTING": "value"}}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(client.CoreV1().Secrets(l.namespace).Create(ctx, &corev1.Secret{ObjectMeta: meta, StringData: map[string]string{"KEY": "value"}}, metav1.CreateOptions{}))
+		framework.Must(client.CoreV1().ConfigMaps(l.namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: meta, Data: map[string]string{"SETTING": "value"}}, metav1.CreateOptions{}))
 		template := l.newPod(name, protected)
 		container := &template.Spec.Containers[0]
 		container.ReadinessProbe = nil

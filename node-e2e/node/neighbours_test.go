@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -23,8 +24,7 @@ func critical(pod *corev1.Pod) { pod.Spec.PriorityClassName = "system-node-criti
 // the kubelet, which admits by age: the API reports that in whole seconds.
 func (s *scene) awaitYounger(ctx context.Context, than *subject) {
 	GinkgoHelper()
-	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, than.name, metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	object := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, than.name, metav1.GetOptions{}))
 	Eventually(func() time.Duration { return time.Since(object.CreationTimestamp.Time) }).
 		WithContext(ctx).WithTimeout(5 * time.Second).Should(BeNumerically(">", 2*time.Second))
 }
@@ -106,10 +106,9 @@ var _ = Describe("The neighbours of a protected pod that causes memory pressure"
 		s := newScene(ctx)
 		// Until the kubelet knows what a pod uses it counts as one that uses too much; the
 		// priority decides then.
-		class, err := client.SchedulingV1().PriorityClasses().Create(ctx, &schedulingv1.PriorityClass{
+		class := framework.Must(client.SchedulingV1().PriorityClasses().Create(ctx, &schedulingv1.PriorityClass{
 			ObjectMeta: metav1.ObjectMeta{GenerateName: "modest-"}, Value: 1000,
-		}, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred())
+		}, metav1.CreateOptions{}))
 		DeferCleanup(func(ctx context.Context) error {
 			return client.SchedulingV1().PriorityClasses().Delete(ctx, class.Name, metav1.DeleteOptions{})
 		})

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -26,8 +27,7 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 				pod.expectAlive(g)
 			}
 		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
-		found, err := guardPod(ctx, pods[0].uid)
-		Expect(err).NotTo(HaveOccurred())
+		found := framework.Must(guardPod(ctx, pods[0].uid))
 		Expect(found).NotTo(BeNil(), "pod %s in %s", pods[0], guard.PodsPath)
 		Expect(found.State).To(Equal(guard.Protected), "state of pod %s in %s", pods[0], guard.PodsPath)
 		Expect(found.ObjectPresent).To(BeFalse(), "the kubelet sees the object of pod %s", pods[0])

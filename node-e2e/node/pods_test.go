@@ -231,9 +231,7 @@ func (s *scene) awaitServing(ctx context.Context, pod string, uid types.UID) {
 // ready endpoint of the Service.
 func (s *scene) expectServing(g Gomega, ctx context.Context, name string, uid types.UID) {
 	s.expectReady(g, ctx, name, uid)
-	endpoint, err := s.endpointReady(ctx, uid)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(endpoint).To(BeTrue(), "pod %s is a ready endpoint of the service", name)
+	g.Expect(s.endpointReady(ctx, uid)).To(BeTrue(), "pod %s is a ready endpoint of the service", name)
 }
 
 // expectReady checks that the API shows the pod with the UID as Running and Ready.
@@ -298,9 +296,7 @@ func ask(ctx context.Context, pod *subject, port int32, path string) (string, er
 
 // expectFile checks the file that a container of a pod serves.
 func expectFile(g Gomega, ctx context.Context, pod *subject, port int32, content string) {
-	served, err := ask(ctx, pod, port, "/file")
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(served).To(Equal(content), "file that pod %s serves on port %d", pod, port)
+	g.Expect(ask(ctx, pod, port, "/file")).To(Equal(content), "file that pod %s serves on port %d", pod, port)
 }
 
 // deathWatch notes when a process ends.
@@ -400,9 +396,7 @@ func (s *scene) deleteExplicitly(ctx context.Context, pod *subject, options meta
 func (s *scene) awaitGone(ctx context.Context, pod *subject, within time.Duration) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
-		running, err := containersOf(ctx, pod.uid)
-		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(running).To(BeEmpty(), "running containers of pod %s", pod)
+		g.Expect(containersOf(ctx, pod.uid)).To(BeEmpty(), "running containers of pod %s", pod)
 		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
 		if err == nil {
 			g.Expect(object.UID).NotTo(Equal(pod.uid), "pod %s is still in the API, phase %s", pod, object.Status.Phase)

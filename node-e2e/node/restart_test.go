@@ -16,6 +16,7 @@ import (
 	kubelettypes "k8s.io/kubelet/pkg/types"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/unixsocket"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -51,8 +52,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 		}
 		expectUntouched()
 		By("ending the container that has its file on the claim")
-		_, err := ask(ctx, claimDeleted, claimPort, "/exit?code=1")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(ask(ctx, claimDeleted, claimPort, "/exit?code=1"))
 		Eventually(expectFile).WithContext(ctx).WithArguments(ctx, claimDeleted, int32(claimPort), claimDeleted.name).
 			WithTimeout(restartTimeout).Should(Succeed(), "the restarted container has the file of its predecessor")
 		if variant == Guarded {
@@ -105,8 +105,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 			pod.awaitDeath(ctx, since, killTimeout)
 		}
 		for _, pod := range []*subject{completed, reported} {
-			object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-			Expect(err).NotTo(HaveOccurred())
+			object := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{}))
 			s.awaitPhase(ctx, object, corev1.PodSucceeded)
 		}
 		Expect(containersOf(ctx, finalized.uid)).To(BeEmpty(), "running containers of pod %s", finalized)
@@ -176,8 +175,7 @@ func (s *scene) removeFinalizer(ctx context.Context, pod *subject) {
 // askRuntime calls the node's container runtime past the kubelet.
 func askRuntime(call func(runtimeapi.RuntimeServiceClient) error) {
 	GinkgoHelper()
-	connection, err := unixsocket.Client(provider.Node().RuntimeSocket())
-	Expect(err).NotTo(HaveOccurred())
+	connection := framework.Must(unixsocket.Client(provider.Node().RuntimeSocket()))
 	defer connection.Close()
 	Expect(call(runtimeapi.NewRuntimeServiceClient(connection))).To(Succeed(), "ask the container runtime")
 }

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -29,8 +30,7 @@ var _ = Describe("A vanished pod with a startup probe", Label(labelGuarded), fun
 		present, vanished, beside := pods[0], pods[1], pods[2]
 		By("failing what the startup probes ask, now that they have succeeded")
 		for _, pod := range pods[:2] {
-			_, err := ask(ctx, pod, workloadPort, "/fail?on=true")
-			Expect(err).NotTo(HaveOccurred())
+			framework.Must(ask(ctx, pod, workloadPort, "/fail?on=true"))
 		}
 		stopKubelet(ctx)
 		for _, pod := range pods[1:] {

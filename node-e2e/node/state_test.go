@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -50,15 +51,13 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 		pods := s.run(ctx, templates...)
 		gone, pods := pods[0], pods[1:]
 		By("deleting one pod, whose file comes back")
-		stale, err := os.ReadFile(savedFile(gone))
-		Expect(err).NotTo(HaveOccurred())
+		stale := framework.Must(os.ReadFile(savedFile(gone)))
 		s.deleteExplicitly(ctx, gone, metav1.DeleteOptions{})
 		By("damaging the files of the others, and losing their objects, while the kubelet is down")
 		stopKubelet(ctx)
 		Expect(os.WriteFile(savedFile(gone), stale, 0o600)).To(Succeed())
 		for i, fault := range faults {
-			content, err := os.ReadFile(savedFile(pods[i]))
-			Expect(err).NotTo(HaveOccurred())
+			content := framework.Must(os.ReadFile(savedFile(pods[i])))
 			Expect(string(content)).To(HavePrefix(savedFormat))
 			Expect(fault.damage(savedFile(pods[i]), content)).To(Succeed(), "make a file %s", fault.name)
 			s.loseKey(ctx, pods[i])
@@ -196,9 +195,7 @@ func withFormat(content []byte, version int) []byte {
 
 func runOnNode(ctx context.Context, command ...string) string {
 	GinkgoHelper()
-	output, err := provider.Node().Run(ctx, command...)
-	Expect(err).NotTo(HaveOccurred())
-	return output
+	return framework.Must(provider.Node().Run(ctx, command...))
 }
 
 // nodeDir makes a folder on the node, which the spec's end removes.

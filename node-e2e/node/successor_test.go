@@ -120,9 +120,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 // expectWaiting checks that none of a pod's containers runs and that the pod says
 // everywhere for whom it waits.
 func (s *scene) expectWaiting(g Gomega, ctx context.Context, pod, held *subject) {
-	running, err := containersOf(ctx, pod.uid)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(running).To(BeEmpty(), "running containers of pod %s, whose predecessor lives", pod)
+	g.Expect(containersOf(ctx, pod.uid)).To(BeEmpty(), "running containers of pod %s, whose predecessor lives", pod)
 	list, err := readGuardPods(ctx)
 	g.Expect(err).NotTo(HaveOccurred())
 	heldBy := map[types.UID]types.UID{}

@@ -215,11 +215,8 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	// figures those of its rate limiter.
 	config.QPS, config.Burst = 200, 400
 	DeferCleanup(func(ctx SpecContext) { takeFailures(ctx).expectNone() }, NodeTimeout(kubeletStart))
-	var err error
-	client, err = kubernetes.NewForConfig(config)
-	Expect(err).NotTo(HaveOccurred())
-	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred())
+	client = framework.Must(kubernetes.NewForConfig(config))
+	node := framework.Must(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{}))
 	kubeletVersion = node.Status.NodeInfo.KubeletVersion
 	AddReportEntry(kubeletVersionEntry, ReportEntryVisibilityNever, kubeletVersion)
 	framework.Progress("node %s is Ready after %.0f s, kubelet %s", provider.Node().Name(), time.Since(started).Seconds(), kubeletVersion)

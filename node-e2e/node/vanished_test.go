@@ -71,8 +71,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		expectKept(pods...)
 
 		By("failing the liveness probe of one of them")
-		_, err := ask(ctx, probed, workloadPort, "/fail?on=true")
-		Expect(err).NotTo(HaveOccurred())
+		framework.Must(ask(ctx, probed, workloadPort, "/fail?on=true"))
 		probed.awaitDeath(ctx, time.Now(), killTimeout)
 		restarted := awaitRestarted(ctx, probed)
 		Eventually(func(g Gomega) { expectFiles(g, restarted) }).WithContext(ctx).WithTimeout(apiLag).
@@ -147,9 +146,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		framework.Progress("interrupted termination: finished %.1f s after the kubelet's start", took.Seconds())
 		s.awaitGone(ctx, pod, deletionSlack)
 		Eventually(func(g Gomega) {
-			known, err := guardPod(ctx, pod.uid)
-			g.Expect(err).NotTo(HaveOccurred())
-			g.Expect(known).To(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+			g.Expect(guardPod(ctx, pod.uid)).To(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 			g.Expect(savedFile(pod)).NotTo(BeAnExistingFile())
 		}).WithContext(ctx).WithTimeout(forgetTimeout).Should(Succeed(), "the guard forgets pod %s", pod)
 	})
