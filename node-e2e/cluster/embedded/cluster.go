@@ -21,7 +21,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/images"
 )
@@ -63,9 +62,6 @@ type Config struct {
 	APIServerFlags []string
 	// Images are known to the runtime in addition to PauseImage and WorkloadImage.
 	Images []Image
-	// KubeletConfig changes the kubelet's configuration before it is written.
-	// Nil leaves it as it is.
-	KubeletConfig func(*kubeletconfigv1beta1.KubeletConfiguration)
 	// Log receives progress lines. Nil discards them.
 	Log io.Writer
 }
@@ -202,14 +198,6 @@ func (c *Cluster) start(ctx context.Context) error {
 		return err
 	}
 	c.logf("Claimed %s with node address %s, made certificates", bridgeName(c.state.Index), c.NodeIP())
-	base := c.newKubeletConfig()
-	if c.config.KubeletConfig != nil {
-		c.config.KubeletConfig(base)
-	}
-	if err := writeKubeletConfig(c.baseKubeletConfig(), base); err != nil {
-		return err
-	}
-
 	apiReady, runtimeReady := make(chan struct{}), make(chan struct{})
 	after := func(ready <-chan struct{}, f func(context.Context) error) func(context.Context) error {
 		return func(ctx context.Context) error {
@@ -294,9 +282,7 @@ func (c *Cluster) claim(ctx context.Context) error {
 	}
 	c.state = &state{
 		Name: c.config.Name, Index: index, Created: c.begin.UTC(), BootID: boot,
-		KubeDir: c.config.KubeDir, NodeDir: c.config.NodeDir, Kubelet: c.config.Kubelet, GuardConfig: c.config.GuardConfig,
-		APIServerFlags: c.config.APIServerFlags,
-		Processes:      map[string]identity{},
+		Kubelet: c.config.Kubelet, Processes: map[string]identity{},
 	}
 	if err := c.update(func(*state) {}); err != nil {
 		return err
@@ -325,15 +311,6 @@ func (c *Cluster) define() {
 	c.otherRuntime = c.newOtherRuntime()
 	c.kubelet = &Kubelet{part(programKubelet, nil, c.kubeletHealthy)}
 	c.kubelet.inNode = true
-}
-
-// components returns the parts by name.
-func (c *Cluster) components() map[string]*Component {
-	all := map[string]*Component{}
-	for _, component := range []*Component{c.etcd.Component, c.apiServer, c.controllerManager, c.scheduler, c.containerd, c.otherRuntime.Component, c.kubelet.Component} {
-		all[component.name] = component
-	}
-	return all
 }
 
 // connect makes the administrator's clients.
@@ -448,52 +425,6 @@ func (c *Cluster) MachineIP() net.IP {
 	return net.IP(address[:])
 }
 
-// Attach returns the cluster that runs in dir, started by another program. A
-// changed kubelet start that the other program made is not known here: the next
-// Kubelet().Start is as the cluster's Config says.
-func Attach(dir string) (*Cluster, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
-	s, err := readState(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("no cluster runs in %s", dir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	boot, err := bootID()
-	if err != nil {
-		return nil, err
-	}
-	if !s.Ready || s.BootID != boot {
-		return nil, fmt.Errorf("the cluster in %s did not start, or is from before the last boot; remove it (guard-e2e down %s)", dir, s.Name)
-	}
-	c := &Cluster{
-		config: Config{Name: s.Name, Dir: dir, KubeDir: s.KubeDir, NodeDir: s.NodeDir, Kubelet: s.Kubelet, GuardConfig: s.GuardConfig, APIServerFlags: s.APIServerFlags, Log: io.Discard},
-		begin:  time.Now(),
-		state:  s,
-	}
-	c.define()
-	holder, err := adopt(s.Processes[holderName])
-	if err != nil {
-		return nil, err
-	}
-	if holder == nil {
-		return nil, fmt.Errorf("the cluster in %s has crashed; remove it (guard-e2e down %s)", dir, s.Name)
-	}
-	c.mounts = &mountNamespace{holder: holder}
-	for name, component := range c.components() {
-		if id, started := s.Processes[name]; started {
-			if component.current, err = adopt(id); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return c, c.connect()
-}
-
 // Stop ends every process of the cluster, containers included, and removes its
 // mounts, cgroups, links and files. The logs stay in LogDir. Stop of a cluster
 // that is already stopped does nothing. It completes although ctx has ended,
@@ -515,11 +446,8 @@ func (c *Cluster) Detach() error {
 	return c.release()
 }
 
-// release gives up the lock; an attached cluster has none.
+// release gives up the lock.
 func (c *Cluster) release() error {
-	if c.lock == nil {
-		return nil
-	}
 	err := c.lock.Close()
 	if errors.Is(err, fs.ErrClosed) {
 		return nil
@@ -584,9 +512,6 @@ func (c *Cluster) APIServer() *Component { return c.apiServer }
 // ControllerManager controls kube-controller-manager.
 func (c *Cluster) ControllerManager() *Component { return c.controllerManager }
 
-// Scheduler controls kube-scheduler.
-func (c *Cluster) Scheduler() *Component { return c.scheduler }
-
 // Containerd controls the container runtime. Containers keep running while it
 // is stopped or restarted.
 func (c *Cluster) Containerd() *Component { return c.containerd }
@@ -612,30 +537,6 @@ func (c *Cluster) RunOnNode(ctx context.Context, command ...string) (string, err
 		return string(output), fmt.Errorf("running %q on the node: %w: %s", strings.Join(command, " "), err, lastLines(string(output), 10))
 	}
 	return string(output), nil
-}
-
-// KubeletGet returns the body of a GET on the kubelet's authenticated port,
-// through the API server's node proxy. Path begins with a slash and may have a
-// query. A status other than 200 is an error that contains the body's
-// beginning.
-func (c *Cluster) KubeletGet(ctx context.Context, path string) ([]byte, error) {
-	c.mu.Lock()
-	node := c.state.RegisteredName
-	c.mu.Unlock()
-	client, err := kubernetes.NewForConfig(c.restConfig)
-	if err != nil {
-		return nil, err
-	}
-	body, err := client.CoreV1().RESTClient().Get().RequestURI("/api/v1/nodes/" + node + "/proxy" + path).DoRaw(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("GET %s of the kubelet: %w: %.500s", path, err, body)
-	}
-	return body, nil
-}
-
-// KubeletMetrics returns the kubelet's /metrics in text format.
-func (c *Cluster) KubeletMetrics(ctx context.Context) ([]byte, error) {
-	return c.KubeletGet(ctx, "/metrics")
 }
 
 // timed starts a part and logs how long it took.
@@ -669,10 +570,6 @@ func (c *Cluster) record(name string, id identity) error {
 // recorded processes do.
 func (c *Cluster) forget(name string) error {
 	return c.update(func(s *state) { delete(s.Processes, name) })
-}
-
-func (c *Cluster) recordRegisteredName(name string) error {
-	return c.update(func(s *state) { s.RegisteredName = name })
 }
 
 // inParallel calls the functions at the same time. The first error ends the

@@ -48,25 +48,6 @@ func (e *Etcd) Get(ctx context.Context, key string) ([]byte, error) {
 	return value, nil
 }
 
-// Keys returns the keys that begin with prefix, sorted.
-func (e *Etcd) Keys(ctx context.Context, prefix string) ([]string, error) {
-	var keys []string
-	err := e.withClient(ctx, func(client *clientv3.Client) error {
-		response, err := client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
-		if err != nil {
-			return err
-		}
-		for _, kv := range response.Kvs {
-			keys = append(keys, string(kv.Key))
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("listing %s: %w", prefix, err)
-	}
-	return keys, nil
-}
-
 // PutRaw writes a key without the API server.
 func (e *Etcd) PutRaw(ctx context.Context, key string, value []byte) error {
 	err := e.withClient(ctx, func(client *clientv3.Client) error {

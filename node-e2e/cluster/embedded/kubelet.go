@@ -58,7 +58,7 @@ func WithGuardConfig(path string) KubeletOption {
 	return func(s *kubeletSpec) { s.guardConfig = path }
 }
 
-// WithConfiguration changes the kubelet configuration, after Config.KubeletConfig.
+// WithConfiguration changes the kubelet configuration.
 func WithConfiguration(change func(*kubeletconfigv1beta1.KubeletConfiguration)) KubeletOption {
 	return func(s *kubeletSpec) { s.configure = append(s.configure, change) }
 }
@@ -105,11 +105,7 @@ func (k *Kubelet) Start(ctx context.Context, options ...KubeletOption) error {
 	c := k.cluster
 	spec := c.kubeletSpec(options)
 	return k.startWith(ctx, func() (launch, error) {
-		l, err := c.prepareKubelet(spec)
-		if err != nil {
-			return launch{}, err
-		}
-		return l, c.recordRegisteredName(spec.nodeName)
+		return c.prepareKubelet(spec)
 	})
 }
 
@@ -141,21 +137,14 @@ func (c *Cluster) prepareKubelet(spec kubeletSpec) (launch, error) {
 		return launch{}, err
 	}
 
-	var config kubeletconfigv1beta1.KubeletConfiguration
-	content, err := os.ReadFile(c.baseKubeletConfig())
-	if err != nil {
-		return launch{}, err
-	}
-	if err := yaml.UnmarshalStrict(content, &config); err != nil {
-		return launch{}, fmt.Errorf("%s: %w", c.baseKubeletConfig(), err)
-	}
+	config := c.newKubeletConfig()
 	config.TLSCertFile = c.pki.cert(nodeServingCertificate(spec.nodeName))
 	config.TLSPrivateKeyFile = c.pki.key(nodeServingCertificate(spec.nodeName))
 	for _, change := range spec.configure {
-		change(&config)
+		change(config)
 	}
 	path := filepath.Join(c.config.Dir, "config", "kubelet.yaml")
-	if err := writeKubeletConfig(path, &config); err != nil {
+	if err := writeKubeletConfig(path, config); err != nil {
 		return launch{}, err
 	}
 
@@ -192,10 +181,6 @@ func (c *Cluster) kubeletHealthy(ctx context.Context) error {
 		return fmt.Errorf("the device manager has not started: %w", err)
 	}
 	return connection.Close()
-}
-
-func (c *Cluster) baseKubeletConfig() string {
-	return filepath.Join(c.config.Dir, "config", "kubelet-base.yaml")
 }
 
 // newKubeletConfig is the configuration of a node that is as real as this

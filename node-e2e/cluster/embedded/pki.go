@@ -21,8 +21,8 @@ import (
 // certificateLife is longer than any test run and short enough to be harmless.
 const certificateLife = 7 * 24 * time.Hour
 
-// authority signs certificates. Its key stays in the cluster's folder, so that
-// another program can attach and give the node another name.
+// authority signs certificates. Its key stays in the cluster's folder: the node may
+// get another name, and other nodes may join.
 type authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey

@@ -92,27 +92,6 @@ func (l launch) start(clusterDir string) (*process, error) {
 	return p, nil
 }
 
-// adopt returns the process that another program started, or nil if it has
-// ended.
-func adopt(id identity) (*process, error) {
-	fd, err := id.open()
-	if err != nil || fd < 0 {
-		return nil, err
-	}
-	p := &process{identity: id, done: make(chan struct{}), code: -1}
-	go func() {
-		defer unix.Close(fd)
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		for {
-			if n, err := unix.Poll(poll, -1); n > 0 || (err != nil && err != unix.EINTR) {
-				close(p.done)
-				return
-			}
-		}
-	}()
-	return p, nil
-}
-
 // open returns a pidfd, or -1 if the process has ended.
 func (id identity) open() (int, error) {
 	fd, err := unix.PidfdOpen(id.PID, 0)

@@ -50,22 +50,10 @@ func TestIdentityIsOfOneProcess(t *testing.T) {
 	t.Run("another start time is another process", func(t *testing.T) {
 		p := &process{identity: identity{PID: id.PID, StartTime: id.StartTime + 1}}
 		require.NoError(t, p.signal(unix.SIGKILL))
-		adopted, err := adopt(p.identity)
-		require.NoError(t, err)
-		require.Nil(t, adopted)
 	})
-	t.Run("an adopted process is seen to end", func(t *testing.T) {
-		adopted, err := adopt(id)
-		require.NoError(t, err)
-		require.True(t, adopted.running())
-		require.NoError(t, adopted.signal(unix.SIGKILL))
-		require.ErrorContains(t, child.Wait(), "killed")
-		select {
-		case <-adopted.done:
-		case <-time.After(10 * time.Second):
-			t.Fatal("the end of the process was not seen within 10 s")
-		}
-		require.Equal(t, -1, adopted.code)
+	t.Run("the process itself takes the signal", func(t *testing.T) {
+		require.NoError(t, (&process{identity: id}).signal(unix.SIGTERM))
+		require.ErrorContains(t, child.Wait(), "terminated")
 	})
 	t.Run("an ended process takes no signal", func(t *testing.T) {
 		require.NoError(t, (&process{identity: id}).signal(unix.SIGKILL))

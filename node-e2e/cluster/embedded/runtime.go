@@ -173,9 +173,8 @@ type Container struct {
 	PodName      string
 	// Name is the container's name in its pod.
 	Name string
-	// ID and SandboxID are the runtime's.
-	ID        string
-	SandboxID string
+	// ID is the runtime's.
+	ID string
 	// PID is the container's first process, and StartTime its start in clock
 	// ticks since boot (field 22 of /proc/<pid>/stat): together they identify
 	// the process for good.
@@ -257,7 +256,6 @@ func describe(ctx context.Context, client runtimeapi.RuntimeServiceClient, liste
 		PodName:      labels["io.kubernetes.pod.name"],
 		Name:         labels["io.kubernetes.container.name"],
 		ID:           listed.GetId(),
-		SandboxID:    listed.GetPodSandboxId(),
 		PID:          pid,
 		StartTime:    startTime,
 		StartedAt:    time.Unix(0, answer.GetStatus().GetStartedAt()),

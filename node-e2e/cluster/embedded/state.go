@@ -22,22 +22,14 @@ const (
 	logsFolder = "logs"
 )
 
-// state is what the clean-up and an attaching program need to know about a
-// cluster.
+// state is what the clean-up and the list of clusters need to know about a cluster.
 type state struct {
 	Name    string    `json:"name"`
 	Index   int       `json:"index"`
 	Created time.Time `json:"created"`
 	// BootID is the boot to which the processes belong.
-	BootID      string `json:"bootID"`
-	KubeDir     string `json:"kubeDir"`
-	NodeDir     string `json:"nodeDir"`
-	Kubelet     string `json:"kubelet"`
-	GuardConfig string `json:"guardConfig,omitempty"`
-	// APIServerFlags are the API server's flags beside the usual ones.
-	APIServerFlags []string `json:"apiServerFlags,omitempty"`
-	// RegisteredName is the node name of the kubelet's last start.
-	RegisteredName string `json:"registeredName"`
+	BootID  string `json:"bootID"`
+	Kubelet string `json:"kubelet"`
 	// Ready says that Start completed.
 	Ready bool `json:"ready"`
 	// Detached says that the cluster stays although the program that started it
