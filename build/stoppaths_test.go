@@ -340,7 +340,7 @@ func TestStopPathsAreCheckedAndWrittenForTheGuardedTree(t *testing.T) {
 	f.write("patches/v1.36/stop-paths.yaml", `
 areas:
 - title: Everything
-  about: There is not much.
+  about: There is not | much.
   stops:
   - {function: pkg/kubelet.SyncPod, does: syncs a|pod}
   paths:
@@ -364,18 +364,21 @@ areas:
 	require.NoError(t, f.CheckStopPaths(ctx, u, "", &out))
 
 	require.NoError(t, f.WriteStopPaths(u, &out))
-	doc := f.read("docs/stop-paths.md")
-	assert.Contains(t, doc, "\n## Everything\n\nThere is not much.\n\n| stop | what it does |\n|---|---|\n| `kubelet.SyncPod` | syncs a\\|pod |\n")
-	assert.Contains(t, doc, "| `kubelet.main` | `kubelet.SyncPod` | `guard.Keep` in `kubelet.SyncPod`. |\n")
-	assert.NotContains(t, doc, "Open")
+	page := f.read("docs/stop-paths.md")
+	assert.Contains(t, page, "\n| Everything | 1 | 1 | There is not \\| much. |\n")
+	assert.NotContains(t, page, "Open")
+	assert.Equal(t, `area	kind	function	calls	what a stop does, or the hook or reason of a caller
+Everything	stop	kubelet.SyncPod		syncs a|pod
+Everything	caller	kubelet.main	kubelet.SyncPod	guard.Keep in kubelet.SyncPod.
+`, f.read("docs/stop-paths.tsv"))
 
 	f.write("patches/v1.36/stop-paths.yaml", strings.NewReplacer("hooks: [{call: Keep, in: pkg/kubelet.SyncPod}]", "open: nobody asks", "{caller", "{callers: true, caller").Replace(f.read("patches/v1.36/stop-paths.yaml")))
 	out.Reset()
 	require.NoError(t, f.CheckStopPaths(ctx, u, "", &out))
 	assert.Contains(t, out.String(), "OPEN: cmd/kubelet.main: nobody asks\n")
 	require.NoError(t, f.WriteStopPaths(u, &out))
-	assert.Contains(t, f.read("docs/stop-paths.md"), "**Open: 1 lines below have no hook yet and need one.**")
-	assert.Contains(t, f.read("docs/stop-paths.md"), "| **Open.** Nobody asks. Its callers decide. |\n")
+	assert.Contains(t, f.read("docs/stop-paths.md"), "**Open: 1 lines of the table have no hook yet and need one.**")
+	assert.Contains(t, f.read("docs/stop-paths.tsv"), "\tOPEN: Nobody asks. Its callers decide.\n")
 }
 
 func TestATableOfStopPathsIsComplete(t *testing.T) {

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 # Git's path specifications of what is checked. The excluded pages are generated, or have
 # still to be reworded.
-scope=(README.md CHANGELOG.md docs ':!docs/control-plane' ':!docs/metrics.md' ':!docs/stop-paths.md')
+scope=(README.md CHANGELOG.md docs ':!docs/control-plane' ':!docs/metrics.md')
 
 # shellcheck disable=SC2016 # The dollars are Perl's.
 git ls-files -z -- "${scope[@]}" ':!scripts/words.txt' | xargs -0 perl -e '

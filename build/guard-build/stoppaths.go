@@ -11,14 +11,15 @@ func newStopPathsCommand(o *options) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "stop-paths",
-		Short: "Compare the table of all stop paths with the guarded tree, and write docs/stop-paths.md",
+		Short: "Compare the table of all stop paths with the guarded tree, and write docs/stop-paths.*",
 		Long: `Compare the table of all stop paths with the guarded tree.
 
 patches/v1.NN/stop-paths.yaml names every function of the kubelet that stops, removes
-or takes away what pods live on, and everybody who calls it, with the hook in front of
-it or the reason why it needs none. The command type-checks the guarded tree and fails
-for a caller that the table does not know, for one that is gone, and for a hook that is
-not where the table says. With --write it only writes docs/stop-paths.md from the table.`,
+or reclaims what pods live on, and its callers, with the hook in front of it or the
+reason why it needs none. The command type-checks the guarded tree and fails for a
+caller that the table does not know, for one that is gone, and for a hook in another
+place. With --write it only writes docs/stop-paths.md and docs/stop-paths.tsv from the
+table.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			repo, u, err := o.resolve()
@@ -35,6 +36,6 @@ not where the table says. With --write it only writes docs/stop-paths.md from th
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "compare with the tree; the default without --write")
 	cmd.Flags().StringVar(&dir, "dir", "", "compare with the tree in this directory, for example _output/edit/v1.36; the default is the guarded tree")
-	cmd.Flags().BoolVar(&write, "write", false, "write docs/stop-paths.md")
+	cmd.Flags().BoolVar(&write, "write", false, "write docs/stop-paths.md and docs/stop-paths.tsv")
 	return cmd
 }
