@@ -204,7 +204,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 			for _, pod := range webhookPods(ctx) {
 				containers := framework.Must(containersOf(ctx, pod.UID))
 				for _, container := range containers {
-					Expect(syscall.Kill(container.PID, signal)).To(Or(Succeed(), MatchError(syscall.ESRCH)))
+					Expect(container.Process.Signal(signal)).To(Succeed())
 				}
 			}
 		}

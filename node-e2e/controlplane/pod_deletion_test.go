@@ -28,7 +28,7 @@ import (
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 
-	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	"kubelet-guard.io/pkg/admission"
@@ -345,7 +345,7 @@ var _ = Describe("deletion of protected pods", func() {
 		}
 		var killed sync.Once
 		victim := webhookPods(ctx)[0]
-		var processes []embedded.Container
+		var processes []testnode.Container
 		first := wave(func() {
 			killed.Do(func() {
 				processes = killContainers(ctx, victim.UID)
@@ -676,8 +676,8 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("gives a kubelet that was away the record of a forced delete", func(ctx SpecContext) {
 		deleted, kept := createPod(ctx, namespace, webPod("deleted")), createPod(ctx, namespace, webPod("kept"))
-		running := func(uid types.UID) func() ([]embedded.Container, error) {
-			return func() ([]embedded.Container, error) { return containersOf(ctx, uid) }
+		running := func(uid types.UID) func() ([]testnode.Container, error) {
+			return func() ([]testnode.Container, error) { return containersOf(ctx, uid) }
 		}
 		before := framework.Must(running(kept.UID)())
 
@@ -685,7 +685,7 @@ var _ = Describe("deletion of protected pods", func() {
 		Expect(cluster.Kubelet().Stop(ctx)).To(Succeed())
 		DeferCleanup(func(ctx SpecContext) {
 			if cluster.Kubelet().PID() == 0 {
-				Expect(cluster.Kubelet().Start(ctx)).To(Succeed())
+				Expect(cluster.Kubelet().Start(ctx, testnode.KubeletChange{})).To(Succeed())
 			}
 		}, NodeTimeout(time.Minute))
 		ordinary.kubectl(ctx, "delete", "pod", "deleted", "-n", namespace, "--force", "--grace-period=0").ExpectDone()
@@ -694,10 +694,10 @@ var _ = Describe("deletion of protected pods", func() {
 		Expect(record.Spec).To(And(HaveField("Namespace", namespace), HaveField("Name", "deleted"), HaveField("RequestedBy", "ordinary")))
 		Expect(running(deleted.UID)()).NotTo(BeEmpty(), "nobody has stopped it yet")
 		By("losing another pod without a word, as from etcd")
-		Expect(cluster.Etcd().DeleteKey(ctx, "/registry/pods/"+namespace+"/kept")).To(Succeed())
+		Expect(cluster.Etcd().Delete(ctx, "/registry/pods/"+namespace+"/kept")).To(Succeed())
 
 		By("starting the kubelet")
-		Expect(cluster.Kubelet().Start(ctx)).To(Succeed())
+		Expect(cluster.Kubelet().Start(ctx, testnode.KubeletChange{})).To(Succeed())
 		Eventually(ctx, running(deleted.UID)).WithTimeout(recordTaken).Should(BeEmpty(), "containers of the deleted pod")
 		Expect(running(kept.UID)()).To(Equal(before), "the other is held")
 		By("releasing the other")
@@ -793,9 +793,9 @@ func webTemplate() corev1.PodTemplateSpec {
 }
 
 // containersOf returns the running containers of a pod.
-func containersOf(ctx context.Context, uid types.UID) ([]embedded.Container, error) {
-	all, err := cluster.Containers(ctx)
-	var found []embedded.Container
+func containersOf(ctx context.Context, uid types.UID) ([]testnode.Container, error) {
+	all, err := cluster.Containerd().Containers(ctx)
+	var found []testnode.Container
 	for _, container := range all {
 		if container.PodUID == string(uid) {
 			found = append(found, container)
@@ -805,11 +805,11 @@ func containersOf(ctx context.Context, uid types.UID) ([]embedded.Container, err
 }
 
 // killContainers kills the processes of a pod, as a crash would.
-func killContainers(ctx context.Context, uid types.UID) []embedded.Container {
+func killContainers(ctx context.Context, uid types.UID) []testnode.Container {
 	GinkgoHelper()
 	containers := framework.Must(containersOf(ctx, uid))
 	for _, container := range containers {
-		Expect(syscall.Kill(container.PID, syscall.SIGKILL)).To(Succeed(), "kill %s of %s", container.Name, container.PodName)
+		Expect(container.Process.Signal(syscall.SIGKILL)).To(Succeed(), "kill %s of %s", container.Name, container.PodName)
 	}
 	return containers
 }

@@ -33,7 +33,7 @@ func collect(ctx context.Context) {
 		running, err := node.Containers(ctx)
 		text := ""
 		for _, c := range running {
-			text += fmt.Sprintf("%s %s/%s %s pid %d since %s\n", c.ID, c.Namespace, c.Pod, c.Name, c.PID, c.StartedAt.UTC().Format("15:04:05.000"))
+			text += fmt.Sprintf("%s %s/%s %s pid %d since %s\n", c.ID, c.PodNamespace, c.PodName, c.Name, c.PID, c.StartedAt.UTC().Format("15:04:05.000"))
 		}
 		artifacts.Keep(node.Name()+"-containers.txt", []byte(text), err)
 		journal, err := node.Exec(ctx, "journalctl", "--unit=kubelet", "--no-pager", "--lines=3000")

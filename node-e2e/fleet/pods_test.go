@@ -135,8 +135,8 @@ func (s *scene) containers(ctx context.Context) ([]string, error) {
 		lock.Lock()
 		defer lock.Unlock()
 		for _, c := range running {
-			if c.Namespace == s.namespace {
-				names = append(names, node.Name()+": "+c.Pod+"/"+c.Name)
+			if c.PodNamespace == s.namespace {
+				names = append(names, node.Name()+": "+c.PodName+"/"+c.Name)
 			}
 		}
 		return nil

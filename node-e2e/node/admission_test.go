@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -25,7 +26,7 @@ var _ = Describe("A kubelet restart without room for temporary files and under m
 			s.newPod("unprotected-best-effort", withArgs("--memory=32")))
 		capacity := nodeCapacity(ctx)
 		reserved := capacity.StorageEphemeral().Value() - left
-		restartLeaving(ctx, corev1.ResourceEphemeralStorage, left, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartLeaving(ctx, corev1.ResourceEphemeralStorage, left, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{string(corev1.ResourceEphemeralStorage): fmt.Sprint(reserved)}
 			c.EvictionHard = map[string]string{"memory.available": fmt.Sprint(capacity.Memory().Value() - 80<<20)}
 		}})

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 )
 
@@ -92,7 +93,7 @@ func (b *bench) emit(name, pod string, value float64, unit string) {
 // block is one life of a kubelet.
 func (b *bench) block(ctx context.Context) {
 	GinkgoHelper()
-	restartKubelet(ctx, KubeletChange{Binary: kubeletBinary(b.kubelet)})
+	restartKubelet(ctx, testnode.KubeletChange{Binary: kubeletBinary(b.kubelet)})
 	// The first pod pays for what the kubelet does once.
 	b.cycle(ctx, "unprotected", false)
 	cpu, _ := kubeletUsage(ctx)
@@ -199,7 +200,7 @@ func awaitEvent(ctx context.Context, watcher watch.Interface, fits func(watch.Ev
 }
 
 // awaitExit returns the moment at which a process ends, once it has.
-func awaitExit(process Process) <-chan time.Time {
+func awaitExit(process testnode.Process) <-chan time.Time {
 	GinkgoHelper()
 	fd, err := unix.PidfdOpen(process.PID, 0)
 	Expect(err).NotTo(HaveOccurred(), "open %s", process)

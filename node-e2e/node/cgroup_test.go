@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 const cgroupMount = "/sys/fs/cgroup"
@@ -17,7 +19,7 @@ const cgroupMount = "/sys/fs/cgroup"
 // the root of its hierarchy, given one of the pod's processes. On cgroup v1, where
 // every controller has a hierarchy of its own, it is the one of the pids
 // controller: the kubelet misses a pod's cgroup when any of them misses it.
-func podCgroup(p Process) (root, pod string, err error) {
+func podCgroup(p testnode.Process) (root, pod string, err error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID))
 	if err != nil {
 		return "", "", err

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -67,7 +68,7 @@ type chaosPod struct {
 	*subject
 	run *chaosRun
 	// killed is the process that the run killed; the zero value if it killed none.
-	killed Process
+	killed testnode.Process
 	story  []string
 }
 
@@ -126,7 +127,7 @@ func (c *chaosRun) live(ctx context.Context, r chaosRound) {
 	start := func() {
 		ctx, cancel := context.WithTimeout(ctx, kubeletStart)
 		defer cancel()
-		started <- kubelet.Start(ctx, KubeletChange{})
+		started <- kubelet.Start(ctx, unchanged)
 	}
 	if r.early {
 		go start()
@@ -153,7 +154,7 @@ func (c *chaosRun) live(ctx context.Context, r chaosRound) {
 		err := kubelet.Kill(ctx)
 		// The kill may have come before there was a process. It is made up for when
 		// the start has returned, which a killed kubelet's does at once.
-		var exit *ExitError
+		var exit *testnode.ExitError
 		if startErr := <-started; startErr != nil && !errors.As(startErr, &exit) {
 			err = errors.Join(err, startErr)
 		}
@@ -240,7 +241,7 @@ func (c *chaosRun) create(ctx context.Context, step chaosStep) {
 	c.pods = append(c.pods, p)
 }
 
-func killNow(process Process) error {
+func killNow(process testnode.Process) error {
 	err := syscall.Kill(process.PID, syscall.SIGKILL)
 	if errors.Is(err, syscall.ESRCH) {
 		return nil
@@ -269,7 +270,7 @@ func (c *chaosRun) expectNoneLost() {
 
 // sighting is what the node and the API say at one time.
 type sighting struct {
-	containers map[types.UID]Container
+	containers map[types.UID]testnode.Container
 	objects    map[types.UID]*corev1.Pod
 	guarded    map[types.UID]*guard.PodState
 	saved      map[types.UID]bool
@@ -277,7 +278,7 @@ type sighting struct {
 
 func (c *chaosRun) look(g Gomega, ctx context.Context) sighting {
 	s := sighting{
-		containers: map[types.UID]Container{}, objects: map[types.UID]*corev1.Pod{},
+		containers: map[types.UID]testnode.Container{}, objects: map[types.UID]*corev1.Pod{},
 		guarded: map[types.UID]*guard.PodState{},
 	}
 	running, err := provider.Node().Runtime().Containers(ctx)
@@ -376,7 +377,7 @@ func (p *chaosPod) expectGone(g Gomega, ctx context.Context) {
 // conclude leaves the kubelet alone and checks what has become of every pod; then
 // it ends those that live, and checks that too.
 func (c *chaosRun) conclude(ctx context.Context) {
-	startKubelet(ctx, KubeletChange{})
+	startKubelet(ctx, unchanged)
 	framework.Progress("chaos: settling after %.0f s", time.Since(c.started).Seconds())
 	c.settle(ctx)
 	for _, p := range c.pods {

@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -48,7 +49,7 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 
 	It("in mode Audit counts what mode Enforce would refuse, and changes nothing", func(ctx SpecContext) {
 		s := newScene(ctx)
-		restartKubelet(ctx, KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "mode: Audit\n")})
+		restartKubelet(ctx, testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "mode: Audit\n")})
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		s.patch(ctx, pod, `{"spec":{"activeDeadlineSeconds":1}}`)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
@@ -60,7 +61,7 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 
 	It("in mode Off leaves the kubelet as stock", func(ctx SpecContext) {
 		s := newScene(ctx)
-		restartKubelet(ctx, KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "mode: \"Off\"\n")})
+		restartKubelet(ctx, testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "mode: \"Off\"\n")})
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		s.patch(ctx, pod, `{"spec":{"activeDeadlineSeconds":1}}`)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
@@ -72,7 +73,7 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 
 	It("exempts allowedCauses and no other", func(ctx SpecContext) {
 		s := newScene(ctx)
-		restartKubelet(ctx, KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "allowedCauses: [ActiveDeadlineExceeded]\n")})
+		restartKubelet(ctx, testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "allowedCauses: [ActiveDeadlineExceeded]\n")})
 		pods := s.run(ctx, s.newPod("exempt", protected), s.newPod("held", protected))
 		By("letting the first pass its deadline")
 		s.patch(ctx, pods[0], `{"spec":{"activeDeadlineSeconds":1}}`)
@@ -87,7 +88,7 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 
 	It("selects the pods to protect", func(ctx SpecContext) {
 		s := newScene(ctx)
-		restartKubelet(ctx, KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "podSelector: {matchLabels: {app: e2e}}\n")})
+		restartKubelet(ctx, testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "podSelector: {matchLabels: {app: e2e}}\n")})
 		pod := s.run(ctx, s.newPod("selected"))[0]
 		s.hold(ctx, pod)
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
@@ -100,10 +101,10 @@ func expectRefusedStart(ctx context.Context, config, names string) {
 	GinkgoHelper()
 	limited, cancel := context.WithTimeout(ctx, kubeletStart)
 	defer cancel()
-	err := provider.Node().Kubelet().Start(limited, KubeletChange{GuardConfig: config})
-	var exit *ExitError
+	err := provider.Node().Kubelet().Start(limited, testnode.KubeletChange{GuardConfig: config})
+	var exit *testnode.ExitError
 	Expect(err).To(BeAssignableToTypeOf(exit), "the kubelet refuses to start")
-	exit = err.(*ExitError)
+	exit = err.(*testnode.ExitError)
 	Expect(exit.Code).To(BeNumerically(">", 0), "exit code of the kubelet")
 	Expect(exit.Output).To(ContainSubstring("guard-config"), "the kubelet's last words")
 	Expect(exit.Output).To(ContainSubstring(names), "the kubelet's last words")

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
@@ -119,7 +120,7 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	GinkgoHelper()
 	framework.Progress("counters: the %s kubelet", kubelet)
 	trace := newSyncTrace()
-	restartKubelet(ctx, throughProxy(proxy, KubeletChange{
+	restartKubelet(ctx, throughProxy(proxy, testnode.KubeletChange{
 		Binary: trace.kubelet(kubeletBinary(kubelet)),
 		// The rotation of logs asks for the status of each container every 10 s, so that
 		// a longer life would have more calls.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"os"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -10,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 )
 
@@ -38,7 +40,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 		stopKubelet(ctx)
 		s.exit(ctx, pod.name, 0)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		object := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{}))
 		s.awaitPhase(ctx, object, corev1.PodSucceeded)
 	})
@@ -98,7 +100,7 @@ var _ = Describe("A static pod with the protection label", Label(labelTransparen
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, mirror, immediately)).To(Succeed())
 		Consistently(second.expectAlive).WithContext(ctx).WithTimeout(holdPeriod / 2).Should(Succeed())
 		By("removing the file")
-		Expect(provider.Node().RemoveStaticPod(s.namespace + "-static")).To(Succeed())
+		Expect(os.Remove(staticPodFile(s.namespace + "-static"))).To(Succeed())
 		second.awaitDeath(ctx, time.Now(), killTimeout)
 	})
 })
@@ -112,7 +114,7 @@ func (s *scene) awaitStatic(ctx context.Context, mirror string) *subject {
 	Eventually(func(g Gomega) {
 		running, err := provider.Node().Runtime().Containers(ctx)
 		g.Expect(err).NotTo(HaveOccurred())
-		var own []Process
+		var own []testnode.Process
 		for _, c := range running {
 			if alive, err := c.Process.Alive(); c.PodNamespace == s.namespace && c.PodName == mirror && (alive || err != nil) {
 				own = append(own, c.Process)

@@ -11,6 +11,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -34,7 +35,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		showAllocatable(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-request-request/2)
 		By("starting the kubelet with a configuration that rejects the pod")
 		asked := time.Now()
-		startKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		startKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", request+request/2)}
 		}})
 		pod.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)

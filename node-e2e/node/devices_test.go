@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/deviceplugin"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -168,7 +169,7 @@ func withInitOnCard(pod *corev1.Pod) {
 }
 
 // cardsOf returns the cards in the environment of a process.
-func cardsOf(p Process) string {
+func cardsOf(p testnode.Process) string {
 	GinkgoHelper()
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
 	Expect(err).NotTo(HaveOccurred(), "read the environment of %s", p)

@@ -15,6 +15,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -103,7 +104,7 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 
 		By("restarting the kubelet, which starts the pod again")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		again := awaitRestarted(ctx, pod)
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, again, guard.Protected).WithTimeout(apiLag).
 			Should(Succeed(), "pod %s is protected in its new life", again)
@@ -124,7 +125,7 @@ var _ = Describe("GET /guard/pods", Label(labelGuarded), func() {
 				address = net.JoinHostPort(a.Address, readOnlyPort)
 			}
 		}
-		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.ReadOnlyPort = 10255 }})
+		restartKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.ReadOnlyPort = 10255 }})
 		Eventually(provider.Node().Fetch).WithContext(ctx).WithArguments(ctx, "http://"+address+"/pods").WithTimeout(apiLag).
 			Should(ContainSubstring("PodList"), "the read-only port answers")
 		Expect(framework.ErrorOf(provider.Node().Fetch(ctx, "http://"+address+guard.PodsPath))).To(MatchError(ContainSubstring("404")), "GET %s on the read-only port", guard.PodsPath)

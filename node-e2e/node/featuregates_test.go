@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -25,7 +26,7 @@ var _ = Describe("Feature gates changed at a kubelet restart", Label(labelGuarde
 		Expect(err).NotTo(HaveOccurred(), "find the cgroup of pod %s", moved)
 		stopKubelet(ctx)
 		since := time.Now()
-		startKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		startKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.FeatureGates = map[string]bool{
 				"PodLevelResources": false, "InPlacePodLevelResourcesVerticalScaling": false, "PodLevelResourceManagers": false,
 				"EventedPLEG": true,

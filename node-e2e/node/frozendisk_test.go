@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -33,7 +34,7 @@ var _ = Describe("A state directory whose disk hangs", Label(labelGuarded, label
 		tolerate(stateDirectory)
 		s := newScene(ctx)
 		folder := mountDisk(ctx)
-		restartKubelet(ctx, KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "stateDir: " + folder + "\n")})
+		restartKubelet(ctx, testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "stateDir: " + folder + "\n")})
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"), s.newPod("stays", protected))
 		thaw := freeze(ctx, folder)
 

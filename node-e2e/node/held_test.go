@@ -14,6 +14,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -69,7 +70,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			withArgs("--file=/data/file", "--content="+content), withEmptyDir("/data")))[0]
 		awaitSettled(ctx)
 		reserved := nodeMilliCPU(ctx) * 3 / 4
-		restartLeaving(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartLeaving(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", reserved)}
 		}})
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
@@ -106,7 +107,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		s.hold(ctx, pod)
 		killKubelet(ctx)
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		s.awaitHeld(ctx, pod, guard.ActiveDeadlineExceeded)
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})
@@ -116,7 +117,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		s.loseKey(ctx, pod)
 		s.awaitHeld(ctx, pod, guard.PodVanished)
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		s.awaitHeld(ctx, pod, unknownPod...)
 		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
 		s.restoreKey(ctx, pod)
@@ -143,7 +144,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		stopKubelet(ctx)
 		s.loseKey(ctx, pod)
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		s.awaitHeld(ctx, pod, guard.PodVanished)
 		Expect(syscall.Kill(pod.process.PID, syscall.SIGKILL)).To(Succeed())
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
@@ -174,7 +175,7 @@ var _ = Describe("Protection", func() {
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		awaitSettled(ctx)
 		killKubelet(ctx)
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		Consistently(func(g Gomega) {
 			pod.expectAlive(g)
 			s.expectServing(g, ctx, pod.name, pod.uid)
@@ -186,10 +187,10 @@ var _ = Describe("Protection", func() {
 		s := newScene(ctx)
 		pod := s.run(ctx, s.newPod("protected", protected))[0]
 		By("running the stock kubelet")
-		restartKubelet(ctx, KubeletChange{Binary: kubeletBinary(Stock)})
+		restartKubelet(ctx, testnode.KubeletChange{Binary: kubeletBinary(Stock)})
 		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod / 2).Should(Succeed())
 		By("running the guarded kubelet again")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		s.hold(ctx, pod)
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	})

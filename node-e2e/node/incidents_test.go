@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"syscall"
@@ -19,6 +21,7 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -45,7 +48,7 @@ var _ = Describe("Kubelet restart", func() {
 		pod: []podOption{func(pod *corev1.Pod) { pod.Spec.NodeSelector = map[string]string{poolLabel: "a"} }},
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			labelNode(ctx, ptr.To("b"))
-			restartKubelet(ctx, KubeletChange{})
+			restartKubelet(ctx, unchanged)
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.AdmissionRejected},
@@ -59,7 +62,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			// A quarter of the node remains: less than either pod requests.
 			reserved := nodeMilliCPU(ctx) * 75 / 100
-			restartLeaving(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartLeaving(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-reserved, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", reserved)}
 			}})
 		},
@@ -82,7 +85,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, s *scene, _ []*subject) {
 			// The pods that came with the node are older still.
 			places := int32(1 + len(s.podsBeside(ctx)))
-			restartLeaving(ctx, corev1.ResourcePods, int64(places), KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
+			restartLeaving(ctx, corev1.ResourcePods, int64(places), testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.AdmissionRejected},
@@ -91,14 +94,14 @@ var _ = Describe("Kubelet restart", func() {
 	describeIncident(incident{
 		title: "unsafe sysctls no longer allowed",
 		before: func(ctx context.Context, _ *scene) {
-			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.AllowedUnsafeSysctls = []string{unsafeSysctl}
 			}})
 		},
 		pod: []podOption{func(pod *corev1.Pod) {
 			pod.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: unsafeSysctl, Value: "512"}}}
 		}},
-		fault:    func(ctx context.Context, _ *scene, _ []*subject) { restartKubelet(ctx, KubeletChange{}) },
+		fault:    func(ctx context.Context, _ *scene, _ []*subject) { restartKubelet(ctx, unchanged) },
 		restarts: true,
 		causes:   []guard.Cause{guard.AdmissionRejected},
 	})
@@ -111,7 +114,7 @@ var _ = Describe("Kubelet restart", func() {
 			// A node uses more than what this leaves of its memory, and the pods ask for
 			// less.
 			threshold := nodeCapacity(ctx).Memory().Value() - 80<<20
-			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.EvictionHard = map[string]string{"memory.available": fmt.Sprint(threshold)}
 			}})
 		},
@@ -128,7 +131,7 @@ var _ = Describe("Kubelet restart", func() {
 			for _, pod := range pods {
 				s.patchPhase(ctx, pod, corev1.PodFailed)
 			}
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 		},
 		restarts: true,
 		terminal: true,
@@ -143,7 +146,7 @@ var _ = Describe("Kubelet restart", func() {
 			for _, pod := range pods {
 				s.patch(ctx, pod, fmt.Sprintf(`{"status":{"conditions":[{"type":%q,"status":"True"}]}}`, corev1.AllContainersRestarting), "status")
 			}
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.RestartReported},
@@ -152,7 +155,7 @@ var _ = Describe("Kubelet restart", func() {
 	describeIncident(incident{
 		title: "cgroup root changed",
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
-			restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				// A folder that exists and that the kubelet does not clean up: the
 				// normal root's own pod folder.
 				c.CgroupRoot = path.Join(c.CgroupRoot, "kubepods")
@@ -171,7 +174,7 @@ var _ = Describe("Kubelet restart", func() {
 				Expect(err).NotTo(HaveOccurred(), "find the cgroup of pod %s", pod)
 				Expect(removeCgroup(root, cgroup)).To(Succeed(), "remove the cgroup of pod %s", pod)
 			}
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.PodCgroupMissing},
@@ -182,7 +185,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			stopKubelet(ctx)
 			Expect(provider.Node().Runtime().Restart(ctx)).To(Succeed(), "restart the container runtime")
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 		},
 		restarts: true,
 		survives: true,
@@ -192,7 +195,7 @@ var _ = Describe("Kubelet restart", func() {
 		title: "API server away while kubelet restarts",
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
 			start := stopAPIServer(ctx)
-			restartKubelet(ctx, KubeletChange{})
+			restartKubelet(ctx, unchanged)
 			start(ctx)
 		},
 		controlPlane: true,
@@ -206,7 +209,7 @@ var _ = Describe("Kubelet restart", func() {
 			DeferCleanup(func(ctx context.Context) error {
 				return ctrlclient.IgnoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
 			})
-			restartKubelet(ctx, KubeletChange{NodeName: wrongName()})
+			restartKubelet(ctx, testnode.KubeletChange{NodeName: wrongName()})
 		},
 		restarts: true,
 		vanished: true,
@@ -214,7 +217,7 @@ var _ = Describe("Kubelet restart", func() {
 		// The restored pod is bound to the node's right name.
 		causes: []guard.Cause{guard.AdmissionRejected, guard.PodVanished},
 		repair: func(ctx context.Context, s *scene, pod *subject) {
-			restartKubelet(ctx, KubeletChange{})
+			restartKubelet(ctx, unchanged)
 			s.awaitKnownAgain(ctx, pod)
 		},
 	})
@@ -226,7 +229,7 @@ var _ = Describe("Kubelet restart", func() {
 			for _, pod := range pods {
 				s.loseKey(ctx, pod)
 			}
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 		},
 		restarts: true,
 		vanished: true,
@@ -330,7 +333,7 @@ func emptyEtcd(title string, restart bool) incident {
 			}
 			Expect(provider.Node().Storage().Wipe(ctx)).To(Succeed(), "replace the storage by an empty one")
 			if restart {
-				startKubelet(ctx, KubeletChange{})
+				startKubelet(ctx, unchanged)
 			}
 		},
 		controlPlane: true,
@@ -460,14 +463,21 @@ func (s *scene) runStaticPod(pod *corev1.Pod) {
 	manifest := framework.Must(yaml.Marshal(pod))
 	file := s.namespace + "-" + pod.Name
 	DeferCleanup(s.removeStaticPod, file, pod.Name, NodeTimeout(time.Minute))
-	Expect(provider.Node().WriteStaticPod(file, manifest)).To(Succeed(), "write the manifest of static pod %s", pod.Name)
+	// The kubelet ignores names that begin with a dot, so it never reads half a manifest.
+	partial := filepath.Join(provider.Node().StaticPodDir(), "."+file)
+	Expect(os.WriteFile(partial, manifest, 0o600)).To(Succeed(), "write the manifest of static pod %s", pod.Name)
+	Expect(os.Rename(partial, staticPodFile(file))).To(Succeed())
+}
+
+func staticPodFile(name string) string {
+	return filepath.Join(provider.Node().StaticPodDir(), name+".yaml")
 }
 
 // removeStaticPod takes a static pod's file away and waits until the kubelet has
 // removed the pod.
 func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 	GinkgoHelper()
-	Expect(provider.Node().RemoveStaticPod(file)).To(Succeed(), "remove the manifest of static pod %s", pod)
+	Expect(os.Remove(staticPodFile(file))).To(Or(Succeed(), MatchError(fs.ErrNotExist)), "remove the manifest of static pod %s", pod)
 	mirror := pod + "-" + provider.Node().Name()
 	Eventually(func(g Gomega) {
 		_, err := client.CoreV1().Pods(s.namespace).Get(ctx, mirror, metav1.GetOptions{})

@@ -12,11 +12,16 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // kubeletChanged reports whether the running spec has taken the kubelet out of its
 // normal state, and so whether somebody sees to bringing it back.
 var kubeletChanged bool
+
+// unchanged starts the kubelet in its normal configuration.
+var unchanged testnode.KubeletChange
 
 // stopKubelet stops the kubelet; the spec's end starts it again at the latest.
 func stopKubelet(ctx context.Context) {
@@ -44,14 +49,14 @@ func endKubelet(ctx context.Context, end func(context.Context) error) {
 }
 
 // startKubelet starts a stopped kubelet and waits until it is healthy.
-func startKubelet(ctx context.Context, change KubeletChange) {
+func startKubelet(ctx context.Context, change testnode.KubeletChange) {
 	GinkgoHelper()
 	ctx, cancel := context.WithTimeout(ctx, kubeletStart)
 	defer cancel()
 	Expect(provider.Node().Kubelet().Start(ctx, change)).To(Succeed(), "start the kubelet; its log is %s", provider.Node().Kubelet().LogPath())
 }
 
-func restartKubelet(ctx context.Context, change KubeletChange) {
+func restartKubelet(ctx context.Context, change testnode.KubeletChange) {
 	GinkgoHelper()
 	stopKubelet(ctx)
 	startKubelet(ctx, change)
@@ -61,7 +66,7 @@ func restartKubelet(ctx context.Context, change KubeletChange) {
 // pods, and shows that in the node's status at once. The kubelet admits its pods by what
 // the API says of its node. Whether its own new figure is there by then is a race that
 // it wins on one node and loses, until its next start, on another.
-func restartLeaving(ctx context.Context, name corev1.ResourceName, left int64, change KubeletChange) {
+func restartLeaving(ctx context.Context, name corev1.ResourceName, left int64, change testnode.KubeletChange) {
 	GinkgoHelper()
 	stopKubelet(ctx)
 	showAllocatable(ctx, name, left)
@@ -112,7 +117,7 @@ func normalKubelet(ctx context.Context) {
 			showAllocatable(ctx, name, amount(name, usual))
 		}
 	}
-	startKubelet(ctx, KubeletChange{})
+	startKubelet(ctx, unchanged)
 	if usualAllocatable == nil {
 		return
 	}
@@ -135,12 +140,12 @@ func stopAPIServer(ctx context.Context) (start func(context.Context)) {
 	down := true
 	start = func(ctx context.Context) {
 		if down {
-			Expect(provider.Node().ControlPlane().StartAPIServer(ctx)).To(Succeed(), "start the API server")
+			Expect(provider.Node().APIServer().Start(ctx)).To(Succeed(), "start the API server")
 			down = false
 		}
 	}
 	DeferCleanup(start)
-	Expect(provider.Node().ControlPlane().StopAPIServer(ctx)).To(Succeed(), "stop the API server")
+	Expect(provider.Node().APIServer().Stop(ctx)).To(Succeed(), "stop the API server")
 	return start
 }
 

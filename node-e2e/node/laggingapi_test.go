@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -32,7 +33,7 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, known.name, metav1.DeleteOptions{})).To(Succeed())
 
 		By("starting the kubelet, which gets no answer")
-		startKubelet(ctx, KubeletChange{APIServer: lagging})
+		startKubelet(ctx, testnode.KubeletChange{APIServer: lagging})
 		Consistently(func(g Gomega) {
 			for _, pod := range []*subject{known, late, unprotected} {
 				pod.expectAlive(g)
@@ -40,7 +41,7 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed(), "nobody is stopped for want of an answer")
 		By("starting it so that it takes an old answer")
 		since := time.Now()
-		restartKubelet(ctx, KubeletChange{APIServer: lagging, Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartKubelet(ctx, testnode.KubeletChange{APIServer: lagging, Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.FeatureGates = map[string]bool{"WatchListClient": false}
 		}})
 		unprotected.awaitDeath(ctx, since, killTimeout)
@@ -49,7 +50,7 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 
 		By("letting the API server catch up")
 		mended := time.Now()
-		Expect(lagging.Mend()).To(Succeed())
+		Expect(lagging.Restore()).To(Succeed())
 		took := known.awaitHonoured(ctx, mended, catchUp+gracePeriod)
 		framework.Progress("the deleted pod ended %.1f s after its API server could hear of that", took.Seconds())
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, late, guard.Protected).WithTimeout(catchUp).
@@ -61,9 +62,9 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 })
 
 // startOtherAPIServer starts a second API server, until the spec ends.
-func startOtherAPIServer(ctx context.Context) OtherAPIServer {
+func startOtherAPIServer(ctx context.Context) testnode.OtherAPIServer {
 	GinkgoHelper()
-	other, err := provider.Node().ControlPlane().StartOther(ctx)
+	other, err := provider.Node().StartOtherAPIServer(ctx)
 	Expect(err).NotTo(HaveOccurred(), "start a second API server")
 	DeferCleanup(other.Stop)
 	return other

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -54,7 +55,7 @@ var _ = Describe("The load of held pods on the API server", Label(labelGuarded, 
 		l := &load{scene: newScene(ctx), out: file}
 		fmt.Fprintf(file, "%d protected pods, rows of %s, \"later\" is after %s, requests per minute:\n\n", *loadPodsFlag, *loadWindowFlag, *loadLaterFlag)
 		fmt.Fprintln(file, "| | all | GET | POST | PATCH, PUT | refused (4xx) |\n|---|---|---|---|---|---|")
-		change := KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = int32(*loadPodsFlag + 20) }}
+		change := testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = int32(*loadPodsFlag + 20) }}
 
 		stock := change
 		stock.Binary = kubeletBinary(Stock)

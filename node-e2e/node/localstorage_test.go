@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -19,7 +20,7 @@ var _ = Describe("A volume that grows beyond its size limit", Label(labelGuarded
 		content := strings.Repeat("written beyond the limit\n", 400)
 		s := newScene(ctx)
 		// How much is in a volume is looked up once a minute otherwise.
-		often := KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		often := testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.VolumeStatsAggPeriod = metav1.Duration{Duration: time.Second}
 		}}
 		restartKubelet(ctx, often)

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -58,7 +59,7 @@ func memoryReserved() incident {
 			before = readMemory(kubepods, "memory.max")
 			framework.Progress("%s: limit %d MiB, in use %d MiB", kubepods, before>>20, readMemory(kubepods, "memory.current")>>20)
 			reserved = nodeCapacity(ctx).Memory().Value() - leftMemory<<20
-			restartLeaving(ctx, corev1.ResourceMemory, (leftMemory-100)<<20, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+			restartLeaving(ctx, corev1.ResourceMemory, (leftMemory-100)<<20, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 				c.SystemReserved = map[string]string{"memory": fmt.Sprint(reserved)}
 			}})
 			if variant == Stock {

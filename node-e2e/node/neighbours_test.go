@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -47,7 +48,7 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 				left += container.Resources.Requests.Cpu().MilliValue()
 			}
 		}
-		restartLeaving(ctx, corev1.ResourceCPU, left, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartLeaving(ctx, corev1.ResourceCPU, left, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", nodeMilliCPU(ctx)-left)}
 		}})
 		since := time.Now()
@@ -120,7 +121,7 @@ var _ = Describe("The neighbours of a protected pod that causes memory pressure"
 		// Pressure that no eviction ends, as when the culprit stays. What is left of the
 		// node still has room for all requests, or admission would reject the pods.
 		threshold := nodeCapacity(ctx).Memory().Value() - 80<<20
-		restartKubelet(ctx, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.EvictionHard = map[string]string{"memory.available": fmt.Sprint(threshold)}
 		}})
 		since := time.Now()

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -21,7 +22,7 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 	It("and the credentials of the old one stops nothing, shows what it does not manage, and manages it under its old name", func(ctx SpecContext) {
 		s := newScene(ctx)
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))
-		restartKubelet(ctx, KubeletChange{HostnameOverride: wrongName()})
+		restartKubelet(ctx, testnode.KubeletChange{HostnameOverride: wrongName()})
 		Consistently(func(g Gomega) {
 			for _, pod := range pods {
 				pod.expectAlive(g)
@@ -35,7 +36,7 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 		Expect(metrics.sum(protectedPods)).To(BeNumerically("==", 1), protectedPods)
 		Expect(metrics.sum(unconfirmedPods)).To(BeNumerically("==", 1), unconfirmedPods)
 		By("giving the kubelet its name back")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		s.awaitKnownAgain(ctx, pods[0])
 		Expect(mustReadMetrics(ctx).sum(unconfirmedPods)).To(BeZero(), unconfirmedPods)
 		for _, pod := range pods {
@@ -51,7 +52,7 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 		DeferCleanup(func(ctx context.Context) error {
 			return ctrlclient.IgnoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
 		})
-		restartKubelet(ctx, KubeletChange{NodeName: wrongName()})
+		restartKubelet(ctx, testnode.KubeletChange{NodeName: wrongName()})
 		// The restored pod is bound to the old name.
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected, guard.PodVanished)
 		By("removing the old node, as an operator does after a change of names")

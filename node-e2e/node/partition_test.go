@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -23,7 +24,7 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		Expect(link.Cut()).To(Succeed())
 		s.deleteUnheard(ctx, pod)
 		mended := time.Now()
-		Expect(link.Mend()).To(Succeed())
+		Expect(link.Restore()).To(Succeed())
 		awaitEvidence(ctx, pod, guard.DeletionTimestampSeen)
 		took := pod.awaitHonoured(ctx, mended, killTimeout)
 		framework.Progress("short partition: pod ended %.1f s after the reconnect", took.Seconds())
@@ -41,7 +42,7 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		// No kubelet ends it.
 		DeferCleanup(client.CoreV1().Pods(s.namespace).Delete, successor.Name, immediately)
 		outlastMemory(ctx, link)
-		Expect(link.Mend()).To(Succeed())
+		Expect(link.Restore()).To(Succeed())
 		s.awaitHeld(ctx, pod, guard.PodVanished)
 		expectNodeEvent(ctx, guard.EventKillRefused, string(pod.uid), string(guard.PodVanished))
 		Eventually(expectNodeCondition).WithContext(ctx).WithArguments(ctx, provider.Node().Name(), corev1.ConditionTrue).WithTimeout(apiLag).
@@ -67,21 +68,21 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		recordDeletion(ctx, pod)
 		outlastMemory(ctx, link)
 		mended := time.Now()
-		Expect(link.Mend()).To(Succeed())
+		Expect(link.Restore()).To(Succeed())
 		expectReleased(ctx, pod, "record from during a partition", guard.PodDeletionRecord, mended, recordTimeout)
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
 })
 
 // linkKubelet restarts the kubelet so that it reaches the API server through a link.
-func linkKubelet(ctx context.Context) Link {
+func linkKubelet(ctx context.Context) testnode.Link {
 	GinkgoHelper()
 	link, err := provider.Node().NewLink()
 	Expect(err).NotTo(HaveOccurred(), "make a link to the API server")
 	DeferCleanup(link.Close)
-	restartKubelet(ctx, KubeletChange{Link: link})
+	restartKubelet(ctx, testnode.KubeletChange{Link: link})
 	// Before the kubelet goes back to its direct way.
-	DeferCleanup(link.Mend)
+	DeferCleanup(link.Restore)
 	return link
 }
 
@@ -104,7 +105,7 @@ func (s *scene) deleteUnheard(ctx context.Context, pod *subject) {
 // outlastMemory makes a cut so long that nobody remembers what the node has not
 // heard: the connections give up, and the API server starts without the events that
 // it has kept for watches.
-func outlastMemory(ctx context.Context, link Link) {
+func outlastMemory(ctx context.Context, link testnode.Link) {
 	GinkgoHelper()
 	Expect(link.Reset()).To(Succeed())
 	stopAPIServer(ctx)(ctx)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 )
 
@@ -153,8 +154,8 @@ type subject struct {
 	name, namespace string
 	uid             types.UID
 	ip              string
-	process         Process
-	sandbox         Process
+	process         testnode.Process
+	sandbox         testnode.Process
 	death           *deathWatch
 }
 
@@ -206,12 +207,12 @@ func (s *scene) observe(ctx context.Context, pod, container string) *subject {
 }
 
 // containersOf lists the running containers of one pod by name.
-func containersOf(ctx context.Context, uid types.UID) (map[string]Container, error) {
+func containersOf(ctx context.Context, uid types.UID) (map[string]testnode.Container, error) {
 	all, err := provider.Node().Runtime().Containers(ctx)
 	if err != nil {
 		return nil, err
 	}
-	own := map[string]Container{}
+	own := map[string]testnode.Container{}
 	for _, c := range all {
 		if c.PodUID == string(uid) {
 			own[c.Name] = c
@@ -306,7 +307,7 @@ type deathWatch struct {
 }
 
 // watchDeath watches a process until it ends or the spec does.
-func watchDeath(p Process) *deathWatch {
+func watchDeath(p testnode.Process) *deathWatch {
 	w := &deathWatch{ended: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	DeferCleanup(cancel)

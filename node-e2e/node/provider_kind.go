@@ -2,26 +2,23 @@ package node
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
+	"github.com/prometheus/procfs"
 	"k8s.io/client-go/rest"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"sigs.k8s.io/yaml"
 
-	"kubelet-guard.io/node-e2e/cluster/embedded"
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // kindProvider runs the specs on one worker of a kind cluster that is up: one of the
@@ -99,7 +96,7 @@ func (p *kindProvider) Down() string {
 	return "go run ./node-e2e/guard-e2e kind down --name " + p.cluster.Name()
 }
 
-func (p *kindProvider) Node() Node { return p.node }
+func (p *kindProvider) Node() testnode.Node { return p.node }
 
 // Files of a node.
 const (
@@ -149,16 +146,18 @@ func rootOf(ctx context.Context, node *kind.Node) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	processes, err := findProcesses()
+	processes, err := procfs.AllProcs()
 	if err != nil {
 		return "", err
 	}
 	for _, p := range processes {
-		if p.ids[len(p.ids)-1] != 1 {
+		// One that ends meanwhile is another one's.
+		status, err := p.NewStatus()
+		if err != nil || len(status.NSpids) == 0 || status.NSpids[len(status.NSpids)-1] != 1 {
 			continue
 		}
-		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.ids[0])); err == nil && own == strings.TrimSpace(namespace) {
-			return fmt.Sprintf("/proc/%d/root", p.ids[0]), nil
+		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.PID)); err == nil && own == strings.TrimSpace(namespace) {
+			return fmt.Sprintf("/proc/%d/root", p.PID), nil
 		}
 	}
 	return "", fmt.Errorf("the first process of node %s is not on this machine, or this is not root", node.Name())
@@ -166,21 +165,14 @@ func rootOf(ctx context.Context, node *kind.Node) (string, error) {
 
 func (n *kindNode) path(inNode string) string { return filepath.Join(n.root, inNode) }
 
-func (n *kindNode) Name() string               { return n.node.Name() }
-func (n *kindNode) Kubelet() Kubelet           { return kindKubeletControl{n} }
-func (n *kindNode) Runtime() Runtime           { return kindRuntime{n} }
-func (n *kindNode) Storage() Storage           { return kindStorage{n} }
-func (n *kindNode) ControlPlane() ControlPlane { return kindControlPlane{} }
-func (n *kindNode) KubeletDir() string         { return n.path(kindKubeletDir) }
-func (n *kindNode) RuntimeSocket() string      { return n.path("/run/containerd/containerd.sock") }
-
-func (n *kindNode) WriteStaticPod(name string, manifest []byte) error {
-	return writeStaticPod(n.path(kindStaticPods), name, manifest)
-}
-
-func (n *kindNode) RemoveStaticPod(name string) error {
-	return removeStaticPod(n.path(kindStaticPods), name)
-}
+func (n *kindNode) Name() string                  { return n.node.Name() }
+func (n *kindNode) Kubelet() testnode.Kubelet     { return kindKubeletControl{n} }
+func (n *kindNode) Runtime() testnode.Runtime     { return newKindRuntime(n) }
+func (n *kindNode) Storage() testnode.Storage     { return newKindStorage(n) }
+func (n *kindNode) APIServer() testnode.Component { return kindAPIServer{} }
+func (n *kindNode) KubeletDir() string            { return n.path(kindKubeletDir) }
+func (n *kindNode) StaticPodDir() string          { return n.path(kindStaticPods) }
+func (n *kindNode) RuntimeSocket() string         { return n.path("/run/containerd/containerd.sock") }
 
 func (n *kindNode) Run(ctx context.Context, command ...string) (string, error) {
 	return n.node.Exec(ctx, command...)
@@ -191,15 +183,15 @@ func (n *kindNode) Fetch(ctx context.Context, url string) (string, error) {
 	return n.node.Exec(ctx, "curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "10", url)
 }
 
-func (n *kindNode) NewLink() (Link, error) { return kindLink{n.node}, nil }
+func (n *kindNode) NewLink() (testnode.Link, error) { return kindLink{n.node}, nil }
 
-// kindLink is the node's network cable. A kubelet needs no telling of it.
+// kindLink is the node's network cable, whatever the kubelet is configured with.
 type kindLink struct{ node *kind.Node }
 
-func (l kindLink) Cut() error   { return l.node.Disconnect(context.Background()) }
-func (l kindLink) Mend() error  { return l.node.Reconnect(context.Background()) }
-func (l kindLink) Reset() error { return errShared }
-func (l kindLink) Close() error { return l.Mend() }
+func (l kindLink) Cut() error     { return l.node.Disconnect(context.Background()) }
+func (l kindLink) Restore() error { return l.node.Reconnect(context.Background()) }
+func (l kindLink) Reset() error   { return errShared }
+func (l kindLink) Close() error   { return l.Restore() }
 
 // takeOver puts the drop-in into the kubelet's unit that keeps systemd from starting
 // the kubelet again, and restarts it.
@@ -207,7 +199,7 @@ func (n *kindNode) takeOver(ctx context.Context) error {
 	if err := n.Kubelet().Stop(ctx); err != nil {
 		return err
 	}
-	return n.Kubelet().Start(ctx, KubeletChange{})
+	return n.Kubelet().Start(ctx, testnode.KubeletChange{})
 }
 
 func (n *kindNode) giveBack(ctx context.Context) error {
@@ -227,7 +219,7 @@ type kindKubeletControl struct{ *kindNode }
 
 func (k kindKubeletControl) LogPath() string { return k.path(kindLog) }
 
-func (k kindKubeletControl) Start(ctx context.Context, change KubeletChange) error {
+func (k kindKubeletControl) Start(ctx context.Context, change testnode.KubeletChange) error {
 	dropIn, err := k.dropIn(ctx, change)
 	if err != nil {
 		return err
@@ -268,7 +260,7 @@ exit 8`
 		properties[name] = value
 	}
 	if code, convErr := strconv.Atoi(properties["ExecMainStatus"]); convErr == nil && properties["ActiveState"] != "active" {
-		return &ExitError{Code: code, Output: output}
+		return &testnode.ExitError{Name: "kubelet", Code: code, Output: output}
 	}
 	return fmt.Errorf("the kubelet of %s does not become healthy: %w: %s", k.Name(), err, output)
 }
@@ -303,7 +295,7 @@ func (k kindKubeletControl) logSince(size int64) string {
 
 // dropIn returns the drop-in of the kubelet's unit for one start, and writes the files
 // that it names. Flags that come later win.
-func (k kindKubeletControl) dropIn(ctx context.Context, change KubeletChange) (string, error) {
+func (k kindKubeletControl) dropIn(ctx context.Context, change testnode.KubeletChange) (string, error) {
 	if err := os.RemoveAll(k.path(kindFolder)); err != nil {
 		return "", err
 	}
@@ -348,7 +340,7 @@ func (k kindKubeletControl) dropIn(ctx context.Context, change KubeletChange) (s
 		inner := configure
 		configure = func(c *kubeletconfig.KubeletConfiguration) {
 			inner(c)
-			embedded.AuthorizeWithoutAPIServer(c)
+			testnode.AuthorizeWithoutAPIServer(c)
 		}
 	}
 	if change.Configure != nil || change.NodeName != "" || change.Standalone {
@@ -416,13 +408,22 @@ exit 1`
 }
 
 func (k kindKubeletControl) Get(ctx context.Context, path string) ([]byte, error) {
-	return getFromKubelet(ctx, k.client, k.node.Address(), path)
+	return testnode.GetFromKubelet(ctx, k.client, k.node.Address(), path)
 }
 
 // kindRuntime is the node's containerd.
-type kindRuntime struct{ *kindNode }
+type kindRuntime struct {
+	*kindNode
+	testnode.Images
+}
 
-func (r kindRuntime) Containers(ctx context.Context) ([]Container, error) {
+func newKindRuntime(n *kindNode) kindRuntime {
+	return kindRuntime{n, testnode.Images{Ctr: func(ctx context.Context, args ...string) (string, error) {
+		return n.node.Exec(ctx, append([]string{"ctr", "--namespace=k8s.io"}, args...)...)
+	}}}
+}
+
+func (r kindRuntime) Containers(ctx context.Context) ([]testnode.Container, error) {
 	listed, err := r.node.Containers(ctx)
 	if err != nil {
 		return nil, err
@@ -431,22 +432,15 @@ func (r kindRuntime) Containers(ctx context.Context) ([]Container, error) {
 	if err != nil {
 		return nil, err
 	}
-	var containers []Container
+	var containers []testnode.Container
 	for _, c := range listed {
-		container := Container{PodUID: c.PodUID, PodNamespace: c.Namespace, PodName: c.Pod, Name: c.Name, ID: c.ID, StartedAt: c.StartedAt}
-		for _, p := range processes {
-			// The node's number for the process is the second: this machine's comes first.
-			switch {
-			case len(p.ids) > 1 && p.ids[1] == c.PID && p.in(c.ID):
-				container.Process = p.identity()
-			case p.name == "pause" && p.inPod(c.PodUID):
-				container.Sandbox = p.identity()
-			}
-		}
-		if container.Process != (Process{}) {
+		container := c.Container
+		container.Process = processes.find(c.PID, c.ID)
+		container.Sandbox = processes.find(c.SandboxPID, c.SandboxID)
+		// Without a process it ended since the listing.
+		if container.Process != (testnode.Process{}) {
 			containers = append(containers, container)
 		}
-		// Otherwise it ended since the listing.
 	}
 	return containers, nil
 }
@@ -474,28 +468,12 @@ func (r kindRuntime) Start(ctx context.Context) error {
 
 func (r kindRuntime) Dir() string { return r.path("/var/lib/containerd") }
 
-func (r kindRuntime) Tag(ctx context.Context, image, name string) error {
-	_, err := r.node.Exec(ctx, "ctr", "--namespace=k8s.io", "images", "tag", "--force", image, name)
-	return err
-}
-
-func (r kindRuntime) Untag(ctx context.Context, name string) error {
-	_, err := r.node.Exec(ctx, "ctr", "--namespace=k8s.io", "images", "remove", name)
-	return err
-}
-
-func (r kindRuntime) Digest(ctx context.Context, image string) (string, error) {
-	table, err := r.node.Exec(ctx, "ctr", "--namespace=k8s.io", "images", "list", "name=="+image)
-	if err != nil {
-		return "", err
-	}
-	return parseDigest(table, image)
-}
-
 // errOwnMachine is the answer to what a node in a container does not have.
 var errOwnMachine = errors.New("a node of a kind cluster does not have this: label the spec " + labelOwnMachine)
 
-func (kindRuntime) StartOther(context.Context) (OtherRuntime, error) { return nil, errOwnMachine }
+func (kindRuntime) StartOther(context.Context) (testnode.OtherRuntime, error) {
+	return nil, errOwnMachine
+}
 
 func (kindRuntime) RemoveImage(context.Context, string) (func(context.Context) error, error) {
 	return nil, errOwnMachine
@@ -503,158 +481,73 @@ func (kindRuntime) RemoveImage(context.Context, string) (func(context.Context) e
 
 // machineProcess is a process as this machine sees it.
 type machineProcess struct {
-	// ids are its numbers in its PID namespaces, this process' first.
-	ids    []int
-	name   string
-	cgroup string
+	procfs.Proc
+	// namespaced are its numbers in its PID namespaces, this process' first.
+	namespaced []uint64
+	cgroups    []procfs.Cgroup
 }
 
-// in reports whether the process is in a cgroup whose path has a container's ID.
-func (p machineProcess) in(containerID string) bool { return strings.Contains(p.cgroup, containerID) }
-
-// inPod reports whether it is in the cgroup of a pod. systemd's names of cgroups have
-// underscores for hyphens.
-func (p machineProcess) inPod(uid string) bool {
-	return strings.Contains(p.cgroup, "pod"+uid) || strings.Contains(p.cgroup, "pod"+strings.ReplaceAll(uid, "-", "_"))
-}
-
-// identity is empty for a process that has ended.
-func (p machineProcess) identity() Process {
-	found, err := FindProcess(p.ids[0])
-	if err != nil {
-		return Process{}
-	}
-	return found
-}
+type machineProcesses []machineProcess
 
 // findProcesses lists the processes of this machine. One that ends meanwhile may be
 // missing.
-func findProcesses() ([]machineProcess, error) {
-	entries, err := os.ReadDir("/proc")
+func findProcesses() (machineProcesses, error) {
+	all, err := procfs.AllProcs()
 	if err != nil {
 		return nil, err
 	}
-	var processes []machineProcess
-	for _, entry := range entries {
-		if _, err := strconv.Atoi(entry.Name()); err != nil {
-			continue
+	var found machineProcesses
+	for _, p := range all {
+		status, statusErr := p.NewStatus()
+		cgroups, cgroupErr := p.Cgroups()
+		if statusErr == nil && cgroupErr == nil {
+			found = append(found, machineProcess{p, status.NSpids, cgroups})
 		}
-		folder := filepath.Join("/proc", entry.Name())
-		status, err := os.ReadFile(filepath.Join(folder, "status"))
-		if err != nil {
-			continue
-		}
-		p := parseProcessStatus(string(status))
-		cgroup, err := os.ReadFile(filepath.Join(folder, "cgroup"))
-		if err != nil || len(p.ids) == 0 {
-			continue
-		}
-		p.cgroup = string(cgroup)
-		processes = append(processes, p)
 	}
-	return processes, nil
+	return found, nil
 }
 
-// parseProcessStatus reads name and numbers from /proc/<pid>/status.
-func parseProcessStatus(status string) machineProcess {
-	var p machineProcess
-	for line := range strings.Lines(status) {
-		key, value, _ := strings.Cut(line, ":")
-		switch key {
-		case "Name":
-			p.name = strings.TrimSpace(value)
-		case "NSpid":
-			for _, field := range strings.Fields(value) {
-				if id, err := strconv.Atoi(field); err == nil {
-					p.ids = append(p.ids, id)
-				}
-			}
+// find returns the process with a number on a node that is in the cgroup of a container or
+// sandbox; the result is empty if it has ended.
+func (m machineProcesses) find(pid int, id string) testnode.Process {
+	for _, p := range m {
+		// The node's number for the process is the second: this machine's comes first.
+		if len(p.namespaced) < 2 || p.namespaced[1] != uint64(pid) {
+			continue
+		}
+		if slices.ContainsFunc(p.cgroups, func(c procfs.Cgroup) bool { return strings.Contains(c.Path, id) }) {
+			found, _ := testnode.FindProcess(p.PID)
+			return found
 		}
 	}
-	return p
+	return testnode.Process{}
 }
 
 // kindStorage is the cluster's etcd. Single keys may be changed: each belongs to one
 // spec.
-type kindStorage struct{ *kindNode }
+type kindStorage struct{ testnode.Etcd }
 
-func (s kindStorage) Get(ctx context.Context, key string) (value []byte, err error) {
-	err = s.withClient(ctx, func(client *clientv3.Client) error {
-		response, err := client.Get(ctx, key)
-		if err == nil && len(response.Kvs) == 0 {
-			err = errors.New("key not found in etcd")
-		}
-		if err == nil {
-			value = response.Kvs[0].Value
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", key, err)
-	}
-	return value, nil
-}
-
-func (s kindStorage) Put(ctx context.Context, key string, value []byte) error {
-	err := s.withClient(ctx, func(client *clientv3.Client) error {
-		_, err := client.Put(ctx, key, string(value))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", key, err)
-	}
-	return nil
-}
-
-func (s kindStorage) Delete(ctx context.Context, key string) error {
-	err := s.withClient(ctx, func(client *clientv3.Client) error {
-		response, err := client.Delete(ctx, key)
-		if err == nil && response.Deleted == 0 {
-			err = errors.New("key not found in etcd")
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("deleting %s: %w", key, err)
-	}
-	return nil
-}
-
-func (s kindStorage) withClient(ctx context.Context, f func(*clientv3.Client) error) error {
-	folder := filepath.Join(s.controlPlaneRoot, "/etc/kubernetes/pki/etcd")
-	ca, err := os.ReadFile(filepath.Join(folder, "ca.crt"))
-	if err != nil {
-		return err
-	}
-	certificate, err := tls.LoadX509KeyPair(filepath.Join(folder, "healthcheck-client.crt"), filepath.Join(folder, "healthcheck-client.key"))
-	if err != nil {
-		return err
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return fmt.Errorf("%s holds no certificate", filepath.Join(folder, "ca.crt"))
-	}
-	client, err := clientv3.New(clientv3.Config{
-		Context:     ctx,
-		Endpoints:   []string{net.JoinHostPort(s.controlPlane.Address(), "2379")},
-		DialTimeout: 10 * time.Second,
-		TLS:         &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{certificate}},
-		Logger:      zap.NewNop(),
-	})
-	if err != nil {
-		return err
-	}
-	return errors.Join(f(client), client.Close())
+func newKindStorage(n *kindNode) kindStorage {
+	folder := filepath.Join(n.controlPlaneRoot, "/etc/kubernetes/pki/etcd")
+	return kindStorage{testnode.Etcd{
+		Endpoint: net.JoinHostPort(n.controlPlane.Address(), "2379"),
+		TLS: rest.TLSClientConfig{
+			CAFile:   filepath.Join(folder, "ca.crt"),
+			CertFile: filepath.Join(folder, "healthcheck-client.crt"),
+			KeyFile:  filepath.Join(folder, "healthcheck-client.key"),
+		},
+	}}
 }
 
 func (kindStorage) Snapshot(context.Context, string) error { return errShared }
 func (kindStorage) Wipe(context.Context) error             { return errShared }
 func (kindStorage) Restore(context.Context, string) error  { return errShared }
 
-type kindControlPlane struct{}
+type kindAPIServer struct{}
 
-func (kindControlPlane) StopAPIServer(context.Context) error  { return errShared }
-func (kindControlPlane) StartAPIServer(context.Context) error { return errShared }
-func (kindControlPlane) StartOther(context.Context) (OtherAPIServer, error) {
+func (kindAPIServer) Stop(context.Context) error  { return errShared }
+func (kindAPIServer) Start(context.Context) error { return errShared }
+
+func (n *kindNode) StartOtherAPIServer(context.Context) (testnode.OtherAPIServer, error) {
 	return nil, errShared
 }

@@ -16,6 +16,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -96,7 +97,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		stopKubelet(ctx)
 		forgetCPUs()
 		last := nodeMilliCPU(ctx)/1000 - 1
-		restartLeaving(ctx, corev1.ResourceCPU, 0, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+		restartLeaving(ctx, corev1.ResourceCPU, 0, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			static.Configure(c)
 			c.ReservedSystemCPUs = fmt.Sprintf("0-%d", last)
 		}})
@@ -131,7 +132,7 @@ func (s *scene) needTwoCPUs(ctx context.Context) {
 
 // startStaticCPUs restarts the kubelet with the static CPU manager policy and CPU 0
 // reserved, and returns how to do so again.
-func startStaticCPUs(ctx context.Context) KubeletChange {
+func startStaticCPUs(ctx context.Context) testnode.KubeletChange {
 	GinkgoHelper()
 	By("starting the kubelet with the static CPU manager policy")
 	stopKubelet(ctx)
@@ -147,7 +148,7 @@ func startStaticCPUs(ctx context.Context) KubeletChange {
 }
 
 // staticCPUs gives Guaranteed pods whole CPUs of their own, except for CPU 0.
-var staticCPUs = KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+var staticCPUs = testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 	c.CPUManagerPolicy = "static"
 	c.ReservedSystemCPUs = "0"
 }}
@@ -190,7 +191,7 @@ func forgetCPUs() {
 var cpusAllowed = regexp.MustCompile(`(?m)^Cpus_allowed_list:\s*(\S+)$`)
 
 // allowedCPUs returns the CPUs that a process may use, in the kernel's list format.
-func allowedCPUs(p Process) string {
+func allowedCPUs(p testnode.Process) string {
 	GinkgoHelper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 	Expect(err).NotTo(HaveOccurred(), "read the status of %s", p)

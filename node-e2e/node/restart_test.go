@@ -39,7 +39,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 		stopKubelet(ctx)
 		removeContainer(ctx, initRemoved, initContainer)
 		removeContainer(ctx, debugRemoved, debugContainer)
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		expectUntouched := func() {
 			GinkgoHelper()
 			Consistently(func(g Gomega) {
@@ -64,7 +64,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 			for _, pod := range pods {
 				s.loseKey(ctx, pod)
 			}
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 			for _, pod := range pods {
 				s.awaitHeld(ctx, pod, guard.PodVanished)
 			}
@@ -100,7 +100,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 		}
 		s.patchPhase(ctx, reported, corev1.PodSucceeded)
 		since := time.Now()
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		for _, pod := range debugged {
 			pod.awaitDeath(ctx, since, killTimeout)
 		}
@@ -131,7 +131,7 @@ var _ = Describe("The kubelet's lost record of resources", Label(labelGuarded), 
 			Expect(os.Remove(filepath.Join(provider.Node().KubeletDir(), name))).To(Succeed())
 		}
 		since := time.Now()
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		pods[1].awaitDeath(ctx, since, killTimeout)
 		s.awaitHeld(ctx, pods[0], guard.ResizeRecordLost)
 		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})

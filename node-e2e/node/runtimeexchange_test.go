@@ -8,18 +8,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 // startOtherRuntime starts a runtime that knows none of the node's pods, and returns it
 // with the change that points a kubelet to it. It ends after the kubelet's return to
 // the node's own runtime, so that is to come before anything that stops the kubelet.
-func startOtherRuntime(ctx context.Context) (OtherRuntime, KubeletChange) {
+func startOtherRuntime(ctx context.Context) (testnode.OtherRuntime, testnode.KubeletChange) {
 	GinkgoHelper()
 	other, err := provider.Node().Runtime().StartOther(ctx)
 	Expect(err).NotTo(HaveOccurred(), "start another container runtime")
 	DeferCleanup(other.Stop)
-	return other, KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
+	return other, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 		c.ContainerRuntimeEndpoint = other.Endpoint()
 	}}
 }
@@ -40,7 +41,7 @@ var _ = Describe("Kubelet restart", Label(labelOwnMachine), func() {
 		// Its object is gone, and to the runtime it has never run.
 		causes: []guard.Cause{guard.PodVanished, guard.ContainerStateUnknown},
 		repair: func(ctx context.Context, s *scene, pod *subject) {
-			restartKubelet(ctx, KubeletChange{})
+			restartKubelet(ctx, unchanged)
 			s.awaitHeld(ctx, pod, unknownPod...)
 			s.restoreKey(ctx, pod)
 		},
@@ -78,7 +79,7 @@ var _ = Describe("A runtime that does not know the node's pods", Label(labelGuar
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
 
 		By("going back to the node's own runtime")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		s.awaitHeld(ctx, gone, guard.PodVanished)
 		s.restoreKey(ctx, gone)
 		for _, pod := range pods {

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
@@ -28,7 +29,7 @@ var _ = Describe("A runtime that answers one question badly", Label(labelTranspa
 		tolerate(runtimeQuestions)
 		s := newScene(ctx)
 		proxy := newRuntimeProxy(ctx)
-		restartKubelet(ctx, throughProxy(proxy, KubeletChange{}))
+		restartKubelet(ctx, throughProxy(proxy, testnode.KubeletChange{}))
 		pods := s.run(ctx, s.newPod("failing-plain"), s.newPod("failing-protected", protected),
 			s.newPod("hanging-plain"), s.newPod("hanging-protected", protected))
 		for _, fault := range []struct {

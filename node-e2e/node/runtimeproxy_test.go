@@ -9,6 +9,7 @@ import (
 	. "github.com/onsi/gomega"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework/criproxy"
 )
 
@@ -32,7 +33,7 @@ func newRuntimeProxy(ctx context.Context) *criproxy.Proxy {
 
 // throughProxy adds to a change of the kubelet that it reaches the container runtime
 // through the proxy only.
-func throughProxy(proxy *criproxy.Proxy, change KubeletChange) KubeletChange {
+func throughProxy(proxy *criproxy.Proxy, change testnode.KubeletChange) testnode.KubeletChange {
 	inner := change.Configure
 	change.Configure = func(config *kubeletconfig.KubeletConfiguration) {
 		if inner != nil {

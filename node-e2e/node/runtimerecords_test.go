@@ -54,7 +54,7 @@ var _ = Describe("Kubelet restart", func() {
 		fault: func(ctx context.Context, _ *scene, pods []*subject) {
 			stopKubelet(ctx)
 			damageHashes(ctx, pods...)
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 		},
 		restarts: true,
 		causes:   []guard.Cause{guard.ContainerHashChanged},
@@ -76,7 +76,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 			s.newPod("short", protected, withImage(shortTag)))
 		stopKubelet(ctx)
 		damageHashes(ctx, pods...)
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		for _, pod := range pods {
 			s.awaitHeld(ctx, pod, guard.ContainerHashChanged)
 		}
@@ -118,10 +118,10 @@ var _ = Describe("Damaged records of the runtime", func() {
 		if variant == Guarded {
 			stopKubelet(ctx)
 			damageHashes(ctx, pods[0])
-			startKubelet(ctx, KubeletChange{})
+			startKubelet(ctx, unchanged)
 			s.awaitHeld(ctx, pods[0], guard.ContainerHashChanged)
 		} else {
-			restartKubelet(ctx, KubeletChange{})
+			restartKubelet(ctx, unchanged)
 		}
 		Consistently(func(g Gomega) {
 			for _, pod := range pods {
@@ -170,7 +170,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		}
 		loseStates(ctx, ids...)
 		since := time.Now()
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		lost.awaitDeath(ctx, since, killTimeout)
 		if variant == Stock {
 			kept.awaitDeath(ctx, since, killTimeout)

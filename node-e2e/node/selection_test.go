@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -33,7 +34,7 @@ func (s *scene) runUnlabelled(ctx context.Context, pod *corev1.Pod) *subject {
 var _ = Describe("A pod is protected as the selector says", Label(labelGuarded), func() {
 	It("also without any label, live and without a saved file", func(ctx SpecContext) {
 		s := newScene(ctx)
-		change := KubeletChange{GuardConfig: writeGuardConfig(guardHeader +
+		change := testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader +
 			"podSelector: {matchExpressions: [{key: tier, operator: NotIn, values: [batch]}]}\n")}
 		restartKubelet(ctx, change)
 		kept := s.runUnlabelled(ctx, s.newPod("unlabelled", withoutLabels))

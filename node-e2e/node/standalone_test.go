@@ -7,6 +7,7 @@ import (
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -22,7 +23,7 @@ var _ = Describe("A kubelet without a kubeconfig", Label(labelGuarded), func() {
 				g.Expect(savedFile(pod)).To(BeAnExistingFile(), "the saved file of pod %s", pod)
 			}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "pod %s is protected", pod)
 		}
-		restartKubelet(ctx, KubeletChange{Standalone: true})
+		restartKubelet(ctx, testnode.KubeletChange{Standalone: true})
 		for _, pod := range pods {
 			s.awaitOrphaned(ctx, pod)
 		}
@@ -36,7 +37,7 @@ var _ = Describe("A kubelet without a kubeconfig", Label(labelGuarded), func() {
 		kept.expectAlive(Default)
 
 		By("starting the kubelet with its kubeconfig again")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		s.awaitKnownAgain(ctx, kept)
 		expectState(Default, ctx, kept, guard.Protected)
 		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})

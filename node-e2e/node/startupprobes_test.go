@@ -37,7 +37,7 @@ var _ = Describe("A vanished pod with a startup probe", Label(labelGuarded), fun
 			releaseLeft(pod)
 			s.loseKey(ctx, pod)
 		}
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		started := time.Now()
 		s.awaitHeld(ctx, beside, guard.PodVanished)
 

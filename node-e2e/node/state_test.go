@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -64,7 +65,7 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 			DeferCleanup(os.RemoveAll, savedFile(pods[i]))
 		}
 		log := kubeletLog()
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		for i, fault := range faults {
 			By("checking the pod whose file is " + fault.name)
 			s.awaitOrphaned(ctx, pods[i])
@@ -93,7 +94,7 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 		for _, pod := range pods {
 			s.loseKey(ctx, pod)
 		}
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		for _, pod := range pods {
 			s.awaitHeld(ctx, pod, guard.PodVanished)
 		}
@@ -131,7 +132,7 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 		// Not before the kubelet has left it.
 		runOnNode(ctx, "umount", folder)
 	})
-	change := KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "stateDir: " + folder + "\n")}
+	change := testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "stateDir: " + folder + "\n")}
 	restartKubelet(ctx, change)
 	saved := s.run(ctx, s.newPod("saved", protected))[0]
 	file := func(pod *subject) string { return filepath.Join(folder, "pods", string(pod.uid)+".pod") }
@@ -174,7 +175,7 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 			Should(HavePrefix(savedFormat), "the file of pod %s", pod)
 		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
 	}
-	restartKubelet(ctx, KubeletChange{})
+	restartKubelet(ctx, unchanged)
 }
 
 // expectUnusable checks that a file of the state directory that failed is named in

@@ -62,12 +62,12 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 			}).WithContext(ctx).WithTimeout(holdPeriod / 2).Should(Succeed())
 		}
 		By("restarting the kubelet")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		expectKept(pods...)
 		By("restarting the runtime")
 		Expect(provider.Node().Runtime().Restart(ctx)).To(Succeed(), "restart the container runtime")
 		By("restarting the kubelet again")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		expectKept(pods...)
 
 		By("failing the liveness probe of one of them")
@@ -78,7 +78,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 			Should(Succeed(), "the restarted container has the files of its predecessor")
 
 		By("restarting the kubelet a third time")
-		restartKubelet(ctx, KubeletChange{})
+		restartKubelet(ctx, unchanged)
 		expectKept(kept, restarted)
 
 		By("restoring the objects")
@@ -107,7 +107,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 			s.loseKey(ctx, pod)
 		}
 		Expect(os.RemoveAll(filepath.Join(provider.Node().KubeletDir(), "guard"))).To(Succeed())
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		for _, pod := range pods {
 			s.awaitOrphaned(ctx, pod)
 			expectNodeEvent(ctx, guard.EventKillRefused, string(pod.uid), string(guard.OrphanedRuntimePod))
@@ -141,7 +141,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		By("removing the object while the kubelet is down")
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, immediately)).To(Succeed())
 		started := time.Now()
-		startKubelet(ctx, KubeletChange{})
+		startKubelet(ctx, unchanged)
 		took := pod.awaitHonoured(ctx, started, killTimeout)
 		framework.Progress("interrupted termination: finished %.1f s after the kubelet's start", took.Seconds())
 		s.awaitGone(ctx, pod, deletionSlack)

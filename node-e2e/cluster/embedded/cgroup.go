@@ -9,8 +9,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/moby/sys/mountinfo"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // cgroupName is the cgroup below which all pods of a cluster are, in every
@@ -26,26 +29,12 @@ type cgroupMount struct {
 // cgroupMounts returns the hierarchies of the machine: one of version 2, or one
 // for each controller of version 1, or both.
 func cgroupMounts() ([]cgroupMount, error) {
-	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	return parseCgroupMounts(string(mountinfo)), nil
-}
-
-func parseCgroupMounts(mountinfo string) []cgroupMount {
+	found, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	var mounts []cgroupMount
-	for line := range strings.Lines(mountinfo) {
-		before, after, found := strings.Cut(line, " - ")
-		fields, types := strings.Fields(before), strings.Fields(after)
-		if !found || len(fields) < 5 || len(types) == 0 {
-			continue
-		}
-		if types[0] == "cgroup" || types[0] == "cgroup2" {
-			mounts = append(mounts, cgroupMount{path: fields[4], v2: types[0] == "cgroup2"})
-		}
+	for _, mount := range found {
+		mounts = append(mounts, cgroupMount{path: mount.Mountpoint, v2: mount.FSType == "cgroup2"})
 	}
-	return mounts
+	return mounts, err
 }
 
 // hasCgroupV1 reports whether controllers are in version 1 hierarchies, also
@@ -156,7 +145,7 @@ func killCgroup(name string) (int, error) {
 	}
 	var failed []error
 	for pid := range pids {
-		failed = append(failed, killIf(pid, func() bool { return inCgroup(pid, name) }))
+		failed = append(failed, testnode.SignalIf(pid, syscall.SIGKILL, func() bool { return inCgroup(pid, name) }))
 	}
 	return len(pids), errors.Join(failed...)
 }
@@ -176,23 +165,6 @@ func membershipNames(content, name string) bool {
 		}
 	}
 	return false
-}
-
-// killIf sends SIGKILL to a process for which the condition holds while a
-// descriptor keeps its id from being reused.
-func killIf(pid int, condition func() bool) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil // it has ended
-	}
-	defer unix.Close(fd)
-	if !condition() {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
-		return fmt.Errorf("killing process %d: %w", pid, err)
-	}
-	return nil
 }
 
 // removeCgroup removes the cgroup, which must be without processes.

@@ -10,10 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
+	"syscall"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // Remove ends and removes the cluster in a folder, whatever started it and
@@ -94,7 +97,7 @@ func killMarked(dir string) (int, error) {
 			continue
 		}
 		found++
-		failed = append(failed, killIf(pid, func() bool { return marked(pid, dir) }))
+		failed = append(failed, testnode.SignalIf(pid, syscall.SIGKILL, func() bool { return marked(pid, dir) }))
 	}
 	return found, errors.Join(failed...)
 }
@@ -115,20 +118,19 @@ func marked(pid int, dir string) bool {
 // namespace. Nothing should be: it keeps the removal of files from following a
 // mount that somebody else made.
 func unmountBelow(dir string) error {
-	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return err
 	}
 	var failed []error
 	// The last mounted first.
-	for _, line := range slices.Backward(strings.Split(string(mountinfo), "\n")) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 || !strings.HasPrefix(fields[4], dir+"/") {
+	for _, mount := range slices.Backward(mounts) {
+		if mount.Mountpoint == dir {
 			continue
 		}
 		// EINVAL: it is no mount any more.
-		if err := unix.Unmount(fields[4], unix.MNT_DETACH); err != nil && err != unix.EINVAL {
-			failed = append(failed, fmt.Errorf("unmounting %s: %w", fields[4], err))
+		if err := unix.Unmount(mount.Mountpoint, unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+			failed = append(failed, fmt.Errorf("unmounting %s: %w", mount.Mountpoint, err))
 		}
 	}
 	return errors.Join(failed...)

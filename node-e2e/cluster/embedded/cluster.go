@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/images"
 )
 
@@ -142,7 +144,7 @@ type Cluster struct {
 	apiServer         *Component
 	controllerManager *Component
 	scheduler         *Component
-	containerd        *Component
+	containerd        *Runtime
 	otherRuntime      *OtherRuntime
 	kubelet           *Kubelet
 
@@ -224,7 +226,7 @@ func (c *Cluster) start(ctx context.Context) error {
 			if err := c.startNode(); err != nil {
 				return err
 			}
-			if err := c.timed(ctx, c.containerd); err != nil {
+			if err := c.timed(ctx, c.containerd.Component); err != nil {
 				return err
 			}
 			close(runtimeReady)
@@ -240,7 +242,7 @@ func (c *Cluster) start(ctx context.Context) error {
 			return nil
 		}),
 		after(apiReady, after(runtimeReady, func(ctx context.Context) error {
-			if err := c.kubelet.Start(ctx); err != nil {
+			if err := c.kubelet.Start(ctx, testnode.KubeletChange{}); err != nil {
 				return err
 			}
 			c.logf("kubelet healthy")
@@ -282,7 +284,7 @@ func (c *Cluster) claim(ctx context.Context) error {
 	}
 	c.state = &state{
 		Name: c.config.Name, Index: index, Created: c.begin.UTC(), BootID: boot,
-		Kubelet: c.config.Kubelet, Processes: map[string]identity{},
+		Kubelet: c.config.Kubelet, Processes: map[string]testnode.Process{},
 	}
 	if err := c.update(func(*state) {}); err != nil {
 		return err
@@ -297,7 +299,10 @@ func (c *Cluster) define() {
 	part := func(name string, prepare func() (launch, error), healthy func(context.Context) error) *Component {
 		return &Component{cluster: c, name: name, prepare: prepare, healthy: healthy, patience: termPatience}
 	}
-	c.etcd = &Etcd{part(programEtcd, c.prepareEtcd, c.etcdHealthy)}
+	c.etcd = &Etcd{part(programEtcd, c.prepareEtcd, c.etcdHealthy), testnode.Etcd{
+		Endpoint: c.url("https", etcdClientPort),
+		TLS:      rest.TLSClientConfig{CAFile: c.pki.cert("etcd/ca"), CertFile: c.pki.cert("apiserver-etcd-client"), KeyFile: c.pki.key("apiserver-etcd-client")},
+	}}
 	c.apiServer = part(programAPIServer, func() (launch, error) {
 		return c.prepareAPIServer(apiServerPort, c.url("https", etcdClientPort))
 	}, c.apiServerHealthy)
@@ -305,8 +310,8 @@ func (c *Cluster) define() {
 	c.apiServer.afterStart = c.restartControllers
 	c.controllerManager = part(programControllerManager, c.prepareControllerManager, c.controllerManagerHealthy)
 	c.scheduler = part(programScheduler, c.prepareScheduler, c.schedulerHealthy)
-	c.containerd = part(programContainerd, func() (launch, error) { return c.prepareContainerd(nodeContainerd) },
-		func(ctx context.Context) error { return c.containerdHealthy(ctx, containerdSocket) })
+	c.containerd = c.newRuntime(part(programContainerd, func() (launch, error) { return c.prepareContainerd(nodeContainerd) },
+		func(ctx context.Context) error { return c.containerdHealthy(ctx, containerdSocket) }))
 	c.containerd.inNode = true
 	c.otherRuntime = c.newOtherRuntime()
 	c.kubelet = &Kubelet{part(programKubelet, nil, c.kubeletHealthy)}
@@ -323,7 +328,7 @@ func (c *Cluster) connect() error {
 		return err
 	}
 	c.restConfig.QPS = -1
-	c.health, err = newHealthClient(c.pki)
+	c.health, err = newHealthClient(c.restConfig)
 	return err
 }
 
@@ -340,7 +345,7 @@ func (c *Cluster) startNode() error {
 	if err != nil {
 		return err
 	}
-	return c.record(holderName, c.mounts.holder.identity)
+	return c.record(holderName, c.mounts.holder.Process)
 }
 
 // awaitUsable waits until a pod could be created and would run.
@@ -512,16 +517,11 @@ func (c *Cluster) APIServer() *Component { return c.apiServer }
 // ControllerManager controls kube-controller-manager.
 func (c *Cluster) ControllerManager() *Component { return c.controllerManager }
 
-// Containerd controls the container runtime. Containers keep running while it
-// is stopped or restarted.
-func (c *Cluster) Containerd() *Component { return c.containerd }
+// Containerd controls the container runtime.
+func (c *Cluster) Containerd() *Runtime { return c.containerd }
 
 // NodeDir returns the folder with the programs of the node.
 func (c *Cluster) NodeDir() string { return c.config.NodeDir }
-
-// OtherRuntime is a second container runtime of the node, which does not run unless
-// it is started.
-func (c *Cluster) OtherRuntime() *OtherRuntime { return c.otherRuntime }
 
 // RunOnNode runs a program as root in the node's mount namespace and returns what
 // it printed. What it mounts there ends with the cluster at the latest.
@@ -562,7 +562,7 @@ func (c *Cluster) update(change func(*state)) error {
 	return c.state.write(c.config.Dir)
 }
 
-func (c *Cluster) record(name string, id identity) error {
+func (c *Cluster) record(name string, id testnode.Process) error {
 	return c.update(func(s *state) { s.Processes[name] = id })
 }
 
@@ -574,32 +574,10 @@ func (c *Cluster) forget(name string) error {
 
 // inParallel calls the functions at the same time. The first error ends the
 // context of the others, and is what is returned: the others' follow from it.
-// When ctx itself ends, all errors are returned, since each says what its
-// function was waiting for.
 func inParallel(ctx context.Context, functions ...func(context.Context) error) error {
-	parts, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var (
-		group  sync.WaitGroup
-		mu     sync.Mutex
-		failed []error
-	)
+	group, ctx := errgroup.WithContext(ctx)
 	for _, f := range functions {
-		group.Go(func() {
-			if err := f(parts); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				failed = append(failed, err)
-				cancel()
-			}
-		})
+		group.Go(func() error { return f(ctx) })
 	}
-	group.Wait()
-	if ctx.Err() != nil {
-		return errors.Join(append(failed, context.Cause(ctx))...)
-	}
-	if len(failed) == 0 {
-		return nil
-	}
-	return failed[0]
+	return group.Wait()
 }

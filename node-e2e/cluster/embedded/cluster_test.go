@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/tools/clientcmd"
 	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 func TestConfigNamesWhatIsWrong(t *testing.T) {
@@ -73,18 +75,13 @@ func TestNetworksOfIndexesAreApart(t *testing.T) {
 	}
 }
 
-func TestParseCgroupMounts(t *testing.T) {
-	const (
-		v2     = "30 27 0:26 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw\n"
-		memory = "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
-		other  = "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
-	)
-	require.Equal(t, []cgroupMount{{path: "/sys/fs/cgroup", v2: true}}, parseCgroupMounts(other+v2))
-	hybrid := parseCgroupMounts(v2 + other + memory)
-	require.Equal(t, []cgroupMount{{path: "/sys/fs/cgroup", v2: true}, {path: "/sys/fs/cgroup/memory"}}, hybrid)
-	require.True(t, hasCgroupV1(hybrid))
-	require.False(t, hasCgroupV1(parseCgroupMounts(v2)))
-	require.Empty(t, parseCgroupMounts(other+"nonsense\n"))
+func TestHasCgroupV1(t *testing.T) {
+	v2, memory := cgroupMount{path: "/sys/fs/cgroup", v2: true}, cgroupMount{path: "/sys/fs/cgroup/memory"}
+	require.True(t, hasCgroupV1([]cgroupMount{v2, memory}), "hybrid")
+	require.False(t, hasCgroupV1([]cgroupMount{v2}))
+	mounts, err := cgroupMounts()
+	require.NoError(t, err)
+	require.NotEmpty(t, mounts, "hierarchies of this machine")
 }
 
 func TestMembershipNames(t *testing.T) {
@@ -140,45 +137,48 @@ func TestCertificates(t *testing.T) {
 	require.NotEmpty(t, config.CertData)
 }
 
-func TestKubeletStartOptions(t *testing.T) {
+func TestKubeletChange(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "config"), 0o755))
 	c := &Cluster{config: Config{Name: "test", Dir: dir, Kubelet: "/stock", GuardConfig: "/guard.yaml"}, state: &state{Index: 3}}
 	c.define()
 	require.NoError(t, createPKI(c.pki, net.ParseIP(c.NodeIP())))
 
-	prepare := func(options ...KubeletOption) (launch, string) {
+	prepare := func(change testnode.KubeletChange) (launch, string) {
 		t.Helper()
-		l, err := c.prepareKubelet(c.kubeletSpec(options))
+		l, err := c.prepareKubelet(change)
 		require.NoError(t, err)
 		written, err := os.ReadFile(filepath.Join(dir, "config", "kubelet.yaml"))
 		require.NoError(t, err)
 		return l, string(written)
 	}
-	l, written := prepare()
+	l, written := prepare(testnode.KubeletChange{})
 	require.Equal(t, "/stock", l.path)
 	require.Contains(t, l.args, "--hostname-override=test-node")
 	require.Contains(t, l.args, "--guard-config=/guard.yaml")
 	require.NotContains(t, written, "maxPods")
 
-	l, written = prepare(
-		WithBinary("/guarded"), WithNodeName("other"), WithGuardConfig(""), WithFlags("--v=4"),
-		WithConfiguration(func(k *kubeletconfigv1beta1.KubeletConfiguration) { k.MaxPods = 1 }),
-	)
+	l, written = prepare(testnode.KubeletChange{
+		Binary: "/guarded", NodeName: "other", GuardConfig: "/other.yaml", Standalone: true,
+		Configure: func(k *kubeletconfigv1beta1.KubeletConfiguration) { k.MaxPods = 1 },
+	})
 	require.Equal(t, "/guarded", l.path)
 	require.Contains(t, l.args, "--hostname-override=other")
-	require.Equal(t, "--v=4", l.args[len(l.args)-1])
-	require.NotContains(t, strings.Join(l.args, " "), "guard-config")
+	require.Contains(t, l.args, "--guard-config=/other.yaml")
+	require.Equal(t, "--kubeconfig=", l.args[len(l.args)-1], "the last value of a flag counts")
 	require.Contains(t, written, "maxPods: 1\n")
+	require.Contains(t, written, "mode: AlwaysAllow")
 	require.FileExists(t, c.pki.cert(nodeClientCertificate("other")))
 
-	_, written = prepare()
-	require.NotContains(t, written, "maxPods", "options hold for one start")
+	l, written = prepare(testnode.KubeletChange{HostnameOverride: "other"})
+	require.Contains(t, l.args, "--hostname-override=other")
+	require.Contains(t, l.args, "--kubeconfig="+filepath.Join(dir, "config", "kubelet-test-node.kubeconfig"))
+	require.NotContains(t, written, "maxPods", "a change holds for one start")
 }
 
 func TestStateSurvives(t *testing.T) {
 	dir := t.TempDir()
-	want := &state{Name: "a", Index: 7, BootID: "b", Ready: true, Processes: map[string]identity{"etcd": {PID: 1, StartTime: 2}}}
+	want := &state{Name: "a", Index: 7, BootID: "b", Ready: true, Processes: map[string]testnode.Process{"etcd": {PID: 1, StartTime: 2}}}
 	require.NoError(t, want.write(dir))
 	got, err := readState(dir)
 	require.NoError(t, err)
@@ -206,7 +206,7 @@ func TestListSkipsWhatIsOnlyLogs(t *testing.T) {
 	require.NoError(t, os.MkdirAll(filepath.Join(parent, "old", logsFolder), 0o755))
 	crashed := filepath.Join(parent, "crashed")
 	require.NoError(t, os.Mkdir(crashed, 0o755))
-	require.NoError(t, (&state{Name: "crashed", Ready: true, BootID: "another", Processes: map[string]identity{"etcd": {PID: 1}}}).write(crashed))
+	require.NoError(t, (&state{Name: "crashed", Ready: true, BootID: "another", Processes: map[string]testnode.Process{"etcd": {PID: 1}}}).write(crashed))
 	clusters, err := List(parent)
 	require.NoError(t, err)
 	require.Equal(t, []Summary{{Name: "crashed", Dir: crashed, Kubeconfig: filepath.Join(crashed, kubeconfigFile)}}, clusters)

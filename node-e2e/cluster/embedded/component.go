@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // How long a part may take to end after SIGTERM. The API server closes its port
@@ -46,7 +48,7 @@ func (p *Component) Stop(ctx context.Context) error {
 	if running == nil {
 		return nil
 	}
-	if err := running.signal(unix.SIGTERM); err != nil {
+	if err := running.Signal(unix.SIGTERM); err != nil {
 		return err
 	}
 	select {
@@ -65,7 +67,7 @@ func (p *Component) Kill(ctx context.Context) error {
 	if running == nil {
 		return nil
 	}
-	if err := running.signal(unix.SIGKILL); err != nil {
+	if err := running.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	select {
@@ -77,7 +79,7 @@ func (p *Component) Kill(ctx context.Context) error {
 }
 
 // Start starts the process and returns when it is healthy. If it exits before,
-// the error is an *ExitError. With the API server the controllers and the scheduler
+// the error is a *testnode.ExitError. With the API server the controllers and the scheduler
 // start again, as far as they run.
 func (p *Component) Start(ctx context.Context) error {
 	return p.startWith(ctx, p.prepare)
@@ -108,12 +110,9 @@ func (p *Component) WaitHealthy(ctx context.Context) error {
 		}
 	}()
 	err := await(ctx, p.name+" to be healthy", p.healthy)
-	if errors.Is(context.Cause(ctx), exited) {
-		return &ExitError{Name: p.name, Code: running.code, LogTail: logTail(p.LogPath(), running.logOffset, 25)}
-	}
-	if err == nil && !running.running() {
-		// Something else answered on its port.
-		return &ExitError{Name: p.name, Code: running.code, LogTail: logTail(p.LogPath(), running.logOffset, 25)}
+	// Without an error, something else answered on its port.
+	if errors.Is(context.Cause(ctx), exited) || err == nil && !running.running() {
+		return &testnode.ExitError{Name: p.name, Code: running.code, Output: logTail(p.LogPath(), running.logOffset, 25)}
 	}
 	return err
 }
@@ -178,5 +177,5 @@ func (p *Component) spawn(prepare func() (launch, error)) error {
 	if err != nil {
 		return err
 	}
-	return p.cluster.record(p.name, p.current.identity)
+	return p.cluster.record(p.name, p.current.Process)
 }

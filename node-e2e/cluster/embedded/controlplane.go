@@ -2,16 +2,14 @@ package embedded
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
-	"strings"
 	"time"
+
+	"k8s.io/client-go/rest"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // The ports of a node are the usual ones: each cluster has its own address.
@@ -223,48 +221,17 @@ func (c *Cluster) componentKubeconfig(certificate, user string) (string, error) 
 }
 
 // newHealthClient returns a client with the administrator's certificate. It
-// keeps no connections: the servers that it asks come and go.
-func newHealthClient(d pki) (*http.Client, error) {
-	authority, err := os.ReadFile(d.cert("ca"))
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(authority) {
-		return nil, fmt.Errorf("%s holds no certificate", d.cert("ca"))
-	}
-	certificate, err := tls.LoadX509KeyPair(d.cert("admin"), d.key("admin"))
-	if err != nil {
-		return nil, err
-	}
+// keeps no connections: the servers that it queries come and go.
+func newHealthClient(config *rest.Config) (*http.Client, error) {
+	tls, err := rest.TLSConfigFor(config)
 	return &http.Client{
-		Timeout: 10 * time.Second,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			TLSClientConfig: &tls.Config{
-				RootCAs: roots, Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12,
-			},
-		},
-	}, nil
+		Timeout:   10 * time.Second,
+		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: tls},
+	}, err
 }
 
-// getOK is an error unless the answer is 200.
+// getOK is an error unless the status of the response is 200.
 func (c *Cluster) getOK(ctx context.Context, url string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := c.health.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode == http.StatusOK {
-		return nil
-	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("GET %s: %s: %s", url, response.Status, strings.TrimSpace(string(body)))
+	_, err := testnode.Get(ctx, c.health, url)
+	return err
 }

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
 	"sigs.k8s.io/yaml"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework/unixsocket"
 )
 
@@ -29,135 +31,68 @@ type Kubelet struct {
 	*Component
 }
 
-// kubeletSpec is what one start of the kubelet is made of.
-type kubeletSpec struct {
-	binary      string
-	nodeName    string
-	guardConfig string
-	server      string
-	flags       []string
-	configure   []func(*kubeletconfigv1beta1.KubeletConfiguration)
-}
-
-// KubeletOption changes how one start of the kubelet differs from Config.
-type KubeletOption func(*kubeletSpec)
-
-// WithBinary runs another kubelet binary.
-func WithBinary(path string) KubeletOption {
-	return func(s *kubeletSpec) { s.binary = path }
-}
-
-// WithFlags appends command line flags; a repeated flag's last value counts.
-func WithFlags(flags ...string) KubeletOption {
-	return func(s *kubeletSpec) { s.flags = append(s.flags, flags...) }
-}
-
-// WithGuardConfig passes another guard configuration; the empty path leaves the
-// flag out.
-func WithGuardConfig(path string) KubeletOption {
-	return func(s *kubeletSpec) { s.guardConfig = path }
-}
-
-// WithConfiguration changes the kubelet configuration.
-func WithConfiguration(change func(*kubeletconfigv1beta1.KubeletConfiguration)) KubeletOption {
-	return func(s *kubeletSpec) { s.configure = append(s.configure, change) }
-}
-
-// WithNodeName registers under another node name, with certificates for it, as a
-// node does that bootstraps again. The flag --hostname-override alone
-// (WithFlags) would leave the kubelet with credentials that may not read the
-// other node's pods.
-func WithNodeName(name string) KubeletOption {
-	return func(s *kubeletSpec) { s.nodeName = name }
-}
-
-// WithLink lets the kubelet reach the API server through the link only.
-func WithLink(link *Link) KubeletOption {
-	return func(s *kubeletSpec) { s.server = link.URL() }
-}
-
-// WithAPIServer lets the kubelet ask another API server than the cluster's own.
-func WithAPIServer(other *OtherAPIServer) KubeletOption {
-	return func(s *kubeletSpec) { s.server = other.cluster.url("https", otherAPIServerPort) }
-}
-
-// WithoutAPIServer runs the kubelet standalone, without a kubeconfig. Nobody can ask an
-// API server who a client is then: every client with a certificate may do everything.
-func WithoutAPIServer() KubeletOption {
-	return func(s *kubeletSpec) {
-		s.flags = append(s.flags, "--kubeconfig=")
-		s.configure = append(s.configure, AuthorizeWithoutAPIServer)
-	}
-}
-
-// AuthorizeWithoutAPIServer changes a configuration so that a standalone kubelet
-// starts with it.
-func AuthorizeWithoutAPIServer(c *kubeletconfigv1beta1.KubeletConfiguration) {
-	c.Authentication.Webhook.Enabled = new(false)
-	c.Authorization.Mode = kubeletconfigv1beta1.KubeletAuthorizationModeAlwaysAllow
-}
-
-// Start starts the kubelet as Config says, changed by the options, and returns
-// when it is healthy and its resource managers have started. The options hold for this start only: a later start
-// without options is as Config says again. A kubelet that exits before it is
-// healthy, as one with an invalid configuration must, gives an *ExitError.
-func (k *Kubelet) Start(ctx context.Context, options ...KubeletOption) error {
-	c := k.cluster
-	spec := c.kubeletSpec(options)
-	return k.startWith(ctx, func() (launch, error) {
-		return c.prepareKubelet(spec)
-	})
+// Start implements testnode.Kubelet.
+func (k *Kubelet) Start(ctx context.Context, change testnode.KubeletChange) error {
+	return k.startWith(ctx, func() (launch, error) { return k.cluster.prepareKubelet(change) })
 }
 
 // Restart is Stop (SIGTERM) and Start.
-func (k *Kubelet) Restart(ctx context.Context, options ...KubeletOption) error {
+func (k *Kubelet) Restart(ctx context.Context, change testnode.KubeletChange) error {
 	if err := k.Stop(ctx); err != nil {
 		return err
 	}
-	return k.Start(ctx, options...)
+	return k.Start(ctx, change)
 }
 
-// kubeletSpec is Config changed by the options.
-func (c *Cluster) kubeletSpec(options []KubeletOption) kubeletSpec {
-	spec := kubeletSpec{binary: c.config.Kubelet, nodeName: c.NodeName(), guardConfig: c.config.GuardConfig, server: c.url("https", apiServerPort)}
-	for _, option := range options {
-		option(&spec)
-	}
-	return spec
+// Get implements testnode.Kubelet.
+func (k *Kubelet) Get(ctx context.Context, path string) ([]byte, error) {
+	return testnode.GetFromKubelet(ctx, k.cluster.restConfig, k.cluster.NodeIP(), path)
 }
 
-func (c *Cluster) prepareKubelet(spec kubeletSpec) (launch, error) {
-	if _, err := os.Stat(c.pki.cert(nodeClientCertificate(spec.nodeName))); os.IsNotExist(err) {
-		if err := createNodeCertificates(c.pki, spec.nodeName, net.ParseIP(c.NodeIP())); err != nil {
+func (c *Cluster) prepareKubelet(change testnode.KubeletChange) (launch, error) {
+	nodeName := cmp.Or(change.NodeName, c.NodeName())
+	if _, err := os.Stat(c.pki.cert(nodeClientCertificate(nodeName))); os.IsNotExist(err) {
+		if err := createNodeCertificates(c.pki, nodeName, net.ParseIP(c.NodeIP())); err != nil {
 			return launch{}, err
 		}
 	}
-	kubeconfig, err := c.nodeKubeconfig(spec.nodeName, spec.server)
+	server := c.url("https", apiServerPort)
+	if change.Link != nil {
+		server = change.Link.(*Link).URL()
+	}
+	if change.APIServer != nil {
+		server = c.url("https", otherAPIServerPort)
+	}
+	kubeconfig, err := c.nodeKubeconfig(nodeName, server)
 	if err != nil {
 		return launch{}, err
 	}
 
 	config := c.newKubeletConfig()
-	config.TLSCertFile = c.pki.cert(nodeServingCertificate(spec.nodeName))
-	config.TLSPrivateKeyFile = c.pki.key(nodeServingCertificate(spec.nodeName))
-	for _, change := range spec.configure {
-		change(config)
+	config.TLSCertFile = c.pki.cert(nodeServingCertificate(nodeName))
+	config.TLSPrivateKeyFile = c.pki.key(nodeServingCertificate(nodeName))
+	if change.Configure != nil {
+		change.Configure(config)
 	}
 	path := filepath.Join(c.config.Dir, "config", "kubelet.yaml")
-	if err := writeKubeletConfig(path, config); err != nil {
-		return launch{}, err
-	}
-
 	args := []string{
 		"--config=" + path,
 		"--kubeconfig=" + kubeconfig,
-		"--hostname-override=" + spec.nodeName,
+		"--hostname-override=" + cmp.Or(change.HostnameOverride, nodeName),
 		"--node-ip=" + c.NodeIP(),
 	}
-	if spec.guardConfig != "" {
-		args = append(args, "--guard-config="+spec.guardConfig)
+	if guardConfig := cmp.Or(change.GuardConfig, c.config.GuardConfig); guardConfig != "" {
+		args = append(args, "--guard-config="+guardConfig)
 	}
-	return launch{path: spec.binary, args: append(args, spec.flags...)}, nil
+	if change.Standalone {
+		testnode.AuthorizeWithoutAPIServer(config)
+		args = append(args, "--kubeconfig=")
+	}
+	content, err := yaml.Marshal(config)
+	if err != nil {
+		return launch{}, err
+	}
+	return launch{path: cmp.Or(change.Binary, c.config.Kubelet), args: args}, os.WriteFile(path, content, 0o644)
 }
 
 // nodeKubeconfig writes the kubeconfig of a node that has certificates.
@@ -221,12 +156,4 @@ func (c *Cluster) newKubeletConfig() *kubeletconfigv1beta1.KubeletConfiguration 
 		ImageGCHighThresholdPercent: new(int32(100)),
 		ImageGCLowThresholdPercent:  new(int32(99)),
 	}
-}
-
-func writeKubeletConfig(path string, config *kubeletconfigv1beta1.KubeletConfiguration) error {
-	content, err := yaml.Marshal(config)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, content, 0o644)
 }

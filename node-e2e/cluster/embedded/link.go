@@ -6,10 +6,9 @@ import (
 	"sync"
 )
 
-// Link passes on connections to the API server and can be cut: then nothing passes
-// in either direction, an end of a connection included, and nobody is told, as on a
-// network that drops packets. Once it is mended, what was on the way arrives. New
-// connections are taken at all times and wait while it is cut.
+// Link passes on connections to the API server and can be cut, as testnode.Link says: an
+// end of a connection does not pass then either. New connections are accepted at all times
+// and wait while it is cut.
 //
 // A Link works in this program: a kubelet that uses it is cut off for good when the
 // program ends. Its methods may be called concurrently.
@@ -25,8 +24,8 @@ type Link struct {
 	ends map[net.Conn]struct{}
 }
 
-// NewLink makes a link to the cluster's API server, for a kubelet to be started with
-// (WithLink). The caller closes it.
+// NewLink makes a link to the cluster's API server, for a kubelet to be started with.
+// The caller closes it.
 func (c *Cluster) NewLink() (*Link, error) {
 	return newLink(net.JoinHostPort(c.NodeIP(), "0"), net.JoinHostPort(c.NodeIP(), apiServerPort))
 }
@@ -46,7 +45,7 @@ func newLink(listen, target string) (*Link, error) {
 func (l *Link) URL() string { return "https://" + l.listener.Addr().String() }
 
 // Cut stops everything. A link that is cut stays so.
-func (l *Link) Cut() {
+func (l *Link) Cut() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -54,10 +53,11 @@ func (l *Link) Cut() {
 		l.open = make(chan struct{})
 	default:
 	}
+	return nil
 }
 
-// Mend lets pass what waits and what comes.
-func (l *Link) Mend() {
+// Restore lets pass what waits and what comes.
+func (l *Link) Restore() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -65,6 +65,7 @@ func (l *Link) Mend() {
 	default:
 		close(l.open)
 	}
+	return nil
 }
 
 // Reset ends all connections. What was on the way is lost, as it is when a network
@@ -91,7 +92,7 @@ func (l *Link) Close() error {
 	err = errors.Join(err, l.resetLocked())
 	l.ends = nil
 	l.mu.Unlock()
-	l.Mend()
+	err = errors.Join(err, l.Restore())
 	l.running.Wait()
 	return err
 }

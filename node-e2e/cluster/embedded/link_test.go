@@ -17,7 +17,7 @@ func TestLinkDelaysWhatItIsGivenWhileItIsCut(t *testing.T) {
 	defer connection.Close()
 	require.Equal(t, "a", echo(t, connection, "a"))
 
-	link.Cut()
+	require.NoError(t, link.Cut())
 	_, err = io.WriteString(connection, "b")
 	require.NoError(t, err)
 	late, err := net.Dial("tcp", link.listener.Addr().String())
@@ -33,7 +33,7 @@ func TestLinkDelaysWhatItIsGivenWhileItIsCut(t *testing.T) {
 		require.NoError(t, c.SetReadDeadline(time.Time{}))
 	}
 
-	link.Mend()
+	require.NoError(t, link.Restore())
 	assert.Equal(t, "b", read(t, connection))
 	assert.Equal(t, "c", read(t, late))
 }
@@ -44,11 +44,11 @@ func TestLinkLosesWhatIsOnTheWayWhenItIsReset(t *testing.T) {
 	require.NoError(t, err)
 	defer connection.Close()
 	require.Equal(t, "a", echo(t, connection, "a"))
-	link.Cut()
+	require.NoError(t, link.Cut())
 	_, err = io.WriteString(connection, "b")
 	require.NoError(t, err)
 	require.NoError(t, link.Reset())
-	link.Mend()
+	require.NoError(t, link.Restore())
 	n, err := connection.Read(make([]byte, 1))
 	assert.Zero(t, n)
 	assert.Error(t, err, "the connection has ended")
@@ -65,7 +65,7 @@ func TestLinkClosesWhileItIsCut(t *testing.T) {
 	require.NoError(t, err)
 	defer connection.Close()
 	require.Equal(t, "a", echo(t, connection, "a"))
-	link.Cut()
+	require.NoError(t, link.Cut())
 	require.NoError(t, link.Close())
 	n, err := connection.Read(make([]byte, 1))
 	assert.Zero(t, n)

@@ -42,9 +42,9 @@ func (c *Cluster) StartOtherAPIServer(ctx context.Context) (*OtherAPIServer, err
 	return other, nil
 }
 
-// Cut stops everything between it and etcd, and Mend lets it pass again.
-func (s *OtherAPIServer) Cut()  { s.storage.Cut() }
-func (s *OtherAPIServer) Mend() { s.storage.Mend() }
+// Cut stops everything between it and etcd, and Restore lets it pass again.
+func (s *OtherAPIServer) Cut() error     { return s.storage.Cut() }
+func (s *OtherAPIServer) Restore() error { return s.storage.Restore() }
 
 // Stop ends it.
 func (s *OtherAPIServer) Stop(ctx context.Context) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // programOtherRuntime is the name of the second runtime among the components, and of
@@ -64,6 +66,6 @@ func (r *OtherRuntime) Stop(ctx context.Context) error {
 func (r *OtherRuntime) Endpoint() string { return "unix://" + otherContainerd.socket }
 
 // Containers returns its running containers.
-func (r *OtherRuntime) Containers(ctx context.Context) ([]Container, error) {
+func (r *OtherRuntime) Containers(ctx context.Context) ([]testnode.Container, error) {
 	return r.cluster.containersOf(ctx, otherContainerd.socket)
 }

@@ -1,20 +1,17 @@
 package embedded
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // markerEnv is set, with the cluster's folder as its value, in the environment
@@ -23,16 +20,9 @@ import (
 // processes from all others, with no window in which one is not yet recorded.
 const markerEnv = "KUBELET_GUARD_NODE"
 
-// identity names a process for good within one boot: ids are reused, an id
-// together with a start time is not.
-type identity struct {
-	PID       int    `json:"pid"`
-	StartTime uint64 `json:"startTime"`
-}
-
-// process is a started process, a child of this program or not.
+// process is a started process, a child of this program.
 type process struct {
-	identity
+	testnode.Process
 	// done is closed when the process has ended, and code is valid from then on.
 	done chan struct{}
 	code int
@@ -72,13 +62,13 @@ func (l launch) start(clusterDir string) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	startTime, err := processStartTime(cmd.Process.Pid)
+	identity, err := testnode.FindProcess(cmd.Process.Pid)
 	if err != nil {
 		// It cannot be gone: until Wait, it is at least a zombie.
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
 	p := &process{
-		identity:  identity{PID: cmd.Process.Pid, StartTime: startTime},
+		Process:   identity,
 		done:      make(chan struct{}),
 		code:      -1,
 		logOffset: offset,
@@ -92,37 +82,6 @@ func (l launch) start(clusterDir string) (*process, error) {
 	return p, nil
 }
 
-// open returns a pidfd, or -1 if the process has ended.
-func (id identity) open() (int, error) {
-	fd, err := unix.PidfdOpen(id.PID, 0)
-	if err == unix.ESRCH {
-		return -1, nil
-	}
-	if err != nil {
-		return -1, fmt.Errorf("opening process %d: %w", id.PID, err)
-	}
-	// Compared after the descriptor is held: from here on the id stays with it.
-	startTime, err := processStartTime(id.PID)
-	if err != nil || startTime != id.StartTime {
-		unix.Close(fd)
-		return -1, nil
-	}
-	return fd, nil
-}
-
-// signal sends a signal to this very process; one that has ended is no error.
-func (p *process) signal(sig unix.Signal) error {
-	fd, err := p.open()
-	if err != nil || fd < 0 {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && err != unix.ESRCH {
-		return fmt.Errorf("sending %s to process %d: %w", unix.SignalName(sig), p.PID, err)
-	}
-	return nil
-}
-
 func (p *process) running() bool {
 	select {
 	case <-p.done:
@@ -130,43 +89,6 @@ func (p *process) running() bool {
 	default:
 		return true
 	}
-}
-
-// processStartTime reads field 22 of /proc/<pid>/stat, in clock ticks since
-// boot.
-func processStartTime(pid int) (uint64, error) {
-	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return 0, err
-	}
-	return parseStartTime(stat)
-}
-
-func parseStartTime(stat []byte) (uint64, error) {
-	// The second field, the command in parentheses, may contain anything.
-	_, rest, found := bytes.Cut(stat[max(0, bytes.LastIndexByte(stat, ')')):], []byte(") "))
-	fields := bytes.Fields(rest)
-	const stateField, startTimeField = 3, 22
-	if !found || len(fields) <= startTimeField-stateField {
-		return 0, fmt.Errorf("/proc/<pid>/stat has an unknown form: %q", stat)
-	}
-	return strconv.ParseUint(string(fields[startTimeField-stateField]), 10, 64)
-}
-
-// ExitError reports a process that ended before it was healthy.
-type ExitError struct {
-	// Name is the component, such as kubelet.
-	Name string
-	// Code is the exit code, or -1 if a signal ended the process or the code is
-	// unknown because another program started it.
-	Code int
-	// LogTail is the end of what this start wrote to the log.
-	LogTail string
-}
-
-// Error includes the log's last lines: they name the reason.
-func (e *ExitError) Error() string {
-	return fmt.Sprintf("%s exited with code %d before it was healthy; the end of its log:\n%s", e.Name, e.Code, e.LogTail)
 }
 
 // logTail returns the last lines of a file from an offset on.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -14,51 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
-
-func TestParseStartTime(t *testing.T) {
-	const rest = " S 1 2 2 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1000 10"
-	for name, test := range map[string]struct {
-		stat string
-		want uint64
-		err  string
-	}{
-		"plain command":                    {stat: "42 (workload)" + rest, want: 4711},
-		"command with spaces":              {stat: "42 (a b c)" + rest, want: 4711},
-		"command that looks like the rest": {stat: "42 (x) S 1 2)" + rest, want: 4711},
-		"cut off":                          {stat: "42 (x) S 1 2", err: "unknown form"},
-		"empty":                            {stat: "", err: "unknown form"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := parseStartTime([]byte(test.stat))
-			if test.err != "" {
-				require.ErrorContains(t, err, test.err)
-				return
-			}
-			require.NoError(t, err)
-			require.Equal(t, test.want, got)
-		})
-	}
-}
-
-func TestIdentityIsOfOneProcess(t *testing.T) {
-	child := exec.Command("sleep", "60")
-	require.NoError(t, child.Start())
-	startTime, err := processStartTime(child.Process.Pid)
-	require.NoError(t, err)
-	id := identity{PID: child.Process.Pid, StartTime: startTime}
-
-	t.Run("another start time is another process", func(t *testing.T) {
-		p := &process{identity: identity{PID: id.PID, StartTime: id.StartTime + 1}}
-		require.NoError(t, p.signal(unix.SIGKILL))
-	})
-	t.Run("the process itself takes the signal", func(t *testing.T) {
-		require.NoError(t, (&process{identity: id}).signal(unix.SIGTERM))
-		require.ErrorContains(t, child.Wait(), "terminated")
-	})
-	t.Run("an ended process takes no signal", func(t *testing.T) {
-		require.NoError(t, (&process{identity: id}).signal(unix.SIGKILL))
-	})
-}
 
 func TestLaunch(t *testing.T) {
 	dir := t.TempDir()
@@ -108,15 +62,13 @@ func TestInParallel(t *testing.T) {
 		)
 		require.EqualError(t, err, "cause")
 	})
-	t.Run("the end of the caller's context is returned with what was awaited", func(t *testing.T) {
+	t.Run("the end of the caller's context ends them", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		err := inParallel(ctx, func(ctx context.Context) error {
+		require.ErrorContains(t, inParallel(ctx, func(ctx context.Context) error {
 			cancel()
 			<-ctx.Done()
 			return errors.New("waited for it")
-		})
-		require.ErrorIs(t, err, context.Canceled)
-		require.ErrorContains(t, err, "waited for it")
+		}), "waited for it")
 	})
 	t.Run("no error", func(t *testing.T) {
 		require.NoError(t, inParallel(t.Context(), func(context.Context) error { return nil }))
@@ -143,7 +95,7 @@ func TestKillMarkedLeavesOthersAlone(t *testing.T) {
 	start := func(dir string) *process {
 		p, err := launch{path: "/bin/sleep", args: []string{"60"}, log: filepath.Join(dir, "log")}.start(dir)
 		require.NoError(t, err)
-		t.Cleanup(func() { _ = p.signal(unix.SIGKILL); <-p.done })
+		t.Cleanup(func() { _ = p.Signal(unix.SIGKILL); <-p.done })
 		return p
 	}
 	// A folder whose name begins with the other's must not be taken for it.

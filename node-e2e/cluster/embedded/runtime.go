@@ -3,18 +3,14 @@ package embedded
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"time"
 
-	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework/unixsocket"
 )
 
@@ -166,47 +162,49 @@ func (c *Cluster) importImages(ctx context.Context, socket string) error {
 	})
 }
 
-// Container is one running container of a pod.
-type Container struct {
-	PodUID       string
-	PodNamespace string
-	PodName      string
-	// Name is the container's name in its pod.
-	Name string
-	// ID is the runtime's.
-	ID string
-	// PID is the container's first process, and StartTime its start in clock
-	// ticks since boot (field 22 of /proc/<pid>/stat): together they identify
-	// the process for good.
-	PID       int
-	StartTime uint64
-	// StartedAt is when the runtime started that process, by its own account.
-	StartedAt time.Time
-	// SandboxPID is the pod's pause process; 0 if the sandbox is not ready.
-	SandboxPID int
+// Runtime controls the node's container runtime. Containers keep running while it is
+// stopped or restarted.
+type Runtime struct {
+	*Component
+	testnode.Images
 }
 
-// Containers returns the containers of the node that run, as the runtime sees
-// them, whatever the API says.
-func (c *Cluster) Containers(ctx context.Context) ([]Container, error) {
-	return c.containersOf(ctx, containerdSocket)
+func (c *Cluster) newRuntime(component *Component) *Runtime {
+	return &Runtime{Component: component, Images: testnode.Images{Ctr: func(ctx context.Context, args ...string) (string, error) {
+		return c.RunOnNode(ctx, append([]string{filepath.Join(c.config.NodeDir, "ctr"), "--namespace=k8s.io"}, args...)...)
+	}}}
 }
 
-// containersOf is Containers for the runtime behind a socket of the node.
-func (c *Cluster) containersOf(ctx context.Context, socket string) ([]Container, error) {
-	var containers []Container
+// Containers implements testnode.Runtime.
+func (r *Runtime) Containers(ctx context.Context) ([]testnode.Container, error) {
+	return r.cluster.containersOf(ctx, containerdSocket)
+}
+
+// Dir implements testnode.Runtime.
+func (r *Runtime) Dir() string { return r.cluster.HostPath(nodeContainerd.root) }
+
+// StartOther implements testnode.Runtime.
+func (r *Runtime) StartOther(ctx context.Context) (testnode.OtherRuntime, error) {
+	other := r.cluster.otherRuntime
+	return other, other.Start(ctx)
+}
+
+// containersOf lists the running containers of the runtime behind a socket of the node.
+func (c *Cluster) containersOf(ctx context.Context, socket string) ([]testnode.Container, error) {
+	var containers []testnode.Container
 	err := c.withRuntime(socket, func(client runtimeapi.RuntimeServiceClient) error {
-		list, err := client.ListContainers(ctx, &runtimeapi.ListContainersRequest{
-			Filter: &runtimeapi.ContainerFilter{State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}},
-		})
+		list, err := testnode.List(ctx, client)
 		if err != nil {
 			return err
 		}
-		sandboxes := map[string]int{}
-		for _, listed := range list.GetContainers() {
-			container, err := describe(ctx, client, listed, sandboxes)
-			if status.Code(err) == codes.NotFound || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-				continue // it ended in between
+		for _, listed := range list {
+			container := listed.Container
+			if container.Process, err = testnode.FindProcess(listed.PID); testnode.Ended(err) {
+				continue
+			}
+			if err == nil && listed.SandboxPID != 0 {
+				// A sandbox that ended since the listing has no identity any more.
+				container.Sandbox, _ = testnode.FindProcess(listed.SandboxPID)
 			}
 			if err != nil {
 				return err
@@ -219,60 +217,6 @@ func (c *Cluster) containersOf(ctx context.Context, socket string) ([]Container,
 		return nil, fmt.Errorf("listing the containers of the runtime: %w", err)
 	}
 	return containers, nil
-}
-
-// describe completes a listed container by its process. It keeps the pids of
-// sandboxes, which several containers share.
-func describe(ctx context.Context, client runtimeapi.RuntimeServiceClient, listed *runtimeapi.Container, sandboxes map[string]int) (Container, error) {
-	answer, err := client.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: listed.GetId(), Verbose: true})
-	if err != nil {
-		return Container{}, err
-	}
-	pid, err := verbosePID(answer.GetInfo())
-	if err != nil {
-		return Container{}, fmt.Errorf("container %s: %w", listed.GetId(), err)
-	}
-	startTime, err := processStartTime(pid)
-	if err != nil {
-		return Container{}, err
-	}
-	sandbox, known := sandboxes[listed.GetPodSandboxId()]
-	if !known {
-		answer, err := client.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: listed.GetPodSandboxId(), Verbose: true})
-		if err != nil {
-			return Container{}, err
-		}
-		if answer.GetStatus().GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
-			if sandbox, err = verbosePID(answer.GetInfo()); err != nil {
-				return Container{}, fmt.Errorf("sandbox %s: %w", listed.GetPodSandboxId(), err)
-			}
-		}
-		sandboxes[listed.GetPodSandboxId()] = sandbox
-	}
-	labels := listed.GetLabels()
-	return Container{
-		PodUID:       labels["io.kubernetes.pod.uid"],
-		PodNamespace: labels["io.kubernetes.pod.namespace"],
-		PodName:      labels["io.kubernetes.pod.name"],
-		Name:         labels["io.kubernetes.container.name"],
-		ID:           listed.GetId(),
-		PID:          pid,
-		StartTime:    startTime,
-		StartedAt:    time.Unix(0, answer.GetStatus().GetStartedAt()),
-		SandboxPID:   sandbox,
-	}, nil
-}
-
-// verbosePID reads the process id from the part of a CRI answer that is the
-// runtime's own.
-func verbosePID(info map[string]string) (int, error) {
-	var verbose struct {
-		PID int `json:"pid"`
-	}
-	if err := json.Unmarshal([]byte(info["info"]), &verbose); err != nil {
-		return 0, fmt.Errorf("reading the verbose status: %w", err)
-	}
-	return verbose.PID, nil
 }
 
 // RuntimeSocket returns the container runtime's socket as it is found outside the

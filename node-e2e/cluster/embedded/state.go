@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // Names of files in a cluster's folder. The lock is held, in the kernel, by the
@@ -36,7 +38,7 @@ type state struct {
 	// has ended.
 	Detached bool `json:"detached"`
 	// Processes are those last started, by component.
-	Processes map[string]identity `json:"processes"`
+	Processes map[string]testnode.Process `json:"processes"`
 }
 
 func readState(dir string) (*state, error) {
@@ -128,12 +130,9 @@ func List(parent string) ([]Summary, error) {
 			Kubeconfig: filepath.Join(dir, kubeconfigFile),
 		}
 		for name, id := range s.Processes {
-			fd, err := id.open()
-			if s.BootID != boot || err != nil || fd < 0 {
-				continue
+			if alive, err := id.Alive(); s.BootID == boot && err == nil && alive {
+				summary.Parts = append(summary.Parts, name)
 			}
-			unix.Close(fd)
-			summary.Parts = append(summary.Parts, name)
 		}
 		slices.Sort(summary.Parts)
 		summary.Running = s.Ready && len(summary.Parts) == len(s.Processes)

@@ -91,8 +91,8 @@ func TestNodeKubeletRestarts(t *testing.T) {
 		for _, container := range before {
 			require.NotEmpty(t, container.ID)
 			require.NotEmpty(t, container.PodUID)
-			require.NotEmpty(t, container.Namespace)
-			require.NotEmpty(t, container.Pod)
+			require.NotEmpty(t, container.PodNamespace)
+			require.NotEmpty(t, container.PodName)
 			require.NotEmpty(t, container.Name)
 			require.Positive(t, container.PID)
 			require.WithinDuration(t, time.Now(), container.StartedAt, 24*time.Hour)

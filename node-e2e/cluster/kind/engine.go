@@ -23,6 +23,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 const (
@@ -274,17 +276,17 @@ func (e engine) stop(ctx context.Context) error {
 			return err
 		}
 	}
-	pid, err := e.pid()
+	process, err := e.process()
 	if err != nil {
 		return err
 	}
-	if pid != 0 {
-		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("ending dockerd (process %d): %w", pid, err)
+	if process != (testnode.Process{}) {
+		if err := process.Signal(unix.SIGTERM); err != nil {
+			return fmt.Errorf("ending dockerd: %w", err)
 		}
 		err := poll(ctx, engineStop, 100*time.Millisecond, func(context.Context) error {
-			if unix.Kill(pid, 0) == nil && !zombie(pid) {
-				return fmt.Errorf("dockerd (process %d) is still there", pid)
+			if alive, err := process.Alive(); err != nil || alive {
+				return fmt.Errorf("dockerd (%s) is still there: %w", process, err)
 			}
 			return nil
 		})
@@ -336,35 +338,29 @@ func removeRules(ctx context.Context, bridge string) error {
 	return nil
 }
 
-// pid is the process of an own engine, 0 if there is none.
-func (e engine) pid() (int, error) {
+// process is the process of an own engine, empty if there is none.
+func (e engine) process() (testnode.Process, error) {
 	content, err := os.ReadFile(e.pidFile())
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return testnode.Process{}, nil
 	}
 	if err != nil {
-		return 0, err
+		return testnode.Process{}, err
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(content)))
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", e.pidFile(), err)
+		return testnode.Process{}, fmt.Errorf("%s: %w", e.pidFile(), err)
+	}
+	process, err := testnode.FindProcess(pid)
+	if err != nil {
+		return testnode.Process{}, nil
 	}
 	// After a crash, the number may be another program's by now.
 	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || !strings.Contains(string(command), e.configFile()) {
-		return 0, nil
+		return testnode.Process{}, nil
 	}
-	return pid, nil
-}
-
-// zombie reports whether a process has ended and is only not yet waited for.
-func zombie(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	_, after, _ := strings.Cut(string(stat), ") ")
-	return strings.HasPrefix(after, "Z")
+	return process, nil
 }
 
 // installPackages installs the Debian packages of programs that are not there.

@@ -1,9 +1,7 @@
 package kind
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,17 +10,16 @@ import (
 	"os"
 	"os/exec"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // kubeletStart is how long a kubelet may take from its start until it is healthy; it
@@ -167,66 +164,17 @@ func (n *Node) setLink(ctx context.Context, set func(netlink.Link) error) error 
 	return nil
 }
 
-// Container is one running container of a pod.
-type Container struct {
-	// ID is the runtime's.
-	ID        string
-	PodUID    string
-	Namespace string
-	Pod       string
-	// Name is the container's name in its pod.
-	Name string
-	// PID is the container's first process, as the node numbers processes.
-	PID int
-	// StartedAt is when the runtime started that process.
-	StartedAt time.Time
-}
-
 // Containers returns the containers of pods that run on the node, as its runtime sees
-// them, whatever the API says, in the order of their names. It works while the node is disconnected, but not while
-// it is paused.
-func (n *Node) Containers(ctx context.Context) ([]Container, error) {
-	var containers []Container
-	err := n.withRuntime(ctx, func(client runtimeapi.RuntimeServiceClient) error {
-		list, err := client.ListContainers(ctx, &runtimeapi.ListContainersRequest{
-			Filter: &runtimeapi.ContainerFilter{State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}},
-		})
-		if err != nil {
-			return err
-		}
-		for _, listed := range list.GetContainers() {
-			answer, err := client.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: listed.GetId(), Verbose: true})
-			if status.Code(err) == codes.NotFound {
-				continue // it ended in between
-			}
-			if err != nil {
-				return err
-			}
-			var verbose struct {
-				PID int `json:"pid"`
-			}
-			if err := json.Unmarshal([]byte(answer.GetInfo()["info"]), &verbose); err != nil {
-				return fmt.Errorf("container %s: %w", listed.GetId(), err)
-			}
-			labels := listed.GetLabels()
-			containers = append(containers, Container{
-				ID:        listed.GetId(),
-				PodUID:    labels["io.kubernetes.pod.uid"],
-				Namespace: labels["io.kubernetes.pod.namespace"],
-				Pod:       labels["io.kubernetes.pod.name"],
-				Name:      labels["io.kubernetes.container.name"],
-				PID:       verbose.PID,
-				StartedAt: time.Unix(0, answer.GetStatus().GetStartedAt()),
-			})
-		}
-		return nil
+// them, whatever the API says, sorted by their names. Their PIDs are the node's. It works
+// while the node is disconnected, but not while it is paused.
+func (n *Node) Containers(ctx context.Context) (containers []testnode.Listed, err error) {
+	err = n.withRuntime(ctx, func(client runtimeapi.RuntimeServiceClient) error {
+		containers, err = testnode.List(ctx, client)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("containers of %s: %w", n.name, err)
 	}
-	slices.SortFunc(containers, func(a, b Container) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-	})
 	return containers, nil
 }
 
