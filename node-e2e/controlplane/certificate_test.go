@@ -68,8 +68,7 @@ func webhookRestarts(ctx context.Context) map[string]int32 {
 func expectServed(ctx context.Context, old []byte, restarts map[string]int32) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
-		secret, err := client.CoreV1().Secrets(guardNamespace).Get(ctx, certificateSecret, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		secret := framework.Try(client.CoreV1().Secrets(guardNamespace).Get(ctx, certificateSecret, metav1.GetOptions{})).In(g)
 		g.Expect(secret.Data).To(HaveKeyWithValue(corev1.TLSCertKey, Not(BeEmpty())))
 		g.Expect(secret.Data[corev1.TLSCertKey]).NotTo(Equal(old), "the certificate in the Secret is the old one")
 		want := readCertificate(secret.Data[corev1.TLSCertKey])
@@ -77,8 +76,7 @@ func expectServed(ctx context.Context, old []byte, restarts map[string]int32) {
 		pods := webhookPods(ctx)
 		g.Expect(pods).To(HaveLen(webhookReplicas))
 		for i := range pods {
-			got, err := served(ctx, &pods[i])
-			g.Expect(err).NotTo(HaveOccurred())
+			got := framework.Try(served(ctx, &pods[i])).In(g)
 			g.Expect(got.Equal(want)).To(BeTrue(), "pod %s serves a certificate that ends at %s", pods[i].Name, got.NotAfter)
 		}
 		g.Expect(webhookRestarts(ctx)).To(Equal(restarts), "restarts")
@@ -130,8 +128,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 		authority := secrets().Data["ca.crt"]
 		Expect(authority).NotTo(Equal(old.Data["ca.crt"]))
 		Eventually(ctx, func(g Gomega) {
-			configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, "kubelet-guard", metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			configuration := framework.Try(client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, "kubelet-guard", metav1.GetOptions{})).In(g)
 			for _, webhook := range configuration.Webhooks {
 				g.Expect(webhook.ClientConfig.CABundle).To(Equal(authority), webhook.Name)
 			}

@@ -179,8 +179,7 @@ var _ = Describe("deletion-protection: always", Label(labelPolicies), func() {
 		By("deleting the namespace")
 		Expect(client.CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
 		Eventually(ctx, func(g Gomega) {
-			object, err := client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			object := framework.Try(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})).In(g)
 			g.Expect(object.Status.Conditions).To(ContainElement(And(
 				HaveField("Type", corev1.NamespaceDeletionContentFailure),
 				HaveField("Status", corev1.ConditionTrue),

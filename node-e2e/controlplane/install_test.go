@@ -75,8 +75,7 @@ func install(ctx context.Context, overlay string) {
 func awaitWebhook(ctx context.Context) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
-		deployment, err := client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		deployment := framework.Try(client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})).In(g)
 		status := deployment.Status
 		g.Expect(status.ObservedGeneration).To(Equal(deployment.Generation), "the roll-out is not seen yet")
 		g.Expect([]int32{status.Replicas, status.UpdatedReplicas, status.AvailableReplicas}).
@@ -85,8 +84,7 @@ func awaitWebhook(ctx context.Context) {
 	}).WithTimeout(rolloutWait).Should(Succeed(), "roll-out of the webhook")
 	// A replica that is stopping still answers, as it was started.
 	Eventually(ctx, func(g Gomega) {
-		pods, err := client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})
-		g.Expect(err).NotTo(HaveOccurred())
+		pods := framework.Try(client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})).In(g)
 		g.Expect(pods.Items).To(HaveLen(webhookReplicas), "pods of the webhook, terminating ones included")
 	}).WithTimeout(rolloutWait).Should(Succeed(), "the end of the webhook's earlier pods")
 	webhookinstall.AwaitCertificate(ctx, client, rolloutWait)
@@ -161,8 +159,7 @@ func scaleWebhook(ctx context.Context, replicas int) {
 		return
 	}
 	Eventually(ctx, func(g Gomega) {
-		pods, err := client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})
-		g.Expect(err).NotTo(HaveOccurred())
+		pods := framework.Try(client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})).In(g)
 		g.Expect(pods.Items).To(BeEmpty(), "pods of the webhook")
 	}).WithTimeout(rolloutWait).Should(Succeed(), "end of the webhook's pods")
 }

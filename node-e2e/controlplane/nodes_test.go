@@ -111,8 +111,7 @@ func createNodePolicy(ctx context.Context, policy *unstructured.Unstructured) {
 }
 
 func nodePolicyStatus(ctx context.Context, g Gomega, name string) guardv1alpha1.NodeDeletionPolicyStatus {
-	read, err := dynamicClient.Resource(nodePolicyResource).Get(ctx, name, metav1.GetOptions{})
-	g.Expect(err).NotTo(HaveOccurred())
+	read := framework.Try(dynamicClient.Resource(nodePolicyResource).Get(ctx, name, metav1.GetOptions{})).In(g)
 	policy := &guardv1alpha1.NodeDeletionPolicy{}
 	g.Expect(runtime.DefaultUnstructuredConverter.FromUnstructured(read.Object, policy)).To(Succeed())
 	return policy.Status
@@ -369,8 +368,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 			}
 		}
 		Eventually(ctx, func(g Gomega) {
-			configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			configuration := framework.Try(client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})).In(g)
 			g.Expect(fmt.Sprint(configuration.Webhooks)).To(ContainSubstring(key(len(selectors) - 1)))
 		}).WithTimeout(cacheWait).Should(Succeed(), "the entry of the pools")
 

@@ -98,8 +98,7 @@ const namespaceEnd = 90 * time.Second
 // awaitNamespacesGone waits until no namespace of a spec is left: one that hangs is a fault.
 func awaitNamespacesGone(ctx context.Context) {
 	Eventually(ctx, func(g Gomega) {
-		namespaces, err := client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		namespaces := framework.Try(client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})).In(g)
 		var left []string
 		for _, namespace := range namespaces.Items {
 			if !strings.HasPrefix(namespace.Name, specNamespacePrefix) {

@@ -60,8 +60,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 			Expect(as.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})).To(Succeed())
 		}
 		Eventually(ctx, func(g Gomega) {
-			configuration, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			configuration := framework.Try(client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})).In(g)
 			g.Expect(configuration.Webhooks).To(ContainElement(HaveField("Name", "pool.node-deletion.kubelet-guard.io")))
 		}).WithTimeout(cacheWait).Should(Succeed(), "the entry of the pools")
 

@@ -79,8 +79,7 @@ func createBudget(ctx context.Context, namespace string, budget *policyv1.PodDis
 func awaitAllowed(ctx context.Context, namespace, name string, allowed int) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
-		budget, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, name, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		budget := framework.Try(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
 		g.Expect(budget.Status.ObservedGeneration).To(Equal(budget.Generation))
 		g.Expect(budget.Status.DisruptedPods).To(BeEmpty(), "unconfirmed disruptions")
 		g.Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(allowed), "allowed disruptions")
@@ -467,8 +466,7 @@ var _ = Describe("deletion of protected pods", func() {
 	}
 	sameUID := func(pod *corev1.Pod) func(Gomega, context.Context) {
 		return func(g Gomega, ctx context.Context) {
-			live, err := client.CoreV1().Pods(namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			live := framework.Try(client.CoreV1().Pods(namespace).Get(ctx, pod.Name, metav1.GetOptions{})).In(g)
 			g.Expect(live.UID).To(Equal(pod.UID), "UID of %s", pod.Name)
 			g.Expect(live.DeletionTimestamp).To(BeNil(), "deletion of %s", pod.Name)
 		}
@@ -607,10 +605,8 @@ var _ = Describe("deletion of protected pods", func() {
 		}).WithTimeout(controllerReaction).Should(Succeed(), "the deletion of the pods")
 		By("keeping what the pod uses while it ends")
 		Consistently(ctx, func(g Gomega) {
-			_, err := client.CoreV1().Secrets(namespace).Get(ctx, "used", metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
-			_, err = client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			framework.Try(client.CoreV1().Secrets(namespace).Get(ctx, "used", metav1.GetOptions{})).In(g)
+			framework.Try(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})).In(g)
 		}).WithTimeout(controllerQuiet).Should(Succeed())
 		By("having written the record of the one that went at once")
 		record := framework.Must(getRecord(ctx, lost.UID))

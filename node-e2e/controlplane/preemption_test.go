@@ -85,8 +85,7 @@ var _ = Describe("preemption", func() {
 				}
 			}
 			Eventually(ctx, func(g Gomega) {
-				pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=other"})
-				g.Expect(err).NotTo(HaveOccurred())
+				pods := framework.Try(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=other"})).In(g)
 				g.Expect(pods.Items).To(ContainElement(HaveField("Spec.NodeName", node)))
 			}).WithTimeout(podStart).Should(Succeed(), "the other pod to be on the node")
 			preemptor := newPod("important", nil)
@@ -101,8 +100,7 @@ var _ = Describe("preemption", func() {
 			Expect(client.CoreV1().Pods(namespace).Delete(ctx, "important", *metav1.NewDeleteOptions(0))).To(Succeed())
 			Eventually(ctx, func(g Gomega) {
 				end(ctx)
-				pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=other"})
-				g.Expect(err).NotTo(HaveOccurred())
+				pods := framework.Try(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=other"})).In(g)
 				g.Expect(pods.Items).To(BeEmpty(), "pods of the other victim's ReplicaSet")
 			}).WithTimeout(podStart).Should(Succeed())
 			return len(deleted)

@@ -41,8 +41,7 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		deployment.Spec.Template.Labels[labelExplicitDeletion] = "required"
 		framework.Must(client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{}))
 		Eventually(ctx, func(g Gomega) {
-			events, err := client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
-			g.Expect(err).NotTo(HaveOccurred())
+			events := framework.Try(client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})).In(g)
 			g.Expect(events.Items).To(ContainElement(HaveField("Message", ContainSubstring("kubectl label namespace "+namespace))))
 		}).WithTimeout(controllerWait).Should(Succeed(), "an event of the ReplicaSet")
 	}, SpecTimeout(specTimeout))

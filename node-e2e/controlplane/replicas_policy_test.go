@@ -153,13 +153,10 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		framework.Must(ordinary.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.StrategicMergePatchType,
 			[]byte(`{"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`), metav1.PatchOptions{}))
 		Eventually(ctx, func(g Gomega) {
-			var sets *appsv1.ReplicaSetList
-			sets, err := client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			sets := framework.Try(client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})).In(g)
 			g.Expect(sets.Items).To(HaveLen(2), "ReplicaSets")
 			g.Expect(sets.Items).To(ContainElement(HaveField("Status.Replicas", BeZero())), "the old ReplicaSet")
-			now, err := client.AppsV1().Deployments(namespace).Get(ctx, "web", metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			now := framework.Try(client.AppsV1().Deployments(namespace).Get(ctx, "web", metav1.GetOptions{})).In(g)
 			g.Expect(now.Generation).To(BeNumerically(">", created.Generation))
 			g.Expect(now.Status.UpdatedReplicas).To(BeEquivalentTo(1), "updated replicas")
 		}).WithTimeout(podStart).Should(Succeed(), "the roll-out to complete")

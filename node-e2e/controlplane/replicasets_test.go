@@ -69,8 +69,7 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 		createDeployment(ctx, namespace, newDeployment("web", 0, nil))
 		var set *appsv1.ReplicaSet
 		Eventually(ctx, func(g Gomega) {
-			sets, err := client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			sets := framework.Try(client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})).In(g)
 			g.Expect(sets.Items).To(HaveLen(1))
 			set = &sets.Items[0]
 		}).WithTimeout(controllerWait).Should(Succeed())

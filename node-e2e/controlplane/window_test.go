@@ -72,8 +72,7 @@ func createWindow(ctx context.Context, namespace string, object *unstructured.Un
 }
 
 func windowStatus(ctx context.Context, g Gomega, namespace, name string) guardv1alpha1.OperationWindowStatus {
-	read, err := dynamicClient.Resource(windowResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
-	g.Expect(err).NotTo(HaveOccurred())
+	read := framework.Try(dynamicClient.Resource(windowResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
 	object := &guardv1alpha1.OperationWindow{}
 	g.Expect(runtime.DefaultUnstructuredConverter.FromUnstructured(read.Object, object)).To(Succeed())
 	return object.Status
@@ -177,8 +176,7 @@ var _ = Describe("operation windows", func() {
 		framework.Must(overrider.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, fmt.Appendf(nil,
 			`{"metadata":{"annotations":{%q:%q}},"spec":{"template":{"metadata":{"annotations":{"roll":"out"}}}}}`, annotationOverride, overrideFor(time.Hour, "INC-2")), metav1.PatchOptions{}))
 		Eventually(ctx, func(g Gomega) {
-			sets, err := client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			sets := framework.Try(client.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})).In(g)
 			g.Expect(sets.Items).To(ConsistOf(HaveField("Status.Replicas", BeZero()), HaveField("Status.AvailableReplicas", BeEquivalentTo(1))))
 		}).WithTimeout(podStart).Should(Succeed(), "the roll-out")
 	}, SpecTimeout(specTimeout))

@@ -168,8 +168,7 @@ func (w *colocated) awaitAdmission(ctx context.Context) {
 	GinkgoHelper()
 	restarts, last := 1, time.Now()
 	Eventually(ctx, func(g Gomega) {
-		gone, err := ended(ctx, w.unprotected...)
-		g.Expect(err).NotTo(HaveOccurred())
+		gone := framework.Try(ended(ctx, w.unprotected...)).In(g)
 		if len(gone) == 0 && time.Since(last) > killTimeout {
 			restartKubelet(ctx, w.node)
 			restarts, last = restarts+1, time.Now()
@@ -222,8 +221,7 @@ func (w *colocated) awaitRelief(ctx context.Context) {
 	GinkgoHelper()
 	restarts, last := 1, time.Now()
 	Eventually(ctx, func(g Gomega) {
-		states, err := w.states(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		states := framework.Try(w.states(ctx)).In(g)
 		if states[guard.Held] > 0 && time.Since(last) > killTimeout {
 			restartKubelet(ctx, w.node)
 			restarts, last = restarts+1, time.Now()

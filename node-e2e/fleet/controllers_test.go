@@ -37,8 +37,7 @@ func compareEnds(ctx context.Context, what string, since time.Time, pods map[*ki
 			if took[node] != 0 {
 				continue
 			}
-			gone, err := ended(ctx, pods[node]...)
-			g.Expect(err).NotTo(HaveOccurred())
+			gone := framework.Try(ended(ctx, pods[node]...)).In(g)
 			if len(gone) == len(pods[node]) {
 				took[node] = time.Since(since)
 			}
@@ -152,8 +151,7 @@ var _ = Describe("A controller", func() {
 		}
 		Eventually(ctx, func(g Gomega) {
 			for _, node := range workers() {
-				job, err := client.BatchV1().Jobs(s.namespace).Get(ctx, "job-"+node.Pool(), metav1.GetOptions{})
-				g.Expect(err).NotTo(HaveOccurred())
+				job := framework.Try(client.BatchV1().Jobs(s.namespace).Get(ctx, "job-"+node.Pool(), metav1.GetOptions{})).In(g)
 				g.Expect(job.Status.Conditions).To(ContainElement(And(
 					HaveField("Type", batchv1.JobComplete), HaveField("Status", corev1.ConditionTrue))), fmt.Sprintf("conditions of %s", job.Name))
 				g.Expect(job.Status.Failed).To(BeZero(), "failed pods of %s", job.Name)

@@ -116,8 +116,7 @@ var _ = Describe("A node whose object is deleted", Label(labelAway), func() {
 				if left == 0 && gone[node] == 0 {
 					gone[node] = time.Since(started)
 				}
-				deployment, err := client.AppsV1().Deployments(s.namespace).Get(ctx, "web-"+node.Pool(), metav1.GetOptions{})
-				g.Expect(err).NotTo(HaveOccurred())
+				deployment := framework.Try(client.AppsV1().Deployments(s.namespace).Get(ctx, "web-"+node.Pool(), metav1.GetOptions{})).In(g)
 				if deployment.Status.AvailableReplicas < minAvailable {
 					StopTrying(fmt.Sprintf("Deployment %s has %d available replicas", deployment.Name, deployment.Status.AvailableReplicas)).Now()
 				}
@@ -164,8 +163,7 @@ func setTaint(ctx context.Context, node *kind.Node, key string, on bool) {
 // evictAll asks for the eviction of the scene's pods on a node, and returns how many
 // there are.
 func (s *scene) evictAll(g Gomega, ctx context.Context, node *kind.Node) int {
-	pods, err := client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node.Name()})
-	g.Expect(err).NotTo(HaveOccurred())
+	pods := framework.Try(client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node.Name()})).In(g)
 	for _, pod := range pods.Items {
 		if pod.DeletionTimestamp != nil {
 			continue

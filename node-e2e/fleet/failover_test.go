@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 const (
@@ -143,8 +144,7 @@ func (s *scene) runFailover(ctx context.Context) {
 func (s *scene) expectFailedOver(g Gomega, ctx context.Context, way string, lost []*kind.Node) {
 	apps, _ := failoverApps(way)
 	for app := range apps {
-		pods, err := client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})
-		g.Expect(err).NotTo(HaveOccurred())
+		pods := framework.Try(client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})).In(g)
 		g.Expect(slices.ContainsFunc(pods.Items, func(pod corev1.Pod) bool {
 			return !slices.Contains(namesOf(lost), pod.Spec.NodeName) && pod.DeletionTimestamp == nil && podReady(&pod)
 		})).To(BeTrue(), fmt.Sprintf("a ready successor of the pod of %s in %s", app, s.namespace))

@@ -63,9 +63,7 @@ func awaitGuardState(ctx context.Context, pod *subject, state guard.State, cause
 	GinkgoHelper()
 	var found *guard.PodState
 	Eventually(ctx, func(g Gomega) {
-		var err error
-		found, err = guardPod(ctx, pod)
-		g.Expect(err).NotTo(HaveOccurred())
+		found = framework.Try(guardPod(ctx, pod)).In(g)
 		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.State).To(Equal(state), "state of pod %s: %+v", pod, found)
 		held := []guard.Cause{}
@@ -81,8 +79,7 @@ func awaitGuardState(ctx context.Context, pod *subject, state guard.State, cause
 func awaitHeldCondition(ctx context.Context, pod *subject, cause guard.Cause) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
-		object, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		object := framework.Try(client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
 		condition := framework.PodCondition(object, guard.PodKillRefused)
 		g.Expect(condition).NotTo(BeNil(), "condition %s", guard.PodKillRefused)
 		g.Expect(condition.Status).To(Equal(corev1.ConditionTrue))

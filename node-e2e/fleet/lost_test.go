@@ -8,6 +8,7 @@ import (
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -74,8 +75,7 @@ func (a abandoned) awaitDeletion(ctx context.Context) {
 	awaitUnreachable(ctx, workers()...)
 	Eventually(ctx, func(g Gomega) {
 		for _, pod := range a.leaving.all() {
-			object, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			object := framework.Try(client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
 			g.Expect(object.DeletionTimestamp).NotTo(BeNil(), "deletion of pod %s", pod)
 		}
 	}).WithTimeout(stay+taintEviction).Should(Succeed(), "taint eviction deletes the pods")

@@ -32,8 +32,7 @@ func awaitReady(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
 		for _, node := range nodes {
-			object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			object := framework.Try(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})).In(g)
 			g.Expect(readiness(object)).To(Equal(corev1.ConditionTrue), "condition Ready of node %s", node.Name())
 			for _, taint := range object.Spec.Taints {
 				g.Expect(taint.Key).NotTo(BeElementOf(corev1.TaintNodeUnreachable, corev1.TaintNodeNotReady), "taint of node %s", node.Name())
@@ -47,8 +46,7 @@ func awaitUnreachable(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
 		for _, node := range nodes {
-			object, err := client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			object := framework.Try(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})).In(g)
 			g.Expect(object.Spec.Taints).To(ContainElement(And(
 				HaveField("Key", corev1.TaintNodeUnreachable), HaveField("Effect", corev1.TaintEffectNoExecute))), "taints of node %s", node.Name())
 		}

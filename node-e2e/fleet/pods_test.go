@@ -310,8 +310,7 @@ func (s *scene) createBudget(ctx context.Context, app string, minAvailable, allo
 		},
 	}, metav1.CreateOptions{}))
 	Eventually(ctx, func(g Gomega) {
-		budget, err := budgets.Get(ctx, app, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		budget := framework.Try(budgets.Get(ctx, app, metav1.GetOptions{})).In(g)
 		g.Expect(budget.Status.ObservedGeneration).To(Equal(budget.Generation))
 		g.Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(allowed), "allowed disruptions")
 	}).WithTimeout(apiLag).Should(Succeed(), "the count of budget %s", app)
@@ -373,8 +372,7 @@ func (s *scene) awaitRunning(ctx context.Context, count int, selected func(*core
 	GinkgoHelper()
 	var found []*subject
 	Eventually(ctx, func(g Gomega) {
-		list, err := client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		list := framework.Try(client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{})).In(g)
 		found = nil
 		var waiting []string
 		for i := range list.Items {
@@ -438,8 +436,7 @@ func ended(ctx context.Context, subjects ...*subject) ([]*subject, error) {
 // expectRunning checks that the containers of the start still run. One that does not is
 // a failure whatever the next attempt at the spec says.
 func expectRunning(g Gomega, ctx context.Context, subjects ...*subject) {
-	gone, err := ended(ctx, subjects...)
-	g.Expect(err).NotTo(HaveOccurred())
+	gone := framework.Try(ended(ctx, subjects...)).In(g)
 	for _, s := range gone {
 		specLog.Stand("the container of pod %s had to run on and has ended", s)
 	}
@@ -495,8 +492,7 @@ func deleteExplicitly(ctx context.Context, options metav1.DeleteOptions, subject
 // there, not being deleted, Running and Ready.
 func expectAPIShowsRunning(g Gomega, ctx context.Context, subjects ...*subject) {
 	for _, s := range subjects {
-		pod, err := client.CoreV1().Pods(s.namespace).Get(ctx, s.name, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		pod := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, s.name, metav1.GetOptions{})).In(g)
 		g.Expect(pod.UID).To(Equal(s.uid), "UID of pod %s", s)
 		g.Expect(pod.DeletionTimestamp).To(BeNil(), "deletion of pod %s", s)
 		g.Expect(pod.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s (%s)", s, pod.Status.Reason)

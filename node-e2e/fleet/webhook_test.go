@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 	"kubelet-guard.io/node-e2e/images"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
@@ -84,8 +85,7 @@ func awaitWebhook(ctx context.Context) {
 	GinkgoHelper()
 	configMaps := client.CoreV1().ConfigMaps(newNamespace(ctx, withWebhook))
 	Eventually(ctx, func(g Gomega) {
-		answer, err := webhookinstall.Probe(ctx, configMaps)
-		g.Expect(err).NotTo(HaveOccurred())
+		answer := framework.Try(webhookinstall.Probe(ctx, configMaps)).In(g)
 		// An API server that does not reach the webhook answers with another code.
 		g.Expect(apierrors.IsForbidden(answer)).To(BeTrue(), "the answer to a delete that must be refused: %v", answer)
 	}).WithTimeout(webhookWait).Should(Succeed(), "the webhook's rules are in force")

@@ -9,8 +9,23 @@ import (
 // spec at the caller's line.
 func Must[T any](value T, err error) T {
 	ginkgo.GinkgoHelper()
-	gomega.Expect(err).NotTo(gomega.HaveOccurred())
-	return value
+	return Try(value, err).In(gomega.Default)
+}
+
+// Try is Must for a function of Eventually or Consistently: Try(f()).In(g).
+func Try[T any](value T, err error) Result[T] { return Result[T]{value, err} }
+
+// Result is what a call returned.
+type Result[T any] struct {
+	value T
+	err   error
+}
+
+// In returns the value. An error fails the attempt.
+func (r Result[T]) In(g gomega.Gomega) T {
+	ginkgo.GinkgoHelper()
+	g.Expect(r.err).NotTo(gomega.HaveOccurred())
+	return r.value
 }
 
 // ErrorOf returns only the error of a call. Gomega's own Expect(f()).Error() does not fit

@@ -11,6 +11,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -36,8 +37,7 @@ var _ = Describe("A kubelet restart without room for temporary files and under m
 		expectHeld := func(g Gomega) {
 			for i, cause := range []guard.Cause{guard.AdmissionRejected, guard.Evicted} {
 				pods[i].expectAlive(g)
-				found, err := guardPod(ctx, pods[i].uid)
-				g.Expect(err).NotTo(HaveOccurred())
+				found := framework.Try(guardPod(ctx, pods[i].uid)).In(g)
 				g.Expect(heldFor(found)).To(Or(ContainElement(cause), ContainElement(guard.AdmissionRejected)), "causes of pod %s in %s", pods[i], guard.PodsPath)
 			}
 		}

@@ -281,25 +281,21 @@ func (c *chaosRun) look(g Gomega, ctx context.Context) sighting {
 		containers: map[types.UID]testnode.Container{}, objects: map[types.UID]*corev1.Pod{},
 		guarded: map[types.UID]*guard.PodState{},
 	}
-	running, err := provider.Node().Runtime().Containers(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
+	running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
 	for _, container := range running {
 		if container.PodNamespace == c.namespace {
 			s.containers[types.UID(container.PodUID)] = container
 		}
 	}
-	objects, err := client.CoreV1().Pods(c.namespace).List(ctx, metav1.ListOptions{})
-	g.Expect(err).NotTo(HaveOccurred())
+	objects := framework.Try(client.CoreV1().Pods(c.namespace).List(ctx, metav1.ListOptions{})).In(g)
 	for i := range objects.Items {
 		s.objects[objects.Items[i].UID] = &objects.Items[i]
 	}
-	list, err := readGuardPods(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
+	list := framework.Try(readGuardPods(ctx)).In(g)
 	for i := range list.Items {
 		s.guarded[list.Items[i].UID] = &list.Items[i]
 	}
-	s.saved, err = savedPods()
-	g.Expect(err).NotTo(HaveOccurred())
+	s.saved = framework.Try(savedPods()).In(g)
 	return s
 }
 
@@ -480,8 +476,7 @@ func (c *chaosRun) expectFiles(ctx context.Context, what string) {
 		}
 	}
 	Eventually(func(g Gomega) {
-		saved, err := savedPods()
-		g.Expect(err).NotTo(HaveOccurred())
+		saved := framework.Try(savedPods()).In(g)
 		for uid := range saved {
 			i := slices.IndexFunc(c.pods, func(p *chaosPod) bool { return p.uid == uid })
 			g.Expect(i).NotTo(Equal(-1), "the file %s is of a pod of this run", uid)

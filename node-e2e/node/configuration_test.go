@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -135,22 +136,19 @@ var _ = Describe("Guard metrics", Label(labelGuarded), func() {
 		Expect(mustReadMetrics(ctx).sum(protectedPods)).To(BeZero(), protectedPods)
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))
 		Eventually(func(g Gomega) {
-			metrics, err := readMetrics(ctx)
-			g.Expect(err).NotTo(HaveOccurred())
+			metrics := framework.Try(readMetrics(ctx)).In(g)
 			g.Expect(metrics.sum(protectedPods)).To(BeEquivalentTo(1), protectedPods)
 			expectState(g, ctx, pods[0], guard.Protected)
 			g.Expect(guardPod(ctx, pods[1].uid)).To(BeNil(), "the unprotected pod in %s", guard.PodsPath)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 		s.hold(ctx, pods[0])
 		Eventually(func(g Gomega) {
-			metrics, err := readMetrics(ctx)
-			g.Expect(err).NotTo(HaveOccurred())
+			metrics := framework.Try(readMetrics(ctx)).In(g)
 			g.Expect(metrics.sum(oldestHold)).To(BeNumerically(">=", 1), oldestHold)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})
 		Eventually(func(g Gomega) {
-			metrics, err := readMetrics(ctx)
-			g.Expect(err).NotTo(HaveOccurred())
+			metrics := framework.Try(readMetrics(ctx)).In(g)
 			g.Expect(metrics.sum(protectedPods)).To(BeZero(), protectedPods)
 			g.Expect(metrics.sum(oldestHold)).To(BeZero(), oldestHold)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())

@@ -66,8 +66,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 		s.patch(ctx, pod, `{"spec":{"containers":[{"name":"`+workloadContainer+`","image":"`+embedded.PauseImage+`"}]}}`)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		Eventually(func(g Gomega) {
-			object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
 			g.Expect(object.Status.ContainerStatuses).To(HaveLen(1))
 			status := object.Status.ContainerStatuses[0]
 			g.Expect(status.State.Running).NotTo(BeNil(), "state of the container: %+v", status.State)
@@ -112,8 +111,7 @@ func (s *scene) awaitStatic(ctx context.Context, mirror string) *subject {
 	GinkgoHelper()
 	found := &subject{name: mirror, namespace: s.namespace}
 	Eventually(func(g Gomega) {
-		running, err := provider.Node().Runtime().Containers(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
 		var own []testnode.Process
 		for _, c := range running {
 			if alive, err := c.Process.Alive(); c.PodNamespace == s.namespace && c.PodName == mirror && (alive || err != nil) {
@@ -130,8 +128,7 @@ func (s *scene) awaitStatic(ctx context.Context, mirror string) *subject {
 func (s *scene) awaitPhase(ctx context.Context, pod *corev1.Pod, phase corev1.PodPhase) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
-		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.Name, metav1.GetOptions{})).In(g)
 		g.Expect(object.Status.Phase).To(Equal(phase), "phase of pod %s", pod.Name)
 	}).WithContext(ctx).WithTimeout(podStart).Should(Succeed(), "pod %s ends as %s", pod.Name, phase)
 }
@@ -139,8 +136,7 @@ func (s *scene) awaitPhase(ctx context.Context, pod *corev1.Pod, phase corev1.Po
 func (s *scene) awaitRestarts(ctx context.Context, pod *corev1.Pod, restarts int32) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
-		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.Name, metav1.GetOptions{})).In(g)
 		g.Expect(object.Status.ContainerStatuses).To(HaveLen(1))
 		g.Expect(object.Status.ContainerStatuses[0].RestartCount).To(BeNumerically(">=", restarts), "restarts of pod %s", pod.Name)
 	}).WithContext(ctx).WithTimeout(restartTimeout).Should(Succeed(), "the kubelet restarts the container of pod %s", pod.Name)

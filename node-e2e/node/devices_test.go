@@ -142,8 +142,7 @@ func startCards(ctx context.Context) (stop func()) {
 	}
 	DeferCleanup(stop)
 	Eventually(func(g Gomega) {
-		node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		node := framework.Try(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})).In(g)
 		g.Expect(node.Status.Allocatable.Name(cards, resource.DecimalSI).Value()).To(BeEquivalentTo(3), "cards of the node")
 	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the node has the plugin's cards")
 	return stop

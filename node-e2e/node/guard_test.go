@@ -261,8 +261,7 @@ func guardPod(ctx context.Context, uid types.UID) (*guard.PodState, error) {
 // expectState checks the state of a pod in GET /guard/pods and the causes of its
 // holds.
 func expectState(g Gomega, ctx context.Context, pod *subject, state guard.State, causes ...guard.Cause) {
-	found, err := guardPod(ctx, pod.uid)
-	g.Expect(err).NotTo(HaveOccurred())
+	found := framework.Try(guardPod(ctx, pod.uid)).In(g)
 	g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 	g.Expect(found.State).To(Equal(state), "state of pod %s in %s", pod, guard.PodsPath)
 	g.Expect(heldFor(found)).To(ConsistOf(causes), "causes of pod %s in %s", pod, guard.PodsPath)
@@ -283,14 +282,12 @@ func heldFor(pod *guard.PodState) []guard.Cause {
 // expectEvents checks that every refusal was reported by exactly one event: on the
 // pod, or on the node if the pod's object is gone.
 func (s *scene) expectEvents(g Gomega, ctx context.Context, pod *subject, i incident) {
-	onThePod, err := client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
+	onThePod := framework.Try(client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: "reason=" + guard.EventKillRefused + ",involvedObject.uid=" + string(pod.uid),
-	})
-	g.Expect(err).NotTo(HaveOccurred())
-	onTheNode, err := client.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
+	})).In(g)
+	onTheNode := framework.Try(client.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
 		FieldSelector: "reason=" + guard.EventKillRefused + ",involvedObject.kind=Node",
-	})
-	g.Expect(err).NotTo(HaveOccurred())
+	})).In(g)
 	onPod, onNode := 0, 0
 	for _, event := range onThePod.Items {
 		onPod += occurrences(event)
@@ -320,8 +317,7 @@ func occurrences(event corev1.Event) int {
 
 // expectHeldCondition checks that the API shows the pod as held for the causes.
 func (s *scene) expectHeldCondition(g Gomega, ctx context.Context, pod *subject, causes []guard.Cause) {
-	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-	g.Expect(err).NotTo(HaveOccurred())
+	object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
 	condition := framework.PodCondition(object, guard.PodKillRefused)
 	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodKillRefused)
 	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodKillRefused, pod)
@@ -332,8 +328,7 @@ func (s *scene) expectHeldCondition(g Gomega, ctx context.Context, pod *subject,
 
 // expectNodeCondition checks a node's condition HoldingPods.
 func expectNodeCondition(g Gomega, ctx context.Context, name string, want corev1.ConditionStatus) {
-	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
-	g.Expect(err).NotTo(HaveOccurred())
+	node := framework.Try(client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})).In(g)
 	for _, condition := range node.Status.Conditions {
 		if condition.Type == guard.NodeHoldingPods {
 			g.Expect(condition.Status).To(Equal(want), "condition %s of the node: %s", guard.NodeHoldingPods, condition.Message)

@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -52,8 +53,7 @@ func (s *scene) awaitOrphaned(ctx context.Context, pod *subject) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		pod.expectAlive(g)
-		found, err := guardPod(ctx, pod.uid)
-		g.Expect(err).NotTo(HaveOccurred())
+		found := framework.Try(guardPod(ctx, pod.uid)).In(g)
 		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.State).To(Equal(guard.Held), "state of pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.ObjectPresent).To(BeFalse(), "the kubelet sees the object of pod %s", pod)

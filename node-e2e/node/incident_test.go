@@ -203,8 +203,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 		if i.restarts && !i.vanished {
 			expectProbed(g, ctx, pod)
 		}
-		metrics, err := readMetrics(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		metrics := framework.Try(readMetrics(ctx)).In(g)
 		g.Expect(increase(before, metrics.byCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
 		g.Expect(metrics.byCause(heldPods)).To(Equal(held), heldPods)
 		expectState(g, ctx, pod, state, causes...)
@@ -230,8 +229,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 
 	Consistently(func(g Gomega) {
 		pod.expectAlive(g)
-		metrics, err := readMetrics(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		metrics := framework.Try(readMetrics(ctx)).In(g)
 		g.Expect(increase(before, metrics.byCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
 		s.expectEvents(g, ctx, pod, i)
 		switch {
@@ -249,8 +247,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 // probe of its own. A container younger than settling is shown as ready at first, and
 // then as not ready until that probe.
 func expectProbed(g Gomega, ctx context.Context, pod *subject) {
-	metrics, err := readMetricsAt(ctx, "/metrics/probes")
-	g.Expect(err).NotTo(HaveOccurred())
+	metrics := framework.Try(readMetricsAt(ctx, "/metrics/probes")).In(g)
 	probed := slices.ContainsFunc(metrics["prober_probe_total"].GetMetric(), func(metric *dto.Metric) bool {
 		labels := map[string]string{}
 		for _, label := range metric.GetLabel() {

@@ -432,8 +432,7 @@ func (s *scene) awaitKnownAgain(ctx context.Context, pod *subject) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		pod.expectAlive(g)
-		found, err := guardPod(ctx, pod.uid)
-		g.Expect(err).NotTo(HaveOccurred())
+		found := framework.Try(guardPod(ctx, pod.uid)).In(g)
 		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.ObjectPresent).To(BeTrue(), "the kubelet sees the object of pod %s", pod)
 		for _, hold := range found.Holds {
@@ -482,8 +481,7 @@ func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 	Eventually(func(g Gomega) {
 		_, err := client.CoreV1().Pods(s.namespace).Get(ctx, mirror, metav1.GetOptions{})
 		g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "mirror pod %s: %v", mirror, err)
-		running, err := provider.Node().Runtime().Containers(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
 		for _, c := range running {
 			g.Expect(c.PodName).NotTo(Equal(mirror), "container %s of static pod %s still runs", c.Name, pod)
 		}

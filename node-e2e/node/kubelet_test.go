@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // kubeletChanged reports whether the running spec has taken the kubelet out of its
@@ -123,8 +124,7 @@ func normalKubelet(ctx context.Context) {
 	}
 	// Before that, the next spec's pods would be rejected.
 	Eventually(func(g Gomega) {
-		node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		node := framework.Try(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})).In(g)
 		for _, name := range shownResources {
 			left, usual := node.Status.Allocatable[name], usualAllocatable[name]
 			g.Expect(left.Cmp(usual)).To(BeZero(), "%s: %s of usually %s", name, &left, &usual)

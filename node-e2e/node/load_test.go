@@ -106,8 +106,7 @@ func (l *load) runMany(ctx context.Context) {
 		l.pods = append(l.pods, &subject{name: pod.Name, namespace: pod.Namespace, uid: pod.UID})
 	}
 	Eventually(func(g Gomega) {
-		list, err := client.CoreV1().Pods(l.namespace).List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Running"})
-		g.Expect(err).NotTo(HaveOccurred())
+		list := framework.Try(client.CoreV1().Pods(l.namespace).List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Running"})).In(g)
 		g.Expect(list.Items).To(HaveLen(len(l.pods)), "running pods")
 	}).WithContext(ctx).WithTimeout(loadPodStart).WithPolling(2*time.Second).Should(Succeed(), "all pods run")
 }
@@ -118,15 +117,13 @@ func (l *load) releaseAll(ctx SpecContext) {
 		Expect(writeRelease(pod.uid)).To(Succeed(), "write the release file of pod %s", pod)
 	}
 	Eventually(func(g Gomega) {
-		running, err := provider.Node().Runtime().Containers(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
 		for _, c := range running {
 			g.Expect(c.PodNamespace).NotTo(Equal(l.namespace), "container %s of pod %s still runs", c.Name, c.PodName)
 		}
 		// A kubelet that starts while a hundred cgroups of ended containers are there takes
 		// seconds for each (cAdvisor).
-		list, err := readGuardPods(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		list := framework.Try(readGuardPods(ctx)).In(g)
 		g.Expect(list.Items).To(BeEmpty(), "pods that the guard has not forgotten")
 	}).WithContext(ctx).WithPolling(2 * time.Second).WithTimeout(loadPodStart).Should(Succeed())
 }
@@ -134,8 +131,7 @@ func (l *load) releaseAll(ctx SpecContext) {
 func (l *load) awaitAllHeld(ctx context.Context) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
-		list, err := readGuardPods(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		list := framework.Try(readGuardPods(ctx)).In(g)
 		held := slices.DeleteFunc(list.Items, func(pod guard.PodState) bool { return pod.State != guard.Held || pod.ObjectPresent })
 		g.Expect(held).To(HaveLen(len(l.pods)), "held pods")
 	}).WithContext(ctx).WithTimeout(5*time.Minute).WithPolling(2*time.Second).Should(Succeed(), "all pods are held")

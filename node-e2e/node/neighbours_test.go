@@ -59,8 +59,7 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 			// The critical pod may preempt it as well.
 			Eventually(func(g Gomega) {
 				large.expectAlive(g)
-				known, err := guardPod(ctx, large.uid)
-				g.Expect(err).NotTo(HaveOccurred())
+				known := framework.Try(guardPod(ctx, large.uid)).In(g)
 				g.Expect(known).NotTo(BeNil(), "pod %s in %s", large, guard.PodsPath)
 				causes := []guard.Cause{}
 				for _, hold := range known.Holds {
@@ -73,8 +72,7 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 		Consistently(func(g Gomega) {
 			for _, pod := range []*subject{neighbour, criticalPod} {
 				pod.expectAlive(g)
-				object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-				g.Expect(err).NotTo(HaveOccurred())
+				object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
 				g.Expect(object.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s: %s", pod, object.Status.Message)
 			}
 			if variant == Guarded {

@@ -85,8 +85,7 @@ func newScene(ctx context.Context) *scene {
 func (s *scene) remove(ctx SpecContext) {
 	Eventually(func(g Gomega) {
 		framework.DeletePods(g, ctx, client, s.namespace)
-		running, err := provider.Node().Runtime().Containers(ctx)
-		g.Expect(err).NotTo(HaveOccurred())
+		running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
 		for _, c := range running {
 			g.Expect(c.PodNamespace).NotTo(Equal(s.namespace), "container %s of pod %s still runs", c.Name, c.PodName)
 		}
@@ -197,8 +196,7 @@ func (s *scene) observe(ctx context.Context, pod, container string) *subject {
 	Expect(err).NotTo(HaveOccurred(), "read pod %s", pod)
 	found := &subject{name: pod, namespace: s.namespace, uid: object.UID, ip: object.Status.PodIP}
 	Eventually(func(g Gomega) {
-		running, err := containersOf(ctx, object.UID)
-		g.Expect(err).NotTo(HaveOccurred())
+		running := framework.Try(containersOf(ctx, object.UID)).In(g)
 		g.Expect(running).To(HaveKey(container))
 		found.process, found.sandbox = running[container].Process, running[container].Sandbox
 	}).WithContext(ctx).WithTimeout(podStart).Should(Succeed(), "the runtime runs container %s of pod %s", container, pod)
@@ -237,8 +235,7 @@ func (s *scene) expectServing(g Gomega, ctx context.Context, name string, uid ty
 
 // expectReady checks that the API shows the pod with the UID as Running and Ready.
 func (s *scene) expectReady(g Gomega, ctx context.Context, name string, uid types.UID) {
-	pod, err := client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})
-	g.Expect(err).NotTo(HaveOccurred())
+	pod := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
 	g.Expect(pod.UID).To(Equal(uid), "UID of pod %s", name)
 	g.Expect(pod.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s (reason %q, message %q)", name, pod.Status.Reason, pod.Status.Message)
 	ready := framework.PodCondition(pod, corev1.PodReady)

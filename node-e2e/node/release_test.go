@@ -87,8 +87,7 @@ func awaitEvidence(ctx context.Context, pod *subject, kind guard.EvidenceKind) g
 	GinkgoHelper()
 	var evidence guard.Evidence
 	Eventually(func(g Gomega) {
-		known, err := guardPod(ctx, pod.uid)
-		g.Expect(err).NotTo(HaveOccurred())
+		known := framework.Try(guardPod(ctx, pod.uid)).In(g)
 		g.Expect(known).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(known.Evidence).NotTo(BeNil(), "evidence of pod %s", pod)
 		evidence = *known.Evidence

@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -164,8 +165,7 @@ func withHostPort(pod *corev1.Pod) { pod.Spec.Containers[0].Ports[0].HostPort = 
 func (s *scene) expectRejected(ctx context.Context, pod *corev1.Pod, reason string) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
-		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.Name, metav1.GetOptions{})).In(g)
 		g.Expect(object.Status.Phase).To(Equal(corev1.PodFailed), "phase of pod %s", pod.Name)
 		g.Expect(object.Status.Reason).To(Equal(reason), "why pod %s was rejected: %s", pod.Name, object.Status.Message)
 	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the kubelet rejects pod %s", pod.Name)

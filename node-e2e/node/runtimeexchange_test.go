@@ -9,6 +9,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -63,8 +64,7 @@ var _ = Describe("A runtime that does not know the node's pods", Label(labelGuar
 		for _, pod := range pods {
 			Eventually(func(g Gomega) {
 				pod.expectAlive(g)
-				found, err := guardPod(ctx, pod.uid)
-				g.Expect(err).NotTo(HaveOccurred())
+				found := framework.Try(guardPod(ctx, pod.uid)).In(g)
 				g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 				g.Expect(found.State).To(Equal(guard.Held), "state of pod %s", pod)
 			}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held", pod)

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -189,8 +190,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		}
 		Consistently(func(g Gomega) {
 			kept.expectAlive(g)
-			object, err := client.CoreV1().Pods(s.namespace).Get(ctx, kept.name, metav1.GetOptions{})
-			g.Expect(err).NotTo(HaveOccurred())
+			object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, kept.name, metav1.GetOptions{})).In(g)
 			g.Expect(object.Status.Phase).To(Equal(corev1.PodPending), "phase of pod %s", kept)
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed(), "pod %s is kept and shown as what it is", kept)
 		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
@@ -218,8 +218,7 @@ func removeImage(ctx context.Context, image string) (restore func(context.Contex
 func (s *scene) awaitWaiting(ctx context.Context, pod *subject, reason string) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
-		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
 		g.Expect(object.Status.ContainerStatuses).To(HaveLen(1), "container statuses of pod %s", pod)
 		waiting := object.Status.ContainerStatuses[0].State.Waiting
 		g.Expect(waiting).NotTo(BeNil(), "state of the container of pod %s: %v", pod, object.Status.ContainerStatuses[0].State)

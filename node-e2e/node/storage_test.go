@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -26,8 +27,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 			Consistently(func(g Gomega) {
 				for _, pod := range pods {
 					pod.expectAlive(g)
-					_, err := ask(ctx, pod, workloadPort, "/healthz")
-					g.Expect(err).NotTo(HaveOccurred())
+					framework.Try(ask(ctx, pod, workloadPort, "/healthz")).In(g)
 				}
 			}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
 		}
@@ -56,10 +56,9 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 		s.awaitKnownAgain(ctx, pod)
 		expectState(Default, ctx, pod, guard.Protected)
 		Eventually(func(g Gomega) {
-			onThePod, err := client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
+			onThePod := framework.Try(client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
 				FieldSelector: "reason=" + guard.EventKillRefused + ",involvedObject.uid=" + string(pod.uid),
-			})
-			g.Expect(err).NotTo(HaveOccurred())
+			})).In(g)
 			g.Expect(onThePod.Items).To(HaveLen(1), "events %s on pod %s", guard.EventKillRefused, pod)
 		}).WithContext(ctx).WithTimeout(eventRetry).Should(Succeed(), "the event for which the emptied storage had no namespace is written again")
 		s.expectFollowed(ctx)

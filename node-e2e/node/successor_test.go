@@ -78,8 +78,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 			for _, name := range shared {
 				s.expectWaiting(g, ctx, successors[name], held[name])
 			}
-			metrics, err := readMetrics(ctx)
-			g.Expect(err).NotTo(HaveOccurred())
+			metrics := framework.Try(readMetrics(ctx)).In(g)
 			g.Expect(metrics.sum(waitingPods)).To(BeEquivalentTo(len(shared)), waitingPods)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the successors that share something wait")
 		Consistently(func(g Gomega) {
@@ -103,12 +102,10 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 			framework.Progress("successor with the same %s: ready %.1f s after the end of the held pod", name, time.Since(held[name].death.at).Seconds())
 		}
 		Eventually(func(g Gomega) {
-			metrics, err := readMetrics(ctx)
-			g.Expect(err).NotTo(HaveOccurred())
+			metrics := framework.Try(readMetrics(ctx)).In(g)
 			g.Expect(metrics.sum(waitingPods)).To(BeZero(), waitingPods)
 			for _, name := range shared {
-				object, err := client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})
-				g.Expect(err).NotTo(HaveOccurred())
+				object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
 				if condition := framework.PodCondition(object, guard.PodWaitingForHeldPod); condition != nil {
 					g.Expect(condition.Status).To(Equal(corev1.ConditionFalse), "condition %s of pod %s", guard.PodWaitingForHeldPod, name)
 				}
@@ -121,24 +118,21 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 // everywhere for whom it waits.
 func (s *scene) expectWaiting(g Gomega, ctx context.Context, pod, held *subject) {
 	g.Expect(containersOf(ctx, pod.uid)).To(BeEmpty(), "running containers of pod %s, whose predecessor lives", pod)
-	list, err := readGuardPods(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
+	list := framework.Try(readGuardPods(ctx)).In(g)
 	heldBy := map[types.UID]types.UID{}
 	for _, waiting := range list.Waiting {
 		heldBy[waiting.UID] = waiting.HeldUID
 		g.Expect(waiting.Shares).NotTo(BeEmpty(), "what pod %s/%s waits for", waiting.Namespace, waiting.Name)
 	}
 	g.Expect(heldBy).To(HaveKeyWithValue(pod.uid, held.uid), "pods that wait in %s", guard.PodsPath)
-	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-	g.Expect(err).NotTo(HaveOccurred())
+	object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
 	condition := framework.PodCondition(object, guard.PodWaitingForHeldPod)
 	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodWaitingForHeldPod)
 	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodWaitingForHeldPod, pod)
 	g.Expect(condition.Message).To(ContainSubstring(string(held.uid)), "message of condition %s of pod %s", guard.PodWaitingForHeldPod, pod)
-	events, err := client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
+	events := framework.Try(client.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: "reason=" + guard.EventWaitingForHeldPod + ",involvedObject.uid=" + string(pod.uid),
-	})
-	g.Expect(err).NotTo(HaveOccurred())
+	})).In(g)
 	reported := 0
 	for _, event := range events.Items {
 		reported += occurrences(event)

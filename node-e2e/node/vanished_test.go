@@ -193,8 +193,7 @@ func (s *scene) provideClaim(ctx context.Context) {
 	}, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred(), "create the claim")
 	Eventually(func(g Gomega) {
-		object, err := client.CoreV1().PersistentVolumeClaims(s.namespace).Get(ctx, claim, metav1.GetOptions{})
-		g.Expect(err).NotTo(HaveOccurred())
+		object := framework.Try(client.CoreV1().PersistentVolumeClaims(s.namespace).Get(ctx, claim, metav1.GetOptions{})).In(g)
 		g.Expect(object.Status.Phase).To(Equal(corev1.ClaimBound), "phase of the claim")
 	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the claim is bound")
 }
@@ -221,8 +220,7 @@ func awaitRestarted(ctx context.Context, pod *subject) *subject {
 	GinkgoHelper()
 	restarted := *pod
 	Eventually(func(g Gomega) {
-		running, err := containersOf(ctx, pod.uid)
-		g.Expect(err).NotTo(HaveOccurred())
+		running := framework.Try(containersOf(ctx, pod.uid)).In(g)
 		g.Expect(running).To(HaveKey(workloadContainer))
 		restarted.process = running[workloadContainer].Process
 		g.Expect(restarted.process).NotTo(Equal(pod.process))
@@ -236,10 +234,9 @@ func awaitRestarted(ctx context.Context, pod *subject) *subject {
 func expectNodeEvent(ctx context.Context, reason string, words ...string) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
-		events, err := client.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
+		events := framework.Try(client.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
 			FieldSelector: "reason=" + reason + ",involvedObject.kind=Node,involvedObject.uid=" + provider.Node().Name(),
-		})
-		g.Expect(err).NotTo(HaveOccurred())
+		})).In(g)
 		messages := []string{}
 		for _, event := range events.Items {
 			messages = append(messages, event.Message)
