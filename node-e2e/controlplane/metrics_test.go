@@ -11,13 +11,11 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apitypes "k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/admission"
 )
@@ -27,23 +25,10 @@ import (
 const cacheAgeLimit = 2 * time.Minute
 
 // scrape reads the metrics of a replica of the webhook.
-func scrape(ctx context.Context, pod *corev1.Pod) map[string]*dto.MetricFamily {
+func scrape(ctx context.Context, pod *corev1.Pod) framework.Metrics {
 	GinkgoHelper()
 	url := fmt.Sprintf("http://%s/metrics", net.JoinHostPort(pod.Status.PodIP, webhookMetricsPort))
-	request := framework.Must(http.NewRequestWithContext(ctx, http.MethodGet, url, nil))
-	response := framework.Must(http.DefaultClient.Do(request))
-	defer response.Body.Close()
-	Expect(response).To(HaveHTTPStatus(http.StatusOK))
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	return framework.Must(parser.TextToMetricFamilies(response.Body))
-}
-
-func labelsOf(metric *dto.Metric) map[string]string {
-	labels := map[string]string{}
-	for _, pair := range metric.GetLabel() {
-		labels[pair.GetName()] = pair.GetValue()
-	}
-	return labels
+	return framework.Must(framework.ParseMetrics(framework.Must(testnode.Get(ctx, http.DefaultClient, url))))
 }
 
 var _ = Describe("the metrics of the webhook", func() {
@@ -73,7 +58,7 @@ var _ = Describe("the metrics of the webhook", func() {
 			Expect(families[admission.DecisionDurationMetric].GetMetric()).To(HaveLen(len(admission.RuleNames())))
 			ages := map[string]float64{}
 			for _, metric := range families[admission.CacheAgeMetric].GetMetric() {
-				ages[labelsOf(metric)["resource"]] = metric.GetGauge().GetValue()
+				ages[framework.LabelsOf(metric)["resource"]] = metric.GetGauge().GetValue()
 			}
 			AddReportEntry("cache ages of "+pods[i].Name, ages)
 			Expect(slices.Sorted(maps.Keys(ages))).To(ContainElements("secrets", "poddisruptionbudgets.policy", "nodes"))

@@ -1,19 +1,14 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,24 +23,9 @@ import (
 const gaugeWait = 15 * time.Second
 
 // scrapePath reads metrics by way of the API server.
-func scrapePath(ctx context.Context, path string) map[string]*dto.MetricFamily {
+func scrapePath(ctx context.Context, path string) framework.Metrics {
 	GinkgoHelper()
-	text := framework.Must(client.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(ctx))
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	return framework.Must(parser.TextToMetricFamilies(bytes.NewReader(text)))
-}
-
-// series returns the series of a family that have these labels, among others.
-func series(family *dto.MetricFamily, labels map[string]string) []*dto.Metric {
-	return slices.DeleteFunc(slices.Clone(family.GetMetric()), func(metric *dto.Metric) bool {
-		has := labelsOf(metric)
-		for name, value := range labels {
-			if has[name] != value {
-				return true
-			}
-		}
-		return false
-	})
+	return framework.Must(framework.ParseMetrics(framework.Must(client.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(ctx))))
 }
 
 // byKubelet reads a gauge of the coverage from one replica.
@@ -53,7 +33,7 @@ func byKubelet(ctx context.Context, pod *corev1.Pod, name string) map[fleetmetri
 	GinkgoHelper()
 	numbers := map[fleetmetrics.Kubelet]float64{}
 	for _, metric := range scrape(ctx, pod)[name].GetMetric() {
-		numbers[fleetmetrics.Kubelet(labelsOf(metric)["kubelet"])] = metric.GetGauge().GetValue()
+		numbers[fleetmetrics.Kubelet(framework.LabelsOf(metric)["kubelet"])] = metric.GetGauge().GetValue()
 	}
 	return numbers
 }
@@ -114,8 +94,7 @@ var _ = Describe("what the alerts are made from", func() {
 	It("is in the API server, for what policies refuse", Label(labelPolicies), func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelDeletionProtection: "always"})
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused())
-		family := scrapePath(ctx, "/metrics")["apiserver_validating_admission_policy_check_total"]
-		found := series(family, map[string]string{"policy": "always.deletion.kubelet-guard.io", "enforcement_action": "deny"})
+		found := scrapePath(ctx, "/metrics").Series("apiserver_validating_admission_policy_check_total", map[string]string{"policy": "always.deletion.kubelet-guard.io", "enforcement_action": "deny"})
 		Expect(found).To(HaveLen(1))
 		Expect(found[0].GetCounter().GetValue()).To(BeNumerically(">=", 1))
 	}, SpecTimeout(specTimeout))
@@ -125,8 +104,7 @@ var _ = Describe("what the alerts are made from", func() {
 		DeferCleanup(scaleWebhook, webhookReplicas, NodeTimeout(rolloutWait))
 		scaleWebhook(ctx, 0)
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).NotTo(Succeed())
-		family := scrapePath(ctx, "/metrics")["apiserver_admission_webhook_rejection_count"]
-		found := series(family, map[string]string{"name": "cascading-deletion.kubelet-guard.io", "error_type": "calling_webhook_error"})
+		found := scrapePath(ctx, "/metrics").Series("apiserver_admission_webhook_rejection_count", map[string]string{"name": "cascading-deletion.kubelet-guard.io", "error_type": "calling_webhook_error"})
 		Expect(found).NotTo(BeEmpty())
 	}, SpecTimeout(2*rolloutWait))
 
@@ -138,7 +116,7 @@ var _ = Describe("what the alerts are made from", func() {
 			}
 			families := scrapePath(ctx, "/api/v1/nodes/"+node.Name+"/proxy/metrics")
 			Expect(families).To(HaveKey("kubelet_guard_info"))
-			Expect(series(families["kubelet_guard_refused_kills_total"], map[string]string{"cause": "RuntimeStop"})).To(HaveLen(1))
+			Expect(families.Series(framework.RefusedKills, map[string]string{"cause": "RuntimeStop"})).To(HaveLen(1))
 		}
 	}, SpecTimeout(specTimeout))
 })

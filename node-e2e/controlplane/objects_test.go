@@ -23,6 +23,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -197,10 +198,8 @@ func awaitPodReady(ctx context.Context, namespace, name string) *corev1.Pod {
 		if pod, err = client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{}); err != nil {
 			return "", err
 		}
-		for _, condition := range pod.Status.Conditions {
-			if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue {
-				return "Ready", nil
-			}
+		if testnode.PodReady(pod) {
+			return "Ready", nil
 		}
 		return string(pod.Status.Phase), nil
 	}).WithTimeout(podStart).Should(Equal("Ready"), "pod %s/%s", namespace, name)

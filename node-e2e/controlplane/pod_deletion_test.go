@@ -11,8 +11,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -107,18 +105,9 @@ func decisions(ctx context.Context, rule admission.RuleName) map[admission.Verdi
 	GinkgoHelper()
 	sum := map[admission.Verdict]int{}
 	for _, pod := range webhookPods(ctx) {
-		text := framework.Must(client.CoreV1().RESTClient().Get().Namespace(guardNamespace).Resource("pods").
-			Name(pod.Name + ":" + webhookMetricsPort).SubResource("proxy").Suffix("metrics").DoRaw(ctx))
-		parser := expfmt.NewTextParser(model.UTF8Validation)
-		families := framework.Must(parser.TextToMetricFamilies(strings.NewReader(string(text))))
-		for _, metric := range families[admission.DecisionsMetric].GetMetric() {
-			labels := map[string]string{}
-			for _, label := range metric.GetLabel() {
-				labels[label.GetName()] = label.GetValue()
-			}
-			if labels["rule"] == string(rule) {
-				sum[admission.Verdict(labels["decision"])] += int(metric.GetCounter().GetValue())
-			}
+		series := scrape(ctx, &pod).Series(admission.DecisionsMetric, map[string]string{"rule": string(rule)})
+		for verdict, count := range framework.ByLabel[admission.Verdict](series, "decision") {
+			sum[verdict] += count
 		}
 	}
 	return sum

@@ -71,7 +71,7 @@ var _ = Describe("A wrong resource reservation that comes with a kubelet", Label
 		for _, w := range both {
 			w.tell(ctx)
 		}
-		Expect(refused(ctx, guarded.node)).To(HaveKeyWithValue(guard.AdmissionRejected, colocatedPods), refusedKills)
+		Expect(refused(ctx, guarded.node)).To(HaveKeyWithValue(guard.AdmissionRejected, colocatedPods), framework.RefusedKills)
 		holds := kubectl(ctx, "guard", "holds", "--namespace", s.namespace)
 		Expect(strings.Count(holds, string(guard.AdmissionRejected))).To(Equal(colocatedPods), "kubectl guard holds:\n%s", holds)
 

@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 )
 
@@ -146,7 +147,7 @@ func (s *scene) expectFailedOver(g Gomega, ctx context.Context, way string, lost
 	for app := range apps {
 		pods := framework.Try(client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})).In(g)
 		g.Expect(slices.ContainsFunc(pods.Items, func(pod corev1.Pod) bool {
-			return !slices.Contains(namesOf(lost), pod.Spec.NodeName) && pod.DeletionTimestamp == nil && podReady(&pod)
+			return !slices.Contains(namesOf(lost), pod.Spec.NodeName) && pod.DeletionTimestamp == nil && testnode.PodReady(&pod)
 		})).To(BeTrue(), fmt.Sprintf("a ready successor of the pod of %s in %s", app, s.namespace))
 	}
 }

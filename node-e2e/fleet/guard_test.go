@@ -1,31 +1,16 @@
 package fleet
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
-)
-
-// Names of the guard's metrics.
-const (
-	refusedKills = "kubelet_guard_refused_kills_total"
-	guardErrors  = "kubelet_guard_errors_total"
-	// deletionLookups is the operation of guardErrors that fails whenever the API
-	// server is away, as it is for a node that is cut off.
-	deletionLookups = "PodDeletion"
 )
 
 // askKubelet reads a path of a kubelet's port, through the API server.
@@ -35,26 +20,17 @@ func askKubelet(ctx context.Context, node *kind.Node, path string) ([]byte, erro
 
 // guardPods reads /guard/pods of a guarded node.
 func guardPods(ctx context.Context, node *kind.Node) (guard.PodList, error) {
-	var list guard.PodList
 	text, err := askKubelet(ctx, node, guard.PodsPath)
 	if err != nil {
-		return list, fmt.Errorf("%s of %s: %w", guard.PodsPath, node.Name(), err)
+		return guard.PodList{}, fmt.Errorf("%s of %s: %w", guard.PodsPath, node.Name(), err)
 	}
-	return list, json.Unmarshal(text, &list)
+	return framework.ParseGuardPods(text)
 }
 
 // guardPod is what a guarded node says about one protected pod, or nil.
 func guardPod(ctx context.Context, pod *subject) (*guard.PodState, error) {
 	list, err := guardPods(ctx, pod.node)
-	if err != nil {
-		return nil, err
-	}
-	for i := range list.Items {
-		if list.Items[i].UID == pod.uid {
-			return &list.Items[i], nil
-		}
-	}
-	return nil, nil
+	return framework.FindGuardPod(list, pod.uid), err
 }
 
 // awaitGuardState waits until a guarded node shows a pod in a state, held for exactly
@@ -66,11 +42,7 @@ func awaitGuardState(ctx context.Context, pod *subject, state guard.State, cause
 		found = framework.Try(guardPod(ctx, pod)).In(g)
 		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.State).To(Equal(state), "state of pod %s: %+v", pod, found)
-		held := []guard.Cause{}
-		for _, hold := range found.Holds {
-			held = append(held, hold.Cause)
-		}
-		g.Expect(held).To(ConsistOf(causes), "causes of the holds of pod %s", pod)
+		g.Expect(framework.HeldFor(found)).To(ConsistOf(causes), "causes of the holds of pod %s", pod)
 	}).WithTimeout(killTimeout+apiLag).Should(Succeed(), "state of pod %s at its kubelet", pod)
 	return found
 }
@@ -79,11 +51,7 @@ func awaitGuardState(ctx context.Context, pod *subject, state guard.State, cause
 func awaitHeldCondition(ctx context.Context, pod *subject, cause guard.Cause) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
-		object := framework.Try(client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
-		condition := framework.PodCondition(object, guard.PodKillRefused)
-		g.Expect(condition).NotTo(BeNil(), "condition %s", guard.PodKillRefused)
-		g.Expect(condition.Status).To(Equal(corev1.ConditionTrue))
-		g.Expect(condition.Message).To(ContainSubstring(string(cause)))
+		framework.ExpectKillRefused(g, framework.Try(client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g), cause)
 	}).WithTimeout(apiLag).Should(Succeed(), "condition %s of pod %s", guard.PodKillRefused, pod)
 }
 
@@ -104,41 +72,23 @@ func (s *scene) expectNothingHeld(ctx context.Context) {
 }
 
 // readMetrics reads the metrics of a kubelet.
-func readMetrics(ctx context.Context, node *kind.Node) (map[string]*dto.MetricFamily, error) {
+func readMetrics(ctx context.Context, node *kind.Node) (framework.Metrics, error) {
 	text, err := askKubelet(ctx, node, "/metrics")
 	if err != nil {
 		return nil, err
 	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	return parser.TextToMetricFamilies(bytes.NewReader(text))
-}
-
-// byLabel returns the values of a family with one label that are not zero.
-func byLabel(family *dto.MetricFamily) map[string]int {
-	values := map[string]int{}
-	for _, metric := range family.GetMetric() {
-		if v := int(metric.GetCounter().GetValue() + metric.GetGauge().GetValue()); v != 0 {
-			values[metric.GetLabel()[0].GetValue()] = v
-		}
-	}
-	return values
+	return framework.ParseMetrics(text)
 }
 
 // refused is how often a guarded kubelet has refused a kill since its start, by cause.
 func refused(ctx context.Context, node *kind.Node) map[guard.Cause]int {
 	GinkgoHelper()
-	causes := map[guard.Cause]int{}
-	Eventually(ctx, func() error {
-		families, err := readMetrics(ctx, node)
-		if err != nil {
-			return err
-		}
-		for cause, count := range byLabel(families[refusedKills]) {
-			causes[guard.Cause(cause)] = count
-		}
-		return nil
+	var metrics framework.Metrics
+	Eventually(ctx, func() (err error) {
+		metrics, err = readMetrics(ctx, node)
+		return err
 	}).WithTimeout(apiLag).Should(Succeed(), "metrics of %s", node.Name())
-	return causes
+	return metrics.ByCause(framework.RefusedKills)
 }
 
 // failures are counts of failed operations of one kubelet process, which begin at its start.
@@ -152,12 +102,10 @@ var reportedFailures failures
 
 // newFailures returns the failed operations that no spec has failed for, and notes that
 // one has now.
-func newFailures(families map[string]*dto.MetricFamily) map[string]int {
-	now := failures{byOperation: byLabel(families[guardErrors])}
-	delete(now.byOperation, deletionLookups)
-	for _, metric := range families["process_start_time_seconds"].GetMetric() {
-		now.start = metric.GetGauge().GetValue()
-	}
+func newFailures(metrics framework.Metrics) map[string]int {
+	now := failures{start: metrics.Sum("process_start_time_seconds"), byOperation: metrics.FailedOperations()}
+	// The lookups fail on a node that is cut off.
+	delete(now.byOperation, framework.DeletionLookups)
 	fresh := map[string]int{}
 	for operation, count := range now.byOperation {
 		if now.start != reportedFailures.start || count > reportedFailures.byOperation[operation] {
@@ -181,14 +129,14 @@ var _ = JustAfterEach(func(ctx SpecContext) {
 		}
 		return
 	}
-	families, err := readMetrics(ctx, guardedNode())
+	metrics, err := readMetrics(ctx, guardedNode())
 	if err == nil {
-		failed := newFailures(families)
-		stops := byLabel(families[refusedKills])[string(guard.RuntimeStop)]
+		failed := newFailures(metrics)
+		stops := metrics.ByCause(framework.RefusedKills)[guard.RuntimeStop]
 		if CurrentSpecReport().Failed() || len(failed) > 0 || stops > 0 {
 			collect(ctx)
 		}
-		Expect(failed).To(BeEmpty(), "failed operations of the guard on %s (%s)", guardedNode().Name(), guardErrors)
+		Expect(failed).To(BeEmpty(), "failed operations of the guard on %s (%s)", guardedNode().Name(), framework.GuardErrors)
 		Expect(stops).To(BeZero(), "kill attempts that only the last line of defence refused on %s", guardedNode().Name())
 		return
 	}

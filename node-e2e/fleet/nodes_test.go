@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 )
 
@@ -33,7 +34,7 @@ func awaitReady(ctx context.Context, nodes ...*kind.Node) {
 	Eventually(ctx, func(g Gomega) {
 		for _, node := range nodes {
 			object := framework.Try(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})).In(g)
-			g.Expect(readiness(object)).To(Equal(corev1.ConditionTrue), "condition Ready of node %s", node.Name())
+			g.Expect(testnode.NodeReady(object)).To(BeTrue(), "condition Ready of node %s: %v", node.Name(), object.Status.Conditions)
 			for _, taint := range object.Spec.Taints {
 				g.Expect(taint.Key).NotTo(BeElementOf(corev1.TaintNodeUnreachable, corev1.TaintNodeNotReady), "taint of node %s", node.Name())
 			}
@@ -51,15 +52,6 @@ func awaitUnreachable(ctx context.Context, nodes ...*kind.Node) {
 				HaveField("Key", corev1.TaintNodeUnreachable), HaveField("Effect", corev1.TaintEffectNoExecute))), "taints of node %s", node.Name())
 		}
 	}).WithTimeout(nodeLost).Should(Succeed(), "the nodes are unreachable")
-}
-
-func readiness(node *corev1.Node) corev1.ConditionStatus {
-	for _, condition := range node.Status.Conditions {
-		if condition.Type == corev1.NodeReady {
-			return condition.Status
-		}
-	}
-	return ""
 }
 
 // disconnect takes nodes off the network, and puts them back at the end of the spec

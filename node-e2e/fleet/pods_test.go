@@ -22,6 +22,7 @@ import (
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
 	"kubelet-guard.io/node-e2e/cluster/kind"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -382,7 +383,7 @@ func (s *scene) awaitRunning(ctx context.Context, count int, selected func(*core
 			}
 			subject := &subject{name: pod.Name, namespace: s.namespace, uid: pod.UID, node: cluster.Node(pod.Spec.NodeName)}
 			found = append(found, subject)
-			if pod.DeletionTimestamp != nil || !podReady(pod) || len(pod.Status.ContainerStatuses) == 0 {
+			if pod.DeletionTimestamp != nil || !testnode.PodReady(pod) || len(pod.Status.ContainerStatuses) == 0 {
 				waiting = append(waiting, fmt.Sprintf("%s (%s %s)", pod.Name, pod.Status.Phase, pod.Status.Reason))
 				continue
 			}
@@ -392,11 +393,6 @@ func (s *scene) awaitRunning(ctx context.Context, count int, selected func(*core
 		g.Expect(found).To(HaveLen(count), "pods")
 	}).WithTimeout(podStart).Should(Succeed(), "%d pods in %s are Ready", count, s.namespace)
 	return found
-}
-
-func podReady(pod *corev1.Pod) bool {
-	condition := framework.PodCondition(pod, corev1.PodReady)
-	return condition != nil && condition.Status == corev1.ConditionTrue
 }
 
 // ended returns which of the subjects' containers do not run any more, by asking the
@@ -496,7 +492,7 @@ func expectAPIShowsRunning(g Gomega, ctx context.Context, subjects ...*subject) 
 		g.Expect(pod.UID).To(Equal(s.uid), "UID of pod %s", s)
 		g.Expect(pod.DeletionTimestamp).To(BeNil(), "deletion of pod %s", s)
 		g.Expect(pod.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s (%s)", s, pod.Status.Reason)
-		g.Expect(podReady(pod)).To(BeTrue(), "pod %s is Ready", s)
+		g.Expect(testnode.PodReady(pod)).To(BeTrue(), "pod %s is Ready", s)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 	"k8s.io/utils/ptr"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/images"
 )
 
 // Periods that hold for pods on every node.
@@ -44,7 +44,7 @@ const (
 func NewContainer(name string, port int32) corev1.Container {
 	return corev1.Container{
 		Name:            name,
-		Image:           embedded.WorkloadImage,
+		Image:           images.Workload,
 		ImagePullPolicy: corev1.PullNever,
 		Ports:           []corev1.ContainerPort{{ContainerPort: port}},
 		ReadinessProbe: &corev1.Probe{
@@ -52,16 +52,6 @@ func NewContainer(name string, port int32) corev1.Container {
 			PeriodSeconds: 1,
 		},
 	}
-}
-
-// PodCondition returns a pod's condition of a type, or nil.
-func PodCondition(pod *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
-	for i := range pod.Status.Conditions {
-		if pod.Status.Conditions[i].Type == kind {
-			return &pod.Status.Conditions[i]
-		}
-	}
-	return nil
 }
 
 // DeletePods deletes the pods of a namespace and expects that none is left. It is for

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -261,10 +262,8 @@ func (n *Node) AwaitKubelet(version string) {
 		if got := node.Status.NodeInfo.KubeletVersion; got != version {
 			return fmt.Errorf("the node reports %s", got)
 		}
-		for _, condition := range node.Status.Conditions {
-			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue {
-				return nil
-			}
+		if testnode.NodeReady(node) {
+			return nil
 		}
 		return fmt.Errorf("not Ready: %v", node.Status.Conditions)
 	})

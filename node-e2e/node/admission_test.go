@@ -38,7 +38,7 @@ var _ = Describe("A kubelet restart without room for temporary files and under m
 			for i, cause := range []guard.Cause{guard.AdmissionRejected, guard.Evicted} {
 				pods[i].expectAlive(g)
 				found := framework.Try(guardPod(ctx, pods[i].uid)).In(g)
-				g.Expect(heldFor(found)).To(Or(ContainElement(cause), ContainElement(guard.AdmissionRejected)), "causes of pod %s in %s", pods[i], guard.PodsPath)
+				g.Expect(framework.HeldFor(found)).To(Or(ContainElement(cause), ContainElement(guard.AdmissionRejected)), "causes of pod %s in %s", pods[i], guard.PodsPath)
 			}
 		}
 		Eventually(expectHeld).WithContext(ctx).WithTimeout(evictionTimeout).Should(Succeed(), "the protected pods are held")

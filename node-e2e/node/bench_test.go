@@ -116,7 +116,7 @@ func (b *bench) block(ctx context.Context) {
 func kubeletUsage(ctx context.Context) (cpu, memory float64) {
 	GinkgoHelper()
 	metrics := mustReadMetrics(ctx)
-	cpu, memory = metrics.sum("process_cpu_seconds_total"), metrics.sum("process_resident_memory_bytes")
+	cpu, memory = metrics.Sum("process_cpu_seconds_total"), metrics.Sum("process_resident_memory_bytes")
 	Expect(cpu).To(BeNumerically(">", 0), "process_cpu_seconds_total of the kubelet")
 	Expect(memory).To(BeNumerically(">", 0), "process_resident_memory_bytes of the kubelet")
 	return cpu, memory

@@ -55,9 +55,9 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 		s.patch(ctx, pod, `{"spec":{"activeDeadlineSeconds":1}}`)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		metrics := mustReadMetrics(ctx)
-		Expect(metrics.byCause(auditedKills)).To(Equal(map[guard.Cause]int{guard.ActiveDeadlineExceeded: 1}), auditedKills)
-		Expect(metrics.byCause(refusedKills)).To(BeEmpty(), refusedKills)
-		Expect(metrics.byCause(heldPods)).To(BeEmpty(), heldPods)
+		Expect(metrics.ByCause(auditedKills)).To(Equal(map[guard.Cause]int{guard.ActiveDeadlineExceeded: 1}), auditedKills)
+		Expect(metrics.ByCause(refusedKills)).To(BeEmpty(), refusedKills)
+		Expect(metrics.ByCause(heldPods)).To(BeEmpty(), heldPods)
 	})
 
 	It("in mode Off leaves the kubelet as stock", func(ctx SpecContext) {
@@ -68,7 +68,7 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		metrics := mustReadMetrics(ctx)
 		for _, name := range []string{refusedKills, auditedKills, allowedKills, heldPods, protectedPods} {
-			Expect(metrics.sum(name)).To(BeZero(), name)
+			Expect(metrics.Sum(name)).To(BeZero(), name)
 		}
 	})
 
@@ -83,8 +83,8 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 		Expect(syscall.Kill(pods[1].sandbox.PID, syscall.SIGKILL)).To(Succeed())
 		s.awaitHeld(ctx, pods[1], guard.SandboxChanged)
 		metrics := mustReadMetrics(ctx)
-		Expect(metrics.byCause(allowedKills)).To(Equal(map[guard.Cause]int{guard.ActiveDeadlineExceeded: 1}), allowedKills)
-		Expect(metrics.byCause(refusedKills)).To(Equal(map[guard.Cause]int{guard.SandboxChanged: 1}), refusedKills)
+		Expect(metrics.ByCause(allowedKills)).To(Equal(map[guard.Cause]int{guard.ActiveDeadlineExceeded: 1}), allowedKills)
+		Expect(metrics.ByCause(refusedKills)).To(Equal(map[guard.Cause]int{guard.SandboxChanged: 1}), refusedKills)
 	})
 
 	It("selects the pods to protect", func(ctx SpecContext) {
@@ -133,24 +133,24 @@ var _ = Describe("Guard metrics", Label(labelGuarded), func() {
 
 	It("and GET /guard/pods follow a pod from start to end", func(ctx SpecContext) {
 		s := newScene(ctx)
-		Expect(mustReadMetrics(ctx).sum(protectedPods)).To(BeZero(), protectedPods)
+		Expect(mustReadMetrics(ctx).Sum(protectedPods)).To(BeZero(), protectedPods)
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))
 		Eventually(func(g Gomega) {
 			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.sum(protectedPods)).To(BeEquivalentTo(1), protectedPods)
+			g.Expect(metrics.Sum(protectedPods)).To(BeEquivalentTo(1), protectedPods)
 			expectState(g, ctx, pods[0], guard.Protected)
 			g.Expect(guardPod(ctx, pods[1].uid)).To(BeNil(), "the unprotected pod in %s", guard.PodsPath)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 		s.hold(ctx, pods[0])
 		Eventually(func(g Gomega) {
 			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.sum(oldestHold)).To(BeNumerically(">=", 1), oldestHold)
+			g.Expect(metrics.Sum(oldestHold)).To(BeNumerically(">=", 1), oldestHold)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})
 		Eventually(func(g Gomega) {
 			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.sum(protectedPods)).To(BeZero(), protectedPods)
-			g.Expect(metrics.sum(oldestHold)).To(BeZero(), oldestHold)
+			g.Expect(metrics.Sum(protectedPods)).To(BeZero(), protectedPods)
+			g.Expect(metrics.Sum(oldestHold)).To(BeZero(), oldestHold)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 	})
 })

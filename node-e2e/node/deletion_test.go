@@ -86,8 +86,8 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		s.hold(ctx, pod)
 		s.deleteExplicitly(ctx, pod, immediately)
 		metrics := mustReadMetrics(ctx)
-		Expect(metrics.byCause(heldPods)).To(BeEmpty(), heldPods)
-		Expect(metrics.byCause(allowedKills)[guard.ExplicitDeletion]).To(BeNumerically(">=", 1), "%s{cause=%q}", allowedKills, guard.ExplicitDeletion)
+		Expect(metrics.ByCause(heldPods)).To(BeEmpty(), heldPods)
+		Expect(metrics.ByCause(allowedKills)[guard.ExplicitDeletion]).To(BeNumerically(">=", 1), "%s{cause=%q}", allowedKills, guard.ExplicitDeletion)
 	})
 
 	It("ends a held pod whose liveness probe fails", Label(labelGuarded), func(ctx SpecContext) {

@@ -71,7 +71,7 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 		Eventually(driver.Prepared).WithContext(ctx).WithArguments(freedClaim).WithTimeout(claimReconcile).Should(BeFalse(), "claim of pod %s", unprotected)
 		Expect(driver.Prepared(orphanClaim)).To(BeTrue(), "claim of pod %s", orphan)
 		found := framework.Must(guardPod(ctx, orphan.uid))
-		Expect(heldFor(found)).To(ContainElements(guard.OrphanedRuntimePod, guard.ResourcesReclaimed), "causes of pod %s in %s", orphan, guard.PodsPath)
+		Expect(framework.HeldFor(found)).To(ContainElements(guard.OrphanedRuntimePod, guard.ResourcesReclaimed), "causes of pod %s in %s", orphan, guard.PodsPath)
 
 		asked := releaseByFile(orphan)
 		orphan.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)

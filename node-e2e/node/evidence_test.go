@@ -56,14 +56,14 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 		}
 
 		By("putting forgeries into the release folder")
-		before := mustReadMetrics(ctx).failedOperations()[stateDirectory]
+		before := mustReadMetrics(ctx).FailedOperations()[stateDirectory]
 		for i, forgery := range forgeries {
 			Expect(forgery.forge(file(forged[i]))).To(Succeed(), "make a %s", forgery.name)
 		}
 		for _, pod := range forged {
 			expectNodeEvent(ctx, guard.EventSavedPodUnusable, string(pod.uid))
 		}
-		Expect(mustReadMetrics(ctx).failedOperations()[stateDirectory]-before).To(BeNumerically(">=", len(forgeries)), guardErrors)
+		Expect(mustReadMetrics(ctx).FailedOperations()[stateDirectory]-before).To(BeNumerically(">=", len(forgeries)), guardErrors)
 
 		By("writing a release file where others may write, too")
 		Expect(os.Chmod(folder, 0o770)).To(Succeed())

@@ -1,19 +1,15 @@
 package node
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
 	"maps"
 	"strings"
 	"time"
 
+	nodeutil "k8s.io/component-helpers/node/util"
+
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -24,7 +20,7 @@ import (
 
 // Names of the guard's metrics.
 const (
-	refusedKills  = "kubelet_guard_refused_kills_total"
+	refusedKills  = framework.RefusedKills
 	auditedKills  = "kubelet_guard_audited_kills_total"
 	allowedKills  = "kubelet_guard_allowed_kills_total"
 	heldPods      = "kubelet_guard_held_pods"
@@ -32,45 +28,20 @@ const (
 	// unconfirmedPods counts those that an earlier kubelet saved and this one cannot read.
 	unconfirmedPods = "kubelet_guard_unconfirmed_pods"
 	oldestHold      = "kubelet_guard_oldest_hold_seconds"
-	guardErrors     = "kubelet_guard_errors_total"
+	guardErrors     = framework.GuardErrors
 	guardInfo       = "kubelet_guard_info"
 )
 
-// metricFamilies is one reading of the kubelet's metrics.
-type metricFamilies map[string]*dto.MetricFamily
-
-func readMetrics(ctx context.Context) (metricFamilies, error) {
+func readMetrics(ctx context.Context) (framework.Metrics, error) {
 	return readMetricsAt(ctx, "/metrics")
 }
 
-func readMetricsAt(ctx context.Context, path string) (metricFamilies, error) {
+func readMetricsAt(ctx context.Context, path string) (framework.Metrics, error) {
 	text, err := provider.Node().Kubelet().Get(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	return parser.TextToMetricFamilies(bytes.NewReader(text))
-}
-
-// byCause returns the values of a metric whose only label is the cause, without
-// those that are zero.
-func (m metricFamilies) byCause(name string) map[guard.Cause]int {
-	values := map[guard.Cause]int{}
-	for _, metric := range m[name].GetMetric() {
-		if v := int(metric.GetCounter().GetValue() + metric.GetGauge().GetValue()); v != 0 {
-			values[guard.Cause(metric.GetLabel()[0].GetValue())] = v
-		}
-	}
-	return values
-}
-
-// sum adds up all series of a counter or gauge.
-func (m metricFamilies) sum(name string) float64 {
-	total := 0.0
-	for _, metric := range m[name].GetMetric() {
-		total += metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
-	}
-	return total
+	return framework.ParseMetrics(text)
 }
 
 // increase returns what was added to the counters since an earlier reading of the
@@ -87,9 +58,9 @@ func increase(before, after map[guard.Cause]int) map[guard.Cause]int {
 
 // mustReadMetrics reads the metrics; right after a start of the kubelet, its port
 // may not answer yet.
-func mustReadMetrics(ctx context.Context) metricFamilies {
+func mustReadMetrics(ctx context.Context) framework.Metrics {
 	GinkgoHelper()
-	var metrics metricFamilies
+	var metrics framework.Metrics
 	Eventually(func() (err error) {
 		metrics, err = readMetrics(ctx)
 		return err
@@ -97,19 +68,14 @@ func mustReadMetrics(ctx context.Context) metricFamilies {
 	return metrics
 }
 
-// deletionLookups is the operation that fails whenever the API server is away,
-// which some incidents are about; stateDirectory the one that fails with the state
-// directory.
-const (
-	deletionLookups = "PodDeletion"
-	stateDirectory  = "StateDirectory"
-)
+// stateDirectory is the operation that fails with the state directory.
+const stateDirectory = "StateDirectory"
 
 // failures are what the guard's counters say about the guard itself: operations on
 // the node that failed, by name, and, as operation RuntimeStop, kill attempts that
 // only the last line of defence refused, because no hook did before. A correct
 // build on a healthy node has none.
-type failures map[string]float64
+type failures map[string]int
 
 // counters follows those counters over restarts of the kubelet, which set them to
 // zero.
@@ -151,23 +117,13 @@ func readFailures(ctx context.Context) (failures, bool) {
 	if err != nil {
 		return nil, false
 	}
-	found := metrics.failedOperations()
-	delete(found, deletionLookups)
-	if stops := metrics.byCause(refusedKills)[guard.RuntimeStop]; stops > 0 {
-		found[string(guard.RuntimeStop)] = float64(stops)
+	found := failures(metrics.FailedOperations())
+	// Some incidents are about an API server that is away.
+	delete(found, framework.DeletionLookups)
+	if stops := metrics.ByCause(refusedKills)[guard.RuntimeStop]; stops > 0 {
+		found[string(guard.RuntimeStop)] = stops
 	}
 	return found, true
-}
-
-// failedOperations returns how often each operation of the guard failed.
-func (m metricFamilies) failedOperations() failures {
-	found := failures{}
-	for _, metric := range m[guardErrors].GetMetric() {
-		if count := metric.GetCounter().GetValue(); count > 0 {
-			found[metric.GetLabel()[0].GetValue()] = count
-		}
-	}
-	return found
 }
 
 // takeFailures returns what was counted since the last call and is not tolerated.
@@ -231,31 +187,17 @@ var _ = JustAfterEach(func(ctx SpecContext) {
 
 // readGuardPods reads GET /guard/pods.
 func readGuardPods(ctx context.Context) (guard.PodList, error) {
-	var list guard.PodList
 	text, err := provider.Node().Kubelet().Get(ctx, guard.PodsPath)
 	if err != nil {
-		return list, err
+		return guard.PodList{}, err
 	}
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&list); err != nil {
-		return list, fmt.Errorf("GET %s: %w in %s", guard.PodsPath, err, text)
-	}
-	return list, nil
+	return framework.ParseGuardPods(text)
 }
 
 // guardPod returns what the kubelet says about one protected pod, or nil.
 func guardPod(ctx context.Context, uid types.UID) (*guard.PodState, error) {
 	list, err := readGuardPods(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for i := range list.Items {
-		if list.Items[i].UID == uid {
-			return &list.Items[i], nil
-		}
-	}
-	return nil, nil
+	return framework.FindGuardPod(list, uid), err
 }
 
 // expectState checks the state of a pod in GET /guard/pods and the causes of its
@@ -264,19 +206,7 @@ func expectState(g Gomega, ctx context.Context, pod *subject, state guard.State,
 	found := framework.Try(guardPod(ctx, pod.uid)).In(g)
 	g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 	g.Expect(found.State).To(Equal(state), "state of pod %s in %s", pod, guard.PodsPath)
-	g.Expect(heldFor(found)).To(ConsistOf(causes), "causes of pod %s in %s", pod, guard.PodsPath)
-}
-
-// heldFor returns the causes of a pod's holds; a pod that the guard does not know has
-// none.
-func heldFor(pod *guard.PodState) []guard.Cause {
-	causes := []guard.Cause{}
-	if pod != nil {
-		for _, hold := range pod.Holds {
-			causes = append(causes, hold.Cause)
-		}
-	}
-	return causes
+	g.Expect(framework.HeldFor(found)).To(ConsistOf(causes), "causes of pod %s in %s", pod, guard.PodsPath)
 }
 
 // expectEvents checks that every refusal was reported by exactly one event: on the
@@ -318,22 +248,13 @@ func occurrences(event corev1.Event) int {
 // expectHeldCondition checks that the API shows the pod as held for the causes.
 func (s *scene) expectHeldCondition(g Gomega, ctx context.Context, pod *subject, causes []guard.Cause) {
 	object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
-	condition := framework.PodCondition(object, guard.PodKillRefused)
-	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodKillRefused)
-	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodKillRefused, pod)
-	for _, cause := range causes {
-		g.Expect(condition.Message).To(ContainSubstring(string(cause)), "message of condition %s of pod %s", guard.PodKillRefused, pod)
-	}
+	framework.ExpectKillRefused(g, object, causes...)
 }
 
 // expectNodeCondition checks a node's condition HoldingPods.
 func expectNodeCondition(g Gomega, ctx context.Context, name string, want corev1.ConditionStatus) {
 	node := framework.Try(client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})).In(g)
-	for _, condition := range node.Status.Conditions {
-		if condition.Type == guard.NodeHoldingPods {
-			g.Expect(condition.Status).To(Equal(want), "condition %s of the node: %s", guard.NodeHoldingPods, condition.Message)
-			return
-		}
-	}
-	g.Expect(node.Status.Conditions).To(BeEmpty(), "the node has a condition %s", guard.NodeHoldingPods)
+	_, condition := nodeutil.GetNodeCondition(&node.Status, guard.NodeHoldingPods)
+	g.Expect(condition).NotTo(BeNil(), "the node has a condition %s", guard.NodeHoldingPods)
+	g.Expect(condition.Status).To(Equal(want), "condition %s of the node: %s", guard.NodeHoldingPods, condition.Message)
 }

@@ -57,7 +57,7 @@ func (s *scene) awaitOrphaned(ctx context.Context, pod *subject) {
 		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.State).To(Equal(guard.Held), "state of pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.ObjectPresent).To(BeFalse(), "the kubelet sees the object of pod %s", pod)
-		held := slices.DeleteFunc(heldFor(found), func(cause guard.Cause) bool { return cause == guard.VolumeUnmount })
+		held := slices.DeleteFunc(framework.HeldFor(found), func(cause guard.Cause) bool { return cause == guard.VolumeUnmount })
 		g.Expect(held).To(ConsistOf(guard.OrphanedRuntimePod), "causes of pod %s in %s beside %s", pod, guard.PodsPath, guard.VolumeUnmount)
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held as one that only the runtime knows", pod)
 }

@@ -124,7 +124,7 @@ func (i incident) run(ctx context.Context) {
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, guardedPod, guard.Protected).WithTimeout(apiLag).
 			Should(Succeed(), "the kubelet knows pod %s as protected", guardedPod)
 		if !i.restarts {
-			before = mustReadMetrics(ctx).byCause(refusedKills)
+			before = mustReadMetrics(ctx).ByCause(refusedKills)
 		}
 	}
 
@@ -186,7 +186,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 	GinkgoHelper()
 	if len(i.causes) == 0 {
 		pod.expectAlive(Default)
-		added := increase(before, mustReadMetrics(ctx).byCause(refusedKills))
+		added := increase(before, mustReadMetrics(ctx).ByCause(refusedKills))
 		Expect(added).To(BeEmpty(), "increase of %s where the kubelet attempts nothing", refusedKills)
 		return 0
 	}
@@ -204,8 +204,8 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 			expectProbed(g, ctx, pod)
 		}
 		metrics := framework.Try(readMetrics(ctx)).In(g)
-		g.Expect(increase(before, metrics.byCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
-		g.Expect(metrics.byCause(heldPods)).To(Equal(held), heldPods)
+		g.Expect(increase(before, metrics.ByCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
+		g.Expect(metrics.ByCause(heldPods)).To(Equal(held), heldPods)
 		expectState(g, ctx, pod, state, causes...)
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "killing pod %s is refused for %v", pod, i.causes)
 	framework.Progress("%s: protected pod kept, refused for %v", i.title, i.causes)
@@ -230,7 +230,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 	Consistently(func(g Gomega) {
 		pod.expectAlive(g)
 		metrics := framework.Try(readMetrics(ctx)).In(g)
-		g.Expect(increase(before, metrics.byCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
+		g.Expect(increase(before, metrics.ByCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
 		s.expectEvents(g, ctx, pod, i)
 		switch {
 		case i.vanished:

@@ -49,7 +49,7 @@ var _ = Describe("The load of held pods on the API server", Label(labelGuarded, 
 		file, err := os.Create(*loadFlag)
 		Expect(err).NotTo(HaveOccurred(), "-load-results")
 		DeferCleanup(file.Close)
-		tolerate(deletionLookups)
+		tolerate(framework.DeletionLookups)
 		// The runtime has to stop a hundred pods at once in the end.
 		tolerate(runtimeQuestions)
 		l := &load{scene: newScene(ctx), out: file}

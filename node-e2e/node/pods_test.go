@@ -238,9 +238,7 @@ func (s *scene) expectReady(g Gomega, ctx context.Context, name string, uid type
 	pod := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
 	g.Expect(pod.UID).To(Equal(uid), "UID of pod %s", name)
 	g.Expect(pod.Status.Phase).To(Equal(corev1.PodRunning), "phase of pod %s (reason %q, message %q)", name, pod.Status.Reason, pod.Status.Message)
-	ready := framework.PodCondition(pod, corev1.PodReady)
-	g.Expect(ready).NotTo(BeNil(), "pod %s has a condition Ready", name)
-	g.Expect(ready.Status).To(Equal(corev1.ConditionTrue), "condition Ready of pod %s: %s", name, ready.Message)
+	g.Expect(testnode.PodReady(pod)).To(BeTrue(), "pod %s is Ready: %v", name, pod.Status.Conditions)
 }
 
 func (s *scene) endpointReady(ctx context.Context, uid types.UID) (bool, error) {

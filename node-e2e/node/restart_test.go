@@ -117,7 +117,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 			s.awaitGone(ctx, pod, deletionSlack)
 		}
 		if variant == Guarded {
-			Expect(mustReadMetrics(ctx).byCause(heldPods)).To(BeEmpty(), heldPods)
+			Expect(mustReadMetrics(ctx).ByCause(heldPods)).To(BeEmpty(), heldPods)
 		}
 	})
 })

@@ -92,7 +92,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))
 		var before map[guard.Cause]int
 		if variant == Guarded {
-			before = mustReadMetrics(ctx).byCause(refusedKills)
+			before = mustReadMetrics(ctx).ByCause(refusedKills)
 		}
 		asked := time.Now()
 		for _, pod := range pods {
@@ -108,7 +108,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		}
 		if variant == Guarded {
 			expectState(Default, ctx, pods[0], guard.Protected)
-			Expect(increase(before, mustReadMetrics(ctx).byCause(refusedKills))).To(BeEmpty(), "increase of %s", refusedKills)
+			Expect(increase(before, mustReadMetrics(ctx).ByCause(refusedKills))).To(BeEmpty(), "increase of %s", refusedKills)
 		}
 	})
 

@@ -71,7 +71,7 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 			s.awaitOrphaned(ctx, pods[i])
 			expectUnusable(ctx, log, savedFile(pods[i]))
 		}
-		Expect(mustReadMetrics(ctx).failedOperations()).To(HaveKeyWithValue(stateDirectory, BeEquivalentTo(len(faults))), guardErrors)
+		Expect(mustReadMetrics(ctx).FailedOperations()).To(HaveKeyWithValue(stateDirectory, BeEquivalentTo(len(faults))), guardErrors)
 		Expect(savedFile(gone)).NotTo(BeAnExistingFile(), "the file of a pod that no longer exists")
 		Consistently(func(g Gomega) {
 			for _, pod := range pods {
@@ -146,7 +146,7 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 		expectUnusable(ctx, log, file(pod))
 		expectState(Default, ctx, pod, guard.Protected)
 	}
-	Expect(mustReadMetrics(ctx).failedOperations()).To(HaveKey(stateDirectory), guardErrors)
+	Expect(mustReadMetrics(ctx).FailedOperations()).To(HaveKey(stateDirectory), guardErrors)
 
 	By("restarting the kubelet without the pods' objects")
 	stopKubelet(ctx)

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
@@ -79,7 +80,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 				s.expectWaiting(g, ctx, successors[name], held[name])
 			}
 			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.sum(waitingPods)).To(BeEquivalentTo(len(shared)), waitingPods)
+			g.Expect(metrics.Sum(waitingPods)).To(BeEquivalentTo(len(shared)), waitingPods)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the successors that share something wait")
 		Consistently(func(g Gomega) {
 			for _, name := range shared {
@@ -103,10 +104,10 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 		}
 		Eventually(func(g Gomega) {
 			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.sum(waitingPods)).To(BeZero(), waitingPods)
+			g.Expect(metrics.Sum(waitingPods)).To(BeZero(), waitingPods)
 			for _, name := range shared {
 				object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
-				if condition := framework.PodCondition(object, guard.PodWaitingForHeldPod); condition != nil {
+				if condition := testnode.PodCondition(object, guard.PodWaitingForHeldPod); condition != nil {
 					g.Expect(condition.Status).To(Equal(corev1.ConditionFalse), "condition %s of pod %s", guard.PodWaitingForHeldPod, name)
 				}
 			}
@@ -126,7 +127,7 @@ func (s *scene) expectWaiting(g Gomega, ctx context.Context, pod, held *subject)
 	}
 	g.Expect(heldBy).To(HaveKeyWithValue(pod.uid, held.uid), "pods that wait in %s", guard.PodsPath)
 	object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
-	condition := framework.PodCondition(object, guard.PodWaitingForHeldPod)
+	condition := testnode.PodCondition(object, guard.PodWaitingForHeldPod)
 	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodWaitingForHeldPod)
 	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodWaitingForHeldPod, pod)
 	g.Expect(condition.Message).To(ContainSubstring(string(held.uid)), "message of condition %s of pod %s", guard.PodWaitingForHeldPod, pod)

@@ -112,7 +112,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 			s.awaitOrphaned(ctx, pod)
 			expectNodeEvent(ctx, guard.EventKillRefused, string(pod.uid), string(guard.OrphanedRuntimePod))
 		}
-		Expect(mustReadMetrics(ctx).byCause(heldPods)).To(HaveKeyWithValue(guard.OrphanedRuntimePod, 2), heldPods)
+		Expect(mustReadMetrics(ctx).ByCause(heldPods)).To(HaveKeyWithValue(guard.OrphanedRuntimePod, 2), heldPods)
 		Consistently(func(g Gomega) {
 			for _, pod := range pods {
 				pod.expectAlive(g)

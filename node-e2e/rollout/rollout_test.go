@@ -12,12 +12,12 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/cluster/embedded"
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/hostnode"
 	"kubelet-guard.io/node-e2e/vm"
@@ -454,10 +454,8 @@ func (c *rolloutTest) awaitNode(version string) {
 		if got := node.Status.NodeInfo.KubeletVersion; got != version {
 			return fmt.Errorf("the node reports %s", got)
 		}
-		for _, condition := range node.Status.Conditions {
-			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue {
-				return nil
-			}
+		if testnode.NodeReady(node) {
+			return nil
 		}
 		return fmt.Errorf("not Ready: %v", node.Status.Conditions)
 	})

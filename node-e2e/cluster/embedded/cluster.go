@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
@@ -362,10 +361,8 @@ func (c *Cluster) awaitUsable(ctx context.Context) error {
 		if len(node.Spec.Taints) > 0 {
 			return fmt.Errorf("it has taints: %v", node.Spec.Taints)
 		}
-		for _, condition := range node.Status.Conditions {
-			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue {
-				return nil
-			}
+		if testnode.NodeReady(node) {
+			return nil
 		}
 		return fmt.Errorf("its conditions are %v", node.Status.Conditions)
 	})

@@ -25,6 +25,8 @@ import (
 	"sigs.k8s.io/kind/pkg/apis/config/v1alpha4"
 	"sigs.k8s.io/kind/pkg/cluster"
 	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
 // clusterReady is how long nodes and cluster DNS may take to be ready after kubeadm has
@@ -281,10 +283,8 @@ func (c *Cluster) ready(ctx context.Context) error {
 			waiting = append(waiting, "node "+node.name+" is not registered")
 			continue
 		}
-		for _, condition := range nodes.Items[i].Status.Conditions {
-			if condition.Type == corev1.NodeReady && condition.Status != corev1.ConditionTrue {
-				waiting = append(waiting, fmt.Sprintf("node %s is not ready: %s", node.name, condition.Message))
-			}
+		if found := nodes.Items[i]; !testnode.NodeReady(&found) {
+			waiting = append(waiting, fmt.Sprintf("node %s is not ready: %v", node.name, found.Status.Conditions))
 		}
 	}
 	// Everything else that a cluster starts with runs on the nodes.
@@ -297,9 +297,7 @@ func (c *Cluster) ready(ctx context.Context) error {
 			waiting = append(waiting, "no pod of "+app)
 		}
 		for _, pod := range pods.Items {
-			if !slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-			}) {
+			if !testnode.PodReady(&pod) {
 				waiting = append(waiting, fmt.Sprintf("pod %s on %s is %s and not ready", pod.Name, pod.Spec.NodeName, pod.Status.Phase))
 			}
 		}
