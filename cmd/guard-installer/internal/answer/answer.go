@@ -28,6 +28,14 @@ func Of(is bool) Answer {
 	return No()
 }
 
+// Check is Of where the error is nil, and unknown otherwise.
+func Check(is bool, err error) Answer {
+	if err != nil {
+		return Unknown(err)
+	}
+	return Of(is)
+}
+
 // Yes is the answer yes.
 func Yes() Answer { return Answer{state: yes} }
 

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
@@ -330,7 +331,7 @@ func (w *world) neverLies(report rollout.Report) {
 
 // runs reports whether the kubelet of the entry runs, and not the previous one.
 func (w *world) runs(entry *journal.Entry) bool {
-	if entry == nil || w.running == nil || same(entry.Previous, entry.Wanted) {
+	if entry == nil || w.running == nil || ptr.Equal(entry.Previous, entry.Wanted) {
 		return false
 	}
 	process, err := w.root.Process(w.pid)
@@ -351,8 +352,8 @@ func (w *world) isSafe() {
 	case entry == nil || entry.State == journal.Confirmed:
 	case entry.State == journal.RolledBack:
 		assert.False(w.t, w.runs(entry), "the journal says rolled back, and the new kubelet runs")
-		assert.True(w.t, same(current, entry.Previous), "the journal says rolled back, and the drop-in is that of the change")
-	case same(current, entry.Wanted) || w.runs(entry):
+		assert.True(w.t, ptr.Equal(current, entry.Previous), "the journal says rolled back, and the drop-in is that of the change")
+	case ptr.Equal(current, entry.Wanted) || w.runs(entry):
 		recovers := w.root.Exists(filepath.Join(wanted, recoverUnit)) && w.root.Exists(filepath.Join(units, recoverUnit))
 		assert.True(w.t, recovers, "no boot would roll the change back")
 		assert.True(w.t, w.timer || w.retry, "no timer rolls the change back")

@@ -1,8 +1,10 @@
 // Package node brings a node to what a roll-out requests, or back to what it was.
 //
-// The order of a change, and what a crash at each point leaves:
+// An installer observes the node, takes the next step of the table in steps.go, and observes
+// it again, until a step has something to report. The steps of a change, and what a crash at
+// each point leaves:
 //
-//  1. Look: nothing is written. What does not fit is a refusal.
+//  1. Inspect: nothing is written. What does not fit is a refusal.
 //  2. Prepare: the programs and the configuration are put next to what is in use, under
 //     names made of their checksums, and so are three units of systemd. One of them
 //     rolls a change back; it is started once, before there is a change, and does what a
@@ -21,7 +23,9 @@
 //     the timer.
 //
 // One installer works on a node: it has a lock for its life. What systemd, the runtime,
-// the guard or the disk does not say is unknown (package answer), and decides nothing.
+// the guard or the disk does not report is unknown (package answer), and decides nothing.
+// The API server is queried by the steps that need it only, so that one that is away makes
+// no node unready that is done.
 //
 // The kubelet that is being changed is the one that runs the installer: when it is
 // broken nobody restarts the installer or probes it, and when it is wrong it may kill

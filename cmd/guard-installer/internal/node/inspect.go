@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path"
@@ -23,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/klog/v2"
 
+	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/containers"
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
@@ -79,84 +79,157 @@ type view struct {
 	pods []corev1.Pod
 	// complete: everything was inspected. guardFlag: the process has the flag.
 	complete, guardFlag bool
+	// healthy: a node that is not healthy is refused.
+	healthy bool
+	// intact: the guard's configuration that wanted names is the one that was written.
+	intact   answer.Answer
+	refusals []refusal
 }
 
-// dropIn reads our drop-in; nil when there is none.
-func (i *Installer) dropIn() (*string, error) {
-	data, err := i.Root.Read(rollout.DropIn)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+var errNotRunning = errors.New("kubelet.service does not run")
+
+func (v *view) refuse(reason rollout.Reason, format string, arguments ...any) {
+	v.refusals = append(v.refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
+}
+
+// inspectLater reports what was found the last time.
+func (i *Installer) inspectLater(_ context.Context, s State) (*rollout.Report, error) {
+	return s.observed, nil
+}
+
+// inspectOnly reports what was found, and changes nothing.
+func (i *Installer) inspectOnly(ctx context.Context, s State) (*rollout.Report, error) {
+	if len(s.view.refusals) > 0 {
+		return i.refuse(ctx, s)
 	}
-	if err != nil {
-		return nil, err
-	}
-	text := string(data)
-	return &text, nil
+	report := i.reportOn(s.view)
+	report.Phase, report.Message = rollout.Observed, "Nothing was changed"
+	i.observed, i.observedUntil = &report, time.Now().Add(jittered(checkReport))
+	return &report, nil
 }
 
 // inspect finds out how the node is and what keeps the request from it. The error is about
 // what may be different the next time.
-func (i *Installer) inspect(ctx context.Context) (v view, refusals []refusal, err error) {
-	refuse := func(reason rollout.Reason, format string, arguments ...any) {
-		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
-	}
-	target := i.Request.Target
+func (i *Installer) inspect(ctx context.Context, s State) (_ *rollout.Report, err error) {
 	// Removing or replacing the guard must work on an unhealthy node, too.
-	strict := target != rollout.Stock
-	inOrder := strict
-	if entry, err := i.store().Read(); err == nil && entry.Kept() && i.unmodified(entry).IsYes() {
-		inOrder = false
+	v := &view{dropIn: s.dropIn, healthy: i.strict() && !(s.entry.Kept() && s.unmodified().IsYes())}
+	if s.dropInErr != nil {
+		return nil, s.dropInErr
 	}
-
 	if v.node, err = i.Cluster.Node(ctx); err != nil {
-		return v, nil, err
+		return nil, err
 	}
-	v.address = kubeletAddress(v.node)
+	i.seen, v.address = v.node, kubeletAddress(v.node)
 	if v.unit, err = i.Systemd.Unit(ctx, rollout.KubeletUnit); err != nil {
-		return v, nil, err
+		return nil, err
 	}
-	if !v.unit.Loaded || len(v.unit.Files) == 0 {
-		refuse(rollout.ReasonUnit, "the node has no %s: its kubelet is run by something else than systemd, or under another name", rollout.KubeletUnit)
-		return v, refusals, nil
+	if i.inspectUnit(ctx, v); v.command.Program != "" {
+		if err := i.inspectKubelet(ctx, v); err != nil {
+			return nil, err
+		}
+		i.inspectRuntime(ctx, v)
+		if err := i.inspectImage(ctx, v); err != nil {
+			return nil, err
+		}
+		i.checkHeldPods(v)
+		v.intact, v.complete = i.configurationIntact(v.wanted), true
 	}
+	i.view = v
+	return nil, nil
+}
 
-	// The unit.
-	if v.dropIn, err = i.dropIn(); err != nil {
-		return v, nil, err
-	}
-	if v.dropIn != nil && !unit.Ours([]byte(*v.dropIn)) {
-		refuse(rollout.ReasonUnit, "%s was not written by a roll-out; give it another name", rollout.DropIn)
-		return v, refusals, nil
+// strict: what is wrong with the node keeps the request from it.
+func (i *Installer) strict() bool { return i.Request.Target != rollout.Stock }
+
+// inspectUnit finds the command of the unit, and leaves it empty where it is not understood.
+func (i *Installer) inspectUnit(ctx context.Context, v *view) {
+	switch {
+	case !v.unit.Loaded || len(v.unit.Files) == 0:
+		v.refuse(rollout.ReasonUnit, "the node has no %s: its kubelet is run by something else than systemd, or under another name", rollout.KubeletUnit)
+		return
+	case v.dropIn != nil && !unit.Ours([]byte(*v.dropIn)):
+		v.refuse(rollout.ReasonUnit, "%s was not written by a roll-out; give it another name", rollout.DropIn)
+		return
 	}
 	judged := unit.Judge(v.unit.Files, rollout.DropIn, i.Root.Read)
 	for _, why := range judged.Refusals {
-		refuse(rollout.ReasonUnit, "%s", why)
+		v.refuse(rollout.ReasonUnit, "%s", why)
 	}
 	if !judged.Understood() {
-		return v, refusals, nil
+		return
 	}
 	v.command = judged.Command
-	refusals = append(refusals, i.checkNeighbours(v.unit, judged)...)
+	i.checkNeighbours(v, judged)
 	if v.command.HasGuard() {
-		refuse(rollout.ReasonForeignGuard, "%s runs a guarded kubelet already (a package, or by hand): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", v.command.File)
+		v.refuse(rollout.ReasonForeignGuard, "%s runs a guarded kubelet already (a package, or by hand): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", v.command.File)
 	}
-	refusals = append(refusals, i.checkStock(ctx, &v)...)
-	stockFound := v.stock.Version != ""
+	i.checkStock(ctx, v)
+}
 
-	// The kubelet that runs.
+// checkNeighbours refuses a restart of the kubelet in which systemd would stop the
+// container runtime or containers as well.
+func (i *Installer) checkNeighbours(v *view, judged unit.Verdict) {
+	var processes []string
+	if v.unit.ControlGroup != "" && judged.KillMode != "process" {
+		var err error
+		if processes, err = i.Root.InControlGroup(v.unit.ControlGroup); err != nil {
+			v.refuse(rollout.ReasonUnit, "it is not known what else runs in the control group of %s, which systemd kills in a restart (KillMode=%s): %v. Set KillMode=process in a drop-in of the unit", rollout.KubeletUnit, judged.KillMode, err)
+			return
+		}
+	}
+	for _, why := range judged.Alive(v.unit.StoppedWith, processes) {
+		v.refuse(rollout.ReasonUnit, "%s", why)
+	}
+}
+
+// inspectKubelet inspects the kubelet that runs, and its node.
+func (i *Installer) inspectKubelet(ctx context.Context, v *view) (err error) {
 	if v.unit.MainPID > 0 {
 		if v.process, err = i.Root.Process(v.unit.MainPID); err != nil {
-			return v, nil, err // it may just have been restarted
+			return err // it may just have been restarted
 		}
 		v.now.SHA256 = v.process.SHA256
 	}
-	if !v.unit.Running() && inOrder {
-		refuse(rollout.ReasonKubelet, "%s is %s (%s): fix that first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
+	if !v.unit.Running() && v.healthy {
+		v.refuse(rollout.ReasonKubelet, "%s is %s (%s): fix that first", rollout.KubeletUnit, v.unit.Active, v.unit.Sub)
 	}
+	i.queryKubelet(ctx, v)
+	if i.Request.Target == rollout.Stock && v.stock.Version != "" {
+		if err := i.checkReturn(ctx, v); err != nil {
+			return err
+		}
+	}
+	v.heldAndProtected()
+	v.now.Path = v.command.Program
+	if v.dropIn != nil {
+		v.now.Path = path.Join(rollout.InstallDir, v.process.SHA256, "kubelet")
+	}
+	if v.healthy && !nodeReady(v.node) {
+		v.refuse(rollout.ReasonNode, "node %s is not ready: fix that first", v.node.Name)
+	}
+	if short := pressure(v.node); v.healthy && short != "" {
+		v.refuse(rollout.ReasonPressure, "node %s reports %s, and its kubelet evicts pods: wait until it has ended, or fix the node", v.node.Name, short)
+	}
+	_, v.guardFlag = v.process.Flag(unit.GuardFlag)
+	switch {
+	case v.dropIn != nil || v.command.HasGuard():
+	case v.answer.Guarded || v.guardFlag:
+		v.refuse(rollout.ReasonForeignGuard, "the kubelet runs with the guard, which no roll-out installed (a package, or %s in its arguments): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", unit.GuardFlag)
+	case v.now.SHA256 != "" && v.stock.SHA256 != "" && v.now.SHA256 != v.stock.SHA256 && i.strict():
+		v.refuse(rollout.ReasonKubelet, "the kubelet that runs is not the one in %s, which was replaced without a restart: restart it first, so that it is known to work", v.command.Program)
+	}
+	if v.unit.NeedsReload && i.strict() {
+		v.refuse(rollout.ReasonUnit, "unit files of %s have changed and systemd has not read them: run systemctl daemon-reload and restart the kubelet first, so that the change is known to work", rollout.KubeletUnit)
+	}
+	return nil
+}
+
+// queryKubelet queries the kubelet for its version and its guard. While none runs nothing is
+// queried: who knows what listens at its port.
+func (i *Installer) queryKubelet(ctx context.Context, v *view) {
 	var forbidden *kubelet.ForbiddenError
-	err = errNotRunning
-	// Nobody is asked who may listen at the port of a kubelet that does not run.
-	for range 3 { // a slow answer is not worth a refusal
+	err := errNotRunning
+	for range 3 { // a slow response is not worth a refusal
 		if !v.unit.Running() {
 			break
 		}
@@ -166,84 +239,64 @@ func (i *Installer) inspect(ctx context.Context) (v view, refusals []refusal, er
 		time.Sleep(i.Poll)
 	}
 	switch {
-	case errors.As(err, &forbidden):
-		refuse(rollout.ReasonKubelet, "%v", err)
-	case err != nil && inOrder:
-		refuse(rollout.ReasonKubelet, "the kubelet is not healthy: %v", err)
-	case err != nil && v.dropIn != nil && !v.unit.Running():
+	case err == nil:
+		v.now.Version, v.now.Mode = v.answer.Version, v.answer.Mode
+	case forbidden != nil:
+		v.refuse(rollout.ReasonKubelet, "%v", err)
+	case v.healthy:
+		v.refuse(rollout.ReasonKubelet, "the kubelet is not healthy: %v", err)
+	case v.dropIn != nil && !v.unit.Running():
 		v.unknown = err
-	case err != nil && v.dropIn != nil:
-		// What it holds it may still say.
+	case v.dropIn != nil:
+		// What it holds it may still report.
 		if list, listErr := i.Protected(ctx, v.address, ""); listErr != nil {
 			v.unknown = err
 		} else if list != nil {
 			v.answer = kubelet.Answer{Version: list.Version, Guarded: true, Mode: list.Mode, Pods: list}
 			v.now.Version, v.now.Mode = list.Version, list.Mode
 		}
-	case err == nil:
-		v.now.Version, v.now.Mode = v.answer.Version, v.answer.Mode
 	}
-	if target == rollout.Stock && stockFound {
-		more, err := i.checkReturn(ctx, &v)
-		if err != nil {
-			return v, nil, err
-		}
-		refusals = append(refusals, more...)
-	}
-	v.heldAndProtected()
-	v.now.Path = v.command.Program
-	if v.dropIn != nil {
-		v.now.Path = path.Join(rollout.InstallDir, v.process.SHA256, "kubelet")
-	}
-	if inOrder && !nodeReady(v.node) {
-		refuse(rollout.ReasonNode, "node %s is not ready: fix that first", v.node.Name)
-	}
-	if short := pressure(v.node); inOrder && short != "" {
-		refuse(rollout.ReasonPressure, "node %s reports %s, and its kubelet evicts pods: wait until it has ended, or fix the node", v.node.Name, short)
-	}
-	_, v.guardFlag = v.process.Flag(unit.GuardFlag)
-	switch {
-	case v.dropIn != nil || v.command.HasGuard():
-	case v.answer.Guarded || v.guardFlag:
-		refuse(rollout.ReasonForeignGuard, "the kubelet runs with the guard, which no roll-out installed (a package, or %s in its arguments): the roll-out leaves such nodes alone. Remove it there first, or keep the node out of the pool", unit.GuardFlag)
-	case v.now.SHA256 != "" && v.stock.SHA256 != "" && v.now.SHA256 != v.stock.SHA256 && strict:
-		refuse(rollout.ReasonKubelet, "the kubelet that runs is not the one in %s, which was replaced without a restart: restart it first, so that it is known to work", v.command.Program)
-	}
-	if v.unit.NeedsReload && strict {
-		refuse(rollout.ReasonUnit, "unit files of %s have changed and systemd has not read them: run systemctl daemon-reload and restart the kubelet first, so that the change is known to work", rollout.KubeletUnit)
-	}
+}
 
-	// The container runtime.
-	if err = i.readConfig(ctx, &v); err != nil {
-		refuse(rollout.ReasonRuntime, "%v", err)
-	} else if v.socket, err = cri.Socket(i.Root, v.kubeletConfig.ContainerRuntimeEndpoint); err != nil {
-		refuse(rollout.ReasonRuntime, "%v", err)
-	} else if v.running, err = i.Running(ctx, v.socket); err != nil {
-		refuse(rollout.ReasonRuntime, "%v", err)
-	} else if pods, err := i.Pods(ctx, v.address, v.pin); err != nil {
-		if inOrder {
-			refuse(rollout.ReasonKubelet, "the kubelet does not report which pods it has: %v", err)
-		}
-	} else {
-		v.pods = pods.Items
-		if why := containers.Foreign(v.running, v.pods); why != "" {
-			refuse(rollout.ReasonRuntime, "%s is not the container runtime of the kubelet: %s. Name the right one in containerRuntimeEndpoint of the kubelet's configuration", v.socket, why)
-		}
+// inspectRuntime inspects the container runtime.
+func (i *Installer) inspectRuntime(ctx context.Context, v *view) {
+	err := i.readConfig(ctx, v)
+	if err == nil {
+		v.socket, err = cri.Socket(i.Root, v.kubeletConfig.ContainerRuntimeEndpoint)
 	}
-
-	// What the image offers.
-	more, err := i.checkOffer(ctx, &v)
+	if err == nil {
+		v.running, err = i.Running(ctx, v.socket)
+	}
 	if err != nil {
-		return v, nil, err
+		v.refuse(rollout.ReasonRuntime, "%v", err)
+		return
 	}
-	if strict {
-		refusals = append(refusals, more...)
+	pods, err := i.Pods(ctx, v.address, v.pin)
+	if err != nil {
+		if v.healthy {
+			v.refuse(rollout.ReasonKubelet, "the kubelet does not report which pods it has: %v", err)
+		}
+		return
 	}
-	if err := i.want(&v); err != nil && len(refusals) == 0 {
-		refuse(rollout.ReasonUnit, "%v", err)
+	v.pods = pods.Items
+	if why := containers.Foreign(v.running, v.pods); why != "" {
+		v.refuse(rollout.ReasonRuntime, "%s is not the container runtime of the kubelet: %s. Name the right one in containerRuntimeEndpoint of the kubelet's configuration", v.socket, why)
 	}
-	v.complete = true
-	return v, append(refusals, i.checkHeldPods(&v)...), nil
+}
+
+// inspectImage inspects what the image offers, and finds the drop-in that the request needs.
+func (i *Installer) inspectImage(ctx context.Context, v *view) error {
+	before := v.refusals
+	if err := i.checkOffer(ctx, v); err != nil {
+		return err
+	}
+	if !i.strict() {
+		v.refusals = before
+	}
+	if err := i.want(v); err != nil && len(v.refusals) == 0 {
+		v.refuse(rollout.ReasonUnit, "%v", err)
+	}
+	return nil
 }
 
 // readConfig reads the configuration of the kubelet that runs. What it says itself
@@ -271,46 +324,45 @@ func (i *Installer) readConfig(ctx context.Context, v *view) error {
 }
 
 // checkStock inspects the kubelet of the node's own command.
-func (i *Installer) checkStock(ctx context.Context, v *view) []refusal {
+func (i *Installer) checkStock(ctx context.Context, v *view) {
 	program := v.command.Program
 	v.stock.Path = program
 	where := i.Root.Path(program)
 	arch, err := elfArchitecture(where)
 	switch {
 	case err != nil:
-		return []refusal{{rollout.ReasonUnit, fmt.Sprintf("%s: ExecStart= runs %s, which is not a program (a script?): %v", v.command.File, program, err)}}
+		v.refuse(rollout.ReasonUnit, "%s: ExecStart= runs %s, which is not a program (a script?): %v", v.command.File, program, err)
+		return
 	case arch != architecture():
-		return []refusal{{rollout.ReasonArchitecture, fmt.Sprintf("the node's kubelet %s is for %s, the installer for %s", program, arch, architecture())}}
+		v.refuse(rollout.ReasonArchitecture, "the node's kubelet %s is for %s, the installer for %s", program, arch, architecture())
+		return
 	}
 	if v.stock.SHA256, err = host.Checksum(where); err != nil {
-		return []refusal{{rollout.ReasonUnit, fmt.Sprintf("read %s: %v", program, err)}}
+		v.refuse(rollout.ReasonUnit, "read %s: %v", program, err)
+	} else if v.stock.Version, err = i.Version(ctx, i.Root, program); err != nil {
+		v.refuse(rollout.ReasonVersion, "the version of the node's kubelet: %v", err)
 	}
-	if v.stock.Version, err = i.Version(ctx, i.Root, program); err != nil {
-		return []refusal{{rollout.ReasonVersion, fmt.Sprintf("the version of the node's kubelet: %v", err)}}
-	}
-	return nil
 }
 
 // checkReturn checks whether the stock kubelet, which the distribution may have upgraded
 // since, fits the API server and is close to the kubelet that runs.
-func (i *Installer) checkReturn(ctx context.Context, v *view) ([]refusal, error) {
+func (i *Installer) checkReturn(ctx context.Context, v *view) error {
 	if v.stock.Version == i.Request.StockVersion {
-		return nil, nil
+		return nil
 	}
 	server, err := i.Cluster.ServerVersion(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	running := v.now.Version
 	if entry, err := i.store().Read(); err == nil && entry != nil && running == "" {
-		running = entry.Kubelet.Version // it does not answer
+		running = entry.Kubelet.Version // it does not respond
 	}
-	why := misfit(v.stock.Version, running, server)
-	if why == "" {
-		return nil, nil
+	if why := misfit(v.stock.Version, running, server); why != "" {
+		v.refuse(rollout.ReasonVersion, "now %s runs, then the stock kubelet %s (%s) would: %s. Install a stock kubelet that fits, or accept this one (--stock-version=%s)",
+			describe(v.now), v.stock.Version, v.stock.Path, why, v.stock.Version)
 	}
-	return []refusal{{rollout.ReasonVersion, fmt.Sprintf("now %s runs, then the stock kubelet %s (%s) would: %s. Install a stock kubelet that fits, or accept this one (--stock-version=%s)",
-		describe(v.now), v.stock.Version, v.stock.Path, why, v.stock.Version)}}, nil
+	return nil
 }
 
 const (
@@ -356,73 +408,70 @@ func misfit(stock, running, server string) string {
 }
 
 // checkOffer inspects the kubelet of the image.
-func (i *Installer) checkOffer(ctx context.Context, v *view) (refusals []refusal, err error) {
-	refuse := func(reason rollout.Reason, format string, arguments ...any) {
-		refusals = append(refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
-	}
+func (i *Installer) checkOffer(ctx context.Context, v *view) (err error) {
 	if v.installerSum, err = host.Checksum(i.Program); err != nil {
-		return nil, err
+		return err
 	}
 	arch, err := elfArchitecture(i.Kubelet)
 	if err != nil {
-		refuse(rollout.ReasonBuild, "the image has no kubelet: %v", err)
-		return refusals, nil
+		v.refuse(rollout.ReasonBuild, "the image has no kubelet: %v", err)
+		return nil
 	}
 	if v.offered.SHA256, err = host.Checksum(i.Kubelet); err != nil {
-		return nil, err
+		return err
 	}
 	if arch != architecture() {
-		refuse(rollout.ReasonArchitecture, "the image's kubelet is for %s, the node is %s", arch, architecture())
-		return refusals, nil
+		v.refuse(rollout.ReasonArchitecture, "the image's kubelet is for %s, the node is %s", arch, architecture())
+		return nil
 	}
 	if want := i.Request.KubeletChecksums[arch]; len(i.Request.KubeletChecksums) > 0 && want != v.offered.SHA256 {
 		if want == "" {
 			want = "none for " + arch
 		}
-		refuse(rollout.ReasonBuild, "the image's kubelet has the checksum %s, the request names %s: was the tag of the image moved? Start the roll-out again", v.offered.SHA256, want)
+		v.refuse(rollout.ReasonBuild, "the image's kubelet has the checksum %s, the request names %s: was the tag of the image moved? Start the roll-out again", v.offered.SHA256, want)
 	}
 	if v.offered.Version, err = i.Version(ctx, "", i.Kubelet); err != nil {
-		refuse(rollout.ReasonBuild, "the image's kubelet cannot be run: %v", err)
-		return refusals, nil
+		v.refuse(rollout.ReasonBuild, "the image's kubelet cannot be run: %v", err)
+		return nil
 	}
 	if want := i.Request.KubeletVersion; want != "" && want != v.offered.Version {
-		refuse(rollout.ReasonBuild, "the image's kubelet is %s, the request names %s", v.offered.Version, want)
+		v.refuse(rollout.ReasonBuild, "the image's kubelet is %s, the request names %s", v.offered.Version, want)
 	}
 	if !strings.Contains(v.offered.Version, "+guard.") {
-		refuse(rollout.ReasonBuild, "the image's kubelet is %s, which has no guard", v.offered.Version)
+		v.refuse(rollout.ReasonBuild, "the image's kubelet is %s, which has no guard", v.offered.Version)
 	}
 	if space, err := i.missingSpace(v); err != nil {
-		refuse(rollout.ReasonSpace, "%v", err)
+		v.refuse(rollout.ReasonSpace, "%v", err)
 	} else if space != "" {
-		refuse(rollout.ReasonSpace, "%s", space)
+		v.refuse(rollout.ReasonSpace, "%s", space)
 	}
 	offered, err := version.ParseSemantic(v.offered.Version)
 	if err != nil {
-		refuse(rollout.ReasonVersion, "the version %q of the image's kubelet is not understood", v.offered.Version)
-		return refusals, nil
+		v.refuse(rollout.ReasonVersion, "the version %q of the image's kubelet is not understood", v.offered.Version)
+		return nil
 	}
 	if v.stock.Version != "" {
 		stock, err := version.ParseSemantic(v.stock.Version)
 		switch {
 		case err != nil:
-			refuse(rollout.ReasonVersion, "the version %q of the node's kubelet is not understood", v.stock.Version)
+			v.refuse(rollout.ReasonVersion, "the version %q of the node's kubelet is not understood", v.stock.Version)
 		case stock.Major() != offered.Major() || stock.Minor() != offered.Minor():
-			refuse(rollout.ReasonVersion, "the image's kubelet is %s, the node's own (%s) is %s: another minor version. Use an image for v%d.%d, or upgrade the node's own kubelet first",
+			v.refuse(rollout.ReasonVersion, "the image's kubelet is %s, the node's own (%s) is %s: another minor version. Use an image for v%d.%d, or upgrade the node's own kubelet first",
 				v.offered.Version, v.stock.Path, v.stock.Version, stock.Major(), stock.Minor())
 		}
 	}
 	text, err := i.Cluster.ServerVersion(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	server, err := version.ParseSemantic(text)
 	switch {
 	case err != nil:
-		refuse(rollout.ReasonVersion, "the version %q of the API server is not understood", text)
+		v.refuse(rollout.ReasonVersion, "the version %q of the API server is not understood", text)
 	case offered.Major() != server.Major() || offered.Minor() > server.Minor():
-		refuse(rollout.ReasonVersion, "the image's kubelet is %s, newer than the API server (%s): upgrade the control plane first", v.offered.Version, text)
+		v.refuse(rollout.ReasonVersion, "the image's kubelet is %s, newer than the API server (%s): upgrade the control plane first", v.offered.Version, text)
 	}
-	return refusals, nil
+	return nil
 }
 
 // missingSpace returns what is missing for the programs, and for the small files that
@@ -561,22 +610,19 @@ func (i *Installer) want(v *view) error {
 
 // checkHeldPods refuses what would release held pods that nobody has agreed to. Not only
 // another mode does that: with another configuration a pod may be no longer protected.
-func (i *Installer) checkHeldPods(v *view) []refusal {
+func (i *Installer) checkHeldPods(v *view) {
 	if i.Request.Target == rollout.Observe {
-		return nil
+		return
 	}
 	if i.Request.Target == rollout.Enforce && v.dropIn != nil && v.config != "" && strings.Contains(*v.dropIn, v.config) {
-		return nil
+		return
 	}
 	if v.unknown != nil {
-		return []refusal{{rollout.ReasonHeld, fmt.Sprintf("the guarded kubelet does not answer, so that nobody knows which pods it holds, and nobody can have agreed that they stop: fix it first (systemctl restart kubelet on the node) (%v)", v.unknown)}}
+		v.refuse(rollout.ReasonHeld, "the guarded kubelet does not answer, so that nobody knows which pods it holds, and nobody can have agreed that they stop: fix it first (systemctl restart kubelet on the node) (%v)", v.unknown)
+	} else if others := i.notReleased(v); len(others) > 0 {
+		v.refuse(rollout.ReasonHeld, "%d pods are held and would stop with what is requested: %s. Nobody was shown them and agreed to it. See kubectl guard holds; fix the reasons, release the pods, or give the same command again, which lists them",
+			len(others), list(others))
 	}
-	others := i.notReleased(v)
-	if len(others) == 0 {
-		return nil
-	}
-	return []refusal{{rollout.ReasonHeld, fmt.Sprintf("%d pods are held and would stop with what is requested: %s. Nobody was shown them and agreed to it. See kubectl guard holds; fix the reasons, release the pods, or give the same command again, which lists them",
-		len(others), list(others))}}
 }
 
 // notReleased returns namespace/name of the held pods that the request does not release.
@@ -604,18 +650,6 @@ func (v *view) heldAndProtected() {
 			v.protected++
 		}
 	}
-}
-
-// matchesRequest reports whether there is nothing to do. What would keep a change from being
-// made does not matter then.
-func (i *Installer) matchesRequest(v *view) bool {
-	if !v.complete || !same(v.dropIn, v.wanted) && !i.onlyUnitChanged(v) {
-		return false
-	}
-	if !i.Request.Target.Guarded() {
-		return !v.answer.Guarded && !v.guardFlag && !v.command.HasGuard()
-	}
-	return v.unit.Running() && v.process.SHA256 == v.offered.SHA256 && v.answer.Guarded && v.answer.Mode == i.Request.Target.Mode()
 }
 
 // kubeletAddress is where the API server reaches the kubelet, too.

@@ -3,12 +3,12 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
-	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -53,39 +53,52 @@ func (i *Installer) ofThisPool(owner string) bool {
 	return strings.HasSuffix(owner, " of pool "+i.Pool.Name)
 }
 
-// otherPool returns the pool to which the node belongs, "" for this one. A node that several
-// pools select belongs to the one that has reported on it, for as long as that one selects
-// it: it does not go from one to the other with a boot, or with the order in which their
-// installers start. Without a report the journal counts, and then who has the lock.
-func (i *Installer) otherPool(ctx context.Context, entry *journal.Entry) (string, error) {
-	if i.claimed {
-		return "", nil
+// yieldToOwner reports that another installer runs on the node.
+func (i *Installer) yieldToOwner(_ context.Context, s State) (*rollout.Report, error) {
+	if !i.ofThisPool(s.other) {
+		return i.refuseOtherPool("another installer runs on this node: " + s.other), nil
 	}
+	report := i.newReport()
+	report.Phase = rollout.Waiting
+	report.Message = fmt.Sprintf("Another installer runs on this node: %s. This one starts when that one has ended", s.other)
+	return &report, nil
+}
+
+// findOwnerPool finds out whether the node belongs to this pool. A node that several pools
+// select belongs to the one that has reported on it, for as long as that one selects it: it
+// does not go from one to the other with a boot, or with the sequence in which their
+// installers start. Without a report the journal counts, and then who has the lock.
+func (i *Installer) findOwnerPool(ctx context.Context, s State) (report *rollout.Report, err error) {
+	defer func() {
+		if err != nil || report != nil {
+			i.disown()
+		}
+	}()
 	node, err := i.Cluster.Node(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	pool := ""
 	if report, err := rollout.ReportOf(node); err == nil && report != nil {
 		pool = report.Pool
-	} else if entry != nil {
-		pool = entry.Pool
+	} else if s.entry != nil {
+		pool = s.entry.Pool
 	}
 	if pool != "" && pool != i.Pool.Name {
 		selects, err := i.Cluster.Selects(ctx, pool, node)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if selects {
-			return pool, nil
+			return i.refuseOtherPool(fmt.Sprintf("the node belongs to pool %s, which selects it as well", pool)), nil
 		}
 	}
 	i.claimed = true
-	return "", nil
+	return nil, nil
 }
 
 // refuseOtherPool is the report of an installer whose node belongs to another pool. It is
 // for the log and an event: the report on the Node is that of the other pool.
-func (i *Installer) refuseOtherPool(why string) rollout.Report {
-	return i.refuse(rollout.Report{}, refusal{rollout.ReasonOtherPool, why + ". A node must be in one pool only: change the selector of a pool, or the labels of the node"})
+func (i *Installer) refuseOtherPool(why string) *rollout.Report {
+	return i.refused(rollout.Report{}, rollout.ReasonOtherPool, "%s. A node must be in one pool only: change the selector of a pool, or the labels of the node", why)
 }

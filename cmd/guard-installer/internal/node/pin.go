@@ -20,10 +20,10 @@ import (
 // only one that it may show.
 const pinHolds = time.Hour
 
-// askNow asks the kubelet of a change that may be long past. Its certificate may have been
+// queryNow asks the kubelet of a change that may be long past. Its certificate may have been
 // rotated since: it may show the one of the journal, or one that is in the files of the
 // process, which only root can write. It returns the pin of the answer.
-func (i *Installer) askNow(ctx context.Context, address string, entry *journal.Entry, process host.Process) (answer kubelet.Answer, pin string, err error) {
+func (i *Installer) queryNow(ctx context.Context, address string, entry *journal.Entry, process host.Process) (answer kubelet.Answer, pin string, err error) {
 	for _, pin := range i.pins(entry, process) {
 		var shown string
 		if answer, shown, err = i.Ask(ctx, address, pin); !errors.Is(err, kubelet.ErrOtherCertificate) {

@@ -2,13 +2,16 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/cluster"
+	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -83,12 +86,6 @@ func inLinePause(turn cluster.Turn) time.Duration {
 	queries := queriesOfPool + queriesPerSlot*float64(turn.Slots)
 	wait := time.Duration(float64(turn.Unready) / queries * float64(time.Second))
 	return jittered(min(max(wait, soonest), latest))
-}
-
-// inLine is a node that waits for nothing but a slot.
-type inLine struct {
-	node   *corev1.Node
-	report rollout.Report
 }
 
 // written is a report that was written, or seen on the Node, and until when that counts.
@@ -187,4 +184,84 @@ func (i *Installer) afterReport(ctx context.Context, report rollout.Report) erro
 		return i.Cluster.Untaint(ctx, i.seen)
 	}
 	return nil
+}
+
+func (i *Installer) newReport() rollout.Report {
+	return rollout.Report{RequestID: i.Request.ID(), Pool: i.Pool.Name, Target: i.Request.Target}
+}
+
+// reportOn is what a report has of an inspected node.
+func (i *Installer) reportOn(v *view) rollout.Report {
+	report := i.newReport()
+	report.Architecture = architecture()
+	report.Before, report.Now, report.Offered = v.now, v.now, v.offered
+	report.Protected, report.Held, report.HeldPods = v.protected, len(v.held), atMost20(v.heldPods)
+	report.Containers = len(v.running)
+	return report
+}
+
+// reportOf is what a report has of a change.
+func reportOf(entry *journal.Entry) rollout.Report {
+	return rollout.Report{
+		RequestID: entry.RequestID, Pool: entry.Pool, Target: entry.Target, Architecture: architecture(),
+		Before: entry.Before, Offered: entry.Offered,
+		Protected: entry.Protected, Held: len(entry.Held), HeldPods: entry.HeldPods,
+		Containers: len(entry.Containers), Stopped: entry.Stopped,
+		Started: metav1.NewTime(entry.Started),
+	}
+}
+
+// marks reports whether a node with the report gets the label that says so.
+func marks(report rollout.Report) bool {
+	return report.Phase == rollout.RolledBack || report.Phase == rollout.Failed
+}
+
+// progress reports how far a change is. Failures are ignored.
+func (i *Installer) progress(ctx context.Context, report rollout.Report, message string) {
+	report.Phase, report.Message, report.Time = rollout.Installing, message, metav1.Now()
+	klog.InfoS("Node", "phase", report.Phase, "message", message)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := i.Cluster.Report(ctx, report, nil); err != nil {
+		klog.ErrorS(err, "Could not report the progress")
+		i.written = nil
+		return
+	}
+	i.written = &written{report: report, until: time.Now().Add(recheck(report))}
+}
+
+func (i *Installer) event(ctx context.Context, report rollout.Report) {
+	if report.Target == rollout.Observe {
+		return
+	}
+	kind, reason := corev1.EventTypeWarning, ""
+	switch report.Phase {
+	case rollout.Done:
+		kind, reason = corev1.EventTypeNormal, rollout.EventDone
+	case rollout.Refused:
+		reason = rollout.EventRefused
+	case rollout.RolledBack:
+		reason = rollout.EventRolledBack
+	case rollout.Failed:
+		reason = rollout.EventFailed
+		if report.Kept {
+			reason = rollout.EventKept
+		}
+	default:
+		return
+	}
+	if err := i.Cluster.Event(ctx, kind, reason, report.Message); err != nil {
+		klog.ErrorS(err, "Could not write the event")
+	}
+}
+
+func describe(k rollout.Kubelet) string {
+	switch {
+	case k.Version == "":
+		return "version unknown"
+	case k.Mode == "":
+		return k.Version
+	default:
+		return fmt.Sprintf("%s, mode %s", k.Version, k.Mode)
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"path"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/pkg/rollout"
 )
@@ -35,6 +37,7 @@ const (
 // writeUnits writes the units. program is the installer on the node, after is when the
 // timer rolls the change back.
 func (i *Installer) writeUnits(program string, after time.Duration) error {
+	i.unitsRemoved = false
 	files := map[string]string{
 		path.Join(runtimeUnits, rollbackUnit): fmt.Sprintf(`# Written by guard-installer; it is gone when the roll-out on this node has ended.
 [Unit]
@@ -120,5 +123,20 @@ func (i *Installer) endUnits(ctx context.Context) error {
 	if err := i.Root.RemoveEmpty(wanted); err != nil {
 		return err
 	}
-	return i.Systemd.Reload(ctx)
+	if err := i.Systemd.Reload(ctx); err != nil {
+		return err
+	}
+	i.unitsRemoved = true
+	return nil
+}
+
+// removeUnits removes what an installer has left that was interrupted before or after a
+// change. What has failed is reported first: that stops the roll-out.
+func (i *Installer) removeUnits(ctx context.Context, s State) (*rollout.Report, error) {
+	err := i.endUnits(ctx)
+	if err != nil && s.entry != nil && s.entry.Reason != "" && !s.entry.Marked {
+		klog.ErrorS(err, "Could not remove units, will try again")
+		i.keepsUnits, err = true, nil
+	}
+	return nil, err
 }

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -35,6 +34,8 @@ const (
 
 // failure is what was found wrong.
 type failure struct {
+	// entry is the change; a verifier leaves it to verify.
+	entry   *journal.Entry
 	reason  rollout.Reason
 	message string
 	stopped []string
@@ -81,19 +82,28 @@ func (i *Installer) verifier(entry *journal.Entry, stoppedBefore int) *verifier 
 	return v
 }
 
-// verify returns what is wrong with a kubelet that was started by the change, and nil
-// when it was healthy for as long as the request says. ended is how many containers
-// have ended for reasons of their own.
-func (i *Installer) verify(ctx context.Context, entry *journal.Entry) (found *failure, ended int) {
-	return i.verifier(entry, 0).run(ctx)
+// verify verifies a kubelet that was started by the change, and confirms the change.
+func (i *Installer) verify(ctx context.Context, s State) (*rollout.Report, error) {
+	found, ended := i.verifier(s.entry, 0).run(ctx)
+	if found != nil {
+		found.entry, i.failure = s.entry, found
+		return nil, nil
+	}
+	if err := i.store().Confirm(s.entry.ID, ended); err != nil {
+		klog.ErrorS(err, "Could not confirm the change")
+		// The timer was quicker, or the disk is full: either way it does not count.
+		i.failure = &failure{entry: s.entry, reason: rollout.ReasonInterrupted, message: fmt.Sprintf("the change was verified, but it could not be confirmed: %v", err)}
+		return nil, nil
+	}
+	i.verified = true
+	i.stopTimer(ctx)
+	return nil, nil
 }
 
-// verifyAgain is verify for a kubelet that runs already.
-func (i *Installer) verifyAgain(ctx context.Context, entry *journal.Entry) (found *failure, ended int) {
-	return i.verifier(entry, kubelet.NotCounted).run(ctx)
-}
-
-// run looks until the settle time of the kubelet is over, and the fate of each container
+// run returns what is wrong with the kubelet, and nil when it was healthy for as long as the
+// request says. ended is how many containers have ended for reasons of their own.
+//
+// It checks until the settle time of the kubelet is over, and the fate of each container
 // is clear. Only the kubelet restarts the settle time: containers come and go.
 func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	entry := v.entry
@@ -448,63 +458,4 @@ func (v *verifier) foreignRuntime(ctx context.Context) *failure {
 		return &failure{reason: rollout.ReasonRuntime, message: fmt.Sprintf("%s is not the container runtime of the kubelet: %s", v.entry.Runtime, why)}
 	}
 	return nil
-}
-
-// oldKubelet returns the kubelet that runs, and what is not healthy with it after a
-// change was rolled back.
-func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollout.Kubelet, error) {
-	now := rollout.Kubelet{}
-	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
-	if err != nil {
-		return now, err
-	}
-	if !unit.Running() {
-		return now, fmt.Errorf("%w: %s (%s)", errNotRunning, unit.Active, unit.Sub)
-	}
-	process, err := i.Root.Process(unit.MainPID)
-	if err != nil {
-		return now, err
-	}
-	now.SHA256, now.Path = process.SHA256, entry.Before.Path
-	upgraded := i.store().Upgraded(entry, process)
-	if entry.Before.SHA256 != "" && process.SHA256 != entry.Before.SHA256 && !upgraded {
-		return now, fmt.Errorf("the program that runs has the checksum %s, not %s", process.SHA256, entry.Before.SHA256)
-	}
-	node, err := i.Cluster.Node(ctx)
-	if err != nil {
-		return now, err
-	}
-	// The node may have booted since, with another address.
-	answer, _, err := i.askNow(ctx, kubeletAddress(node), entry, process)
-	if err != nil {
-		return now, err
-	}
-	now.Version, now.Mode = answer.Version, answer.Mode
-	if entry.Before.Version != "" && (now.Version != entry.Before.Version && !upgraded || now.Mode != entry.Before.Mode) {
-		return now, fmt.Errorf("%s runs, before it was %s", describe(now), describe(entry.Before))
-	}
-	if !nodeReady(node) {
-		return now, errors.New("the node is not ready")
-	}
-	return now, nil
-}
-
-// waitForOldKubelet waits until the old kubelet is healthy, for at most Recovery, once.
-func (i *Installer) waitForOldKubelet(ctx context.Context, entry *journal.Entry) {
-	if i.waitedForOldKubelet {
-		return
-	}
-	i.waitedForOldKubelet = true
-	deadline := time.Now().Add(i.Recovery)
-	for {
-		_, err := i.oldKubelet(ctx, entry)
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			klog.ErrorS(err, "The old kubelet is not healthy", "waited", i.Recovery)
-			return
-		}
-		time.Sleep(i.Poll)
-	}
 }
