@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Upstream version, for example v1.36.3; empty means the newest supported.
+# Upstream version, for example v1.36.3; empty means KubeVersion in build/release.go.
 KUBE_VERSION ?=
 # Architecture of the kubelets and the control plane; empty means this machine's.
 GOARCH ?=

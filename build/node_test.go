@@ -67,7 +67,9 @@ func TestTheRepositorysOwnFilesLoad(t *testing.T) {
 	}
 	all, err := r.Supported()
 	require.NoError(t, err)
-	require.Equal(t, all[len(all)-1].Version, KubeVersion)
+	standard, err := r.Upstream("")
+	require.NoError(t, err)
+	require.Equal(t, KubeVersion, standard.Version, "release.go names the version of upstream.yaml")
 	for _, u := range all {
 		_, err := LoadSeries(r.patchDir(u))
 		require.NoError(t, err)

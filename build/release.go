@@ -4,8 +4,9 @@ package build
 // behind the upstream version, as in v1.36.3+guard.0.1.0.
 const Release = "0.1.0"
 
-// KubeVersion is the newest supported upstream version, the one of patches/v1.NN/upstream.yaml:
-// what the suites run, and the name of the folder of its programs below _output.
+// KubeVersion is the upstream version of everything that names no other with KUBE_VERSION: what
+// is built, and what the suites run from the folder of this name in _output. It is that of
+// patches/v1.NN/upstream.yaml.
 const KubeVersion = "v1.36.3"
 
 // GuardedVersion returns the version string of a guarded kubelet that is built

@@ -92,15 +92,15 @@ func (r Repo) Supported() ([]Upstream, error) {
 }
 
 // Upstream returns the pin for a version such as v1.36.3, 1.36.3 or 1.36. The
-// empty string means the newest. Any other version is an error that lists those
-// supported.
+// empty string means that of the minor of KubeVersion. Any other version is an error that
+// lists those supported.
 func (r Repo) Upstream(version string) (Upstream, error) {
 	all, err := r.Supported()
 	if err != nil {
 		return Upstream{}, err
 	}
 	if version == "" {
-		return all[len(all)-1], nil
+		version = semver.MajorMinor(KubeVersion)
 	}
 	want := "v" + strings.TrimPrefix(version, "v")
 	var versions []string

@@ -13,6 +13,8 @@ func TestUpstreamSelectsAVersion(t *testing.T) {
 	f := newFakeRepo(t)
 	older := Upstream{Module: fakeModule, Version: "v1.35.4", Sum: "h1:a", GoModSum: "h1:b", StagingVersion: "v0.35.4"}
 	f.write("patches/v1.35/upstream.yaml", string(older.yaml()))
+	newer := Upstream{Module: fakeModule, Version: "v1.37.2", Sum: "h1:a", GoModSum: "h1:b", StagingVersion: "v0.37.2"}
+	f.write("patches/v1.37/upstream.yaml", string(newer.yaml()))
 	for _, version := range []string{"", "v1.36.3", "1.36.3", "1.36", "v1.36"} {
 		u, err := f.Upstream(version)
 		require.NoError(t, err, version)
@@ -23,7 +25,7 @@ func TestUpstreamSelectsAVersion(t *testing.T) {
 	require.Equal(t, "v1.35.4", u.Version)
 
 	_, err = f.Upstream("1.36.2")
-	require.EqualError(t, err, `no patches for Kubernetes version "1.36.2"; supported: v1.35.4, v1.36.3`)
+	require.EqualError(t, err, `no patches for Kubernetes version "1.36.2"; supported: v1.35.4, v1.36.3, v1.37.2`)
 }
 
 func TestUpstreamFileIsStrict(t *testing.T) {

@@ -50,7 +50,7 @@ func newCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.PersistentFlags().StringVar(&o.kubeVersion, "kube-version", os.Getenv("KUBE_VERSION"),
-		"upstream version, for example v1.36.3 or 1.36; the default is the newest supported (environment: KUBE_VERSION)")
+		"upstream version, for example v1.36.3 or 1.36; the default is "+build.KubeVersion+" (environment: KUBE_VERSION)")
 	cmd.AddCommand(
 		newBinariesCommand(o, "kubelet", "Build the guarded kubelet", []build.Binary{build.Kubelet}),
 		newBinariesCommand(o, "kubelet-stock", "Build the kubelet without the guard", []build.Binary{build.StockKubelet}),
