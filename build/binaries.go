@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -154,10 +153,10 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 		if err != nil {
 			return err
 		}
-		if a, b2 := hexSum(first), hexSum(second); a != b2 {
-			return fmt.Errorf("%s is not reproducible: %s has SHA-256 %s, a build elsewhere %s", b.Name, r.rel(filepath.Join(dir, b.Name)), a, b2)
+		if a, b2 := sha256.Sum256(first), sha256.Sum256(second); a != b2 {
+			return fmt.Errorf("%s is not reproducible: %s has SHA-256 %x, a build elsewhere %x", b.Name, r.rel(filepath.Join(dir, b.Name)), a, b2)
 		}
-		fmt.Fprintf(out, "%s: the same %d bytes, SHA-256 %s\n", b.Name, len(first), hexSum(first))
+		fmt.Fprintf(out, "%s: the same %d bytes, SHA-256 %x\n", b.Name, len(first), sha256.Sum256(first))
 	}
 	return nil
 }
@@ -198,12 +197,7 @@ func (r Repo) linkerFlags(s source) (string, error) {
 
 // programs identifies the sources of a tree's programs. Tests are not among them.
 func (s source) programs() string {
-	if s.tree == Stock {
-		return s.base
-	}
-	added := maps.Clone(s.added)
-	maps.DeleteFunc(added, func(name string, _ []byte) bool { return testOnly(name) })
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(s.base+overlayFingerprint(s.series, added))))
+	return s.fingerprint(func(name string) bool { return !testOnly(name) })
 }
 
 // program is one call of go build.

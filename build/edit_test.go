@@ -61,12 +61,14 @@ diff --git a/pkg/kubelet/kubelet.go b/pkg/kubelet/kubelet.go
 }
 
 // VerifyPatchesForTest verifies without a README.
-func (f *fakeRepo) VerifyPatchesForTest() error {
-	series, err := LoadSeries(f.patchDir(f.upstream()))
+func (f *fakeRepo) VerifyPatchesForTest() error { return f.verifyReexportForTest(f.upstream()) }
+
+func (f *fakeRepo) verifyReexportForTest(u Upstream) error {
+	series, err := LoadSeries(f.patchDir(u))
 	if err != nil {
 		return err
 	}
-	return f.verifyReexport(ctx, f.upstream(), series, io.Discard)
+	return f.verifyReexport(ctx, u, series, io.Discard)
 }
 
 func TestApplyRefusesToLoseWork(t *testing.T) {
@@ -77,9 +79,10 @@ func TestApplyRefusesToLoseWork(t *testing.T) {
 		"an uncommitted change": {func(f *fakeRepo) { f.write("_output/edit/v1.36/pkg/kubelet/kubelet.go", "package kubelet\n") }, "uncommitted changes:\n   M pkg/kubelet/kubelet.go"},
 		"an untracked file":     {func(f *fakeRepo) { f.write("_output/edit/v1.36/pkg/new.go", "package pkg\n") }, "?? pkg/new.go"},
 		"a commit":              {func(f *fakeRepo) { f.hook("kubelet: more", "pkg/kubelet/kubelet.go", "node", "knot") }, "commits that were not exported"},
-		"a copy of the guard":   {func(f *fakeRepo) { f.write("_output/edit/v1.36/"+GuardDir+"/guard.go", "package guard\n") }, "changes in files that are copies:\n  " + GuardDir + "/guard.go"},
+		"a change of the guard": {func(f *fakeRepo) { f.write("_output/edit/v1.36/"+GuardDir+"/guard.go", "package guard\n") }, "uncommitted changes:\n   M " + GuardDir + "/guard.go"},
+		"a commit of the guard": {func(f *fakeRepo) { f.hook("kubelet: keep more", GuardDir+"/guard.go", "protected", "guarded") }, "commits that were not exported"},
 		"an unfinished am": {func(f *fakeRepo) {
-			require.NoError(f.t, os.Mkdir(f.path("_output", "edit", "v1.36", ".git", "rebase-apply"), 0o755))
+			require.NoError(f.t, os.Mkdir(f.git("rev-parse", "--git-path", "rebase-apply"), 0o755))
 		}, "an unfinished git am"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -114,7 +117,7 @@ func TestExportRefuses(t *testing.T) {
 		require.NoError(t, os.Remove(f.path("_output", "edit", "v1.36", "pkg", "new.go")))
 	})
 	t.Run("nothing", func(t *testing.T) {
-		f.git("reset", "-q", "--hard", refBase)
+		f.git("reset", "-q", "--hard", f.git("rev-list", "--max-parents=0", "HEAD"))
 		refuses("exporting it would delete every patch")
 		require.ErrorContains(t, f.edit().Export(ctx, true), "exporting it would delete every patch", "whatever is allowed")
 	})
@@ -128,17 +131,11 @@ func TestExportRefuses(t *testing.T) {
 		f.hook("kubelet: keep protected pods in syncPod", "pkg/kubelet/kubelet.go", "node", "knot")
 		refuses("give them different subjects")
 	})
-	t.Run("a commit of the guard package", func(t *testing.T) {
-		require.NoError(t, f.edit().Apply(ctx, true))
-		f.git("add", "-f", GuardDir+"/guard.go")
-		f.git("commit", "-q", "-m", "kubelet: add the guard")
-		refuses("changes " + GuardDir + "/guard.go; the guard package is ordinary source of this repository")
-	})
 	t.Run("a merge", func(t *testing.T) {
 		require.NoError(t, f.edit().Apply(ctx, true))
 		f.git("checkout", "-q", "-b", "side", "HEAD~1")
 		f.git("commit", "-q", "--allow-empty", "-m", "kubelet: aside")
-		f.git("checkout", "-q", "guard")
+		f.git("checkout", "-q", "edit/v1.36")
 		f.git("merge", "-q", "--no-edit", "side")
 		refuses("has merge commits")
 	})
@@ -151,31 +148,61 @@ func TestExportRefuses(t *testing.T) {
 	})
 }
 
-func TestSyncCopiesTheGuardPackageAndTests(t *testing.T) {
+func TestSyncCommitsTheGuardPackageAndTests(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
+	const home, committed = "patches/v1.36/tests/pkg/kubelet/hooks_test.go", "_output/edit/v1.36/pkg/kubelet/hooks_test.go"
 	f.write(GuardDir+"/guard.go", "package guard\n\n// Keep keeps.\nfunc Keep(string) bool { return true }\n")
-	f.write("patches/v1.36/tests/pkg/kubelet/hooks_test.go", "package kubelet\n")
+	f.write(home, "package kubelet\n")
 	require.NoError(t, os.Remove(f.path("pkg", "kubelet", "guard", "guard_test.go")))
-	require.NoError(t, f.edit().Sync())
+	require.NoError(t, f.edit().Sync(ctx))
 	require.Equal(t, f.read(GuardDir+"/guard.go"), f.read("_output/edit/v1.36/"+GuardDir+"/guard.go"))
+	require.Equal(t, "package kubelet\n", f.read(committed))
 	require.NoFileExists(t, f.path("_output", "edit", "v1.36", "pkg", "kubelet", "guard", "guard_test.go"))
-	require.Empty(t, f.git("status", "--porcelain"), "copies are no part of the work tree's state")
+	require.Empty(t, f.git("status", "--porcelain"))
+	require.NoError(t, f.edit().Sync(ctx), "with nothing to do")
 
-	f.write("_output/edit/v1.36/"+GuardDir+"/guard.go", "package guard // edited\n")
-	require.ErrorContains(t, f.edit().Sync(), "was edited in the work tree; the guard package is ordinary source of this repository")
-	require.ErrorContains(t, f.edit().Export(ctx, false), "was edited in the work tree")
+	before := snapshot(t, f.path("patches"))
+	require.NoError(t, f.edit().Export(ctx, false))
+	require.Equal(t, before, snapshot(t, f.path("patches")), "no patch contains them")
+	require.NoError(t, f.edit().Apply(ctx, false), "a commit of sync is no work of the developer's")
+
+	f.hook("kubelet: keep more", GuardDir+"/guard.go", "true", "false")
+	require.ErrorContains(t, f.edit().Sync(ctx), GuardDir+"/guard.go changed in the work tree; guard-build patches export writes it to "+GuardDir+"/guard.go")
+	f.write(home, "package kubelet // meanwhile\n")
+	require.ErrorContains(t, f.edit().Apply(ctx, false), "commits that were not exported")
 }
 
-func TestExportTakesEditedTestsBack(t *testing.T) {
+func TestExportWritesTheGuardPackageAndTests(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
-	const home, copied = "patches/v1.36/tests/pkg/kubelet/hooks_test.go", "_output/edit/v1.36/pkg/kubelet/hooks_test.go"
+	const home, committed = "patches/v1.36/tests/pkg/kubelet/hooks_test.go", "_output/edit/v1.36/pkg/kubelet/hooks_test.go"
 	f.write(home, "package kubelet\n")
-	require.NoError(t, f.edit().Sync())
-	f.write(copied, "package kubelet // edited\n")
+	require.NoError(t, f.edit().Sync(ctx))
+	f.write(committed, "package kubelet // edited\n")
+	require.ErrorContains(t, f.edit().Export(ctx, false), "uncommitted changes:\n   M pkg/kubelet/hooks_test.go")
+
+	// A hook with its test in one commit, a test that goes, and a change of the guard.
+	f.write("_output/edit/v1.36/pkg/kubelet/more_test.go", "package kubelet\n")
+	f.git("add", "-A")
+	f.hook("kubelet: keep the name", "pkg/kubelet/kubelet.go", "node", "knot")
+	f.hook("kubelet: keep more", GuardDir+"/guard.go", "protected", "guarded")
+	f.git("rm", "-q", GuardDir+"/guard_test.go")
+	f.git("commit", "-q", "-m", "kubelet: test less")
+	f.write("patches/v1.36/tests/pkg/kubelet/meanwhile_test.go", "package kubelet\n")
 	require.NoError(t, f.edit().Export(ctx, false))
 	require.Equal(t, "package kubelet // edited\n", f.read(home))
+	require.Equal(t, "package kubelet\n", f.read("patches/v1.36/tests/pkg/kubelet/more_test.go"))
+	require.Contains(t, f.read(GuardDir+"/guard.go"), "guarded")
+	require.NoFileExists(t, f.path("pkg", "kubelet", "guard", "guard_test.go"))
+	require.FileExists(t, f.path("_output", "edit", "v1.36", "pkg", "kubelet", "meanwhile_test.go"), "what changed in the checkout comes along")
+	require.Equal(t, syncPatch+"\n"+killPatch+"\nkubelet-keep-the-name.patch\n", f.read("patches/v1.36/series"), "commits of added files alone are no patches")
+	require.NotContains(t, f.read("patches/v1.36/kubelet-keep-the-name.patch"), "_test.go")
+	before := snapshot(t, f.path("patches"))
+	require.NoError(t, f.edit().Apply(ctx, false))
+	require.NoError(t, f.edit().Export(ctx, false))
+	require.Equal(t, before, snapshot(t, f.path("patches")))
 
-	f.write(copied, "package kubelet // one way\n")
+	f.write(committed, "package kubelet // one way\n")
+	f.git("commit", "-q", "-a", "-m", "kubelet: one way")
 	f.write(home, "package kubelet // another way\n")
 	require.ErrorContains(t, f.edit().Export(ctx, false), "merge the two by hand")
 	require.Equal(t, "package kubelet // another way\n", f.read(home))
@@ -259,7 +286,8 @@ func TestSeriesGivesTheGuardedTreeOnAnUpstreamCheckout(t *testing.T) {
 	}
 	require.Equal(t, []string{
 		"0001-kubelet-add-the-guard-package.patch",
-		"0002-" + syncPatch, "0003-" + killPatch,
+		"0002-kubelet-keep-protected-pods-in-SyncPod.patch",
+		"0003-" + killPatch,
 		"0004-kubelet-test-the-hooks-of-the-guard.patch",
 	}, names)
 

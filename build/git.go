@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Commits that the tools make themselves carry a fixed identity and time: the
-// same series gives the same commit hashes for everybody.
+// Commits that the tools make carry a fixed identity and time: the same series gives the
+// same commit hashes for everybody.
 const (
 	toolName  = "Kubelet Guard"
 	toolEmail = "noreply@kubelet-guard.io"
@@ -31,64 +31,72 @@ func command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// gitTree runs git in one work tree, apart from the user's configuration: a
-// diff.noprefix, a signing key or a hook there would change what is exported.
-type gitTree struct {
+// git runs git in one folder, apart from the user's configuration: a diff.noprefix, a
+// signing key or a hook there would change what is exported.
+type git struct {
 	dir string
+	// env is added to the environment.
+	env []string
 }
 
-func (g gitTree) cmd(ctx context.Context, args ...string) *exec.Cmd {
+// run executes git and returns its standard output without the last newline. The error of
+// a failed command has what git wrote.
+func (g git) run(ctx context.Context, args ...string) (string, error) {
+	out, err := g.raw(ctx, nil, args...)
+	return strings.TrimRight(string(out), "\n"), err
+}
+
+// lines is run with the lines of the output.
+func (g git) lines(ctx context.Context, args ...string) ([]string, error) {
+	out, err := g.run(ctx, args...)
+	if out == "" {
+		return nil, err
+	}
+	return strings.Split(out, "\n"), err
+}
+
+// all runs commands one after the other, up to the first that fails.
+func (g git) all(ctx context.Context, commands ...[]string) error {
+	for _, args := range commands {
+		if _, err := g.run(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// raw is run with a standard input and with the output's exact bytes.
+func (g git) raw(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
 	cmd := command(ctx, g.dir, "git", append([]string{
 		"-c", "core.hooksPath=/dev/null",
 		"-c", "core.autocrlf=false",
 		"-c", "core.fileMode=true",
+		"-c", "core.quotePath=false",
+		"-c", "commit.gpgSign=false",
+		"-c", "rebase.autoSquash=false",
 		"-c", "gc.auto=0",
 		"-c", "advice.detachedHead=false",
 		"-c", "diff.algorithm=myers",
 	}, args...)...)
-	cmd.Env = append(cleanGitEnv(os.Environ()),
+	for _, kv := range os.Environ() {
+		// What a surrounding git sets, in a hook or a rebase --exec, would point the commands
+		// at another repository.
+		if !strings.HasPrefix(kv, "GIT_") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	cmd.Env = append(append(cmd.Env,
 		"GIT_CONFIG_GLOBAL="+os.DevNull,
 		"GIT_CONFIG_NOSYSTEM=1",
 		"GIT_AUTHOR_NAME="+toolName, "GIT_AUTHOR_EMAIL="+toolEmail, "GIT_AUTHOR_DATE="+toolDate,
 		"GIT_COMMITTER_NAME="+toolName, "GIT_COMMITTER_EMAIL="+toolEmail, "GIT_COMMITTER_DATE="+toolDate,
 		"GIT_TERMINAL_PROMPT=0", "GIT_EDITOR=true", "LC_ALL=C", "TZ=UTC",
-	)
-	return cmd
-}
-
-// cleanGitEnv drops what a surrounding git (a hook, a rebase --exec) sets: it
-// would point the commands at another repository.
-func cleanGitEnv(env []string) []string {
-	out := env[:0:0]
-	for _, kv := range env {
-		if !strings.HasPrefix(kv, "GIT_") {
-			out = append(out, kv)
-		}
-	}
-	return out
-}
-
-// run executes git and returns its standard output without the last newline.
-// A failure carries what git wrote to its standard error.
-func (g gitTree) run(ctx context.Context, args ...string) (string, error) {
-	out, err := g.raw(ctx, nil, args...)
-	return strings.TrimRight(string(out), "\n"), err
-}
-
-// raw is run with a standard input and with the output's exact bytes.
-func (g gitTree) raw(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
-	cmd := g.cmd(ctx, args...)
+	), g.env...)
 	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if stdin != nil {
-		cmd.Stdin = bytes.NewReader(stdin)
-	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		detail := strings.TrimSpace(stderr.String() + "\n" + stdout.String())
-		if len(detail) > 4000 {
-			detail = detail[:4000] + " …"
-		}
-		return stdout.Bytes(), fmt.Errorf("git %s in %s: %w\n%s", args[0], g.dir, err, detail)
+		return stdout.Bytes(), fmt.Errorf("git %s in %s: %w\n%.4000s", args[0], g.dir, err, detail)
 	}
 	return stdout.Bytes(), nil
 }

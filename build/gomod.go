@@ -69,20 +69,11 @@ func (r Repo) Pin(ctx context.Context, u Upstream, out io.Writer) error {
 	if err := u.VerifyDir(src); err != nil {
 		return err
 	}
-	pinned, err := r.resolvePins(ctx, u, src, out)
+	modules, err := r.resolveModules(ctx, u, src, out)
 	if err != nil {
 		return err
 	}
-	return pinned.write(r, u, out)
-}
-
-// pins are the module files with which an archive builds.
-type pins struct {
-	goMod, goSum []byte
-}
-
-func (p pins) write(r Repo, u Upstream, out io.Writer) error {
-	for name, data := range map[string][]byte{"go.mod": p.goMod, "go.sum": p.goSum} {
+	for name, data := range modules {
 		file := filepath.Join(r.patchDir(u), name)
 		changed, err := writeFile(file, data, 0o644)
 		if err != nil {
@@ -97,27 +88,27 @@ func (p pins) write(r Repo, u Upstream, out io.Writer) error {
 	return nil
 }
 
-// resolvePins gets the sums that upstream's go.sum lacks from the module proxy:
+// resolveModules returns the module files with which an archive builds. It gets the sums that upstream's go.sum lacks from the module proxy:
 // upstream's checkout contains the staging modules.
-func (r Repo) resolvePins(ctx context.Context, u Upstream, src string, out io.Writer) (pins, error) {
+func (r Repo) resolveModules(ctx context.Context, u Upstream, src string, out io.Writer) (map[string][]byte, error) {
 	dir := r.path("_output", "src", u.Version, "pin")
 	if err := os.RemoveAll(dir); err != nil {
-		return pins{}, err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	if err := copyTree(ctx, src, dir); err != nil {
-		return pins{}, err
+		return nil, err
 	}
 	data, err := os.ReadFile(filepath.Join(src, "go.mod"))
 	if err != nil {
-		return pins{}, err
+		return nil, err
 	}
 	data, err = PinGoMod(data, u.StagingVersion)
 	if err != nil {
-		return pins{}, fmt.Errorf("%s@%s: %w", u.Module, u.Version, err)
+		return nil, fmt.Errorf("%s@%s: %w", u.Module, u.Version, err)
 	}
 	if _, err := writeFile(filepath.Join(dir, "go.mod"), data, 0o644); err != nil {
-		return pins{}, err
+		return nil, err
 	}
 	for _, arch := range []string{"amd64", "arm64"} {
 		fmt.Fprintf(out, "Resolving the dependencies of %s for linux/%s\n", u.Version, arch)
@@ -126,15 +117,14 @@ func (r Repo) resolvePins(ctx context.Context, u Upstream, src string, out io.Wr
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		if err := cmd.Run(); err != nil {
-			return pins{}, fmt.Errorf("go list in %s: %w\n%s", dir, err, stderr.String())
+			return nil, fmt.Errorf("go list in %s: %w\n%s", dir, err, stderr.String())
 		}
 	}
-	var p pins
-	if p.goMod, err = os.ReadFile(filepath.Join(dir, "go.mod")); err != nil {
-		return pins{}, err
+	modules := map[string][]byte{}
+	for _, name := range moduleFiles {
+		if modules[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
+			return nil, err
+		}
 	}
-	if p.goSum, err = os.ReadFile(filepath.Join(dir, "go.sum")); err != nil {
-		return pins{}, err
-	}
-	return p, nil
+	return modules, nil
 }

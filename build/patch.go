@@ -1,10 +1,11 @@
 package build
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
+	"net/textproto"
 	"regexp"
-	"sort"
 	"strings"
 
 	"github.com/bluekeyes/go-gitdiff/gitdiff"
@@ -77,10 +78,7 @@ func (p Patch) UpstreamLines() int {
 	return n
 }
 
-var (
-	trailerLine = regexp.MustCompile(`^([A-Z][A-Za-z]*(?:-[A-Za-z]+)*): ?(.*)$`)
-	nameFiller  = regexp.MustCompile(`[^a-z0-9]+`)
-)
+var nameFiller = regexp.MustCompile(`[^a-z0-9]+`)
 
 // ParsePatch reads one patch in the form of git format-patch. It checks the form
 // only; git checks whether it applies.
@@ -119,26 +117,18 @@ func ParsePatch(name string, data []byte) (Patch, error) {
 	return p, nil
 }
 
-// splitTrailers takes the last paragraph off when every line of it is a trailer.
+// splitTrailers takes the last paragraph off when it is made of trailers: they have the form
+// of a mail's headers.
 func splitTrailers(message string) (body string, trailers map[string]string) {
 	trailers = map[string]string{}
+	message = "\n\n" + message
 	i := strings.LastIndex(message, "\n\n")
-	last := message[max(i, 0):]
-	key := ""
-	for _, line := range strings.Split(strings.TrimSpace(last), "\n") {
-		if key != "" && strings.HasPrefix(line, " ") {
-			trailers[key] += " " + strings.TrimSpace(line)
-			continue
-		}
-		m := trailerLine.FindStringSubmatch(line)
-		if m == nil {
-			return message, map[string]string{}
-		}
-		key = m[1]
-		trailers[key] = strings.TrimSpace(m[2])
+	header, err := textproto.NewReader(bufio.NewReader(strings.NewReader(message[i+2:] + "\n\n"))).ReadMIMEHeader()
+	if err != nil {
+		return strings.TrimSpace(message), trailers
 	}
-	if i < 0 {
-		return "", trailers
+	for key, values := range header {
+		trailers[key] = strings.Join(values, " ")
 	}
 	return strings.TrimSpace(message[:i]), trailers
 }
@@ -155,20 +145,4 @@ func patchName(subject string) string {
 		}
 	}
 	return name + ".patch"
-}
-
-// touched returns the files that the patches change, sorted.
-func (s Series) touched() []string {
-	seen := map[string]bool{}
-	var out []string
-	for _, p := range s.Patches {
-		for _, f := range p.Files {
-			if !seen[f.Path] {
-				seen[f.Path] = true
-				out = append(out, f.Path)
-			}
-		}
-	}
-	sort.Strings(out)
-	return out
 }

@@ -179,14 +179,14 @@ func (h Hook) neighbours(changes []Hook, sameFunction bool) []Hook {
 	return found
 }
 
-// hooksComeOut returns an error for each hook of the series that cannot be taken out of a
-// tree with all of them.
-func (s Series) hooksComeOut(dir string) error {
+// hooksComeOut returns an error for each hook of the series that cannot be removed from the
+// files of a tree with all of them.
+func (s Series) hooksComeOut(content func(name string) ([]byte, error)) error {
 	var errs []error
 	for _, h := range s.Hooks() {
-		content, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(h.File)))
+		data, err := content(h.File)
 		if err == nil {
-			_, err = h.Without(content)
+			_, err = h.Without(data)
 		}
 		errs = append(errs, err)
 	}
@@ -241,7 +241,9 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	if len(hooks) == 0 {
 		return nil, fmt.Errorf("no hook of %s matches", r.rel(series.Dir))
 	}
-	if err := series.hooksComeOut(dir); err != nil {
+	if err := series.hooksComeOut(func(name string) ([]byte, error) {
+		return os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
+	}); err != nil {
 		return nil, err
 	}
 	tested, err := r.guardTestPackages(u)

@@ -1,19 +1,18 @@
 package build
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/mod/semver"
-	"sigs.k8s.io/yaml"
 )
 
 // ConflictError reports a patch that does not carry over to another upstream
@@ -25,205 +24,177 @@ type ConflictError struct {
 	Tree string
 	// Conflicts are git's messages about the files, which have its markers.
 	Conflicts []string
-	// Applied and Total count patches.
-	Applied, Total int
 }
 
 // Error names every file.
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("%s conflicts (patch %d of %d):\n%s\nResolve it in %s (edit, git add, git am --continue), then run the same command with --finish",
-		e.Patch, e.Applied+1, e.Total, indent(strings.Join(e.Conflicts, "\n")), e.Tree)
+	return fmt.Sprintf("%s conflicts:\n%s\nResolve it in %s (edit, git add, git rebase --continue), then run the same command with --finish",
+		e.Patch, indent(strings.Join(e.Conflicts, "\n")), e.Tree)
 }
 
-// refRebased is the series on the old source in the work tree of a rebase. It keeps
-// the objects, and is there to compare with.
-const refRebased = "refs/guard/rebased"
-
-// rebaseState is what a rebase keeps between its two halves, in the .git directory
-// of its work tree.
-type rebaseState struct {
-	Upstream Upstream `json:"upstream"`
-	From     string   `json:"from"`
-	Patches  int      `json:"patches"`
-}
-
-func (r Repo) rebaseTree(version string, u Upstream, out io.Writer) EditTree {
-	return EditTree{repo: r, upstream: u, git: gitTree{dir: r.path("_output", "rebase", version)}, out: out}
-}
-
-// Rebase carries the series of from over to another upstream version, with a
-// three-way merge where the context changed. It works in _output/rebase/<version>
-// and leaves the patches of this repository alone until FinishRebase. A patch that
-// does not merge is reported as a *ConflictError.
-func (r Repo) Rebase(ctx context.Context, from Upstream, version string, force bool, out io.Writer) error {
+// rebaseTarget pins the version that a series is carried over to.
+func rebaseTarget(ctx context.Context, from Upstream, version string) (u Upstream, archive string, err error) {
 	if !semver.IsValid(version) || semver.Canonical(version) != version {
-		return fmt.Errorf("--to: %q is not a full version such as v1.36.3", version)
+		return u, "", fmt.Errorf("--to: %q is not a full version such as v1.36.3", version)
 	}
 	got, err := downloadModule(ctx, from.Module, version)
 	if err != nil {
-		return fmt.Errorf("--to: %w", err)
+		return u, "", fmt.Errorf("--to: %w", err)
 	}
-	to := Upstream{
+	return Upstream{
 		Module: from.Module, Version: version, Sum: got.Sum, GoModSum: got.GoModSum,
 		StagingVersion: "v0" + strings.TrimPrefix(version, "v1"),
 		file:           "upstream.yaml",
-	}
-	series, err := LoadSeries(r.patchDir(from))
+	}, got.Dir, nil
+}
+
+// Rebase carries the guard package, the series and the in-tree tests of from over to
+// another upstream version, with git rebase. It works in _output/rebase/<version> and leaves
+// the patches of this repository alone until FinishRebase. A patch that does not merge is
+// reported as a *ConflictError, and what merges is compiled.
+func (r Repo) Rebase(ctx context.Context, from Upstream, version string, force bool, out io.Writer) error {
+	to, archive, err := rebaseTarget(ctx, from, version)
 	if err != nil {
 		return err
 	}
-	if len(series.Patches) == 0 {
-		return fmt.Errorf("%s has no patches to rebase", r.rel(r.patchDir(from)))
+	src, err := r.source(from, Guarded)
+	if err != nil {
+		return err
 	}
-	tree := r.rebaseTree(version, to, out)
+	if len(src.series.Patches) == 0 {
+		return fmt.Errorf("%s has no patches to rebase", r.rel(src.series.Dir))
+	}
+	tree := r.workTree(to, "rebase/"+version, out)
 	if tree.exists() && !force {
 		return fmt.Errorf("%s holds a rebase already; finish it with --finish, or discard it with --force", r.rel(tree.Dir()))
 	}
-	if err := os.RemoveAll(tree.Dir()); err != nil {
-		return err
-	}
-	pinned, err := r.resolvePins(ctx, to, got.Dir, out)
+	modules, err := r.resolveModules(ctx, to, archive, out)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "Making the work tree %s\n", r.rel(tree.Dir()))
-	err = buildDir(tree.Dir(), func(tmp string) error {
-		// The old source first, with the series: the blobs between two patches of one
-		// file, too, are what a three-way merge starts from.
-		if err := r.writeBase(ctx, from, tmp); err != nil {
-			return err
-		}
-		g := gitTree{dir: tmp}
-		if err := initBase(ctx, g, from, ""); err != nil {
-			return err
-		}
-		old := EditTree{repo: r, upstream: from, git: g, out: out}
-		for _, p := range series.Patches {
-			if err := old.am(ctx, p); err != nil {
-				return err
-			}
-		}
-		for _, args := range [][]string{{"update-ref", refRebased, "HEAD"}, {"reset", "-q", "--hard", refBase}} {
-			if _, err := g.run(ctx, args...); err != nil {
-				return err
-			}
-		}
-		if err := emptyWorkTree(tmp); err != nil {
-			return err
-		}
-		if err := writePinned(ctx, to, pinned, tmp); err != nil {
-			return err
-		}
-		for _, args := range [][]string{
-			{"add", "-A", "-f"},
-			{"commit", "-q", "--allow-empty", "-m", "Kubernetes " + to.Version + " as published, with the pinned go.mod"},
-			{"update-ref", refBase, "HEAD"},
-		} {
-			if _, err := g.run(ctx, args...); err != nil {
-				return err
-			}
-		}
-		data, err := yaml.Marshal(rebaseState{Upstream: to, From: from.Version, Patches: len(series.Patches)})
-		if err != nil {
-			return err
-		}
-		_, err = writeFile(rebaseStateFile(tmp), data, 0o644)
-		return err
-	})
+	onto, err := r.commit(ctx, source{upstream: to, tree: Stock, modules: modules}, out)
 	if err != nil {
 		return err
 	}
-	if err := tree.amAll(ctx, series); err != nil {
+	commit, err := r.commit(ctx, src, out)
+	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "All %d patches apply to %s. Review them in %s, then run the same command with --finish.\n", len(series.Patches), version, r.rel(tree.Dir()))
+	fmt.Fprintf(out, "Rebasing %d patches in %s\n", len(src.series.Patches), r.rel(tree.Dir()))
+	if err := tree.create(ctx, commit); err != nil {
+		return err
+	}
+	if _, err := r.git().run(ctx, "config", tree.fromVersion(), from.Version); err != nil {
+		return err
+	}
+	base, err := tree.git.base(ctx, commit)
+	if err != nil {
+		return err
+	}
+	if text, err := tree.git.raw(ctx, nil, "rebase", "-q", "--onto", onto, base); err != nil {
+		return tree.conflict(ctx, string(text), err)
+	}
+	if err := tree.compiles(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "All %d patches apply to %s and compile. Review them in %s, then run the same command with --finish.\n", len(src.series.Patches), version, r.rel(tree.Dir()))
 	return nil
 }
 
-func rebaseStateFile(dir string) string {
-	return filepath.Join(dir, ".git", "guard-rebase.yaml")
-}
+// fromVersion is the setting of a rebase that has the version it started from.
+func (e EditTree) fromVersion() string { return "branch." + e.name + ".guardFrom" }
 
-// emptyWorkTree removes everything but .git.
-func emptyWorkTree(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == ".git" {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// amAll applies the whole series in one git am, so that git am --continue goes on
-// with the patches that follow a conflict.
-func (e EditTree) amAll(ctx context.Context, series Series) error {
-	var mails bytes.Buffer
-	for _, p := range series.Patches {
-		mails.Write(p.Data)
-		mails.WriteString("\n")
-	}
-	// Not quiet: the conflicts are among the progress.
-	loud := slices.DeleteFunc(append(slices.Clone(amArgs), "--3way"), func(arg string) bool { return arg == "-q" })
-	out, err := e.git.raw(ctx, mails.Bytes(), loud...)
-	if err == nil || e.unfinished() == "" {
-		return err
-	}
-	conflict := &ConflictError{Tree: e.repo.rel(e.Dir()), Total: len(series.Patches)}
-	for line := range strings.Lines(string(out)) {
-		if strings.HasPrefix(line, "CONFLICT ") {
+// conflict describes what stopped a rebase from its output.
+func (e EditTree) conflict(ctx context.Context, output string, err error) error {
+	conflict := &ConflictError{Tree: e.repo.rel(e.Dir())}
+	for line := range strings.Lines(output) {
+		if strings.HasPrefix(line, "CONFLICT (") {
 			conflict.Conflicts = append(conflict.Conflicts, strings.TrimSpace(line))
 		}
 	}
-	applied, countErr := e.git.run(ctx, "rev-list", "--count", refBase+"..HEAD")
-	if countErr == nil {
-		conflict.Applied, countErr = strconv.Atoi(applied)
+	subject, noPatch := e.git.run(ctx, "show", "-s", "--format=%s", "REBASE_HEAD")
+	if noPatch != nil || len(conflict.Conflicts) == 0 {
+		return errors.Join(err, noPatch)
 	}
-	if countErr != nil || len(conflict.Conflicts) == 0 || conflict.Applied >= len(series.Patches) {
-		return errors.Join(err, countErr)
-	}
-	conflict.Patch = series.Patches[conflict.Applied].Name
+	conflict.Patch = patchName(subject)
 	return conflict
 }
 
-// FinishRebase exports a rebase that has no conflict left: the patches, the pin and
-// the module files go to patches/<minor>, where they replace what is there. A
-// rebase to another minor version takes the in-tree tests along.
-func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, allowFewer bool, out io.Writer) error {
-	tree := r.rebaseTree(version, Upstream{}, out)
-	data, err := os.ReadFile(rebaseStateFile(tree.Dir()))
-	if err != nil {
-		return fmt.Errorf("no rebase to %s has been started: %w", version, err)
-	}
-	var state rebaseState
-	if err := yaml.UnmarshalStrict(data, &state); err != nil {
-		return fmt.Errorf("%s: %w", rebaseStateFile(tree.Dir()), err)
-	}
-	if state.From != from.Version {
-		return fmt.Errorf("%s holds a rebase from %s, not from %s", r.rel(tree.Dir()), state.From, from.Version)
-	}
-	to := state.Upstream
-	tree.upstream = to
-	if op := tree.unfinished(); op != "" {
-		return fmt.Errorf("%s has an unfinished %s", r.rel(tree.Dir()), op)
-	}
-	if dirty, err := tree.git.run(ctx, "status", "--porcelain"); err != nil || dirty != "" {
-		return errors.Join(err, fmt.Errorf("%s has uncommitted changes; commit or remove them:\n%s", r.rel(tree.Dir()), indent(dirty)))
-	}
-	series, err := tree.series(ctx)
+// compiles returns an error when a package that the series touches does not compile, or its
+// tests do not: a change of upstream with which nothing conflicts shows only there.
+func (e EditTree) compiles(ctx context.Context) error {
+	base, err := e.git.base(ctx, "HEAD")
 	if err != nil {
 		return err
 	}
-	if len(series.Patches) == 0 || len(series.Patches) < state.Patches && !allowFewer {
-		return fmt.Errorf("%s has %d commits, the series had %d patches; if one became superfluous, add --allow-fewer", r.rel(tree.Dir()), len(series.Patches), state.Patches)
+	files, err := e.git.lines(ctx, "diff", "--name-only", "--diff-filter=d", base, "HEAD", "--", "*.go", ":(exclude)**/testdata/**")
+	if err != nil {
+		return err
 	}
-	for _, name := range []string{"go.mod", "go.sum"} {
+	packages := []string{Kubelet.Package}
+	for _, name := range files {
+		packages = append(packages, "./"+path.Dir(name))
+	}
+	slices.Sort(packages)
+	packages = slices.Compact(packages)
+	fmt.Fprintf(e.out, "Compiling the %d packages that the series touches, and their tests\n", len(packages))
+	// Of go vet, whose analyzers need a package's types, one that finds nothing upstream.
+	for _, args := range [][]string{
+		{"build", "-tags", buildTags, "-mod=readonly"},
+		{"vet", "-directive", "-tags", withoutNotest(buildTags), "-mod=readonly"},
+	} {
+		if text, err := goCommand(ctx, e.Dir(), runtime.GOARCH, append(args, packages...)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: what the series touches does not compile: %w\n%s\nCorrect it there (edit, git commit --fixup, git rebase --autosquash), then run the same command with --finish",
+				e.repo.rel(e.Dir()), err, indent(tail(string(text), 60)))
+		}
+	}
+	return nil
+}
+
+// FinishRebase exports a rebase that has no conflict left and compiles: the patches, the
+// in-tree tests, the pin and the module files go to patches/<minor>, where they replace what
+// is there.
+func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, allowFewer bool, out io.Writer) error {
+	tree := r.workTree(Upstream{}, "rebase/"+version, out)
+	if !tree.exists() {
+		return fmt.Errorf("no rebase to %s has been started", version)
+	}
+	to, _, err := rebaseTarget(ctx, from, version)
+	if err != nil {
+		return err
+	}
+	tree.upstream = to
+	if started, err := r.git().run(ctx, "config", tree.fromVersion()); err != nil || started != from.Version {
+		return errors.Join(err, fmt.Errorf("%s holds a rebase from %s, not from %s", r.rel(tree.Dir()), started, from.Version))
+	}
+	if err := tree.finished(ctx); err != nil {
+		return err
+	}
+	before, err := LoadSeries(r.patchDir(from))
+	if err != nil {
+		return err
+	}
+	series, err := tree.git.render(ctx, "HEAD", r.patchDir(to))
+	if err != nil {
+		return err
+	}
+	if err := tree.complete(series, before, allowFewer); err != nil {
+		return err
+	}
+	if err := tree.compiles(ctx); err != nil {
+		return err
+	}
+	tests := filepath.Join(r.patchDir(to), "tests")
+	if _, err := os.Stat(tests); errors.Is(err, os.ErrNotExist) {
+		// Those of the rebase are compared with them.
+		if err := os.CopyFS(tests, os.DirFS(filepath.Join(r.patchDir(from), "tests"))); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := tree.exportAdded(ctx); err != nil {
+		return err
+	}
+	for _, name := range moduleFiles {
 		data, err := os.ReadFile(tree.file(name))
 		if err != nil {
 			return err
@@ -234,17 +205,6 @@ func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, a
 	}
 	if _, err := writeFile(filepath.Join(r.patchDir(to), "upstream.yaml"), to.yaml(), 0o644); err != nil {
 		return err
-	}
-	if to.Minor() != from.Minor() {
-		tests := map[string][]byte{}
-		if err := readTree(filepath.Join(r.patchDir(from), "tests"), "", tests); err != nil {
-			return err
-		}
-		for name, data := range tests {
-			if _, err := writeFile(filepath.Join(r.patchDir(to), "tests", filepath.FromSlash(name)), data, 0o644); err != nil {
-				return err
-			}
-		}
 	}
 	changed, err := series.write()
 	if err != nil {

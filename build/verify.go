@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"text/tabwriter"
@@ -105,24 +104,17 @@ func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out
 	if err != nil {
 		return err
 	}
-	stock, err := r.Prepare(ctx, u, Stock, out)
+	commit, err := r.commit(ctx, src, out)
 	if err != nil {
 		return err
 	}
-	tree, remove, err := r.scratch(ctx, src, stock, out)
-	if err != nil {
+	content := func(name string) ([]byte, error) {
+		return r.git().raw(ctx, nil, "show", commit+":"+name)
+	}
+	if err := series.hooksComeOut(content); err != nil {
 		return err
 	}
-	defer remove()
-	for _, p := range series.Patches {
-		if err := tree.am(ctx, p); err != nil {
-			return err
-		}
-	}
-	if err := series.hooksComeOut(tree.git.dir); err != nil {
-		return err
-	}
-	again, err := tree.series(ctx)
+	again, err := r.git().render(ctx, commit, series.Dir)
 	if err != nil {
 		return err
 	}
@@ -262,91 +254,4 @@ func firstSentence(body string) string {
 		return text[:i+1]
 	}
 	return text
-}
-
-// WriteSeries writes the whole change as mails for git am, into
-// _output/series/<version>: a patch that adds the guard package, the patches, and
-// one that adds the in-tree tests. They apply to a Kubernetes checkout at the tag
-// of the same name. It returns the directory.
-func (r Repo) WriteSeries(ctx context.Context, u Upstream, out io.Writer) (string, error) {
-	src, err := r.source(u, Guarded)
-	if err != nil {
-		return "", err
-	}
-	stock, err := r.Prepare(ctx, u, Stock, out)
-	if err != nil {
-		return "", err
-	}
-	tree, remove, err := r.scratch(ctx, src, stock, out)
-	if err != nil {
-		return "", err
-	}
-	defer remove()
-	guard, tests := map[string][]byte{}, map[string][]byte{}
-	for name, data := range src.added {
-		if inGuard(name) {
-			guard[name] = data
-		} else {
-			tests[name] = data
-		}
-	}
-	if err := tree.commitFiles(ctx, guard, "kubelet: add the guard package\n\nVersion "+Release+" of Kubelet Guard decides, remembers and reports; the patches that\nfollow only ask it.\n"); err != nil {
-		return "", err
-	}
-	for _, p := range src.series.Patches {
-		if err := tree.am(ctx, p); err != nil {
-			return "", err
-		}
-	}
-	if err := tree.commitFiles(ctx, tests, "kubelet: test the hooks of the guard\n\nThese tests need the kubelet's own types, so they cannot be in the guard package.\n"); err != nil {
-		return "", err
-	}
-	dir := r.path("_output", "series", u.Version)
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
-	}
-	n := 0
-	err = buildDir(dir, func(tmp string) error {
-		list, err := tree.git.run(ctx, "rev-list", "--reverse", refBase+"..HEAD")
-		if err != nil {
-			return err
-		}
-		for _, commit := range strings.Fields(list) {
-			subject, err := tree.git.run(ctx, "show", "-s", "--format=%s", commit)
-			if err != nil {
-				return err
-			}
-			data, err := formatPatch(ctx, tree.git, commit)
-			if err != nil {
-				return err
-			}
-			n++
-			if _, err := writeFile(filepath.Join(tmp, fmt.Sprintf("%04d-%s", n, patchName(subject))), data, 0o644); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return "", err
-	}
-	fmt.Fprintf(out, "%s: %d patches. In a Kubernetes checkout at %s:\n  git am %s/*.patch\n", r.rel(dir), n, u.Version, dir)
-	return dir, nil
-}
-
-// commitFiles commits added files; without files there is no commit.
-func (e EditTree) commitFiles(ctx context.Context, files map[string][]byte, message string) error {
-	if len(files) == 0 {
-		return nil
-	}
-	for name, data := range files {
-		if _, err := writeFile(e.file(name), data, 0o644); err != nil {
-			return err
-		}
-		if _, err := e.git.run(ctx, "add", "-f", "--", name); err != nil {
-			return err
-		}
-	}
-	_, err := e.git.run(ctx, "commit", "-q", "-m", message)
-	return err
 }

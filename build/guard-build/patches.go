@@ -54,14 +54,14 @@ func newExportCommand(o *options) *cobra.Command {
 func newSyncCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "sync",
-		Short: "Copy the guard package and the in-tree tests into the work tree again",
+		Short: "Commit changes of the guard package and the in-tree tests to the work tree",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			repo, u, err := o.resolve()
 			if err != nil {
 				return err
 			}
-			return repo.EditTree(u, cmd.OutOrStdout()).Sync()
+			return repo.EditTree(u, cmd.OutOrStdout()).Sync(cmd.Context())
 		},
 	}
 }
@@ -88,7 +88,7 @@ func newRebaseCommand(o *options) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "rebase --to vX.Y.Z",
-		Short: "Carry the series over to another upstream version, with a three-way merge",
+		Short: "Carry the series over to another upstream version, with git rebase, and compile it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			repo, u, err := o.resolve()
