@@ -258,7 +258,7 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 		return nil, err
 	}
 	defer log.Close()
-	p := prover{runner: testRunner{dir: dir, log: log, tags: buildTags}, scratch: scratch, tested: tested, green: map[string]bool{}}
+	p := prover{runner: testRunner{dir: dir, log: log, kind: testKind{tags: buildTags}}, scratch: scratch, tested: tested, green: map[string]bool{}}
 	var proofs []Proof
 	for i, h := range hooks {
 		start := time.Now()
@@ -399,21 +399,15 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 }
 
 // take reads the result out of a test run.
-func (p *Proof) take(run *testRun) {
+func (p *Proof) take(run testRun) {
 	for _, id := range run.failures() {
-		if id.Test == "" {
-			// A panic ends the package, but it is one test that panics.
-			if text := run.output[id]; text != nil && strings.Contains(text.String(), "[build failed]") {
-				p.Problem = tail(text.String(), 3)
-			}
+		if id.Test != "" {
+			p.failed(id)
 			continue
 		}
-		p.failed(id)
-	}
-	// A test that waits for ever ends with its package and has no result of its own.
-	for id, text := range run.output {
-		if id.Test != "" && strings.Contains(text.String(), "panic: test timed out after ") {
-			p.failed(id)
+		// A panic ends the package, but it is one test that panics.
+		if text := run.output(id); strings.Contains(text, "[build failed]") {
+			p.Problem = tail(text, 3)
 		}
 	}
 	sort.Strings(p.Noticed)

@@ -2,7 +2,6 @@ package build
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"gotest.tools/gotestsum/testjson"
 )
 
 func TestUpstreamTestsAreJudged(t *testing.T) {
@@ -105,7 +105,7 @@ fuzzing: [example.test/kubernetes/pkg/kubelet/fuzz]
 		Unexpected:   []string{"pkg/kubelet TestHook", "pkg/kubelet TestSyncPod/unnamed"},
 	}, got)
 	require.Contains(t, out.String(), "the hook is missing", "the output of what failed is shown")
-	require.Contains(t, out.String(), "TestWasRemoved/some: listed in upstream-tests.yaml, but there is no TestWasRemoved; take it off the list")
+	require.Contains(t, out.String(), "TestWasRemoved/some: listed in upstream-tests.yaml, but there is no TestWasRemoved; remove it from the list")
 
 	var summary bytes.Buffer
 	got.Print(&summary)
@@ -206,8 +206,7 @@ func TestUpstreamTestsReportAPackageThatDoesNotCompile(t *testing.T) {
 }
 
 func TestFailuresNameTheInnermostTest(t *testing.T) {
-	run := newTestRun()
-	for _, line := range []string{
+	e, err := testjson.ScanTestOutput(testjson.ScanConfig{Stdout: strings.NewReader(strings.Join([]string{
 		`{"Action":"fail","Package":"p","Test":"TestA/sub/case"}`,
 		`{"Action":"fail","Package":"p","Test":"TestA/sub"}`,
 		`{"Action":"pass","Package":"p","Test":"TestA/other"}`,
@@ -221,11 +220,9 @@ func TestFailuresNameTheInnermostTest(t *testing.T) {
 		`{"Action":"fail","Package":"s"}`,
 		`{"Action":"pass","Package":"r","Test":"TestC"}`,
 		`{"Action":"pass","Package":"r"}`,
-	} {
-		var e testEvent
-		require.NoError(t, json.Unmarshal([]byte(line), &e))
-		run.add(e)
-	}
+	}, "\n"))})
+	require.NoError(t, err)
+	run := newTestRun(e)
 	require.Equal(t, []testID{{"p", "TestA/sub/case"}, {"p", "TestB"}, {"q", ""}, {"s", ""}, {"s", "TestPanics"}}, run.failures(),
 		"a package that died is to run again as a whole")
 	require.Equal(t, "^(TestA|TestB)$", runPattern([]testID{{"p", "TestB"}, {"p", "TestA/sub/case"}, {"p", "TestA/x"}}))
