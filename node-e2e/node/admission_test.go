@@ -7,7 +7,6 @@ import (
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
@@ -50,7 +49,7 @@ var _ = Describe("A kubelet restart without room for temporary files and under m
 				pod.expectAlive(g)
 				expectState(g, ctx, pod, guard.Protected)
 			}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "the hold of pod %s ends", pod)
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+			s.deleteExplicitly(ctx, pod)
 		}
 	})
 })

@@ -9,7 +9,6 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/framework"
@@ -50,7 +49,7 @@ var _ = Describe("A clock that goes forward and back", Label(labelGuarded, label
 			expectState(g, ctx, kept, guard.Protected)
 		}).WithContext(ctx).WithTimeout(holdEnds).Should(Succeed(), "the hold of pod %s ends", kept)
 		framework.Progress("the hold ended %.0f s after the clock was right again", time.Since(right).Seconds())
-		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, kept)
 	})
 })
 

@@ -9,7 +9,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
@@ -28,8 +27,7 @@ func writeGuardConfig(content string) string {
 
 var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 	It("with a mistake keeps the kubelet from starting, and the message names it", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		_, pod := runProtected(ctx)
 		stopKubelet(ctx)
 		for _, mistake := range []struct{ name, content, names string }{
 			{"unknown field", guardHeader + "modus: Enforce\n", "modus"},
@@ -92,7 +90,7 @@ var _ = Describe("Guard configuration", Label(labelGuarded), func() {
 		restartKubelet(ctx, testnode.KubeletChange{GuardConfig: writeGuardConfig(guardHeader + "podSelector: {matchLabels: {app: e2e}}\n")})
 		pod := s.run(ctx, s.newPod("selected"))[0]
 		s.hold(ctx, pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 })
 
@@ -146,7 +144,7 @@ var _ = Describe("Guard metrics", Label(labelGuarded), func() {
 			metrics := framework.Try(readMetrics(ctx)).In(g)
 			g.Expect(metrics.Sum(oldestHold)).To(BeNumerically(">=", 1), oldestHold)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
-		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pods[0])
 		Eventually(func(g Gomega) {
 			metrics := framework.Try(readMetrics(ctx)).In(g)
 			g.Expect(metrics.Sum(protectedPods)).To(BeZero(), protectedPods)

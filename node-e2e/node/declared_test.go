@@ -35,8 +35,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 	)
 
 	It("ends it when its container completes while the kubelet is down", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, restartPolicy(corev1.RestartPolicyNever)))[0]
+		s, pod := runProtected(ctx, restartPolicy(corev1.RestartPolicyNever))
 		stopKubelet(ctx)
 		s.exit(ctx, pod.name, 0)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
@@ -53,16 +52,14 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 	})
 
 	It("restarts a container whose liveness probe fails", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, withLiveness))[0]
+		s, pod := runProtected(ctx, withLiveness)
 		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		s.awaitServing(ctx, pod.name, pod.uid)
 	})
 
 	It("replaces a container whose image is changed", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		s.patch(ctx, pod, `{"spec":{"containers":[{"name":"`+workloadContainer+`","image":"`+embedded.PauseImage+`"}]}}`)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		Eventually(func(g Gomega) {
@@ -78,7 +75,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 		s := newScene(ctx)
 		s.run(ctx, s.newPod("protected", protected, withInitAndSidecar))
 		sidecar := s.observe(ctx, "protected", sidecarContainer)
-		s.deleteExplicitly(ctx, sidecar, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, sidecar)
 	})
 })
 
@@ -97,7 +94,7 @@ var _ = Describe("A static pod with the protection label", Label(labelTransparen
 		second := s.awaitStatic(ctx, mirror)
 		By("deleting the mirror pod")
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, mirror, immediately)).To(Succeed())
-		Consistently(second.expectAlive).WithContext(ctx).WithTimeout(holdPeriod / 2).Should(Succeed())
+		stayAlive(ctx, holdPeriod/2, second)
 		By("removing the file")
 		Expect(os.Remove(staticPodFile(s.namespace + "-static"))).To(Succeed())
 		second.awaitDeath(ctx, time.Now(), killTimeout)

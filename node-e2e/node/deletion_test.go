@@ -21,7 +21,7 @@ var immediately = metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}
 var _ = Describe("Explicit deletion of a protected pod", func() {
 	It("ends it when requested without a grace period", Label(labelTransparency), func(ctx SpecContext) {
 		s := newScene(ctx)
-		s.deleteExplicitly(ctx, s.run(ctx, s.newPod("protected", protected))[0], immediately)
+		s.deleteWith(ctx, s.run(ctx, s.newPod("protected", protected))[0], immediately)
 	})
 
 	It("ends it when requested while the kubelet is down and a fault comes with the restart", Label(labelTransparency), func(ctx SpecContext) {
@@ -53,7 +53,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 				Should(Succeed(), "the hook of pod %s is not run for a refused attempt", pods[2])
 		}
 		for _, pod := range pods[:2] {
-			took := s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+			took := s.deleteWith(ctx, pod, metav1.DeleteOptions{})
 			Expect(took).To(BeNumerically(">=", slowPreStop), "time from the request to the end of the process of pod %s", pod)
 		}
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pods[2].name, metav1.DeleteOptions{})).To(Succeed())
@@ -65,37 +65,33 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 
 	It("gives a held pod the time that its process takes to end", Label(labelGuarded), func(ctx SpecContext) {
 		const lingers = 2 * time.Second
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, withArgs("--term-delay="+lingers.String())))[0]
+		s, pod := runProtected(ctx, withArgs("--term-delay="+lingers.String()))
 		s.hold(ctx, pod)
-		took := s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		took := s.deleteWith(ctx, pod, metav1.DeleteOptions{})
 		Expect(took).To(BeNumerically(">=", lingers), "time from the request to the end of the process")
 	})
 
 	It("cuts a held pod's process off when its grace period is over", Label(labelGuarded), func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, withArgs("--term-delay=10m")))[0]
+		s, pod := runProtected(ctx, withArgs("--term-delay=10m"))
 		s.hold(ctx, pod)
-		took := s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](2)})
+		took := s.deleteWith(ctx, pod, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](2)})
 		Expect(took).To(BeNumerically(">=", 2*time.Second), "time from the request to the end of the process")
 	})
 
 	It("ends a held pod when requested without a grace period", Label(labelGuarded), func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		s.hold(ctx, pod)
-		s.deleteExplicitly(ctx, pod, immediately)
+		s.deleteWith(ctx, pod, immediately)
 		metrics := mustReadMetrics(ctx)
 		Expect(metrics.ByCause(heldPods)).To(BeEmpty(), heldPods)
 		Expect(metrics.ByCause(allowedKills)[guard.ExplicitDeletion]).To(BeNumerically(">=", 1), "%s{cause=%q}", allowedKills, guard.ExplicitDeletion)
 	})
 
 	It("ends a held pod whose liveness probe fails", Label(labelGuarded), func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, withLiveness))[0]
+		s, pod := runProtected(ctx, withLiveness)
 		s.hold(ctx, pod)
 		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 })
 

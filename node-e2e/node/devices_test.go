@@ -75,7 +75,7 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 
 		asked := releaseByFile(orphan)
 		orphan.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
-		s.deleteExplicitly(ctx, restarted, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, restarted)
 		Eventually(driver.Prepared).WithContext(ctx).WithArguments(orphanClaim).WithTimeout(claimReconcile).Should(BeFalse(), "claim of pod %s, which has ended", orphan)
 	})
 })

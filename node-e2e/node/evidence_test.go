@@ -51,9 +51,7 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 			DeferCleanup(os.RemoveAll, file(pod))
 			s.loseKey(ctx, pod)
 		}
-		for _, pod := range pods {
-			s.awaitHeld(ctx, pod, guard.PodVanished)
-		}
+		s.awaitVanished(ctx, pods...)
 
 		By("putting forgeries into the release folder")
 		before := mustReadMetrics(ctx).FailedOperations()[stateDirectory]
@@ -88,13 +86,12 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 			pod.expectAlive(Default)
 			Expect(os.RemoveAll(file(pod))).To(Succeed())
 			s.restoreKey(ctx, pod)
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+			s.deleteExplicitly(ctx, pod)
 		}
 	})
 
 	It("of a deletion that a restore of the storage undoes ends with the pod's life", Label(labelControlPlane), func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, withArgs("--term-delay=10m")))[0]
+		s, pod := runProtected(ctx, withArgs("--term-delay=10m"))
 		snapshot := saveStorage(ctx)
 		By("deleting the pod by mistake, and undoing that while it ends")
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](600)})).To(Succeed())
@@ -109,8 +106,8 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, again, guard.Protected).WithTimeout(apiLag).
 			Should(Succeed(), "pod %s is protected in its new life", again)
 		s.hold(ctx, again)
-		Consistently(again.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
-		s.deleteExplicitly(ctx, again, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](1)})
+		stayAlive(ctx, holdPeriod, again)
+		s.deleteWith(ctx, again, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](1)})
 	})
 })
 

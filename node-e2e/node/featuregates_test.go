@@ -6,7 +6,6 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
@@ -43,8 +42,8 @@ var _ = Describe("Feature gates changed at a kubelet restart", Label(labelGuarde
 		expectState(Default, ctx, restarted, guard.Protected)
 		s.awaitHeld(ctx, moved, guard.AdmissionRejected)
 		By("deleting the pods")
-		s.deleteExplicitly(ctx, moved, metav1.DeleteOptions{})
-		s.deleteExplicitly(ctx, restarted, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, moved)
+		s.deleteExplicitly(ctx, restarted)
 		Eventually(before).WithContext(ctx).WithTimeout(killTimeout).ShouldNot(BeADirectory(), "the cgroup of pod %s at its start", moved)
 	})
 })

@@ -9,7 +9,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
@@ -41,7 +40,7 @@ var _ = Describe("A state directory whose disk hangs", Label(labelGuarded, label
 		By("deleting a protected and an unprotected pod")
 		for _, pod := range pods[:2] {
 			asked := time.Now()
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+			s.deleteExplicitly(ctx, pod)
 			took := time.Since(asked)
 			framework.Progress("state directory's disk frozen: pod %s gone %.1f s after its deletion", pod.name, took.Seconds())
 			Expect(took).To(BeNumerically("<", undelayed), "time until pod %s is gone", pod)
@@ -65,7 +64,7 @@ var _ = Describe("A state directory whose disk hangs", Label(labelGuarded, label
 			Should(HavePrefix(savedFormat), "the file of pod %s", late)
 		Eventually(provider.Node().Run).WithContext(ctx).WithArguments(ctx, "ls", filepath.Join(folder, "pods")).WithTimeout(forgetTimeout).
 			ShouldNot(ContainSubstring(string(pods[0].uid)), "the file of pod %s, which is gone", pods[0])
-		s.deleteExplicitly(ctx, late, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, late)
 	})
 })
 

@@ -47,6 +47,14 @@ func (s *scene) awaitHeld(ctx context.Context, pod *subject, causes ...guard.Cau
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held for %v", pod, causes)
 }
 
+// awaitVanished waits until pods are held whose objects are gone.
+func (s *scene) awaitVanished(ctx context.Context, pods ...*subject) {
+	GinkgoHelper()
+	for _, pod := range pods {
+		s.awaitHeld(ctx, pod, guard.PodVanished)
+	}
+}
+
 // awaitOrphaned waits until a pod is held that the kubelet knows from the runtime
 // only. Its volumes are held with it when the kubelet has come to clean them up.
 func (s *scene) awaitOrphaned(ctx context.Context, pod *subject) {
@@ -80,12 +88,11 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			s.expectServing(g, ctx, pod.name, pod.uid)
 			g.Expect(s.tell(ctx, pod.name, "/file", nil)).To(Equal(content), "the file in the emptyDir")
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 
 	It("is restarted by its failing liveness probe, and by its own exit", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, withLiveness))[0]
+		s, pod := runProtected(ctx, withLiveness)
 		s.hold(ctx, pod)
 		By("failing the liveness probe")
 		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
@@ -99,58 +106,54 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.awaitServing(ctx, pod.name, pod.uid)
 		again := s.observe(ctx, pod.name, workloadContainer)
 		s.awaitHeld(ctx, again, guard.ActiveDeadlineExceeded)
-		s.deleteExplicitly(ctx, again, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, again)
 	})
 
 	It("stays held when the kubelet is killed with SIGKILL and started again", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		s.hold(ctx, pod)
 		killKubelet(ctx)
 		startKubelet(ctx, unchanged)
 		s.awaitHeld(ctx, pod, guard.ActiveDeadlineExceeded)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 
 	It("whose object is gone is kept over a kubelet restart, too", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		s.loseKey(ctx, pod)
-		s.awaitHeld(ctx, pod, guard.PodVanished)
+		s.awaitVanished(ctx, pod)
 		restartKubelet(ctx, unchanged)
 		s.awaitHeld(ctx, pod, unknownPod...)
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, pod)
 		s.restoreKey(ctx, pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 
 	It("whose object is gone is kept beside a new pod of the same name", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		s.loseKey(ctx, pod)
-		s.awaitHeld(ctx, pod, guard.PodVanished)
+		s.awaitVanished(ctx, pod)
 		By("creating and deleting a pod of the same name")
 		successor := s.create(ctx, s.newPod("protected", protected))
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, pod)
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, successor.Name, metav1.DeleteOptions{})).To(Succeed())
 		s.awaitGone(ctx, &subject{name: successor.Name, namespace: s.namespace, uid: successor.UID}, gracePeriod+deletionSlack)
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, pod)
 		s.restoreKey(ctx, pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 
 	It("whose object was lost while the kubelet was down is restarted when its container ends", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		stopKubelet(ctx)
 		s.loseKey(ctx, pod)
 		startKubelet(ctx, unchanged)
-		s.awaitHeld(ctx, pod, guard.PodVanished)
+		s.awaitVanished(ctx, pod)
 		Expect(syscall.Kill(pod.process.PID, syscall.SIGKILL)).To(Succeed())
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		restarted := awaitRestarted(ctx, pod)
 		s.restoreKey(ctx, restarted)
-		s.deleteExplicitly(ctx, restarted, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, restarted)
 	})
 
 	It("keeps all its containers, sidecars included, and loses all when deleted", func(ctx SpecContext) {
@@ -164,15 +167,14 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			s.expectServing(g, ctx, main.name, main.uid)
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
 		asked := time.Now()
-		s.deleteExplicitly(ctx, main, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, main)
 		sidecar.awaitHonoured(ctx, asked, deletionSlack)
 	})
 })
 
 var _ = Describe("Protection", func() {
 	It("is no burden to a kubelet that is killed and started again", Label(labelTransparency), func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		awaitSettled(ctx)
 		killKubelet(ctx)
 		startKubelet(ctx, unchanged)
@@ -180,19 +182,18 @@ var _ = Describe("Protection", func() {
 			pod.expectAlive(g)
 			s.expectServing(g, ctx, pod.name, pod.uid)
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 
 	It("is back after a downgrade to the stock kubelet and an upgrade", Label(labelGuarded), func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		By("running the stock kubelet")
 		restartKubelet(ctx, testnode.KubeletChange{Binary: kubeletBinary(Stock)})
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod / 2).Should(Succeed())
+		stayAlive(ctx, holdPeriod/2, pod)
 		By("running the guarded kubelet again")
 		restartKubelet(ctx, unchanged)
 		s.hold(ctx, pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 })
 

@@ -172,7 +172,7 @@ func (i incident) run(ctx context.Context) {
 func (i incident) expectFate(ctx context.Context, pod *subject, since time.Time) {
 	GinkgoHelper()
 	if i.survives {
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(time.Until(since.Add(survivalPeriod))).Should(Succeed())
+		stayAlive(ctx, time.Until(since.Add(survivalPeriod)), pod)
 		framework.Progress("%s: %s pod survived %.0f s", i.title, pod.name, time.Since(since).Seconds())
 		return
 	}

@@ -226,9 +226,7 @@ var _ = Describe("Kubelet restart", func() {
 		title: "key lost in etcd, kubelet down",
 		fault: func(ctx context.Context, s *scene, pods []*subject) {
 			stopKubelet(ctx)
-			for _, pod := range pods {
-				s.loseKey(ctx, pod)
-			}
+			s.loseKey(ctx, pods...)
 			startKubelet(ctx, unchanged)
 		},
 		restarts: true,
@@ -242,12 +240,8 @@ var _ = Describe("Kubelet restart", func() {
 
 var _ = Describe("Live", func() {
 	describeIncident(incident{
-		title: "key lost in etcd, live",
-		fault: func(ctx context.Context, s *scene, pods []*subject) {
-			for _, pod := range pods {
-				s.loseKey(ctx, pod)
-			}
-		},
+		title:    "key lost in etcd, live",
+		fault:    func(ctx context.Context, s *scene, pods []*subject) { s.loseKey(ctx, pods...) },
 		vanished: true,
 		causes:   []guard.Cause{guard.PodVanished},
 		repair:   func(ctx context.Context, s *scene, pod *subject) { s.restoreKey(ctx, pod) },
@@ -396,34 +390,37 @@ func (s *scene) patchPhase(ctx context.Context, pod *subject, phase corev1.PodPh
 
 func podKey(pod *subject) string { return path.Join("/registry/pods", pod.namespace, pod.name) }
 
-// loseKey removes a pod from etcd behind the API server's back and remembers what
+// loseKey removes pods from etcd behind the API server's back and remembers what
 // was there. A pod that still runs at the spec's end gets it back, so that it can
 // be deleted.
-func (s *scene) loseKey(ctx context.Context, pod *subject) {
+func (s *scene) loseKey(ctx context.Context, pods ...*subject) {
 	GinkgoHelper()
 	storage := provider.Node().Storage()
-	value, err := storage.Get(ctx, podKey(pod))
-	Expect(err).NotTo(HaveOccurred(), "read key %s", podKey(pod))
-	DeferCleanup(func(ctx context.Context) error {
-		_, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-		if !apierrors.IsNotFound(err) {
-			return nil
-		}
-		running, err := containersOf(ctx, pod.uid)
-		if err != nil || len(running) == 0 {
-			return err
-		}
-		return storage.Put(ctx, podKey(pod), value)
-	})
-	Expect(storage.Delete(ctx, podKey(pod))).To(Succeed(), "delete key %s", podKey(pod))
-	s.lost[pod.uid] = value
+	for _, pod := range pods {
+		value := framework.Must(storage.Get(ctx, podKey(pod)))
+		DeferCleanup(func(ctx context.Context) error {
+			_, err := client.CoreV1().Pods(pod.namespace).Get(ctx, pod.name, metav1.GetOptions{})
+			if !apierrors.IsNotFound(err) {
+				return nil
+			}
+			running, err := containersOf(ctx, pod.uid)
+			if err != nil || len(running) == 0 {
+				return err
+			}
+			return storage.Put(ctx, podKey(pod), value)
+		})
+		Expect(storage.Delete(ctx, podKey(pod))).To(Succeed(), "delete key %s", podKey(pod))
+		s.lost[pod.uid] = value
+	}
 }
 
-// restoreKey writes a lost pod back, as an operator does with a backup.
-func (s *scene) restoreKey(ctx context.Context, pod *subject) {
+// restoreKey writes lost pods back, as an operator does with a backup.
+func (s *scene) restoreKey(ctx context.Context, pods ...*subject) {
 	GinkgoHelper()
-	Expect(provider.Node().Storage().Put(ctx, podKey(pod), s.lost[pod.uid])).To(Succeed(), "write key %s", podKey(pod))
-	s.awaitKnownAgain(ctx, pod)
+	for _, pod := range pods {
+		Expect(provider.Node().Storage().Put(ctx, podKey(pod), s.lost[pod.uid])).To(Succeed(), "write key %s", podKey(pod))
+		s.awaitKnownAgain(ctx, pod)
+	}
 }
 
 // awaitKnownAgain waits until the kubelet knows that a held pod's object is there

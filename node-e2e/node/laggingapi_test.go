@@ -32,20 +32,16 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 		stopKubelet(ctx)
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, known.name, metav1.DeleteOptions{})).To(Succeed())
 
-		By("starting the kubelet, which gets no answer")
+		By("starting the kubelet, which gets no answer: nobody is stopped for want of one")
 		startKubelet(ctx, testnode.KubeletChange{APIServer: lagging})
-		Consistently(func(g Gomega) {
-			for _, pod := range []*subject{known, late, unprotected} {
-				pod.expectAlive(g)
-			}
-		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed(), "nobody is stopped for want of an answer")
+		stayAlive(ctx, holdPeriod, known, late, unprotected)
 		By("starting it so that it takes an old answer")
 		since := time.Now()
 		restartKubelet(ctx, testnode.KubeletChange{APIServer: lagging, Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.FeatureGates = map[string]bool{"WatchListClient": false}
 		}})
 		unprotected.awaitDeath(ctx, since, killTimeout)
-		s.awaitHeld(ctx, late, guard.PodVanished)
+		s.awaitVanished(ctx, late)
 		known.expectAlive(Default)
 
 		By("letting the API server catch up")
@@ -57,7 +53,7 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 			Should(Succeed(), "the kubelet manages pod %s as before", late)
 		s.awaitServing(ctx, late.name, late.uid)
 		s.awaitGone(ctx, known, catchUp)
-		s.deleteExplicitly(ctx, late, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, late)
 	})
 })
 

@@ -40,6 +40,6 @@ var _ = Describe("A volume that grows beyond its size limit", Label(labelGuarded
 			expectState(g, ctx, kept, guard.Held, guard.Evicted)
 			expectFile(g, ctx, kept, workloadPort, content)
 		}).WithContext(ctx).WithTimeout(evictionTimeout).Should(Succeed(), "pod %s is held again", kept)
-		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, kept)
 	})
 })

@@ -84,8 +84,8 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 			s.awaitServing(ctx, pod.name, pod.uid)
 		}
 		if variant == Guarded {
-			s.deleteExplicitly(ctx, large, metav1.DeleteOptions{})
-			s.deleteExplicitly(ctx, small, metav1.DeleteOptions{})
+			s.deleteExplicitly(ctx, large)
+			s.deleteExplicitly(ctx, small)
 		}
 	})
 })
@@ -131,11 +131,8 @@ var _ = Describe("The neighbours of a protected pod that causes memory pressure"
 		}
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, culprit, guard.Held, guard.Evicted).WithTimeout(evictionTimeout).Should(Succeed())
 		// The manager waits up to 30 s for the clean-up of its last victim.
-		Consistently(func(g Gomega) {
-			culprit.expectAlive(g)
-			modest.expectAlive(g)
-		}).WithContext(ctx).WithTimeout(30*time.Second + evictionHold).Should(Succeed())
-		s.deleteExplicitly(ctx, culprit, metav1.DeleteOptions{})
+		stayAlive(ctx, 30*time.Second+evictionHold, culprit, modest)
+		s.deleteExplicitly(ctx, culprit)
 		By("evicting as ever when the culprit is gone")
 		modest.awaitDeath(ctx, time.Now(), evictionTimeout)
 	})

@@ -23,11 +23,7 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 		s := newScene(ctx)
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))
 		restartKubelet(ctx, testnode.KubeletChange{HostnameOverride: wrongName()})
-		Consistently(func(g Gomega) {
-			for _, pod := range pods {
-				pod.expectAlive(g)
-			}
-		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
+		stayAlive(ctx, survivalPeriod, pods...)
 		found := framework.Must(guardPod(ctx, pods[0].uid))
 		Expect(found).NotTo(BeNil(), "pod %s in %s", pods[0], guard.PodsPath)
 		Expect(found.State).To(Equal(guard.Protected), "state of pod %s in %s", pods[0], guard.PodsPath)
@@ -39,15 +35,12 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 		restartKubelet(ctx, unchanged)
 		s.awaitKnownAgain(ctx, pods[0])
 		Expect(mustReadMetrics(ctx).Sum(unconfirmedPods)).To(BeZero(), unconfirmedPods)
-		for _, pod := range pods {
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
-		}
+		s.deleteExplicitly(ctx, pods...)
 	})
 
 	It("ends the pods of the old name that the control plane has deleted, once that is recorded", Label(labelControlPlane), func(ctx SpecContext) {
 		applyManifests(ctx)
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		releaseLeft(pod)
 		DeferCleanup(func(ctx context.Context) error {
 			return ctrlclient.IgnoreNotFound(client.CoreV1().Nodes().Delete(ctx, wrongName(), metav1.DeleteOptions{}))
@@ -61,7 +54,7 @@ var _ = Describe("A kubelet with another node name", Label(labelGuarded), func()
 			left := framework.Try(client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{})).In(g)
 			g.Expect(left.Items).To(BeEmpty(), "pods of the namespace %s", s.namespace)
 		}).WithContext(ctx).WithTimeout(podGC).Should(Succeed(), "the control plane deletes the pods of a node that is gone")
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, pod)
 		By("recording the deletion")
 		expectReleased(ctx, pod, "record under a new node name", guard.PodDeletionRecord, recordDeletion(ctx, pod), recordTimeout)
 		s.awaitGone(ctx, pod, deletionSlack)

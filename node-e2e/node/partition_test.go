@@ -43,11 +43,11 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		DeferCleanup(client.CoreV1().Pods(s.namespace).Delete, successor.Name, immediately)
 		outlastMemory(ctx, link)
 		Expect(link.Restore()).To(Succeed())
-		s.awaitHeld(ctx, pod, guard.PodVanished)
+		s.awaitVanished(ctx, pod)
 		expectNodeEvent(ctx, guard.EventKillRefused, string(pod.uid), string(guard.PodVanished))
 		Eventually(expectNodeCondition).WithContext(ctx).WithArguments(ctx, provider.Node().Name(), corev1.ConditionTrue).WithTimeout(apiLag).
 			Should(Succeed(), "the node says that it holds pods")
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, pod)
 
 		By("recording the deletion")
 		expectReleased(ctx, pod, "record after a partition", guard.PodDeletionRecord, recordDeletion(ctx, pod), recordTimeout)
@@ -99,7 +99,7 @@ func (s *scene) runLinked(ctx context.Context) *subject {
 func (s *scene) deleteUnheard(ctx context.Context, pod *subject) {
 	GinkgoHelper()
 	Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, immediately)).To(Succeed())
-	Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod / 2).Should(Succeed())
+	stayAlive(ctx, holdPeriod/2, pod)
 }
 
 // outlastMemory makes a cut so long that nobody remembers what the node has not

@@ -188,6 +188,13 @@ func (s *scene) run(ctx context.Context, pods ...*corev1.Pod) []*subject {
 	return subjects
 }
 
+// runProtected runs one protected pod in a scene of its own.
+func runProtected(ctx context.Context, options ...podOption) (*scene, *subject) {
+	GinkgoHelper()
+	s := newScene(ctx)
+	return s, s.run(ctx, s.newPod("protected", append([]podOption{protected}, options...)...))[0]
+}
+
 // observe identifies the process of a pod's running container and starts to
 // watch it.
 func (s *scene) observe(ctx context.Context, pod, container string) *subject {
@@ -372,9 +379,27 @@ func (s *subject) expectAlive(g Gomega) {
 	g.Expect(dead).To(BeFalse(), "the process of pod %s (%s) ended at %s", s, s.process, at.Format(time.TimeOnly))
 }
 
-// deleteExplicitly deletes a pod through the API and waits until its process, its
+// stayAlive checks for a while that the processes of the start run on.
+func stayAlive(ctx context.Context, during time.Duration, pods ...*subject) {
+	GinkgoHelper()
+	Consistently(func(g Gomega) {
+		for _, pod := range pods {
+			pod.expectAlive(g)
+		}
+	}).WithContext(ctx).WithTimeout(during).Should(Succeed())
+}
+
+// deleteExplicitly deletes pods through the API, one after the other, as deleteWith does.
+func (s *scene) deleteExplicitly(ctx context.Context, pods ...*subject) {
+	GinkgoHelper()
+	for _, pod := range pods {
+		s.deleteWith(ctx, pod, metav1.DeleteOptions{})
+	}
+}
+
+// deleteWith deletes a pod through the API and waits until its process, its
 // containers and its object are gone. It returns how long the process took.
-func (s *scene) deleteExplicitly(ctx context.Context, pod *subject, options metav1.DeleteOptions) time.Duration {
+func (s *scene) deleteWith(ctx context.Context, pod *subject, options metav1.DeleteOptions) time.Duration {
 	GinkgoHelper()
 	grace := gracePeriod
 	if options.GracePeriodSeconds != nil {

@@ -65,7 +65,7 @@ func (s *scene) runVanished(ctx context.Context) *subject {
 	GinkgoHelper()
 	pod := s.run(ctx, s.newPod("protected", protected))[0]
 	s.loseKey(ctx, pod)
-	s.awaitHeld(ctx, pod, guard.PodVanished)
+	s.awaitVanished(ctx, pod)
 	return pod
 }
 

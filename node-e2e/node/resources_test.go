@@ -54,7 +54,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			g.Expect(allowedCPUs(exclusive.process)).To(Equal(own), "CPUs of pod %s", exclusive)
 			g.Expect(allowedCPUs(shared.process)).NotTo(ContainSubstring(own), "CPUs of pod %s", shared)
 		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "nobody else gets the CPU of pod %s", exclusive)
-		s.deleteExplicitly(ctx, exclusive, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, exclusive)
 	})
 
 	It("whose object is gone keeps its exclusive CPU and its port over a kubelet restart", func(ctx SpecContext) {
@@ -67,7 +67,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		stopKubelet(ctx)
 		s.loseKey(ctx, pod)
 		startKubelet(ctx, static)
-		s.awaitHeld(ctx, pod, guard.PodVanished)
+		s.awaitVanished(ctx, pod)
 
 		By("asking for all CPUs, and for the same port")
 		all := s.create(ctx, s.newPod("all-cpus", requesting(nodeMilliCPU(ctx)-1000)))
@@ -83,7 +83,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed(), "nobody else gets the CPU of pod %s", pod)
 		s.restoreKey(ctx, pod)
 		Expect(allowedCPUs(pod.process)).To(Equal(own), "CPUs of pod %s", pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 
 	// What the state file says nobody else knows: with it the pod loses its CPU to the
@@ -104,7 +104,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		}})
 		s.awaitHeld(ctx, pod, guard.AdmissionRejected)
 		// The CPU manager reconciles every 10 s.
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
+		stayAlive(ctx, survivalPeriod, pod)
 		By("reserving one CPU only")
 		restartLeaving(ctx, corev1.ResourceCPU, last*1000, static)
 		Eventually(func(g Gomega) {
@@ -112,7 +112,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			expectState(g, ctx, pod, guard.Protected)
 			g.Expect(allowedCPUs(pod.process)).To(MatchRegexp(`^\d+$`), "CPUs of pod %s", pod)
 		}).WithContext(ctx).WithTimeout(survivalPeriod+apiLag).Should(Succeed(), "the policy gives pod %s a CPU", pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 })
 

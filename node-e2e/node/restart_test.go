@@ -61,21 +61,13 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 			}
 			By("losing the objects, too")
 			stopKubelet(ctx)
-			for _, pod := range pods {
-				s.loseKey(ctx, pod)
-			}
+			s.loseKey(ctx, pods...)
 			startKubelet(ctx, unchanged)
-			for _, pod := range pods {
-				s.awaitHeld(ctx, pod, guard.PodVanished)
-			}
+			s.awaitVanished(ctx, pods...)
 			expectUntouched()
-			for _, pod := range pods {
-				s.restoreKey(ctx, pod)
-			}
+			s.restoreKey(ctx, pods...)
 		}
-		for _, pod := range pods {
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
-		}
+		s.deleteExplicitly(ctx, pods...)
 	})
 
 	It("ends protected pods that have completed beside a debug container, and starts none that is Terminating", func(ctx SpecContext) {
@@ -134,7 +126,7 @@ var _ = Describe("The kubelet's lost record of resources", Label(labelGuarded), 
 		startKubelet(ctx, unchanged)
 		pods[1].awaitDeath(ctx, since, killTimeout)
 		s.awaitHeld(ctx, pods[0], guard.ResizeRecordLost)
-		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pods[0])
 	})
 })
 

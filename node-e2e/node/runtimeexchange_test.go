@@ -5,7 +5,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
@@ -32,9 +31,7 @@ var _ = Describe("Kubelet restart", Label(labelOwnMachine), func() {
 		fault: func(ctx context.Context, s *scene, pods []*subject) {
 			_, change := startOtherRuntime(ctx)
 			stopKubelet(ctx)
-			for _, pod := range pods {
-				s.loseKey(ctx, pod)
-			}
+			s.loseKey(ctx, pods...)
 			startKubelet(ctx, change)
 		},
 		restarts: true,
@@ -80,13 +77,13 @@ var _ = Describe("A runtime that does not know the node's pods", Label(labelGuar
 
 		By("going back to the node's own runtime")
 		restartKubelet(ctx, unchanged)
-		s.awaitHeld(ctx, gone, guard.PodVanished)
+		s.awaitVanished(ctx, gone)
 		s.restoreKey(ctx, gone)
 		for _, pod := range pods {
 			s.awaitServing(ctx, pod.name, pod.uid)
 			expectState(Default, ctx, pod, guard.Protected)
 			expectFile(Default, ctx, pod, workloadPort, pod.name)
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+			s.deleteExplicitly(ctx, pod)
 		}
 	})
 })

@@ -6,7 +6,6 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"google.golang.org/protobuf/proto"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
@@ -45,7 +44,7 @@ var _ = Describe("A runtime that answers one question badly", Label(labelTranspa
 			DeferCleanup(remove)
 			for _, pod := range fault.pods {
 				asked := time.Now()
-				s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+				s.deleteExplicitly(ctx, pod)
 				took := time.Since(asked)
 				framework.Progress("a question to the runtime %s: pod %s gone %.1f s after its deletion", fault.name, pod.name, took.Seconds())
 				Expect(took).To(BeNumerically("<", undelayed), "time until pod %s is gone", pod)

@@ -81,9 +81,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		for _, pod := range pods {
 			s.awaitHeld(ctx, pod, guard.ContainerHashChanged)
 		}
-		for _, pod := range pods {
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
-		}
+		s.deleteExplicitly(ctx, pods...)
 	})
 
 	It("keep no container from a restart that its author asks for by another tag of the same image", Label(labelTransparency), func(ctx SpecContext) {
@@ -124,11 +122,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		} else {
 			restartKubelet(ctx, unchanged)
 		}
-		Consistently(func(g Gomega) {
-			for _, pod := range pods {
-				pod.expectAlive(g)
-			}
-		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, pods...)
 		By("ending the containers")
 		for _, pod := range pods {
 			s.exit(ctx, pod.name, 1)
@@ -142,7 +136,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 		for _, pod := range pods {
 			restarted := awaitRestarted(ctx, pod)
 			s.awaitServing(ctx, pod.name, pod.uid)
-			s.deleteExplicitly(ctx, restarted, metav1.DeleteOptions{})
+			s.deleteExplicitly(ctx, restarted)
 		}
 	})
 
@@ -193,7 +187,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 			object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, kept.name, metav1.GetOptions{})).In(g)
 			g.Expect(object.Status.Phase).To(Equal(corev1.PodPending), "phase of pod %s", kept)
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed(), "pod %s is kept and shown as what it is", kept)
-		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, kept)
 	})
 })
 

@@ -7,7 +7,6 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -40,16 +39,14 @@ var _ = Describe("A pod is protected as the selector says", Label(labelGuarded),
 		kept := s.runUnlabelled(ctx, s.newPod("unlabelled", withoutLabels))
 		batch := s.run(ctx, s.newPod("batch", func(pod *corev1.Pod) { pod.Labels["tier"] = "batch" }))[0]
 		releaseLeft(kept)
-		for _, pod := range []*subject{kept, batch} {
-			s.loseKey(ctx, pod)
-		}
+		s.loseKey(ctx, kept, batch)
 		batch.awaitDeath(ctx, time.Now(), killTimeout)
-		s.awaitHeld(ctx, kept, guard.PodVanished)
-		Consistently(kept.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		s.awaitVanished(ctx, kept)
+		stayAlive(ctx, holdPeriod, kept)
 		Expect(provider.Node().Storage().Put(ctx, podKey(kept), s.lost[kept.uid])).To(Succeed(), "write key %s", podKey(kept))
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, kept, guard.Protected).WithTimeout(apiLag).
 			Should(Succeed(), "the kubelet manages pod %s as before", kept)
-		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, kept)
 	})
 
 	It("whatever its author wrote into the annotation of the kubelet's sources", func(ctx SpecContext) {
@@ -57,9 +54,9 @@ var _ = Describe("A pod is protected as the selector says", Label(labelGuarded),
 		pod := s.run(ctx, s.newPod("annotated", protected, sourceAnnotation))[0]
 		releaseLeft(pod)
 		s.loseKey(ctx, pod)
-		s.awaitHeld(ctx, pod, guard.PodVanished)
-		Consistently(pod.expectAlive).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		s.awaitVanished(ctx, pod)
+		stayAlive(ctx, holdPeriod, pod)
 		s.restoreKey(ctx, pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 })

@@ -5,7 +5,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/pkg/kubelet/guard"
@@ -27,10 +26,7 @@ var _ = Describe("A kubelet without a kubeconfig", Label(labelGuarded), func() {
 		for _, pod := range pods {
 			s.awaitOrphaned(ctx, pod)
 		}
-		Consistently(func(g Gomega) {
-			kept.expectAlive(g)
-			released.expectAlive(g)
-		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, kept, released)
 		By("releasing one by file")
 		asked := releaseByFile(released)
 		released.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
@@ -40,6 +36,6 @@ var _ = Describe("A kubelet without a kubeconfig", Label(labelGuarded), func() {
 		restartKubelet(ctx, unchanged)
 		s.awaitKnownAgain(ctx, kept)
 		expectState(Default, ctx, kept, guard.Protected)
-		s.deleteExplicitly(ctx, kept, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, kept)
 	})
 })

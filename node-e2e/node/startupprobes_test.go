@@ -39,7 +39,7 @@ var _ = Describe("A vanished pod with a startup probe", Label(labelGuarded), fun
 		}
 		startKubelet(ctx, unchanged)
 		started := time.Now()
-		s.awaitHeld(ctx, beside, guard.PodVanished)
+		s.awaitVanished(ctx, beside)
 
 		By("killing the container beside the sidecar")
 		Expect(syscall.Kill(beside.process.PID, syscall.SIGKILL)).To(Succeed())

@@ -11,7 +11,6 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
@@ -53,7 +52,7 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 		gone, pods := pods[0], pods[1:]
 		By("deleting one pod, whose file comes back")
 		stale := framework.Must(os.ReadFile(savedFile(gone)))
-		s.deleteExplicitly(ctx, gone, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, gone)
 		By("damaging the files of the others, and losing their objects, while the kubelet is down")
 		stopKubelet(ctx)
 		Expect(os.WriteFile(savedFile(gone), stale, 0o600)).To(Succeed())
@@ -73,11 +72,7 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 		}
 		Expect(mustReadMetrics(ctx).FailedOperations()).To(HaveKeyWithValue(stateDirectory, BeEquivalentTo(len(faults))), guardErrors)
 		Expect(savedFile(gone)).NotTo(BeAnExistingFile(), "the file of a pod that no longer exists")
-		Consistently(func(g Gomega) {
-			for _, pod := range pods {
-				pod.expectAlive(g)
-			}
-		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		stayAlive(ctx, holdPeriod, pods...)
 
 		By("restoring the objects: the files are written again")
 		for _, pod := range pods {
@@ -91,16 +86,10 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 				Should(HavePrefix(savedFormat+"1 "), "the file of pod %s", pod)
 		}
 		stopKubelet(ctx)
-		for _, pod := range pods {
-			s.loseKey(ctx, pod)
-		}
+		s.loseKey(ctx, pods...)
 		startKubelet(ctx, unchanged)
-		for _, pod := range pods {
-			s.awaitHeld(ctx, pod, guard.PodVanished)
-		}
-		for _, pod := range pods {
-			s.restoreKey(ctx, pod)
-		}
+		s.awaitVanished(ctx, pods...)
+		s.restoreKey(ctx, pods...)
 	})
 
 	It("that is full keeps no pod from being protected", func(ctx SpecContext) {
@@ -150,16 +139,11 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 
 	By("restarting the kubelet without the pods' objects")
 	stopKubelet(ctx)
-	for _, pod := range []*subject{saved, unsaved} {
-		s.loseKey(ctx, pod)
-	}
+	s.loseKey(ctx, saved, unsaved)
 	startKubelet(ctx, change)
-	s.awaitHeld(ctx, saved, guard.PodVanished)
+	s.awaitVanished(ctx, saved)
 	s.awaitOrphaned(ctx, unsaved)
-	Consistently(func(g Gomega) {
-		saved.expectAlive(g)
-		unsaved.expectAlive(g)
-	}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+	stayAlive(ctx, holdPeriod, saved, unsaved)
 
 	By("restoring the objects")
 	log = kubeletLog()
@@ -173,7 +157,7 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 	for _, pod := range []*subject{saved, unsaved} {
 		Eventually(provider.Node().Run).WithContext(ctx).WithArguments(ctx, "cat", file(pod)).WithTimeout(apiLag).
 			Should(HavePrefix(savedFormat), "the file of pod %s", pod)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	}
 	restartKubelet(ctx, unchanged)
 }

@@ -44,12 +44,11 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 	})
 
 	It("by an empty one and then by a snapshot is followed each time", Label(labelGuarded), func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected))[0]
+		s, pod := runProtected(ctx)
 		snapshot := saveStorage(ctx)
 		releaseLeft(pod)
 		snapshot.empty(ctx)
-		s.awaitHeld(ctx, pod, guard.PodVanished)
+		s.awaitVanished(ctx, pod)
 		// An emptied storage has not even the namespace of events at first.
 		expectNodeEvent(ctx, guard.EventKillRefused, string(pod.uid), string(guard.PodVanished))
 		snapshot.restore(ctx)
@@ -62,7 +61,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 			g.Expect(onThePod.Items).To(HaveLen(1), "events %s on pod %s", guard.EventKillRefused, pod)
 		}).WithContext(ctx).WithTimeout(eventRetry).Should(Succeed(), "the event for which the emptied storage had no namespace is written again")
 		s.expectFollowed(ctx)
-		s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pod)
 	})
 
 	It("by a snapshot that lacks a pod is followed, and the pod held and shown", Label(labelGuarded), func(ctx SpecContext) {
@@ -75,7 +74,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 		late := s.run(ctx, s.newPod("late", protected))[0]
 		releaseLeft(late)
 		snapshot.restore(ctx)
-		s.awaitHeld(ctx, late, guard.PodVanished)
+		s.awaitVanished(ctx, late)
 		expectNodeEvent(ctx, guard.EventKillRefused, string(late.uid), string(guard.PodVanished))
 		Eventually(expectNodeCondition).WithContext(ctx).WithArguments(ctx, provider.Node().Name(), corev1.ConditionTrue).WithTimeout(apiLag).
 			Should(Succeed(), "the node says that it holds pods")
@@ -92,7 +91,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 func (s *scene) expectFollowed(ctx context.Context) {
 	GinkgoHelper()
 	By("creating and deleting a pod")
-	s.deleteExplicitly(ctx, s.run(ctx, s.newPod("new", protected))[0], metav1.DeleteOptions{})
+	s.deleteExplicitly(ctx, s.run(ctx, s.newPod("new", protected))[0])
 }
 
 // eventRetry is promised: how soon after the API accepts it a refused event is written

@@ -51,16 +51,13 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 			templates = append(templates, template(name))
 		}
 		held, successors := map[string]*subject{}, map[string]*subject{}
-		for _, pod := range s.run(ctx, templates...) {
+		pods := s.run(ctx, templates...)
+		for _, pod := range pods {
 			held[pod.name] = pod
 			releaseLeft(pod)
 		}
-		for _, pod := range held {
-			s.loseKey(ctx, pod)
-		}
-		for _, pod := range held {
-			s.awaitHeld(ctx, pod, guard.PodVanished)
-		}
+		s.loseKey(ctx, pods...)
+		s.awaitVanished(ctx, pods...)
 
 		By("creating the successors")
 		var rejected *corev1.Pod

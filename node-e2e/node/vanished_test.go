@@ -44,14 +44,10 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 			expectFiles(Default, pod)
 			s.loseKey(ctx, pod)
 		}
-		for _, pod := range pods {
-			s.awaitHeld(ctx, pod, guard.PodVanished)
-		}
+		s.awaitVanished(ctx, pods...)
 		expectKept := func(pods ...*subject) {
 			GinkgoHelper()
-			for _, pod := range pods {
-				s.awaitHeld(ctx, pod, guard.PodVanished)
-			}
+			s.awaitVanished(ctx, pods...)
 			// Volumes are reconstructed, and cleaned up, within the first seconds.
 			Consistently(func(g Gomega) {
 				claimed.expectAlive(g)
@@ -82,17 +78,13 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		expectKept(kept, restarted)
 
 		By("restoring the objects")
-		for _, pod := range []*subject{kept, restarted} {
-			s.restoreKey(ctx, pod)
-		}
+		s.restoreKey(ctx, kept, restarted)
 		for _, pod := range []*subject{kept, restarted} {
 			expectState(Default, ctx, pod, guard.Protected)
 			expectFiles(Default, pod)
 		}
 		claimed.expectAlive(Default)
-		for _, pod := range []*subject{kept, restarted} {
-			s.deleteExplicitly(ctx, pod, metav1.DeleteOptions{})
-		}
+		s.deleteExplicitly(ctx, kept, restarted)
 	})
 
 	It("without a saved file is left alone and shown, adopted with its object, and released by file", func(ctx SpecContext) {
@@ -103,9 +95,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		pods := s.run(ctx, template("adopted"), template("released"))
 		By("losing the objects and the state directory while the kubelet is down")
 		stopKubelet(ctx)
-		for _, pod := range pods {
-			s.loseKey(ctx, pod)
-		}
+		s.loseKey(ctx, pods...)
 		Expect(os.RemoveAll(filepath.Join(provider.Node().KubeletDir(), "guard"))).To(Succeed())
 		startKubelet(ctx, unchanged)
 		for _, pod := range pods {
@@ -126,12 +116,11 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		asked := releaseByFile(pods[1])
 		pods[1].awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
 		s.awaitGone(ctx, pods[1], deletionSlack)
-		s.deleteExplicitly(ctx, pods[0], metav1.DeleteOptions{})
+		s.deleteExplicitly(ctx, pods[0])
 	})
 
 	It("whose termination was interrupted by SIGKILL ends, and nothing of it is left", func(ctx SpecContext) {
-		s := newScene(ctx)
-		pod := s.run(ctx, s.newPod("protected", protected, withArgs("--term-delay=10m")))[0]
+		s, pod := runProtected(ctx, withArgs("--term-delay=10m"))
 		By("killing the kubelet in the middle of the termination")
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](600)})).To(Succeed())
 		Eventually(os.ReadFile).WithContext(ctx).WithArguments(savedFile(pod)).WithTimeout(killTimeout).
