@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/cert"
 	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
@@ -103,10 +104,9 @@ func TestCertificates(t *testing.T) {
 		t.Helper()
 		a, err := loadAuthority(d, authority)
 		require.NoError(t, err)
-		der, err := readPEM(d.cert(name))
+		certificates, err := cert.CertsFromFile(d.cert(name))
 		require.NoError(t, err)
-		certificate, err := x509.ParseCertificate(der)
-		require.NoError(t, err)
+		certificate := certificates[0]
 		roots := x509.NewCertPool()
 		roots.AddCert(a.certificate)
 		_, err = certificate.Verify(x509.VerifyOptions{Roots: roots, DNSName: host, KeyUsages: []x509.ExtKeyUsage{usage}})

@@ -1,31 +1,36 @@
 package embedded
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
 )
 
-// certificateLife is longer than any test run and short enough to be harmless.
+// certificateLife is that of all but the authorities: longer than any test run and short enough to be harmless.
 const certificateLife = 7 * 24 * time.Hour
 
 // authority signs certificates. Its key stays in the cluster's folder: the node may
 // get another name, and other nodes may join.
 type authority struct {
 	certificate *x509.Certificate
-	key         *ecdsa.PrivateKey
+	key         crypto.Signer
 }
 
 // pki is the folder with all certificates and keys, laid out as kubeadm does,
@@ -51,42 +56,24 @@ func newAuthority(d pki, name string) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	template, err := newTemplate(name)
-	if err != nil {
-		return nil, err
-	}
-	template.IsCA = true
-	template.BasicConstraintsValid = true
-	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, err
-	}
-	certificate, err := x509.ParseCertificate(der)
+	certificate, err := cert.NewSelfSignedCACert(cert.Config{CommonName: strings.ReplaceAll(name, "/", "-"), NotBefore: notBefore()}, key)
 	if err != nil {
 		return nil, err
 	}
 	a := &authority{certificate: certificate, key: key}
-	return a, writePair(d, name, der, key)
+	return a, errors.Join(writeKey(d, name, key), writeCert(d, name, certificate.Raw))
 }
 
 func loadAuthority(d pki, name string) (*authority, error) {
-	certificate, err := readPEM(d.cert(name))
+	certificates, err := cert.CertsFromFile(d.cert(name))
 	if err != nil {
 		return nil, err
 	}
-	key, err := readPEM(d.key(name))
+	key, err := keyutil.PrivateKeyFromFile(d.key(name))
 	if err != nil {
 		return nil, err
 	}
-	a := &authority{}
-	if a.certificate, err = x509.ParseCertificate(certificate); err != nil {
-		return nil, fmt.Errorf("%s: %w", d.cert(name), err)
-	}
-	if a.key, err = x509.ParseECPrivateKey(key); err != nil {
-		return nil, fmt.Errorf("%s: %w", d.key(name), err)
-	}
-	return a, nil
+	return &authority{certificate: certificates[0], key: key.(crypto.Signer)}, nil
 }
 
 func (a *authority) sign(d pki, r certificateRequest) error {
@@ -94,13 +81,19 @@ func (a *authority) sign(d pki, r certificateRequest) error {
 	if err != nil {
 		return err
 	}
-	template, err := newTemplate(r.commonName)
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		return err
 	}
-	template.Subject.Organization = r.organizations
-	template.KeyUsage = x509.KeyUsageDigitalSignature
-	template.DNSNames, template.IPAddresses = r.hosts, r.addresses
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: r.commonName, Organization: r.organizations},
+		NotBefore:    notBefore(),
+		NotAfter:     notBefore().Add(certificateLife),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		DNSNames:     r.hosts,
+		IPAddresses:  r.addresses,
+	}
 	if r.server {
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
@@ -111,49 +104,22 @@ func (a *authority) sign(d pki, r certificateRequest) error {
 	if err != nil {
 		return fmt.Errorf("signing the certificate %s: %w", r.name, err)
 	}
-	return writePair(d, r.name, der, key)
+	return errors.Join(writeKey(d, r.name, key), writeCert(d, r.name, der))
 }
 
-func newTemplate(commonName string) (*x509.Certificate, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		return nil, err
-	}
-	// An hour back: tests set clocks.
-	begin := time.Now().Add(-time.Hour)
-	return &x509.Certificate{
-		SerialNumber: serial,
-		Subject:      pkix.Name{CommonName: commonName},
-		NotBefore:    begin,
-		NotAfter:     begin.Add(certificateLife),
-	}, nil
-}
+// notBefore is an hour back: tests set clocks.
+func notBefore() time.Time { return time.Now().Add(-time.Hour) }
 
-func writePair(d pki, name string, certificate []byte, key *ecdsa.PrivateKey) error {
-	if err := os.MkdirAll(filepath.Dir(d.cert(name)), 0o755); err != nil {
-		return err
-	}
-	der, err := x509.MarshalECPrivateKey(key)
+func writeKey(d pki, name string, key crypto.PrivateKey) error {
+	content, err := keyutil.MarshalPrivateKeyToPEM(key)
 	if err != nil {
 		return err
 	}
-	err = os.WriteFile(d.key(name), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
-	if err != nil || certificate == nil {
-		return err
-	}
-	return os.WriteFile(d.cert(name), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o644)
+	return keyutil.WriteKey(d.key(name), content)
 }
 
-func readPEM(path string) ([]byte, error) {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(content)
-	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM block", path)
-	}
-	return block.Bytes, nil
+func writeCert(d pki, name string, der []byte) error {
+	return cert.WriteCert(d.cert(name), pem.EncodeToMemory(&pem.Block{Type: cert.CertificateBlockType, Bytes: der}))
 }
 
 // createPKI makes the three authorities of a cluster, every certificate of the
@@ -198,7 +164,7 @@ func createPKI(d pki, ip net.IP) error {
 	if err != nil {
 		return err
 	}
-	return writePair(d, "sa", nil, key)
+	return writeKey(d, "sa", key)
 }
 
 // createNodeCertificates makes what a node of the given name needs: a client
