@@ -1,7 +1,6 @@
 package hostnode
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -13,6 +12,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/procfs"
+
+	"github.com/stretchr/testify/require"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,9 +38,9 @@ const (
 	// stock one kills within 2 s of its start, evictions come after 10 s.
 	quiet = 15 * time.Second
 	poll  = time.Second
-	// podCgroups begins the line of /proc/<pid>/cgroup of a pod's process, with cgroupfs and
-	// with systemd.
-	podCgroups = "0::/kubepods"
+	// podCgroups begins the path of the cgroup of a pod's process, with cgroupfs and with
+	// systemd.
+	podCgroups = "/kubepods"
 )
 
 // RuntimeDir is the folder of the runtime's programs. They are copied: a node that boots has
@@ -131,25 +134,20 @@ func Start(t *testing.T, c Config) *Node {
 		Kubelet: filepath.Join(c.Output, "bin", "kubelet"),
 		Log:     t.Output(),
 	})
-	if err != nil {
-		t.Fatalf("starting the embedded cluster: %v", err)
-	}
+	require.NoError(t, err, "starting the embedded cluster")
 	t.Cleanup(func() {
 		if err := n.Cluster.Stop(context.WithoutCancel(n.ctx)); err != nil {
 			t.Errorf("stopping the embedded cluster: %v", err)
 		}
 	})
-	if n.Client, err = kubernetes.NewForConfig(n.Cluster.RESTConfig()); err != nil {
-		t.Fatal(err)
-	}
+	n.Client, err = kubernetes.NewForConfig(n.Cluster.RESTConfig())
+	require.NoError(t, err)
 	n.Copy(filepath.Join(c.Output, "bin", "kubelet-stock"), "/usr/bin/kubelet")
 	for _, name := range RuntimePrograms {
 		n.Copy(filepath.Join(n.Cluster.NodeDir(), name), filepath.Join(RuntimeDir, name))
 	}
 	files, err := c.Files(n.Cluster)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	maps.Copy(files, RuntimeFiles(false))
 	for path, content := range files {
 		n.Write(path, content)
@@ -210,12 +208,8 @@ func (n *Node) Ctr(args ...string) string {
 // Write writes a file and makes the folders that it needs.
 func (n *Node) Write(path, content string) {
 	n.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		n.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		n.t.Fatal(err)
-	}
+	require.NoError(n.t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(n.t, os.WriteFile(path, []byte(content), 0o644))
 }
 
 // Copy copies a program.
@@ -255,18 +249,23 @@ func (n *Node) AwaitKubelet(version string) {
 		if pid == 0 {
 			return fmt.Errorf("kubelet.service has no process")
 		}
-		node, err := n.Client.CoreV1().Nodes().Get(n.ctx, n.Name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if got := node.Status.NodeInfo.KubeletVersion; got != version {
-			return fmt.Errorf("the node reports %s", got)
-		}
-		if testnode.NodeReady(node) {
-			return nil
-		}
-		return fmt.Errorf("not Ready: %v", node.Status.Conditions)
+		return ReadyWith(n.ctx, n.Client, n.Name, version)
 	})
+}
+
+// ReadyWith is an error unless the API shows the node as Ready with a kubelet of that version.
+func ReadyWith(ctx context.Context, client kubernetes.Interface, name, version string) error {
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if got := node.Status.NodeInfo.KubeletVersion; got != version {
+		return fmt.Errorf("the node reports %s", got)
+	}
+	if !testnode.NodeReady(node) {
+		return fmt.Errorf("not Ready: %v", node.Status.Conditions)
+	}
+	return nil
 }
 
 // KubeletPID is the main process of kubelet.service, 0 if it does not run.
@@ -274,9 +273,7 @@ func (n *Node) KubeletPID() int {
 	n.t.Helper()
 	text := strings.TrimSpace(n.Run("systemctl", "show", "--property=MainPID", "--value", "kubelet"))
 	pid, err := strconv.Atoi(text)
-	if err != nil {
-		n.t.Fatalf("MainPID of kubelet.service: %v", err)
-	}
+	require.NoError(n.t, err, "MainPID of kubelet.service")
 	return pid
 }
 
@@ -285,26 +282,18 @@ func (n *Node) KubeletPID() int {
 // embedded cluster's own node are not among them.
 func (n *Node) Tasks() string {
 	n.t.Helper()
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	processes, err := procfs.AllProcs()
+	require.NoError(n.t, err)
 	var lines []string
-	for _, entry := range entries {
-		if _, err := strconv.Atoi(entry.Name()); err != nil {
-			continue
-		}
-		cgroup, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cgroup"))
-		if err != nil || !strings.HasPrefix(string(cgroup), podCgroups) {
+	for _, p := range processes {
+		cgroups, err := p.Cgroups()
+		if err != nil || len(cgroups) == 0 || !strings.HasPrefix(cgroups[0].Path, podCgroups) {
 			continue // it has ended, or is no pod's
 		}
-		stat, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "stat"))
-		if err != nil {
-			continue
+		// One that ends now is missing, too.
+		if stat, err := p.Stat(); err == nil {
+			lines = append(lines, fmt.Sprintf("process %d, start %d, cgroup %s", p.PID, stat.Starttime, cgroups[0].Path))
 		}
-		// The start is field 22. The second, the name, is in parentheses and may have blanks.
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		lines = append(lines, fmt.Sprintf("process %s, start %s, cgroup %s", entry.Name(), fields[19], strings.TrimSpace(string(cgroup))))
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
@@ -324,9 +313,8 @@ func (n *Node) ExpectTasks(want string) {
 // RunPod runs a pod on the node and waits until it is Running.
 func (n *Node) RunPod(name string, protected bool) {
 	n.t.Helper()
-	if _, err := n.Client.CoreV1().Pods("default").Create(n.ctx, Pod(name, n.Name, protected), metav1.CreateOptions{}); err != nil {
-		n.t.Fatal(err)
-	}
+	_, err := n.Client.CoreV1().Pods("default").Create(n.ctx, Pod(name, n.Name, protected), metav1.CreateOptions{})
+	require.NoError(n.t, err)
 	n.Await("pod "+name+" to run", func() error {
 		pod, err := n.Client.CoreV1().Pods("default").Get(n.ctx, name, metav1.GetOptions{})
 		if err != nil {
@@ -343,9 +331,7 @@ func (n *Node) RunPod(name string, protected bool) {
 func (n *Node) Read(path string) string {
 	n.t.Helper()
 	content, err := os.ReadFile(path)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	require.NoError(n.t, err)
 	return string(content)
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/hostnode"
 )
@@ -31,9 +33,7 @@ func TestInstall(t *testing.T) {
 		t.Skip("installs packages and units on this machine: run it by make test-packages, or with -throwaway-machine=_output where that does no harm")
 	}
 	output, err := filepath.Abs(*outputFlag)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	m := newMachine(t, output)
 	m.AwaitKubelet(upstream)
 	for _, name := range []string{"protected", "unprotected"} {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"k8s.io/client-go/kubernetes"
 
 	"kubelet-guard.io/build"
@@ -168,21 +170,16 @@ func newMachine(t *testing.T, output, manifests string) *rolloutTest {
 		Kubelet: filepath.Join(output, "bin", "kubelet"),
 		Log:     t.Output(),
 	})
-	if err != nil {
-		t.Fatalf("starting the control plane: %v", err)
-	}
+	require.NoError(t, err, "starting the control plane")
 	t.Cleanup(func() {
 		if err := c.cluster.Stop(context.WithoutCancel(ctx)); err != nil {
 			t.Errorf("stopping the control plane: %v", err)
 		}
 	})
 	// The cluster's own node is not needed.
-	if err := errors.Join(c.cluster.Kubelet().Stop(ctx), c.cluster.Containerd().Stop(ctx)); err != nil {
-		t.Fatal(err)
-	}
-	if c.client, err = kubernetes.NewForConfig(c.cluster.RESTConfig()); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, errors.Join(c.cluster.Kubelet().Stop(ctx), c.cluster.Containerd().Stop(ctx)))
+	c.client, err = kubernetes.NewForConfig(c.cluster.RESTConfig())
+	require.NoError(t, err)
 	c.kubectl = framework.Kubectl{
 		Program:    filepath.Join(output, framework.KubeVersion, "kubectl"),
 		Kubeconfig: c.cluster.Kubeconfig(),
@@ -193,9 +190,7 @@ func newMachine(t *testing.T, output, manifests string) *rolloutTest {
 	booted, end := context.WithCancel(context.WithoutCancel(ctx))
 	t.Cleanup(end)
 	c.guest, err = vm.Boot(booted, vm.Config{OutputDir: output, ManifestDir: manifests, Bridge: c.cluster.Bridge(), Log: t.Output()})
-	if err != nil {
-		t.Fatalf("starting the emulated machine: %v", err)
-	}
+	require.NoError(t, err, "starting the emulated machine")
 	t.Cleanup(func() {
 		stopping, cancel := context.WithTimeout(booted, stopTime)
 		defer cancel()
@@ -208,9 +203,7 @@ func newMachine(t *testing.T, output, manifests string) *rolloutTest {
 		}
 	})
 	c.logf("The machine has booted")
-	if err := setUpNode(ctx, c.cluster, c.guest); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, setUpNode(ctx, c.cluster, c.guest))
 	c.logf("The machine is set up")
 	c.loadImages(output, filepath.Join(c.cluster.LogDir(), "..", "images.tar"))
 	c.logf("The images are loaded")
@@ -230,23 +223,15 @@ func (c *rolloutTest) loadImages(output, ofPods string) {
 		}
 	}
 	file, err := os.Create(filepath.Join(c.guest.Share(), "images.tar"))
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, err)
 	err = images.Write(file,
 		installer(imageGood, "bin/kubelet"),
 		installer(imageNotStarting, "broken/"+build.NotStarting),
 		installer(imageUnguarded, "broken/"+build.Unguarded))
-	if err := errors.Join(err, file.Close()); err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, errors.Join(err, file.Close()))
 	pods, err := os.ReadFile(ofPods)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(c.guest.Share(), "pods.tar"), pods, 0o644); err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, err)
+	require.NoError(c.t, os.WriteFile(filepath.Join(c.guest.Share(), "pods.tar"), pods, 0o644))
 	c.exec("for archive in pods images; do " + hostnode.RuntimeDir + "/ctr --namespace=k8s.io images import /results/$archive.tar || exit; done")
 }
 

@@ -12,12 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"kubelet-guard.io/build"
 	"kubelet-guard.io/node-e2e/cluster/embedded"
-	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/hostnode"
 	"kubelet-guard.io/node-e2e/vm"
@@ -73,9 +74,7 @@ func TestRollOut(t *testing.T) {
 		t.Skip("needs root and an emulated machine: run it by make test-rollout-vm")
 	}
 	output, manifests, err := framework.Folders(*outputFlag, *manifestsFlag)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	c := newMachine(t, output, manifests)
 	c.mustKubectl("apply", "-k", manifests)
 	c.mustKubectl("apply", "-k", filepath.Join(manifests, "rollout"))
@@ -83,9 +82,8 @@ func TestRollOut(t *testing.T) {
 	c.awaitNode(framework.KubeVersion)
 	c.mustKubectl("label", "node", nodeName, "pool="+pool)
 	for _, name := range []string{"protected", "plain"} {
-		if _, err := c.client.CoreV1().Pods(metav1.NamespaceDefault).Create(t.Context(), hostnode.Pod(name, nodeName, name == "protected"), metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		_, err := c.client.CoreV1().Pods(metav1.NamespaceDefault).Create(t.Context(), hostnode.Pod(name, nodeName, name == "protected"), metav1.CreateOptions{})
+		require.NoError(t, err)
 	}
 	c.awaitPods(2)
 	c.processes, c.unit = c.podProcesses(), c.kubeletUnit()
@@ -197,9 +195,7 @@ until [[ $(systemctl is-active kubelet) == active ]]; do sleep 0.1; done`)
 	if err != nil || report.Phase != rollout.Installing {
 		c.t.Fatalf("the change is not in progress: %+v, %v", report, err)
 	}
-	if err := c.guest.Reset(c.t.Context()); err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, c.guest.Reset(c.t.Context()))
 	c.logf("The machine has booted again")
 	if answer := <-ended; answer.Err == nil {
 		c.t.Fatalf("%s", answer)
@@ -241,9 +237,7 @@ func (c *rolloutTest) uninstall() {
 		c.t.Errorf("what is left behind:\n%s", left)
 	}
 	node, err := c.client.CoreV1().Nodes().Get(c.t.Context(), nodeName, metav1.GetOptions{})
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, err)
 	for name := range maps.Keys(node.Annotations) {
 		if strings.Contains(name, "kubelet-guard.io") {
 			c.t.Errorf("the node has the annotation %s", name)
@@ -255,9 +249,7 @@ func (c *rolloutTest) uninstall() {
 func (c *rolloutTest) exec(script string) string {
 	c.t.Helper()
 	output, err := c.guest.Exec(c.t.Context(), script)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, err)
 	return strings.TrimSpace(output)
 }
 
@@ -311,9 +303,7 @@ func (c *rolloutTest) report() (*rollout.Report, error) {
 func (c *rolloutTest) expectReport(phase rollout.Phase, reason rollout.Reason) *rollout.Report {
 	c.t.Helper()
 	report, err := c.report()
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, err)
 	if report.Phase != phase || report.Reason != reason {
 		c.t.Fatalf("the node reports %s %s, not %s %s: %s", report.Phase, report.Reason, phase, reason, report.Message)
 	}
@@ -350,9 +340,7 @@ func (c *rolloutTest) expectDone(mode guard.Mode) {
 	if err == nil {
 		err = json.Unmarshal(body, &list)
 	}
-	if err != nil {
-		c.t.Fatalf("%s: %v", guard.PodsPath, err)
-	}
+	require.NoError(c.t, err, "%s", guard.PodsPath)
 	if list.Mode != mode || len(list.Items) != 1 || list.Items[0].Name != "protected" {
 		c.t.Errorf("%s in mode %s has %+v, not the protected pod in mode %s", guard.PodsPath, list.Mode, list.Items, mode)
 	}
@@ -411,9 +399,7 @@ done 2>/dev/null`)
 func (c *rolloutTest) pods() map[string]string {
 	c.t.Helper()
 	list, err := c.client.CoreV1().Pods(metav1.NamespaceDefault).List(c.t.Context(), metav1.ListOptions{})
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	require.NoError(c.t, err)
 	uids := map[string]string{}
 	for _, pod := range list.Items {
 		if len(pod.Status.ContainerStatuses) == 1 && pod.Status.ContainerStatuses[0].Ready {
@@ -447,17 +433,7 @@ func (c *rolloutTest) awaitPods(number int) {
 func (c *rolloutTest) awaitNode(version string) {
 	c.t.Helper()
 	c.await("the node to be Ready with "+version, func() error {
-		node, err := c.client.CoreV1().Nodes().Get(c.t.Context(), nodeName, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if got := node.Status.NodeInfo.KubeletVersion; got != version {
-			return fmt.Errorf("the node reports %s", got)
-		}
-		if testnode.NodeReady(node) {
-			return nil
-		}
-		return fmt.Errorf("not Ready: %v", node.Status.Conditions)
+		return hostnode.ReadyWith(c.t.Context(), c.client, nodeName, version)
 	})
 }
 

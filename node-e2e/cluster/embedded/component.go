@@ -41,40 +41,30 @@ type Component struct {
 	current *process
 }
 
-// Stop asks the process to end with SIGTERM, waits for it, and kills it after
-// ten seconds (the API server after one). A process that does not run is not an error.
+// Stop ends the process with SIGTERM, waits for it, and kills it after ten seconds (the
+// API server after one). A process that does not run is not an error.
 func (p *Component) Stop(ctx context.Context) error {
-	running := p.process()
-	if running == nil {
-		return nil
-	}
-	if err := running.Signal(unix.SIGTERM); err != nil {
-		return err
-	}
-	select {
-	case <-running.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("stopping %s: %w", p.name, context.Cause(ctx))
-	case <-time.After(p.patience):
-		return p.Kill(ctx)
-	}
+	return p.end(ctx, unix.SIGTERM, time.After(p.patience))
 }
 
 // Kill ends the process with SIGKILL and waits until it is gone.
-func (p *Component) Kill(ctx context.Context) error {
+func (p *Component) Kill(ctx context.Context) error { return p.end(ctx, unix.SIGKILL, nil) }
+
+func (p *Component) end(ctx context.Context, signal unix.Signal, kill <-chan time.Time) error {
 	running := p.process()
 	if running == nil {
 		return nil
 	}
-	if err := running.Signal(unix.SIGKILL); err != nil {
+	if err := running.Signal(signal); err != nil {
 		return err
 	}
 	select {
 	case <-running.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("killing %s: %w", p.name, context.Cause(ctx))
+		return fmt.Errorf("ending %s: %w", p.name, context.Cause(ctx))
+	case <-kill:
+		return p.Kill(ctx)
 	}
 }
 

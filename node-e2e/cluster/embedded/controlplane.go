@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -127,42 +128,46 @@ func (c *Cluster) apiServerHealthy(ctx context.Context) error {
 	return c.getOK(ctx, c.url("https", apiServerPort)+"/readyz")
 }
 
-func (c *Cluster) prepareControllerManager() (launch, error) {
-	kubeconfig, err := c.componentKubeconfig("controller-manager", "system:kube-controller-manager")
-	if err != nil {
-		return launch{}, err
-	}
+// prepareController prepares a component that works through the API server, under the
+// user system:<program>. The names of its certificates are those of kubeadm.
+func (c *Cluster) prepareController(program, port string, args ...string) (launch, error) {
+	certificate := strings.TrimPrefix(program, "kube-")
+	kubeconfig := filepath.Join(c.config.Dir, "config", certificate+".kubeconfig")
 	return launch{
-		path: filepath.Join(c.config.KubeDir, programControllerManager),
-		args: []string{
+		path: filepath.Join(c.config.KubeDir, program),
+		args: append([]string{
 			"--kubeconfig=" + kubeconfig,
 			"--authentication-kubeconfig=" + kubeconfig,
 			"--authorization-kubeconfig=" + kubeconfig,
 			"--bind-address=" + c.NodeIP(),
-			"--secure-port=" + controllerManagerPort,
-			"--tls-cert-file=" + c.pki.cert("controller-manager-serving"),
-			"--tls-private-key-file=" + c.pki.key("controller-manager-serving"),
+			"--secure-port=" + port,
+			"--tls-cert-file=" + c.pki.cert(certificate+"-serving"),
+			"--tls-private-key-file=" + c.pki.key(certificate+"-serving"),
 			"--client-ca-file=" + c.pki.cert("ca"),
 			"--requestheader-client-ca-file=" + c.pki.cert("front-proxy-ca"),
-			"--cluster-signing-cert-file=" + c.pki.cert("ca"),
-			"--cluster-signing-key-file=" + c.pki.key("ca"),
-			"--root-ca-file=" + c.pki.cert("ca"),
-			"--service-account-private-key-file=" + c.pki.key("sa"),
-			"--use-service-account-credentials",
 			// There is only one, and a restarted one must not wait for the lease of
 			// its predecessor.
 			"--leader-elect=false",
-			// Sooner than the default of 5 s takes a new node's taint away. How long
-			// a silent node is trusted is another setting, and as usual.
-			"--node-monitor-period=1s",
-			// Each controller fetches a token at the start, and the default limits
-			// stretch that over five seconds.
-			"--kube-api-qps=500",
-			"--kube-api-burst=1000",
 			"--profiling=false",
 			"--v=1",
-		},
-	}, nil
+		}, args...),
+	}, writeKubeconfig(kubeconfig, c.pki, c.url("https", apiServerPort), "system:"+program, certificate)
+}
+
+func (c *Cluster) prepareControllerManager() (launch, error) {
+	return c.prepareController(programControllerManager, controllerManagerPort,
+		"--cluster-signing-cert-file="+c.pki.cert("ca"),
+		"--cluster-signing-key-file="+c.pki.key("ca"),
+		"--root-ca-file="+c.pki.cert("ca"),
+		"--service-account-private-key-file="+c.pki.key("sa"),
+		"--use-service-account-credentials",
+		// Sooner than the default of 5 s removes a new node's taint. How long
+		// a silent node is trusted is another setting, and as usual.
+		"--node-monitor-period=1s",
+		// Each controller fetches a token at the start, and the default limits
+		// stretch that over five seconds.
+		"--kube-api-qps=500",
+		"--kube-api-burst=1000")
 }
 
 func (c *Cluster) controllerManagerHealthy(ctx context.Context) error {
@@ -170,27 +175,7 @@ func (c *Cluster) controllerManagerHealthy(ctx context.Context) error {
 }
 
 func (c *Cluster) prepareScheduler() (launch, error) {
-	kubeconfig, err := c.componentKubeconfig("scheduler", "system:kube-scheduler")
-	if err != nil {
-		return launch{}, err
-	}
-	return launch{
-		path: filepath.Join(c.config.KubeDir, programScheduler),
-		args: []string{
-			"--kubeconfig=" + kubeconfig,
-			"--authentication-kubeconfig=" + kubeconfig,
-			"--authorization-kubeconfig=" + kubeconfig,
-			"--bind-address=" + c.NodeIP(),
-			"--secure-port=" + schedulerPort,
-			"--tls-cert-file=" + c.pki.cert("scheduler-serving"),
-			"--tls-private-key-file=" + c.pki.key("scheduler-serving"),
-			"--client-ca-file=" + c.pki.cert("ca"),
-			"--requestheader-client-ca-file=" + c.pki.cert("front-proxy-ca"),
-			"--leader-elect=false",
-			"--profiling=false",
-			"--v=1",
-		},
-	}, nil
+	return c.prepareController(programScheduler, schedulerPort)
 }
 
 func (c *Cluster) schedulerHealthy(ctx context.Context) error {
@@ -212,12 +197,6 @@ func (c *Cluster) restartControllers(ctx context.Context) error {
 		}
 	}
 	return inParallel(ctx, restarts...)
-}
-
-// componentKubeconfig writes the kubeconfig of a control plane component.
-func (c *Cluster) componentKubeconfig(certificate, user string) (string, error) {
-	path := filepath.Join(c.config.Dir, "config", certificate+".kubeconfig")
-	return path, writeKubeconfig(path, c.pki, c.url("https", apiServerPort), user, certificate)
 }
 
 // newHealthClient returns a client with the administrator's certificate. It
