@@ -154,7 +154,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 			awaitWebhook(ctx)
 		}
 
-		By("copying the certificate into a Secret of somebody else")
+		By("copying the certificate into a Secret of another owner")
 		own := secrets()
 		framework.Must(client.CoreV1().Secrets(guardNamespace).Create(ctx, &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: "given-tls"}, Type: corev1.SecretTypeTLS,

@@ -60,7 +60,7 @@ func overlayDir(overlay string) string {
 }
 
 // install applies an overlay, on a new cluster or over another overlay, and returns
-// when its rules are in force.
+// when its rules are effective.
 func install(ctx context.Context, overlay string) {
 	GinkgoHelper()
 	kubectl(ctx, "apply", "-k", overlayDir(overlay)).ExpectDone()
@@ -105,7 +105,7 @@ func probeWebhook(ctx context.Context) error {
 	return answer
 }
 
-// policyProbeName is the object of dry runs that show whether policies are in force.
+// policyProbeName is the object of dry runs that show whether policies are effective.
 const policyProbeName = webhookinstall.ProbeName + "-policy"
 
 // awaitPolicies waits until the API server has taken up the policies of an overlay
@@ -128,7 +128,7 @@ func awaitPolicies(ctx context.Context, overlay string) {
 			return
 		}
 		g.Expect(err).To(BeRefused())
-	}).WithTimeout(policyWait).Should(Succeed(), "the policies of overlay %s to be in force", overlay)
+	}).WithTimeout(policyWait).Should(Succeed(), "the policies of overlay %s to be effective", overlay)
 
 	// These have parameters, of which the API server keeps a cache.
 	deployments := client.AppsV1().Deployments(metav1.NamespaceDefault)
@@ -139,7 +139,7 @@ func awaitPolicies(ctx context.Context, overlay string) {
 	Eventually(ctx, func() string {
 		scaled := ordinary.kubectl(ctx, "scale", "deployment", name, "-n", metav1.NamespaceDefault, "--replicas=1", "--dry-run=server")
 		return scaled.Stderr
-	}).WithTimeout(policyWait).Should(ContainSubstring("were not changed from 0 to 1"), "the policies of /scale to be in force")
+	}).WithTimeout(policyWait).Should(ContainSubstring("were not changed from 0 to 1"), "the policies of /scale to be effective")
 }
 
 // webhookPods lists the pods of the webhook.

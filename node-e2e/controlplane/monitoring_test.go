@@ -70,7 +70,7 @@ var _ = Describe("what the alerts are made from", func() {
 			}), replicas[i].Name)
 		}
 
-		By("beside the node of this cluster, whose kubelet is guarded")
+		By("next to the node of this cluster, whose kubelet is guarded")
 		createPod(ctx, namespace, newPod("guarded", map[string]string{labelExplicitDeletion: "required"}))
 		Eventually(ctx, func() float64 {
 			return byKubelet(ctx, &replicas[0], fleetmetrics.ProtectedNodesMetric)[fleetmetrics.Guarded]

@@ -34,7 +34,7 @@ const podStart = time.Minute
 // specNamespacePrefix begins the names of the namespaces of specs.
 const specNamespacePrefix = "spec-"
 
-// newNamespace makes the spec's namespace, with labels beside the suite's own. At
+// newNamespace makes the spec's namespace, with labels in addition to the suite's own. At
 // the end it goes, with all that is in it, whatever protects them.
 func newNamespace(ctx context.Context, labels map[string]string) string {
 	GinkgoHelper()

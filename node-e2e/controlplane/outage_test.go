@@ -19,7 +19,7 @@ import (
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
 )
 
-// timeoutSlack is what a request may take beside the time-outs of the webhook.
+// timeoutSlack is what a request may take in addition to the time-outs of the webhook.
 const timeoutSlack = 2 * time.Second
 
 // leaseWait is longer than the time after which a kubelet renews its lease.

@@ -29,7 +29,7 @@ var fleetDefinition string
 var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 	protected := map[string]string{labelReplicasProtection: "confirm"}
 
-	// A way is how somebody changes the replicas of a Deployment.
+	// A way is how a user changes the replicas of a Deployment.
 	type way func(ctx context.Context, u user, namespace, name string, replicas int) error
 	ways := map[string]way{
 		"PUT": func(ctx context.Context, u user, namespace, name string, replicas int) error {

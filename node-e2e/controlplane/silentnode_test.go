@@ -114,7 +114,7 @@ func reportRunning(ctx context.Context, pod *corev1.Pod) *corev1.Pod {
 	return framework.Must(client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
 }
 
-// endSilentPod takes a pod on a silent node away, by override: nobody else does, and the
+// endSilentPod removes a pod on a silent node, by override: nobody else does, and the
 // namespace waits for it.
 func endSilentPod(ctx context.Context, pod *corev1.Pod) {
 	pods := client.CoreV1().Pods(pod.Namespace)

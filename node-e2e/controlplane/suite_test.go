@@ -89,7 +89,7 @@ func prepare() error {
 	if err := framework.Prepare(artifactsDir(), "make test-controlplane", webhookProgram(), kubectlProgram(), manifestsDir); err != nil {
 		return err
 	}
-	// A copy: a run is of one state of the manifests, also while somebody edits them.
+	// A copy: a run is of one state of the manifests, also while they are edited.
 	manifests := filepath.Join(artifactsDir(), "manifests")
 	if err := os.RemoveAll(manifests); err != nil {
 		return fmt.Errorf("-output: %w", err)
@@ -126,7 +126,7 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	}
 	createUsers(ctx)
 	install(ctx, overlayEnforce)
-	framework.Progress("the control plane is installed and in force after %.0f s", time.Since(started).Seconds())
+	framework.Progress("the control plane is installed and effective after %.0f s", time.Since(started).Seconds())
 }, NodeTimeout(clusterStart))
 
 // startCluster starts an embedded cluster that knows the webhook's image and

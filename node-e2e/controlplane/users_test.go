@@ -22,7 +22,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// user is somebody as whom requests are made, by impersonation: the API server
+// user makes requests, by impersonation: the API server
 // authorizes and admits them as that user's own.
 type user struct {
 	name   string

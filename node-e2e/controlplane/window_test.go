@@ -61,14 +61,14 @@ spec:
 }
 
 // createWindow creates the window as the ordinary user and waits until its status
-// says that it is in force.
+// says that it is effective.
 func createWindow(ctx context.Context, namespace string, object *unstructured.Unstructured) {
 	GinkgoHelper()
 	framework.Must(ordinary.dynamic().Resource(windowResource).Namespace(namespace).Create(ctx, object, metav1.CreateOptions{}))
 	Eventually(ctx, func(g Gomega) {
 		status := windowStatus(ctx, g, namespace, object.GetName())
 		g.Expect(meta.IsStatusConditionTrue(status.Conditions, guardv1alpha1.OperationWindowEffective)).To(BeTrue(), "%+v", status)
-	}).WithTimeout(cacheWait).Should(Succeed(), "OperationWindow %s to be in force", object.GetName())
+	}).WithTimeout(cacheWait).Should(Succeed(), "OperationWindow %s to be effective", object.GetName())
 }
 
 func windowStatus(ctx context.Context, g Gomega, namespace, name string) guardv1alpha1.OperationWindowStatus {
@@ -198,7 +198,7 @@ var _ = Describe("operation windows", func() {
 	It("open by themselves", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, enforced)
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
-		// Two minutes ahead is at least one whole minute, in which the window is in force.
+		// Two minutes ahead is at least one whole minute, in which the window is effective.
 		next := time.Now().UTC().Truncate(time.Minute).Add(2 * time.Minute)
 		createWindow(ctx, namespace, window("soon", daily(2*time.Minute, time.Hour)))
 		refused := setImage(ctx, ordinary, namespace)
@@ -231,7 +231,7 @@ var _ = Describe("operation windows", func() {
 		Eventually(ctx, func(g Gomega) {
 			g.Expect(ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=3").Stderr).To(ContainSubstring("nightly is closed"))
 			g.Expect(meta.IsStatusConditionTrue(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)).To(BeTrue())
-		}).WithTimeout(cacheWait).Should(Succeed(), "the window to be in force after the command")
+		}).WithTimeout(cacheWait).Should(Succeed(), "the window to be effective after the command")
 	}, SpecTimeout(specTimeout))
 
 	It("can be overridden by who may", func(ctx SpecContext) {

@@ -11,7 +11,7 @@ import (
 )
 
 // collect writes what explains a failure into the artifacts folder, before any
-// clean-up takes it away. It must not fail itself: it runs when something is broken
+// clean-up removes it. It must not fail itself: it runs when something is broken
 // already.
 func collect(ctx context.Context) {
 	artifacts := specLog.NewArtifacts(artifactsDir())

@@ -69,7 +69,7 @@ var _ = Describe("A wrong resource reservation that comes with a kubelet", Label
 		stock.awaitAvailable(ctx, 0, colocatedKill)
 		guarded.awaitAvailable(ctx, colocatedPods, apiLag)
 		for _, w := range both {
-			w.tell(ctx)
+			w.report(ctx)
 		}
 		Expect(refused(ctx, guarded.node)).To(HaveKeyWithValue(guard.AdmissionRejected, colocatedPods), framework.RefusedKills)
 		holds := kubectl(ctx, "guard", "holds", "--namespace", s.namespace)
@@ -97,7 +97,7 @@ type colocated struct {
 	scene *scene
 	node  *kind.Node
 	name  string
-	// request is the CPU that each pod asks for, in thousandths of a core.
+	// request is the CPU that each pod requests, in thousandths of a core.
 	request int64
 	// original is the kubelet's configuration before the spec, wrong the one that
 	// leaves half of what a single pod requests.
@@ -215,7 +215,7 @@ func (w *colocated) states(ctx context.Context) (map[guard.State]int, error) {
 }
 
 // awaitRelief waits until no pod is held any more by a kubelet that was restarted with
-// the reservation taken back. For the reason that awaitAdmission tells, one restart may
+// the reservation rolled back. For the reason given at awaitAdmission, one restart may
 // still turn the pods down.
 func (w *colocated) awaitRelief(ctx context.Context) {
 	GinkgoHelper()
@@ -231,8 +231,8 @@ func (w *colocated) awaitRelief(ctx context.Context) {
 	framework.Progress("co-location: no pod of worker %s is held after %d restarts", w.node.Name(), restarts)
 }
 
-// tell reports the figures of a worker.
-func (w *colocated) tell(ctx context.Context) {
+// report reports the figures of a worker.
+func (w *colocated) report(ctx context.Context) {
 	GinkgoHelper()
 	killed := framework.Must(ended(ctx, w.protected...))
 	available := framework.Must(w.available(ctx))

@@ -40,7 +40,7 @@ const (
 	kubeletReturn = 2 * time.Minute
 )
 
-// The case to think about: a node that was cut off is back when nobody can tell it any
+// The case to think about: a node that was cut off is back when nobody can inform it any
 // more that its pod was deleted, and the pod's successor runs elsewhere.
 var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cut off for longer than the API server remembers", Label(labelAway, labelLong), func() {
 	It("ends after the reconnect where the webhook recorded the deletion, and else is held and shown beside its successor", func(ctx SpecContext) {
@@ -81,7 +81,7 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 		deleted := time.Now()
 		for _, node := range workers() {
 			Eventually(ctx, func() error { return watchFrom(ctx, heard, node) }).WithTimeout(apiLag).
-				Should(Succeed(), "the API server could still tell %s", node.Name())
+				Should(Succeed(), "the API server could still inform %s", node.Name())
 		}
 		for _, pod := range pods {
 			pod.successor = pod.scene.ofApp(ctx, pod.app(), 1)[0]
@@ -197,7 +197,7 @@ func (p *lostPod) awaitEnd(ctx context.Context, since time.Time, event string) {
 }
 
 // expectHeldBesideSuccessor checks that the old copy is kept, and that the kubelet and
-// kubectl guard tell of it.
+// kubectl guard report it.
 func (p *lostPod) expectHeldBesideSuccessor(ctx context.Context) {
 	GinkgoHelper()
 	state := awaitGuardState(ctx, p.old, guard.Held, guard.PodVanished)
@@ -239,7 +239,7 @@ var errForgotten = errors.New("the resource version is too old")
 
 // watchFrom watches the pods of a node from a resource version on, as its kubelet
 // does. It succeeds when the API server sends a deletion that has happened since, and
-// returns errForgotten when the API server cannot tell any more what has.
+// returns errForgotten when the API server does not remember any more what has.
 func watchFrom(ctx context.Context, resourceVersion string, node *kind.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, watchAnswer)
 	defer cancel()
@@ -258,7 +258,7 @@ func watchFrom(ctx context.Context, resourceVersion string, node *kind.Node) err
 			return nil
 		}
 	}
-	return fmt.Errorf("a watch of the pods of %s from resource version %s tells of no deletion within %s", node.Name(), resourceVersion, watchAnswer)
+	return fmt.Errorf("a watch of the pods of %s from resource version %s has no deletion within %s", node.Name(), resourceVersion, watchAnswer)
 }
 
 func orForgotten(err error) error {

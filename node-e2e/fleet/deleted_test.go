@@ -140,7 +140,7 @@ var _ = Describe("A node whose object is deleted", Label(labelAway), func() {
 	}, SpecTimeout(2*specTimeout))
 })
 
-// setTaint puts a taint without a value on a node, or takes it away. A node without an
+// setTaint puts a taint without a value on a node, or removes it. A node without an
 // object has none.
 func setTaint(ctx context.Context, node *kind.Node, key string, on bool) {
 	GinkgoHelper()
@@ -160,7 +160,7 @@ func setTaint(ctx context.Context, node *kind.Node, key string, on bool) {
 	}
 }
 
-// evictAll asks for the eviction of the scene's pods on a node, and returns how many
+// evictAll requests the eviction of the scene's pods on a node, and returns how many
 // there are.
 func (s *scene) evictAll(g Gomega, ctx context.Context, node *kind.Node) int {
 	pods := framework.Try(client.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node.Name()})).In(g)

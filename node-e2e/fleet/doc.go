@@ -3,7 +3,7 @@
 //
 // What every spec relies on:
 //
-//   - The cluster is one of package kind, which somebody else brings up and takes down.
+//   - The cluster is one of package kind, which the caller brings up and takes down.
 //     A run compares a worker of the pool stock with one of the pool guarded. A fault
 //     meets both, so that one run of a spec shows how they differ.
 //   - Several runs may be made on one cluster at the same time, each with a pair of its
@@ -13,6 +13,6 @@
 //     identified by its id, never about what the API says of it.
 //   - A spec has a namespace of its own, and brings what it changes in the cluster or on
 //     a node back, also when it fails.
-//   - The companion control plane acts in namespaces that ask for it and in no others,
+//   - The companion control plane acts in namespaces that chose it and in no others,
 //     so that specs need no order.
 package fleet

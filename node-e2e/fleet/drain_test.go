@@ -138,7 +138,7 @@ var _ = Describe("kubectl drain", func() {
 		By("removing the budgets, and draining as ever")
 		s.deleteBudgets(ctx)
 		asked := time.Now()
-		// The webhook's watch has to tell it, usually within milliseconds.
+		// The webhook's watch has to deliver it, usually within milliseconds.
 		Eventually(ctx, func(g Gomega) {
 			for _, answer := range drain(ctx, workers(), "--disable-eviction") {
 				g.Expect(answer.Err).NotTo(HaveOccurred(), "%s", answer)

@@ -116,7 +116,7 @@ func newFailures(metrics framework.Metrics) map[string]int {
 	return fresh
 }
 
-// The guard's own counters tell of what a spec does not look for: kill attempts that
+// The guard's own counters show what a spec does not check: kill attempts that
 // only the last line of defence refused, and failed operations on the node. A correct
 // build on a healthy node has none.
 var _ = JustAfterEach(func(ctx SpecContext) {

@@ -54,19 +54,19 @@ func awaitUnreachable(ctx context.Context, nodes ...*kind.Node) {
 	}).WithTimeout(nodeLost).Should(Succeed(), "the nodes are unreachable")
 }
 
-// disconnect takes nodes off the network, and puts them back at the end of the spec
+// disconnect disconnects nodes from the network, and reconnects them at the end of the spec
 // if that has not happened before.
 func disconnect(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	DeferCleanup(func(ctx SpecContext) { reconnect(ctx, nodes...) }, NodeTimeout(cleanTimeout))
-	Expect(inParallel(nodes, func(n *kind.Node) error { return n.Disconnect(ctx) })).To(Succeed(), "take the nodes off the network")
+	Expect(inParallel(nodes, func(n *kind.Node) error { return n.Disconnect(ctx) })).To(Succeed(), "disconnect the nodes from the network")
 }
 
-// reconnect puts nodes back on the network and waits until they are Ready. It may be
+// reconnect connects nodes with the network again and waits until they are Ready. It may be
 // called again.
 func reconnect(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
-	Expect(inParallel(nodes, func(n *kind.Node) error { return n.Reconnect(ctx) })).To(Succeed(), "put the nodes back on the network")
+	Expect(inParallel(nodes, func(n *kind.Node) error { return n.Reconnect(ctx) })).To(Succeed(), "reconnect the nodes")
 	awaitReady(ctx, nodes...)
 }
 

@@ -148,7 +148,7 @@ func (s *scene) containers(ctx context.Context) ([]string, error) {
 // podOption changes a pod template before it is used.
 type podOption func(*corev1.PodTemplateSpec)
 
-// protected asks for the guard's protection.
+// protected requests the guard's protection.
 func protected(pod *corev1.PodTemplateSpec) {
 	pod.Labels[guardv1alpha1.ExplicitDeletionLabel] = guardv1alpha1.ExplicitDeletionRequired
 }

@@ -299,7 +299,7 @@ var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", L
 // poolOf is a pool of the cluster as kubectl guard rollout takes one.
 func poolOf(name string) string { return name + "=" + kind.PoolLabel + "=" + name }
 
-// asOperator runs kubectl guard rollout as somebody who has the role for it and the
+// asOperator runs kubectl guard rollout as a user who has the role for it and the
 // one of viewers, and no other.
 func asOperator(ctx context.Context, args ...string) framework.Answer {
 	return tryKubectl(ctx, append([]string{
@@ -380,7 +380,7 @@ func markedNodes(ctx context.Context, pool string) []string {
 	return names
 }
 
-// kubeletProcess tells one start of one kubelet from others.
+// kubeletProcess identifies one start of one kubelet.
 type kubeletProcess struct{ pid, checksum string }
 
 func kubeletOf(ctx context.Context, node *kind.Node) kubeletProcess {

@@ -88,5 +88,5 @@ func awaitWebhook(ctx context.Context) {
 		answer := framework.Try(webhookinstall.Probe(ctx, configMaps)).In(g)
 		// An API server that does not reach the webhook answers with another code.
 		g.Expect(apierrors.IsForbidden(answer)).To(BeTrue(), "the answer to a delete that must be refused: %v", answer)
-	}).WithTimeout(webhookWait).Should(Succeed(), "the webhook's rules are in force")
+	}).WithTimeout(webhookWait).Should(Succeed(), "the webhook's rules are effective")
 }

@@ -1,6 +1,8 @@
-// Package framework has what the Ginkgo suites of this project do in the same way, beside
-// what they tell about their specs (package specreport): how they find what make has
-// built, how they set Ginkgo and Gomega up, and how they run kubectl.
+// Package framework has what the Ginkgo suites of this project share, apart from their
+// reports (package specreport): how they find what make has built (Folders, Prepare), set
+// Ginkgo and Gomega up (Run), fail for a call's error (Must, Try), run kubectl (Kubectl), build
+// and delete pods, and read the guard's metrics and holds (Metrics, ParseGuardPods). The
+// periods that hold on every node are here, too (APILag, KillTimeout, HoldPeriod).
 package framework
 
 import (
@@ -29,7 +31,7 @@ type Settings struct {
 	Title string
 	// Log reports on the specs.
 	Log *specreport.Log
-	// PollInterval is the time between two looks of Eventually and Consistently.
+	// PollInterval is the time between two attempts of Eventually and Consistently.
 	PollInterval time.Duration
 	// GracePeriod is how long cleaning up may take after Ctrl-C. Ginkgo's own default
 	// would leave clusters and broken nodes behind.
@@ -54,7 +56,7 @@ func Run(t *testing.T, s Settings) {
 	ginkgo.RunSpecs(t, s.Title, suiteConfig, s.Log.TakeReports(reporterConfig))
 }
 
-// Progress prints what happens for the person who waits, on standard error, apart from
+// Progress prints what happens, for the user, on standard error, apart from
 // Ginkgo's report.
 func Progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)

@@ -85,7 +85,7 @@ SystemdCgroup = %t
 type Config struct {
 	// Name is that of the embedded cluster.
 	Name string
-	// NodeName is the machine's. The embedded cluster has a node of its own besides.
+	// NodeName is the machine's. The embedded cluster has a node of its own, too.
 	NodeName string
 	// Output is the folder with the built programs.
 	Output string

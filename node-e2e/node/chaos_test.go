@@ -35,7 +35,7 @@ var (
 	chaosSeedFlag  = flag.Uint64("chaos-seed", 2026, "seed of the chaos run, the same in every run of the suite; 0 takes one by chance, as make chaos does. A run prints the seed that repeats its decisions")
 )
 
-// chaosSettle is what the kubelet may need, once it is left alone, until every pod
+// chaosSettle is what the kubelet may need, without further kills, until every pod
 // is as it must be: a restart in back-off, a look-up of records every 10 s, and 30 s
 // after which the guard asks whether anything is left of a pod whose object is gone.
 const chaosSettle = 2 * time.Minute

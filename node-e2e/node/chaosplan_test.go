@@ -163,7 +163,7 @@ func (p *plannedPod) apply(action chaosAction, moment chaosMoment) {
 		case moment == whileCalm && p.settled:
 			p.fate = mustEnd
 		case moment == whileDown && p.settled && !p.deleting && p.fate == mustRun:
-			// The documented hold: nobody can tell this from a lost key.
+			// The documented hold: nothing distinguishes this from a lost key.
 		default:
 			p.fate = mayEither
 		}

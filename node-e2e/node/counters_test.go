@@ -122,7 +122,7 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	trace := newSyncTrace()
 	restartKubelet(ctx, throughProxy(proxy, testnode.KubeletChange{
 		Binary: trace.kubelet(kubeletBinary(kubelet)),
-		// The rotation of logs asks for the status of each container every 10 s, so that
+		// The rotation of logs reads the status of each container every 10 s, so that
 		// a longer life would have more calls.
 		Configure: func(config *kubeletconfig.KubeletConfiguration) {
 			config.ContainerLogMonitorInterval = &metav1.Duration{Duration: time.Hour}
@@ -216,7 +216,7 @@ func (s *scene) countLives(ctx context.Context, b *countedBlock, proxy *criproxy
 		pause(ctx, steady)
 		steadyTo = time.Now()
 		for _, life := range b.lives {
-			s.tell(ctx, life.name, "/fail", map[string]string{"on": "true"})
+			s.request(ctx, life.name, "/fail", map[string]string{"on": "true"})
 		}
 		for _, life := range b.lives {
 			s.awaitRestarts(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: life.name}}, 1)

@@ -120,7 +120,7 @@ func newSyncTrace() *syncTrace {
 func (t *syncTrace) output() string { return filepath.Join(t.dir, "strace.txt") }
 
 // kubelet returns a program that is the kubelet under strace. The tracer is a process
-// beside it (-D), so that the kubelet keeps its process id, and the kernel stops it at
+// of its own (-D), so that the kubelet keeps its process id, and the kernel stops it at
 // the traced calls only (--seccomp-bpf).
 func (t *syncTrace) kubelet(binary string) string {
 	GinkgoHelper()

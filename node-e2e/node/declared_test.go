@@ -53,7 +53,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 
 	It("restarts a container whose liveness probe fails", func(ctx SpecContext) {
 		s, pod := runProtected(ctx, withLiveness)
-		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
+		s.request(ctx, pod.name, "/fail", map[string]string{"on": "true"})
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		s.awaitServing(ctx, pod.name, pod.uid)
 	})

@@ -90,7 +90,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 	It("ends a held pod whose liveness probe fails", Label(labelGuarded), func(ctx SpecContext) {
 		s, pod := runProtected(ctx, withLiveness)
 		s.hold(ctx, pod)
-		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
+		s.request(ctx, pod.name, "/fail", map[string]string{"on": "true"})
 		s.deleteExplicitly(ctx, pod)
 	})
 })

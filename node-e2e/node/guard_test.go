@@ -108,7 +108,7 @@ func keepCounters(ctx context.Context) {
 }
 
 // readFailures reads the counters. A kubelet that does not answer, because it is
-// stopped already, has nothing to tell.
+// stopped already, has no failures to report.
 func readFailures(ctx context.Context) (failures, bool) {
 	if variant != Guarded {
 		return nil, false
@@ -171,7 +171,7 @@ func (f failures) expectNone() {
 }
 
 // After each spec, so that a failure names it, and before any clean-up, which
-// takes away what explains it. What the clean-up brings to light counts with the
+// removes what explains it. What the clean-up brings to light counts with the
 // next spec or the end of the suite.
 var _ = JustAfterEach(func(ctx SpecContext) {
 	seen := takeFailures(ctx)

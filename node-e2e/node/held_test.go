@@ -66,7 +66,7 @@ func (s *scene) awaitOrphaned(ctx context.Context, pod *subject) {
 		g.Expect(found.State).To(Equal(guard.Held), "state of pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.ObjectPresent).To(BeFalse(), "the kubelet sees the object of pod %s", pod)
 		held := slices.DeleteFunc(framework.HeldFor(found), func(cause guard.Cause) bool { return cause == guard.VolumeUnmount })
-		g.Expect(held).To(ConsistOf(guard.OrphanedRuntimePod), "causes of pod %s in %s beside %s", pod, guard.PodsPath, guard.VolumeUnmount)
+		g.Expect(held).To(ConsistOf(guard.OrphanedRuntimePod), "causes of pod %s in %s other than %s", pod, guard.PodsPath, guard.VolumeUnmount)
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held as one that only the runtime knows", pod)
 }
 
@@ -86,7 +86,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		Consistently(func(g Gomega) {
 			pod.expectAlive(g)
 			s.expectServing(g, ctx, pod.name, pod.uid)
-			g.Expect(s.tell(ctx, pod.name, "/file", nil)).To(Equal(content), "the file in the emptyDir")
+			g.Expect(s.request(ctx, pod.name, "/file", nil)).To(Equal(content), "the file in the emptyDir")
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
 		s.deleteExplicitly(ctx, pod)
 	})
@@ -95,7 +95,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s, pod := runProtected(ctx, withLiveness)
 		s.hold(ctx, pod)
 		By("failing the liveness probe")
-		s.tell(ctx, pod.name, "/fail", map[string]string{"on": "true"})
+		s.request(ctx, pod.name, "/fail", map[string]string{"on": "true"})
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		s.awaitServing(ctx, pod.name, pod.uid)
 		restarted := s.observe(ctx, pod.name, workloadContainer)

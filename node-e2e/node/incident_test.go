@@ -33,7 +33,7 @@ const (
 )
 
 // incident is one row of the demonstration: a fault, and what it does to two pods
-// of the same template, of which only one asks for protection.
+// of the same template, of which only one is labelled for protection.
 type incident struct {
 	title string
 	// pod changes the template.
@@ -79,7 +79,7 @@ type incident struct {
 	// drops a pod that it sees in that phase, and does not look again when only the
 	// phase changes, so the endpoint proves nothing.
 	terminal bool
-	// repair mends what stands in the way of an explicit deletion. It runs only
+	// repair removes what prevents an explicit deletion. It runs only
 	// when the protected pod was kept.
 	repair func(ctx context.Context, s *scene, pod *subject)
 }

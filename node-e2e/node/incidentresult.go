@@ -32,7 +32,7 @@ type IncidentResult struct {
 	// Observed is false when the spec ended before it saw the fates.
 	Observed bool `json:"observed"`
 	// Protected and Unprotected are the two pods of the incident. Both carry the
-	// same specification, one of them the label that asks for protection.
+	// same specification, one of them the label for protection.
 	Protected   Fate `json:"protected"`
 	Unprotected Fate `json:"unprotected"`
 	// Alone: there was no unprotected pod.

@@ -84,7 +84,7 @@ var _ = Describe("Kubelet restart", func() {
 		},
 		fault: func(ctx context.Context, s *scene, _ []*subject) {
 			// The pods that came with the node are older still.
-			places := int32(1 + len(s.podsBeside(ctx)))
+			places := int32(1 + len(s.otherPods(ctx)))
 			restartLeaving(ctx, corev1.ResourcePods, int64(places), testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) { c.MaxPods = places }})
 		},
 		restarts: true,
@@ -111,7 +111,7 @@ var _ = Describe("Kubelet restart", func() {
 		// Pods without requests would not be evicted but rejected by admission.
 		pod: []podOption{requesting(10)},
 		fault: func(ctx context.Context, _ *scene, _ []*subject) {
-			// A node uses more than what this leaves of its memory, and the pods ask for
+			// A node uses more than what this leaves of its memory, and the pods request
 			// less.
 			threshold := nodeCapacity(ctx).Memory().Value() - 80<<20
 			restartKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
@@ -451,8 +451,7 @@ func (s *scene) runCriticalStaticPod(name string, milliCPU int64) {
 	s.runStaticPod(pod)
 }
 
-// runStaticPod hands a pod to the kubelet as a file, which the spec's end takes
-// away.
+// runStaticPod hands a pod to the kubelet as a file, which the spec's end removes.
 func (s *scene) runStaticPod(pod *corev1.Pod) {
 	GinkgoHelper()
 	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
@@ -469,7 +468,7 @@ func staticPodFile(name string) string {
 	return filepath.Join(provider.Node().StaticPodDir(), name+".yaml")
 }
 
-// removeStaticPod takes a static pod's file away and waits until the kubelet has
+// removeStaticPod removes a static pod's file and waits until the kubelet has
 // removed the pod.
 func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 	GinkgoHelper()
@@ -485,18 +484,18 @@ func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "static pod %s is gone", pod)
 }
 
-// podsBeside returns the node's pods that are not the scene's and have not ended.
-func (s *scene) podsBeside(ctx context.Context) []corev1.Pod {
+// otherPods returns the node's pods that are not the scene's and have not ended.
+func (s *scene) otherPods(ctx context.Context) []corev1.Pod {
 	GinkgoHelper()
 	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + provider.Node().Name()})
 	Expect(err).NotTo(HaveOccurred(), "list the node's pods")
-	var beside []corev1.Pod
+	var others []corev1.Pod
 	for _, pod := range pods.Items {
 		if pod.Namespace != s.namespace && pod.Status.Phase != corev1.PodFailed && pod.Status.Phase != corev1.PodSucceeded {
-			beside = append(beside, pod)
+			others = append(others, pod)
 		}
 	}
-	return beside
+	return others
 }
 
 func ended(pod *subject) bool {

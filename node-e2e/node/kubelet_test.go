@@ -18,7 +18,7 @@ import (
 )
 
 // kubeletChanged reports whether the running spec has taken the kubelet out of its
-// normal state, and so whether somebody sees to bringing it back.
+// normal state, and so whether a clean-up will restore it.
 var kubeletChanged bool
 
 // unchanged starts the kubelet in its normal configuration.
@@ -166,7 +166,7 @@ func kubeletLog() (since func() string) {
 	}
 }
 
-// nodeMilliCPU is the node's capacity in thousandths of a core. Specs ask for
+// nodeMilliCPU is the node's capacity in thousandths of a core. Specs request
 // shares of it, so that they mean the same on every machine.
 func nodeMilliCPU(ctx context.Context) int64 {
 	GinkgoHelper()

@@ -45,9 +45,9 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 		known.expectAlive(Default)
 
 		By("letting the API server catch up")
-		mended := time.Now()
+		restored := time.Now()
 		Expect(lagging.Restore()).To(Succeed())
-		took := known.awaitHonoured(ctx, mended, catchUp+gracePeriod)
+		took := known.awaitHonoured(ctx, restored, catchUp+gracePeriod)
 		framework.Progress("the deleted pod ended %.1f s after its API server could hear of that", took.Seconds())
 		Eventually(expectState).WithContext(ctx).WithArguments(ctx, late, guard.Protected).WithTimeout(catchUp).
 			Should(Succeed(), "the kubelet manages pod %s as before", late)

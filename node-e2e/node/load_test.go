@@ -38,7 +38,7 @@ const loadPodStart = 15 * time.Minute
 // What is counted are the kubelet's own requests, by its own account
 // (rest_client_requests_total): whatever it asks, refused or not. A watch that stays is
 // one request. Each pod has a secret and a config map of its own, in a volume and in its
-// environment, and a token, which is what a kubelet asks for again and again.
+// environment, and a token, which a kubelet requests again and again.
 var _ = Describe("The load of held pods on the API server", Label(labelGuarded, labelLoad), func() {
 	It("is measured against the stock kubelet without them", func(ctx SpecContext) {
 		if *loadFlag == "" {

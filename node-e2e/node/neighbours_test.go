@@ -43,7 +43,7 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 		s.awaitYounger(ctx, small)
 		criticalPod := s.run(ctx, s.newPod("critical", critical, share(15)))[0]
 		left := nodeMilliCPU(ctx) * 25 / 100
-		for _, pod := range s.podsBeside(ctx) {
+		for _, pod := range s.otherPods(ctx) {
 			for _, container := range pod.Spec.Containers {
 				left += container.Resources.Requests.Cpu().MilliValue()
 			}

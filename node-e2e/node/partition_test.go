@@ -23,10 +23,10 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		pod := s.runLinked(ctx)
 		Expect(link.Cut()).To(Succeed())
 		s.deleteUnheard(ctx, pod)
-		mended := time.Now()
+		restored := time.Now()
 		Expect(link.Restore()).To(Succeed())
 		awaitEvidence(ctx, pod, guard.DeletionTimestampSeen)
-		took := pod.awaitHonoured(ctx, mended, killTimeout)
+		took := pod.awaitHonoured(ctx, restored, killTimeout)
 		framework.Progress("short partition: pod ended %.1f s after the reconnect", took.Seconds())
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
@@ -67,9 +67,9 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		s.deleteUnheard(ctx, pod)
 		recordDeletion(ctx, pod)
 		outlastMemory(ctx, link)
-		mended := time.Now()
+		restored := time.Now()
 		Expect(link.Restore()).To(Succeed())
-		expectReleased(ctx, pod, "record from during a partition", guard.PodDeletionRecord, mended, recordTimeout)
+		expectReleased(ctx, pod, "record from during a partition", guard.PodDeletionRecord, restored, recordTimeout)
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
 })
@@ -81,7 +81,7 @@ func linkKubelet(ctx context.Context) testnode.Link {
 	Expect(err).NotTo(HaveOccurred(), "make a link to the API server")
 	DeferCleanup(link.Close)
 	restartKubelet(ctx, testnode.KubeletChange{Link: link})
-	// Before the kubelet goes back to its direct way.
+	// Before the kubelet connects directly again.
 	DeferCleanup(link.Restore)
 	return link
 }

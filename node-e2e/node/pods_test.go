@@ -96,7 +96,7 @@ func (s *scene) remove(ctx SpecContext) {
 // podOption changes a pod before it is created.
 type podOption func(*corev1.Pod)
 
-// protected asks for the guard's protection.
+// protected requests the guard's protection.
 func protected(pod *corev1.Pod) { pod.Labels[protectionLabel] = protectionValue }
 
 // requesting sets the CPU request, in thousandths of a core, and a little memory.
@@ -265,8 +265,8 @@ func (s *scene) endpointReady(ctx context.Context, uid types.UID) (bool, error) 
 	return false, nil
 }
 
-// tell asks a pod's workload for something over HTTP, through the API server.
-func (s *scene) tell(ctx context.Context, pod, path string, query map[string]string) string {
+// request sends a request to a pod's workload, through the API server.
+func (s *scene) request(ctx context.Context, pod, path string, query map[string]string) string {
 	GinkgoHelper()
 	answer, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), path, query).DoRaw(ctx)
 	Expect(err).NotTo(HaveOccurred(), "GET %s of pod %s", path, pod)
@@ -287,7 +287,7 @@ func (s *scene) exit(ctx context.Context, pod string, code int) {
 	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the request to exit reaches pod %s", pod)
 }
 
-// ask asks a pod's workload for something at the pod's own address, which works
+// ask sends a request to a pod's workload at the pod's own address, which works
 // without the pod's object and without an API server.
 func ask(ctx context.Context, pod *subject, port int32, path string) (string, error) {
 	answer, err := provider.Node().Fetch(ctx, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path))

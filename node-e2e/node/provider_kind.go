@@ -71,7 +71,7 @@ func (p *kindProvider) Stop(ctx context.Context) error {
 	if p.node == nil {
 		return nil
 	}
-	return p.node.giveBack(ctx)
+	return p.node.restore(ctx)
 }
 
 // Remove does so after a suite that could not.
@@ -79,7 +79,7 @@ func (p *kindProvider) Remove(ctx context.Context) error {
 	if err := p.attach(ctx); err != nil {
 		return err
 	}
-	return p.node.giveBack(ctx)
+	return p.node.restore(ctx)
 }
 
 func (p *kindProvider) Keep(ctx context.Context) error { return p.Stop(ctx) }
@@ -202,7 +202,7 @@ func (n *kindNode) takeOver(ctx context.Context) error {
 	return n.Kubelet().Start(ctx, testnode.KubeletChange{})
 }
 
-func (n *kindNode) giveBack(ctx context.Context) error {
+func (n *kindNode) restore(ctx context.Context) error {
 	for _, path := range []string{kindDropIn, kindFolder, kindProgram} {
 		if err := os.RemoveAll(n.path(path)); err != nil {
 			return err

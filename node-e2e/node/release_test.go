@@ -59,7 +59,7 @@ var _ = Describe("A vanished pod ends", Label(labelGuarded), func() {
 	})
 })
 
-// runVanished runs a protected pod, takes its object away and waits until the
+// runVanished runs a protected pod, loses its object and waits until the
 // kubelet holds it.
 func (s *scene) runVanished(ctx context.Context) *subject {
 	GinkgoHelper()

@@ -121,7 +121,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 func (s *scene) needTwoCPUs(ctx context.Context) {
 	GinkgoHelper()
 	needed := int64(2000)
-	for _, pod := range s.podsBeside(ctx) {
+	for _, pod := range s.otherPods(ctx) {
 		for _, container := range pod.Spec.Containers {
 			needed += container.Resources.Requests.Cpu().MilliValue()
 		}
@@ -157,11 +157,11 @@ var staticCPUs = testnode.KubeletChange{Configure: func(c *kubeletconfig.Kubelet
 // cpuManagerState is the file with the CPU manager's notes, in the kubelet's folder.
 const cpuManagerState = "cpu_manager_state"
 
-// withHostPort asks for a port of the node. Nobody maps it here; the kubelet admits
-// one pod only that asks for it.
+// withHostPort requests a port of the node. Nothing maps it here; the kubelet admits
+// only one pod with it.
 func withHostPort(pod *corev1.Pod) { pod.Spec.Containers[0].Ports[0].HostPort = 32080 }
 
-// expectRejected waits until the kubelet turns a pod down for the reason.
+// expectRejected waits until the kubelet rejects a pod for the reason.
 func (s *scene) expectRejected(ctx context.Context, pod *corev1.Pod, reason string) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {

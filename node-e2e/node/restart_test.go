@@ -22,7 +22,7 @@ import (
 )
 
 // A kubelet admits and syncs all its pods again when it starts. These are parts of a pod that may be
-// gone by then, or at their end, beside a container that runs.
+// gone by then, or have ended, next to a container that runs.
 var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine), func() {
 	It("costs no protected pod its container for want of another one's record or of a claim, and runs nothing twice", func(ctx SpecContext) {
 		s := newScene(ctx)

@@ -191,7 +191,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 	})
 })
 
-// removeImage takes an image away from the runtime; the returned function, or the spec's
+// removeImage removes an image from the runtime; the returned function, or the spec's
 // end, brings it back.
 func removeImage(ctx context.Context, image string) (restore func(context.Context)) {
 	GinkgoHelper()
@@ -258,7 +258,7 @@ func containerID(ctx context.Context, pod *subject, container string) string {
 }
 
 // editRuntime changes files of the runtime while it is stopped. Containers run on, but
-// nobody can ask for them.
+// nobody can request them.
 func editRuntime(ctx context.Context, edit func()) {
 	GinkgoHelper()
 	runtime := provider.Node().Runtime()

@@ -27,7 +27,7 @@ var _ = Describe("A vanished pod with a startup probe", Label(labelGuarded), fun
 			s.newPod("sidecar", protected, withInitAndSidecar, func(pod *corev1.Pod) {
 				withStartup(&pod.Spec.InitContainers[1], workloadPort+1)
 			}))
-		present, vanished, beside := pods[0], pods[1], pods[2]
+		present, vanished, sidecared := pods[0], pods[1], pods[2]
 		By("failing what the startup probes ask, now that they have succeeded")
 		for _, pod := range pods[:2] {
 			framework.Must(ask(ctx, pod, workloadPort, "/fail?on=true"))
@@ -39,12 +39,12 @@ var _ = Describe("A vanished pod with a startup probe", Label(labelGuarded), fun
 		}
 		startKubelet(ctx, unchanged)
 		started := time.Now()
-		s.awaitVanished(ctx, beside)
+		s.awaitVanished(ctx, sidecared)
 
 		By("killing the container beside the sidecar")
-		Expect(syscall.Kill(beside.process.PID, syscall.SIGKILL)).To(Succeed())
-		beside.awaitDeath(ctx, time.Now(), killTimeout)
-		restarted := awaitRestarted(ctx, beside)
+		Expect(syscall.Kill(sidecared.process.PID, syscall.SIGKILL)).To(Succeed())
+		sidecared.awaitDeath(ctx, time.Now(), killTimeout)
+		restarted := awaitRestarted(ctx, sidecared)
 
 		By("comparing the fates of those whose probes fail")
 		Eventually(func() time.Duration { return time.Since(started) }).WithContext(ctx).WithTimeout(2 * survivalPeriod).

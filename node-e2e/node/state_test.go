@@ -110,8 +110,8 @@ var _ = Describe("A broken state directory", Label(labelGuarded), func() {
 })
 
 // expectProtectedWithout checks what becomes of pods when the file system of the
-// state directory takes nothing more: live, over a restart, and once it is mended.
-func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)) {
+// state directory takes nothing more: live, over a restart, and once it is repaired.
+func expectProtectedWithout(ctx context.Context, spoil, repair func(folder string)) {
 	GinkgoHelper()
 	tolerate(stateDirectory)
 	s := newScene(ctx)
@@ -152,8 +152,8 @@ func expectProtectedWithout(ctx context.Context, spoil, mend func(folder string)
 		expectUnusable(ctx, log, file(pod))
 	}
 
-	By("mending the file system: what could not be written is written")
-	mend(folder)
+	By("repairing the file system: what could not be written is written")
+	repair(folder)
 	for _, pod := range []*subject{saved, unsaved} {
 		Eventually(provider.Node().Run).WithContext(ctx).WithArguments(ctx, "cat", file(pod)).WithTimeout(apiLag).
 			Should(HavePrefix(savedFormat), "the file of pod %s", pod)

@@ -100,7 +100,7 @@ const eventRetry = time.Minute
 
 // revisionsSince is how far the storage goes on after a snapshot. A starting control
 // plane writes some hundred times; when the server has come to the version that the
-// kubelet has seen before the kubelet asks, nothing tells that it went back.
+// kubelet has seen before the kubelet connects, nothing shows that it was rolled back.
 const revisionsSince = 1000
 
 // storageSnapshot is what the storage was at a moment of a spec.

@@ -112,7 +112,7 @@ func interruptAtEOF(input io.Reader) {
 	_ = syscall.Kill(os.Getpid(), syscall.SIGINT)
 }
 
-// suiteProvider makes the provider that the flags ask for and checks that the
+// suiteProvider makes the provider that the flags select and checks that the
 // programs are built, so that a missing one is reported before a cluster starts.
 func suiteProvider() (Provider, error) {
 	var err error

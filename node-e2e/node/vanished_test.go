@@ -235,5 +235,5 @@ func expectNodeEvent(ctx context.Context, reason string, words ...string) {
 			matchers[i] = ContainSubstring(word)
 		}
 		g.Expect(messages).To(ContainElement(And(matchers...)), "events %s on the node", reason)
-	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "an event %s on the node tells of %v", reason, words)
+	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "an event %s on the node names %v", reason, words)
 }

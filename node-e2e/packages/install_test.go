@@ -104,7 +104,7 @@ func TestInstall(t *testing.T) {
 			m.Run("mv", configFile+".away", configFile)
 			m.awaitGuarded("Enforce")
 
-			t.Log("a command that was changed later is named in the journal; the kubelet starts with the one of before")
+			t.Log("a command that was changed later is named in the journal; the kubelet starts with the previous one")
 			own := m.Read(localDropIn)
 			m.Write(localDropIn, strings.TrimSuffix(own, "\n")+" --v=3\n")
 			m.Run("systemctl", "daemon-reload")

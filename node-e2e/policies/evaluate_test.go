@@ -52,7 +52,7 @@ type review struct {
 	connect bool
 	// override: the user may use that verb.
 	override bool
-	// namespace has these labels, besides its name, which is that of the object.
+	// namespace has these labels in addition to its name, which is that of the object.
 	namespace map[string]string
 }
 

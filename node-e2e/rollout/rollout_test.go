@@ -260,7 +260,7 @@ func (c *rolloutTest) mustKubectl(args ...string) {
 	}
 }
 
-// rollout runs kubectl guard rollout as somebody who has the role for it and the one of
+// rollout runs kubectl guard rollout as a user who has the role for it and the one of
 // viewers, and no other.
 func (c *rolloutTest) rollout(args ...string) framework.Answer {
 	return c.kubectl.Run(c.t.Context(), append([]string{

@@ -38,7 +38,7 @@ func cgroupMounts() ([]cgroupMount, error) {
 }
 
 // hasCgroupV1 reports whether controllers are in version 1 hierarchies, also
-// when an empty version 2 hierarchy is there beside them.
+// when an empty version 2 hierarchy is there, too.
 func hasCgroupV1(mounts []cgroupMount) bool {
 	return slices.ContainsFunc(mounts, func(m cgroupMount) bool { return !m.v2 })
 }

@@ -116,7 +116,7 @@ func marked(pid int, dir string) bool {
 
 // unmountBelow detaches what is mounted below the folder in this program's own
 // namespace. Nothing should be: it keeps the removal of files from following a
-// mount that somebody else made.
+// mount of another origin.
 func unmountBelow(dir string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {

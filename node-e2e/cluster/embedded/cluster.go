@@ -32,7 +32,7 @@ const (
 	// PauseImage is the sandbox image.
 	PauseImage = images.Pause
 	// WorkloadImage runs node-e2e/images/workload; `workload --help` lists what
-	// it can be told to do.
+	// it can do.
 	WorkloadImage = images.Workload
 )
 

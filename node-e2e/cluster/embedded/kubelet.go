@@ -21,7 +21,7 @@ const (
 	kubeletHealthPort = 10248
 )
 
-// deviceManagerSocket is a path of the node. The kubelet makes it anew at each
+// deviceManagerSocket is a path of the node. The kubelet makes it at each
 // start.
 const deviceManagerSocket = "/var/lib/kubelet/device-plugins/kubelet.sock"
 
@@ -101,7 +101,7 @@ func (c *Cluster) nodeKubeconfig(nodeName, server string) (string, error) {
 	return path, writeKubeconfig(path, c.pki, server, "system:node:"+nodeName, nodeClientCertificate(nodeName))
 }
 
-// kubeletHealthy asks for more than /healthz, which answers before the resource
+// kubeletHealthy checks more than /healthz, which responds before the resource
 // managers have started. When one of them cannot, because a reservation is too
 // large or a policy changed under its state file, the kubelet exits a moment
 // later. The last of them is the device manager: when its socket answers, all

@@ -10,7 +10,7 @@ import (
 // of its log.
 const programOtherAPIServer = "kube-apiserver-other"
 
-// OtherAPIServer is a second kube-apiserver beside the cluster's own, on the same etcd,
+// OtherAPIServer is a second kube-apiserver next to the cluster's own, on the same etcd,
 // which it reaches through a link that can be cut. What it is asked then it answers from
 // its watch cache, as far as the question allows that.
 type OtherAPIServer struct {

@@ -21,7 +21,7 @@ var otherContainerd = containerdFolders{
 	socket: nodeContainerd.state + "/other/containerd.sock",
 }
 
-// OtherRuntime is a second containerd beside the node's own, with images, but without
+// OtherRuntime is a second containerd next to the node's own, with images, but without
 // containers: what a kubelet sees that is pointed to a wrong socket or whose runtime
 // has lost its records. The methods of Component that it does not redefine apply.
 type OtherRuntime struct {

@@ -16,8 +16,8 @@ import (
 
 // markerEnv is set, with the cluster's folder as its value, in the environment
 // of every process that a cluster starts, and inherited by what those start
-// (the shims of containerd). It is how the clean-up tells the cluster's
-// processes from all others, with no window in which one is not yet recorded.
+// (the shims of containerd). It is how the clean-up distinguishes the
+// cluster's processes from all others, with no window in which one is not yet recorded.
 const markerEnv = "KUBELET_GUARD_NODE"
 
 // process is a started process, a child of this program.

@@ -72,7 +72,7 @@ SystemdCgroup = false
 `
 
 // cniConfig joins pods to the bridge that is there already. The bridge plugin is
-// not told that it is the gateway: it would switch on IP forwarding for the
+// not configured as the gateway: it would switch on IP forwarding for the
 // whole machine, which pods of one bridge do not need.
 func cniConfig(index int) any {
 	return map[string]any{

@@ -43,7 +43,7 @@ func sandboxImage(imagesConfig) string { return images.Pause }
 
 // buildArchives writes the images that a node must know before its first pod, in the
 // form of `docker save`, and returns the paths of the archives. They are the ones that
-// kubeadm asks for, the pod network's and those of the tests.
+// kubeadm needs, the pod network's and those of the tests.
 func buildArchives(ctx context.Context, c imagesConfig) ([]string, error) {
 	wanted, err := c.wantedByKubeadm(ctx)
 	if err != nil {
@@ -108,7 +108,7 @@ func (c imagesConfig) wantedByKubeadm(ctx context.Context) ([]string, error) {
 	return wanted, nil
 }
 
-// image makes one of the images that kubeadm asks for.
+// image makes one of the images that kubeadm needs.
 func (c imagesConfig) image(name string) (images.Image, error) {
 	at := "/usr/local/bin/" + program(name)
 	switch program(name) {
@@ -125,7 +125,7 @@ func (c imagesConfig) image(name string) (images.Image, error) {
 	case "coredns":
 		return images.Program(name, c.part("kind", "coredns")), nil
 	}
-	return images.Image{}, fmt.Errorf("kubeadm %s asks for the image %s, and nothing here builds it; add it to node-e2e/cluster/kind/archives.go", c.Version, name)
+	return images.Image{}, fmt.Errorf("kubeadm %s needs the image %s, and nothing here builds it; add it to node-e2e/cluster/kind/archives.go", c.Version, name)
 }
 
 func (c imagesConfig) kubernetes(name string) string {

@@ -74,7 +74,7 @@ printf '%s\n' example.com/kube-scheduler:v1.36.3 example.com/coredns/coredns:v1.
 	require.Equal(t, []string{"/coredns"}, image.Entrypoint)
 
 	_, err = c.image("example.com/kube-novelty:v1")
-	require.ErrorContains(t, err, "kubeadm v1.36.3 asks for the image example.com/kube-novelty:v1, and nothing here builds it")
+	require.ErrorContains(t, err, "kubeadm v1.36.3 needs the image example.com/kube-novelty:v1, and nothing here builds it")
 	_, err = c.image("example.com/kube-proxy:v1")
 	require.ErrorContains(t, err, "image of kube-proxy")
 

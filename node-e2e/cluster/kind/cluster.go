@@ -68,7 +68,7 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without its file, a cluster of that name is somebody else's.
+	// Without its file, a cluster of that name is not ours.
 	_, err = read(config.Output, config.Name)
 	unknown := errors.Is(err, fs.ErrNotExist)
 	existing, err := Attach(ctx, config.Output, config.Name)
@@ -571,7 +571,7 @@ func (c *Cluster) collectNode(ctx context.Context, node, dir string) error {
 	return errors.Join(errs...)
 }
 
-// collectObjects writes the objects that tell what happened.
+// collectObjects writes the objects that show what happened.
 func (c *Cluster) collectObjects(ctx context.Context, dir string) error {
 	core := c.client.CoreV1()
 	var errs []error

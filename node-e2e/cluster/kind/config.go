@@ -76,7 +76,7 @@ func validatePools(pools []Pool) error {
 type Config struct {
 	// Name is the cluster's name, and the prefix of its nodes' names.
 	Name string
-	// Pools are the workers; there is always one control plane node besides. nil means
+	// Pools are the workers; there is always one control plane node, too. nil means
 	// DefaultPools.
 	Pools []Pool
 	// Output is the folder with the built programs (_output). It receives kind/, with

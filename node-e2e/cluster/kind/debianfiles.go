@@ -120,7 +120,7 @@ func (d *debianFiles) resolve(name string) (images.File, error) {
 	return images.File{}, fmt.Errorf("%s in %s is not a file", name, d.root)
 }
 
-// needsOf are the names of the libraries that a program or library asks for, and the
+// needsOf are the names of the libraries that a program or library needs, and the
 // path of its loader. What is not in ELF form needs nothing.
 func needsOf(file string) ([]string, error) {
 	f, err := elf.Open(file)

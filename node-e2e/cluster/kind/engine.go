@@ -413,7 +413,7 @@ func raiseInotify(log io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", inotifyInstances, err)
 	}
-	// What kind's documentation asks for.
+	// What kind's documentation demands.
 	if limit >= 512 {
 		return nil
 	}

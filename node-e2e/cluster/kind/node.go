@@ -61,7 +61,7 @@ func (n *Node) ExecInput(ctx context.Context, stdin io.Reader, args ...string) (
 	return n.engine.docker(ctx, stdin, append([]string{"exec", "--privileged", "--interactive", n.name}, args...)...)
 }
 
-// CopyTo copies a file into the node. It is written beside its place and renamed, so
+// CopyTo copies a file into the node. It is written next to its place and renamed, so
 // that a program that runs from the file before is not in the way, and nobody sees a
 // part of it.
 func (n *Node) CopyTo(ctx context.Context, local, remote string, mode fs.FileMode) error {
@@ -230,7 +230,7 @@ type processConn struct {
 	ended   chan struct{}
 }
 
-// Read returns what the process printed at its end.
+// Read returns what the process printed when it ended.
 func (c *processConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if err != nil {

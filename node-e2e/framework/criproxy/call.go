@@ -81,7 +81,7 @@ func Count(calls []Call, fits func(Call) bool) map[string]int {
 	return counts
 }
 
-// entry is a Call and what is needed to tell later whose it is.
+// entry is a Call and what is needed to find out later whose it is.
 type entry struct {
 	Call
 	subject subject

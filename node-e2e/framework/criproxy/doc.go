@@ -4,13 +4,13 @@ calls that pass and lets chosen ones fail.
 
 It passes on whatever comes, byte by byte and in both directions, so that methods
 of later CRI versions and streams pass as well. What it knows of the CRI (the
-messages of k8s.io/cri-api, by their descriptors) it uses only to tell whose call
+messages of k8s.io/cri-api, by their descriptors) it uses only to find out whose call
 one is: every Call names the pod that it is about, or none when it is about the
 whole node, as the lists are from which the kubelet relists its pods.
 
 	proxy, err := criproxy.Start(ctx, socket, runtimeSocket)
 	// containerRuntimeEndpoint: proxy.Endpoint()
-	mended := proxy.Inject(criproxy.Fault{
+	remove := proxy.Inject(criproxy.Fault{
 		Method: "ListContainers", When: criproxy.Filtered, Err: criproxy.Unavailable,
 	})
 

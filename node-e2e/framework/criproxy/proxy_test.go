@@ -263,17 +263,17 @@ func TestFaults(t *testing.T) {
 		return err
 	}
 
-	mend := p.Inject(Fault{Method: "ListContainers", When: Filtered, Err: Failed})
+	remove := p.Inject(Fault{Method: "ListContainers", When: Filtered, Err: Failed})
 	require.NoError(t, all(), "a list without a filter")
 	assert.Equal(t, codes.Unknown, status.Code(one(ctx)), "a list with a filter")
 	_, err := client.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: "c-old"})
 	require.NoError(t, err, "another method")
 	assert.Equal(t, map[string]int{"ListContainers": 1}, Count(p.Calls(), func(c Call) bool { return c.Injected }))
-	mend()
-	mend()
+	remove()
+	remove()
 	require.NoError(t, one(ctx), "after the fault")
 
-	mend = p.Inject(Fault{When: func(call Call, request proto.Message) bool {
+	remove = p.Inject(Fault{When: func(call Call, request proto.Message) bool {
 		stop, ok := request.(*runtimeapi.StopContainerRequest)
 		return ok && call.PodUID == "old" && stop.GetTimeout() == 0
 	}, Err: Unavailable})
@@ -281,7 +281,7 @@ func TestFaults(t *testing.T) {
 	require.NoError(t, err)
 	_, err = client.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: "c-old"})
 	assert.Equal(t, codes.Unavailable, status.Code(err))
-	mend()
+	remove()
 
 	p.Inject(Fault{Method: "ListContainers", When: About("old")})
 	limited, cancel := context.WithTimeout(ctx, 50*time.Millisecond)

@@ -64,7 +64,7 @@ func Start(ctx context.Context, folder, resource string, devices ...string) (*Pl
 	return p, nil
 }
 
-// Stop ends the plugin. It does not tell the kubelet, which finds its connection closed.
+// Stop ends the plugin. It does not notify the kubelet, which finds its connection closed.
 func (p *Plugin) Stop() {
 	close(p.stopped)
 	p.server.Stop()

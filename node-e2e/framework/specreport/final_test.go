@@ -9,9 +9,9 @@ import (
 )
 
 func TestFinal(t *testing.T) {
-	mended := spec("keeps its pods", types.SpecStatePassed, time.Second)
+	cleared := spec("keeps its pods", types.SpecStatePassed, time.Second)
 	report := types.Report{SpecReports: types.SpecReports{
-		mended,
+		cleared,
 		spec("comes back", types.SpecStatePassed, time.Second),
 		failed("is drained", "timed out"),
 		spec("is frozen", types.SpecStateSkipped, time.Second),
@@ -21,9 +21,9 @@ func TestFinal(t *testing.T) {
 	require.Zero(t, overruled)
 	require.Equal(t, report, same)
 
-	final.Add(mended, "pod a was killed")
-	final.Add(mended, "pod a was killed")
-	final.Add(mended, "pod b was killed")
+	final.Add(cleared, "pod a was killed")
+	final.Add(cleared, "pod a was killed")
+	final.Add(cleared, "pod b was killed")
 	final.Add(report.SpecReports[2], "pod c was killed")
 	final.Add(report.SpecReports[3], "pod d was killed")
 	result, overruled := final.Overrule(report)

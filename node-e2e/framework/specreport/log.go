@@ -68,7 +68,7 @@ func (l *Log) suiteEnded(report types.Report) error {
 }
 
 // NewArtifacts is the function NewArtifacts for the running spec, whose attempt has
-// failed. It reports whether the spec is repeated, since what is reported at its end is
+// failed. It reports whether the spec is repeated, since what is reported when it ends is
 // then about another attempt.
 func (l *Log) NewArtifacts(parent string) Artifacts {
 	spec := ginkgo.CurrentSpecReport()

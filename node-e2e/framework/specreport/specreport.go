@@ -151,7 +151,7 @@ type Artifacts struct {
 func NewArtifacts(parent string, spec types.SpecReport) Artifacts {
 	a := Artifacts{Dir: filepath.Join(parent, FileName(spec.LeafNodeText))}
 	if err := os.MkdirAll(a.Dir, 0o755); err != nil {
-		tell(err)
+		logError(err)
 		return a
 	}
 	a.Keep("failure.txt", []byte(spec.StartTime.Format(time.RFC3339)+"\n"+spec.FailureMessage()+"\n"), nil)
@@ -165,8 +165,8 @@ func (a Artifacts) Keep(name string, data []byte, err error) {
 		name, data = name+".error", []byte(err.Error()+"\n")
 	}
 	if err := os.WriteFile(filepath.Join(a.Dir, name), data, 0o644); err != nil {
-		tell(err)
+		logError(err)
 	}
 }
 
-func tell(err error) { ginkgo.GinkgoWriter.Printf("artifacts: %v\n", err) }
+func logError(err error) { ginkgo.GinkgoWriter.Printf("artifacts: %v\n", err) }

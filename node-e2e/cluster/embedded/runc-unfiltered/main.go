@@ -1,6 +1,6 @@
 // Command runc-unfiltered is the OCI runtime of an embedded node: it removes the
 // seccomp section from a bundle that is about to be created, and becomes the
-// runc beside it.
+// runc in the same folder.
 //
 // The kubelet wants the default seccomp profile for every sandbox. A runc that
 // can apply one needs a C library that the machines here do not have, and a runc

@@ -1,8 +1,8 @@
 // Command runc-bounded is an OCI runtime for machines whose root lacks some
-// capability: it takes from what a container asks for the capabilities that its
+// capability: it removes from what a container requests the capabilities that its
 // own bounding set lacks, and becomes the runc of the search path.
 //
-// A container engine asks for every capability that it knows when it makes a
+// A container engine requests every capability that it knows when it makes a
 // privileged container, and runc refuses what it cannot give. A node of a kind
 // cluster is a privileged container; it runs well without, for example,
 // CAP_SYS_RESOURCE.
@@ -96,7 +96,7 @@ func specFile(args []string) (file string, process []string) {
 }
 
 // bound takes the capabilities that are not in the bounding set from the process in
-// the file. A file that asks for none of them stays as it is; all other content stays
+// the file. A file that requests none of them stays as it is; all other content stays
 // as it is in every case.
 func bound(path string, process []string, bounding map[string]bool) error {
 	content, err := os.ReadFile(path)
