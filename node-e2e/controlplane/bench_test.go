@@ -151,10 +151,10 @@ func createBenchBudgets(ctx context.Context, namespace string, count int) {
 	failures := make([]error, count-1)
 	workqueue.ParallelizeUntil(ctx, benchWriters, len(failures), func(i int) {
 		other := fmt.Sprintf("other-%d", i)
-		_, failures[i] = budgets.Create(ctx, newBudget(other, other, 1), metav1.CreateOptions{})
+		_, failures[i] = budgets.Create(ctx, framework.NewBudget(other, other, 1), metav1.CreateOptions{})
 	})
 	Expect(errors.Join(failures...)).NotTo(HaveOccurred())
-	budget := framework.Must(budgets.Create(ctx, newBudget("web", "web", 1), metav1.CreateOptions{}))
+	budget := framework.Must(budgets.Create(ctx, framework.NewBudget("web", "web", 1), metav1.CreateOptions{}))
 
 	By("waiting until all replicas refuse for the last of the budgets")
 	const answers = 10

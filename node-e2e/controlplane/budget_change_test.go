@@ -6,7 +6,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -18,7 +17,7 @@ var _ = Describe("the budget of protected pods", func() {
 	BeforeEach(func(ctx SpecContext) {
 		namespace = newNamespace(ctx, granted)
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(3)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 1)
 	})
 	change := func(ctx SpecContext, as user, patch string) error {
 		return framework.ErrorOf(as.client().PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, []byte(patch), metav1.PatchOptions{}))
@@ -48,7 +47,7 @@ var _ = Describe("the budget of protected pods", func() {
 	})
 
 	It("keeps its pods when a person changes their labels", func(ctx SpecContext) {
-		createBudget(ctx, namespace, newBudget("other", "other", 1), 0)
+		createBudget(ctx, namespace, framework.NewBudget("other", "other", 1), 0)
 		Expect(relabel(ctx, ordinary, `{"metadata":{"labels":{"app":null}}}`)).To(BeRefused("the labels of pod/web-0 in namespace "+namespace+" were not changed", "poddisruptionbudget web would not select it any more"))
 		Expect(relabel(ctx, ordinary, `{"metadata":{"labels":{"tier":"front"}}}`)).To(Succeed())
 		By("letting it move from one budget to another, and operators do what they do")
@@ -59,8 +58,7 @@ var _ = Describe("the budget of protected pods", func() {
 
 	It("may be deleted by anybody once it selects no protected pod", func(ctx SpecContext) {
 		budgets := ordinary.client().PolicyV1().PodDisruptionBudgets(namespace)
-		unused := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: "unused"}, Spec: newBudget("unused", "unused", 1).Spec}
-		framework.Must(budgets.Create(ctx, unused, metav1.CreateOptions{}))
+		framework.Must(budgets.Create(ctx, framework.NewBudget("unused", "unused", 1), metav1.CreateOptions{}))
 		Expect(budgets.Delete(ctx, "unused", metav1.DeleteOptions{})).To(Succeed())
 	})
 })

@@ -44,20 +44,12 @@ func toUnstructured(object any) *unstructured.Unstructured {
 func workloads() map[string]func(name string, replicas int, labels map[string]string) any {
 	return map[string]func(string, int, map[string]string) any{
 		"deployments.apps": func(name string, replicas int, labels map[string]string) any {
-			d := newDeployment(name, replicas, labels)
-			d.TypeMeta = metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"}
-			return d
+			return newDeployment(name, replicas, labels)
 		},
 		"statefulsets.apps": func(name string, replicas int, labels map[string]string) any {
-			return &appsv1.StatefulSet{
-				TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "StatefulSet"},
-				ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
-				Spec: appsv1.StatefulSetSpec{
-					Replicas: ptr.To(int32(replicas)), ServiceName: name,
-					Selector: &metav1.LabelSelector{MatchLabels: workloadLabels(name)},
-					Template: podTemplate(workloadLabels(name)),
-				},
-			}
+			set := framework.NewStatefulSet(name, replicas, podTemplate(framework.AppLabels(name)))
+			set.Labels = labels
+			return set
 		},
 		"replicasets.apps": func(name string, replicas int, labels map[string]string) any {
 			return &appsv1.ReplicaSet{
@@ -65,8 +57,8 @@ func workloads() map[string]func(name string, replicas int, labels map[string]st
 				ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
 				Spec: appsv1.ReplicaSetSpec{
 					Replicas: ptr.To(int32(replicas)),
-					Selector: &metav1.LabelSelector{MatchLabels: workloadLabels(name)},
-					Template: podTemplate(workloadLabels(name)),
+					Selector: framework.AppSelector(name),
+					Template: podTemplate(framework.AppLabels(name)),
 				},
 			}
 		},
@@ -75,8 +67,8 @@ func workloads() map[string]func(name string, replicas int, labels map[string]st
 				TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ReplicationController"},
 				ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
 				Spec: corev1.ReplicationControllerSpec{
-					Replicas: ptr.To(int32(replicas)), Selector: workloadLabels(name),
-					Template: ptr.To(podTemplate(workloadLabels(name))),
+					Replicas: ptr.To(int32(replicas)), Selector: framework.AppLabels(name),
+					Template: ptr.To(podTemplate(framework.AppLabels(name))),
 				},
 			}
 		},
@@ -232,13 +224,9 @@ var _ = Describe("deletion-protection: cascading on a workload", Label(labelPoli
 	It("lets a DaemonSet go only when none of its pods is left", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		daemonSets := client.AppsV1().DaemonSets(namespace)
-		framework.Must(daemonSets.Create(ctx, &appsv1.DaemonSet{
-			ObjectMeta: metav1.ObjectMeta{Name: "agent", Labels: cascading},
-			Spec: appsv1.DaemonSetSpec{
-				Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("agent")},
-				Template: podTemplate(workloadLabels("agent")),
-			},
-		}, metav1.CreateOptions{}))
+		agent := framework.NewDaemonSet("agent", podTemplate(framework.AppLabels("agent")))
+		agent.Labels = cascading
+		framework.Must(daemonSets.Create(ctx, agent, metav1.CreateOptions{}))
 		Eventually(ctx, func() (int32, error) {
 			daemonSet, err := daemonSets.Get(ctx, "agent", metav1.GetOptions{})
 			if err != nil {

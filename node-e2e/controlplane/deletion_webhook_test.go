@@ -182,7 +182,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 
 		createPod(ctx, namespace, newPod("web", nil))
 		for _, name := range []string{"web", "idle"} {
-			framework.Must(core.Services(namespace).Create(ctx, &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Selector: workloadLabels(name), Ports: []corev1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{}))
+			framework.Must(core.Services(namespace).Create(ctx, &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Selector: framework.AppLabels(name), Ports: []corev1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{}))
 		}
 		services := ordinary.client().CoreV1().Services(namespace)
 		Eventually(ctx, func() error {

@@ -5,7 +5,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -79,10 +78,10 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		namespace := newNamespace(ctx, nil)
 		as := ordinary.client()
 		meta := metav1.ObjectMeta{Name: "agent", Labels: map[string]string{labelReplicasProtection: "confirm"}}
-		template := podTemplate(workloadLabels("agent"))
-		_, err := as.AppsV1().DaemonSets(namespace).Create(ctx, &appsv1.DaemonSet{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{
-			Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("agent")}, Template: template,
-		}}, metav1.CreateOptions{DryRun: dryRun})
+		template := podTemplate(framework.AppLabels("agent"))
+		agent := framework.NewDaemonSet("agent", template)
+		agent.Labels = meta.Labels
+		_, err := as.AppsV1().DaemonSets(namespace).Create(ctx, agent, metav1.CreateOptions{DryRun: dryRun})
 		Expect(err).To(BeRefused("daemonsets agent was not accepted", "the kind has no replicas", "deletion-protection=cascading", "OperationWindow"))
 		template.Spec.RestartPolicy = corev1.RestartPolicyNever
 		job := batchv1.JobSpec{Template: template}

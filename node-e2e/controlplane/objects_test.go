@@ -14,17 +14,14 @@ import (
 	gomegatypes "github.com/onsi/gomega/types"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 
-	"kubelet-guard.io/node-e2e/cluster/embedded"
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/framework"
+	"kubelet-guard.io/node-e2e/images"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -131,55 +128,24 @@ func overrideFor(life time.Duration, reason string) string {
 	return time.Now().Add(life).UTC().Format(time.RFC3339) + " " + reason
 }
 
-// workloadLabels select the pods of a workload with the given name.
-func workloadLabels(name string) map[string]string { return map[string]string{"app": name} }
-
 // podTemplate is a pod that runs the workload and ends at once on SIGTERM.
 func podTemplate(labels map[string]string) corev1.PodTemplateSpec {
-	return corev1.PodTemplateSpec{
-		ObjectMeta: metav1.ObjectMeta{Labels: labels},
-		Spec: corev1.PodSpec{
-			TerminationGracePeriodSeconds: ptr.To[int64](5),
-			AutomountServiceAccountToken:  ptr.To(false),
-			Containers: []corev1.Container{{
-				Name: "workload", Image: embedded.WorkloadImage, ImagePullPolicy: corev1.PullNever,
-			}},
-		},
-	}
+	return framework.NewPodTemplate(labels, corev1.Container{Name: framework.WorkloadContainer, Image: images.Workload, ImagePullPolicy: corev1.PullNever})
 }
 
 // newDeployment is a Deployment of the workload, not yet created. The labels are
 // those of the object, not of its pods.
 func newDeployment(name string, replicas int, labels map[string]string) *appsv1.Deployment {
-	return &appsv1.Deployment{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
-		Spec: appsv1.DeploymentSpec{
-			Replicas: ptr.To(int32(replicas)),
-			Selector: &metav1.LabelSelector{MatchLabels: workloadLabels(name)},
-			Template: podTemplate(workloadLabels(name)),
-		},
-	}
+	deployment := framework.NewDeployment(name, replicas, podTemplate(framework.AppLabels(name)))
+	deployment.Labels = labels
+	return deployment
 }
 
 // newPod is a pod of the workload, not yet created, with the label app and others.
 func newPod(name string, labels map[string]string) *corev1.Pod {
-	all := workloadLabels(name)
+	all := framework.AppLabels(name)
 	maps.Copy(all, labels)
-	template := podTemplate(all)
-	pod := &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
-	pod.Name = name
-	return pod
-}
-
-// newBudget is a budget, not yet created, over the pods with the label app.
-func newBudget(name, app string, minAvailable int) *policyv1.PodDisruptionBudget {
-	return &policyv1.PodDisruptionBudget{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: policyv1.PodDisruptionBudgetSpec{
-			MinAvailable: ptr.To(intstr.FromInt(minAvailable)),
-			Selector:     &metav1.LabelSelector{MatchLabels: workloadLabels(app)},
-		},
-	}
+	return framework.NewPod(name, podTemplate(all))
 }
 
 // createPod creates a pod as the administrator and waits until it is Ready.

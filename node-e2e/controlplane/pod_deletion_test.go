@@ -146,7 +146,7 @@ var _ = Describe("deletion of protected pods", func() {
 	It("is held to the budget, for each who asks", func(ctx SpecContext) {
 		node := createSilentNode(ctx, nil)
 		createSilentPods(ctx, namespace, node, webPods(4)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
 
 		By("letting one pass")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
@@ -176,7 +176,7 @@ var _ = Describe("deletion of protected pods", func() {
 		plain := webPod("plain")
 		delete(plain.Labels, labelExplicitDeletion)
 		createSilentPods(ctx, namespace, node, plain)
-		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		Expect(pods(ordinary.client()).Delete(ctx, "plain", metav1.DeleteOptions{})).To(Succeed())
 		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "the webhook is not even asked")
@@ -184,7 +184,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("charges nothing for a dry run", func(ctx SpecContext) {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 1), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 1)
 		dry := metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}}
 		before := framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{}))
 		for range 3 {
@@ -204,7 +204,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("charges a forced delete once, which the API server reviews twice", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 2)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 2)
 		before, since := decisions(ctx, admission.PodDeletion), time.Now()
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
 		// The second review is made again when it had an old object of the API server's
@@ -228,7 +228,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("shares the budget with evictions, which are charged once", func(ctx SpecContext) {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 2)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 2)
 		before, since := decisions(ctx, admission.PodDeletion), time.Now()
 		Expect(evict(ctx, namespace, "web-0", nil)).To(Succeed())
 		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "reviews of the delete that an eviction makes")
@@ -245,7 +245,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("holds DELETECOLLECTION to the budget, pod by pod", func(ctx SpecContext) {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(5)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 3), 2)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 2)
 		before := decisions(ctx, admission.PodDeletion)
 		err := ordinary.client().CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "app=web"})
 		Expect(err).To(BeRefused("pod/web-2 in namespace "+namespace, spentBudget))
@@ -258,8 +258,8 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("refuses pods of several budgets, as eviction does", func(ctx SpecContext) {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, newBudget("a", "web", 2), 2)
-		createBudget(ctx, namespace, newBudget("b", "web", 3), 1)
+		createBudget(ctx, namespace, framework.NewBudget("a", "web", 2), 2)
+		createBudget(ctx, namespace, framework.NewBudget("b", "web", 3), 1)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("several poddisruptionbudgets select it (a,b)"))
 		Expect(evict(ctx, namespace, "web-0", nil)).To(MatchError(ContainSubstring("more than one PodDisruptionBudget")))
 		By("letting one of them be deleted, and the pod go then")
@@ -273,7 +273,7 @@ var _ = Describe("deletion of protected pods", func() {
 			pod.Status.Conditions[0].Status = corev1.ConditionFalse
 			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
 		}
-		budget := newBudget("web", "web", 2)
+		budget := framework.NewBudget("web", "web", 2)
 		createBudget(ctx, namespace, budget, 0)
 		Eventually(ctx, func() (int32, error) {
 			budget, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
@@ -290,7 +290,7 @@ var _ = Describe("deletion of protected pods", func() {
 	It("lets exactly 3 of 200 concurrent deletes pass, while a replica of the webhook is killed", func(ctx SpecContext) {
 		const count, allowed = 200, 3
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(count)...)
-		createBudget(ctx, namespace, newBudget("web", "web", count-allowed), allowed)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", count-allowed), allowed)
 		Expect(webhookPods(ctx)).To(HaveLen(webhookReplicas))
 
 		asked := ordinary.client()
@@ -356,7 +356,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("is held for kubectl delete --all", func(ctx SpecContext) {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
 		answer := ordinary.kubectl(ctx, "delete", "pods", "--all", "-n", namespace, "--wait=false")
 		Expect(answer.Err).To(HaveOccurred())
 		Expect(answer.Stdout).To(ContainSubstring(`pod "web-0" deleted`))
@@ -369,7 +369,7 @@ var _ = Describe("deletion of protected pods", func() {
 		func(ctx SpecContext, refusal string, flags ...string) {
 			node := createSilentNode(ctx, nil)
 			createSilentPods(ctx, namespace, node, webPods(4)...)
-			createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+			createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
 			answer := ordinary.kubectl(ctx, append([]string{"drain", node, "--force", "--timeout=8s"}, flags...)...)
 			Expect(answer.Err).To(HaveOccurred(), "%s", answer)
 			Expect(answer.Stderr).To(ContainSubstring(refusal), "%s", answer)
@@ -384,7 +384,7 @@ var _ = Describe("deletion of protected pods", func() {
 	It("is held for taint eviction, which forgets the pods, and made up for when the budget allows it", func(ctx SpecContext) {
 		node := createSilentNode(ctx, nil)
 		createSilentPods(ctx, namespace, node, webPods(4)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 3), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
 		kubectl(ctx, "taint", "node", node, "spec=broken:NoExecute").ExpectDone()
 		Eventually(ctx, func() []string {
 			terminating, _ := terminatingPods(ctx, namespace)
@@ -414,7 +414,7 @@ var _ = Describe("deletion of protected pods", func() {
 		for _, pool := range []string{one, all} {
 			createNodePolicy(ctx, nodePolicy(pool, pool, "maxDeletions: 1, period: 1h"))
 		}
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
 		for node, pod := range map[string]string{one + "-003": "web-lost", all + "-000": "web-mass"} {
 			created := createSilentPods(ctx, namespace, node, webPod(pod))[0]
 			created.Status.Conditions[0].Status = corev1.ConditionFalse
@@ -463,18 +463,12 @@ var _ = Describe("deletion of protected pods", func() {
 	statefulSet := func(node string) *appsv1.StatefulSet {
 		template := webTemplate()
 		template.Spec.NodeName, template.Spec.TerminationGracePeriodSeconds = node, ptr.To[int64](600)
-		return &appsv1.StatefulSet{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "StatefulSet"},
-			ObjectMeta: metav1.ObjectMeta{Name: "web"},
-			Spec: appsv1.StatefulSetSpec{
-				ServiceName: "web", Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("web")}, Template: template,
-			},
-		}
+		return framework.NewStatefulSet("web", 1, template)
 	}
 
 	It("is held for a StatefulSet, when its pod is only said to have failed", func(ctx SpecContext) {
 		pod := silentWorkload(ctx, statefulSet(createSilentNode(ctx, nil)))
-		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		framework.Must(ordinary.client().CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"status":{"phase":"Failed"}}`), metav1.PatchOptions{}, "status"))
 		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
@@ -505,12 +499,8 @@ var _ = Describe("deletion of protected pods", func() {
 		node := createSilentNode(ctx, map[string]string{label: namespace})
 		template := webTemplate()
 		template.Spec.NodeSelector, template.Spec.TerminationGracePeriodSeconds = map[string]string{label: namespace}, ptr.To[int64](600)
-		pod := silentWorkload(ctx, &appsv1.DaemonSet{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "DaemonSet"},
-			ObjectMeta: metav1.ObjectMeta{Name: "web"},
-			Spec:       appsv1.DaemonSetSpec{Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("web")}, Template: template},
-		})
-		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		pod := silentWorkload(ctx, framework.NewDaemonSet("web", template))
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		kubectl(ctx, "label", "node", node, label+"-").ExpectDone()
 		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
@@ -535,11 +525,11 @@ var _ = Describe("deletion of protected pods", func() {
 		owner := framework.Must(client.AppsV1().ReplicaSets(namespace).Create(ctx, &appsv1.ReplicaSet{
 			ObjectMeta: metav1.ObjectMeta{Name: "web"},
 			Spec: appsv1.ReplicaSetSpec{
-				Replicas: ptr.To[int32](3), Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("web")},
+				Replicas: ptr.To[int32](3), Selector: framework.AppSelector("web"),
 				Template: webTemplate(),
 			},
 		}, metav1.CreateOptions{}))
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 1)
 		Expect(ordinary.client().AppsV1().ReplicaSets(namespace).Delete(ctx, owner.Name, metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)})).To(Succeed())
 		remaining := func() int { _, others := terminatingPods(ctx, namespace); return others }
 		Eventually(ctx, remaining).WithTimeout(controllerReaction).Should(Equal(2))
@@ -548,7 +538,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("is held for the garbage collector, when the owner never existed, as after a restore", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		for _, pod := range created {
 			framework.Must(client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(
@@ -565,7 +555,7 @@ var _ = Describe("deletion of protected pods", func() {
 		deployment := newDeployment("web", 3, nil)
 		deployment.Spec.Template = webTemplate()
 		createDeployment(ctx, namespace, deployment)
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 1)
 		ordinary.kubectl(ctx, "scale", "deployment/web", "-n", namespace, "--replicas=0").ExpectDone()
 		Eventually(ctx, func() int { terminating, others := terminatingPods(ctx, namespace); return len(terminating) + others }).
 			WithTimeout(podStart).Should(BeZero(), "pods of the workload")
@@ -580,7 +570,7 @@ var _ = Describe("deletion of protected pods", func() {
 		createPod(ctx, namespace, ending)
 		lost := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPod("lost"))[0]
 		framework.Must(client.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "used"}}, metav1.CreateOptions{}))
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
 		markFailed(ctx, namespace, "lost")
 
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).
@@ -607,7 +597,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("does not hold pods whose namespace is deleted while the webhook is away", Label(labelOutage), Serial, func(ctx SpecContext) {
 		createPod(ctx, namespace, webPod("web-0"))
-		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
 		scaleWebhook(ctx, 0)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`)))
@@ -626,7 +616,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("leaves no record of a pod that its node rejected", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 2), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
 		for _, pod := range created {
 			pod.Status = corev1.PodStatus{Phase: corev1.PodFailed, Reason: "NodeAffinity"}
 			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
@@ -696,7 +686,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("leaves a record of a forced eviction, and none of one that the budget refuses", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 1), 1)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 1)
 		Expect(evict(ctx, namespace, "web-0", metav1.NewDeleteOptions(0))).To(Succeed())
 		record := framework.Must(getRecord(ctx, created[0].UID))
 		Expect(record.Spec.Reason).To(Equal("evicted with grace period 0"))
@@ -716,7 +706,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("passes by override, with its record", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
-		createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 		Expect(pods(overrider.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(BeRefused())
 		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Minute, "spec"))
 		framework.Must(overrider.client().CoreV1().Pods(namespace).Patch(ctx, "web-0", types.MergePatchType, patch, metav1.PatchOptions{}))
@@ -772,7 +762,7 @@ func evict(ctx context.Context, namespace, name string, options *metav1.DeleteOp
 
 // webTemplate is the template of protected pods of the workload web.
 func webTemplate() corev1.PodTemplateSpec {
-	labels := workloadLabels("web")
+	labels := framework.AppLabels("web")
 	maps.Copy(labels, map[string]string{labelExplicitDeletion: guardv1alpha1.ExplicitDeletionRequired})
 	return podTemplate(labels)
 }

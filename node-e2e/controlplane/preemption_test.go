@@ -55,10 +55,10 @@ var _ = Describe("preemption", func() {
 				delete(victim.Labels, labelExplicitDeletion)
 			}
 			createSilentPods(ctx, namespace, node, victim)
-			createBudget(ctx, namespace, newBudget("web", "web", 1), 0)
+			createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 			others := &appsv1.ReplicaSet{
 				ObjectMeta: metav1.ObjectMeta{Name: "other"},
-				Spec:       appsv1.ReplicaSetSpec{Replicas: ptr.To[int32](1), Selector: &metav1.LabelSelector{MatchLabels: workloadLabels("other")}, Template: podTemplate(workloadLabels("other"))},
+				Spec:       appsv1.ReplicaSetSpec{Replicas: ptr.To[int32](1), Selector: framework.AppSelector("other"), Template: podTemplate(framework.AppLabels("other"))},
 			}
 			others.Spec.Template.Spec.NodeSelector = map[string]string{label: namespace}
 			others.Spec.Template.Spec.Containers[0].Ports = ports(open)

@@ -127,7 +127,7 @@ func (s *scene) runFailover(ctx context.Context) {
 				_, err = client.AppsV1().StatefulSets(s.namespace).Create(ctx, newStatefulSet(app, 1, protected, preferring(from), leaves), metav1.CreateOptions{})
 			}
 			Expect(err).NotTo(HaveOccurred(), "create workload %s", app)
-			spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}
+			spec.Selector = framework.AppSelector(app)
 			_, err = client.PolicyV1().PodDisruptionBudgets(s.namespace).Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: app}, Spec: spec}, metav1.CreateOptions{})
 			Expect(err).NotTo(HaveOccurred(), "create budget %s", app)
 		}

@@ -12,12 +12,10 @@ import (
 	. "github.com/onsi/gomega"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
@@ -240,14 +238,7 @@ func leavingAfter(stay time.Duration) podOption {
 // template is that of all pods: a server that is ready as soon as it answers. Pods
 // with the same app belong together.
 func template(app string, options ...podOption) corev1.PodTemplateSpec {
-	pod := corev1.PodTemplateSpec{
-		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": app}},
-		Spec: corev1.PodSpec{
-			TerminationGracePeriodSeconds: ptr.To(int64(gracePeriod.Seconds())),
-			AutomountServiceAccountToken:  ptr.To(false),
-			Containers:                    []corev1.Container{framework.NewContainer(workloadContainer, workloadPort)},
-		},
-	}
+	pod := framework.NewPodTemplate(framework.AppLabels(app), framework.NewContainer(workloadContainer, workloadPort))
 	for _, option := range options {
 		option(&pod)
 	}
@@ -256,46 +247,23 @@ func template(app string, options ...podOption) corev1.PodTemplateSpec {
 
 // newPod is a pod without a controller, not yet created, that is its own app.
 func newPod(name string, options ...podOption) *corev1.Pod {
-	t := template(name, options...)
-	pod := &corev1.Pod{ObjectMeta: t.ObjectMeta, Spec: t.Spec}
-	pod.Name = name
-	return pod
+	return framework.NewPod(name, template(name, options...))
 }
 
 // newDeployment, newStatefulSet and newDaemonSet are workloads, not yet created, over
 // the pods of the app with their name.
 func newDeployment(name string, replicas int, options ...podOption) *appsv1.Deployment {
-	return &appsv1.Deployment{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: appsv1.DeploymentSpec{
-			Replicas: ptr.To(int32(replicas)),
-			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}},
-			Template: template(name, options...),
-		},
-	}
+	return framework.NewDeployment(name, replicas, template(name, options...))
 }
 
 func newStatefulSet(name string, replicas int, options ...podOption) *appsv1.StatefulSet {
-	return &appsv1.StatefulSet{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: appsv1.StatefulSetSpec{
-			Replicas:            ptr.To(int32(replicas)),
-			ServiceName:         name,
-			PodManagementPolicy: appsv1.ParallelPodManagement,
-			Selector:            &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}},
-			Template:            template(name, options...),
-		},
-	}
+	set := framework.NewStatefulSet(name, replicas, template(name, options...))
+	set.Spec.PodManagementPolicy = appsv1.ParallelPodManagement
+	return set
 }
 
 func newDaemonSet(name string, options ...podOption) *appsv1.DaemonSet {
-	return &appsv1.DaemonSet{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: appsv1.DaemonSetSpec{
-			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}},
-			Template: template(name, options...),
-		},
-	}
+	return framework.NewDaemonSet(name, template(name, options...))
 }
 
 // createBudget creates a disruption budget over the pods of an app and waits until it
@@ -303,13 +271,7 @@ func newDaemonSet(name string, options ...podOption) *appsv1.DaemonSet {
 func (s *scene) createBudget(ctx context.Context, app string, minAvailable, allowed int) {
 	GinkgoHelper()
 	budgets := client.PolicyV1().PodDisruptionBudgets(s.namespace)
-	framework.Must(budgets.Create(ctx, &policyv1.PodDisruptionBudget{
-		ObjectMeta: metav1.ObjectMeta{Name: app},
-		Spec: policyv1.PodDisruptionBudgetSpec{
-			MinAvailable: ptr.To(intstr.FromInt(minAvailable)),
-			Selector:     &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}},
-		},
-	}, metav1.CreateOptions{}))
+	framework.Must(budgets.Create(ctx, framework.NewBudget(app, app, minAvailable), metav1.CreateOptions{}))
 	Eventually(ctx, func(g Gomega) {
 		budget := framework.Try(budgets.Get(ctx, app, metav1.GetOptions{})).In(g)
 		g.Expect(budget.Status.ObservedGeneration).To(Equal(budget.Generation))
