@@ -22,6 +22,8 @@ import (
 	"kubelet-guard.io/node-e2e/cluster/kind"
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/specreport"
+	"kubelet-guard.io/node-e2e/framework/webhookinstall"
+	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
 // Pools that the suite needs. There may be others.
@@ -181,4 +183,57 @@ func atOnce(ctx context.Context, nodes []*kind.Node, f func(ctx context.Context,
 		})
 	}
 	wait.Wait()
+}
+
+func kubectlProgram() string { return filepath.Join(outputDir, framework.KubeVersion, "kubectl") }
+func pluginProgram() string  { return filepath.Join(outputDir, "bin", "kubectl-guard") }
+func webhookProgram() string { return filepath.Join(outputDir, "bin", "guard-webhook") }
+
+// kubectl runs the real kubectl as the administrator, with the project's plugin, and
+// returns what it printed. It fails the spec unless kubectl succeeds.
+func kubectl(ctx context.Context, args ...string) string {
+	GinkgoHelper()
+	return tryKubectl(ctx, args...).ExpectDone().Stdout
+}
+
+// tryKubectl is kubectl for commands that may fail.
+func tryKubectl(ctx context.Context, args ...string) framework.Answer {
+	return framework.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig(), PluginDir: filepath.Dir(pluginProgram())}.Run(ctx, args...)
+}
+
+// collect writes what explains a failure into the artifacts folder, before any
+// clean-up removes it. It must not fail itself: it runs when something is broken
+// already.
+func collect(ctx context.Context) {
+	artifacts := specLog.NewArtifacts(artifactsDir())
+	for file, args := range map[string][]string{
+		"nodes.yaml":  {"get", "nodes", "-o", "yaml"},
+		"pods.txt":    {"get", "pods", "-A", "-o", "wide"},
+		"webhook.txt": {"logs", "-n", webhookinstall.Namespace, "-l", webhookinstall.Selector, "--tail=1000", "--prefix"},
+		"events.txt":  {"get", "events", "-n", "default", "--sort-by=.lastTimestamp"},
+	} {
+		answer := tryKubectl(ctx, args...)
+		artifacts.Keep(file, []byte(answer.Output()), nil)
+	}
+	for _, scene := range scenes {
+		answer := tryKubectl(ctx, "get", "deployments,replicasets,statefulsets,daemonsets,pods,events,poddisruptionbudgets", "-n", scene.namespace, "-o", "yaml")
+		artifacts.Keep(scene.namespace+".yaml", []byte(answer.Output()), nil)
+	}
+	// Errors are kept as files.
+	_ = inParallel(ownNodes(), func(node *kind.Node) error {
+		running, err := node.Containers(ctx)
+		text := ""
+		for _, c := range running {
+			text += fmt.Sprintf("%s %s/%s %s pid %d since %s\n", c.ID, c.PodNamespace, c.PodName, c.Name, c.PID, c.StartedAt.UTC().Format("15:04:05.000"))
+		}
+		artifacts.Keep(node.Name()+"-containers.txt", []byte(text), err)
+		journal, err := node.Exec(ctx, "journalctl", "--unit=kubelet", "--no-pager", "--lines=3000")
+		artifacts.Keep(node.Name()+"-kubelet.log", []byte(journal), err)
+		if node.Guarded() {
+			answer, err := askKubelet(ctx, node, guard.PodsPath)
+			artifacts.Keep(node.Name()+"-guard-pods.json", answer, err)
+		}
+		return nil
+	})
+	framework.Progress("artifacts: %s", artifacts.Dir)
 }
