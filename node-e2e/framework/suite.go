@@ -34,6 +34,8 @@ type Settings struct {
 	Log *specreport.Log
 	// PollInterval is the time between two attempts of Eventually and Consistently.
 	PollInterval time.Duration
+	// LabelFilter changes the user's filter of specs; nil leaves it as it is.
+	LabelFilter func(user string) string
 	// GracePeriod is how long cleaning up may take after Ctrl-C. Ginkgo's own default
 	// would leave clusters and broken nodes behind.
 	GracePeriod time.Duration
@@ -54,6 +56,9 @@ func Run(t *testing.T, s Settings) {
 
 	suiteConfig, reporterConfig := ginkgo.GinkgoConfiguration()
 	suiteConfig.GracePeriod = s.GracePeriod
+	if s.LabelFilter != nil {
+		suiteConfig.LabelFilter = s.LabelFilter(suiteConfig.LabelFilter)
+	}
 	ginkgo.RunSpecs(t, s.Title, suiteConfig, s.Log.TakeReports(reporterConfig))
 }
 

@@ -21,7 +21,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/node-e2e/framework"
@@ -94,18 +93,12 @@ func TestNode(t *testing.T) {
 		signal.Ignore(syscall.SIGPIPE)
 		go interruptAtEOF(os.Stdin)
 	}
-	klog.LogToStderr(false)
-	klog.SetOutput(GinkgoWriter)
-	RegisterFailHandler(Fail)
-	SetDefaultEventuallyPollingInterval(pollInterval)
-	SetDefaultConsistentlyPollingInterval(pollInterval)
-	EnforceDefaultTimeoutsWhenUsingContexts()
-
-	suiteConfig, reporterConfig := GinkgoConfiguration()
-	suiteConfig.LabelFilter = labelFilter(suiteConfig.LabelFilter, variant, *providerFlag)
-	// Cleaning up takes a cluster's stop, which must not be cut short after Ctrl-C.
-	suiteConfig.GracePeriod = clusterStop
-	RunSpecs(t, fmt.Sprintf("Node suite, %s kubelet", variant), suiteConfig, specLog.TakeReports(reporterConfig))
+	framework.Run(t, framework.Settings{
+		Title: fmt.Sprintf("Node suite, %s kubelet", variant), Log: specLog, PollInterval: pollInterval,
+		LabelFilter: func(user string) string { return labelFilter(user, variant, *providerFlag) },
+		// Cleaning up takes a cluster's stop, which must not be cut short after Ctrl-C.
+		GracePeriod: clusterStop,
+	})
 }
 
 // interruptAtEOF interrupts this process, once, when the input ends. A second
