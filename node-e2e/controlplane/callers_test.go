@@ -53,7 +53,6 @@ func forgedDelete(uid types.UID) []byte {
 	pod := webPod("held")
 	pod.UID, pod.Namespace, pod.Spec.NodeName = uid, metav1.NamespaceDefault, cluster.NodeName()
 	pod.Status.Phase = corev1.PodRunning
-	object := framework.Must(json.Marshal(pod))
 	return framework.Must(json.Marshal(admissionv1.AdmissionReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "AdmissionReview"},
 		Request: &admissionv1.AdmissionRequest{
@@ -61,7 +60,7 @@ func forgedDelete(uid types.UID) []byte {
 			Kind:      metav1.GroupVersionKind{Version: "v1", Kind: "Pod"},
 			Resource:  metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
 			UserInfo:  authenticationv1.UserInfo{Username: "nobody"},
-			OldObject: runtime.RawExtension{Raw: object},
+			OldObject: runtime.RawExtension{Raw: framework.Must(json.Marshal(pod))},
 			Options:   runtime.RawExtension{Raw: []byte(`{"kind":"DeleteOptions","apiVersion":"meta.k8s.io/v1","gracePeriodSeconds":0}`)},
 		},
 	}))
@@ -75,8 +74,7 @@ func postReview(ctx context.Context, certificate string, review []byte) (code in
 	config := &tls.Config{InsecureSkipVerify: true}
 	if certificate != "" {
 		file := filepath.Join(outputDir, "clusters", *clusterFlag, "pki", certificate)
-		pair := framework.Must(tls.LoadX509KeyPair(file+".crt", file+".key"))
-		config.Certificates = []tls.Certificate{pair}
+		config.Certificates = []tls.Certificate{framework.Must(tls.LoadX509KeyPair(file+".crt", file+".key"))}
 	}
 	caller := http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
 	url := "https://" + net.JoinHostPort(webhookPods(ctx)[0].Status.PodIP, webhookPort) + "/validate/pod-deletion"
@@ -85,6 +83,5 @@ func postReview(ctx context.Context, certificate string, review []byte) (code in
 	response, err := caller.Do(request)
 	Expect(err).NotTo(HaveOccurred(), "POST %s", url)
 	defer response.Body.Close()
-	body := framework.Must(io.ReadAll(response.Body))
-	return response.StatusCode, string(body)
+	return response.StatusCode, string(framework.Must(io.ReadAll(response.Body)))
 }

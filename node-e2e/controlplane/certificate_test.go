@@ -138,8 +138,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 
 	It("is taken from files that somebody else renews, with --cert-dir", func(ctx SpecContext) {
 		deployments := client.AppsV1().Deployments(guardNamespace)
-		deployment := framework.Must(deployments.Get(ctx, webhookName, metav1.GetOptions{}))
-		original := deployment.Spec.Template.Spec.DeepCopy()
+		original := framework.Must(deployments.Get(ctx, webhookName, metav1.GetOptions{})).Spec.Template.Spec.DeepCopy()
 		set := func(ctx context.Context, spec *corev1.PodSpec) {
 			GinkgoHelper()
 			Expect(retry.RetryOnConflict(retry.DefaultRetry, func() error {

@@ -35,8 +35,7 @@ func resourceIn(d dynamic.Interface, gvr schema.GroupVersionResource, namespace 
 
 func toUnstructured(object any) *unstructured.Unstructured {
 	GinkgoHelper()
-	content := framework.Must(runtime.DefaultUnstructuredConverter.ToUnstructured(object))
-	return &unstructured.Unstructured{Object: content}
+	return &unstructured.Unstructured{Object: framework.Must(runtime.DefaultUnstructuredConverter.ToUnstructured(object))}
 }
 
 // workloads make a workload, by resource, not yet created. The labels are those of the
@@ -171,8 +170,7 @@ var _ = Describe("deletion-protection: always", Label(labelPolicies), func() {
 		By("deleting the namespace")
 		Expect(client.CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
 		Eventually(ctx, func(g Gomega) {
-			object := framework.Try(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})).In(g)
-			g.Expect(object.Status.Conditions).To(ContainElement(And(
+			g.Expect(framework.Try(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})).In(g).Status.Conditions).To(ContainElement(And(
 				HaveField("Type", corev1.NamespaceDeletionContentFailure),
 				HaveField("Status", corev1.ConditionTrue),
 				HaveField("Message", ContainSubstring("configmaps kept was not deleted")),
@@ -227,12 +225,8 @@ var _ = Describe("deletion-protection: cascading on a workload", Label(labelPoli
 		agent := framework.NewDaemonSet("agent", podTemplate(framework.AppLabels("agent")))
 		agent.Labels = cascading
 		framework.Must(daemonSets.Create(ctx, agent, metav1.CreateOptions{}))
-		Eventually(ctx, func() (int32, error) {
-			daemonSet, err := daemonSets.Get(ctx, "agent", metav1.GetOptions{})
-			if err != nil {
-				return 0, err
-			}
-			return daemonSet.Status.NumberReady, nil
+		Eventually(ctx, func(g Gomega) int32 {
+			return framework.Try(daemonSets.Get(ctx, "agent", metav1.GetOptions{})).In(g).Status.NumberReady
 		}).WithTimeout(podStart).Should(BeEquivalentTo(1), "ready pods of the DaemonSet")
 		as := ordinary.client().AppsV1().DaemonSets(namespace)
 		refusal := as.Delete(ctx, "agent", metav1.DeleteOptions{})

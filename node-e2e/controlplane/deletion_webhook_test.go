@@ -137,12 +137,8 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 			Expect(client.CoreV1().PersistentVolumes().Delete(ctx, claim.Spec.VolumeName, metav1.DeleteOptions{})).To(Succeed())
 		}, NodeTimeout(podStart))
 		framework.Must(client.CoreV1().PersistentVolumeClaims(namespace).Create(ctx, claim, metav1.CreateOptions{}))
-		Eventually(ctx, func() (corev1.PersistentVolumeClaimPhase, error) {
-			bound, err := client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, "data", metav1.GetOptions{})
-			if err != nil {
-				return "", err
-			}
-			return bound.Status.Phase, nil
+		Eventually(ctx, func(g Gomega) corev1.PersistentVolumeClaimPhase {
+			return framework.Try(client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, "data", metav1.GetOptions{})).In(g).Status.Phase
 		}).WithTimeout(controllerWait).Should(Equal(corev1.ClaimBound))
 		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("bound persistent volume claims: 1 (data)"))
 
@@ -331,11 +327,9 @@ var _ = Describe("the incident of the deleted definition", func() {
 			object.SetName(fmt.Sprintf("machine-%04d", i))
 			list.Items = append(list.Items, *object)
 		}
-		text := framework.Must(json.Marshal(list))
-		kubectlInput(ctx, string(text), "create", "-f", "-").ExpectDone()
+		kubectlInput(ctx, string(framework.Must(json.Marshal(list))), "create", "-f", "-").ExpectDone()
 		count := func() int {
-			left := framework.Must(dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{}))
-			return len(left.Items)
+			return len(framework.Must(dynamicClient.Resource(gvr).List(ctx, metav1.ListOptions{})).Items)
 		}
 		Expect(count()).To(Equal(objects))
 

@@ -46,8 +46,7 @@ const (
 // needs: pods must know where the API server is.
 func overlayDir(overlay string) string {
 	GinkgoHelper()
-	server := framework.Must(url.Parse(adminConfig.Host))
-	host, port, err := net.SplitHostPort(server.Host)
+	host, port, err := net.SplitHostPort(framework.Must(url.Parse(adminConfig.Host)).Host)
 	Expect(err).NotTo(HaveOccurred())
 	dir := filepath.Join(artifactsDir(), "overlays", overlay)
 	Expect(webhookinstall.Overlay{Manifests: manifestsDir, Base: overlay, Components: []string{"callers"}, PodSpec: map[string]any{
@@ -145,8 +144,7 @@ func awaitPolicies(ctx context.Context, overlay string) {
 // webhookPods lists the pods of the webhook.
 func webhookPods(ctx context.Context) []corev1.Pod {
 	GinkgoHelper()
-	pods := framework.Must(client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector}))
-	return pods.Items
+	return framework.Must(client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})).Items
 }
 
 // scaleWebhook sets the number of replicas and returns when it is reached; with 0,

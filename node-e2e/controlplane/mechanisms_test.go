@@ -186,8 +186,7 @@ func awaitObserved(ctx context.Context, gvr schema.GroupVersionResource, namespa
 		Status   struct{ ObservedGeneration, Replicas int64 }
 	}
 	Eventually(ctx, func(g Gomega) {
-		object := framework.Try(dynamicClient.Resource(gvr).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
-		text := framework.Try(object.MarshalJSON()).In(g)
+		text := framework.Try(framework.Try(dynamicClient.Resource(gvr).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})).In(g).MarshalJSON()).In(g)
 		var seen status
 		g.Expect(json.Unmarshal(text, &seen)).To(Succeed())
 		g.Expect(seen.Status.ObservedGeneration).To(BeNumerically(">=", seen.Metadata.Generation))

@@ -134,8 +134,7 @@ var _ = Describe("what the alerts are made from", func() {
 	}, SpecTimeout(specTimeout))
 
 	It("knows when the certificate expires", func(ctx SpecContext) {
-		secret := framework.Must(client.CoreV1().Secrets(guardNamespace).Get(ctx, "guard-webhook-tls", metav1.GetOptions{}))
-		block, _ := pem.Decode(secret.Data[corev1.TLSCertKey])
+		block, _ := pem.Decode(framework.Must(client.CoreV1().Secrets(guardNamespace).Get(ctx, "guard-webhook-tls", metav1.GetOptions{})).Data[corev1.TLSCertKey])
 		Expect(block).NotTo(BeNil())
 		certificate := framework.Must(x509.ParseCertificate(block.Bytes))
 		replicas := webhookPods(ctx)
@@ -164,8 +163,7 @@ var _ = Describe("what the alerts are made from", func() {
 	}, SpecTimeout(2*rolloutWait))
 
 	It("is in the guarded kubelet", Label(labelPolicies), func(ctx SpecContext) {
-		nodes := framework.Must(client.CoreV1().Nodes().List(ctx, metav1.ListOptions{}))
-		for _, node := range nodes.Items {
+		for _, node := range framework.Must(client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})).Items {
 			if node.Status.DaemonEndpoints.KubeletEndpoint.Port == 0 {
 				continue // an object without a kubelet
 			}

@@ -83,8 +83,7 @@ func removePool(ctx context.Context, pool string) {
 
 func nodesOf(ctx context.Context, pool string) []corev1.Node {
 	GinkgoHelper()
-	nodes := framework.Must(client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool}))
-	return nodes.Items
+	return framework.Must(client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})).Items
 }
 
 // nodePolicy is a NodeDeletionPolicy of a pool with more fields of its spec.
@@ -344,8 +343,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 			}, NodeTimeout(podStart))
 		}
 		selects := func(i int, set map[string]string) bool {
-			selector := framework.Must(metav1.LabelSelectorAsSelector(&selectors[i]))
-			return selector.Matches(labels.Set(set))
+			return framework.Must(metav1.LabelSelectorAsSelector(&selectors[i])).Matches(labels.Set(set))
 		}
 		// A node for each policy and value, which that policy alone can select.
 		sets := map[string]map[string]string{}
@@ -448,13 +446,11 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [leavin
 
 var _ = Describe("two rules in audit mode beside others that enforce", Label(labelInstall), Serial, func() {
 	It("warn with the same decision and let the request pass", func(ctx SpecContext) {
-		deployment := framework.Must(client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{}))
-		usual := deployment.Spec.Template.Spec.Containers[0].Args
+		usual := framework.Must(client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})).Spec.Template.Spec.Containers[0].Args
 		setArguments := func(ctx context.Context, arguments ...string) {
 			GinkgoHelper()
-			value := framework.Must(json.Marshal(arguments))
 			kubectl(ctx, "patch", "deployment", webhookName, "-n", guardNamespace, "--type=json", "-p",
-				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, value)).ExpectDone()
+				fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, framework.Must(json.Marshal(arguments)))).ExpectDone()
 			awaitWebhook(ctx)
 		}
 		DeferCleanup(func(ctx SpecContext) { setArguments(ctx, usual...) }, NodeTimeout(clusterStart))

@@ -67,8 +67,7 @@ func removeNamespace(ctx context.Context, name string) {
 		annotationOverride, overrideFor(time.Hour, "end of the spec"))
 	for _, gvr := range disarmed {
 		resource := dynamicClient.Resource(gvr).Namespace(name)
-		list := framework.Must(resource.List(ctx, metav1.ListOptions{}))
-		for _, object := range list.Items {
+		for _, object := range framework.Must(resource.List(ctx, metav1.ListOptions{})).Items {
 			labels := object.GetLabels()
 			if labels[labelDeletionProtection] == "" && labels[labelExplicitDeletion] == "" {
 				continue
@@ -151,8 +150,7 @@ func newPod(name string, labels map[string]string) *corev1.Pod {
 // createPod creates a pod as the administrator and waits until it is Ready.
 func createPod(ctx context.Context, namespace string, pod *corev1.Pod) *corev1.Pod {
 	GinkgoHelper()
-	created := framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{}))
-	return awaitPodReady(ctx, namespace, created.Name)
+	return awaitPodReady(ctx, namespace, framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})).Name)
 }
 
 // awaitPodReady waits until a pod is Ready and returns it.

@@ -201,8 +201,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		By("freezing both replicas, as a network that drops packets does to them")
 		signalWebhook := func(ctx context.Context, signal syscall.Signal) {
 			for _, pod := range webhookPods(ctx) {
-				containers := framework.Must(containersOf(ctx, pod.UID))
-				for _, container := range containers {
+				for _, container := range framework.Must(containersOf(ctx, pod.UID)) {
 					Expect(container.Process.Signal(signal)).To(Succeed())
 				}
 			}
@@ -247,9 +246,8 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		}
 		asked := time.Now()
 		ordinary.kubectl(ctx, "scale", "deployment/rolled", "-n", namespace, "--replicas=0").ExpectDone()
-		Eventually(ctx, func() ([]corev1.Pod, error) {
-			list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=rolled"})
-			return list.Items, err
+		Eventually(ctx, func(g Gomega) []corev1.Pod {
+			return framework.Try(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=rolled"})).In(g).Items
 		}).WithTimeout(podStart).Should(BeEmpty())
 		framework.Progress("webhook without an answer: a scale-down of protected pods took %.1f s", time.Since(asked).Seconds())
 	}, SpecTimeout(clusterStart))

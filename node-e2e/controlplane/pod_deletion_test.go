@@ -88,8 +88,7 @@ func awaitAllowed(ctx context.Context, namespace, name string, allowed int) {
 // how many pods of web are not.
 func terminatingPods(ctx context.Context, namespace string) (terminating []string, others int) {
 	GinkgoHelper()
-	pods := framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"}))
-	for _, pod := range pods.Items {
+	for _, pod := range framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"})).Items {
 		if pod.DeletionTimestamp != nil {
 			terminating = append(terminating, pod.Name)
 		} else {
@@ -275,9 +274,8 @@ var _ = Describe("deletion of protected pods", func() {
 		}
 		budget := framework.NewBudget("web", "web", 2)
 		createBudget(ctx, namespace, budget, 0)
-		Eventually(ctx, func() (int32, error) {
-			budget, err := client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})
-			return budget.Status.CurrentHealthy, err
+		Eventually(ctx, func(g Gomega) int32 {
+			return framework.Try(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})).In(g).Status.CurrentHealthy
 		}).WithTimeout(budgetCount).Should(BeEquivalentTo(1), "healthy pods in the budget's count")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("needs 2 healthy pods and has 1"))
 		patch := []byte(`{"spec":{"unhealthyPodEvictionPolicy":"AlwaysAllow"}}`)
@@ -436,8 +434,7 @@ var _ = Describe("deletion of protected pods", func() {
 		resource := dynamicClient.Resource(gvr).Namespace(namespace)
 		framework.Must(resource.Create(ctx, object, metav1.CreateOptions{}))
 		of := func(ctx context.Context) []corev1.Pod {
-			list := framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"}))
-			return list.Items
+			return framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=web"})).Items
 		}
 		DeferCleanup(func(ctx SpecContext) {
 			Expect(resource.Delete(ctx, object.GetName(), metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationOrphan)})).To(Succeed())
@@ -588,8 +585,7 @@ var _ = Describe("deletion of protected pods", func() {
 			framework.Try(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})).In(g)
 		}).WithTimeout(controllerQuiet).Should(Succeed())
 		By("having written the record of the one that went at once")
-		record := framework.Must(getRecord(ctx, lost.UID))
-		Expect(record.Spec.RequestedBy).To(Equal(controller("namespace-controller").name))
+		Expect(framework.Must(getRecord(ctx, lost.UID)).Spec.RequestedBy).To(Equal(controller("namespace-controller").name))
 		Eventually(ctx, func() error {
 			return framework.ErrorOf(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
 		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
@@ -622,9 +618,8 @@ var _ = Describe("deletion of protected pods", func() {
 			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
 		}
 		// A delete is first reviewed with the object of the API server's cache.
-		Eventually(ctx, func() (corev1.PodPhase, error) {
-			pod, err := client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{ResourceVersion: "0"})
-			return pod.Status.Phase, err
+		Eventually(ctx, func(g Gomega) corev1.PodPhase {
+			return framework.Try(client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{ResourceVersion: "0"})).In(g).Status.Phase
 		}).WithTimeout(controllerReaction).Should(Equal(corev1.PodFailed), "phase of web-0 in the cache")
 		before := decisions(ctx, admission.PodDeletionRecord)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
@@ -688,8 +683,7 @@ var _ = Describe("deletion of protected pods", func() {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
 		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 1)
 		Expect(evict(ctx, namespace, "web-0", metav1.NewDeleteOptions(0))).To(Succeed())
-		record := framework.Must(getRecord(ctx, created[0].UID))
-		Expect(record.Spec.Reason).To(Equal("evicted with grace period 0"))
+		Expect(framework.Must(getRecord(ctx, created[0].UID)).Spec.Reason).To(Equal("evicted with grace period 0"))
 		Expect(evict(ctx, namespace, "web-1", metav1.NewDeleteOptions(0))).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
 		Expect(framework.ErrorOf(getRecord(ctx, created[1].UID))).To(MatchError(apierrors.IsNotFound, "is not found"))
 	})

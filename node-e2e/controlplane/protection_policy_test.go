@@ -104,12 +104,8 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		finished.Spec.RestartPolicy = corev1.RestartPolicyNever
 		finished.Spec.Containers[0].Args = []string{"--listen=false", "--run-for=1ms"}
 		framework.Must(client.CoreV1().Pods(namespace).Create(ctx, finished, metav1.CreateOptions{}))
-		Eventually(ctx, func() (corev1.PodPhase, error) {
-			pod, err := client.CoreV1().Pods(namespace).Get(ctx, "finished", metav1.GetOptions{})
-			if err != nil {
-				return "", err
-			}
-			return pod.Status.Phase, nil
+		Eventually(ctx, func(g Gomega) corev1.PodPhase {
+			return framework.Try(client.CoreV1().Pods(namespace).Get(ctx, "finished", metav1.GetOptions{})).In(g).Status.Phase
 		}).WithTimeout(podStart).Should(Equal(corev1.PodSucceeded))
 		_, err = pods.Patch(ctx, "finished", types.MergePatchType, label("null"), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "a pod that has finished")

@@ -94,8 +94,7 @@ var _ = Describe("the role kubelet-guard-protector", Label(labelPolicies), func(
 		By("finding it by its node, as the node does")
 		node := nodeUser("node-a").dynamic().Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions"))
 		for name, want := range map[string]int{"node-a": 1, "node-b": 0} {
-			list := framework.Must(node.List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name, ResourceVersion: ""}))
-			Expect(list.Items).To(HaveLen(want), name)
+			Expect(framework.Must(node.List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name, ResourceVersion: ""})).Items).To(HaveLen(want), name)
 		}
 		By("not changing it")
 		Expect(framework.ErrorOf(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Patch(ctx, "11111111-2222-3333-4444-555555555555", types.MergePatchType, []byte(`{"spec":{"nodeName":"node-b"}}`), metav1.PatchOptions{}))).To(MatchError(apierrors.IsInvalid, "is invalid"))

@@ -77,8 +77,7 @@ func createSilentNode(ctx context.Context, labels map[string]string) string {
 		}, heartbeat)
 	}()
 	Eventually(ctx, func(g Gomega) {
-		node := framework.Try(nodes.Get(ctx, node.Name, metav1.GetOptions{})).In(g)
-		g.Expect(node.Spec.Taints).To(BeEmpty(), "taints")
+		g.Expect(framework.Try(nodes.Get(ctx, node.Name, metav1.GetOptions{})).In(g).Spec.Taints).To(BeEmpty(), "taints")
 	}).WithTimeout(podStart).Should(Succeed(), "node %s to be usable", node.Name)
 	return node.Name
 }

@@ -114,12 +114,8 @@ var _ = Describe("operation windows", func() {
 
 		By("the field that may change outside, directly and through /scale, and the controllers go on")
 		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
-		Eventually(ctx, func() (int32, error) {
-			read, err := deployments.Get(ctx, "web", metav1.GetOptions{})
-			if err != nil {
-				return 0, err
-			}
-			return read.Status.AvailableReplicas, nil
+		Eventually(ctx, func(g Gomega) int32 {
+			return framework.Try(deployments.Get(ctx, "web", metav1.GetOptions{})).In(g).Status.AvailableReplicas
 		}).WithTimeout(podStart).Should(BeEquivalentTo(2), "available replicas after the change")
 
 		status := windowStatus(ctx, Default, namespace, "nightly")
@@ -216,8 +212,7 @@ var _ = Describe("operation windows", func() {
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
 		command := "kubectl label namespace " + namespace + " kubelet-guard.io/operation-windows=enforced"
 		file := window("nightly", daily(2*time.Hour, 3*time.Hour))
-		text := framework.Must(yaml.Marshal(file.Object))
-		created := kubectlInput(ctx, string(text), "create", "-n", namespace, "-f", "-").ExpectDone()
+		created := kubectlInput(ctx, string(framework.Must(yaml.Marshal(file.Object))), "create", "-n", namespace, "-f", "-").ExpectDone()
 		Expect(created.Stderr).To(And(HavePrefix("Warning:"), ContainSubstring(command)))
 		Eventually(ctx, func(g Gomega) {
 			effective := meta.FindStatusCondition(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)
@@ -263,12 +258,8 @@ var _ = Describe("operation windows in an outage of the webhook", Label(labelOut
 		By("controllers in the namespace that chose them: a pod is replaced, a new Deployment comes up")
 		ordinary.kubectl(ctx, "delete", "pods", "-n", chosen, "-l", "app=web").ExpectDone()
 		createDeployment(ctx, chosen, newDeployment("new", 1, nil))
-		Eventually(ctx, func() (int32, error) {
-			read, err := client.AppsV1().Deployments(chosen).Get(ctx, "web", metav1.GetOptions{})
-			if err != nil {
-				return 0, err
-			}
-			return read.Status.AvailableReplicas, nil
+		Eventually(ctx, func(g Gomega) int32 {
+			return framework.Try(client.AppsV1().Deployments(chosen).Get(ctx, "web", metav1.GetOptions{})).In(g).Status.AvailableReplicas
 		}).WithTimeout(podStart).Should(BeEquivalentTo(1), "the replaced pod")
 		By("the way out without the webhook")
 		ordinary.kubectl(ctx, "label", "namespace", chosen, guardv1alpha1.OperationWindowsLabel+"-").ExpectDone()

@@ -69,8 +69,7 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 		disconnect(ctx, workers()...)
 		cut := time.Now()
 		// Neither kubelet can have heard of anything that is later than this.
-		list := framework.Must(client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{}))
-		heard := list.ResourceVersion
+		heard := framework.Must(client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})).ResourceVersion
 
 		By("giving them up: kubectl cordon, and kubectl delete --force of their pods")
 		setCordon(ctx, true, workers()...)

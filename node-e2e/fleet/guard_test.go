@@ -62,8 +62,7 @@ func (s *scene) expectNothingHeld(ctx context.Context) {
 		if !node.Guarded() {
 			continue
 		}
-		list := framework.Must(guardPods(ctx, node))
-		for _, pod := range list.Items {
+		for _, pod := range framework.Must(guardPods(ctx, node)).Items {
 			if pod.Namespace == s.namespace {
 				Expect(pod.Holds).To(BeEmpty(), "holds of pod %s on %s", pod.Name, node.Name())
 			}

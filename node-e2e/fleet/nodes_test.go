@@ -47,8 +47,7 @@ func awaitUnreachable(ctx context.Context, nodes ...*kind.Node) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
 		for _, node := range nodes {
-			object := framework.Try(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})).In(g)
-			g.Expect(object.Spec.Taints).To(ContainElement(And(
+			g.Expect(framework.Try(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})).In(g).Spec.Taints).To(ContainElement(And(
 				HaveField("Key", corev1.TaintNodeUnreachable), HaveField("Effect", corev1.TaintEffectNoExecute))), "taints of node %s", node.Name())
 		}
 	}).WithTimeout(nodeLost).Should(Succeed(), "the nodes are unreachable")

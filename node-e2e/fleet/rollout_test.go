@@ -173,8 +173,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			Expect(versionOf(ctx, node)).To(Equal(stock), "the kubelet of %s", node.Name())
 			paths := strings.Join([]string{rollout.InstallDir, rollout.ConfigDir, rollout.StateDir, rollout.DropIn}, " ")
 			Expect(node.Exec(ctx, "sh", "-c", "ls -d "+paths+" 2>/dev/null || true")).To(BeEmpty(), "on %s", node.Name())
-			object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
-			Expect(object.Annotations).NotTo(HaveKey(rollout.ReportAnnotation))
+			Expect(framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})).Annotations).NotTo(HaveKey(rollout.ReportAnnotation))
 		}
 		expectRunning(Default, ctx, pods...)
 	}, SpecTimeout(rolloutTime))
@@ -291,8 +290,7 @@ var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", L
 			Expect(list.Items[i].Spec.Template.Spec.Affinity).To(Equal(wanted.Spec.Template.Spec.Affinity))
 		}
 
-		sets := framework.Must(client.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{}))
-		Expect(sets.Items).To(BeEmpty(), "nothing was made")
+		Expect(framework.Must(client.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{})).Items).To(BeEmpty(), "nothing was made")
 	}, SpecTimeout(specTimeout))
 })
 
@@ -326,14 +324,12 @@ func prepareRollouts(ctx context.Context, pools ...string) {
 
 func versionOf(ctx context.Context, node *kind.Node) string {
 	GinkgoHelper()
-	object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
-	return object.Status.NodeInfo.KubeletVersion
+	return framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})).Status.NodeInfo.KubeletVersion
 }
 
 func reportOf(ctx context.Context, node *kind.Node) *rollout.Report {
 	GinkgoHelper()
-	object := framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))
-	report := framework.Must(rollout.ReportOf(object))
+	report := framework.Must(rollout.ReportOf(framework.Must(client.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{}))))
 	Expect(report).NotTo(BeNil(), "the report of %s", node.Name())
 	return report
 }
@@ -343,8 +339,7 @@ func expectRolledOut(ctx context.Context, nodes []*kind.Node, version string, mo
 	GinkgoHelper()
 	for _, node := range nodes {
 		Expect(versionOf(ctx, node)).To(Equal(version), "the kubelet of %s", node.Name())
-		list := framework.Must(guardPods(ctx, node))
-		Expect(list.Mode).To(Equal(mode), "the guard of %s", node.Name())
+		Expect(framework.Must(guardPods(ctx, node)).Mode).To(Equal(mode), "the guard of %s", node.Name())
 		report := reportOf(ctx, node)
 		Expect(report.Phase).To(Equal(rollout.Done), "%s: %s", node.Name(), report.Message)
 		Expect(report.Now.Version).To(Equal(version))

@@ -104,8 +104,7 @@ func (c *chaosRun) run(ctx context.Context) {
 		}
 		framework.Progress("chaos: %s, %d lives of the kubelet in %.0f s", c, c.round+1, time.Since(c.started).Seconds())
 	}()
-	info := framework.Must(os.Stat(provider.Node().Kubelet().LogPath()))
-	c.logStart = info.Size()
+	c.logStart = framework.Must(os.Stat(provider.Node().Kubelet().LogPath())).Size()
 	stopKubelet(ctx)
 	for n, r := range c.plan.rounds {
 		c.round = n
@@ -281,8 +280,7 @@ func (c *chaosRun) look(g Gomega, ctx context.Context) sighting {
 		containers: map[types.UID]testnode.Container{}, objects: map[types.UID]*corev1.Pod{},
 		guarded: map[types.UID]*guard.PodState{},
 	}
-	running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
-	for _, container := range running {
+	for _, container := range framework.Try(provider.Node().Runtime().Containers(ctx)).In(g) {
 		if container.PodNamespace == c.namespace {
 			s.containers[types.UID(container.PodUID)] = container
 		}
@@ -504,8 +502,7 @@ func (c *chaosRun) linesInLog(texts ...string) []string {
 
 // releaseAll lets pods end that a failed run left without an object.
 func (c *chaosRun) releaseAll(ctx SpecContext) {
-	running := framework.Must(provider.Node().Runtime().Containers(ctx))
-	for _, container := range running {
+	for _, container := range framework.Must(provider.Node().Runtime().Containers(ctx)) {
 		if container.PodNamespace != c.namespace {
 			continue
 		}

@@ -135,15 +135,13 @@ var _ = Describe("Guard metrics", Label(labelGuarded), func() {
 		Expect(mustReadMetrics(ctx).Sum(protectedPods)).To(BeZero(), protectedPods)
 		pods := s.run(ctx, s.newPod("protected", protected), s.newPod("unprotected"))
 		Eventually(func(g Gomega) {
-			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.Sum(protectedPods)).To(BeEquivalentTo(1), protectedPods)
+			g.Expect(framework.Try(readMetrics(ctx)).In(g).Sum(protectedPods)).To(BeEquivalentTo(1), protectedPods)
 			expectState(g, ctx, pods[0], guard.Protected)
 			g.Expect(guardPod(ctx, pods[1].uid)).To(BeNil(), "the unprotected pod in %s", guard.PodsPath)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 		s.hold(ctx, pods[0])
 		Eventually(func(g Gomega) {
-			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.Sum(oldestHold)).To(BeNumerically(">=", 1), oldestHold)
+			g.Expect(framework.Try(readMetrics(ctx)).In(g).Sum(oldestHold)).To(BeNumerically(">=", 1), oldestHold)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 		s.deleteExplicitly(ctx, pods[0])
 		Eventually(func(g Gomega) {

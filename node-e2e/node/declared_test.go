@@ -40,8 +40,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 		s.exit(ctx, pod.name, 0)
 		pod.awaitDeath(ctx, time.Now(), killTimeout)
 		startKubelet(ctx, unchanged)
-		object := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{}))
-		s.awaitPhase(ctx, object, corev1.PodSucceeded)
+		s.awaitPhase(ctx, framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})), corev1.PodSucceeded)
 	})
 
 	It("restarts a container that fails (restartPolicy OnFailure)", func(ctx SpecContext) {

@@ -247,14 +247,12 @@ func occurrences(event corev1.Event) int {
 
 // expectHeldCondition checks that the API shows the pod as held for the causes.
 func (s *scene) expectHeldCondition(g Gomega, ctx context.Context, pod *subject, causes []guard.Cause) {
-	object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
-	framework.ExpectKillRefused(g, object, causes...)
+	framework.ExpectKillRefused(g, framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g), causes...)
 }
 
 // expectNodeCondition checks a node's condition HoldingPods.
 func expectNodeCondition(g Gomega, ctx context.Context, name string, want corev1.ConditionStatus) {
-	node := framework.Try(client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})).In(g)
-	_, condition := nodeutil.GetNodeCondition(&node.Status, guard.NodeHoldingPods)
+	_, condition := nodeutil.GetNodeCondition(&framework.Try(client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})).In(g).Status, guard.NodeHoldingPods)
 	g.Expect(condition).NotTo(BeNil(), "the node has a condition %s", guard.NodeHoldingPods)
 	g.Expect(condition.Status).To(Equal(want), "condition %s of the node: %s", guard.NodeHoldingPods, condition.Message)
 }

@@ -229,8 +229,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 
 	Consistently(func(g Gomega) {
 		pod.expectAlive(g)
-		metrics := framework.Try(readMetrics(ctx)).In(g)
-		g.Expect(increase(before, metrics.ByCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
+		g.Expect(increase(before, framework.Try(readMetrics(ctx)).In(g).ByCause(refusedKills))).To(Equal(want), "increase of %s", refusedKills)
 		s.expectEvents(g, ctx, pod, i)
 		switch {
 		case i.vanished:
@@ -247,8 +246,7 @@ func (i incident) expectKept(ctx context.Context, s *scene, pod *subject, before
 // probe of its own. A container younger than settling is shown as ready at first, and
 // then as not ready until that probe.
 func expectProbed(g Gomega, ctx context.Context, pod *subject) {
-	metrics := framework.Try(readMetricsAt(ctx, "/metrics/probes")).In(g)
-	probed := slices.ContainsFunc(metrics["prober_probe_total"].GetMetric(), func(metric *dto.Metric) bool {
+	probed := slices.ContainsFunc(framework.Try(readMetricsAt(ctx, "/metrics/probes")).In(g)["prober_probe_total"].GetMetric(), func(metric *dto.Metric) bool {
 		labels := map[string]string{}
 		for _, label := range metric.GetLabel() {
 			labels[label.GetName()] = label.GetValue()

@@ -477,8 +477,7 @@ func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 	Eventually(func(g Gomega) {
 		_, err := client.CoreV1().Pods(s.namespace).Get(ctx, mirror, metav1.GetOptions{})
 		g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "mirror pod %s: %v", mirror, err)
-		running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
-		for _, c := range running {
+		for _, c := range framework.Try(provider.Node().Runtime().Containers(ctx)).In(g) {
 			g.Expect(c.PodName).NotTo(Equal(mirror), "container %s of static pod %s still runs", c.Name, pod)
 		}
 	}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "static pod %s is gone", pod)

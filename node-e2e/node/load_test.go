@@ -117,14 +117,12 @@ func (l *load) releaseAll(ctx SpecContext) {
 		Expect(writeRelease(pod.uid)).To(Succeed(), "write the release file of pod %s", pod)
 	}
 	Eventually(func(g Gomega) {
-		running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
-		for _, c := range running {
+		for _, c := range framework.Try(provider.Node().Runtime().Containers(ctx)).In(g) {
 			g.Expect(c.PodNamespace).NotTo(Equal(l.namespace), "container %s of pod %s still runs", c.Name, c.PodName)
 		}
 		// A kubelet that starts while a hundred cgroups of ended containers are there takes
 		// seconds for each (cAdvisor).
-		list := framework.Try(readGuardPods(ctx)).In(g)
-		g.Expect(list.Items).To(BeEmpty(), "pods that the guard has not forgotten")
+		g.Expect(framework.Try(readGuardPods(ctx)).In(g).Items).To(BeEmpty(), "pods that the guard has not forgotten")
 	}).WithContext(ctx).WithPolling(2 * time.Second).WithTimeout(loadPodStart).Should(Succeed())
 }
 

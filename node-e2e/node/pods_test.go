@@ -85,8 +85,7 @@ func newScene(ctx context.Context) *scene {
 func (s *scene) remove(ctx SpecContext) {
 	Eventually(func(g Gomega) {
 		framework.DeletePods(g, ctx, client, s.namespace)
-		running := framework.Try(provider.Node().Runtime().Containers(ctx)).In(g)
-		for _, c := range running {
+		for _, c := range framework.Try(provider.Node().Runtime().Containers(ctx)).In(g) {
 			g.Expect(c.PodNamespace).NotTo(Equal(s.namespace), "container %s of pod %s still runs", c.Name, c.PodName)
 		}
 	}).WithContext(ctx).WithTimeout(time.Minute).Should(Succeed(), "the node is left as it was found")

@@ -98,8 +98,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 			pod.awaitDeath(ctx, since, killTimeout)
 		}
 		for _, pod := range []*subject{completed, reported} {
-			object := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{}))
-			s.awaitPhase(ctx, object, corev1.PodSucceeded)
+			s.awaitPhase(ctx, framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})), corev1.PodSucceeded)
 		}
 		Expect(containersOf(ctx, finalized.uid)).To(BeEmpty(), "running containers of pod %s", finalized)
 		s.removeFinalizer(ctx, finalized)

@@ -76,8 +76,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 			for _, name := range shared {
 				s.expectWaiting(g, ctx, successors[name], held[name])
 			}
-			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.Sum(waitingPods)).To(BeEquivalentTo(len(shared)), waitingPods)
+			g.Expect(framework.Try(readMetrics(ctx)).In(g).Sum(waitingPods)).To(BeEquivalentTo(len(shared)), waitingPods)
 		}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the successors that share something wait")
 		Consistently(func(g Gomega) {
 			for _, name := range shared {
@@ -100,8 +99,7 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 			framework.Progress("successor with the same %s: ready %.1f s after the end of the held pod", name, time.Since(held[name].death.at).Seconds())
 		}
 		Eventually(func(g Gomega) {
-			metrics := framework.Try(readMetrics(ctx)).In(g)
-			g.Expect(metrics.Sum(waitingPods)).To(BeZero(), waitingPods)
+			g.Expect(framework.Try(readMetrics(ctx)).In(g).Sum(waitingPods)).To(BeZero(), waitingPods)
 			for _, name := range shared {
 				object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
 				if condition := testnode.PodCondition(object, guard.PodWaitingForHeldPod); condition != nil {
@@ -123,8 +121,7 @@ func (s *scene) expectWaiting(g Gomega, ctx context.Context, pod, held *subject)
 		g.Expect(waiting.Shares).NotTo(BeEmpty(), "what pod %s/%s waits for", waiting.Namespace, waiting.Name)
 	}
 	g.Expect(heldBy).To(HaveKeyWithValue(pod.uid, held.uid), "pods that wait in %s", guard.PodsPath)
-	object := framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g)
-	condition := testnode.PodCondition(object, guard.PodWaitingForHeldPod)
+	condition := testnode.PodCondition(framework.Try(client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})).In(g), guard.PodWaitingForHeldPod)
 	g.Expect(condition).NotTo(BeNil(), "pod %s has a condition %s", pod, guard.PodWaitingForHeldPod)
 	g.Expect(condition.Status).To(Equal(corev1.ConditionTrue), "condition %s of pod %s", guard.PodWaitingForHeldPod, pod)
 	g.Expect(condition.Message).To(ContainSubstring(string(held.uid)), "message of condition %s of pod %s", guard.PodWaitingForHeldPod, pod)

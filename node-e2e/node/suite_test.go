@@ -212,8 +212,7 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	config.QPS, config.Burst = 200, 400
 	DeferCleanup(func(ctx SpecContext) { takeFailures(ctx).expectNone() }, NodeTimeout(kubeletStart))
 	client = framework.Must(kubernetes.NewForConfig(config))
-	node := framework.Must(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{}))
-	kubeletVersion = node.Status.NodeInfo.KubeletVersion
+	kubeletVersion = framework.Must(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})).Status.NodeInfo.KubeletVersion
 	AddReportEntry(kubeletVersionEntry, ReportEntryVisibilityNever, kubeletVersion)
 	framework.Progress("node %s is Ready after %.0f s, kubelet %s", provider.Node().Name(), time.Since(started).Seconds(), kubeletVersion)
 }, NodeTimeout(clusterStart))
