@@ -14,8 +14,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/mod/semver"
 )
 
 // buildTags are those of upstream's own builds, plus the ones that keep test
@@ -74,21 +72,13 @@ func (r Repo) Build(ctx context.Context, u Upstream, goarch string, binaries []B
 }
 
 func (r Repo) buildOne(ctx context.Context, u Upstream, goarch string, b Binary, result string, out io.Writer) error {
-	src, err := r.source(u, b.Tree)
-	if err != nil {
-		return err
-	}
-	tree, release, err := r.hold(ctx, src, out)
+	src, tree, release, err := r.holdTree(ctx, u, b.Tree, out)
 	if err != nil {
 		return err
 	}
 	defer release()
-	flags, err := r.linkerFlags(src)
-	if err != nil {
-		return err
-	}
 	start := time.Now()
-	if err := r.build(ctx, upstreamProgram(tree, goarch, flags, b.Package, result), out); err != nil {
+	if err := r.build(ctx, upstreamProgram(tree, goarch, src.linkerFlags(), b.Package, result), out); err != nil {
 		return err
 	}
 	if goarch == runtime.GOARCH && (b == Kubelet || b == StockKubelet) {
@@ -96,7 +86,7 @@ func (r Repo) buildOne(ctx context.Context, u Upstream, goarch string, b Binary,
 			return err
 		}
 	}
-	fmt.Fprintf(out, "%s: %s (%.0f s)\n", r.rel(result), r.version(u, b.Tree), time.Since(start).Seconds())
+	fmt.Fprintf(out, "%s: %s (%.0f s)\n", r.rel(result), src.version(), time.Since(start).Seconds())
 	return nil
 }
 
@@ -117,11 +107,7 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 	}
 	defer os.RemoveAll(elsewhere)
 	for _, b := range binaries {
-		src, err := r.source(u, b.Tree)
-		if err != nil {
-			return err
-		}
-		tree, release, err := r.hold(ctx, src, out)
+		src, tree, release, err := r.holdTree(ctx, u, b.Tree, out)
 		if err != nil {
 			return err
 		}
@@ -129,18 +115,14 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 		if err := os.RemoveAll(copied); err != nil {
 			return err
 		}
-		err = copyTree(ctx, tree, copied)
+		err = copyTree(tree, copied)
 		release()
-		if err != nil {
-			return err
-		}
-		flags, err := r.linkerFlags(src)
 		if err != nil {
 			return err
 		}
 		result := filepath.Join(elsewhere, b.Name)
 		fmt.Fprintf(out, "Building %s again in %s with an empty cache\n", b.Name, copied)
-		p := upstreamProgram(copied, goarch, flags, b.Package, result)
+		p := upstreamProgram(copied, goarch, src.linkerFlags(), b.Package, result)
 		p.env = []string{"GOCACHE=" + filepath.Join(elsewhere, "cache")}
 		if err := (Repo{Root: elsewhere}).build(ctx, p, out); err != nil {
 			return err
@@ -162,28 +144,24 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 }
 
 // version returns the version string that programs of a tree report.
-func (r Repo) version(u Upstream, t Tree) string {
-	if t == Guarded {
-		return GuardedVersion(u.Version)
+func (s source) version() string {
+	if s.tree == Guarded {
+		return GuardedVersion(s.upstream.Version)
 	}
-	return u.Version
+	return s.upstream.Version
 }
 
 // linkerFlags strip the binary and set its version. The archive has placeholders
 // where a git checkout has its commit, and there is no commit to name: the field
 // carries the fingerprint of the sources instead, so that two binaries with equal
 // version and different sources can be distinguished.
-func (r Repo) linkerFlags(s source) (string, error) {
-	u := s.upstream
-	numbers := strings.Split(strings.TrimPrefix(semver.MajorMinor(u.Version), "v"), ".")
-	if len(numbers) != 2 {
-		return "", fmt.Errorf("%s: version %q has no minor number", u.file, u.Version)
-	}
+func (s source) linkerFlags() string {
+	major, minor, _ := strings.Cut(strings.TrimPrefix(s.upstream.Minor(), "v"), ".")
 	flags := []string{"-s", "-w"}
 	for _, v := range [][2]string{
-		{"gitVersion", r.version(u, s.tree)},
-		{"gitMajor", numbers[0]},
-		{"gitMinor", numbers[1]},
+		{"gitVersion", s.version()},
+		{"gitMajor", major},
+		{"gitMinor", minor},
 		{"gitCommit", s.programs()[:40]},
 		{"gitTreeState", "archive"},
 		{"buildDate", "1970-01-01T00:00:00Z"},
@@ -192,7 +170,7 @@ func (r Repo) linkerFlags(s source) (string, error) {
 			flags = append(flags, "-X", pkg+"."+v[0]+"="+v[1])
 		}
 	}
-	return strings.Join(flags, " "), nil
+	return strings.Join(flags, " ")
 }
 
 // programs identifies the sources of a tree's programs. Tests are not among them.
@@ -241,7 +219,7 @@ func (r Repo) build(ctx context.Context, p program, out io.Writer) error {
 		return err
 	}
 	return r.cache().put(ctx, "programs", key, out, func(dir string) error {
-		return copyFile(p.result, filepath.Join(dir, name))
+		return copyFile(p.result, filepath.Join(dir, name), 0o644)
 	})
 }
 
@@ -298,20 +276,10 @@ func linkInto(from, to string) error {
 	if b, err := os.Stat(to); err == nil && os.SameFile(a, b) {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	tmp := to + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.Link(from, tmp); err != nil {
-		if err := copyFile(from, tmp); err != nil {
-			return err
+	return replaceFile(to, func(tmp string) error {
+		if os.Link(from, tmp) == nil {
+			return nil
 		}
-		if err := os.Chmod(tmp, 0o755); err != nil {
-			return err
-		}
-	}
-	return os.Rename(tmp, to)
+		return copyFile(from, tmp, 0o755)
+	})
 }

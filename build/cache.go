@@ -106,17 +106,9 @@ func (c cache) take(ctx context.Context, kind, key, name, to string, out io.Writ
 		fmt.Fprintf(out, "%s is damaged: %v\n", place, err)
 		return nil
 	}
-	tmp := to + ".new"
-	defer os.Remove(tmp)
-	err = copyFile(filepath.Join(place, "content", name), tmp)
+	err = replaceFile(to, func(tmp string) error { return copyFile(filepath.Join(place, "content", name), tmp, 0o755) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // Another run is just replacing the entry.
-	}
-	if err == nil {
-		err = os.Chmod(tmp, 0o755)
-	}
-	if err == nil {
-		err = os.Rename(tmp, to)
 	}
 	if err != nil {
 		return err

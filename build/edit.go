@@ -190,7 +190,7 @@ func (e EditTree) complete(now, before Series, allowFewer bool) error {
 	}
 	var missing []string
 	for _, p := range before.Patches {
-		if !slices.ContainsFunc(now.Patches, func(q Patch) bool { return q.Name == p.Name }) {
+		if !now.has(p.Name) {
 			missing = append(missing, p.Name)
 		}
 	}
@@ -254,7 +254,7 @@ func (e EditTree) exportAdded(ctx context.Context) error {
 	for _, name := range changed {
 		data, missing := os.ReadFile(e.file(name))
 		if missing == nil {
-			_, err = writeFile(e.home(name), data, 0o644)
+			_, err = writeFile(e.home(name), data)
 		} else {
 			err = os.Remove(e.home(name))
 		}
@@ -287,7 +287,7 @@ func (e EditTree) Sync(ctx context.Context) error {
 		if data == nil {
 			err = os.Remove(e.file(name))
 		} else {
-			_, err = writeFile(e.file(name), data, 0o644)
+			_, err = writeFile(e.file(name), data)
 		}
 		if err != nil {
 			return err

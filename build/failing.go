@@ -26,19 +26,12 @@ const flagAnchor = "func (f *KubeletFlags) AddFlags(mainfs *pflag.FlagSet) {\n\t
 // the stock kubelet under the version of the guarded one: what comes of a build in which
 // the patches were forgotten. Progress is written to out.
 func (r Repo) BuildFailing(ctx context.Context, u Upstream, out io.Writer) error {
-	src, err := r.source(u, Stock)
-	if err != nil {
-		return err
-	}
-	tree, release, err := r.hold(ctx, src, out)
+	src, tree, release, err := r.holdTree(ctx, u, Stock, out)
 	if err != nil {
 		return err
 	}
 	defer release()
-	flags, err := r.linkerFlags(src)
-	if err != nil {
-		return err
-	}
+	flags := src.linkerFlags()
 	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
 		flags += " -X " + pkg + ".gitVersion=" + GuardedVersion(u.Version) // the last one counts
 	}

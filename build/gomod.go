@@ -75,7 +75,7 @@ func (r Repo) Pin(ctx context.Context, u Upstream, out io.Writer) error {
 	}
 	for name, data := range modules {
 		file := filepath.Join(r.patchDir(u), name)
-		changed, err := writeFile(file, data, 0o644)
+		changed, err := writeFile(file, data)
 		if err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func (r Repo) resolveModules(ctx context.Context, u Upstream, src string, out io
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	if err := copyTree(ctx, src, dir); err != nil {
+	if err := copyTree(src, dir); err != nil {
 		return nil, err
 	}
 	data, err := os.ReadFile(filepath.Join(src, "go.mod"))
@@ -107,7 +107,7 @@ func (r Repo) resolveModules(ctx context.Context, u Upstream, src string, out io
 	if err != nil {
 		return nil, fmt.Errorf("%s@%s: %w", u.Module, u.Version, err)
 	}
-	if _, err := writeFile(filepath.Join(dir, "go.mod"), data, 0o644); err != nil {
+	if _, err := writeFile(filepath.Join(dir, "go.mod"), data); err != nil {
 		return nil, err
 	}
 	for _, arch := range []string{"amd64", "arm64"} {

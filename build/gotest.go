@@ -80,7 +80,7 @@ func (r testRun) failures() []testID {
 	}
 	for _, pkg := range r.Packages() {
 		// By a panic, an exit or the timeout: a run that finished prints FAIL on a line.
-		if r.Package(pkg).Result() == testjson.ActionFail && !strings.Contains("\n"+packageOutput(r.Execution, pkg), "\nFAIL\n") {
+		if r.Package(pkg).Result() == testjson.ActionFail && !strings.Contains("\n"+r.packageOutput(pkg), "\nFAIL\n") {
 			failed = append(failed, testID{pkg, ""})
 		}
 	}
@@ -91,14 +91,14 @@ func (r testRun) failures() []testID {
 // output returns what a failed test wrote, or its package and the compiler.
 func (r testRun) output(id testID) string {
 	if id.Test == "" {
-		return strings.Join(r.Errors(), "") + packageOutput(r.Execution, id.Package)
+		return strings.Join(r.Errors(), "") + r.packageOutput(id.Package)
 	}
 	return strings.Join(r.OutputLines(r.Package(id.Package).LastFailedByName(id.Test)), "")
 }
 
 // packageOutput returns what a package wrote outside its tests.
-func packageOutput(e *testjson.Execution, pkg string) string {
-	return strings.Join(e.OutputLines(testjson.TestCase{Package: pkg}), "")
+func (r testRun) packageOutput(pkg string) string {
+	return strings.Join(r.OutputLines(testjson.TestCase{Package: pkg}), "")
 }
 
 // counts returns the number of tests and subtests by result.
@@ -110,38 +110,21 @@ func (r testRun) counts() (passed, failed, skipped int) {
 	return count[testjson.ActionPass], count[testjson.ActionFail], count[testjson.ActionSkip]
 }
 
-// progress prints a line per finished package.
+// progress prints a line per finished package, and collects what is no event.
 type progress struct {
-	// out is where the lines go; nil prints none.
-	out            io.Writer
-	packages, done int
-	// failed is set when a package failed, stray is what is no event.
+	testjson.EventFormatter
 	failed bool
 	stray  strings.Builder
 }
 
+func newProgress(out io.Writer) *progress {
+	return &progress{EventFormatter: testjson.NewEventFormatter(out, "pkgname", testjson.FormatOptions{Icons: "text"})}
+}
+
 // Event takes one event in.
 func (p *progress) Event(e testjson.TestEvent, run *testjson.Execution) error {
-	if !e.PackageEvent() || !e.Action.IsTerminal() {
-		return nil
-	}
 	p.failed = p.failed || e.Action == testjson.ActionFail
-	if p.out == nil {
-		return nil
-	}
-	p.done++
-	word := map[testjson.Action]string{testjson.ActionPass: "ok  ", testjson.ActionFail: "FAIL", testjson.ActionSkip: "none"}[e.Action]
-	pkg := run.Package(e.Package)
-	fmt.Fprintf(p.out, "[%*d/%d] %s %-52s %5d tests %6.1f s", len(fmt.Sprint(p.packages)), p.done, p.packages, word, shortPackage(e.Package), pkg.Total, e.Elapsed)
-	switch {
-	case len(pkg.Failed) > 0:
-		fmt.Fprintf(p.out, "  %d failed", len(pkg.Failed))
-	case strings.Contains(packageOutput(run, e.Package), "\t(cached)"):
-		// The go command has the result of the same program with the same inputs.
-		fmt.Fprint(p.out, "  (cached)")
-	}
-	fmt.Fprintln(p.out)
-	return nil
+	return p.Format(e, run)
 }
 
 // Err takes a line in that the go command wrote and that is no event.
@@ -198,9 +181,9 @@ func (r testRunner) packages(ctx context.Context, patterns []string) ([]string, 
 }
 
 // run executes go test and returns all results. It is no error when tests fail. Progress is
-// written to out, unless that is nil.
+// written to out.
 func (r testRunner) run(ctx context.Context, packages, flags []string, out io.Writer) (testRun, error) {
-	e, err := r.add(ctx, nil, packages, flags, &progress{out: out, packages: len(packages)})
+	e, err := r.add(ctx, nil, packages, flags, newProgress(out))
 	if err != nil {
 		return testRun{}, err
 	}
@@ -272,7 +255,7 @@ func (r testRunner) again(ctx context.Context, tests []testID) (still []testID, 
 		if pattern := runPattern(left[:n]); pattern != "" {
 			flags = append(flags, "-run", pattern)
 		}
-		if e, err = r.add(ctx, e, []string{left[0].Package}, flags, &progress{}); err != nil {
+		if e, err = r.add(ctx, e, []string{left[0].Package}, flags, newProgress(io.Discard)); err != nil {
 			return nil, testRun{}, err
 		}
 		left = left[n:]

@@ -124,7 +124,7 @@ func (g git) commitFiles(ctx context.Context, u Upstream, files map[string][]byt
 	}
 	names := slices.Sorted(maps.Keys(files))
 	for _, name := range names {
-		if _, err := writeFile(filepath.Join(g.dir, filepath.FromSlash(name)), files[name], 0o644); err != nil {
+		if _, err := writeFile(filepath.Join(g.dir, filepath.FromSlash(name)), files[name]); err != nil {
 			return err
 		}
 	}

@@ -49,31 +49,25 @@ type FileChange struct {
 }
 
 // Added returns the number of lines that the patch adds.
-func (p Patch) Added() int {
-	n := 0
-	for _, f := range p.Files {
-		n += f.Added
-	}
-	return n
-}
+func (p Patch) Added() int { return p.sum(func(f FileChange) int { return f.Added }) }
 
 // Removed returns the number of lines that the patch removes.
-func (p Patch) Removed() int {
-	n := 0
-	for _, f := range p.Files {
-		n += f.Removed
-	}
-	return n
-}
+func (p Patch) Removed() int { return p.sum(func(f FileChange) int { return f.Removed }) }
 
 // UpstreamLines returns the number of lines added to and removed from files that
 // exist upstream: what a rebase has to carry.
 func (p Patch) UpstreamLines() int {
-	n := 0
-	for _, f := range p.Files {
-		if !f.New {
-			n += f.Added + f.Removed
+	return p.sum(func(f FileChange) int {
+		if f.New {
+			return 0
 		}
+		return f.Added + f.Removed
+	})
+}
+
+func (p Patch) sum(lines func(FileChange) int) (n int) {
+	for _, f := range p.Files {
+		n += lines(f)
 	}
 	return n
 }

@@ -224,11 +224,7 @@ func linesOf(text []string) string {
 // returns. Progress is written to out.
 func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, out io.Writer) ([]Proof, error) {
 	scratch := r.path("_output", "prove", u.Version)
-	src, err := r.source(u, Guarded)
-	if err != nil {
-		return nil, err
-	}
-	dir, release, err := r.hold(ctx, src, out)
+	src, dir, release, err := r.holdTree(ctx, u, Guarded, out)
 	if err != nil {
 		return nil, err
 	}
@@ -246,9 +242,9 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	}); err != nil {
 		return nil, err
 	}
-	tested, err := r.guardTestPackages(u)
-	if err != nil {
-		return nil, err
+	tested := src.hookTestPackages()
+	if len(tested) == 0 {
+		return nil, fmt.Errorf("%s/tests has no tests", r.rel(series.Dir))
 	}
 	if err := os.MkdirAll(scratch, 0o755); err != nil {
 		return nil, err
@@ -286,24 +282,17 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	return proofs, nil
 }
 
-// guardTestPackages returns the patterns of the packages that the in-tree tests
-// are in, sorted.
-func (r Repo) guardTestPackages(u Upstream) ([]string, error) {
-	tests := map[string][]byte{}
-	if err := readTree(filepath.Join(r.patchDir(u), "tests"), "", tests); err != nil {
-		return nil, err
-	}
+// hookTestPackages returns the patterns of the packages that the in-tree tests are in,
+// sorted.
+func (s source) hookTestPackages() []string {
 	var packages []string
-	for name := range tests {
-		if pattern := "./" + path.Dir(name); strings.HasSuffix(name, "_test.go") && !slices.Contains(packages, pattern) {
-			packages = append(packages, pattern)
+	for name := range s.added {
+		if strings.HasSuffix(name, "_test.go") && !inGuard(name) {
+			packages = append(packages, "./"+path.Dir(name))
 		}
 	}
-	if len(packages) == 0 {
-		return nil, fmt.Errorf("%s/tests has no tests", r.rel(r.patchDir(u)))
-	}
-	sort.Strings(packages)
-	return packages, nil
+	slices.Sort(packages)
+	return slices.Compact(packages)
 }
 
 type prover struct {
@@ -321,7 +310,7 @@ func (p prover) check(ctx context.Context, pkg string) error {
 	if p.green[pkg] {
 		return nil
 	}
-	run, err := p.runner.run(ctx, []string{pkg}, []string{"-run", guardTests, "-timeout", proveTimeout.String()}, nil)
+	run, err := p.runner.run(ctx, []string{pkg}, []string{"-run", guardTests, "-timeout", proveTimeout.String()}, io.Discard)
 	if err != nil {
 		return err
 	}
@@ -370,7 +359,7 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 		}
 	}
 	replacement := filepath.Join(p.scratch, "without.go")
-	if _, err := writeFile(replacement, changed, 0o644); err != nil {
+	if _, err := writeFile(replacement, changed); err != nil {
 		return proof, err
 	}
 	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: replacement}})
@@ -378,7 +367,7 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 		return proof, err
 	}
 	overlayFile := filepath.Join(p.scratch, "overlay.json")
-	if _, err := writeFile(overlayFile, overlay, 0o644); err != nil {
+	if _, err := writeFile(overlayFile, overlay); err != nil {
 		return proof, err
 	}
 	flags := []string{"-overlay", overlayFile, "-run", guardTests, "-timeout", proveTimeout.String()}
@@ -386,7 +375,7 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 		if err := p.check(ctx, pkg); err != nil {
 			return proof, err
 		}
-		run, err := p.runner.run(ctx, []string{pkg}, flags, nil)
+		run, err := p.runner.run(ctx, []string{pkg}, flags, io.Discard)
 		if err != nil {
 			return proof, err
 		}

@@ -199,11 +199,11 @@ func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, a
 		if err != nil {
 			return err
 		}
-		if _, err := writeFile(filepath.Join(r.patchDir(to), name), data, 0o644); err != nil {
+		if _, err := writeFile(filepath.Join(r.patchDir(to), name), data); err != nil {
 			return err
 		}
 	}
-	if _, err := writeFile(filepath.Join(r.patchDir(to), "upstream.yaml"), to.yaml(), 0o644); err != nil {
+	if _, err := writeFile(filepath.Join(r.patchDir(to), "upstream.yaml"), to.yaml()); err != nil {
 		return err
 	}
 	changed, err := series.write()

@@ -3,6 +3,7 @@ package build
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -103,8 +104,8 @@ func (r Repo) addedFiles(u Upstream) (map[string][]byte, error) {
 		if !testOnly(name) {
 			return nil, fmt.Errorf("%s/tests/%s: only _test.go files, testdata and %s belong there; code goes into the guard package or a patch", r.rel(r.patchDir(u)), name, guardTestDir)
 		}
-		if _, both := files[name]; both {
-			return nil, fmt.Errorf("%s/tests/%s: the guard package has the same file", r.rel(r.patchDir(u)), name)
+		if inGuard(name) {
+			return nil, fmt.Errorf("%s/tests/%s: the guard package's own tests belong in %s", r.rel(r.patchDir(u)), name, GuardDir)
 		}
 		files[name] = data
 	}
@@ -151,30 +152,44 @@ func ignoredName(name string) bool {
 		strings.HasSuffix(name, "~") || strings.HasSuffix(name, ".orig") || strings.HasSuffix(name, ".rej")
 }
 
-// writeFile replaces a file in one step, and leaves it alone, time stamp included,
-// when it has the wanted content: the go command then need not hash it again.
-func writeFile(path string, data []byte, mode fs.FileMode) (changed bool, err error) {
+// writeFile replaces a file in one step, and leaves it as it is, time stamp included, when it
+// has that content: the go command then need not hash it again.
+func writeFile(path string, data []byte) (changed bool, err error) {
 	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
 		return false, nil
 	}
+	return true, replaceFile(path, func(tmp string) error { return os.WriteFile(tmp, data, 0o644) })
+}
+
+// replaceFile makes a file or replaces it in one step. It is written at a path next to it
+// that does not exist.
+func replaceFile(path string, write func(tmp string) error) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return false, err
+		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".tmp-*")
 	if err != nil {
-		return false, err
+		return err
 	}
-	defer os.Remove(tmp.Name())
-	if _, err := tmp.Write(data); err != nil {
-		tmp.Close()
-		return false, err
+	defer os.RemoveAll(dir)
+	tmp := filepath.Join(dir, filepath.Base(path))
+	if err := write(tmp); err != nil {
+		return err
 	}
-	if err := tmp.Chmod(mode); err != nil {
-		tmp.Close()
-		return false, err
+	return os.Rename(tmp, path)
+}
+
+// copyFile copies a file; mode is that of the copy.
+func copyFile(from, to string, mode fs.FileMode) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
 	}
-	if err := tmp.Close(); err != nil {
-		return false, err
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
 	}
-	return true, os.Rename(tmp.Name(), path)
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -31,7 +32,6 @@ func LoadSeries(dir string) (Series, error) {
 	if err != nil {
 		return s, err
 	}
-	seen := map[string]bool{}
 	for i, line := range strings.Split(string(data), "\n") {
 		name := strings.TrimSpace(line)
 		if name == "" || strings.HasPrefix(name, "#") {
@@ -40,10 +40,9 @@ func LoadSeries(dir string) (Series, error) {
 		if name != filepath.Base(name) || !strings.HasSuffix(name, ".patch") {
 			return s, fmt.Errorf("%s:%d: %q is not the name of a .patch file in this directory", file, i+1, name)
 		}
-		if seen[name] {
+		if s.has(name) {
 			return s, fmt.Errorf("%s:%d: %s is listed twice", file, i+1, name)
 		}
-		seen[name] = true
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			return s, fmt.Errorf("%s:%d: %w", file, i+1, err)
@@ -61,46 +60,39 @@ func LoadSeries(dir string) (Series, error) {
 // name.
 func (s Series) Unlisted() ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(s.Dir, "*.patch"))
-	if err != nil {
-		return nil, err
-	}
-	listed := map[string]bool{}
-	for _, p := range s.Patches {
-		listed[p.Name] = true
-	}
 	var out []string
 	for _, f := range files {
-		if name := filepath.Base(f); !listed[name] {
+		if name := filepath.Base(f); !s.has(name) {
 			out = append(out, name)
 		}
 	}
-	return out, nil
+	return out, err
+}
+
+// has reports whether a patch is in the series.
+func (s Series) has(name string) bool {
+	return slices.ContainsFunc(s.Patches, func(p Patch) bool { return p.Name == name })
 }
 
 // write makes the directory hold exactly this series. It returns the names of the
 // files that it wrote or removed.
 func (s Series) write() (changed []string, err error) {
-	var names strings.Builder
-	for _, p := range s.Patches {
-		wrote, err := writeFile(filepath.Join(s.Dir, p.Name), p.Data, 0o644)
-		if err != nil {
-			return changed, err
-		}
+	names := ""
+	write := func(name string, data []byte) {
+		wrote, writeErr := writeFile(filepath.Join(s.Dir, name), data)
+		err = errors.Join(err, writeErr)
 		if wrote {
-			changed = append(changed, p.Name)
+			changed = append(changed, name)
 		}
-		names.WriteString(p.Name + "\n")
 	}
-	wrote, err := writeFile(filepath.Join(s.Dir, "series"), []byte(names.String()), 0o644)
-	if err != nil {
-		return changed, err
+	for _, p := range s.Patches {
+		write(p.Name, p.Data)
+		names += p.Name + "\n"
 	}
-	if wrote {
-		changed = append(changed, "series")
-	}
+	write("series", []byte(names))
 	// Last, so that an interrupted run leaves a file too many and never one too few.
-	gone, err := s.Unlisted()
-	if err != nil {
+	gone, listErr := s.Unlisted()
+	if err = errors.Join(err, listErr); err != nil {
 		return changed, err
 	}
 	for _, name := range gone {
@@ -110,17 +102,4 @@ func (s Series) write() (changed []string, err error) {
 		changed = append(changed, name+" (removed)")
 	}
 	return changed, nil
-}
-
-// equal reports whether two series have the same patches, bytes and order.
-func (s Series) equal(other Series) bool {
-	if len(s.Patches) != len(other.Patches) {
-		return false
-	}
-	for i, p := range s.Patches {
-		if p.Name != other.Patches[i].Name || string(p.Data) != string(other.Patches[i].Data) {
-			return false
-		}
-	}
-	return true
 }

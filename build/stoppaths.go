@@ -193,11 +193,7 @@ func (r Repo) CheckStopPaths(ctx context.Context, u Upstream, dir string, out io
 	if dir != "" {
 		return r.compareStopPaths(ctx, u, table, dir, out, out)
 	}
-	src, err := r.source(u, Guarded)
-	if err != nil {
-		return err
-	}
-	tree, release, err := r.hold(ctx, src, out)
+	src, tree, release, err := r.holdTree(ctx, u, Guarded, out)
 	if err != nil {
 		return err
 	}

@@ -357,7 +357,7 @@ areas:
 
 	// Another tree than the prepared one, with a caller more.
 	other := t.TempDir()
-	require.NoError(t, copyTree(ctx, f.treeDir(Guarded), other))
+	require.NoError(t, copyTree(f.treeDir(Guarded), other))
 	more := "package kubelet\n\nfunc more() bool { return SyncPod(\"b\") }\n"
 	require.NoError(t, os.WriteFile(filepath.Join(other, "pkg", "kubelet", "more.go"), []byte(more), 0o644))
 	require.ErrorContains(t, f.CheckStopPaths(ctx, u, other, &out), "pkg/kubelet/more.go:3: pkg/kubelet.more uses pkg/kubelet.SyncPod, and the table does not know it.")

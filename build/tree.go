@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -90,16 +91,19 @@ func hashFile(h io.Writer, name string, data []byte) {
 // Prepare returns the directory of a source tree, which it makes unless the cache has it.
 // Progress is written to out.
 func (r Repo) Prepare(ctx context.Context, u Upstream, t Tree, out io.Writer) (string, error) {
-	s, err := r.source(u, t)
-	if err != nil {
-		return "", err
+	_, dir, release, err := r.holdTree(ctx, u, t, out)
+	if err == nil {
+		release()
 	}
-	dir, release, err := r.hold(ctx, s, out)
-	if err != nil {
-		return "", err
+	return dir, err
+}
+
+// holdTree is hold for a tree of this checkout.
+func (r Repo) holdTree(ctx context.Context, u Upstream, t Tree, out io.Writer) (s source, dir string, release func(), err error) {
+	if s, err = r.source(u, t); err == nil {
+		dir, release, err = r.hold(ctx, s, out)
 	}
-	release()
-	return dir, nil
+	return s, dir, release, err
 }
 
 // hold returns the directory of a tree that stays as it is, and that nobody removes before
@@ -183,63 +187,25 @@ func writeBase(ctx context.Context, s source, dir string) error {
 	if err := s.upstream.VerifyDir(src); err != nil {
 		return err
 	}
-	if err := copyTree(ctx, src, dir); err != nil {
+	if err := copyTree(src, dir); err != nil {
 		return err
 	}
 	for name, data := range s.modules {
-		if _, err := writeFile(filepath.Join(dir, name), data, 0o644); err != nil {
+		if _, err := writeFile(filepath.Join(dir, name), data); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// droppedFromBase are files of the archive that describe upstream's own checkout:
-// a workspace whose staging modules the archive does not have.
-var droppedFromBase = map[string]bool{"go.work": true, "go.work.sum": true}
-
-// copyTree copies regular files; the module cache has them read-only, the copies
-// can be written. Executable bits do not survive in module archives, so there is
-// one mode for all.
-func copyTree(ctx context.Context, from, to string) error {
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		if droppedFromBase[rel] {
-			return nil
-		}
-		target := filepath.Join(to, rel)
-		if d.IsDir() {
-			return os.MkdirAll(target, 0o755)
-		}
-		if !d.Type().IsRegular() {
-			return fmt.Errorf("%s: not a regular file", path)
-		}
-		return copyFile(path, target)
-	})
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
+// copyTree copies a tree to a folder that does not exist, or is empty, without the files of
+// the archive that describe upstream's own checkout: a workspace whose staging modules the
+// archive does not have. The copies can be written. Executable bits do not survive in module
+// archives.
+func copyTree(from, to string) error {
+	err := os.CopyFS(to, os.DirFS(from))
+	for _, name := range []string{"go.work", "go.work.sum"} {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(to, name)))
 	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(out, in); err != nil {
-		out.Close()
-		return err
-	}
-	return out.Close()
+	return err
 }

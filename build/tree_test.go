@@ -162,6 +162,11 @@ func TestAddedFilesMustCompileInTheKubernetesTree(t *testing.T) {
 	f.write("patches/v1.36/tests/pkg/kubelet/logic.go", "package kubelet\n")
 	_, err = f.addedFiles(f.upstream())
 	require.ErrorContains(t, err, "patches/v1.36/tests/pkg/kubelet/logic.go: only _test.go files, testdata and pkg/kubelet/guard/guardtest belong there")
+
+	require.NoError(t, os.Remove(f.path("patches", "v1.36", "tests", "pkg", "kubelet", "logic.go")))
+	f.write("patches/v1.36/tests/"+GuardDir+"/more_test.go", "package guard\n")
+	_, err = f.addedFiles(f.upstream())
+	require.ErrorContains(t, err, "more_test.go: the guard package's own tests belong in "+GuardDir)
 }
 
 func TestBuild(t *testing.T) {
@@ -241,7 +246,7 @@ func TestAProgramComesOutOfTheCacheWhenTheGoCommandFindsItCurrent(t *testing.T) 
 	this, err := os.Executable()
 	require.NoError(t, err)
 	require.NoError(t, f.cache().put(ctx, "programs", filepath.Base(filepath.Dir(filepath.Dir(file))), io.Discard, func(dir string) error {
-		return copyFile(this, filepath.Join(dir, "kubelet-stock"))
+		return copyFile(this, filepath.Join(dir, "kubelet-stock"), 0o644)
 	}))
 	got, _ = build(f.other())
 	require.Equal(t, want, got, "the go command has the last word")

@@ -107,11 +107,7 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 	if err != nil {
 		return TestSummary{}, err
 	}
-	src, err := r.source(u, t)
-	if err != nil {
-		return TestSummary{}, err
-	}
-	dir, release, err := r.hold(ctx, src, out)
+	_, dir, release, err := r.holdTree(ctx, u, t, out)
 	if err != nil {
 		return TestSummary{}, err
 	}

@@ -118,7 +118,13 @@ func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out
 	if err != nil {
 		return err
 	}
-	if series.equal(again) {
+	var differ []string
+	for i, p := range series.Patches {
+		if i >= len(again.Patches) || p.Name != again.Patches[i].Name || !bytes.Equal(p.Data, again.Patches[i].Data) {
+			differ = append(differ, p.Name)
+		}
+	}
+	if len(differ) == 0 && len(again.Patches) == len(series.Patches) {
 		return nil
 	}
 	again.Dir = r.path("_output", "patches", u.Minor())
@@ -128,12 +134,6 @@ func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out
 	if _, err := again.write(); err != nil {
 		return err
 	}
-	var differ []string
-	for i, p := range series.Patches {
-		if i >= len(again.Patches) || p.Name != again.Patches[i].Name || !bytes.Equal(p.Data, again.Patches[i].Data) {
-			differ = append(differ, p.Name)
-		}
-	}
 	return fmt.Errorf("not what an export writes: %s; the right bytes are in %s: use guard-build patches apply and export instead of editing patches",
 		strings.Join(differ, ", "), r.rel(again.Dir))
 }
@@ -142,15 +142,18 @@ func (r Repo) verifyReexport(ctx context.Context, u Upstream, series Series, out
 func (s Series) printSizes(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "added\tremoved\tupstream\tfiles\t  patch")
-	var added, removed, upstream, files int
-	for _, p := range s.Patches {
-		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t  %s\n", p.Added(), p.Removed(), p.UpstreamLines(), len(p.Files), p.Name)
-		added += p.Added()
-		removed += p.Removed()
-		upstream += p.UpstreamLines()
-		files += len(p.Files)
+	var total [4]int
+	row := func(counts [4]int, name string) {
+		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t  %s\n", counts[0], counts[1], counts[2], counts[3], name)
 	}
-	fmt.Fprintf(w, "%d\t%d\t%d\t%d\t  total of %d patches\n", added, removed, upstream, files, len(s.Patches))
+	for _, p := range s.Patches {
+		counts := [4]int{p.Added(), p.Removed(), p.UpstreamLines(), len(p.Files)}
+		row(counts, p.Name)
+		for i, n := range counts {
+			total[i] += n
+		}
+	}
+	row(total, fmt.Sprintf("total of %d patches", len(s.Patches)))
 	w.Flush()
 }
 
@@ -163,61 +166,51 @@ func markers(u Upstream) (begin, end string) {
 
 // verifyReadme compares patches/README.md with what GenerateReadme would write.
 func (r Repo) verifyReadme() error {
-	have, err := os.ReadFile(r.readmeFile())
-	if err != nil {
-		return err
+	have, want, err := r.renderReadme()
+	if err == nil && !bytes.Equal(have, want) {
+		err = fmt.Errorf("%s: its table is not that of the series; run make generate", r.rel(r.readmeFile()))
 	}
-	want, err := r.renderReadme(have)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(have, want) {
-		return fmt.Errorf("%s: its table is not that of the series; run make generate", r.rel(r.readmeFile()))
-	}
-	return nil
+	return err
 }
 
 // GenerateReadme writes the patch tables into patches/README.md.
 func (r Repo) GenerateReadme(out io.Writer) error {
-	have, err := os.ReadFile(r.readmeFile())
+	_, want, err := r.renderReadme()
 	if err != nil {
 		return err
 	}
-	want, err := r.renderReadme(have)
-	if err != nil {
-		return err
-	}
-	changed, err := writeFile(r.readmeFile(), want, 0o644)
+	changed, err := writeFile(r.readmeFile(), want)
 	if changed {
 		fmt.Fprintf(out, "%s: written\n", r.rel(r.readmeFile()))
 	}
 	return err
 }
 
-// renderReadme replaces what is between the markers of each supported version.
-func (r Repo) renderReadme(text []byte) ([]byte, error) {
+// renderReadme replaces what is between the markers of each supported version in
+// patches/README.md.
+func (r Repo) renderReadme() (have, want []byte, err error) {
+	if have, err = os.ReadFile(r.readmeFile()); err != nil {
+		return nil, nil, err
+	}
 	all, err := r.Supported()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	text := string(have)
 	for _, u := range all {
 		begin, end := markers(u)
-		i := bytes.Index(text, []byte(begin))
-		j := bytes.Index(text, []byte(end))
-		if i < 0 || j < i {
-			return nil, fmt.Errorf("%s: it needs the two lines %q and %q, between which the table of %s goes", r.rel(r.readmeFile()), begin, end, u.Version)
+		before, rest, ok := strings.Cut(text, begin)
+		_, after, both := strings.Cut(rest, end)
+		if !ok || !both {
+			return nil, nil, fmt.Errorf("%s: it needs the two lines %q and %q, between which the table of %s goes", r.rel(r.readmeFile()), begin, end, u.Version)
 		}
 		series, err := LoadSeries(r.patchDir(u))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		var b bytes.Buffer
-		b.Write(text[:i+len(begin)])
-		b.WriteString("\n" + series.markdown(u) + "\n")
-		b.Write(text[j:])
-		text = b.Bytes()
+		text = before + begin + "\n" + series.markdown(u) + "\n" + end + after
 	}
-	return text, nil
+	return have, []byte(text), nil
 }
 
 // markdown renders the series as a table.
