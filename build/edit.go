@@ -138,19 +138,12 @@ func (e EditTree) finished(ctx context.Context) error {
 // series that would become shorter needs allowFewer: a tree that was reset by mistake must
 // not delete patches.
 func (e EditTree) Export(ctx context.Context, allowFewer bool) error {
-	if err := e.finished(ctx); err != nil {
-		return err
-	}
-	dir := e.repo.patchDir(e.upstream)
-	before, err := LoadSeries(dir)
+	before, err := LoadSeries(e.repo.patchDir(e.upstream))
 	if err != nil && !allowFewer {
 		return fmt.Errorf("%w; fix it, or export over it with --allow-fewer", err)
 	}
-	now, err := e.git.render(ctx, "HEAD", dir)
+	now, err := e.series(ctx, before, allowFewer)
 	if err != nil {
-		return err
-	}
-	if err := e.complete(now, before, allowFewer); err != nil {
 		return err
 	}
 	if err := e.exportAdded(ctx); err != nil {
@@ -180,13 +173,18 @@ func (e EditTree) Export(ctx context.Context, allowFewer bool) error {
 	return nil
 }
 
-// complete returns an error for a series that is empty, or shorter than before.
-func (e EditTree) complete(now, before Series, allowFewer bool) error {
-	if len(now.Patches) == 0 {
-		return fmt.Errorf("%s has no commits on top of upstream's files; exporting it would delete every patch", e.repo.rel(e.Dir()))
+// series returns the series of a tree without work that is no commit yet. One that is empty,
+// or shorter than before, is an error.
+func (e EditTree) series(ctx context.Context, before Series, allowFewer bool) (Series, error) {
+	if err := e.finished(ctx); err != nil {
+		return Series{}, err
 	}
-	if len(now.Patches) >= len(before.Patches) || allowFewer {
-		return nil
+	now, err := e.git.render(ctx, "HEAD", e.repo.patchDir(e.upstream))
+	if err == nil && len(now.Patches) == 0 {
+		err = fmt.Errorf("%s has no commits on top of upstream's files; exporting it would delete every patch", e.repo.rel(e.Dir()))
+	}
+	if err != nil || len(now.Patches) >= len(before.Patches) || allowFewer {
+		return now, err
 	}
 	var missing []string
 	for _, p := range before.Patches {
@@ -194,7 +192,7 @@ func (e EditTree) complete(now, before Series, allowFewer bool) error {
 			missing = append(missing, p.Name)
 		}
 	}
-	return fmt.Errorf("%s has %d commits, the series has %d patches; missing: %s. If that is meant, add --allow-fewer",
+	return now, fmt.Errorf("%s has %d commits, the series has %d patches; missing: %s. If that is meant, add --allow-fewer",
 		e.repo.rel(e.Dir()), len(now.Patches), len(before.Patches), strings.Join(missing, ", "))
 }
 

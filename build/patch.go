@@ -27,15 +27,8 @@ type Patch struct {
 	// Files are the changed files in the order of the patch.
 	Files []FileChange
 
-	// hunks are the changes of all files, in the order of the patch.
-	hunks []hunk
-}
-
-// hunk is one place that a patch changes.
-type hunk struct {
-	// path is the slash-separated path in the Kubernetes tree.
-	path string
-	*gitdiff.TextFragment
+	// changes are those of all files, hunk by hunk, in the order of the patch.
+	changes []Hook
 }
 
 // FileChange counts what a patch does to one file.
@@ -104,7 +97,7 @@ func ParsePatch(name string, data []byte) (Patch, error) {
 		for _, fragment := range f.TextFragments {
 			change.Added += int(fragment.LinesAdded)
 			change.Removed += int(fragment.LinesDeleted)
-			p.hunks = append(p.hunks, hunk{f.NewName, fragment})
+			p.changes = append(p.changes, parseHook(name, f.NewName, fragment))
 		}
 		p.Files = append(p.Files, change)
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/bluekeyes/go-gitdiff/gitdiff"
 	"github.com/stretchr/testify/require"
 )
 
@@ -54,16 +53,18 @@ func TestParsePatch(t *testing.T) {
 	got, err := ParsePatch("a.patch", []byte(samplePatch))
 	require.NoError(t, err)
 	var places []string
-	for _, h := range got.hunks {
-		places = append(places, h.path+" "+strings.TrimSpace(h.Header()))
+	for _, h := range got.changes {
+		places = append(places, h.File+" "+h.Function)
 	}
 	require.Equal(t, []string{
-		"pkg/kubelet/config/config.go @@ -10,4 +10,5 @@ func merge() {",
-		"pkg/kubelet/config/config.go @@ -30,1 +31,2 @@ func other() {",
-		"pkg/kubelet/glue.go @@ -0,0 +1,2 @@",
+		"pkg/kubelet/config/config.go merge",
+		"pkg/kubelet/config/config.go other",
+		"pkg/kubelet/glue.go ",
 	}, places)
-	require.Equal(t, []gitdiff.Line{{Op: gitdiff.OpAdd, Line: "package kubelet\n"}, {Op: gitdiff.OpAdd, Line: "\n"}}, got.hunks[2].Lines)
-	got.hunks = nil
+	require.Equal(t, []string{"context", "-- removed, although it looks like a header", "context", "context"}, got.changes[0].before)
+	require.Equal(t, []string{"context", "++ added", "+ added, too", "context", "context"}, got.changes[0].after)
+	require.Equal(t, []string{"package kubelet", ""}, got.changes[2].after)
+	got.changes = nil
 	require.Equal(t, Patch{
 		Name:    "a.patch",
 		Data:    []byte(samplePatch),

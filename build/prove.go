@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -69,6 +68,17 @@ type Proof struct {
 // Proved reports whether at least one test fails without the hook.
 func (p Proof) Proved() bool { return p.Problem == "" && len(p.Noticed) > 0 }
 
+// result is the outcome in a few words.
+func (p Proof) result() string {
+	switch {
+	case p.Problem != "":
+		return "NO RESULT: " + p.Problem
+	case len(p.Noticed) == 0:
+		return "NO test fails without it"
+	}
+	return fmt.Sprintf("%d tests fail without it", len(p.Noticed))
+}
+
 var (
 	declaration = regexp.MustCompile(`^(?:(?:func|var|const|type) )?(?:\([^)]*\) )?([A-Za-z0-9_]*)`)
 	guardName   = regexp.MustCompile(`\bguard\.([A-Z]\w*)`)
@@ -82,26 +92,17 @@ func (s Series) Hooks() []Hook {
 }
 
 // changes returns all hunks of the patches, in the order of the series.
-func (s Series) changes() []Hook {
-	var all []Hook
+func (s Series) changes() (all []Hook) {
 	for _, p := range s.Patches {
-		all = append(all, p.changes()...)
+		all = append(all, p.changes...)
 	}
 	return all
 }
 
-func (p Patch) changes() []Hook {
-	all := make([]Hook, len(p.hunks))
-	for i, h := range p.hunks {
-		all[i] = h.change(p.Name)
-	}
-	return all
-}
-
-// change finds out what the hunk changes, and in which function.
-func (h hunk) change(patch string) Hook {
-	c := Hook{Patch: patch, File: h.path, importsOnly: true, Function: functionIn(h.Comment)}
-	for _, line := range h.Lines {
+// parseHook finds out what a hunk changes, and in which function.
+func parseHook(patch, file string, hunk *gitdiff.TextFragment) Hook {
+	c := Hook{Patch: patch, File: file, importsOnly: true, Function: functionIn(hunk.Comment)}
+	for _, line := range hunk.Lines {
 		text := strings.TrimSuffix(line.Line, "\n")
 		switch line.Op {
 		case gitdiff.OpAdd:
@@ -270,14 +271,7 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 			}
 		}
 		proofs = append(proofs, proof)
-		result := fmt.Sprintf("%d tests fail without it", len(proof.Noticed))
-		switch {
-		case proof.Problem != "":
-			result = "no result: " + proof.Problem
-		case len(proof.Noticed) == 0:
-			result = "NO test fails without it"
-		}
-		fmt.Fprintf(out, "[%d/%d] %s: %s (%s)\n", i+1, len(hooks), h, result, time.Since(start).Round(time.Second))
+		fmt.Fprintf(out, "[%d/%d] %s: %s (%s)\n", i+1, len(hooks), h, proof.result(), time.Since(start).Round(time.Second))
 	}
 	return proofs, nil
 }
@@ -391,21 +385,14 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 func (p *Proof) take(run testRun) {
 	for _, id := range run.failures() {
 		if id.Test != "" {
-			p.failed(id)
-			continue
-		}
-		// A panic ends the package, but it is one test that panics.
-		if text := run.output(id); strings.Contains(text, "[build failed]") {
+			p.Noticed = append(p.Noticed, path.Base(id.Package)+"."+id.top())
+		} else if text := run.output(id); strings.Contains(text, "[build failed]") {
+			// A panic ends the package, too, but it is one test that panics.
 			p.Problem = tail(text, 3)
 		}
 	}
-	sort.Strings(p.Noticed)
-}
-
-func (p *Proof) failed(id testID) {
-	if name := path.Base(id.Package) + "." + id.top(); !slices.Contains(p.Noticed, name) {
-		p.Noticed = append(p.Noticed, name)
-	}
+	slices.Sort(p.Noticed)
+	p.Noticed = slices.Compact(p.Noticed)
 }
 
 // PrintProofs writes which tests fail without each hook, and which tests cover each
@@ -416,13 +403,7 @@ func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
 	byCause := map[guard.Cause][]string{}
 	unproved := 0
 	for _, p := range proofs {
-		fmt.Fprintf(out, "\n%s\n", p.Hook)
-		switch {
-		case p.Problem != "":
-			fmt.Fprintf(out, "    NO RESULT: %s\n", p.Problem)
-		case len(p.Noticed) == 0:
-			fmt.Fprintln(out, "    NO test fails without it")
-		}
+		fmt.Fprintf(out, "\n%s\n    %s\n", p.Hook, p.result())
 		for _, name := range p.Noticed {
 			fmt.Fprintf(out, "    %s\n", name)
 		}
@@ -432,22 +413,18 @@ func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
 		}
 		for _, call := range p.Hook.Calls {
 			for _, cause := range append([]guard.Cause{guard.Cause(call)}, guard.HookCauses[call]...) {
-				for _, name := range p.Noticed {
-					if !slices.Contains(byCause[cause], name) {
-						byCause[cause] = append(byCause[cause], name)
-					}
-				}
+				byCause[cause] = append(byCause[cause], p.Noticed...)
 			}
 		}
 	}
 	uncovered := 0
 	fmt.Fprintf(out, "\nTests that fail when a hook of the cause is out:\n")
 	for _, cause := range causes {
-		tests := byCause[cause]
+		slices.Sort(byCause[cause])
+		tests := slices.Compact(byCause[cause])
 		if len(tests) == 0 {
 			uncovered++
 		}
-		sort.Strings(tests)
 		fmt.Fprintf(out, "    %-23s %d  %s\n", cause, len(tests), strings.Join(tests, " "))
 	}
 	fmt.Fprintf(out, "\n%d hooks, %d noticed by a test when missing; %d causes, %d with such a test\n",

@@ -139,7 +139,7 @@ func TestHookThatIsNotThereOrTwice(t *testing.T) {
 func TestHookGoesWithItsNeighbours(t *testing.T) {
 	p, err := ParsePatch("a.patch", []byte(hookPatch))
 	require.NoError(t, err)
-	changes := p.changes()
+	changes := p.changes
 	require.Len(t, changes, 3)
 	assert.True(t, changes[0].importsOnly)
 	assert.Equal(t, changes[1:2], changes[1].neighbours(changes, true))

@@ -167,27 +167,25 @@ func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, a
 	if started, err := r.git().run(ctx, "config", tree.fromVersion()); err != nil || started != from.Version {
 		return errors.Join(err, fmt.Errorf("%s holds a rebase from %s, not from %s", r.rel(tree.Dir()), started, from.Version))
 	}
-	if err := tree.finished(ctx); err != nil {
-		return err
-	}
 	before, err := LoadSeries(r.patchDir(from))
 	if err != nil {
 		return err
 	}
-	series, err := tree.git.render(ctx, "HEAD", r.patchDir(to))
+	series, err := tree.series(ctx, before, allowFewer)
 	if err != nil {
-		return err
-	}
-	if err := tree.complete(series, before, allowFewer); err != nil {
 		return err
 	}
 	if err := tree.compiles(ctx); err != nil {
 		return err
 	}
-	tests := filepath.Join(r.patchDir(to), "tests")
-	if _, err := os.Stat(tests); errors.Is(err, os.ErrNotExist) {
-		// Those of the rebase are compared with them.
-		if err := os.CopyFS(tests, os.DirFS(filepath.Join(r.patchDir(from), "tests"))); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if to.Minor() != from.Minor() {
+		// Those of the work tree are compared with them.
+		tests := filepath.Join(r.patchDir(to), "tests")
+		err := os.RemoveAll(tests)
+		if err == nil {
+			err = os.CopyFS(tests, os.DirFS(filepath.Join(r.patchDir(from), "tests")))
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -195,11 +193,7 @@ func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, a
 		return err
 	}
 	for _, name := range moduleFiles {
-		data, err := os.ReadFile(tree.file(name))
-		if err != nil {
-			return err
-		}
-		if _, err := writeFile(filepath.Join(r.patchDir(to), name), data); err != nil {
+		if err := copyFile(tree.file(name), filepath.Join(r.patchDir(to), name), 0o644); err != nil {
 			return err
 		}
 	}

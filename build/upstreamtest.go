@@ -181,14 +181,13 @@ func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first testRun, runn
 			fmt.Fprintf(out, "%s: listed in upstream-tests.yaml but passes; remove it from the list\n", d.id())
 		}
 	}
-	var open []testID
-	for _, id := range first.failures() {
-		if reason, ok := expected[id]; ok && t == Guarded {
+	open := slices.DeleteFunc(first.failures(), func(id testID) bool {
+		reason, ok := expected[id]
+		if ok = ok && t == Guarded; ok {
 			s.Expected = append(s.Expected, id.String()+": "+reason)
-			continue
 		}
-		open = append(open, id)
-	}
+		return ok
+	})
 	last := first
 	for n := 1; n <= aloneRuns && len(open) > 0; n++ {
 		fmt.Fprintf(out, "Running %d failed tests again, alone (%d of at most %d)\n", len(open), n, aloneRuns)
@@ -220,16 +219,14 @@ func (r Repo) judge(ctx context.Context, u Upstream, t Tree, first testRun, runn
 		if err != nil {
 			return err
 		}
-		var rest []testID
-		for _, id := range open {
+		open = slices.DeleteFunc(slices.Clone(open), func(id testID) bool {
 			// A test that the stock tree does not have cannot fail there.
-			if _, exists := run.results[id]; slices.Contains(failsThere, id) && (exists || id.Test == "") {
+			_, exists := run.results[id]
+			if exists = slices.Contains(failsThere, id) && (exists || id.Test == ""); exists {
 				s.FailUpstream = append(s.FailUpstream, id.String())
-			} else {
-				rest = append(rest, id)
 			}
-		}
-		open = rest
+			return exists
+		})
 	}
 	s.fail(open, last, out)
 	return nil
