@@ -19,7 +19,10 @@ import (
 // A commit without a parent has the stock tree of a version. On top of it come the guard
 // package, each patch, and the in-tree tests. refs/guard/<key> is the commit of the source
 // with that key.
-func (r Repo) git() git { return git{dir: r.path("_output", "git")} }
+func (r Repo) git() git {
+	dir := r.path("_output", "git")
+	return git{dir: dir, env: []string{"GIT_DIR=" + dir}} // never the repository around it
+}
 
 // commit returns the commit of a source, which it makes unless the repository has it. The
 // patches are applied without fuzz.
