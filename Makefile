@@ -10,13 +10,13 @@ GOARCH ?=
 # Target version of patches-rebase; FINISH=1 writes a rebase without conflicts back.
 TO ?=
 FINISH ?=
-# Anything here leaves the clusters of demo, e2e-kind and e2e-kind-node up.
+# Anything here keeps the clusters of demo, e2e-kind and e2e-kind-node up.
 KEEP ?=
 # Label filter of test-e2e, test-controlplane, e2e-kind and e2e-kind-node (Ginkgo syntax); empty means all.
 LABELS ?=
 # Further label filter of test-e2e for the stock kubelet.
 STOCK_LABELS ?=
-# How often the suites try a spec; what passed at a later attempt says so.
+# How often the suites try a spec; one that passed at a later attempt is reported as such.
 ATTEMPTS ?= 2
 # Workers of e2e-kind: two each of stock and guarded let its parts run at the same time.
 FLEET_POOLS ?= stock=2,guarded=2:guarded,blue=2,green=1,red=1
@@ -233,7 +233,7 @@ bench-node: binaries node-e2e ## Compare pod start, pod deletion, CPU and memory
 	@$(go) tool benchstat -col /kubelet _output/e2e/guarded/bench.txt
 
 .PHONY: load-node
-load-node: binaries node-e2e ## Count what a node with 110 held pods asks of the API server (LOAD_PODS=110; 75 minutes)
+load-node: binaries node-e2e ## Count the API requests of a node with 110 held pods (LOAD_PODS=110; 75 minutes)
 	@$(go) run ./node-e2e/guard-e2e load --pods='$(or $(LOAD_PODS),110)'
 
 .PHONY: counters
@@ -258,7 +258,7 @@ bench-webhook: kubelet control-plane node-binaries guard-webhook controlplane-e2
 	cat _output/e2e/controlplane/webhook-scale.md; exit $$status
 
 .PHONY: bench-rollout
-bench-rollout: ## Count what the installers of 5,000 nodes, and kubectl guard, ask of an API server (FLEET=5000; 20 minutes)
+bench-rollout: ## Count the API requests of the installers of 5,000 nodes, and of kubectl guard (FLEET=5000; 20 minutes)
 	@mkdir -p _output/e2e; rm -f _output/e2e/rollout-scale.md; status=0; \
 	$(go) test -run='^TestRequestsOfAFleet$$' -timeout=60m -v ./cmd/guard-installer/internal/node \
 		-fleet='$(or $(FLEET),5000)' -table=$(CURDIR)/_output/e2e/rollout-scale.md > _output/rollout-scale.log || status=1; \

@@ -193,8 +193,8 @@ type program struct {
 
 // build builds a program. A result that is up to date keeps its file, so that a running
 // kubelet keeps its binary. What the checkout lacks may be in the cache; the go
-// command then finds out whether it is current, from the ID that it writes into each
-// program and that stands for compiler, flags and every source. The key is where to look,
+// command then finds out whether it is current, from the ID in the program, a hash of
+// compiler, flags and every source. The key is where to look,
 // and no more.
 func (r Repo) build(ctx context.Context, p program, out io.Writer) error {
 	if err := os.MkdirAll(filepath.Dir(p.result), 0o755); err != nil {
@@ -260,7 +260,7 @@ func goEnv(goarch string) []string {
 
 func goCommand(ctx context.Context, dir, goarch string, args ...string) *exec.Cmd {
 	cmd := command(ctx, dir, "go", args...)
-	// A test that asks for its folder reads PWD: the caller's would be another one in each
+	// A test that queries its folder reads PWD: the caller's would be another one in each
 	// checkout.
 	cmd.Env = append(goEnv(goarch), "PWD="+dir)
 	return cmd

@@ -121,7 +121,7 @@ func TestOldEntriesAreRemoved(t *testing.T) {
 	use("d", cacheAge+time.Hour)
 	require.NoError(t, os.Mkdir(filepath.Join(c.dir, "k", ".making-1"), 0o755))
 	use("e", 0)
-	require.Equal(t, []string{".making-1", "a", "b", "d", "e"}, entries(), "nothing goes while somebody uses an entry")
+	require.Equal(t, []string{".making-1", "a", "b", "d", "e"}, entries(), "nothing is removed while an entry is in use")
 	inUse()
 	use("e", 0)
 	require.Equal(t, []string{"a", "e"}, entries(), "d is too old, and b makes room")

@@ -52,7 +52,7 @@ type function struct {
 }
 
 // loadCallGraph type-checks everything that a main package of the module in dir is
-// linked from, for Linux, without tests. Packages of other modules come out of the build
+// linked from, for Linux, without tests. Packages of other modules come from the build
 // cache, which the go command fills when it has to.
 func loadCallGraph(ctx context.Context, dir, module, main, tags string) (*callGraph, error) {
 	list := goCommand(ctx, dir, runtime.GOARCH, "list", "-mod=readonly", "-tags", tags, "-deps", "-f", "{{if .Module}}{{if .Module.Main}}{{.ImportPath}}{{end}}{{end}}", main)

@@ -106,7 +106,7 @@ func (r Repo) commitSeries(ctx context.Context, s source, out io.Writer) (string
 			tests[name] = data
 		}
 	}
-	if err := tree.commitFiles(ctx, s.upstream, guard, "kubelet: add the guard package\n\nVersion "+Release+" of Kubelet Guard decides, remembers and reports; the patches that\nfollow only ask it."); err != nil {
+	if err := tree.commitFiles(ctx, s.upstream, guard, "kubelet: add the guard package\n\nVersion "+Release+" of Kubelet Guard decides, remembers and reports; the patches that\nfollow only call it."); err != nil {
 		return "", err
 	}
 	for _, p := range s.series.Patches {
@@ -238,7 +238,7 @@ var (
 )
 
 // anonymous gives a patch the project's own author and date. This repository's history has
-// who wrote it and when; in the patch, both would change bytes whenever somebody else
+// who wrote it and when; in the patch, both would change bytes when another person
 // amends a commit.
 func anonymous(patch []byte) []byte {
 	header, rest, _ := bytes.Cut(patch, []byte("\n\n"))

@@ -14,7 +14,7 @@ import (
 )
 
 // NodeBinary is a program that a node needs besides Kubernetes. The lists of them are
-// build/third_party/node/binaries.yaml, which also says what the fields mean, and
+// build/third_party/node/binaries.yaml, which explains the fields, and
 // build/kind/binaries.yaml.
 type NodeBinary struct {
 	// Name is the file name below _output/node/bin or _output/kind/bin.

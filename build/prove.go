@@ -22,7 +22,7 @@ import (
 const (
 	// guardTests are the in-tree tests of the hooks, by name.
 	guardTests = "^TestGuard"
-	// proveTimeout ends the tests of one package when a hook is out. All of them
+	// proveTimeout ends the tests of one package without a hook. All of them
 	// take a few seconds; some wait for ever for what the missing hook does.
 	proveTimeout = 2 * time.Minute
 )
@@ -36,7 +36,7 @@ type Hook struct {
 	File string
 	// Function is what the hunk is in; a method goes by its name.
 	Function string
-	// Calls are the functions and causes of the guard that the hunk names, in order.
+	// Calls are the functions and causes of the guard that the hunk names, in sequence.
 	Calls []string
 
 	// before are the lines of the hunk upstream, after are those with the hook.
@@ -135,10 +135,10 @@ func functionIn(line string) string {
 // place. Other hooks stay. It is an error when the place cannot be found, or is
 // ambiguous, because a later patch changes the same lines.
 //
-// The hunk is taken out as a whole, instead of replacing each call of the guard
+// The hunk is removed as a whole, instead of replacing each call of the guard
 // by the result of a kubelet without one: what is then compiled is upstream's own
 // code, for any shape of hook. An import that nothing uses any more is kept in use
-// by a declaration at the end, since it stands in a hunk of its own.
+// by a declaration at the end, since it is in a hunk of its own.
 func (h Hook) Without(content []byte) ([]byte, error) {
 	text := "\n" + string(content)
 	// A neighbour may have changed the context: do with as little less of it as needed,
@@ -161,7 +161,7 @@ func (h Hook) Without(content []byte) ([]byte, error) {
 				}
 				return []byte(out), nil
 			case n > 1:
-				return nil, fmt.Errorf("%s: %s: the lines of the hook in %s stand there %d times; give its patch more context", h.Patch, h.File, h.Function, n)
+				return nil, fmt.Errorf("%s: %s: the lines of the hook in %s are there %d times; give its patch more context", h.Patch, h.File, h.Function, n)
 			}
 		}
 	}
@@ -217,9 +217,9 @@ func linesOf(text []string) string {
 	return strings.Join(text, "\n") + "\n"
 }
 
-// ProveHooks takes the hooks out of the guarded tree, one at a time, and runs the
-// in-tree hook tests: at least one has to fail. The go command is given the
-// changed file as an overlay, so that everything else comes out of the build
+// ProveHooks removes the hooks from the guarded tree, one at a time, and runs the
+// in-tree hook tests: at least one has to fail. The go command gets the
+// changed file as an overlay, so that everything else comes from the build
 // cache. Patches may be edited meanwhile: what is proved is the tree as it was at
 // the start. only, when not nil, selects hooks by what String
 // returns. Progress is written to out.
@@ -381,7 +381,7 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 	return proof, nil
 }
 
-// take reads the result out of a test run.
+// take reads the result of a test run.
 func (p *Proof) take(run testRun) {
 	for _, id := range run.failures() {
 		if id.Test != "" {
@@ -396,8 +396,8 @@ func (p *Proof) take(run testRun) {
 }
 
 // PrintProofs writes which tests fail without each hook, and which tests cover each
-// cause. It returns an error that counts the hooks and causes that no test stands
-// for. Causes are not counted when only some of the hooks were proved.
+// cause. It returns an error that counts the hooks and causes without a
+// test. Causes are not counted when only some of the hooks were proved.
 func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
 	causes := guard.Causes()
 	byCause := map[guard.Cause][]string{}
@@ -418,7 +418,7 @@ func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
 		}
 	}
 	uncovered := 0
-	fmt.Fprintf(out, "\nTests that fail when a hook of the cause is out:\n")
+	fmt.Fprintf(out, "\nTests that fail without a hook of the cause:\n")
 	for _, cause := range causes {
 		slices.Sort(byCause[cause])
 		tests := slices.Compact(byCause[cause])

@@ -37,7 +37,7 @@ type StopPaths struct {
 	Areas []StopArea `json:"areas"`
 }
 
-// OtherHook is a call of the guard that stands in front of no stop.
+// OtherHook is a call of the guard that is in front of no stop.
 type OtherHook struct {
 	// Call is the function of the guard package, In the function that contains the call.
 	Call string `json:"call"`
@@ -56,7 +56,7 @@ type StopInterface struct {
 
 // StopArea is one section of the table.
 type StopArea struct {
-	// Title is the heading, About what stands below it.
+	// Title is the heading, About the text below it.
 	Title string `json:"title"`
 	About string `json:"about,omitempty"`
 	// Stops are the functions that do it.
@@ -66,7 +66,7 @@ type StopArea struct {
 	Paths []StopPath `json:"paths"`
 }
 
-// Stop is a function that takes something away from pods. For a method of an interface
+// Stop is a function that removes something from pods. For a method of an interface
 // everything that implements it is meant, too.
 type Stop struct {
 	// Function is its name.
@@ -182,9 +182,9 @@ func (r Repo) stopPathsFile(u Upstream) string {
 }
 
 // CheckStopPaths compares stop-paths.yaml with the guarded tree, or with the tree in dir
-// when that is not empty: the edit tree, say. It returns all differences together: callers
+// when that is not empty, such as the edit tree. It returns all differences together: callers
 // that the table does not know, with an entry to complete, entries for what is gone, and
-// hooks that are not where the table says. Progress and the result are written to out.
+// hooks that are not where the table has them. Progress and the result are written to out.
 func (r Repo) CheckStopPaths(ctx context.Context, u Upstream, dir string, out io.Writer) error {
 	table, err := LoadStopPaths(r.stopPathsFile(u))
 	if err != nil {
@@ -300,7 +300,7 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 			counts.stops++
 			stops[stop.Function] = true
 			if g.functions[stop.Function] == nil && !stop.Unused {
-				fail("stop %s: the tree has no such function, or nothing uses it; say unused: true if that is meant", stop.Function)
+				fail("stop %s: the tree has no such function, or nothing uses it; set unused: true if that is meant", stop.Function)
 			}
 			for name := range g.alike(stop.Function) {
 				isStop[name] = true
@@ -371,11 +371,11 @@ func (s StopPaths) check(g *callGraph) (stopCounts, []error) {
 				}
 				switch {
 				case g.functions[path.Caller] == nil || len(g.functions[path.Caller].uses) == 0:
-					fail("%s: the tree has no such function any more; take it out of the table", path.Caller)
+					fail("%s: the tree has no such function any more; remove it from the table", path.Caller)
 				case !seen[call]:
 					fail("%s: %s is neither a stop nor a caller whose callers count (callers: true)", path.Caller, call)
 				default:
-					fail("%s: %s does not use %s any more; take that out of the table", g.place(g.functions[path.Caller].pos), path.Caller, call)
+					fail("%s: %s does not use %s any more; remove that from the table", g.place(g.functions[path.Caller].pos), path.Caller, call)
 				}
 			}
 			for _, hook := range path.Hooks {
@@ -414,7 +414,7 @@ func (h StopHook) check(g *callGraph, p StopPath) error {
 		return nil
 	}
 	if h.Via == "" && !g.reaches(p.Caller, in) && !g.reaches(in, p.Caller) {
-		return fmt.Errorf("%s: %s with the hook guard.%s is not on the way of %s; if something other than calls connects them, say so in via", g.place(f.pos), in, h.Call, p.Caller)
+		return fmt.Errorf("%s: %s with the hook guard.%s is not on the way of %s; if something other than calls connects them, name it in via", g.place(f.pos), in, h.Call, p.Caller)
 	}
 	return nil
 }
@@ -436,7 +436,7 @@ func (s StopPaths) unnamedHooks(g *callGraph) []error {
 	for _, hook := range s.OtherHooks {
 		named[stopEdge{hook.In, hook.Call}] = true
 		if f := g.functions[hook.In]; f == nil || len(f.uses[GuardDir+"."+hook.Call]) == 0 {
-			errs = append(errs, fmt.Errorf("%s does not call guard.%s any more; take it out of otherHooks", hook.In, hook.Call))
+			errs = append(errs, fmt.Errorf("%s does not call guard.%s any more; remove it from otherHooks", hook.In, hook.Call))
 		}
 	}
 	for _, f := range g.functions {
@@ -446,7 +446,7 @@ func (s StopPaths) unnamedHooks(g *callGraph) []error {
 		for used, places := range f.uses {
 			call, ok := strings.CutPrefix(used, GuardDir+".")
 			if ok && slices.ContainsFunc(refusals, func(p string) bool { return strings.HasPrefix(call, p) }) && !named[stopEdge{f.Name, call}] {
-				errs = append(errs, fmt.Errorf("%s: the hook guard.%s in %s is in no line of the table; name it in the path that it stands in front of, or among otherHooks", g.place(places[0]), call, f.Name))
+				errs = append(errs, fmt.Errorf("%s: the hook guard.%s in %s is in no line of the table; name it in the path that it is in front of, or among otherHooks", g.place(places[0]), call, f.Name))
 			}
 		}
 	}

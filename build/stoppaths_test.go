@@ -226,7 +226,7 @@ func TestTheTableOfStopPathsIsComparedWithTheTree(t *testing.T) {
 		assert.Empty(t, messages(errs))
 		table.OtherHooks[0].In = "pkg/kubelet.wanted"
 		_, errs = table.check(g)
-		assert.Contains(t, messages(errs), "pkg/kubelet.wanted does not call guard.Refuse any more; take it out of otherHooks")
+		assert.Contains(t, messages(errs), "pkg/kubelet.wanted does not call guard.Refuse any more; remove it from otherHooks")
 	})
 	t.Run("an open path is counted", func(t *testing.T) {
 		table := stopTable()

@@ -22,7 +22,7 @@ func (r Repo) WriteStopPaths(u Upstream, out io.Writer) error {
 		{r.stopPathsPage(), table.page(u)},
 		{r.stopPathsData(), table.tsv()},
 	} {
-		changed, err := writeFile(file.path, []byte(file.content), 0o644)
+		changed, err := writeFile(file.path, []byte(file.content))
 		if err != nil {
 			return err
 		}

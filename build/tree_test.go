@@ -189,7 +189,7 @@ func TestBuild(t *testing.T) {
 	require.NoError(t, f.Build(ctx, u, "", []Binary{Kubelet}, t.Output()))
 	after, err := os.Stat(f.path("_output", "v1.36.3", "kubelet"))
 	require.NoError(t, err)
-	require.True(t, os.SameFile(before, after), "an up-to-date binary is left alone")
+	require.True(t, os.SameFile(before, after), "an up-to-date binary stays as it is")
 
 	require.NoError(t, f.VerifyReproducible(ctx, u, "", []Binary{Kubelet, StockKubelet}, t.Output()))
 

@@ -169,7 +169,7 @@ func (s *source) fields() (string, error) {
 }
 
 // fieldComments returns the comments of a struct's fields by JSON name, without
-// the field's own name at their beginning.
+// the field's own name at their start.
 func (s *source) fieldComments(name string) (map[string]string, error) {
 	t := s.types[name]
 	if t == nil {

@@ -32,7 +32,7 @@ var advice = map[string]string{
 	metricPrefix + "held_pods":           "Warn when above zero for 5 minutes, page when many nodes hold pods at once: then the control plane or a roll-out is at fault, not a node. With `cause=\"Evicted\"` other pods may be evicted in their place for as long as it lasts. What to do is in [holds.md](holds.md).",
 	metricPrefix + "oldest_hold_seconds": "Warn above one day: a hold is to be understood and ended, not lived with.",
 	metricPrefix + "unconfirmed_pods":    "Warn when above zero for 5 minutes: the kubelet cannot read its pods, so that it neither starts nor ends any.",
-	metricPrefix + "waiting_pods":        "Page when above zero for 5 minutes: nobody serves under the name of such a pod until somebody decides.",
+	metricPrefix + "waiting_pods":        "Page when above zero for 5 minutes: nobody serves under the name of such a pod until an operator decides.",
 }
 
 // metricsPage returns docs/metrics.md. It reads the metrics where the kubelet's

@@ -13,11 +13,11 @@ func newChaosCommand(o *options) *cobra.Command {
 		Use:   "chaos",
 		Short: "Kill the guarded kubelet at random moments while pods come, go and break",
 		Long: `Kill the guarded kubelet with SIGKILL at random moments, while pods are created,
-deleted, labelled, damaged and released, and check what became of each pod.
+deleted, labelled, damaged and released, and check the fate of each pod.
 
 The seed decides everything that the run does; it is printed first and last. The
-same seed makes the same operations in the same order, and what must become of
-each pod follows from it too. A run of fewer kills is the beginning of a longer
+same seed makes the same operations in the same order, and the fate of each
+pod follows from it, too. A run of fewer kills is the start of a longer
 one. What differs between two runs is the kubelet's own timing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -16,7 +16,7 @@ func newDemoCommand(o *options) *cobra.Command {
 		Short: "Run the incidents on a stock and on a guarded node and compare",
 		Long: `Run the incidents on a stock and on a guarded node, side by side, and end with a
 table. Every incident hits two pods of the same template, of which one carries
-the label that asks for protection; the table's figures are about that one, and
+the label for protection; the table's figures are about that one, and
 its last column about the other: an unprotected pod must meet the same fate with
 both kubelets.
 

@@ -13,7 +13,7 @@ import (
 	"kubelet-guard.io/node-e2e/cluster/kind"
 )
 
-// fleetPart is a part of the fleet suite that runs beside the others, on nodes of its
+// fleetPart is a part of the fleet suite that runs next to the others, on nodes of its
 // own: most of the suite is waiting.
 type fleetPart struct {
 	name string
@@ -90,8 +90,8 @@ parts to <output>/e2e/fleet/.`,
 	return cmd
 }
 
-// runFleet runs the parts at the same time. Their progress goes to progress, and what
-// came of all of them to out.
+// runFleet runs the parts at the same time. Their progress goes to progress, and the
+// results of all of them to out.
 func (o *options) runFleet(ctx context.Context, out, progress io.Writer, parts []fleetPart, suite fleetOptions) error {
 	var runs []suiteRun
 	for _, part := range parts {

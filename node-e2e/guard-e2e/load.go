@@ -16,8 +16,8 @@ func newLoadCommand(o *options) *cobra.Command {
 	var window, later time.Duration
 	cmd := &cobra.Command{
 		Use:   "load",
-		Short: "Count what a node with many held pods asks of the API server",
-		Long: `Count what a node with many held pods asks of the API server, live and after a
+		Short: "Count the API requests of a node with many held pods",
+		Long: `Count the API requests of a node with many held pods, live and after a
 restart of the kubelet, against the stock kubelet without such pods. The table goes into
 <output>/e2e/guarded/load.md and is printed.`,
 		Args: cobra.NoArgs,
@@ -36,6 +36,6 @@ restart of the kubelet, against the stock kubelet without such pods. The table g
 	}
 	cmd.Flags().IntVar(&pods, "pods", 110, "protected pods that are held")
 	cmd.Flags().DurationVar(&window, "window", 2*time.Minute, "how long the requests of one row are counted")
-	cmd.Flags().DurationVar(&later, "later", 20*time.Minute, "how long after the beginning the second count is made")
+	cmd.Flags().DurationVar(&later, "later", 20*time.Minute, "how long after the start the second count is made")
 	return cmd
 }

@@ -1,4 +1,4 @@
-// Command guard-e2e runs the suites and reports what came of them, and brings up the
+// Command guard-e2e runs the suites, reports their results, and brings up the
 // clusters that they run on. It builds nothing: make does.
 package main
 

@@ -54,7 +54,7 @@ func (r suiteRun) log() string   { return r.files + ".log" }
 func (r suiteRun) json() string  { return r.files + ".json" }
 func (r suiteRun) junit() string { return r.files + ".xml" }
 
-// outcome is what came of a run.
+// outcome is the result of a run.
 type outcome struct {
 	name   string
 	report types.Report
@@ -173,7 +173,7 @@ func (o *options) run(ctx context.Context, run suiteRun, progress func(string)) 
 	return report, nil
 }
 
-// finish prints what came of runs, and returns their errors. The counts are the last line,
+// finish prints the results of runs, and returns their errors. The counts are the last line,
 // by which CI counts.
 func finish(out io.Writer, outcomes []outcome) error {
 	var sum specreport.Counts

@@ -17,7 +17,7 @@ esac
 
 if [ -d /run/systemd/system ] && ! systemctl daemon-reload; then
 	# An error here would leave dpkg with a package that is not configured.
-	echo "kubelet-guard: WARNING: systemd refused to read its units again (is /run full?). Run systemctl daemon-reload before the kubelet is restarted; until then systemd starts the kubelet of before." >&2
+	echo "kubelet-guard: WARNING: systemd refused to read its units again (is /run full?). Run systemctl daemon-reload before the kubelet is restarted; until then systemd starts the previous kubelet." >&2
 fi
 [ "$refused" = 0 ] || exit 1
 
