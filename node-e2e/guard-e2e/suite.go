@@ -119,7 +119,27 @@ func (o *options) run(ctx context.Context, run suiteRun, progress func(string)) 
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 
-	cmd := exec.CommandContext(ctx, program, append([]string{
+	cmd := exec.CommandContext(ctx, program, append(o.suiteArguments(run), run.arguments...)...)
+	cmd.Stdout = log
+	started, failed := runAttended(cmd, progress)
+	if !started {
+		return report, failed
+	}
+	report, err = run.readReport(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return report, fmt.Errorf("the %s suite was interrupted: %w", run.name, failed)
+	case err != nil:
+		return report, fmt.Errorf("the %s suite ended without a report, see %s: %w", run.name, log.Name(), errors.Join(failed, err))
+	case failed != nil:
+		return report, fmt.Errorf("the %s suite failed, see %s: %w", run.name, log.Name(), failed)
+	}
+	return report, nil
+}
+
+// suiteArguments are the arguments of every suite.
+func (o *options) suiteArguments(run suiteRun) []string {
+	return []string{
 		"-test.run=^" + run.test + "$",
 		"-test.timeout=0",
 		"-output=" + o.outputDir,
@@ -129,16 +149,20 @@ func (o *options) run(ctx context.Context, run suiteRun, progress func(string)) 
 		"-ginkgo.no-color",
 		"-ginkgo.json-report=" + run.json(),
 		"-ginkgo.junit-report=" + run.junit(),
-	}, run.arguments...)...)
-	cmd.Stdout = log
+	}
+}
+
+// runAttended runs a suite, whose lines of progress it passes on. When the context of the
+// command ends, the suite gets an interrupt and time to clean up.
+func runAttended(cmd *exec.Cmd, progress func(string)) (started bool, err error) {
 	lines, err := cmd.StderrPipe()
 	if err != nil {
-		return report, err
+		return false, err
 	}
 	// Held open until the suite has ended; the suite cleans up when it closes
 	// because this program was killed.
 	if _, err := cmd.StdinPipe(); err != nil {
-		return report, err
+		return false, err
 	}
 	// A group of its own keeps the terminal's Ctrl-C from the suite, which would
 	// take a second one, from here, as an order to leave its cluster behind.
@@ -149,28 +173,24 @@ func (o *options) run(ctx context.Context, run suiteRun, progress func(string)) 
 	}
 	cmd.WaitDelay = cleanupTime
 	if err := cmd.Start(); err != nil {
-		return report, err
+		return false, err
 	}
 	for scanner := bufio.NewScanner(lines); scanner.Scan(); {
 		progress(scanner.Text())
 	}
-	failed := cmd.Wait()
-	report, err = specreport.Read(run.json())
-	if err != nil && run.cleanUp != nil {
-		// Without a report, the suite may not have come to its clean-up either.
+	return true, cmd.Wait()
+}
+
+// readReport reads the report of a suite that ended. Without a report, the suite may not
+// have come to its clean-up either, so that is done here.
+func (r suiteRun) readReport(ctx context.Context) (types.Report, error) {
+	report, err := specreport.Read(r.json())
+	if err != nil && r.cleanUp != nil {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		err = errors.Join(err, run.cleanUp(cleanup))
+		err = errors.Join(err, r.cleanUp(cleanup))
 	}
-	switch {
-	case ctx.Err() != nil:
-		return report, fmt.Errorf("the %s suite was interrupted: %w", run.name, failed)
-	case err != nil:
-		return report, fmt.Errorf("the %s suite ended without a report, see %s: %w", run.name, log.Name(), errors.Join(failed, err))
-	case failed != nil:
-		return report, fmt.Errorf("the %s suite failed, see %s: %w", run.name, log.Name(), failed)
-	}
-	return report, nil
+	return report, err
 }
 
 // finish prints the results of runs, and returns their errors. The counts are the last line,
