@@ -51,7 +51,10 @@ check 'go vet build/third_party/node' go -C build/third_party/node vet ./...
 check 'staticcheck' go tool staticcheck ./...
 check 'shellcheck' scripts/shellcheck.sh
 check 'words' scripts/words.sh
-check 'patches' go run ./build/guard-build patches verify
+for minor in patches/v*/; do
+	minor=$(basename "$minor")
+	check "patches $minor" go run ./build/guard-build patches verify --kube-version="$minor"
+done
 check 'generated files' scripts/verify-generated.sh
 
 printf '%d passed, %d failed\n' "$passed" "$failed"
