@@ -113,24 +113,18 @@ func (r testRun) counts() (passed, failed, skipped int) {
 // progress prints a line per finished package, and collects what is no event.
 type progress struct {
 	testjson.EventFormatter
-	failed bool
-	stray  strings.Builder
-}
-
-func newProgress(out io.Writer) *progress {
-	return &progress{EventFormatter: testjson.NewEventFormatter(out, "pkgname", testjson.FormatOptions{Icons: "text"})}
+	stray strings.Builder
 }
 
 // Event takes one event in.
 func (p *progress) Event(e testjson.TestEvent, run *testjson.Execution) error {
-	p.failed = p.failed || e.Action == testjson.ActionFail
 	return p.Format(e, run)
 }
 
 // Err takes a line in that the go command wrote and that is no event.
 func (p *progress) Err(text string) error {
-	fmt.Fprintln(&p.stray, text)
-	return nil
+	_, err := fmt.Fprintln(&p.stray, text)
+	return err
 }
 
 // testKind is how some packages are tested.
@@ -183,7 +177,7 @@ func (r testRunner) packages(ctx context.Context, patterns []string) ([]string, 
 // run executes go test and returns all results. It is no error when tests fail. Progress is
 // written to out.
 func (r testRunner) run(ctx context.Context, packages, flags []string, out io.Writer) (testRun, error) {
-	e, err := r.add(ctx, nil, packages, flags, newProgress(out))
+	e, err := r.add(ctx, nil, packages, flags, out)
 	if err != nil {
 		return testRun{}, err
 	}
@@ -191,7 +185,7 @@ func (r testRunner) run(ctx context.Context, packages, flags []string, out io.Wr
 }
 
 // add adds the results of go test to e, which may be nil.
-func (r testRunner) add(ctx context.Context, e *testjson.Execution, packages, flags []string, p *progress) (*testjson.Execution, error) {
+func (r testRunner) add(ctx context.Context, e *testjson.Execution, packages, flags []string, out io.Writer) (*testjson.Execution, error) {
 	var plain, other []string
 	for _, pkg := range packages {
 		if r.other[pkg] {
@@ -202,15 +196,15 @@ func (r testRunner) add(ctx context.Context, e *testjson.Execution, packages, fl
 	}
 	var err error
 	if len(plain) > 0 {
-		e, err = r.goTest(ctx, e, r.kind, plain, flags, p)
+		e, err = r.goTest(ctx, e, r.kind, plain, flags, out)
 	}
 	if len(other) > 0 && err == nil {
-		e, err = r.goTest(ctx, e, r.otherKind, other, flags, p)
+		e, err = r.goTest(ctx, e, r.otherKind, other, flags, out)
 	}
 	return e, err
 }
 
-func (r testRunner) goTest(ctx context.Context, e *testjson.Execution, kind testKind, packages, flags []string, p *progress) (*testjson.Execution, error) {
+func (r testRunner) goTest(ctx context.Context, e *testjson.Execution, kind testKind, packages, flags []string, out io.Writer) (*testjson.Execution, error) {
 	args := []string{"test", "-json", "-mod=readonly", "-trimpath", "-vet=off", "-tags", kind.tags, "-timeout", packageTimeout.String()}
 	if r.skip != "" {
 		args = append(args, "-skip", r.skip)
@@ -231,13 +225,14 @@ func (r testRunner) goTest(ctx context.Context, e *testjson.Execution, kind test
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p.failed = false
+	p := &progress{EventFormatter: testjson.NewEventFormatter(out, "pkgname", testjson.FormatOptions{Icons: "text"})}
+	known := len(e.Failed())
 	e, scanErr := testjson.ScanTestOutput(testjson.ScanConfig{Stdout: io.TeeReader(pipe, r.log), Handler: p, Execution: e, IgnoreNonJSONOutputLines: true, Stop: stop})
 	waitErr := cmd.Wait()
 	if err := errors.Join(ctx.Err(), scanErr); err != nil {
 		return nil, err
 	}
-	if waitErr != nil && !p.failed {
+	if waitErr != nil && len(e.Failed()) == known {
 		return nil, fmt.Errorf("go test in %s: %w\n%s", r.dir, waitErr, tail(stderr.String()+p.stray.String(), 40))
 	}
 	return e, nil
@@ -255,7 +250,7 @@ func (r testRunner) again(ctx context.Context, tests []testID) (still []testID, 
 		if pattern := runPattern(left[:n]); pattern != "" {
 			flags = append(flags, "-run", pattern)
 		}
-		if e, err = r.add(ctx, e, []string{left[0].Package}, flags, newProgress(io.Discard)); err != nil {
+		if e, err = r.add(ctx, e, []string{left[0].Package}, flags, io.Discard); err != nil {
 			return nil, testRun{}, err
 		}
 		left = left[n:]

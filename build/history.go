@@ -24,6 +24,16 @@ func (r Repo) git() git {
 	return git{dir: dir, env: []string{"GIT_DIR=" + dir}} // never the repository around it
 }
 
+// gitIn returns the repository with a folder as its work tree, and an index that is empty
+// until remove removes it.
+func (r Repo) gitIn(dir string) (g git, remove func(), err error) {
+	tmp, err := os.MkdirTemp("", "guard-index-*")
+	g = r.git()
+	g.dir = dir
+	g.env = append(g.env, "GIT_WORK_TREE="+dir, "GIT_INDEX_FILE="+filepath.Join(tmp, "index"))
+	return g, func() { os.RemoveAll(tmp) }, err
+}
+
 // commit returns the commit of a source, which it makes unless the repository has it. The
 // patches are applied without fuzz.
 func (r Repo) commit(ctx context.Context, s source, out io.Writer) (string, error) {
@@ -58,14 +68,13 @@ func (r Repo) commitStock(ctx context.Context, s source, out io.Writer) (string,
 		return "", err
 	}
 	defer release()
-	tmp, err := os.MkdirTemp("", "guard-index-*")
+	g, remove, err := r.gitIn(stock)
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(tmp)
-	g := git{dir: stock, env: []string{"GIT_DIR=" + r.git().dir, "GIT_INDEX_FILE=" + filepath.Join(tmp, "index")}}
+	defer remove()
 	// All files, also those that upstream's .gitignore names.
-	if _, err := g.run(ctx, "--work-tree=.", "add", "-A", "-f", "."); err != nil {
+	if _, err := g.run(ctx, "add", "-A", "-f", "."); err != nil {
 		return "", err
 	}
 	tree, err := g.run(ctx, "write-tree")

@@ -141,14 +141,13 @@ func (r Repo) writeGuarded(ctx context.Context, s source, dir string, out io.Wri
 	if err != nil {
 		return err
 	}
-	index, err := os.MkdirTemp("", "guard-index-*")
+	g, remove, err := r.gitIn(dir)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(index)
+	defer remove()
 	// Git replaces a link instead of writing through it.
-	g := git{dir: dir, env: []string{"GIT_DIR=" + r.git().dir, "GIT_INDEX_FILE=" + filepath.Join(index, "index")}}
-	if _, err := g.run(ctx, append([]string{"--work-tree=.", "checkout", "-q", commit, "--"}, changed...)...); err != nil {
+	if _, err := g.run(ctx, append([]string{"checkout", "-q", commit, "--"}, changed...)...); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "The %s tree of %s: %d patches, %d added files\n", s.tree, s.upstream.Version, len(s.series.Patches), len(s.added))
