@@ -146,9 +146,7 @@ var _ = Describe("deletion-protection: always", Label(labelPolicies), func() {
 		for name, labels := range map[string]map[string]string{"kept": always, "other": nil} {
 			framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{}))
 		}
-		deleted := ordinary.kubectl(ctx, "delete", "configmaps", "--all", "-n", namespace)
-		Expect(deleted.Err).To(HaveOccurred())
-		Expect(deleted.Stderr).To(ContainSubstring("configmaps kept was not deleted"))
+		ordinary.kubectl(ctx, "delete", "configmaps", "--all", "-n", namespace).ExpectRefused("configmaps kept was not deleted")
 		_, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, "other", metav1.GetOptions{})
 		Expect(apierrors.IsNotFound(err)).To(BeTrue(), "the unlabelled object: %v", err)
 	}, SpecTimeout(specTimeout))

@@ -107,9 +107,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		pod := createPod(ctx, namespace, newPod("web", nil))
 		refusal := deleteNamespace(ctx, namespace, metav1.DeleteOptions{})
 		Expect(refusal).To(BeRefused("namespace/"+namespace+" was not deleted", "deletion-protection=cascading", "pods: 1 (web)", "kubectl get pods,persistentvolumeclaims -n "+namespace))
-		deleted := ordinary.kubectl(ctx, "delete", "namespace", namespace, "--wait=false")
-		Expect(deleted.Err).To(HaveOccurred())
-		Expect(deleted.Stderr).To(ContainSubstring("pods: 1 (web)"))
+		ordinary.kubectl(ctx, "delete", "namespace", namespace, "--wait=false").ExpectRefused("pods: 1 (web)")
 
 		By("deleting the pod")
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{})).To(Succeed())
@@ -334,9 +332,7 @@ var _ = Describe("the incident of the deleted definition", func() {
 		Expect(count()).To(Equal(objects))
 
 		By("deleting the definition as an ordinary user and as the administrator")
-		deleted := ordinary.kubectl(ctx, "delete", "crd", "machines.e2e.example.com", "--wait=false")
-		Expect(deleted.Err).To(HaveOccurred())
-		Expect(deleted.Stderr).To(ContainSubstring("its deletion would delete its custom resources: 1000 (such as machine-0000)"))
+		ordinary.kubectl(ctx, "delete", "crd", "machines.e2e.example.com", "--wait=false").ExpectRefused("its deletion would delete its custom resources: 1000 (such as machine-0000)")
 		Expect(dynamicClient.Resource(definitions).Delete(ctx, "machines.e2e.example.com", metav1.DeleteOptions{})).To(BeRefused("custom resources: 1000"))
 		AddReportEntry("objects left after the refused deletion", count())
 		Expect(count()).To(Equal(objects), "objects that are left")

@@ -33,9 +33,7 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 		createDeployment(ctx, namespace, newDeployment("web", 2, map[string]string{labelReplicasProtection: "confirm"}))
 		set := replicaSetOf(ctx, namespace)
 
-		scaled := ordinary.kubectl(ctx, "scale", "rs", set.Name, "-n", namespace, "--replicas=0")
-		Expect(scaled.Err).To(HaveOccurred())
-		Expect(scaled.Stderr).To(And(ContainSubstring("it belongs to Deployment web"), ContainSubstring("kubectl scale deployments.apps web -n "+namespace+" --replicas=0")))
+		ordinary.kubectl(ctx, "scale", "rs", set.Name, "-n", namespace, "--replicas=0").ExpectRefused("it belongs to Deployment web", "kubectl scale deployments.apps web -n "+namespace+" --replicas=0")
 		_, err := autoscaler.client().AppsV1().ReplicaSets(namespace).UpdateScale(ctx, set.Name,
 			&autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: set.Name, Namespace: namespace}}, metav1.UpdateOptions{})
 		Expect(err).To(BeRefused("it belongs to Deployment web"), "an autoscaler of the ReplicaSet")

@@ -131,8 +131,7 @@ var _ = Describe("operation windows", func() {
 		createWindow(ctx, namespace, window("nightly", daily(2*time.Hour, 3*time.Hour),
 			"workloads: {kinds: [Deployment], selector: {matchLabels: {tier: web}}}"))
 
-		scaled := ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2")
-		Expect(scaled.Stderr).To(And(ContainSubstring("spec.replicas (Replicas)"), ContainSubstring(next)), "%s", scaled)
+		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectRefused("spec.replicas (Replicas)", next)
 		_, err := autoscaler.client().AppsV1().Deployments(namespace).UpdateScale(ctx, "web",
 			&autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: 3}}, metav1.UpdateOptions{})
 		Expect(err).To(BeRefused("deployments.apps/web", "spec.replicas (Replicas)"), "the autoscaler")
@@ -146,8 +145,7 @@ var _ = Describe("operation windows", func() {
 		By("a second window that is open adds to the first")
 		createWindow(ctx, namespace, window("always-scale", daily(-time.Hour, time.Hour), "inside: {fields: [Replicas]}"))
 		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
-		refused := setImage(ctx, ordinary, namespace)
-		Expect(refused.Stderr).To(And(ContainSubstring("always-scale is open, but not for them"), ContainSubstring("nightly is closed"), ContainSubstring(next)), "%s", refused)
+		setImage(ctx, ordinary, namespace).ExpectRefused("always-scale is open, but not for them", "nightly is closed", next)
 	}, SpecTimeout(specTimeout))
 
 	It("hold a workload whatever its owner reference says, and let its Deployment's controller go on", func(ctx SpecContext) {
@@ -197,8 +195,7 @@ var _ = Describe("operation windows", func() {
 		// Two minutes ahead is at least one whole minute, in which the window is effective.
 		next := time.Now().UTC().Truncate(time.Minute).Add(2 * time.Minute)
 		createWindow(ctx, namespace, window("soon", daily(2*time.Minute, time.Hour)))
-		refused := setImage(ctx, ordinary, namespace)
-		Expect(refused.Stderr).To(ContainSubstring(next.Format(time.RFC3339)), "%s", refused)
+		setImage(ctx, ordinary, namespace).ExpectRefused(next.Format(time.RFC3339))
 		Eventually(ctx, func() error { return setImage(ctx, ordinary, namespace).Err }).
 			WithTimeout(time.Until(next)+cacheWait).WithPolling(time.Second).Should(Succeed(), "the change to pass at %s", next)
 		Expect(time.Now()).To(BeTemporally(">=", next))
@@ -251,8 +248,7 @@ var _ = Describe("operation windows in an outage of the webhook", Label(labelOut
 		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
 		scaleWebhook(ctx, 0)
 
-		refused := ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2")
-		Expect(refused.Stderr).To(ContainSubstring(`failed calling webhook "operation-window.kubelet-guard.io"`), "%s", refused)
+		ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2").ExpectRefused(`failed calling webhook "operation-window.kubelet-guard.io"`)
 		ordinary.kubectl(ctx, "label", "-n", chosen, "deployment/web", "note=x").ExpectDone()
 		ordinary.kubectl(ctx, "scale", "-n", other, "deployment/web", "--replicas=2").ExpectDone()
 		By("controllers in the namespace that chose them: a pod is replaced, a new Deployment comes up")
