@@ -81,12 +81,11 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		template := podTemplate(framework.AppLabels("agent"))
 		agent := framework.NewDaemonSet("agent", template)
 		agent.Labels = meta.Labels
-		_, err := as.AppsV1().DaemonSets(namespace).Create(ctx, agent, metav1.CreateOptions{DryRun: dryRun})
-		Expect(err).To(BeRefused("daemonsets agent was not accepted", "the kind has no replicas", "deletion-protection=cascading", "OperationWindow"))
+		Expect(framework.ErrorOf(as.AppsV1().DaemonSets(namespace).Create(ctx, agent, metav1.CreateOptions{DryRun: dryRun}))).To(BeRefused("daemonsets agent was not accepted", "the kind has no replicas", "deletion-protection=cascading", "OperationWindow"))
 		template.Spec.RestartPolicy = corev1.RestartPolicyNever
 		job := batchv1.JobSpec{Template: template}
 		Expect(framework.ErrorOf(as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun}))).To(BeRefused("jobs agent was not accepted", "deletion-protection=cascading"))
-		_, err = as.BatchV1().CronJobs(namespace).Create(ctx, &batchv1.CronJob{ObjectMeta: meta, Spec: batchv1.CronJobSpec{
+		_, err := as.BatchV1().CronJobs(namespace).Create(ctx, &batchv1.CronJob{ObjectMeta: meta, Spec: batchv1.CronJobSpec{
 			Schedule: "0 0 1 1 *", JobTemplate: batchv1.JobTemplateSpec{Spec: job},
 		}}, metav1.CreateOptions{DryRun: dryRun})
 		Expect(err).To(BeRefused("cronjobs agent was not accepted"))

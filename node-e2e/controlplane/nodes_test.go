@@ -143,14 +143,13 @@ var _ = Describe("node deletion policies", func() {
 		Expect(status.Deletions[0].User).To(Equal(ordinary.name))
 		_, next, _ := strings.Cut(refused.Error(), "The next is allowed at ")
 		next, _, _ = strings.Cut(next, ",")
-		at, err := time.Parse(time.RFC3339, next)
-		Expect(err).NotTo(HaveOccurred(), "the time of the next")
+		at := framework.Must(time.Parse(time.RFC3339, next))
 		// It is reported in whole seconds, rounded up.
 		Expect(at).To(BeTemporally("~", status.Deletions[0].Time.Add(time.Hour), 2*time.Second), "the time of the next")
 
 		By("kubectl delete nodes, DELETECOLLECTION and the node controller stop there too")
 		ordinary.kubectl(ctx, "delete", "nodes", "-l", poolLabel+"="+pool, "--wait=false").ExpectRefused("limits deletions to 20 in 1h")
-		err = looping.CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
+		err := looping.CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
 		Expect(err).To(BeRefused("limits deletions to 20 in 1h"))
 		err = nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-299", metav1.DeleteOptions{})
 		Expect(err).To(BeRefused("limits deletions to 20 in 1h"))

@@ -50,8 +50,7 @@ func (s *scene) createDeployments(ctx context.Context, name string, replicas int
 	GinkgoHelper()
 	for _, node := range workers() {
 		deployment := newDeployment(name+"-"+node.Pool(), replicas, append([]podOption{selectingNode(node)}, options...)...)
-		_, err := client.AppsV1().Deployments(s.namespace).Create(ctx, deployment, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred(), "create Deployment %s", deployment.Name)
+		framework.Must(client.AppsV1().Deployments(s.namespace).Create(ctx, deployment, metav1.CreateOptions{}))
 	}
 	pods := map[*kind.Node][]*subject{}
 	for _, node := range workers() {

@@ -126,10 +126,9 @@ func (s *scene) runFailover(ctx context.Context) {
 			} else {
 				_, err = client.AppsV1().StatefulSets(s.namespace).Create(ctx, newStatefulSet(app, 1, protected, preferring(from), leaves), metav1.CreateOptions{})
 			}
-			Expect(err).NotTo(HaveOccurred(), "create workload %s", app)
+			Expect(err).NotTo(HaveOccurred())
 			spec.Selector = framework.AppSelector(app)
-			_, err = client.PolicyV1().PodDisruptionBudgets(s.namespace).Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: app}, Spec: spec}, metav1.CreateOptions{})
-			Expect(err).NotTo(HaveOccurred(), "create budget %s", app)
+			framework.Must(client.PolicyV1().PodDisruptionBudgets(s.namespace).Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: app}, Spec: spec}, metav1.CreateOptions{}))
 		}
 	}
 	for _, way := range []string{byTaintEviction, byOutOfService, byPodGC} {

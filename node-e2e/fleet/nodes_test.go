@@ -140,8 +140,7 @@ func labelNode(ctx context.Context, node *kind.Node, key, value string) {
 		text = fmt.Sprintf("%q", value)
 	}
 	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%s}}}`, key, text)
-	_, err := client.CoreV1().Nodes().Patch(ctx, node.Name(), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-	Expect(err).NotTo(HaveOccurred(), "label node %s", node.Name())
+	framework.Must(client.CoreV1().Nodes().Patch(ctx, node.Name(), types.MergePatchType, []byte(patch), metav1.PatchOptions{}))
 }
 
 // deleteNodeObjects deletes the objects of nodes. At the end of the spec, nodes that

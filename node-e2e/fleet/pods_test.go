@@ -55,10 +55,9 @@ var scenes []*scene
 // the nodes afterwards.
 func newScene(ctx context.Context, labels map[string]string) *scene {
 	GinkgoHelper()
-	namespace, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
+	namespace := framework.Must(client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "fleet-", Labels: labels},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred(), "create the spec's namespace")
+	}, metav1.CreateOptions{}))
 	s := &scene{namespace: namespace.Name}
 	DeferCleanup(func(ctx SpecContext) {
 		if *keepFlag && CurrentSpecReport().Failed() {
@@ -287,8 +286,7 @@ func (s *scene) deleteBudgets(ctx context.Context) {
 	override := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`,
 		guardv1alpha1.OverrideAnnotation, guardv1alpha1.FormatOverride(time.Now().Add(time.Hour), "end of the spec"))
 	for _, budget := range list.Items {
-		_, err := budgets.Patch(ctx, budget.Name, types.MergePatchType, override, metav1.PatchOptions{})
-		Expect(err).NotTo(HaveOccurred(), "annotate budget %s", budget.Name)
+		framework.Must(budgets.Patch(ctx, budget.Name, types.MergePatchType, override, metav1.PatchOptions{}))
 		Expect(budgets.Delete(ctx, budget.Name, metav1.DeleteOptions{})).To(Succeed(), "delete budget %s", budget.Name)
 	}
 }
@@ -308,8 +306,7 @@ func (s *subject) String() string { return s.namespace + "/" + s.name + " on " +
 func (s *scene) run(ctx context.Context, pods ...*corev1.Pod) []*subject {
 	GinkgoHelper()
 	for _, pod := range pods {
-		_, err := client.CoreV1().Pods(s.namespace).Create(ctx, pod, metav1.CreateOptions{})
-		Expect(err).NotTo(HaveOccurred(), "create pod %s", pod.Name)
+		framework.Must(client.CoreV1().Pods(s.namespace).Create(ctx, pod, metav1.CreateOptions{}))
 	}
 	names := map[string]int{}
 	for i, pod := range pods {

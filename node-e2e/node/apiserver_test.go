@@ -54,8 +54,7 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		By("recording the deletion")
 		expectReleased(ctx, pod, "record after a partition", guard.PodDeletionRecord, recordDeletion(ctx, pod), recordTimeout)
 		s.awaitGone(ctx, pod, deletionSlack)
-		left, err := client.CoreV1().Pods(s.namespace).Get(ctx, successor.Name, metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred(), "read the successor")
+		left := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, successor.Name, metav1.GetOptions{}))
 		Expect(left.UID).To(Equal(successor.UID), "UID of the successor")
 		Expect(left.DeletionTimestamp).To(BeNil(), "deletion of the successor")
 	})
@@ -79,8 +78,7 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 // linkKubelet restarts the kubelet so that it reaches the API server through a link.
 func linkKubelet(ctx context.Context) testnode.Link {
 	GinkgoHelper()
-	link, err := provider.Node().NewLink()
-	Expect(err).NotTo(HaveOccurred(), "make a link to the API server")
+	link := framework.Must(provider.Node().NewLink())
 	DeferCleanup(link.Close)
 	restartKubelet(ctx, testnode.KubeletChange{Link: link})
 	// Before the kubelet connects directly again.

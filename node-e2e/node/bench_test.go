@@ -58,8 +58,7 @@ var _ = Describe("The cost of the guard", Label(labelGuarded, labelBenchmark), f
 		}
 		Expect(*benchBlocksFlag%4).To(BeZero(), "-bench-blocks %d: must be a multiple of 4, or one kubelet is measured later than the other", *benchBlocksFlag)
 		Expect(os.MkdirAll(filepath.Dir(*benchFlag), 0o755)).To(Succeed())
-		file, err := os.Create(*benchFlag)
-		Expect(err).NotTo(HaveOccurred(), "-bench-results")
+		file := framework.Must(os.Create(*benchFlag))
 		DeferCleanup(file.Close)
 		fmt.Fprintf(file, "goos: %s\ngoarch: %s\npkg: kubelet-guard.io/node-e2e\ncores: %d\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
 		b := &bench{scene: newScene(ctx), out: file}
@@ -86,8 +85,7 @@ func (b *bench) emit(name, pod string, value float64, unit string) {
 	if pod != "" {
 		name += "/pod=" + pod
 	}
-	_, err := fmt.Fprintf(b.out, "Benchmark%s/kubelet=%s 1 %.0f %s\n", name, b.kubelet, value, unit)
-	Expect(err).NotTo(HaveOccurred(), "-bench-results")
+	framework.Must(fmt.Fprintf(b.out, "Benchmark%s/kubelet=%s 1 %.0f %s\n", name, b.kubelet, value, unit))
 }
 
 // block is one life of a kubelet.
@@ -202,8 +200,7 @@ func awaitEvent(ctx context.Context, watcher watch.Interface, fits func(watch.Ev
 // awaitExit returns the moment at which a process ends, once it has.
 func awaitExit(process testnode.Process) <-chan time.Time {
 	GinkgoHelper()
-	fd, err := unix.PidfdOpen(process.PID, 0)
-	Expect(err).NotTo(HaveOccurred(), "open %s", process)
+	fd := framework.Must(unix.PidfdOpen(process.PID, 0))
 	Expect(process.Alive()).To(BeTrue(), "%s still is the process that was started", process)
 	ended := make(chan time.Time, 1)
 	go func() {

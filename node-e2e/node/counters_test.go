@@ -81,9 +81,7 @@ var _ = Describe("The counters of a pod's life", Label(labelGuarded, labelCounte
 		}
 		table := newCountersTable(blocks[0], blocks[1])
 		if *countersBenchFlag != "" {
-			output, err := os.ReadFile(*countersBenchFlag)
-			Expect(err).NotTo(HaveOccurred(), "-counters-bench")
-			table.decisions = readDecisions(string(output))
+			table.decisions = readDecisions(string(framework.Must(os.ReadFile(*countersBenchFlag))))
 			Expect(table.decisions).NotTo(BeEmpty(), "benchmarks of decisions in %s", *countersBenchFlag)
 		}
 		text := table.markdown()

@@ -18,6 +18,8 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/sys/unix"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // auditPolicy logs the requests of nodes, each once, when it is over. The object of an
@@ -56,8 +58,7 @@ type auditRequest struct{ auditv1.Event }
 // readAudit returns the requests since.
 func readAudit(since time.Time) []auditRequest {
 	GinkgoHelper()
-	file, err := os.Open(auditLogPath())
-	Expect(err).NotTo(HaveOccurred(), "read the audit log")
+	file := framework.Must(os.Open(auditLogPath()))
 	defer file.Close()
 	var requests []auditRequest
 	lines := bufio.NewScanner(file)
@@ -135,9 +136,7 @@ var syncLine = regexp.MustCompile(`(?m)^\d+\s+(?:fsync|fdatasync|syncfs)\(\d+<([
 // synced returns the paths that were synced.
 func (t *syncTrace) synced() []string {
 	GinkgoHelper()
-	output, err := os.ReadFile(t.output())
-	Expect(err).NotTo(HaveOccurred(), "read what strace wrote")
-	return syncedPaths(string(output))
+	return syncedPaths(string(framework.Must(os.ReadFile(t.output()))))
 }
 
 func syncedPaths(trace string) []string {

@@ -113,8 +113,7 @@ func (s *scene) claimDevice(ctx context.Context, name string) (uid string) {
 	claim.Status.Allocation = &resourcev1.AllocationResult{Devices: resourcev1.DeviceAllocationResult{
 		Results: []resourcev1.DeviceRequestAllocationResult{{Request: "device", Driver: claimDriver, Pool: deviceplugin.Pool, Device: name}},
 	}}
-	_, err = claims.UpdateStatus(ctx, claim, metav1.UpdateOptions{})
-	Expect(err).NotTo(HaveOccurred(), "allocate resource claim %s", name)
+	framework.Must(claims.UpdateStatus(ctx, claim, metav1.UpdateOptions{}))
 	return string(claim.UID)
 }
 
@@ -170,9 +169,7 @@ func withInitOnCard(pod *corev1.Pod) {
 // cardsOf returns the cards in the environment of a process.
 func cardsOf(p testnode.Process) string {
 	GinkgoHelper()
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
-	Expect(err).NotTo(HaveOccurred(), "read the environment of %s", p)
-	for entry := range bytes.SplitSeq(content, []byte{0}) {
+	for entry := range bytes.SplitSeq(framework.Must(os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))), []byte{0}) {
 		if cards, found := bytes.CutPrefix(entry, []byte(deviceplugin.Env+"=")); found {
 			return string(cards)
 		}

@@ -114,8 +114,7 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 var _ = Describe("GET /guard/pods", Label(labelGuarded), func() {
 	It("is not served without authentication", func(ctx SpecContext) {
 		const readOnlyPort = "10255"
-		node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
-		Expect(err).NotTo(HaveOccurred(), "read the node")
+		node := framework.Must(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{}))
 		address := ""
 		for _, a := range node.Status.Addresses {
 			if a.Type == corev1.NodeInternalIP && !strings.Contains(a.Address, ":") {
@@ -126,7 +125,7 @@ var _ = Describe("GET /guard/pods", Label(labelGuarded), func() {
 		Eventually(provider.Node().Fetch).WithContext(ctx).WithArguments(ctx, "http://"+address+"/pods").WithTimeout(apiLag).
 			Should(ContainSubstring("PodList"), "the read-only port answers")
 		Expect(framework.ErrorOf(provider.Node().Fetch(ctx, "http://"+address+guard.PodsPath))).To(MatchError(ContainSubstring("404")), "GET %s on the read-only port", guard.PodsPath)
-		_, err = readGuardPods(ctx)
+		_, err := readGuardPods(ctx)
 		Expect(err).NotTo(HaveOccurred(), "GET %s on the authenticated port", guard.PodsPath)
 	})
 })

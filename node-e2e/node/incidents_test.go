@@ -372,15 +372,13 @@ func labelNode(ctx context.Context, pool *string) {
 		value = fmt.Sprintf("%q", *pool)
 	}
 	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%s}}}`, poolLabel, value)
-	_, err := client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-	Expect(err).NotTo(HaveOccurred(), "set label %s of the node", poolLabel)
+	framework.Must(client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.MergePatchType, []byte(patch), metav1.PatchOptions{}))
 }
 
 // patch changes a pod through the API.
 func (s *scene) patch(ctx context.Context, pod *subject, patch string, subresources ...string) {
 	GinkgoHelper()
-	_, err := client.CoreV1().Pods(s.namespace).Patch(ctx, pod.name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...)
-	Expect(err).NotTo(HaveOccurred(), "patch pod %s with %s", pod, patch)
+	framework.Must(client.CoreV1().Pods(s.namespace).Patch(ctx, pod.name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...))
 }
 
 func (s *scene) patchPhase(ctx context.Context, pod *subject, phase corev1.PodPhase) {
@@ -486,8 +484,7 @@ func (s *scene) removeStaticPod(ctx SpecContext, file, pod string) {
 // otherPods returns the node's pods that are not the scene's and have not ended.
 func (s *scene) otherPods(ctx context.Context) []corev1.Pod {
 	GinkgoHelper()
-	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + provider.Node().Name()})
-	Expect(err).NotTo(HaveOccurred(), "list the node's pods")
+	pods := framework.Must(client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + provider.Node().Name()}))
 	var others []corev1.Pod
 	for _, pod := range pods.Items {
 		if pod.Namespace != s.namespace && pod.Status.Phase != corev1.PodFailed && pod.Status.Phase != corev1.PodSucceeded {

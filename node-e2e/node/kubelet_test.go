@@ -93,8 +93,7 @@ func amount(name corev1.ResourceName, quantity resource.Quantity) int64 {
 // CPU, thousandths of a core.
 func showAllocatable(ctx context.Context, name corev1.ResourceName, left int64) {
 	GinkgoHelper()
-	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred(), "read the node")
+	node := framework.Must(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{}))
 	if usualAllocatable == nil {
 		usualAllocatable = node.Status.Allocatable
 	}
@@ -103,8 +102,7 @@ func showAllocatable(ctx context.Context, name corev1.ResourceName, left int64) 
 		quantity += "m"
 	}
 	patch := fmt.Sprintf(`{"status":{"allocatable":{%q:%q}}}`, name, quantity)
-	_, err = client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
-	Expect(err).NotTo(HaveOccurred(), "patch the node's status with %s", patch)
+	framework.Must(client.CoreV1().Nodes().Patch(ctx, provider.Node().Name(), types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"))
 }
 
 // normalKubelet restarts the kubelet in its normal configuration, also from within
@@ -153,16 +151,12 @@ func stopAPIServer(ctx context.Context) (start func(context.Context)) {
 func kubeletLog() (since func() string) {
 	GinkgoHelper()
 	path := provider.Node().Kubelet().LogPath()
-	before, err := os.Stat(path)
-	Expect(err).NotTo(HaveOccurred(), "read the kubelet's log")
+	before := framework.Must(os.Stat(path))
 	return func() string {
 		GinkgoHelper()
-		log, err := os.Open(path)
-		Expect(err).NotTo(HaveOccurred(), "read the kubelet's log")
+		log := framework.Must(os.Open(path))
 		defer log.Close()
-		text, err := io.ReadAll(io.NewSectionReader(log, before.Size(), 1<<30))
-		Expect(err).NotTo(HaveOccurred(), "read the kubelet's log")
-		return string(text)
+		return string(framework.Must(io.ReadAll(io.NewSectionReader(log, before.Size(), 1<<30))))
 	}
 }
 
@@ -175,9 +169,7 @@ func nodeMilliCPU(ctx context.Context) int64 {
 
 func nodeCapacity(ctx context.Context) *corev1.ResourceList {
 	GinkgoHelper()
-	node, err := client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred(), "read the node")
-	return &node.Status.Capacity
+	return &framework.Must(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})).Status.Capacity
 }
 
 func cpuAndMemory(milliCPU int64) corev1.ResourceList {

@@ -46,8 +46,7 @@ var _ = Describe("The load of held pods on the API server", Label(labelGuarded, 
 		}
 		applyManifests(ctx)
 		Expect(os.MkdirAll(filepath.Dir(*loadFlag), 0o755)).To(Succeed())
-		file, err := os.Create(*loadFlag)
-		Expect(err).NotTo(HaveOccurred(), "-load-results")
+		file := framework.Must(os.Create(*loadFlag))
 		DeferCleanup(file.Close)
 		tolerate(framework.DeletionLookups)
 		// The runtime has to stop a hundred pods at once in the end.
@@ -167,8 +166,7 @@ func (l *load) count(ctx context.Context, what string, after time.Duration) {
 	}
 	line := fmt.Sprintf("| %s | %s |\n", what, strings.Join(cells, " | "))
 	framework.Progress("load: %s", strings.TrimSpace(line))
-	_, err := io.WriteString(l.out, line)
-	Expect(err).NotTo(HaveOccurred(), "-load-results")
+	framework.Must(io.WriteString(l.out, line))
 }
 
 // request is a kind of request.

@@ -88,13 +88,12 @@ func memoryReserved() incident {
 
 // readMemory reads a figure of a cgroup, in bytes; "max" is the largest.
 func readMemory(cgroup, file string) int64 {
-	content, err := os.ReadFile(filepath.Join(cgroup, file))
-	Expect(err).NotTo(HaveOccurred(), "read the cgroup's %s", file)
+	content := framework.Must(os.ReadFile(filepath.Join(cgroup, file)))
 	if strings.TrimSpace(string(content)) == "max" {
 		return 1<<63 - 1
 	}
 	var value int64
-	_, err = fmt.Sscan(string(content), &value)
+	_, err := fmt.Sscan(string(content), &value)
 	Expect(err).NotTo(HaveOccurred(), "%s of %s: %q", file, cgroup, content)
 	return value
 }

@@ -61,22 +61,20 @@ var current *scene
 // node afterwards.
 func newScene(ctx context.Context) *scene {
 	GinkgoHelper()
-	namespace, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
+	namespace := framework.Must(client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred(), "create the spec's namespace")
+	}, metav1.CreateOptions{}))
 	s := &scene{namespace: namespace.Name, lost: map[types.UID][]byte{}}
 	DeferCleanup(s.remove, NodeTimeout(2*time.Minute))
 	current = s
 	DeferCleanup(func() { current = nil })
-	_, err = client.CoreV1().Services(s.namespace).Create(ctx, &corev1.Service{
+	framework.Must(client.CoreV1().Services(s.namespace).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "pods"},
 		Spec: corev1.ServiceSpec{
 			Selector: map[string]string{"app": "e2e"},
 			Ports:    []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(workloadPort)}},
 		},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred(), "create the spec's service")
+	}, metav1.CreateOptions{}))
 	return s
 }
 
@@ -198,8 +196,7 @@ func runProtected(ctx context.Context, options ...podOption) (*scene, *subject) 
 // watch it.
 func (s *scene) observe(ctx context.Context, pod, container string) *subject {
 	GinkgoHelper()
-	object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod, metav1.GetOptions{})
-	Expect(err).NotTo(HaveOccurred(), "read pod %s", pod)
+	object := framework.Must(client.CoreV1().Pods(s.namespace).Get(ctx, pod, metav1.GetOptions{}))
 	found := &subject{name: pod, namespace: s.namespace, uid: object.UID, ip: object.Status.PodIP}
 	Eventually(func(g Gomega) {
 		running := framework.Try(containersOf(ctx, object.UID)).In(g)
@@ -267,9 +264,7 @@ func (s *scene) endpointReady(ctx context.Context, uid types.UID) (bool, error) 
 // request sends a request to a pod's workload, through the API server.
 func (s *scene) request(ctx context.Context, pod, path string, query map[string]string) string {
 	GinkgoHelper()
-	answer, err := client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), path, query).DoRaw(ctx)
-	Expect(err).NotTo(HaveOccurred(), "GET %s of pod %s", path, pod)
-	return string(answer)
+	return string(framework.Must(client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), path, query).DoRaw(ctx)))
 }
 
 // exit makes a pod's workload end with a code. Its answer may be lost: the connection

@@ -193,9 +193,7 @@ var cpusAllowed = regexp.MustCompile(`(?m)^Cpus_allowed_list:\s*(\S+)$`)
 // allowedCPUs returns the CPUs that a process may use, in the kernel's list format.
 func allowedCPUs(p testnode.Process) string {
 	GinkgoHelper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
-	Expect(err).NotTo(HaveOccurred(), "read the status of %s", p)
-	found := cpusAllowed.FindSubmatch(status)
+	found := cpusAllowed.FindSubmatch(framework.Must(os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))))
 	Expect(found).NotTo(BeNil(), "Cpus_allowed_list in the status of %s", p)
 	return string(found[1])
 }

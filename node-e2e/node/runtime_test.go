@@ -144,8 +144,7 @@ var _ = Describe("A runtime that answers one question badly", Label(labelTranspa
 func newRuntimeProxy(ctx context.Context) *criproxy.Proxy {
 	GinkgoHelper()
 	// Not GinkgoT().TempDir: the path of a socket has at most 107 bytes.
-	dir, err := os.MkdirTemp("", "criproxy-")
-	Expect(err).NotTo(HaveOccurred(), "make the folder of the proxy's socket")
+	dir := framework.Must(os.MkdirTemp("", "criproxy-"))
 	DeferCleanup(os.RemoveAll, dir)
 	proxy, err := criproxy.Start(ctx, filepath.Join(dir, "cri.sock"), provider.Node().RuntimeSocket())
 	Expect(err).NotTo(HaveOccurred(), "start the proxy of the container runtime")

@@ -65,9 +65,7 @@ var _ = Describe("Kubelet restart", func() {
 var _ = Describe("Damaged records of the runtime", func() {
 	It("cost no protected pod its containers, by whatever name it has its image", Label(labelGuarded), func(ctx SpecContext) {
 		s := newScene(ctx)
-		digest, err := provider.Node().Runtime().Digest(ctx, workloadImage)
-		Expect(err).NotTo(HaveOccurred(), "digest of image %s", workloadImage)
-		byDigest := workloadRepository + "@" + digest
+		byDigest := workloadRepository + "@" + framework.Must(provider.Node().Runtime().Digest(ctx, workloadImage))
 		for _, name := range []string{earlierTag, laterTag, byDigest, "docker.io/library/" + shortTag} {
 			tagWorkload(ctx, name)
 		}
@@ -251,8 +249,7 @@ func loseStates(ctx context.Context, ids ...string) {
 // containerID returns the runtime's name for a running container of a pod.
 func containerID(ctx context.Context, pod *subject, container string) string {
 	GinkgoHelper()
-	running, err := containersOf(ctx, pod.uid)
-	Expect(err).NotTo(HaveOccurred(), "list the containers of pod %s", pod)
+	running := framework.Must(containersOf(ctx, pod.uid))
 	Expect(running).To(HaveKey(container), "running containers of pod %s", pod)
 	return running[container].ID
 }
@@ -284,8 +281,7 @@ func damageHashes(ctx context.Context, pods ...*subject) {
 	}
 	editRuntime(ctx, func() {
 		file := filepath.Join(provider.Node().Runtime().Dir(), "io.containerd.metadata.v1.bolt", "meta.db")
-		content, err := os.ReadFile(file)
-		Expect(err).NotTo(HaveOccurred(), "read the runtime's records")
+		content := framework.Must(os.ReadFile(file))
 		for i, id := range ids {
 			Expect(damageHash(content, id)).To(BeNumerically(">", 0), "records of the hash of pod %s in %s", pods[i], file)
 		}

@@ -156,7 +156,7 @@ func (s *scene) provideClaim(ctx context.Context) {
 	GinkgoHelper()
 	capacity := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")}
 	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-	volume, err := client.CoreV1().PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
+	volume := framework.Must(client.CoreV1().PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: s.namespace},
 		Spec: corev1.PersistentVolumeSpec{
 			Capacity:    capacity,
@@ -166,12 +166,11 @@ func (s *scene) provideClaim(ctx context.Context) {
 				HostPath: &corev1.HostPathVolumeSource{Path: nodeDir(ctx), Type: ptr.To(corev1.HostPathDirectory)},
 			},
 		},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred(), "create the volume")
+	}, metav1.CreateOptions{}))
 	DeferCleanup(func(ctx context.Context) error {
 		return ctrlclient.IgnoreNotFound(client.CoreV1().PersistentVolumes().Delete(ctx, volume.Name, metav1.DeleteOptions{}))
 	})
-	_, err = client.CoreV1().PersistentVolumeClaims(s.namespace).Create(ctx, &corev1.PersistentVolumeClaim{
+	framework.Must(client.CoreV1().PersistentVolumeClaims(s.namespace).Create(ctx, &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: claim},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			StorageClassName: ptr.To(""),
@@ -179,8 +178,7 @@ func (s *scene) provideClaim(ctx context.Context) {
 			VolumeName:       volume.Name,
 			Resources:        corev1.VolumeResourceRequirements{Requests: capacity},
 		},
-	}, metav1.CreateOptions{})
-	Expect(err).NotTo(HaveOccurred(), "create the claim")
+	}, metav1.CreateOptions{}))
 	Eventually(func(g Gomega) {
 		object := framework.Try(client.CoreV1().PersistentVolumeClaims(s.namespace).Get(ctx, claim, metav1.GetOptions{})).In(g)
 		g.Expect(object.Status.Phase).To(Equal(corev1.ClaimBound), "phase of the claim")
