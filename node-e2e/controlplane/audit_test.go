@@ -1,18 +1,16 @@
 package controlplane
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // auditLogFile is in the cluster's log folder.
@@ -62,21 +60,5 @@ func auditEntry(ctx context.Context, since time.Time, what string, match func(au
 
 // auditEntries reads the entries of requests that were received after since.
 func auditEntries(since time.Time) ([]auditv1.Event, error) {
-	content, err := os.ReadFile(filepath.Join(cluster.LogDir(), auditLogFile))
-	if err != nil {
-		return nil, err
-	}
-	var entries []auditv1.Event
-	lines := bufio.NewScanner(bytes.NewReader(content))
-	lines.Buffer(nil, 16<<20)
-	for lines.Scan() {
-		var entry auditv1.Event
-		if err := json.Unmarshal(lines.Bytes(), &entry); err != nil {
-			continue // the last line may be half written
-		}
-		if entry.RequestReceivedTimestamp.After(since) {
-			entries = append(entries, entry)
-		}
-	}
-	return entries, lines.Err()
+	return framework.ReadAudit(filepath.Join(cluster.LogDir(), auditLogFile), since)
 }

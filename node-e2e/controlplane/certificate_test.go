@@ -147,8 +147,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 					return err
 				}
 				latest.Spec.Template.Spec = *spec
-				_, err = deployments.Update(ctx, latest, metav1.UpdateOptions{})
-				return err
+				return framework.ErrorOf(deployments.Update(ctx, latest, metav1.UpdateOptions{}))
 			})).To(Succeed())
 			awaitWebhook(ctx)
 		}

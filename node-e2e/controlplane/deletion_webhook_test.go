@@ -111,9 +111,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 
 		By("deleting the pod")
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{})).To(Succeed())
-		awaitGone(ctx, pod.UID, func() (metav1.Object, error) {
-			return client.CoreV1().Pods(namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-		})
+		awaitGone(ctx, pod)
 		claim := &corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Name: "data"},
 			Spec: corev1.PersistentVolumeClaimSpec{
@@ -152,9 +150,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		framework.Must(client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "left"}}, metav1.CreateOptions{}))
 		object := framework.Must(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
 		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
-		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
-			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		})
+		awaitGone(ctx, object)
 	}, SpecTimeout(specTimeout))
 
 	It("keeps a claim that a pod mounts and a service that has endpoints", func(ctx SpecContext) {
@@ -230,9 +226,7 @@ var _ = Describe("deletion-protection: cascading, by the webhook", func() {
 		Eventually(ctx, slices("idle")).WithTimeout(controllerWait).Should(BeEmpty(), "the slice to go with its service")
 		ordinary.kubectl(ctx, "label", "service", "kept", "-n", namespace, labelDeletionProtection+"-").ExpectDone()
 		Expect(deleteNamespace(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
-		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
-			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		})
+		awaitGone(ctx, object)
 	}, SpecTimeout(specTimeout))
 
 	It("keeps a definition without a label while one of its custom resources has it", func(ctx SpecContext) {
@@ -300,9 +294,8 @@ var _ = Describe("replicas-protection: confirm, by the webhook", func() {
 		gvr := newDefinition(ctx, "herds", nil)
 		framework.Must(dynamicClient.Resource(gvr).Create(ctx, customObject(gvr, "north", 2, map[string]string{labelReplicasProtection: "confirm"}), metav1.CreateOptions{}))
 		set := func(u user, machines int, annotation, value string) error {
-			_, err := u.dynamic().Resource(gvr).Patch(ctx, "north", types.MergePatchType,
-				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"machines":%d}}`, annotation, value, machines), metav1.PatchOptions{})
-			return err
+			return framework.ErrorOf(u.dynamic().Resource(gvr).Patch(ctx, "north", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"machines":%d}}`, annotation, value, machines), metav1.PatchOptions{}))
 		}
 		Expect(set(ordinary, 3, "other", "x")).To(BeRefused("the replicas of herd.e2e.example.com/north were not changed from 2 to 3", "nothing confirms the change", "kubelet-guard.io/confirm-replicas=3"))
 		Expect(set(ordinary, 3, annotationConfirm, "many")).To(BeRefused(`"many" is neither a number such as 3 nor a range such as 2-10`))

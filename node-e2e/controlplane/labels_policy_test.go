@@ -21,14 +21,12 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		func(ctx SpecContext, label, value, want string) {
 			name := newNamespace(ctx, nil)
 			for _, way := range [][]string{nil, {"status"}} {
-				_, err := client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType,
-					fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun}, way...)
-				Expect(err).To(BeRefused(fmt.Sprintf("metadata.labels[%s] is %q", label, value), want), "%v", way)
+				Expect(framework.ErrorOf(client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType,
+					fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun}, way...))).To(BeRefused(fmt.Sprintf("metadata.labels[%s] is %q", label, value), want), "%v", way)
 			}
-			_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			Expect(framework.ErrorOf(client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 				GenerateName: "labels-", Labels: map[string]string{label: value},
-			}}, metav1.CreateOptions{DryRun: dryRun})
-			Expect(err).To(BeRefused(want))
+			}}, metav1.CreateOptions{DryRun: dryRun}))).To(BeRefused(want))
 		},
 		Entry(nil, SpecTimeout(specTimeout), labelDeletionProtection, "Always", `Set it to "always" or "cascading"`),
 		Entry(nil, SpecTimeout(specTimeout), labelReplicasProtection, "true", `Set it to "confirm"`),
@@ -53,9 +51,8 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 			ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone},
 		}, metav1.CreateOptions{}))
 		for label, value := range map[string]string{labelDeletionProtection: "Always", labelReplicasProtection: "yes"} {
-			_, err := ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
-				fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun}, "status")
-			Expect(err).To(BeRefused("services web was not accepted", value))
+			Expect(framework.ErrorOf(ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, label, value), metav1.PatchOptions{DryRun: dryRun}, "status"))).To(BeRefused("services web was not accepted", value))
 		}
 		_, err := ordinary.client().CoreV1().Services(namespace).Patch(ctx, "web", types.MergePatchType,
 			fmt.Appendf(nil, `{"metadata":{"labels":{%q:"always"}}}`, labelDeletionProtection), metav1.PatchOptions{DryRun: dryRun}, "status")
@@ -85,12 +82,11 @@ var _ = Describe("a label with a value that protects nothing", Label(labelPolici
 		template.Spec.RestartPolicy = corev1.RestartPolicyNever
 		job := batchv1.JobSpec{Template: template}
 		Expect(framework.ErrorOf(as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun}))).To(BeRefused("jobs agent was not accepted", "deletion-protection=cascading"))
-		_, err := as.BatchV1().CronJobs(namespace).Create(ctx, &batchv1.CronJob{ObjectMeta: meta, Spec: batchv1.CronJobSpec{
+		Expect(framework.ErrorOf(as.BatchV1().CronJobs(namespace).Create(ctx, &batchv1.CronJob{ObjectMeta: meta, Spec: batchv1.CronJobSpec{
 			Schedule: "0 0 1 1 *", JobTemplate: batchv1.JobTemplateSpec{Spec: job},
-		}}, metav1.CreateOptions{DryRun: dryRun})
-		Expect(err).To(BeRefused("cronjobs agent was not accepted"))
+		}}, metav1.CreateOptions{DryRun: dryRun}))).To(BeRefused("cronjobs agent was not accepted"))
 		meta.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "CronJob", Name: "x", UID: "00000000-0000-4000-8000-000000000000", Controller: new(true)}}
-		_, err = as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun})
+		_, err := as.BatchV1().Jobs(namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: job}, metav1.CreateOptions{DryRun: dryRun})
 		Expect(err).NotTo(HaveOccurred(), "a Job of a CronJob, with the labels of its template")
 	}, SpecTimeout(specTimeout))
 })

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gcustom"
@@ -185,23 +187,19 @@ func createDeployment(ctx context.Context, namespace string, deployment *appsv1.
 	return created
 }
 
-// awaitGone waits until get does not find its object any more, or finds another of
-// the same name.
-func awaitGone(ctx context.Context, uid types.UID, get func() (metav1.Object, error)) {
+// awaitGone waits until a pod or a namespace is gone, or another one has its name.
+func awaitGone(ctx context.Context, object metav1.Object) {
 	GinkgoHelper()
-	Eventually(ctx, func() error {
-		object, err := get()
-		if apierrors.IsNotFound(err) {
-			return nil
+	Eventually(ctx, func() (types.UID, error) {
+		var live metav1.Object
+		var err error
+		if namespace := object.GetNamespace(); namespace != "" {
+			live, err = client.CoreV1().Pods(namespace).Get(ctx, object.GetName(), metav1.GetOptions{})
+		} else {
+			live, err = client.CoreV1().Namespaces().Get(ctx, object.GetName(), metav1.GetOptions{})
 		}
-		if err != nil {
-			return err
-		}
-		if object.GetUID() != uid {
-			return nil
-		}
-		return fmt.Errorf("%s is still there", object.GetName())
-	}).WithTimeout(podStart).Should(Succeed())
+		return live.GetUID(), ctrlclient.IgnoreNotFound(err)
+	}).WithTimeout(podStart).ShouldNot(Equal(object.GetUID()), "%s is still there", object.GetName())
 }
 
 // BeRefused succeeds for the error of a request that a policy or the webhook has

@@ -117,9 +117,7 @@ var _ = Describe("the override", func() {
 		object := framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "retired")), metav1.PatchOptions{}))
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused("pods: 1 (web)", "may not use the verb override"))
 		Expect(overrider.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).To(Succeed())
-		awaitGone(ctx, object.UID, func() (metav1.Object, error) {
-			return client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		})
+		awaitGone(ctx, object)
 	}, SpecTimeout(specTimeout))
 
 	It("counts for replicas when it comes in the same update", func(ctx SpecContext) {
@@ -127,9 +125,8 @@ var _ = Describe("the override", func() {
 		deployment := newDeployment("web", 1, map[string]string{labelReplicasProtection: "confirm"})
 		createDeployment(ctx, namespace, deployment)
 		patch := func(u user, value string) error {
-			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
-				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"replicas":2}}`, annotationOverride, value), metav1.PatchOptions{})
-			return err
+			return framework.ErrorOf(u.client().AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}},"spec":{"replicas":2}}`, annotationOverride, value), metav1.PatchOptions{}))
 		}
 		Expect(patch(ordinary, overrideFor(time.Hour, "x"))).To(BeRefused("the replicas of deployments.apps web were not changed from 1 to 2", "does not count", "may not use the verb override"))
 		Expect(patch(overrider, "x")).To(BeRefused("does not start with a time"))
@@ -189,22 +186,19 @@ var _ = Describe("the override where no webhook is", Label(labelOutage), Serial,
 		Expect(as.CoreV1().ConfigMaps(namespace).Delete(ctx, "other", metav1.DeleteOptions{})).To(BeRefused("configmaps other was not deleted", "does not count", "may not use the verb override"))
 		framework.Must(client.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType, overridePatch("x"), metav1.PatchOptions{}))
 		Expect(as.AppsV1().Deployments(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(BeRefused("deployments.apps web was not deleted", "does not count"))
-		_, err := as.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
-			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"x"}},"spec":{"replicas":0}}`, annotationOverride), metav1.PatchOptions{})
-		Expect(err).To(BeRefused("were not changed from 1 to 0", "does not count"))
+		Expect(framework.ErrorOf(as.AppsV1().Deployments(namespace).Patch(ctx, "web", types.MergePatchType,
+			fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"x"}},"spec":{"replicas":0}}`, annotationOverride), metav1.PatchOptions{}))).To(BeRefused("were not changed from 1 to 0", "does not count"))
 		for _, way := range [][]string{nil, {"status"}} {
-			_, err := as.CoreV1().Pods(namespace).Patch(ctx, "running", types.StrategicMergePatchType,
-				fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:"x"}}}`, labelExplicitDeletion, annotationOverride), metav1.PatchOptions{}, way...)
-			Expect(err).To(BeRefused("pod running keeps the label", "does not count"), "subresource %v", way)
+			Expect(framework.ErrorOf(as.CoreV1().Pods(namespace).Patch(ctx, "running", types.StrategicMergePatchType,
+				fmt.Appendf(nil, `{"metadata":{"labels":{%q:null},"annotations":{%q:"x"}}}`, labelExplicitDeletion, annotationOverride), metav1.PatchOptions{}, way...))).To(BeRefused("pod running keeps the label", "does not count"), "subresource %v", way)
 		}
 	}, SpecTimeout(specTimeout))
 })
 
 var _ = Describe("the grant of a namespace", func() {
 	regrant := func(ctx context.Context, u user, namespace, value string, subresources ...string) error {
-		_, err := u.client().CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType,
-			fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, labelProtectPods, value), metav1.PatchOptions{}, subresources...)
-		return err
+		return framework.ErrorOf(u.client().CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType,
+			fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, labelProtectPods, value), metav1.PatchOptions{}, subresources...))
 	}
 
 	It("stays while protected pods run, and goes with the last of them", func(ctx SpecContext) {
@@ -218,9 +212,7 @@ var _ = Describe("the grant of a namespace", func() {
 		Expect(regrant(ctx, ordinary, namespace, `"default"`)).To(Succeed(), "another kind of grant")
 
 		Expect(client.CoreV1().Pods(namespace).Delete(ctx, "web", metav1.DeleteOptions{})).To(Succeed())
-		awaitGone(ctx, pod.UID, func() (metav1.Object, error) {
-			return client.CoreV1().Pods(namespace).Get(ctx, "web", metav1.GetOptions{})
-		})
+		awaitGone(ctx, pod)
 		Expect(regrant(ctx, ordinary, namespace, "null")).To(Succeed())
 	}, SpecTimeout(specTimeout))
 

@@ -737,8 +737,7 @@ func setFailurePolicy(ctx context.Context, entry string, policy admissionregistr
 				configuration.Webhooks[i].FailurePolicy = &policy
 			}
 		}
-		_, err = configurations.Update(ctx, configuration, metav1.UpdateOptions{})
-		return err
+		return framework.ErrorOf(configurations.Update(ctx, configuration, metav1.UpdateOptions{}))
 	})).To(Succeed(), "failure policy of the entry %s", entry)
 }
 

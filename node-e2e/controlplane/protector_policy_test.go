@@ -31,8 +31,7 @@ var _ = Describe("the role kubelet-guard-protector", Label(labelPolicies), func(
 		if kind == "json" {
 			patchType = types.JSONPatchType
 		}
-		_, err := who.client().CoreV1().Pods(namespace).Patch(ctx, "web", patchType, []byte(patch), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
-		return err
+		return framework.ErrorOf(who.client().CoreV1().Pods(namespace).Patch(ctx, "web", patchType, []byte(patch), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}))
 	}
 
 	It("changes the guard's label and annotations of pods, and nothing else", func(ctx SpecContext) {

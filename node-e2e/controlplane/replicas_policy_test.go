@@ -39,31 +39,26 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 					return err
 				}
 				*d.Spec.Replicas = int32(replicas)
-				_, err = u.client().AppsV1().Deployments(namespace).Update(ctx, d, metav1.UpdateOptions{})
-				return err
+				return framework.ErrorOf(u.client().AppsV1().Deployments(namespace).Update(ctx, d, metav1.UpdateOptions{}))
 			})
 		},
 		"PATCH": func(ctx context.Context, u user, namespace, name string, replicas int) error {
-			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.StrategicMergePatchType,
-				fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{})
-			return err
+			return framework.ErrorOf(u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.StrategicMergePatchType,
+				fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}))
 		},
 		"server-side apply": func(ctx context.Context, u user, namespace, name string, replicas int) error {
-			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.ApplyPatchType,
+			return framework.ErrorOf(u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.ApplyPatchType,
 				fmt.Appendf(nil, `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":%q},"spec":{"replicas":%d}}`, name, replicas),
-				metav1.PatchOptions{FieldManager: "spec", Force: new(true)})
-			return err
+				metav1.PatchOptions{FieldManager: "spec", Force: new(true)}))
 		},
 		"PUT of /scale": func(ctx context.Context, u user, namespace, name string, replicas int) error {
-			_, err := u.client().AppsV1().Deployments(namespace).UpdateScale(ctx, name, &autoscalingv1.Scale{
+			return framework.ErrorOf(u.client().AppsV1().Deployments(namespace).UpdateScale(ctx, name, &autoscalingv1.Scale{
 				ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: int32(replicas)},
-			}, metav1.UpdateOptions{})
-			return err
+			}, metav1.UpdateOptions{}))
 		},
 		"PATCH of /scale": func(ctx context.Context, u user, namespace, name string, replicas int) error {
-			_, err := u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.MergePatchType,
-				fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}, "scale")
-			return err
+			return framework.ErrorOf(u.client().AppsV1().Deployments(namespace).Patch(ctx, name, types.MergePatchType,
+				fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{}, "scale"))
 		},
 	}
 	annotate := func(ctx context.Context, namespace, name, confirmation string) {
@@ -209,9 +204,8 @@ spec: {%sselector: {matchLabels: {app: %s}}, template: {metadata: {labels: {app:
 			return framework.ErrorOf(dynamicClient.Resource(gvr).Namespace(namespace).Create(ctx, fleet, metav1.CreateOptions{}))
 		}).WithTimeout(controllerWait).Should(Succeed(), "the API server to serve the kind")
 		patch := func(body string, subresources ...string) error {
-			_, err := ordinary.dynamic().Resource(gvr).Namespace(namespace).Patch(ctx, "web", types.MergePatchType, []byte(body),
-				metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, subresources...)
-			return err
+			return framework.ErrorOf(ordinary.dynamic().Resource(gvr).Namespace(namespace).Patch(ctx, "web", types.MergePatchType, []byte(body),
+				metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, subresources...))
 		}
 		const five = `{"spec":{"replicas":5}}`
 		Eventually(ctx, func() error { return patch(five) }).WithTimeout(policyWait).Should(BeRefused("fleets.example.com web were not changed from 1 to 5"))

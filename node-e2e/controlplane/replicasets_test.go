@@ -34,9 +34,8 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 		set := replicaSetOf(ctx, namespace)
 
 		ordinary.kubectl(ctx, "scale", "rs", set.Name, "-n", namespace, "--replicas=0").ExpectRefused("it belongs to Deployment web", "kubectl scale deployments.apps web -n "+namespace+" --replicas=0")
-		_, err := autoscaler.client().AppsV1().ReplicaSets(namespace).UpdateScale(ctx, set.Name,
-			&autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: set.Name, Namespace: namespace}}, metav1.UpdateOptions{})
-		Expect(err).To(BeRefused("it belongs to Deployment web"), "an autoscaler of the ReplicaSet")
+		Expect(framework.ErrorOf(autoscaler.client().AppsV1().ReplicaSets(namespace).UpdateScale(ctx, set.Name,
+			&autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: set.Name, Namespace: namespace}}, metav1.UpdateOptions{}))).To(BeRefused("it belongs to Deployment web"), "an autoscaler of the ReplicaSet")
 		Expect(patch(ctx, ordinary, namespace, set.Name, `{"spec":{"replicas":0}}`, dryRun)).To(
 			BeRefused("replicasets.apps "+set.Name+" was not changed", "it belongs to Deployment web", "kubectl scale deployments.apps web -n "+namespace+" --replicas=0"))
 		Expect(patch(ctx, ordinary, namespace, set.Name, `{"spec":{"minReadySeconds":1}}`, dryRun)).To(BeRefused("kubectl edit deployments.apps web -n " + namespace))
@@ -53,9 +52,8 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 		By("scaling the Deployment, as an autoscaler does, and rolling it out")
 		ordinary.kubectl(ctx, "annotate", "deployment", "web", "-n", namespace, annotationConfirm+"=1-3").ExpectDone()
 		Eventually(ctx, func() error {
-			_, err := autoscaler.client().AppsV1().Deployments(namespace).UpdateScale(ctx, "web",
-				&autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: 1}}, metav1.UpdateOptions{})
-			return err
+			return framework.ErrorOf(autoscaler.client().AppsV1().Deployments(namespace).UpdateScale(ctx, "web",
+				&autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: 1}}, metav1.UpdateOptions{}))
 		}).WithTimeout(policyWait).Should(Succeed())
 		Eventually(ctx, func() int32 { return *replicaSetOf(ctx, namespace).Spec.Replicas }).WithTimeout(podStart).Should(BeEquivalentTo(1), "the ReplicaSet to follow")
 		ordinary.kubectl(ctx, "rollout", "restart", "deployment/web", "-n", namespace).ExpectDone()

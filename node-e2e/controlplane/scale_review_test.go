@@ -60,10 +60,9 @@ var _ = Describe("scale-review: webhook", func() {
 		deployment.Annotations = map[string]string{annotationConfirm: "1-2"}
 		framework.Must(client.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{}))
 		scale := func(u user, replicas int32) error {
-			_, err := u.client().AppsV1().Deployments(namespace).UpdateScale(ctx, "web", &autoscalingv1.Scale{
+			return framework.ErrorOf(u.client().AppsV1().Deployments(namespace).UpdateScale(ctx, "web", &autoscalingv1.Scale{
 				ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: replicas},
-			}, metav1.UpdateOptions{})
-			return err
+			}, metav1.UpdateOptions{}))
 		}
 		Expect(scale(autoscaler, 2)).To(Succeed())
 		Expect(scale(autoscaler, 3)).To(BeRefused("were not changed from 2 to 3", "confirms 1-2"))

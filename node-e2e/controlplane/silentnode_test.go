@@ -63,8 +63,7 @@ func createSilentNode(ctx context.Context, labels map[string]string) string {
 				return err
 			}
 			present.Spec = lease.Spec
-			_, err = leases.Update(ctx, present, metav1.UpdateOptions{})
-			return err
+			return framework.ErrorOf(leases.Update(ctx, present, metav1.UpdateOptions{}))
 		}
 		return err
 	}

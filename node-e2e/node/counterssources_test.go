@@ -1,8 +1,6 @@
 package node
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -58,18 +56,10 @@ type auditRequest struct{ auditv1.Event }
 // readAudit returns the requests since.
 func readAudit(since time.Time) []auditRequest {
 	GinkgoHelper()
-	file := framework.Must(os.Open(auditLogPath()))
-	defer file.Close()
 	var requests []auditRequest
-	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 16<<20)
-	for lines.Scan() {
-		var event auditv1.Event
-		if json.Unmarshal(lines.Bytes(), &event) == nil && event.RequestReceivedTimestamp.After(since) {
-			requests = append(requests, auditRequest{event})
-		}
+	for _, event := range framework.Must(framework.ReadAudit(auditLogPath(), since)) {
+		requests = append(requests, auditRequest{event})
 	}
-	Expect(lines.Err()).NotTo(HaveOccurred(), "read the audit log")
 	return requests
 }
 
