@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/onsi/gomega"
 	"github.com/stretchr/testify/require"
 )
 
@@ -30,4 +31,58 @@ func TestPrepare(t *testing.T) {
 	require.DirExists(t, artifacts)
 
 	require.ErrorContains(t, Prepare(filepath.Join(built, "e2e"), "make e2e-kind"), "-output: mkdir "+built)
+}
+
+// program writes a shell script.
+func program(t *testing.T, dir, name, script string) string {
+	t.Helper()
+	file := filepath.Join(dir, name)
+	require.NoError(t, os.WriteFile(file, []byte("#!/bin/sh\n"+script), 0o755))
+	return file
+}
+
+func TestKubectl(t *testing.T) {
+	plugins := t.TempDir()
+	program(t, plugins, "kubectl-guard", `echo "plugin $*"`)
+	kubectl := Kubectl{
+		Program:    program(t, t.TempDir(), "kubectl", `[ "$1" = guard ] && shift && exec kubectl-guard "$@"; echo "$KUBECONFIG $*"; cat; echo refused >&2; exit 3`),
+		Kubeconfig: "/cluster/kubeconfig",
+		PluginDir:  plugins,
+	}
+
+	require.Equal(t, Answer{Command: "kubectl guard holds -A", Stdout: "plugin holds -A\n"}, kubectl.Run(t.Context(), "guard", "holds", "-A"))
+
+	answer := kubectl.RunWithInput(t.Context(), "{}\n", "apply", "-f", "-")
+	require.Equal(t, "/cluster/kubeconfig apply -f -\n{}\n", answer.Stdout)
+	require.Equal(t, "refused\n", answer.Stderr)
+	require.EqualError(t, answer.Err, "exit status 3")
+	require.Equal(t, "$ kubectl apply -f -\n/cluster/kubeconfig apply -f -\n{}\nrefused\n(exit status 3)", answer.String())
+
+	kubectl.Program = "/no/kubectl"
+	require.ErrorIs(t, kubectl.Run(t.Context(), "get", "nodes").Err, os.ErrNotExist)
+}
+
+func TestAnswerExpectations(t *testing.T) {
+	done := Answer{Command: "kubectl get pods", Stdout: "web\n"}
+	refused := Answer{Command: "kubectl delete pod web", Stdout: "web\n", Stderr: "is protected\n", Err: os.ErrPermission}
+	for name, tc := range map[string]struct {
+		expect func()
+		want   string
+	}{
+		"done, as expected":           {func() { done.ExpectDone() }, ""},
+		"refused, as expected":        {func() { refused.ExpectRefused("web", "is protected") }, ""},
+		"refused, but expected done":  {func() { refused.ExpectDone() }, refused.String()},
+		"done, but expected refused":  {func() { done.ExpectRefused() }, done.String()},
+		"refused in the wrong manner": {func() { refused.ExpectRefused("held to") }, refused.String()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			message := ""
+			gomega.RegisterFailHandler(func(text string, _ ...int) { message = text })
+			tc.expect()
+			if tc.want == "" {
+				require.Empty(t, message)
+			}
+			require.Contains(t, message, tc.want)
+		})
+	}
 }

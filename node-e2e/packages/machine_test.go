@@ -1,7 +1,10 @@
 package packages
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net/http"
+	"runtime"
 	"testing"
 
 	"kubelet-guard.io/node-e2e/cluster/embedded"
@@ -79,4 +82,17 @@ func newMachine(t *testing.T, output string) machine {
 			}, nil
 		},
 	}), t}
+}
+
+// debArch and rpmArch are this machine's architecture as the package formats call it.
+func debArch() string { return runtime.GOARCH }
+
+func rpmArch() string {
+	return map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+}
+
+// insecureTransport is for the loopback, where the kubelet's certificate is one that
+// it has signed itself.
+func insecureTransport() http.RoundTripper {
+	return &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 }

@@ -1,9 +1,12 @@
 package vm
 
 import (
+	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -46,4 +49,11 @@ func TestGuest(t *testing.T) {
 	require.NoError(t, g.Stop(t.Context()))
 	_, err = g.Exec(t.Context(), "true")
 	require.ErrorContains(t, err, "the machine has ended")
+}
+
+func TestRunRefusesWhatTheGuestCannotRead(t *testing.T) {
+	_, err := Run(context.Background(), Config{Command: []string{"program", "two\nlines"}, Log: io.Discard})
+	if err == nil || !strings.Contains(err.Error(), `"two\nlines"`) {
+		t.Errorf("Run with a newline in an argument: error %v, want one that quotes the argument", err)
+	}
 }

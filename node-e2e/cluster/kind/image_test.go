@@ -2,14 +2,21 @@ package kind
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"text/template"
 
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes/scheme"
 )
 
 func TestBuildContextHasFoldersBeforeTheirFiles(t *testing.T) {
@@ -81,4 +88,70 @@ func TestFingerprintFollowsContent(t *testing.T) {
 	require.Equal(t, before, again)
 	_, err = fingerprint([]string{filepath.Join(dir, "absent")})
 	require.Error(t, err)
+}
+
+// decode decodes the objects of a manifest, strictly.
+func decode(t *testing.T, manifest string) []runtime.Object {
+	t.Helper()
+	var objects []runtime.Object
+	for r := yaml.NewYAMLReader(bufio.NewReader(strings.NewReader(manifest))); ; {
+		document, err := r.Read()
+		if err == io.EOF {
+			return objects
+		}
+		require.NoError(t, err)
+		object, _, err := scheme.Codecs.UniversalDeserializer().Decode(document, nil, nil)
+		require.NoError(t, err)
+		objects = append(objects, object)
+	}
+}
+
+func TestManifests(t *testing.T) {
+	require.Len(t, decode(t, defaultStorage), 1)
+
+	// What kind looks for before it fills in the subnet and adds a variable.
+	require.Contains(t, defaultCNI, "would you kindly template this file")
+	require.Contains(t, defaultCNI, "would you kindly patch this file")
+	filled, err := template.New("cni").Parse(defaultCNI)
+	require.NoError(t, err)
+	var manifest bytes.Buffer
+	require.NoError(t, filled.Execute(&manifest, struct{ PodSubnet string }{"10.244.0.0/16"}))
+	objects := decode(t, manifest.String())
+	require.Len(t, objects, 4)
+	set, ok := objects[3].(*appsv1.DaemonSet)
+	require.True(t, ok)
+	container := set.Spec.Template.Spec.Containers[0]
+	require.Equal(t, podnetImage, container.Image)
+	require.Equal(t, "10.244.0.0/16", container.Env[len(container.Env)-1].Value)
+}
+
+func TestImagesThatKubeadmAsksFor(t *testing.T) {
+	c := imagesConfig{Output: t.TempDir(), Version: "v1.36.3"}
+	kubeadm := filepath.Join(c.Output, c.Version, "kubeadm")
+	require.NoError(t, os.MkdirAll(filepath.Dir(kubeadm), 0o755))
+	answer := func(script string) {
+		require.NoError(t, os.WriteFile(kubeadm, []byte("#!/bin/sh\n"+script+"\n"), 0o755))
+	}
+	answer(`[ "$*" = "config images list --kubernetes-version=v1.36.3" ] || exit 2
+printf '%s\n' example.com/kube-scheduler:v1.36.3 example.com/coredns/coredns:v1.14.2 example.com/pause:3.10`)
+	wanted, err := c.wantedByKubeadm(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"example.com/kube-scheduler:v1.36.3", "example.com/coredns/coredns:v1.14.2"}, wanted)
+
+	image, err := c.image(wanted[0])
+	require.NoError(t, err)
+	require.Equal(t, wanted[0], image.Name)
+	require.Equal(t, filepath.Join(c.Output, "v1.36.3", "kube-scheduler"), image.Files[0].Source)
+	image, err = c.image(wanted[1])
+	require.NoError(t, err)
+	require.Equal(t, []string{"/coredns"}, image.Entrypoint)
+
+	_, err = c.image("example.com/kube-novelty:v1")
+	require.ErrorContains(t, err, "kubeadm v1.36.3 needs the image example.com/kube-novelty:v1, and nothing here builds it")
+	_, err = c.image("example.com/kube-proxy:v1")
+	require.ErrorContains(t, err, "image of kube-proxy")
+
+	answer("echo unknown version >&2; exit 3")
+	_, err = c.wantedByKubeadm(t.Context())
+	require.ErrorContains(t, err, "unknown version")
 }
