@@ -21,6 +21,7 @@ import (
 	"kubelet-guard.io/node-e2e/framework"
 	"kubelet-guard.io/node-e2e/framework/specreport"
 	"kubelet-guard.io/node-e2e/framework/webhookinstall"
+	"kubelet-guard.io/node-e2e/images"
 )
 
 // Labels of specs.
@@ -149,7 +150,7 @@ func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 		NodeDir: filepath.Join(outputDir, "node", "bin"),
 		Kubelet: filepath.Join(outputDir, "bin", "kubelet"),
 		Log:     clusterLog,
-		Images:  []embedded.Image{{Name: webhookinstall.Image, Program: webhookProgram()}},
+		Images:  []images.Image{images.Program(webhookinstall.Image, webhookProgram())},
 		APIServerFlags: []string{
 			"--audit-policy-file=" + policy,
 			"--audit-log-path=" + filepath.Join(dir, "logs", auditLogFile),

@@ -67,7 +67,7 @@ func (i rolloutImage) load(ctx context.Context, nodes []*kind.Node) error {
 	// Of a name of its own: other parts of the suite load images at the same time.
 	archive := filepath.Join(artifactsDir(), fmt.Sprintf("installer-%d.tar", os.Getpid()))
 	defer os.Remove(archive)
-	err := writeImage(archive, images.Image{
+	err := images.WriteFile(archive, images.Image{
 		Name: i.name, Entrypoint: []string{rollout.InstallerPath},
 		Files: []images.File{
 			{Path: rollout.InstallerPath, Source: filepath.Join(outputDir, "bin", "guard-installer")},

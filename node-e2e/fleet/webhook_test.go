@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -45,7 +44,7 @@ func installWebhook(ctx context.Context) {
 	}
 	oneAtATime(func() {
 		archive := filepath.Join(artifactsDir(), "webhook.tar")
-		Expect(writeImage(archive, images.Program(webhookinstall.Image, webhookProgram()))).To(Succeed(), "write the webhook's image")
+		Expect(images.WriteFile(archive, images.Program(webhookinstall.Image, webhookProgram()))).To(Succeed(), "write the webhook's image")
 		Expect(cluster.LoadImage(ctx, archive, elsewhere())).To(Succeed(), "load the webhook's image")
 		kubectl(ctx, "apply", "-k", webhookOverlay())
 		kubectl(ctx, "rollout", "status", "-n", webhookinstall.Namespace, "deployment/"+webhookinstall.Deployment, "--timeout=2m")
@@ -53,18 +52,6 @@ func installWebhook(ctx context.Context) {
 	})
 	awaitWebhook(ctx)
 	webhookInstalled = true
-}
-
-func writeImage(file string, image images.Image) error {
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	if err := images.Write(f, image); err != nil {
-		_ = f.Close()
-		return err
-	}
-	return f.Close()
 }
 
 // webhookOverlay writes an overlay over the project's canary and returns its folder.

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -99,6 +100,15 @@ func Write(w io.Writer, images ...Image) error {
 		return err
 	}
 	return archive.Close()
+}
+
+// WriteFile is Write into a new file.
+func WriteFile(path string, images ...Image) error {
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(Write(file, images...), file.Close())
 }
 
 func (i Image) write(archive *tar.Writer) (manifest, error) {

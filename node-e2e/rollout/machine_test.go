@@ -222,13 +222,10 @@ func (c *rolloutTest) loadImages(output, ofPods string) {
 			},
 		}
 	}
-	file, err := os.Create(filepath.Join(c.guest.Share(), "images.tar"))
-	require.NoError(c.t, err)
-	err = images.Write(file,
+	require.NoError(c.t, images.WriteFile(filepath.Join(c.guest.Share(), "images.tar"),
 		installer(imageGood, "bin/kubelet"),
 		installer(imageNotStarting, "broken/"+build.NotStarting),
-		installer(imageUnguarded, "broken/"+build.Unguarded))
-	require.NoError(c.t, errors.Join(err, file.Close()))
+		installer(imageUnguarded, "broken/"+build.Unguarded)))
 	pods, err := os.ReadFile(ofPods)
 	require.NoError(c.t, err)
 	require.NoError(c.t, os.WriteFile(filepath.Join(c.guest.Share(), "pods.tar"), pods, 0o644))

@@ -62,7 +62,7 @@ type Config struct {
 	// flag's last value counts. They hold for every start.
 	APIServerFlags []string
 	// Images are known to the runtime in addition to PauseImage and WorkloadImage.
-	Images []Image
+	Images []images.Image
 	// Log receives progress lines. Nil discards them.
 	Log io.Writer
 }
@@ -107,11 +107,10 @@ func (config Config) complete() (Config, error) {
 		if extra.Name == "" {
 			return config, fmt.Errorf("field Config.Images[%d].Name: must not be empty", i)
 		}
-		program, err := filepath.Abs(extra.Program)
-		if err != nil {
-			return config, err
+		for _, file := range extra.Files {
+			field := fmt.Sprintf("Images[%d].Files", i)
+			required[field] = append(required[field], file.Source)
 		}
-		required[fmt.Sprintf("Images[%d].Program", i)] = []string{program}
 	}
 	var missing []error
 	for field, paths := range required {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,15 +141,11 @@ func (c *Cluster) containerdHealthy(ctx context.Context, socket string) error {
 // importImages makes the images known to the runtime behind the socket.
 func (c *Cluster) importImages(ctx context.Context, socket string) error {
 	path := filepath.Join(c.config.Dir, "images.tar")
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if err := writeImages(file, append(nodeImages(c.config.NodeDir), c.config.Images...)); err != nil {
-		return err
-	}
-	if err := file.Close(); err != nil {
+	all := append([]images.Image{
+		images.Program(PauseImage, filepath.Join(c.config.NodeDir, "pause")),
+		images.Program(WorkloadImage, filepath.Join(c.config.NodeDir, "workload")),
+	}, c.config.Images...)
+	if err := images.WriteFile(path, all...); err != nil {
 		return err
 	}
 	return c.mounts.do(func() error {
@@ -235,33 +230,6 @@ func (c *Cluster) withRuntime(nodeSocket string, f func(runtimeapi.RuntimeServic
 	}
 	defer connection.Close()
 	return f(runtimeapi.NewRuntimeServiceClient(connection))
-}
-
-// Image is a container image with one static program in one layer. Its
-// entrypoint is the program, at the root of the file system.
-type Image struct {
-	// Name is the full reference, such as localhost/guard/workload:dev. It should
-	// name no registry, so that nothing tries to pull it.
-	Name string
-	// Program is the path of the program's file.
-	Program string
-}
-
-// nodeImages are the images that every cluster has.
-func nodeImages(nodeDir string) []Image {
-	return []Image{
-		{Name: PauseImage, Program: filepath.Join(nodeDir, "pause")},
-		{Name: WorkloadImage, Program: filepath.Join(nodeDir, "workload")},
-	}
-}
-
-// writeImages writes one archive with the images, in the form of `docker save`.
-func writeImages(w io.Writer, programs []Image) error {
-	var list []images.Image
-	for _, p := range programs {
-		list = append(list, images.Program(p.Name, p.Program))
-	}
-	return images.Write(w, list...)
 }
 
 // programOtherRuntime is the name of the second runtime among the components, and of

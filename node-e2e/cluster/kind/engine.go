@@ -1,7 +1,6 @@
 package kind
 
 import (
-	"archive/tar"
 	"bytes"
 	"cmp"
 	"context"
@@ -25,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
+	"kubelet-guard.io/node-e2e/images"
 )
 
 const (
@@ -156,22 +156,11 @@ func firstLine(err error) string {
 func (e engine) runsPrivileged(ctx context.Context, output string) error {
 	const probe = "localhost/guard/probe:v1"
 	if !e.hasImage(ctx, probe) {
-		program, err := os.ReadFile(filepath.Join(output, "node", "bin", "pause"))
-		if err != nil {
+		var image bytes.Buffer
+		if err := images.Write(&image, images.Program(probe, filepath.Join(output, "node", "bin", "pause"))); err != nil {
 			return fmt.Errorf("%w (make node-binaries builds it)", err)
 		}
-		var image bytes.Buffer
-		archive := tar.NewWriter(&image)
-		if err := archive.WriteHeader(&tar.Header{Name: "pause", Mode: 0o755, Size: int64(len(program))}); err != nil {
-			return err
-		}
-		if _, err := archive.Write(program); err != nil {
-			return err
-		}
-		if err := archive.Close(); err != nil {
-			return err
-		}
-		if _, err := e.docker(ctx, &image, "import", "-", probe); err != nil {
+		if _, err := e.docker(ctx, &image, "load"); err != nil {
 			return err
 		}
 	}

@@ -453,24 +453,12 @@ func buildArchives(ctx context.Context, c imagesConfig) ([]string, error) {
 	var archives []string
 	for _, image := range list {
 		archive := filepath.Join(c.Dir, program(image.Name)+".tar")
-		if err := writeArchive(archive, image); err != nil {
+		if err := images.WriteFile(archive, image); err != nil {
 			return nil, err
 		}
 		archives = append(archives, archive)
 	}
 	return archives, nil
-}
-
-func writeArchive(archive string, image images.Image) error {
-	file, err := os.Create(archive)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if err := images.Write(file, image); err != nil {
-		return err
-	}
-	return file.Close()
 }
 
 // wantedByKubeadm are the references of the images that kubeadm's manifests name,
