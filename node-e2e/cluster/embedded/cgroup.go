@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/prometheus/procfs"
+
 	"github.com/moby/sys/mountinfo"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
@@ -151,20 +153,17 @@ func killCgroup(name string) (int, error) {
 }
 
 func inCgroup(pid int, name string) bool {
-	content, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
-	return err == nil && membershipNames(string(content), name)
+	process, err := procfs.NewProc(pid)
+	if err != nil {
+		return false
+	}
+	cgroups, err := process.Cgroups()
+	return err == nil && isIn(cgroups, name)
 }
 
-// membershipNames reports whether the content of a /proc/<pid>/cgroup file has a
-// line for the cgroup or one below it.
-func membershipNames(content, name string) bool {
-	for line := range strings.Lines(content) {
-		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(fields) == 3 && strings.HasPrefix(fields[2]+"/", "/"+name+"/") {
-			return true
-		}
-	}
-	return false
+// isIn reports whether one of a process' cgroups is the cgroup or one below it.
+func isIn(cgroups []procfs.Cgroup, name string) bool {
+	return slices.ContainsFunc(cgroups, func(c procfs.Cgroup) bool { return strings.HasPrefix(c.Path+"/", "/"+name+"/") })
 }
 
 // removeCgroup removes the cgroup, which must be without processes.

@@ -1,7 +1,6 @@
 package embedded
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,9 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/procfs"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -85,33 +85,30 @@ func killAll(dir string, index int) error {
 // killMarked kills the processes whose environment has the cluster's mark, and
 // reports how many there were.
 func killMarked(dir string) (int, error) {
-	entries, err := os.ReadDir("/proc")
+	processes, err := procfs.AllProcs()
 	if err != nil {
 		return 0, err
 	}
 	found := 0
 	var failed []error
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || !marked(pid, dir) {
+	for _, p := range processes {
+		if !marked(p, dir) {
 			continue
 		}
 		found++
-		failed = append(failed, testnode.SignalIf(pid, syscall.SIGKILL, func() bool { return marked(pid, dir) }))
+		failed = append(failed, testnode.SignalIf(p.PID, syscall.SIGKILL, func() bool { return marked(p, dir) }))
 	}
 	return found, errors.Join(failed...)
 }
 
 // marked reports whether a process belongs to the cluster. The environment of a
 // process that has ended, but is not yet reaped, is empty.
-func marked(pid int, dir string) bool {
-	if pid == os.Getpid() {
+func marked(p procfs.Proc, dir string) bool {
+	if p.PID == os.Getpid() {
 		return false
 	}
-	environment, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
-	return err == nil && slices.ContainsFunc(bytes.Split(environment, []byte{0}), func(entry []byte) bool {
-		return string(entry) == markerEnv+"="+dir
-	})
+	environment, err := p.Environ()
+	return err == nil && slices.Contains(environment, markerEnv+"="+dir)
 }
 
 // unmountBelow detaches what is mounted below the folder in this program's own

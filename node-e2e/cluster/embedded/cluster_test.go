@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/procfs"
+
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/cert"
@@ -85,13 +87,13 @@ func TestHasCgroupV1(t *testing.T) {
 	require.NotEmpty(t, mounts, "hierarchies of this machine")
 }
 
-func TestMembershipNames(t *testing.T) {
-	const v1 = "5:memory:/kg-1/kubepods/pod1\n4:cpu:/\n"
-	require.True(t, membershipNames(v1, "kg-1"))
-	require.True(t, membershipNames("0::/kg-1\n", "kg-1"))
-	require.False(t, membershipNames(v1, "kg-11"))
-	require.False(t, membershipNames("0::/kg-11/kubepods\n", "kg-1"))
-	require.False(t, membershipNames("0::/user/kg-1/x\n", "kg-1"))
+func TestIsIn(t *testing.T) {
+	v1 := []procfs.Cgroup{{Path: "/kg-1/kubepods/pod1"}, {Path: "/"}}
+	require.True(t, isIn(v1, "kg-1"))
+	require.True(t, isIn([]procfs.Cgroup{{Path: "/kg-1"}}, "kg-1"))
+	require.False(t, isIn(v1, "kg-11"))
+	require.False(t, isIn([]procfs.Cgroup{{Path: "/kg-11/kubepods"}}, "kg-1"))
+	require.False(t, isIn([]procfs.Cgroup{{Path: "/user/kg-1/x"}}, "kg-1"))
 }
 
 func TestCertificates(t *testing.T) {
