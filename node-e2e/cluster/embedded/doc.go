@@ -23,4 +23,10 @@
 //   - Nothing outside of Config.Dir, the bridge, its ports and the cgroup is
 //     written, with one exception: the node's usual folders must exist as mount
 //     points, and are made, empty, where they do not.
+//
+// cluster.go starts and stops a cluster, component.go and process.go one of its processes;
+// controlplane.go, etcd.go, runtime.go and kubelet.go say how each is started. link.go has
+// connections that can be cut, and the second API server behind one. cleanup.go removes
+// what a run left; mountns.go, cgroup.go, network.go and pki.go have what keeps clusters
+// apart. runc-unfiltered is the runtime's runc.
 package embedded
