@@ -42,7 +42,7 @@ func readCertificate(text []byte) *x509.Certificate {
 
 // served returns the certificate that a replica of the webhook presents.
 func served(ctx context.Context, pod *corev1.Pod) (*x509.Certificate, error) {
-	// The certificate is what is looked at, so it need not be trusted.
+	// The certificate is what is checked, so it need not be trusted.
 	dialer := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
 	connection, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(pod.Status.PodIP, webhookPort))
 	if err != nil {

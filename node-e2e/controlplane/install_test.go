@@ -86,7 +86,7 @@ func awaitWebhook(ctx context.Context) {
 			To(HaveEach(*deployment.Spec.Replicas), "replicas, updated, available")
 		g.Expect(*deployment.Spec.Replicas).To(BeEquivalentTo(webhookReplicas))
 	}).WithTimeout(rolloutWait).Should(Succeed(), "roll-out of the webhook")
-	// A replica that is stopping still answers, as it was started.
+	// A replica that is stopping still responds, as it was started.
 	Eventually(ctx, func(g Gomega) {
 		pods := framework.Try(client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})).In(g)
 		g.Expect(pods.Items).To(HaveLen(webhookReplicas), "pods of the webhook, terminating ones included")
@@ -104,7 +104,7 @@ func probeWebhook(ctx context.Context) error {
 		return err
 	}
 	if apierrors.IsForbidden(answer) {
-		return nil // it is in Enforce; in Audit the answer is nil
+		return nil // it is in Enforce; in Audit the response is nil
 	}
 	return answer
 }

@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// built is what kubectl apply -k applies, as far as these tests look at it.
+// built is what kubectl apply -k applies, as far as these tests check it.
 type built struct {
 	bindings   []admissionregistrationv1.ValidatingAdmissionPolicyBinding
 	policies   []admissionregistrationv1.ValidatingAdmissionPolicy

@@ -15,10 +15,10 @@ import (
 )
 
 // noOverride is an override annotation that never counts. With it an object is judged
-// by the webhook when the overrider asks, and without it by the policies.
+// by the webhook when the overrider makes the request, and without it by the policies.
 const noOverride = "not a time"
 
-// judgedBy is who asks, so that an object with this override annotation is judged by one of
+// judgedBy is who makes the request, so that an object with this override annotation is judged by one of
 // both mechanisms.
 func judgedBy(override any) user {
 	if override == noOverride {

@@ -291,7 +291,7 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, framework.NewBudget("web", "web", count-allowed), allowed)
 		Expect(webhookPods(ctx)).To(HaveLen(webhookReplicas))
 
-		asked := ordinary.client()
+		requested := ordinary.client()
 		type answers struct{ passed, refused, failed int }
 		// wave deletes all pods at once; those whose review fails, because it went to the
 		// killed replica, are requested again until there is a response.
@@ -306,7 +306,7 @@ var _ = Describe("deletion of protected pods", func() {
 					defer GinkgoRecover()
 					Eventually(ctx, func() error {
 						// The UID makes sure that no pod is counted twice.
-						err := pods(asked).Delete(ctx, fmt.Sprintf("web-%d", i), metav1.DeleteOptions{})
+						err := pods(requested).Delete(ctx, fmt.Sprintf("web-%d", i), metav1.DeleteOptions{})
 						refused, _ := BeRefused("poddisruptionbudget web").Match(err)
 						mu.Lock()
 						switch {
@@ -723,7 +723,7 @@ func markFailed(ctx context.Context, namespace, name string) {
 	framework.Must(controller("pod-garbage-collector").client().CoreV1().Pods(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"))
 }
 
-// setFailurePolicy says what becomes of the requests of an entry while nobody answers.
+// setFailurePolicy says what becomes of the requests of an entry while the webhook is away.
 func setFailurePolicy(ctx context.Context, entry string, policy admissionregistrationv1.FailurePolicyType) {
 	GinkgoHelper()
 	configurations := client.AdmissionregistrationV1().ValidatingWebhookConfigurations()

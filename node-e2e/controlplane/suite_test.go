@@ -174,7 +174,7 @@ func stopCluster(ctx context.Context) {
 	Expect(errors.Join(cluster.Stop(ctx), clusterLog.Close())).To(Succeed(), "stop the cluster")
 }
 
-// collectTimeout bounds what is asked of a cluster that may be broken.
+// collectTimeout bounds the requests to a cluster that may be broken.
 const collectTimeout = 30 * time.Second
 
 var _ = AfterEach(func(ctx SpecContext) {
@@ -220,7 +220,7 @@ rules:
     verbs: [create, update, patch, delete, deletecollection]
 `
 
-// auditWait covers the time between an answer and its entry in the log.
+// auditWait covers the time between a response and its entry in the log.
 const auditWait = 10 * time.Second
 
 // auditEntry waits for an entry of the audit log that was written after since and

@@ -20,7 +20,7 @@ var _ = Describe("The companion in the cluster", func() {
 		installWebhook(ctx)
 		s := newScene(ctx, withWebhook)
 		pods := s.createDeployments(ctx, "web", 3, protected)
-		// A replacement that is ready before the next question would answer it.
+		// A replacement that is ready before the next attempt would end the wait.
 		setCordon(ctx, true, workers()...)
 		for _, node := range workers() {
 			name := "web-" + node.Pool()
@@ -28,13 +28,13 @@ var _ = Describe("The companion in the cluster", func() {
 			first, second := pods[node][0], pods[node][1]
 
 			By("deleting pods of " + name)
-			asked := time.Now()
+			requested := time.Now()
 			tryKubectl(ctx, "delete", "pod", "-n", s.namespace, first.name, "--force", "--grace-period=0").ExpectDone()
 			tryKubectl(ctx, "delete", "pod", "-n", s.namespace, second.name, "--wait=false").
 				ExpectRefused("is protected, and its deletion is held to poddisruptionbudget " + name)
 			err := client.CoreV1().Pods(s.namespace).EvictV1(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: second.name}})
 			Expect(err).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"), "eviction of pod %s", second)
-			awaitEnded(ctx, asked, gracePeriod+deletionSlack, first)
+			awaitEnded(ctx, requested, gracePeriod+deletionSlack, first)
 			expectRunning(Default, ctx, pods[node][1:]...)
 			record, err := dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Get(ctx, string(first.uid), metav1.GetOptions{})
 			Expect(err).NotTo(HaveOccurred(), "the record of the forced delete of pod %s", first)

@@ -34,7 +34,7 @@ const (
 )
 
 // The incident that this project comes from: a configuration for co-located work is
-// rolled out with the kubelet and reserves far too much. No budget is asked.
+// rolled out with the kubelet and reserves far too much. No budget is checked.
 var _ = Describe("A wrong resource reservation that comes with a kubelet", Label(labelLong), func() {
 	It("kills every pod of a stock worker, and no protected one of a guarded worker", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
@@ -82,12 +82,12 @@ var _ = Describe("A wrong resource reservation that comes with a kubelet", Label
 		expectRunning(Default, ctx, guarded.protected...)
 
 		By("deleting the pods through the API")
-		asked := time.Now()
+		requested := time.Now()
 		background := metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)}
 		for _, w := range both {
 			Expect(client.AppsV1().Deployments(s.namespace).Delete(ctx, w.name, background)).To(Succeed())
 		}
-		took := awaitEnded(ctx, asked, colocatedEnd, guarded.protected...)
+		took := awaitEnded(ctx, requested, colocatedEnd, guarded.protected...)
 		framework.Progress("co-location: the guarded worker's pods ended %.0f s after they were deleted", took.Seconds())
 	}, SpecTimeout(12*time.Minute))
 })
@@ -131,7 +131,7 @@ func (w *colocated) create(ctx context.Context) {
 	framework.Must(deployments.Create(ctx, newDeployment(w.name+"-plain", 1, options...), metav1.CreateOptions{}))
 }
 
-// patientlyProbed lets a pod answer its probe late: the reservation leaves next to no
+// patientlyProbed lets a pod respond to its probe late: the reservation leaves next to no
 // CPU time to the pods of a busy machine, and that is not what the spec is about.
 func patientlyProbed(pod *corev1.PodTemplateSpec) {
 	probe := pod.Spec.Containers[0].ReadinessProbe

@@ -23,7 +23,7 @@ const (
 	// rolloutWait covers a roll-out of a few pods on a loaded machine.
 	rolloutWait = 90 * time.Second
 	// alikeWithin is by how much the two workers may differ in something that the guard
-	// must not delay: the pods end one after the other, and are looked at in turns.
+	// must not delay: the pods end one after the other, and are checked in turns.
 	alikeWithin = 10 * time.Second
 )
 
@@ -56,18 +56,18 @@ var _ = Describe("A controller", func() {
 		names := []string{"web-" + stockNode().Pool(), "web-" + guardedNode().Pool()}
 
 		By("restarting the roll-out")
-		asked := time.Now()
+		requested := time.Now()
 		kubectl(ctx, "rollout", "restart", "-n", s.namespace, "deployment/"+names[0], "deployment/"+names[1])
-		compareEnds(ctx, "roll-out of a Deployment", asked, old)
+		compareEnds(ctx, "roll-out of a Deployment", requested, old)
 		current := map[*kind.Node][]*subject{}
 		for i, node := range workers() {
 			current[node] = s.ofApp(ctx, names[i], 3)
 		}
 
 		By("scaling down through the Deployment")
-		asked = time.Now()
+		requested = time.Now()
 		kubectl(ctx, "scale", "-n", s.namespace, "deployment/"+names[0], "deployment/"+names[1], "--replicas=0")
-		compareEnds(ctx, "scaling to 0", asked, current)
+		compareEnds(ctx, "scaling to 0", requested, current)
 
 		By("scaling up and down by /scale, as a HorizontalPodAutoscaler does")
 		for _, replicas := range []int{4, 2, 5, 1} {
@@ -106,7 +106,7 @@ var _ = Describe("A controller", func() {
 		}
 
 		By("deleting a pod of each StatefulSet, which comes back under its name")
-		asked := time.Now()
+		requested := time.Now()
 		first := map[*kind.Node][]*subject{}
 		for _, node := range workers() {
 			for _, member := range members[node] {
@@ -116,7 +116,7 @@ var _ = Describe("A controller", func() {
 			}
 			kubectl(ctx, "delete", "pod", "-n", s.namespace, first[node][0].name, "--wait=false")
 		}
-		compareEnds(ctx, "deletion of a pod of a StatefulSet", asked, first)
+		compareEnds(ctx, "deletion of a pod of a StatefulSet", requested, first)
 		for _, node := range workers() {
 			before := first[node][0]
 			members[node] = s.ofApp(ctx, "db-"+node.Pool(), 2)
@@ -126,10 +126,10 @@ var _ = Describe("A controller", func() {
 		}
 
 		By("rolling out both")
-		asked = time.Now()
+		requested = time.Now()
 		kubectl(ctx, "rollout", "restart", "-n", s.namespace, "daemonset/agent", "statefulset/db-"+stockNode().Pool(), "statefulset/db-"+guardedNode().Pool())
-		compareEnds(ctx, "roll-out of a DaemonSet", asked, agents)
-		compareEnds(ctx, "roll-out of a StatefulSet", asked, members)
+		compareEnds(ctx, "roll-out of a DaemonSet", requested, agents)
+		compareEnds(ctx, "roll-out of a StatefulSet", requested, members)
 		s.ofApp(ctx, "agent", len(workers()))
 		for _, node := range workers() {
 			s.ofApp(ctx, "db-"+node.Pool(), 2)

@@ -113,10 +113,10 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 		expectAPIShowsRunning(Default, ctx, subjectsOf(pods, (*lostPod).newCopy)...)
 
 		By("releasing the one that is held")
-		asked := time.Now()
+		requested := time.Now()
 		kubectl(ctx, "guard", "release", held.old.name, "--namespace", held.old.namespace, "--uid", string(held.old.uid),
 			"--node", held.worker.Name(), "--reason", "its successor runs", "--yes", "--timeout=0")
-		held.awaitEnd(ctx, asked, "kubectl guard release")
+		held.awaitEnd(ctx, requested, "kubectl guard release")
 		expectRunning(Default, ctx, subjectsOf(pods, (*lostPod).newCopy)...)
 		expectAPIShowsRunning(Default, ctx, subjectsOf(pods, (*lostPod).newCopy)...)
 	}, SpecTimeout(9*time.Minute))
@@ -233,7 +233,7 @@ func (p *lostPod) expectHeldBesideSuccessor(ctx context.Context) {
 	AddReportEntry("kubectl guard why "+p.old.name, why)
 }
 
-// errForgotten is the answer 410 to a watch.
+// errForgotten is the response 410 to a watch.
 var errForgotten = errors.New("the resource version is too old")
 
 // watchFrom watches the pods of a node from a resource version on, as its kubelet

@@ -90,11 +90,11 @@ var _ = Describe("kubectl drain", func() {
 		stayRunning(ctx, holdPeriod, append(append(both(free), both(plain)...), both(kept)...)...)
 
 		By("draining")
-		asked := time.Now()
+		requested := time.Now()
 		for node, answer := range drain(ctx, workers()) {
 			answer.ExpectRefused(budgetRefusal, "kept-"+node.Pool())
 		}
-		awaitEnded(ctx, asked, gracePeriod+deletionSlack, append(both(free), both(plain)...)...)
+		awaitEnded(ctx, requested, gracePeriod+deletionSlack, append(both(free), both(plain)...)...)
 		expectRunning(Default, ctx, both(kept)...)
 		expectCordoned(ctx, workers()...)
 
@@ -102,7 +102,7 @@ var _ = Describe("kubectl drain", func() {
 		for _, answer := range drain(ctx, workers(), "--disable-eviction") {
 			answer.ExpectDone()
 		}
-		awaitEnded(ctx, asked, gracePeriod+deletionSlack, both(kept)...)
+		awaitEnded(ctx, requested, gracePeriod+deletionSlack, both(kept)...)
 
 		By("uncordoning, after which the replacements start")
 		setCordon(ctx, false, workers()...)
@@ -136,13 +136,13 @@ var _ = Describe("kubectl drain", func() {
 
 		By("removing the budgets, and draining as ever")
 		s.deleteBudgets(ctx)
-		asked := time.Now()
+		requested := time.Now()
 		// The webhook's watch has to deliver it, usually within milliseconds.
 		Eventually(ctx, func(g Gomega) {
 			for _, answer := range drain(ctx, workers(), "--disable-eviction") {
 				g.Expect(answer.Err).NotTo(HaveOccurred(), "%s", answer)
 			}
 		}).WithTimeout(time.Minute).Should(Succeed())
-		awaitEnded(ctx, asked, gracePeriod+deletionSlack, both(kept)...)
+		awaitEnded(ctx, requested, gracePeriod+deletionSlack, both(kept)...)
 	}, SpecTimeout(specTimeout+webhookStart))
 })

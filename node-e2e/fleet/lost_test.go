@@ -69,7 +69,7 @@ func (s *scene) runAbandoned(ctx context.Context) abandoned {
 }
 
 // awaitDeletion waits until the nodes are given up and the pods deleted that must
-// leave. That is a deletion through the API, for anybody to see, so it is explicit.
+// leave. That is a deletion through the API, for all to see, so it is explicit.
 func (a abandoned) awaitDeletion(ctx context.Context) {
 	GinkgoHelper()
 	awaitUnreachable(ctx, workers()...)

@@ -69,10 +69,10 @@ var _ = Describe("kubectl guard", func() {
 		Expect(kubectl(ctx, "guard", "holds", "-n", s.namespace)).To(
 			row(held.name, guardedNode().Name(), string(guard.PodVanished), `\S+`, "Gone"))
 		stayRunning(ctx, holdPeriod, held)
-		asked := time.Now()
+		requested := time.Now()
 		Expect(kubectl(ctx, "guard", "release", held.name, "-n", s.namespace, "--yes", "--timeout=0", "--reason=fleet suite")).To(
 			ContainSubstring("record " + string(held.uid) + " written"))
-		released := awaitEnded(ctx, asked, releaseWait+gracePeriod, held)
+		released := awaitEnded(ctx, requested, releaseWait+gracePeriod, held)
 		framework.Progress("kubectl guard release: the pod had ended after %.0f s", released.Seconds())
 	}, SpecTimeout(specTimeout))
 

@@ -234,7 +234,7 @@ func leavingAfter(stay time.Duration) podOption {
 	}
 }
 
-// template is that of all pods: a server that is ready as soon as it answers. Pods
+// template is that of all pods: a server that is ready as soon as it responds. Pods
 // with the same app belong together.
 func template(app string, options ...podOption) corev1.PodTemplateSpec {
 	pod := framework.NewPodTemplate(framework.AppLabels(app), framework.NewContainer(workloadContainer, workloadPort))
@@ -434,11 +434,11 @@ func awaitGone(ctx context.Context, within time.Duration, subjects ...*subject) 
 // objects are gone. It returns how long the containers took.
 func deleteExplicitly(ctx context.Context, options metav1.DeleteOptions, subjects ...*subject) time.Duration {
 	GinkgoHelper()
-	asked := time.Now()
+	requested := time.Now()
 	for _, s := range subjects {
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, s.name, options)).To(Succeed(), "delete pod %s", s)
 	}
-	took := awaitEnded(ctx, asked, gracePeriod+deletionSlack, subjects...)
+	took := awaitEnded(ctx, requested, gracePeriod+deletionSlack, subjects...)
 	awaitGone(ctx, gracePeriod+deletionSlack, subjects...)
 	return took
 }

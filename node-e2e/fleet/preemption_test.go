@@ -31,12 +31,12 @@ var _ = Describe("Preemption", func() {
 		s := newScene(ctx, nil)
 		victims := s.runVictims(ctx)
 		By("creating pods with a higher priority that need the room")
-		asked := time.Now()
+		requested := time.Now()
 		for _, node := range workers() {
 			framework.Must(client.CoreV1().Pods(s.namespace).Create(ctx,
 				newPod("important-"+node.Pool(), selectingNode(node), requesting(victims.request[node]), ofPriority(class.Name)), metav1.CreateOptions{}))
 		}
-		compareEnds(ctx, "preemption by the scheduler", asked, victims.pods)
+		compareEnds(ctx, "preemption by the scheduler", requested, victims.pods)
 		for _, node := range workers() {
 			s.ofApp(ctx, "important-"+node.Pool(), 1)
 		}
@@ -48,12 +48,12 @@ var _ = Describe("Preemption", func() {
 		victims := s.runVictims(ctx)
 		stock, guarded := victims.pods[stockNode()][0], victims.pods[guardedNode()][0]
 		By("binding critical pods to the nodes")
-		asked := time.Now()
+		requested := time.Now()
 		for _, node := range workers() {
 			framework.Must(client.CoreV1().Pods(s.namespace).Create(ctx,
 				newPod("critical-"+node.Pool(), onNode(node), requesting(victims.request[node]), ofPriority("system-node-critical")), metav1.CreateOptions{}))
 		}
-		took := awaitEnded(ctx, asked, killTimeout, stock)
+		took := awaitEnded(ctx, requested, killTimeout, stock)
 		found("a critical pod bound past the scheduler: the stock kubelet killed the protected pod after %.0f s, the guarded one refused", took.Seconds())
 		s.ofApp(ctx, "critical-"+stockNode().Pool(), 1)
 		awaitGuardState(ctx, guarded, guard.Held, guard.Preempted)

@@ -37,7 +37,7 @@ const (
 	pollInterval = 250 * time.Millisecond
 	// specTimeout bounds a spec that sets none of its own.
 	specTimeout = 3 * time.Minute
-	// collectTimeout bounds what is asked of a cluster that may be broken.
+	// collectTimeout bounds the requests to a cluster that may be broken.
 	collectTimeout = time.Minute
 	// cleanTimeout bounds the clean-up of a spec.
 	cleanTimeout = 3 * time.Minute

@@ -66,14 +66,14 @@ func webhookOverlay() string {
 	return dir
 }
 
-// awaitWebhook waits until the API server gets the webhook's answers: one that it must
+// awaitWebhook waits until the API server gets the webhook's responses: one that it must
 // refuse.
 func awaitWebhook(ctx context.Context) {
 	GinkgoHelper()
 	configMaps := client.CoreV1().ConfigMaps(newNamespace(ctx, withWebhook))
 	Eventually(ctx, func(g Gomega) {
 		answer := framework.Try(webhookinstall.Probe(ctx, configMaps)).In(g)
-		// An API server that does not reach the webhook answers with another code.
+		// An API server that does not reach the webhook responds with another code.
 		g.Expect(apierrors.IsForbidden(answer)).To(BeTrue(), "the answer to a delete that must be refused: %v", answer)
 	}).WithTimeout(webhookWait).Should(Succeed(), "the webhook's rules are effective")
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// entry is what the tests look at in a tar.
+// entry is what the tests check in a tar.
 type entry struct {
 	Type    byte
 	Mode    int64

@@ -117,7 +117,7 @@ func outlastMemory(ctx context.Context, link testnode.Link) {
 const catchUp = 90 * time.Second
 
 var _ = Describe("A kubelet restart against an API server that lags behind its storage", Label(labelGuarded, labelControlPlane), func() {
-	// By default the kubelet's first question is one that only the storage can answer. With
+	// By default the kubelet's first request is one that needs the storage. With
 	// WatchListClient switched off it takes what the API server remembers.
 	It("costs no protected pod its life that the list lacks, and ends the one that was deleted meanwhile", func(ctx SpecContext) {
 		s := newScene(ctx)
@@ -182,8 +182,8 @@ var _ = Describe("A kubelet without a kubeconfig", Label(labelGuarded), func() {
 		}
 		stayAlive(ctx, holdPeriod, kept, released)
 		By("releasing one by file")
-		asked := releaseByFile(released)
-		released.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
+		requested := releaseByFile(released)
+		released.awaitHonoured(ctx, requested, releaseFileTimeout+gracePeriod+killSlack)
 		kept.expectAlive(Default)
 
 		By("starting the kubelet with its kubeconfig again")

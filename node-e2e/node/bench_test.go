@@ -47,7 +47,7 @@ const benchPod = time.Minute
 //
 //   - PodStart: from the request that creates the pod until its container's process
 //     runs, by the runtime's own record of that moment (nanoseconds). What the API
-//     says comes up to a second later, because the kubelet looks at the runtime once
+//     says comes up to a second later, because the kubelet queries the runtime once
 //     a second, so that it would hide what the guard adds.
 //   - PodRunning: from the same request until the API shows phase Running.
 //   - PodStop: from the request that deletes the pod until its process has ended, by
@@ -236,7 +236,7 @@ var (
 const loadPodStart = 15 * time.Minute
 
 // What is counted are the kubelet's own requests, by its own account
-// (rest_client_requests_total): whatever it asks, refused or not. A watch that stays is
+// (rest_client_requests_total): whatever it requests, refused or not. A watch that stays is
 // one request. Each pod has a secret and a config map of its own, in a volume and in its
 // environment, and a token, which a kubelet requests again and again.
 var _ = Describe("The load of held pods on the API server", Label(labelGuarded, labelLoad), func() {

@@ -37,7 +37,7 @@ var (
 
 // chaosSettle is what the kubelet may need, without further kills, until every pod
 // is as it must be: a restart in back-off, a look-up of records every 10 s, and 30 s
-// after which the guard asks whether anything is left of a pod whose object is gone.
+// after which the guard checks whether anything is left of a pod whose object is gone.
 const chaosSettle = 2 * time.Minute
 
 var _ = Describe("A kubelet that is killed at random moments", Label(labelGuarded, labelChaos), func() {

@@ -71,7 +71,7 @@ const (
 // kubelet does not know the label, so all of its lives say what is usual.
 //
 // What the kubelet does to a pod (start, stop, remove) is the same number in each life.
-// What it asks and reports follows its relist, once a second: whether sandbox and
+// What it requests and reports follows its relist, once a second: whether sandbox and
 // container are seen in one or in two is chance. So there a life is more than usual
 // only when it is beyond all lives of the stock kubelet, in the median.
 var _ = Describe("The counters of a pod's life", Label(labelGuarded, labelCounters, labelControlPlane), func() {

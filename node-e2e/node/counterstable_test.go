@@ -95,7 +95,7 @@ func labelled(l *countedLife) bool   { return l.labelled }
 func unlabelled(l *countedLife) bool { return !l.labelled }
 
 // rows returns the rows of a group in any life, sorted: what is done before what is
-// asked.
+// queried.
 func (t *countersTable) rows(group string) []string {
 	found := map[string]bool{}
 	for _, b := range []*countedBlock{t.stock, t.guarded} {

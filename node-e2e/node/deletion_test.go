@@ -34,11 +34,11 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		Expect(ended(pod)).To(BeFalse(), "nobody stops the pod yet")
 		showAllocatable(ctx, corev1.ResourceCPU, nodeMilliCPU(ctx)-request-request/2)
 		By("starting the kubelet with a configuration that rejects the pod")
-		asked := time.Now()
+		requested := time.Now()
 		startKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.SystemReserved = map[string]string{"cpu": fmt.Sprintf("%dm", request+request/2)}
 		}})
-		pod.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
+		pod.awaitHonoured(ctx, requested, gracePeriod+deletionSlack)
 		s.awaitGone(ctx, pod, gracePeriod+deletionSlack)
 	})
 

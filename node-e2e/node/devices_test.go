@@ -73,8 +73,8 @@ var _ = Describe("A kubelet restart before that of the device plugin", Label(lab
 		found := framework.Must(guardPod(ctx, orphan.uid))
 		Expect(framework.HeldFor(found)).To(ContainElements(guard.OrphanedRuntimePod, guard.ResourcesReclaimed), "causes of pod %s in %s", orphan, guard.PodsPath)
 
-		asked := releaseByFile(orphan)
-		orphan.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
+		requested := releaseByFile(orphan)
+		orphan.awaitHonoured(ctx, requested, releaseFileTimeout+gracePeriod+killSlack)
 		s.deleteExplicitly(ctx, restarted)
 		Eventually(driver.Prepared).WithContext(ctx).WithArguments(orphanClaim).WithTimeout(claimReconcile).Should(BeFalse(), "claim of pod %s, which has ended", orphan)
 	})

@@ -76,12 +76,12 @@ var _ = Describe("Evidence", Label(labelGuarded), func() {
 		expectNodeEvent(ctx, guard.EventSavedPodUnusable, "release")
 
 		By("closing the folder to others")
-		asked := time.Now()
+		requested := time.Now()
 		Expect(os.Chmod(folder, 0o700)).To(Succeed())
 		// Others could write there, so the file is written again.
 		Expect(os.RemoveAll(file(regular))).To(Succeed())
 		releaseByFile(regular)
-		expectReleased(ctx, regular, "regular file of root", guard.ReleaseFile, asked, releaseFileTimeout)
+		expectReleased(ctx, regular, "regular file of root", guard.ReleaseFile, requested, releaseFileTimeout)
 		for _, pod := range forged {
 			pod.expectAlive(Default)
 			Expect(os.RemoveAll(file(pod))).To(Succeed())

@@ -57,7 +57,7 @@ func increase(before, after map[guard.Cause]int) map[guard.Cause]int {
 }
 
 // mustReadMetrics reads the metrics; right after a start of the kubelet, its port
-// may not answer yet.
+// may not respond yet.
 func mustReadMetrics(ctx context.Context) framework.Metrics {
 	GinkgoHelper()
 	var metrics framework.Metrics
@@ -107,7 +107,7 @@ func keepCounters(ctx context.Context) {
 	}
 }
 
-// readFailures reads the counters. A kubelet that does not answer, because it is
+// readFailures reads the counters. A kubelet that does not respond, because it is
 // stopped already, has no failures to report.
 func readFailures(ctx context.Context) (failures, bool) {
 	if variant != Guarded {

@@ -166,9 +166,9 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 			sidecar.expectAlive(g)
 			s.expectServing(g, ctx, main.name, main.uid)
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
-		asked := time.Now()
+		requested := time.Now()
 		s.deleteExplicitly(ctx, main)
-		sidecar.awaitHonoured(ctx, asked, deletionSlack)
+		sidecar.awaitHonoured(ctx, requested, deletionSlack)
 	})
 })
 

@@ -155,10 +155,10 @@ func (i incident) run(ctx context.Context) {
 	if i.vanished && variant == Stock && !i.survives {
 		return
 	}
-	asked := time.Now()
+	requested := time.Now()
 	Expect(ctrlclient.IgnoreNotFound(client.CoreV1().Pods(s.namespace).Delete(ctx, guardedPod.name, metav1.DeleteOptions{}))).To(Succeed())
-	guardedPod.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
-	result.Deletion = Deletion{Honoured: true, Seconds: max(0, guardedPod.death.at.Sub(asked).Seconds())}
+	guardedPod.awaitHonoured(ctx, requested, gracePeriod+deletionSlack)
+	result.Deletion = Deletion{Honoured: true, Seconds: max(0, guardedPod.death.at.Sub(requested).Seconds())}
 	s.awaitGone(ctx, guardedPod, gracePeriod+deletionSlack)
 	if i.after != nil {
 		i.after(ctx)

@@ -77,11 +77,11 @@ func memoryReserved() incident {
 			Expect(oomKills(kubepods)).To(BeZero(), "processes that the kernel killed in %s", kubepods)
 		},
 		after: func(ctx context.Context) {
-			asked := time.Now()
+			requested := time.Now()
 			capacity := nodeCapacity(ctx).Memory().Value()
 			Eventually(func() int64 { return readMemory(kubepods, "memory.max") }).WithContext(ctx).WithTimeout(limitFollows).
 				Should(Equal(capacity-reserved), "the limit of all pods follows when the pod is gone")
-			framework.Progress("%s: limit %d MiB %.0f s after the pod was gone", kubepods, (capacity-reserved)>>20, time.Since(asked).Seconds())
+			framework.Progress("%s: limit %d MiB %.0f s after the pod was gone", kubepods, (capacity-reserved)>>20, time.Since(requested).Seconds())
 		},
 	}
 }

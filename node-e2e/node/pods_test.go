@@ -115,7 +115,7 @@ func restartPolicy(policy corev1.RestartPolicy) podOption {
 }
 
 // newPod is the template of all pods: a server that is ready as soon as it
-// answers. It names its node itself, so that no spec depends on the scheduler.
+// responds. It names its node itself, so that no spec depends on the scheduler.
 func (s *scene) newPod(name string, options ...podOption) *corev1.Pod {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -267,7 +267,7 @@ func (s *scene) request(ctx context.Context, pod, path string, query map[string]
 	return string(framework.Must(client.CoreV1().Pods(s.namespace).ProxyGet("http", pod, fmt.Sprint(workloadPort), path, query).DoRaw(ctx)))
 }
 
-// exit makes a pod's workload end with a code. Its answer may be lost: the connection
+// exit makes a pod's workload end with a code. Its response may be lost: the connection
 // ends with the process. A process that has just started may not listen yet.
 func (s *scene) exit(ctx context.Context, pod string, code int) {
 	GinkgoHelper()
@@ -312,7 +312,7 @@ func watchDeath(p testnode.Process) *deathWatch {
 		defer ticker.Stop()
 		for {
 			// An unreadable /proc says nothing about the process, so only a clear
-			// answer counts.
+			// result counts.
 			if alive, err := p.Alive(); err == nil && !alive {
 				w.at = time.Now()
 				close(w.ended)
@@ -350,7 +350,7 @@ func (s *subject) awaitDeath(ctx context.Context, since time.Time, within time.D
 
 // awaitHonoured is awaitDeath for a process whose end was requested explicitly. One that
 // does not end is a failure whatever the next attempt at the spec says.
-func (s *subject) awaitHonoured(ctx context.Context, asked time.Time, within time.Duration) time.Duration {
+func (s *subject) awaitHonoured(ctx context.Context, requested time.Time, within time.Duration) time.Duration {
 	GinkgoHelper()
 	honoured := false
 	defer func() {
@@ -358,7 +358,7 @@ func (s *subject) awaitHonoured(ctx context.Context, asked time.Time, within tim
 			specLog.Stand("the process of pod %s (%s) was to end within %s of an explicit deletion", s, s.process, within)
 		}
 	}()
-	took := s.awaitDeath(ctx, asked, within)
+	took := s.awaitDeath(ctx, requested, within)
 	honoured = true
 	return took
 }
@@ -399,10 +399,10 @@ func (s *scene) deleteWith(ctx context.Context, pod *subject, options metav1.Del
 	if options.GracePeriodSeconds != nil {
 		grace = time.Duration(*options.GracePeriodSeconds) * time.Second
 	}
-	asked := time.Now()
+	requested := time.Now()
 	err := client.CoreV1().Pods(s.namespace).Delete(ctx, pod.name, options)
 	Expect(err).NotTo(HaveOccurred(), "delete pod %s", pod)
-	took := pod.awaitHonoured(ctx, asked, grace+deletionSlack)
+	took := pod.awaitHonoured(ctx, requested, grace+deletionSlack)
 	s.awaitGone(ctx, pod, grace+deletionSlack)
 	return took
 }

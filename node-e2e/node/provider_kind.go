@@ -32,7 +32,7 @@ type kindProvider struct {
 	node    *kindNode
 }
 
-// errShared is the answer to a fault that would hit every node of the cluster. Specs
+// errShared is the error of a fault that would hit every node of the cluster. Specs
 // with one are labelled for it.
 var errShared = errors.New("the nodes of a kind cluster share the control plane: label the spec " + labelControlPlane)
 
@@ -178,7 +178,7 @@ func (n *kindNode) Run(ctx context.Context, command ...string) (string, error) {
 	return n.node.Exec(ctx, command...)
 }
 
-// Fetch asks from within the node: this machine has no route to pods.
+// Fetch sends the request from within the node: this machine has no route to pods.
 func (n *kindNode) Fetch(ctx context.Context, url string) (string, error) {
 	return n.node.Exec(ctx, "curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "10", url)
 }
@@ -231,8 +231,8 @@ func (k kindKubeletControl) Start(ctx context.Context, change testnode.KubeletCh
 	if info, err := os.Stat(k.LogPath()); err == nil {
 		before = info.Size()
 	}
-	// /healthz answers before the resource managers have started; when the device
-	// manager's socket answers, all have. curl's error 7 is that nobody does.
+	// /healthz responds before the resource managers have started; when the device
+	// manager's socket accepts connections, all have. curl's error 7 is a refused connection.
 	const script = `systemctl start kubelet || exit
 for i in $(seq 600); do
   case $(systemctl show --property=ActiveState --value kubelet) in
@@ -468,7 +468,7 @@ func (r kindRuntime) Start(ctx context.Context) error {
 
 func (r kindRuntime) Dir() string { return r.path("/var/lib/containerd") }
 
-// errOwnMachine is the answer to what a node in a container does not have.
+// errOwnMachine is the error of what a node in a container does not have.
 var errOwnMachine = errors.New("a node of a kind cluster does not have this: label the spec " + labelOwnMachine)
 
 func (kindRuntime) StartOther(context.Context) (testnode.OtherRuntime, error) {

@@ -31,8 +31,8 @@ var _ = Describe("A vanished pod ends", Label(labelGuarded), func() {
 		applyManifests(ctx)
 		s := newScene(ctx)
 		pod := s.runVanished(ctx)
-		asked := recordDeletion(ctx, pod)
-		expectReleased(ctx, pod, "PodDeletion record", guard.PodDeletionRecord, asked, recordTimeout)
+		requested := recordDeletion(ctx, pod)
+		expectReleased(ctx, pod, "PodDeletion record", guard.PodDeletionRecord, requested, recordTimeout)
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
 
@@ -40,8 +40,8 @@ var _ = Describe("A vanished pod ends", Label(labelGuarded), func() {
 		s := newScene(ctx)
 		pod := s.runVanished(ctx)
 		startAPIServer := stopAPIServer(ctx)
-		asked := releaseByFile(pod)
-		expectReleased(ctx, pod, "release file, API server stopped", guard.ReleaseFile, asked, releaseFileTimeout)
+		requested := releaseByFile(pod)
+		expectReleased(ctx, pod, "release file, API server stopped", guard.ReleaseFile, requested, releaseFileTimeout)
 		startAPIServer(ctx)
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
@@ -51,10 +51,10 @@ var _ = Describe("A vanished pod ends", Label(labelGuarded), func() {
 		s := newScene(ctx)
 		pod := s.runVanished(ctx)
 		DeferCleanup(forgetDeletion, pod.uid)
-		asked := time.Now()
+		requested := time.Now()
 		output := kubectl(ctx, "guard", "release", pod.name, "--namespace="+s.namespace, "--yes", "--timeout=0", "--reason=e2e")
 		Expect(output).To(ContainSubstring("record " + string(pod.uid) + " written"))
-		expectReleased(ctx, pod, "kubectl guard release", guard.PodDeletionRecord, asked, recordTimeout)
+		expectReleased(ctx, pod, "kubectl guard release", guard.PodDeletionRecord, requested, recordTimeout)
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
 })
@@ -71,11 +71,11 @@ func (s *scene) runVanished(ctx context.Context) *subject {
 
 // expectReleased checks that a pod gets its evidence and ends in the promised time,
 // and reports the times.
-func expectReleased(ctx context.Context, pod *subject, how string, kind guard.EvidenceKind, asked time.Time, within time.Duration) {
+func expectReleased(ctx context.Context, pod *subject, how string, kind guard.EvidenceKind, requested time.Time, within time.Duration) {
 	GinkgoHelper()
 	evidence := awaitEvidence(ctx, pod, kind)
-	taken := evidence.Time.Sub(asked)
-	ended := pod.awaitHonoured(ctx, asked, within+gracePeriod+killSlack)
+	taken := evidence.Time.Sub(requested)
+	ended := pod.awaitHonoured(ctx, requested, within+gracePeriod+killSlack)
 	framework.Progress("released by %s: taken after %.1f s, process ended after %.1f s", how, taken.Seconds(), ended.Seconds())
 	Expect(taken).To(BeNumerically("<=", within), "time until the kubelet takes the evidence")
 	Expect(ended).To(BeNumerically("<=", within+gracePeriod+killSlack), "time until the process has ended")
@@ -99,9 +99,9 @@ func awaitEvidence(ctx context.Context, pod *subject, kind guard.EvidenceKind) g
 // releaseByFile releases a pod on the node and returns when that was.
 func releaseByFile(pod *subject) time.Time {
 	GinkgoHelper()
-	asked := time.Now()
+	requested := time.Now()
 	Expect(writeRelease(pod.uid)).To(Succeed(), "write the release file of pod %s", pod)
-	return asked
+	return requested
 }
 
 func writeRelease(uid types.UID) error {
@@ -141,10 +141,10 @@ func applyManifests(ctx context.Context) {
 // The spec's end removes it.
 func recordDeletion(ctx context.Context, pod *subject) time.Time {
 	GinkgoHelper()
-	asked := time.Now()
+	requested := time.Now()
 	Expect(createRecord(ctx, pod)).To(Succeed(), "write the PodDeletion record of pod %s", pod)
 	DeferCleanup(forgetDeletion, pod.uid)
-	return asked
+	return requested
 }
 
 func createRecord(ctx context.Context, pod *subject) error {

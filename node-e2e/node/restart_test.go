@@ -82,9 +82,9 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 		debugged := []*subject{s.debug(ctx, completed.name), s.debug(ctx, reported.name)}
 
 		By("deleting a pod that has a finalizer")
-		asked := time.Now()
+		requested := time.Now()
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, finalized.name, metav1.DeleteOptions{})).To(Succeed())
-		finalized.awaitHonoured(ctx, asked, gracePeriod+deletionSlack)
+		finalized.awaitHonoured(ctx, requested, gracePeriod+deletionSlack)
 		By("completing two pods while the kubelet is down, and reporting so of one")
 		stopKubelet(ctx)
 		for _, pod := range []*subject{completed, reported} {
@@ -207,7 +207,7 @@ func removeContainer(ctx context.Context, pod *subject, name string) {
 	})
 }
 
-// withStartup adds a startup probe that the workload answers unless it is set to fail.
+// withStartup adds a startup probe that the workload passes unless it is set to fail.
 func withStartup(container *corev1.Container, port int32) {
 	container.StartupProbe = &corev1.Probe{ProbeHandler: httpGet("/readyz", port), PeriodSeconds: 1, FailureThreshold: 2}
 }

@@ -98,7 +98,7 @@ var _ = Describe("A runtime that does not know the node's pods", Label(labelGuar
 const runtimeQuestions = "Runtime"
 
 // aboutOne reports whether a list of containers is filtered by a container's or a
-// sandbox's ID. The stock kubelet never asks so.
+// sandbox's ID. The stock kubelet never does.
 func aboutOne(_ criproxy.Call, request proto.Message) bool {
 	list, ok := request.(*runtimeapi.ListContainersRequest)
 	return ok && (list.GetFilter().GetId() != "" || list.GetFilter().GetPodSandboxId() != "")
@@ -124,9 +124,9 @@ var _ = Describe("A runtime that answers one question badly", Label(labelTranspa
 			remove := proxy.Inject(fault.Fault)
 			DeferCleanup(remove)
 			for _, pod := range fault.pods {
-				asked := time.Now()
+				requested := time.Now()
 				s.deleteExplicitly(ctx, pod)
-				took := time.Since(asked)
+				took := time.Since(requested)
 				framework.Progress("a question to the runtime %s: pod %s gone %.1f s after its deletion", fault.name, pod.name, took.Seconds())
 				Expect(took).To(BeNumerically("<", undelayed), "time until pod %s is gone", pod)
 			}

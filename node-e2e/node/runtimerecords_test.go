@@ -90,12 +90,12 @@ var _ = Describe("Damaged records of the runtime", func() {
 		if variant == Guarded {
 			before = mustReadMetrics(ctx).ByCause(refusedKills)
 		}
-		asked := time.Now()
+		requested := time.Now()
 		for _, pod := range pods {
 			s.patch(ctx, pod, `{"spec":{"containers":[{"name":"`+workloadContainer+`","image":"`+earlierTag+`"}]}}`)
 		}
 		for _, pod := range pods {
-			pod.awaitDeath(ctx, asked, killTimeout)
+			pod.awaitDeath(ctx, requested, killTimeout)
 		}
 		for _, pod := range pods {
 			restarted := awaitRestarted(ctx, pod)

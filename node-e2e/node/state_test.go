@@ -217,21 +217,21 @@ var _ = Describe("A state directory whose disk hangs", Label(labelGuarded, label
 
 		By("deleting a protected and an unprotected pod")
 		for _, pod := range pods[:2] {
-			asked := time.Now()
+			requested := time.Now()
 			s.deleteExplicitly(ctx, pod)
-			took := time.Since(asked)
+			took := time.Since(requested)
 			framework.Progress("state directory's disk frozen: pod %s gone %.1f s after its deletion", pod.name, took.Seconds())
 			Expect(took).To(BeNumerically("<", undelayed), "time until pod %s is gone", pod)
 		}
 		By("starting an unprotected and a protected pod")
-		asked := time.Now()
+		requested := time.Now()
 		s.run(ctx, s.newPod("new-unprotected"))
-		took := time.Since(asked)
+		took := time.Since(requested)
 		framework.Progress("state directory's disk frozen: unprotected pod serves after %.1f s", took.Seconds())
 		Expect(took).To(BeNumerically("<", undelayed), "time until the unprotected pod serves")
-		asked = time.Now()
+		requested = time.Now()
 		late := s.run(ctx, s.newPod("new-protected", protected))[0]
-		framework.Progress("state directory's disk frozen: protected pod serves after %.1f s", time.Since(asked).Seconds())
+		framework.Progress("state directory's disk frozen: protected pod serves after %.1f s", time.Since(requested).Seconds())
 		expectState(Default, ctx, late, guard.Protected)
 		pods[2].expectAlive(Default)
 

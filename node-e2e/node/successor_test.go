@@ -86,12 +86,12 @@ var _ = Describe("The successor of a held pod whose object is gone", Label(label
 		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed(), "the successors go on waiting, and each says so once")
 
 		By("releasing the held pods")
-		asked := time.Now()
+		requested := time.Now()
 		for _, pod := range held {
 			releaseByFile(pod)
 		}
 		for _, pod := range held {
-			pod.awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
+			pod.awaitHonoured(ctx, requested, releaseFileTimeout+gracePeriod+killSlack)
 		}
 		for _, name := range shared {
 			Eventually(s.expectReady).WithContext(ctx).WithArguments(ctx, name, successors[name].uid).WithTimeout(successorStart).

@@ -113,8 +113,8 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		By("restoring one object, and releasing the other pod by file")
 		s.restoreKey(ctx, pods[0])
 		expectFile(Default, ctx, pods[0], workloadPort, pods[0].name)
-		asked := releaseByFile(pods[1])
-		pods[1].awaitHonoured(ctx, asked, releaseFileTimeout+gracePeriod+killSlack)
+		requested := releaseByFile(pods[1])
+		pods[1].awaitHonoured(ctx, requested, releaseFileTimeout+gracePeriod+killSlack)
 		s.awaitGone(ctx, pods[1], deletionSlack)
 		s.deleteExplicitly(ctx, pods[0])
 	})
@@ -202,7 +202,7 @@ func withClaim(pod *corev1.Pod) {
 }
 
 // awaitRestarted waits for the container that takes the place of a pod's dead one.
-// It asks the runtime: the pod may have no object.
+// It queries the runtime: the pod may have no object.
 func awaitRestarted(ctx context.Context, pod *subject) *subject {
 	GinkgoHelper()
 	restarted := *pod

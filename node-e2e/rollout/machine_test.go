@@ -88,7 +88,7 @@ ExecStart=/bin/sh -c 'ip link set lo up; ip address add %s/32 dev lo; for device
 [Install]
 WantedBy=multi-user.target
 `
-	// What pods ask at the address of the service goes to the API server. There is no
+	// Requests of pods to the address of the service go to the API server. There is no
 	// service proxy.
 	serviceSocket = `[Socket]
 ListenStream=%s

@@ -14,7 +14,7 @@ import (
 )
 
 // rpm is there for the test of the package, dbus because nodes have it: kubelet and runtime
-// ask systemd for cgroups.
+// have systemd make cgroups.
 var packages = []string{"systemd-sysv", "dbus", "kmod", "iproute2", "initramfs-tools", "rpm"}
 
 const (

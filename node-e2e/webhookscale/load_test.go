@@ -83,7 +83,7 @@ type latencies struct {
 
 // load has so many clients post reviews, one after the other each, and takes the times from
 // the clients. With a rate, all together begin so many a second, in even steps; without one,
-// each begins the next when it has an answer.
+// each begins the next when it has a response.
 func (r *replica) load(t *testing.T, clients int, rate float64, bodies [][]byte, duration time.Duration) latencies {
 	t.Helper()
 	var (

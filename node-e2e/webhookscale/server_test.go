@@ -28,7 +28,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// server answers what guard-webhook asks of an API server, in the same format: protobuf for
+// server responds to guard-webhook as an API server does, in the same format: protobuf for
 // Kubernetes' own kinds and for metadata, JSON for custom resources. Objects are made when
 // they are sent, so that a large cluster costs this process little memory.
 type server struct {
@@ -46,7 +46,7 @@ type server struct {
 	broken chan struct{}
 	// complete counts lists that were sent to their end, by resource.
 	complete map[string]int
-	// pages counts answers to lists, most is the number of objects in the largest.
+	// pages counts responses to lists, most is the number of objects in the largest.
 	pages, most int
 }
 
@@ -206,7 +206,7 @@ func (s *server) listOrWatch(w http.ResponseWriter, q *http.Request, r *collecti
 	}
 }
 
-// list answers with a page, or with everything when a version is given: that is the answer
+// list responds with a page, or with everything when a version is given: that is the response
 // of a watch cache, which has no pages.
 func (s *server) list(w http.ResponseWriter, q *http.Request, r *collection) {
 	query := q.URL.Query()

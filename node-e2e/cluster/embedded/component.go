@@ -100,7 +100,7 @@ func (p *Component) WaitHealthy(ctx context.Context) error {
 		}
 	}()
 	err := await(ctx, p.name+" to be healthy", p.healthy)
-	// Without an error, something else answered on its port.
+	// Without an error, something else responded on its port.
 	if errors.Is(context.Cause(ctx), exited) || err == nil && !running.running() {
 		return &testnode.ExitError{Name: p.name, Code: running.code, Output: logTail(p.LogPath(), running.logOffset, 25)}
 	}

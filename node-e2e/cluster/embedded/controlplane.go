@@ -182,7 +182,7 @@ func (c *Cluster) schedulerHealthy(ctx context.Context) error {
 	return c.getOK(ctx, c.url("https", schedulerPort)+"/readyz")
 }
 
-// restartControllers restarts what asks the API server for everything it knows, as far
+// restartControllers restarts what lists everything that the API server has, as far
 // as it runs. In a usual cluster it loses its lease while the API server is away, ends,
 // and is started again; these have no leases (--leader-elect=false). What runs on through
 // an absence can be blind for up to a minute after it: client-go's reflectors double

@@ -104,7 +104,7 @@ func (c *Cluster) nodeKubeconfig(nodeName, server string) (string, error) {
 // kubeletHealthy checks more than /healthz, which responds before the resource
 // managers have started. When one of them cannot, because a reservation is too
 // large or a policy changed under its state file, the kubelet exits a moment
-// later. The last of them is the device manager: when its socket answers, all
+// later. The last of them is the device manager: when its socket accepts connections, all
 // have started. The port with the complete health check is of no use here,
 // because authorization there needs the API server.
 func (c *Cluster) kubeletHealthy(ctx context.Context) error {
@@ -141,7 +141,7 @@ func (c *Cluster) newKubeletConfig() *kubeletconfigv1beta1.KubeletConfiguration 
 		FailSwapOn:               new(false),
 		// Machines without CAP_SYS_RESOURCE refuse the default of -999.
 		OOMScoreAdj: new(int32(0)),
-		// Nothing answers there; without an address, every pod gets a warning event.
+		// Nothing listens there; without an address, every pod gets a warning event.
 		ClusterDNS:    []string{clusterDNS},
 		ClusterDomain: "cluster.local",
 		// The machine's resolver is none of the pods' business.

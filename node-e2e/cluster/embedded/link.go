@@ -173,7 +173,7 @@ func (l *Link) drop(end net.Conn) {
 const programOtherAPIServer = "kube-apiserver-other"
 
 // OtherAPIServer is a second kube-apiserver next to the cluster's own, on the same etcd,
-// which it reaches through a link that can be cut. What it is asked then it answers from
+// which it reaches through a link that can be cut. It responds then from
 // its watch cache, as far as the question allows that.
 type OtherAPIServer struct {
 	*Component

@@ -119,7 +119,7 @@ func (c *Cluster) prepareContainerd(folders containerdFolders) (launch, error) {
 	}, nil
 }
 
-// containerdHealthy asks over CRI, as the kubelet does: the plugin is the last
+// containerdHealthy checks over CRI, as the kubelet does: the plugin is the last
 // thing that containerd brings up.
 func (c *Cluster) containerdHealthy(ctx context.Context, socket string) error {
 	return c.withRuntime(socket, func(client runtimeapi.RuntimeServiceClient) error {

@@ -337,7 +337,7 @@ func Remove(ctx context.Context, output, name string) error {
 			return err
 		}
 		gone := &Cluster{dir: filepath.Join(output, "kind", name), state: state{Engine: ownEngine(output)}}
-		if gone.state.Engine.answers(ctx) != nil {
+		if gone.state.Engine.responds(ctx) != nil {
 			return nil
 		}
 		return gone.leave(ctx)
@@ -383,7 +383,7 @@ func (c *Cluster) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Tests ask often, and wait for answers.
+	// Tests make many requests, and wait for each.
 	config.QPS, config.Burst = 200, 400
 	c.restConfig = config
 	c.client, err = kubernetes.NewForConfig(config)
@@ -394,7 +394,7 @@ func (c *Cluster) attach(ctx context.Context) error {
 // of our own is stopped, and the machine's limits are what they were.
 func (c *Cluster) Down(ctx context.Context) error {
 	e := c.state.Engine
-	if e.Own && e.answers(ctx) != nil {
+	if e.Own && e.responds(ctx) != nil {
 		// Without the engine there are no nodes. Its next start would bring them up.
 		if err := e.start(ctx, filepath.Dir(filepath.Dir(c.dir)), io.Discard); err != nil {
 			return fmt.Errorf("removing the nodes of %s: %w", c.state.Name, err)
@@ -417,7 +417,7 @@ func (c *Cluster) leave(ctx context.Context) error {
 		return err
 	}
 	for _, other := range append(ownEngines(runDir), engine{}) {
-		// One that does not answer has none.
+		// One that does not respond has none.
 		if used, err := other.hasCluster(ctx, ""); err == nil && used {
 			return nil
 		}

@@ -28,7 +28,7 @@ import (
 )
 
 const (
-	// engineStart is how long Docker Engine may take until it answers; it is up in
+	// engineStart is how long Docker Engine may take until it responds; it is up in
 	// two seconds.
 	engineStart = time.Minute
 	// engineStop is how long it may take to stop its containers and to end.
@@ -70,8 +70,8 @@ func (e engine) docker(ctx context.Context, stdin io.Reader, args ...string) (st
 	return stdout.String(), nil
 }
 
-// answers reports whether the engine is there.
-func (e engine) answers(ctx context.Context) error {
+// responds reports whether the engine is there.
+func (e engine) responds(ctx context.Context) error {
 	_, err := e.docker(ctx, nil, "version", "--format={{.Server.Version}}")
 	return err
 }
@@ -124,7 +124,7 @@ func ownEngines(runDir string) []engine {
 func findEngine(ctx context.Context, output string, log io.Writer) (engine, error) {
 	// A later process may have another DOCKER_HOST. It may also be what `kind up` printed.
 	own, found := ownEngine(output), engine{Host: userHost}
-	reason := found.answers(ctx)
+	reason := found.responds(ctx)
 	if reason == nil && found.Host != own.Host {
 		if reason = found.runsPrivileged(ctx, output); reason == nil {
 			return found, nil
@@ -133,7 +133,7 @@ func findEngine(ctx context.Context, output string, log io.Writer) (engine, erro
 	if ctx.Err() != nil {
 		return engine{}, context.Cause(ctx)
 	}
-	if own.answers(ctx) == nil {
+	if own.responds(ctx) == nil {
 		return own, nil
 	}
 	fmt.Fprintf(log, "No usable Docker Engine (%s)\nStarting one of our own; its data and log are in %s\n", firstLine(reason), own.Dir)
@@ -237,7 +237,7 @@ func (e engine) start(ctx context.Context, output string, log io.Writer) error {
 		case err := <-ended:
 			return final{fmt.Errorf("dockerd ended (%w), see %s", err, logFile.Name())}
 		default:
-			return e.answers(ctx)
+			return e.responds(ctx)
 		}
 	})
 	if err != nil {
@@ -259,7 +259,7 @@ func (e engine) stop(ctx context.Context) error {
 	if !e.Own {
 		return nil
 	}
-	if e.answers(ctx) == nil {
+	if e.responds(ctx) == nil {
 		// The engine does not remove the bridge when it ends.
 		if _, err := e.docker(ctx, nil, "network", "prune", "--force"); err != nil {
 			return err

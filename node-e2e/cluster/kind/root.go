@@ -150,7 +150,7 @@ func kindFiles(ctx context.Context) (map[string]debian.File, error) {
 // kindModule is the folder with the source of kind, in the version that this program
 // is built with.
 func kindModule(ctx context.Context) (string, error) {
-	// Anywhere but in a module: the answer must not depend on one.
+	// Anywhere but in a module: the result must not depend on one.
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", "sigs.k8s.io/kind@v"+version.Version())
 	cmd.Dir = os.TempDir()
 	answer, err := cmd.Output()

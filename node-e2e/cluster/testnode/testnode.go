@@ -188,7 +188,7 @@ type Storage interface {
 }
 
 // OtherAPIServer is an API server that can be cut off from the storage: from then on it
-// answers from what it remembers, and hears of no change.
+// responds from its cache, which sees no change.
 type OtherAPIServer interface {
 	Cut() error
 	Restore() error

@@ -29,7 +29,7 @@ type Call struct {
 	Image string
 	// Filtered: a list of some things only, by id, sandbox, label or state.
 	Filtered bool
-	// Injected: a Fault has answered, and the runtime knows nothing of it.
+	// Injected: a Fault has responded, and the runtime knows nothing of it.
 	Injected bool
 	// Running: the call has not ended yet; End and Code come with its end.
 	Running    bool
@@ -115,7 +115,7 @@ func newKnown() known {
 	return known{sandboxes: map[string]string{}, containers: map[string]string{}}
 }
 
-// learn takes what an answer says about who is who. The request may be nil for lists.
+// learn takes what a response says about who is who. The request may be nil for lists.
 func (k known) learn(request, response proto.Message) {
 	switch r := response.(type) {
 	case *runtimeapi.RunPodSandboxResponse:
@@ -215,7 +215,7 @@ type method struct {
 	service, name string
 	// request and response are nil for a method that this version does not have.
 	request, response protoreflect.MessageType
-	// teaches: the answer says who is who.
+	// teaches: the response says who is who.
 	teaches bool
 }
 

@@ -30,10 +30,10 @@ const (
 	firstLook = 10 * time.Second
 )
 
-// Unavailable is the answer of a runtime that is not there.
+// Unavailable is the response of a runtime that is not there.
 var Unavailable = status.Error(codes.Unavailable, "criproxy: the runtime is not available")
 
-// Failed is the answer of a runtime in which something is broken.
+// Failed is the response of a runtime in which something is broken.
 var Failed = status.Error(codes.Unknown, "criproxy: the runtime failed")
 
 // Fault makes calls fail. They do not reach the runtime.
@@ -44,8 +44,8 @@ type Fault struct {
 	// When says which calls; nil means all. The request is nil for a method that
 	// this version of the CRI does not have. When must not call the Proxy.
 	When func(call Call, request proto.Message) bool
-	// Err is the answer, at best an error of google.golang.org/grpc/status. Nil
-	// means no answer at all: the call hangs until its caller gives up.
+	// Err is the response, at best an error of google.golang.org/grpc/status. Nil
+	// means no response at all: the call hangs until its caller gives up.
 	Err error
 }
 
@@ -66,7 +66,7 @@ type Proxy struct {
 
 // Start listens on the socket, a path of at most 107 bytes at which nothing is, and
 // passes on to the runtime's socket, whose path may be longer. The runtime must
-// answer: what it runs already is asked once, so that calls about it can be attributed
+// respond: what it runs already is listed once, so that calls about it can be attributed
 // apart. The context bounds the start only.
 func Start(ctx context.Context, socket, runtimeSocket string) (*Proxy, error) {
 	p := &Proxy{socket: socket, known: newKnown()}

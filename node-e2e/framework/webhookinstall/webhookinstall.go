@@ -1,6 +1,6 @@
 // Package webhookinstall has what any test must do to have the companion control plane
 // in its cluster: the names from manifests/control-plane, an overlay for a cluster that
-// asks something particular of the webhook's pods, and the questions whether it acts.
+// needs something particular of the webhook's pods, and checks whether it acts.
 // It applies nothing itself: that is kubectl's, as for a user.
 package webhookinstall
 

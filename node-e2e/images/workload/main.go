@@ -4,9 +4,9 @@
 // Endpoints, on $PORT (8080 by default):
 //
 //	GET /healthz            200, or 503 after /fail?on=true
-//	    /fail?on=BOOL       switches what /healthz and /readyz answer
+//	    /fail?on=BOOL       switches the status of /healthz and /readyz
 //	GET /readyz             like /healthz, for a readiness probe of its own
-//	    /exit?code=N        answers, then exits with N
+//	    /exit?code=N        responds, then exits with N
 //	GET /file               the content of --file as it is now
 //	GET /info               hostname, pid, start time and the file, as JSON
 package main
@@ -132,7 +132,7 @@ func run(o options) (int, error) {
 	}
 }
 
-// holdMemory allocates memory that the kernel cannot give to anybody else: private
+// holdMemory allocates memory that the kernel cannot give to others: private
 // pages, each written to. It serves only afterwards, so that a pod that is ready uses it.
 func holdMemory(mebibytes int) ([]byte, error) {
 	if mebibytes == 0 {
