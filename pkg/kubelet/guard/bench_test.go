@@ -26,7 +26,7 @@ func TestDecisionAboutAnUnprotectedPodAllocatesNothing(t *testing.T) {
 	defer Install(Install(f.Guard))
 	pod := ordinaryPod()
 	f.ObserveSource(apiSource, []*v1.Pod{pod})
-	for name, ask := range map[string]func(){
+	for name, decide := range map[string]func(){
 		"Refuse":            func() { Refuse(pod, Evicted, "") },
 		"RefuseUID":         func() { RefuseUID(pod.UID, VolumeUnmount, "") },
 		"RefuseTermination": func() { RefuseTermination(pod, false, false, false) },
@@ -35,7 +35,7 @@ func TestDecisionAboutAnUnprotectedPodAllocatesNothing(t *testing.T) {
 		"HoldVanished":      func() { HoldVanished(apiSource, pod) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			assert.Zero(t, testing.AllocsPerRun(1000, ask))
+			assert.Zero(t, testing.AllocsPerRun(1000, decide))
 		})
 	}
 }

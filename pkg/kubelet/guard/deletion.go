@@ -96,7 +96,7 @@ func (d deletionClient) OfNode(ctx context.Context, node string) ([]DeletionReco
 	}
 	var list deletionRecordList
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("the response is no list of PodDeletions: %w: %s", err, beginning(body))
+		return nil, fmt.Errorf("the response is no list of PodDeletions: %w: %s", err, excerpt(body))
 	}
 	if list.APIVersion != deletionAPIVersion || list.Kind != deletionListKind {
 		return nil, fmt.Errorf("the response is of kind %q in %q, not %s in %s", list.Kind, list.APIVersion, deletionListKind, deletionAPIVersion)
@@ -114,7 +114,7 @@ func (d deletionClient) Of(ctx context.Context, uid types.UID) (*DeletionRecord,
 	}
 	record := &DeletionRecord{}
 	if err := json.Unmarshal(body, record); err != nil {
-		return nil, fmt.Errorf("the response is no PodDeletion: %w: %s", err, beginning(body))
+		return nil, fmt.Errorf("the response is no PodDeletion: %w: %s", err, excerpt(body))
 	}
 	return record, nil
 }
@@ -130,8 +130,8 @@ func (d deletionClient) get(ctx context.Context, request *rest.Request) ([]byte,
 	return result.Raw()
 }
 
-// beginning returns enough of a response to recognize a proxy's page by.
-func beginning(body []byte) string {
+// excerpt returns enough of a response to recognize a proxy's page.
+func excerpt(body []byte) string {
 	const shown = 80
 	if len(body) > shown {
 		return fmt.Sprintf("%q...", body[:shown])

@@ -26,7 +26,7 @@ func noNamespace(event *v1.Event) error {
 	return apierrors.NewNotFound(v1.Resource("namespaces"), event.Namespace)
 }
 
-// noServer is no answer at all.
+// noServer never responds.
 func noServer(*v1.Event) error { return errors.New("connection refused") }
 
 // write lets time go by in steps of a second; the guard writes events as in Run.
@@ -324,7 +324,7 @@ func TestWriteEvents(t *testing.T) {
 		synctest.Wait()
 		assert.Len(t, events.created, 4)
 
-		// A server that never answers must not keep Run from its end.
+		// A server that never responds must not keep Run from its end.
 		hanging := make(chan struct{})
 		events.setRefuse(func(*v1.Event) error { close(hanging); <-ctx.Done(); return ctx.Err() })
 		f.vanished("at the end")

@@ -49,14 +49,14 @@ type fakeRuntime struct {
 	containers map[string]*runtimeapi.Container
 	// images are those in a list of containers, statusImages those in the status.
 	images, statusImages map[string]*runtimeapi.ImageSpec
-	// err is the answer to every question, failing to those of one method.
+	// err is the response to every query, failing to those of one method.
 	err     error
 	failing map[string]error
-	// hang makes every question wait for the end of its context.
+	// hang makes every query wait for the end of its context.
 	hang bool
 	// unfiltered makes lists ignore their filter.
 	unfiltered bool
-	// during runs once inside the next question, without the lock.
+	// during runs once inside the next query, without the lock.
 	during func()
 	// calls counts the calls per method; done has the stops and removals.
 	calls map[string]int
@@ -114,7 +114,7 @@ func (f *fakeRuntime) setSandbox(pod *v1.Pod, state runtimeapi.PodSandboxState) 
 	}
 }
 
-// remove takes away all that there is of the pod.
+// remove deletes all that there is of the pod.
 func (f *fakeRuntime) remove(pod *v1.Pod) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -128,8 +128,8 @@ func (f *fakeRuntime) fail(err error) {
 	f.err = err
 }
 
-// questions returns the number of queries of the guard.
-func (f *fakeRuntime) questions() int {
+// queries returns the number of queries of the guard.
+func (f *fakeRuntime) queries() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := 0
@@ -139,7 +139,7 @@ func (f *fakeRuntime) questions() int {
 	return n
 }
 
-func (f *fakeRuntime) answer(ctx context.Context, method string) error {
+func (f *fakeRuntime) respond(ctx context.Context, method string) error {
 	f.mu.Lock()
 	f.calls[method]++
 	during, hang, err := f.during, f.hang, errors.Join(f.err, f.failing[method])
@@ -156,11 +156,11 @@ func (f *fakeRuntime) answer(ctx context.Context, method string) error {
 }
 
 func (f *fakeRuntime) Version(ctx context.Context, _ string) (*runtimeapi.VersionResponse, error) {
-	return &runtimeapi.VersionResponse{}, f.answer(ctx, "Version")
+	return &runtimeapi.VersionResponse{}, f.respond(ctx, "Version")
 }
 
 func (f *fakeRuntime) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
-	if err := f.answer(ctx, "ListContainers"); err != nil {
+	if err := f.respond(ctx, "ListContainers"); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -176,7 +176,7 @@ func (f *fakeRuntime) ListContainers(ctx context.Context, filter *runtimeapi.Con
 }
 
 func (f *fakeRuntime) ListPodSandbox(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
-	if err := f.answer(ctx, "ListPodSandbox"); err != nil {
+	if err := f.respond(ctx, "ListPodSandbox"); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -201,7 +201,7 @@ func selected(selector, labels map[string]string) bool {
 }
 
 func (f *fakeRuntime) ContainerStatus(ctx context.Context, id string, _ bool) (*runtimeapi.ContainerStatusResponse, error) {
-	if err := f.answer(ctx, "ContainerStatus"); err != nil {
+	if err := f.respond(ctx, "ContainerStatus"); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -214,17 +214,17 @@ func (f *fakeRuntime) ContainerStatus(ctx context.Context, id string, _ bool) (*
 
 // fakeProcesses is the kernel: the pods and the containers that have processes.
 type fakeProcesses struct {
-	mu        sync.Mutex
-	pods      map[types.UID]bool
-	dead      map[string]bool
-	err       error
-	questions int
+	mu      sync.Mutex
+	pods    map[types.UID]bool
+	dead    map[string]bool
+	err     error
+	queries int
 }
 
 func (p *fakeProcesses) podHasProcesses(uid types.UID) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.questions++
+	p.queries++
 	return p.pods[uid], p.err
 }
 
@@ -232,7 +232,7 @@ func (p *fakeProcesses) podHasProcesses(uid types.UID) (bool, error) {
 func (p *fakeProcesses) containerHasProcesses(_ types.UID, id string) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.questions++
+	p.queries++
 	return !p.dead[id], p.err
 }
 
@@ -278,7 +278,7 @@ type fakeEvents struct {
 	// was to be written.
 	created  map[string]*v1.Event
 	attempts map[string]int
-	// refuse, when set, is the answer to an attempt.
+	// refuse, when set, is the response to an attempt.
 	refuse func(*v1.Event) error
 	// guard, when set, is called with every event: a guard that
 	// reports with its lock held does not return from that.
@@ -352,7 +352,7 @@ func (c *fakeEventClient) Create(ctx context.Context, event *v1.Event, _ metav1.
 	return event, nil
 }
 
-// setRefuse changes the answer to attempts.
+// setRefuse changes the response to attempts.
 func (f *fakeEvents) setRefuse(refuse func(*v1.Event) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -19,7 +19,7 @@ import (
 // nobody is a user that is not the one of the test.
 const nobody = 65534
 
-// giveAway makes a file somebody else's. Only root can.
+// giveAway makes a file another user's. Only root can.
 func giveAway(t *testing.T, path string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -67,7 +67,7 @@ func TestFoldersThatOthersCanWriteTo(t *testing.T) {
 			change: func(t *testing.T, stateDir string) { require.NoError(t, os.Chmod(filepath.Dir(stateDir), 0o777)) },
 			loaded: true, says: chmod,
 		},
-		"in a folder of somebody": {
+		"in a folder of another user": {
 			change: func(t *testing.T, stateDir string) { giveAway(t, filepath.Dir(stateDir)) },
 			loaded: true, says: owner,
 		},
@@ -79,7 +79,7 @@ func TestFoldersThatOthersCanWriteTo(t *testing.T) {
 			change: func(t *testing.T, stateDir string) { require.NoError(t, os.Chmod(stateDir, 0o770)) },
 			loaded: true, says: chmod,
 		},
-		"the whole directory is somebody's": {
+		"the whole directory is another user's": {
 			change: func(t *testing.T, stateDir string) { giveAway(t, stateDir) },
 			loaded: true, says: owner,
 		},
@@ -87,7 +87,7 @@ func TestFoldersThatOthersCanWriteTo(t *testing.T) {
 			change: func(t *testing.T, stateDir string) { require.NoError(t, os.Chmod(releaseDir(stateDir), 0o1777)) },
 			loaded: true, evidence: true, saved: true, says: chmod,
 		},
-		"the folder of release files is somebody's": {
+		"the folder of release files is another user's": {
 			change: func(t *testing.T, stateDir string) { giveAway(t, releaseDir(stateDir)) },
 			loaded: true, evidence: true, saved: true, says: owner,
 		},
@@ -118,7 +118,7 @@ func TestFoldersThatOthersCanWriteTo(t *testing.T) {
 			},
 			loaded: true, released: true, says: link,
 		},
-		"the file of a pod is somebody's": {
+		"the file of a pod is another user's": {
 			change:   func(t *testing.T, stateDir string) { giveAway(t, filepath.Join(stateDir, "pods", "saved-uid.pod")) },
 			released: true, saved: true, says: "saved-uid.pod",
 		},
@@ -199,7 +199,7 @@ func TestFoldersThatOthersCanWriteTo(t *testing.T) {
 	}
 }
 
-func TestReleaseFilesThatSomebodyElseCouldHaveMade(t *testing.T) {
+func TestReleaseFilesThatAnotherUserCouldHaveMade(t *testing.T) {
 	elsewhere := t.TempDir()
 	for kind, plant := range map[string]func(t *testing.T, path string){
 		"folder": func(t *testing.T, path string) { require.NoError(t, os.Mkdir(path, 0o700)) },
@@ -212,7 +212,7 @@ func TestReleaseFilesThatSomebodyElseCouldHaveMade(t *testing.T) {
 			require.NoError(t, os.Link(filepath.Join(elsewhere, filepath.Base(path)), path))
 		},
 		"pipe": func(t *testing.T, path string) { require.NoError(t, syscall.Mkfifo(path, 0o600)) },
-		"file of somebody": func(t *testing.T, path string) {
+		"file of another user": func(t *testing.T, path string) {
 			require.NoError(t, os.WriteFile(path, nil, 0o600))
 			giveAway(t, path)
 		},
@@ -247,7 +247,7 @@ func TestReleaseFilesThatSomebodyElseCouldHaveMade(t *testing.T) {
 	}
 }
 
-func TestFolderIsLookedAtWheneverItIsRead(t *testing.T) {
+func TestFolderIsCheckedWheneverItIsRead(t *testing.T) {
 	f, _ := node(t)
 	pod := protectedPod("p")
 	f.running(pod)

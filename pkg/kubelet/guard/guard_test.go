@@ -147,7 +147,7 @@ func TestRefuse(t *testing.T) {
 			refused: func(c Cause) bool { return c == ContainerHashChanged },
 		},
 		{
-			name: "runtime that answers with errors",
+			name: "runtime that responds with errors",
 			arrange: func(r *fakeRuntime, p *v1.Pod) {
 				r.run(p, runtimeapi.ContainerState_CONTAINER_RUNNING)
 				r.err = errors.New("connection refused")
@@ -206,7 +206,7 @@ func TestRefuse(t *testing.T) {
 	}
 }
 
-func TestRefuseAsksTheRuntimeOnlyWhenTheAnswerMatters(t *testing.T) {
+func TestRefuseQueriesTheRuntimeOnlyWhenItMatters(t *testing.T) {
 	for name, test := range map[string]struct {
 		option  func(*Configuration)
 		arrange func(*fixture, *v1.Pod)
@@ -235,12 +235,12 @@ func TestRefuseAsksTheRuntimeOnlyWhenTheAnswerMatters(t *testing.T) {
 					assert.False(t, f.attempt(pod, cause), cause)
 				}
 			}
-			assert.Zero(t, f.runtime.questions())
+			assert.Zero(t, f.runtime.queries())
 		})
 	}
 }
 
-func TestRuntimeThatDoesNotAnswer(t *testing.T) {
+func TestRuntimeThatDoesNotRespond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
 		var pods []*v1.Pod
@@ -263,23 +263,23 @@ func TestRuntimeThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
-func TestRetriesAreAskedOfTheRuntimeOnlyNowAndThen(t *testing.T) {
+func TestRetriesQueryTheRuntimeOnlyNowAndThen(t *testing.T) {
 	f := newFixture(t)
 	pod := protectedPod("p")
 	f.running(pod)
 	for range 100 {
 		assert.True(t, f.RefuseUID(pod.UID, VolumeUnmount, ""))
 	}
-	assert.Equal(t, 1, f.runtime.questions())
+	assert.Equal(t, 1, f.runtime.queries())
 	f.clock.Step(confirmInterval)
 	f.runtime.setContainer(pod, runtimeapi.ContainerState_CONTAINER_EXITED)
 	assert.False(t, f.RefuseUID(pod.UID, VolumeUnmount, ""))
-	assert.Equal(t, 2, f.runtime.questions())
+	assert.Equal(t, 2, f.runtime.queries())
 }
 
 func TestEvidence(t *testing.T) {
 	t.Run("is a deletionTimestamp on the object that a hook has", func(t *testing.T) {
-		for _, ask := range []func(*fixture, *v1.Pod) bool{
+		for _, hook := range []func(*fixture, *v1.Pod) bool{
 			func(f *fixture, p *v1.Pod) bool { return f.Refuse(p, Evicted, "") },
 			func(f *fixture, p *v1.Pod) bool { return f.RefuseTermination(p, false, true, false) },
 			func(f *fixture, p *v1.Pod) bool { return f.RefuseSandboxChange(p, 1) },
@@ -291,7 +291,7 @@ func TestEvidence(t *testing.T) {
 			f := newFixture(t)
 			pod := protectedPod("p")
 			f.running(pod)
-			assert.False(t, ask(f, deleted(pod)))
+			assert.False(t, hook(f, deleted(pod)))
 			assert.Equal(t, Terminating, f.state(pod))
 			assert.False(t, f.Refuse(pod, Evicted, ""), "sticky, also for an older object")
 		}
@@ -430,7 +430,7 @@ func TestExemptions(t *testing.T) {
 			before:  func(f *fixture, p *v1.Pod) { assert.False(f.t, f.attempt(p, ContainerHashChanged)) },
 			refused: func(c Cause) bool { return c != ContainerHashChanged },
 		},
-		"an exempt claim that the kubelet takes back is no end": {
+		"an exempt claim that the kubelet withdraws is no end": {
 			options: []func(*Configuration){allowing(TerminalPhaseReported)},
 			before: func(f *fixture, p *v1.Pod) {
 				f.ObserveSource(apiSource, []*v1.Pod{inPhase(p, v1.PodFailed)})
@@ -593,7 +593,7 @@ func TestOff(t *testing.T) {
 	assert.Equal(t, &v1.PodStatus{}, status)
 	assert.Equal(t, &v1.Node{}, node)
 	f.tidy()
-	assert.Zero(t, f.runtime.questions())
+	assert.Zero(t, f.runtime.queries())
 	assert.Empty(t, f.records)
 	assert.Empty(t, f.stops)
 	assert.Empty(t, f.unprotected)
@@ -632,7 +632,7 @@ func TestFilterStoppableAndUnprotected(t *testing.T) {
 		before := f.series()
 		assert.Equal(t, []*v1.Pod{plain, all[3], static}, f.FilterUnprotected(all, Preempted))
 		assert.Equal(t, before, f.series())
-		assert.Zero(t, f.runtime.questions())
+		assert.Zero(t, f.runtime.queries())
 	})
 	t.Run("those that may be stopped keep their order, the others are held", func(t *testing.T) {
 		assert.Equal(t, []*v1.Pod{plain, ended, all[3], static}, f.FilterStoppable(all, NodeShutdown, "the node shuts down"))
@@ -667,7 +667,7 @@ func TestLabelRemoved(t *testing.T) {
 		assert.Empty(t, f.records)
 		assert.Empty(t, f.series())
 	})
-	t.Run("and put back", func(t *testing.T) {
+	t.Run("and restored", func(t *testing.T) {
 		f.ObserveSource(apiSource, []*v1.Pod{pod})
 		assert.True(t, f.Refuse(pod, Evicted, ""))
 	})
@@ -731,7 +731,7 @@ func TestPodKnownFromItsSandboxOnly(t *testing.T) {
 		for range 10 {
 			assert.False(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""))
 		}
-		assert.Equal(t, 1, f.runtime.questions(), "remembered")
+		assert.Equal(t, 1, f.runtime.queries(), "remembered")
 	})
 	t.Run("is judged by the newest sandbox", func(t *testing.T) {
 		f := newFixture(t)
@@ -741,7 +741,7 @@ func TestPodKnownFromItsSandboxOnly(t *testing.T) {
 		f.runtime.sandboxes["older"] = &runtimeapi.PodSandbox{Id: "older", CreatedAt: 1, Labels: map[string]string{podUIDLabel: "p-uid"}}
 		assert.True(t, f.RefuseUID(pod.UID, OrphanedRuntimePod, ""))
 	})
-	t.Run("is left alone while the sandbox cannot be read", func(t *testing.T) {
+	t.Run("is kept while the sandbox cannot be read", func(t *testing.T) {
 		f := newFixture(t, allowing(VolumeUnmount))
 		f.runtime.run(protectedPod("p"), runtimeapi.ContainerState_CONTAINER_RUNNING)
 		f.runtime.fail(errors.New("unavailable"))
@@ -780,12 +780,12 @@ func TestPodKnownFromItsSandboxOnly(t *testing.T) {
 	})
 }
 
-func TestSandboxOfAPodWithoutContainersIsMadeAnewWithoutAQuestion(t *testing.T) {
+func TestSandboxOfAPodWithoutContainersIsReplacedWithoutAQuery(t *testing.T) {
 	f := newFixture(t)
 	pod := protectedPod("p")
 	f.running(pod)
 	assert.False(t, f.RefuseSandboxChange(pod, 0))
-	assert.Zero(t, f.runtime.questions())
+	assert.Zero(t, f.runtime.queries())
 	assert.True(t, f.RefuseSandboxChange(pod, 1))
 }
 
@@ -860,7 +860,7 @@ func TestNoRecordOutlivesItsPod(t *testing.T) {
 	})
 }
 
-func TestClockGoingBack(t *testing.T) {
+func TestClockSetBack(t *testing.T) {
 	f := newFixture(t)
 	pod := protectedPod("p")
 	f.running(pod)

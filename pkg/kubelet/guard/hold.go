@@ -41,8 +41,8 @@ type detail struct{ first, newest string }
 func (h *hold) addDetail(text string) {
 	reason, _, _ := strings.Cut(text, ":")
 	i := slices.IndexFunc(h.details, func(known detail) bool {
-		beginning, _, _ := strings.Cut(known.first, ":")
-		return beginning == reason
+		prefix, _, _ := strings.Cut(known.first, ":")
+		return prefix == reason
 	})
 	switch {
 	case text == "":

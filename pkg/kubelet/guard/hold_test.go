@@ -85,7 +85,7 @@ func TestHoldEnds(t *testing.T) {
 	}
 }
 
-func TestHoldThatBeginsAnewCountsAgain(t *testing.T) {
+func TestNewHoldCountsAgain(t *testing.T) {
 	f := newFixture(t)
 	pod := protectedPod("p")
 	f.running(pod)
@@ -236,12 +236,12 @@ func TestServeHTTP(t *testing.T) {
 	f.AllowCompletion(done.UID)
 	f.ObserveSource(apiSource, []*v1.Pod{kept, held, done, other, plainPod("plain")})
 
-	answer := httptest.NewRecorder()
-	f.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, PodsPath, nil))
-	assert.Equal(t, http.StatusOK, answer.Code)
-	assert.Equal(t, http.Header{"Content-Type": {"application/json"}}, answer.Header())
+	response := httptest.NewRecorder()
+	f.ServeHTTP(response, httptest.NewRequest(http.MethodGet, PodsPath, nil))
+	assert.Equal(t, http.StatusOK, response.Code)
+	assert.Equal(t, http.Header{"Content-Type": {"application/json"}}, response.Header())
 	var list PodList
-	require.NoError(t, json.Unmarshal(answer.Body.Bytes(), &list))
+	require.NoError(t, json.Unmarshal(response.Body.Bytes(), &list))
 	assert.Equal(t, Version(), list.Version)
 	list.Version = "v1.36.3+guard.0.1.0"
 	got, err := json.MarshalIndent(list, "", "  ")
@@ -254,12 +254,12 @@ func TestServeHTTP(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, string(want), string(got)+"\n")
 
-	t.Run("answers GET only", func(t *testing.T) {
+	t.Run("responds to GET only", func(t *testing.T) {
 		for _, method := range []string{http.MethodPost, http.MethodDelete, http.MethodPut, http.MethodPatch} {
-			answer := httptest.NewRecorder()
-			f.ServeHTTP(answer, httptest.NewRequest(method, PodsPath, nil))
-			assert.Equal(t, http.StatusMethodNotAllowed, answer.Code)
-			assert.Equal(t, http.MethodGet, answer.Header().Get("Allow"))
+			response := httptest.NewRecorder()
+			f.ServeHTTP(response, httptest.NewRequest(method, PodsPath, nil))
+			assert.Equal(t, http.StatusMethodNotAllowed, response.Code)
+			assert.Equal(t, http.MethodGet, response.Header().Get("Allow"))
 		}
 	})
 	t.Run("shows what Audit let through", func(t *testing.T) {
@@ -272,9 +272,9 @@ func TestServeHTTP(t *testing.T) {
 		}}}, f.Pods())
 	})
 	t.Run("is an empty list, not null, on a node without protected pods", func(t *testing.T) {
-		answer := httptest.NewRecorder()
-		newFixture(t).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, PodsPath, nil))
-		assert.JSONEq(t, `{"version": "`+Version()+`", "mode": "Enforce", "items": []}`, answer.Body.String())
+		response := httptest.NewRecorder()
+		newFixture(t).ServeHTTP(response, httptest.NewRequest(http.MethodGet, PodsPath, nil))
+		assert.JSONEq(t, `{"version": "`+Version()+`", "mode": "Enforce", "items": []}`, response.Body.String())
 	})
 }
 

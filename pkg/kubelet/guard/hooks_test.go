@@ -22,7 +22,7 @@ func hooks(pod *v1.Pod, source *listerWatcher) map[string]any {
 	Run(ctx, func(types.UID, bool) {})
 	list := []*v1.Pod{pod}
 	status, node := &v1.PodStatus{}, &v1.Node{}
-	answers := map[string]any{
+	results := map[string]any{
 		"Refuse":                Refuse(pod, Evicted, ""),
 		"RefuseUID":             RefuseUID(pod.UID, VolumeUnmount, ""),
 		"RefuseTermination":     RefuseTermination(pod, false, true, false),
@@ -43,12 +43,12 @@ func hooks(pod *v1.Pod, source *listerWatcher) map[string]any {
 		{Name: "app", State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: statusUnknown}}},
 	}}
 	CorrectPhase(pod, lost)
-	answers["CorrectPhase"] = lost.Phase
-	answers["pod conditions"], answers["node conditions"] = len(status.Conditions), len(node.Status.Conditions)
+	results["CorrectPhase"] = lost.Phase
+	results["pod conditions"], results["node conditions"] = len(status.Conditions), len(node.Status.Conditions)
 	AllowStop(pod, "c")
 	AllowRestart(pod)
 	AllowCompletion(pod.UID)
-	return answers
+	return results
 }
 
 func TestHooks(t *testing.T) {

@@ -96,7 +96,7 @@ var podHooks = map[string]func(pod *v1.Pod) bool{
 	},
 }
 
-// podLists are those about several pods. They make a new list as their answer.
+// podLists are those about several pods. They return a new list.
 var podLists = map[string]func(pods []*v1.Pod) bool{
 	"FilterStoppable":   func(pods []*v1.Pod) bool { return len(FilterStoppable(pods, Preempted, "")) < len(pods) },
 	"FilterUnprotected": func(pods []*v1.Pod) bool { return len(FilterUnprotected(pods, Preempted)) < len(pods) },
@@ -122,14 +122,14 @@ var (
 	lostContainer         = []v1.ContainerStatus{{State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{Reason: statusUnknown}}}}
 )
 
-// answering are the ways in which a runtime answers questions. Commands it
+// responses are the ways in which a runtime responds to queries. Commands it
 // does.
-var answering = map[string]func(*fakeRuntime){
-	"runtime answers":            func(*fakeRuntime) {},
-	"runtime fails one question": func(r *fakeRuntime) { r.failing["ListContainers"] = errors.New("busy") },
-	"runtime fails all questions": func(r *fakeRuntime) {
-		for _, question := range []string{"ListContainers", "ListPodSandbox", "ContainerStatus", "PodSandboxStatus"} {
-			r.failing[question] = errors.New("busy")
+var responses = map[string]func(*fakeRuntime){
+	"runtime responds":        func(*fakeRuntime) {},
+	"runtime fails one query": func(r *fakeRuntime) { r.failing["ListContainers"] = errors.New("busy") },
+	"runtime fails all queries": func(r *fakeRuntime) {
+		for _, query := range []string{"ListContainers", "ListPodSandbox", "ContainerStatus", "PodSandboxStatus"} {
+			r.failing[query] = errors.New("busy")
 		}
 	},
 }
@@ -248,7 +248,7 @@ func (r *lifeRuntime) ContainerStatus(ctx context.Context, id string, verbose bo
 
 func (r *lifeRuntime) PodSandboxStatus(ctx context.Context, id string, _ bool) (*runtimeapi.PodSandboxStatusResponse, error) {
 	r.note(true)
-	return &runtimeapi.PodSandboxStatusResponse{}, r.answer(ctx, "PodSandboxStatus")
+	return &runtimeapi.PodSandboxStatusResponse{}, r.respond(ctx, "PodSandboxStatus")
 }
 
 func (r *lifeRuntime) CreateContainer(_ context.Context, sandboxID string, config *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
@@ -311,31 +311,31 @@ func (r *lifeRuntime) RemovePodSandbox(ctx context.Context, id string) error {
 	return err
 }
 
-// countedDeletions counts the questions for records; there are none.
+// countedDeletions counts the queries for records; there are none.
 type countedDeletions struct {
-	mu    sync.Mutex
-	asked int
+	mu       sync.Mutex
+	requests int
 }
 
 func (d *countedDeletions) OfNode(context.Context, string) ([]DeletionRecord, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.asked++
+	d.requests++
 	return nil, nil
 }
 
 func (d *countedDeletions) Of(context.Context, types.UID) (*DeletionRecord, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.asked++
+	d.requests++
 	return nil, nil
 }
 
 // costs is what was spent so far.
 type costs struct {
-	// Questions to the runtime about pods, and lists of all that it has.
-	Questions, Lists int
-	// Kernel has the questions about processes.
+	// Queries to the runtime about pods, and lists of all that it has.
+	Queries, Lists int
+	// Kernel has the queries about processes.
 	Kernel int
 	// Requests to the API server, events included.
 	Requests int
@@ -347,13 +347,13 @@ type costs struct {
 func (n *nodeCounters) costs() costs {
 	n.t.Helper()
 	n.runtime.countMu.Lock()
-	c := costs{Questions: n.runtime.filtered, Lists: n.runtime.lists}
+	c := costs{Queries: n.runtime.filtered, Lists: n.runtime.lists}
 	n.runtime.countMu.Unlock()
 	n.kernel.mu.Lock()
-	c.Kernel = n.kernel.questions
+	c.Kernel = n.kernel.queries
 	n.kernel.mu.Unlock()
 	n.api.mu.Lock()
-	c.Requests = n.api.asked
+	c.Requests = n.api.requests
 	n.api.mu.Unlock()
 	c.Requests += len(n.events.all())
 	n.saved()
@@ -439,17 +439,17 @@ func (n *nodeCounters) relist() {
 	n.runtime.countMu.Unlock()
 }
 
-// askAll calls every hook for a pod and returns the hooks whose result is not
+// differences calls every hook for a pod and returns the hooks whose result is not
 // that of the stock kubelet.
-func askAll(pod *v1.Pod) []string {
+func differences(pod *v1.Pod) []string {
 	var different []string
-	for name, ask := range podHooks {
-		if ask(pod) {
+	for name, hook := range podHooks {
+		if hook(pod) {
 			different = append(different, name)
 		}
 	}
-	for name, ask := range podLists {
-		if ask([]*v1.Pod{pod}) {
+	for name, hook := range podLists {
+		if hook([]*v1.Pod{pod}) {
 			different = append(different, name)
 		}
 	}
@@ -484,7 +484,7 @@ func TestInvariantUnprotectedPodsCostNothing(t *testing.T) {
 		t.Helper()
 		n.relist()
 		act()
-		assert.Empty(t, askAll(pod), "%s: hooks whose answer is not that of the stock kubelet", name)
+		assert.Empty(t, differences(pod), "%s: hooks whose result is not that of the stock kubelet", name)
 		n.books()
 		assert.Equal(t, costs{}, n.costs(), "%s: costs", name)
 	}
@@ -525,33 +525,33 @@ func TestInvariantUnprotectedDecisionsAllocateNothing(t *testing.T) {
 	pod.Spec.Containers = []v1.Container{{Name: "app", Image: "app:1"}}
 	ObserveSource(apiSource, []*v1.Pod{pod})
 	cgroup, id := []string{"kubepods", "pod" + string(pod.UID)}, lifeContainer(pod)
-	ask := maps.Clone(podHooks)
+	allHooks := maps.Clone(podHooks)
 	// Those of podHooks allocate their arguments.
-	ask["RefuseContainerChange"] = func(pod *v1.Pod) bool { return RefuseContainerChange(pod, &pod.Spec.Containers[0], id) }
-	ask["RefuseCgroupRemoval"] = func(*v1.Pod) bool { return RefuseCgroupRemoval(cgroup) }
+	allHooks["RefuseContainerChange"] = func(pod *v1.Pod) bool { return RefuseContainerChange(pod, &pod.Spec.Containers[0], id) }
+	allHooks["RefuseCgroupRemoval"] = func(*v1.Pod) bool { return RefuseCgroupRemoval(cgroup) }
 	references, request := map[types.UID]int{pod.UID: 1}, &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{UID: pod.UID}}}
 	limit, set := int64(1<<20), func() error { return nil }
-	ask["SetCgroupResources"] = func(*v1.Pod) bool { return SetCgroupResources(cgroup, "/nowhere", &limit, set) != nil }
-	ask["OnlyVanished"] = func(*v1.Pod) bool { return OnlyVanished(references) }
-	ask["RequestToken"] = func(*v1.Pod) bool { _, err := RequestToken(sameToken, "default", "n", request); return err != nil }
-	ask["RefuseUnknownState"] = func(pod *v1.Pod) bool { return RefuseUnknownState(pod, "app", id) }
-	ask["RefuseUnknownStateUID"] = func(pod *v1.Pod) bool { return RefuseUnknownStateUID(pod.UID, "app", id) }
+	allHooks["SetCgroupResources"] = func(*v1.Pod) bool { return SetCgroupResources(cgroup, "/nowhere", &limit, set) != nil }
+	allHooks["OnlyVanished"] = func(*v1.Pod) bool { return OnlyVanished(references) }
+	allHooks["RequestToken"] = func(*v1.Pod) bool { _, err := RequestToken(sameToken, "default", "n", request); return err != nil }
+	allHooks["RefuseUnknownState"] = func(pod *v1.Pod) bool { return RefuseUnknownState(pod, "app", id) }
+	allHooks["RefuseUnknownStateUID"] = func(pod *v1.Pod) bool { return RefuseUnknownStateUID(pod.UID, "app", id) }
 	var old, status v1.PodStatus
-	ask["CompletePodStatus"] = func(pod *v1.Pod) bool { CompletePodStatus(pod, &old, &status); return false }
+	allHooks["CompletePodStatus"] = func(pod *v1.Pod) bool { CompletePodStatus(pod, &old, &status); return false }
 	lost := v1.PodStatus{Phase: v1.PodFailed, ContainerStatuses: lostContainer}
-	ask["CorrectPhase"] = func(pod *v1.Pod) bool { CorrectPhase(pod, &lost); return false }
-	for name, ask := range ask {
+	allHooks["CorrectPhase"] = func(pod *v1.Pod) bool { CorrectPhase(pod, &lost); return false }
+	for name, hook := range allHooks {
 		t.Run(name, func(t *testing.T) {
-			assert.Zero(t, testing.AllocsPerRun(100, func() { ask(pod) }))
+			assert.Zero(t, testing.AllocsPerRun(100, func() { hook(pod) }))
 		})
 	}
-	assert.Zero(t, n.costs().Questions)
+	assert.Zero(t, n.costs().Queries)
 }
 
-// Invariant 1, at the last line: no question to the runtime stands before a stop of what
+// Invariant 1, at the last line: no query to the runtime comes before a stop of what
 // is unprotected, and no failure of one.
 func TestInvariantLastLineIsFreeForUnprotectedPods(t *testing.T) {
-	for name, fail := range answering {
+	for name, fail := range responses {
 		t.Run(name, func(t *testing.T) {
 			n := newNodeCounters(t)
 			pod := plainPod("p")
@@ -560,7 +560,7 @@ func TestInvariantLastLineIsFreeForUnprotectedPods(t *testing.T) {
 			fail(n.runtime.fakeRuntime)
 			before := n.costs()
 			assert.NoError(t, n.end(pod))
-			assert.Equal(t, before.Questions, n.costs().Questions, "questions about the pod")
+			assert.Equal(t, before.Queries, n.costs().Queries, "queries about the pod")
 			assert.Equal(t, []string{"RunPodSandbox p-uid-s", "StopContainer p-uid-c", "StopPodSandbox p-uid-s", "RemoveContainer p-uid-c", "StopPodSandbox p-uid-s", "RemovePodSandbox p-uid-s"},
 				n.runtime.done, "what reaches the runtime")
 		})
@@ -581,7 +581,7 @@ func TestInvariantLastLineIsFreeForUnprotectedPods(t *testing.T) {
 
 // A pod that is unknown and has no sandbox is queried once, however often the
 // kubelet comes back: the volume reconciler does ten times a second.
-func TestInvariantUnknownPodsAreAskedAboutOnce(t *testing.T) {
+func TestInvariantUnknownPodsAreQueriedOnce(t *testing.T) {
 	n := newNodeCounters(t)
 	ObserveSource(apiSource, nil)
 	n.relist()
@@ -589,7 +589,7 @@ func TestInvariantUnknownPodsAreAskedAboutOnce(t *testing.T) {
 	for range 100 {
 		assert.False(t, RefuseUID("gone-uid", VolumeUnmount, ""))
 	}
-	assert.LessOrEqual(t, n.costs().Questions-before.Questions, 1)
+	assert.LessOrEqual(t, n.costs().Queries-before.Queries, 1)
 }
 
 // A storage rollback is news about protected pods only: the stock kubelet does not hear
@@ -621,7 +621,7 @@ func TestInvariantStorageRollbackLeavesUnprotectedPodsAlone(t *testing.T) {
 }
 
 // The costs of a protected pod that is never held: its file, no request, and at most two
-// questions to the runtime.
+// queries to the runtime.
 func TestInvariantProtectedPodsCostLittle(t *testing.T) {
 	t.Run("whose sandbox is collected at once", func(t *testing.T) {
 		testProtectedPodCostsLittle(t, (*nodeCounters).end, func(*nodeCounters, *v1.Pod) error { return nil })
@@ -647,18 +647,18 @@ func testProtectedPodCostsLittle(t *testing.T, end, late func(*nodeCounters, *v1
 	require.NoError(t, n.service.RemoveContainer(t.Context(), lifeContainer(pod)))
 	n.startContainer(pod)
 	before := n.costs()
-	assert.Zero(t, before.Questions, "questions before its deletion")
+	assert.Zero(t, before.Queries, "queries before its deletion")
 	pod = deleted(pod)
 	n.observe(pod)
 	ObserveSource(apiSource, []*v1.Pod{pod})
-	assert.Empty(t, askAll(pod))
+	assert.Empty(t, differences(pod))
 	require.NoError(t, end(n, pod))
 	AllowCompletion(pod.UID)
 	ObserveSource(apiSource, nil)
 	n.books()
 	require.NoError(t, late(n, pod))
 	after := n.costs()
-	assert.LessOrEqual(t, after.Questions, 2, "questions to the runtime")
+	assert.LessOrEqual(t, after.Queries, 2, "queries to the runtime")
 	assert.LessOrEqual(t, after.Syncs, 6, "fsyncs: its first file, and its evidence")
 	assert.Zero(t, after.Requests, "requests to the API server")
 	assert.Empty(t, after.Files, "its file goes with it")
@@ -689,9 +689,9 @@ func TestInvariantAnnotationsAreWrittenSeldom(t *testing.T) {
 // for the disk.
 func TestInvariantEvidenceEndsProtection(t *testing.T) {
 	for name, fail := range map[string]func(*fakeRuntime){
-		"runtime answers":            func(*fakeRuntime) {},
-		"runtime fails one question": func(r *fakeRuntime) { r.failing["ListContainers"] = errors.New("busy") },
-		"runtime hangs":              func(r *fakeRuntime) { r.hang = true },
+		"runtime responds":        func(*fakeRuntime) {},
+		"runtime fails one query": func(r *fakeRuntime) { r.failing["ListContainers"] = errors.New("busy") },
+		"runtime hangs":           func(r *fakeRuntime) { r.hang = true },
 	} {
 		for _, kind := range []EvidenceKind{DeletionTimestampSeen, PodDeletionRecord, ReleaseFile} {
 			t.Run(fmt.Sprint(name, ", ", kind), func(t *testing.T) {
@@ -706,7 +706,7 @@ func TestInvariantEvidenceEndsProtection(t *testing.T) {
 				}
 				fail(n.runtime.fakeRuntime)
 				before := n.costs()
-				assert.Empty(t, askAll(pod), "hooks that refuse")
+				assert.Empty(t, differences(pod), "hooks that refuse")
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 				defer cancel()
 				ended := make(chan error, 1)
@@ -715,12 +715,12 @@ func TestInvariantEvidenceEndsProtection(t *testing.T) {
 				case err := <-ended:
 					assert.NoError(t, err)
 				case <-ctx.Done():
-					t.Error("a stop waits for the runtime's answer to a question")
+					t.Error("a stop waits for the runtime's response to a query")
 					n.runtime.mu.Lock()
 					n.runtime.hang = false
 					n.runtime.mu.Unlock()
 				}
-				assert.Equal(t, before.Questions, n.costs().Questions, "questions about the pod")
+				assert.Equal(t, before.Queries, n.costs().Queries, "queries about the pod")
 			})
 		}
 	}
@@ -729,7 +729,7 @@ func TestInvariantEvidenceEndsProtection(t *testing.T) {
 // Invariant 3: without evidence a living pod is not stopped, by no hook and not at the
 // last line, and what cannot be found out counts in its favour.
 func TestInvariantDoubtKeepsThePod(t *testing.T) {
-	for name, fail := range answering {
+	for name, fail := range responses {
 		t.Run(name, func(t *testing.T) {
 			n := newNodeCounters(t)
 			pod := protectedPod("p")
@@ -751,7 +751,7 @@ func TestInvariantDoubtKeepsThePod(t *testing.T) {
 }
 
 // Invariant 4: the stop of one container that the pod's author declared passes, without
-// a question, and it is no leave to stop another one.
+// a query, and it is no leave to stop another one.
 func TestInvariantDeclaredStopsPass(t *testing.T) {
 	n := newNodeCounters(t)
 	pod := protectedPod("p")
@@ -762,13 +762,13 @@ func TestInvariantDeclaredStopsPass(t *testing.T) {
 		Id: "other", PodSandboxId: lifeSandbox(pod), State: runtimeapi.ContainerState_CONTAINER_RUNNING,
 		Labels: map[string]string{podUIDLabel: string(pod.UID)},
 	}
-	answering["runtime fails all questions"](n.runtime.fakeRuntime)
+	responses["runtime fails all queries"](n.runtime.fakeRuntime)
 	n.runtime.mu.Unlock()
 	before := n.costs()
 	AllowStop(pod, lifeContainer(pod))
 	assert.NoError(t, n.service.StopContainer(t.Context(), lifeContainer(pod), 1))
 	assert.NoError(t, n.service.RemoveContainer(t.Context(), lifeContainer(pod)))
-	assert.Equal(t, before.Questions, n.costs().Questions)
+	assert.Equal(t, before.Queries, n.costs().Queries)
 	n.runtime.mu.Lock()
 	clear(n.runtime.failing)
 	n.runtime.mu.Unlock()
@@ -780,10 +780,10 @@ func TestInvariantDeclaredStopsPass(t *testing.T) {
 	assert.NoError(t, n.service.StopPodSandbox(t.Context(), lifeSandbox(pod)))
 }
 
-// Mode Audit changes nothing: every answer is that of the stock kubelet, at the last
+// Mode Audit changes nothing: every result is that of the stock kubelet, at the last
 // line, too, and when the runtime fails.
 func TestInvariantAuditChangesNothing(t *testing.T) {
-	for name, fail := range answering {
+	for name, fail := range responses {
 		for _, pod := range []*v1.Pod{protectedPod("p"), plainPod("p")} {
 			t.Run(fmt.Sprintf("%s, protected: %t", name, pod.Labels[ExplicitDeletionLabel] != ""), func(t *testing.T) {
 				n := newNodeCounters(t, inMode(Audit))
@@ -791,7 +791,7 @@ func TestInvariantAuditChangesNothing(t *testing.T) {
 				n.start(pod)
 				fail(n.runtime.fakeRuntime)
 				assert.NoError(t, n.service.StopContainer(t.Context(), lifeContainer(pod), 1), "first of all at the last line")
-				assert.Empty(t, askAll(pod), "hooks whose answer is not that of the stock kubelet")
+				assert.Empty(t, differences(pod), "hooks whose result is not that of the stock kubelet")
 				assert.NoError(t, n.end(pod))
 				list := []*v1.Pod{inPhase(pod, v1.PodFailed)}
 				assert.Equal(t, list, ObserveSource(apiSource, list), "a phase that the object claims")
@@ -802,7 +802,7 @@ func TestInvariantAuditChangesNothing(t *testing.T) {
 	}
 	t.Run("unknown pod, runtime fails", func(t *testing.T) {
 		n := newNodeCounters(t, inMode(Audit))
-		answering["runtime fails all questions"](n.runtime.fakeRuntime)
+		responses["runtime fails all queries"](n.runtime.fakeRuntime)
 		for name, call := range map[string]func() error{
 			"StopContainer":    func() error { return n.service.StopContainer(t.Context(), "unknown", 1) },
 			"RemoveContainer":  func() error { return n.service.RemoveContainer(t.Context(), "unknown") },

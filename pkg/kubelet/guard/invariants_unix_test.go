@@ -24,19 +24,19 @@ func TestInvariantWatchTouchesNoDisk(t *testing.T) {
 	n.start(pod)
 	pipe := filepath.Join(n.dir, "pods", "p-uid.pod.new")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
-	mended := func() {
+	restored := func() {
 		if reader, err := os.OpenFile(pipe, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
 			t.Cleanup(func() { _ = reader.Close() })
 		}
 	}
-	defer mended()
+	defer restored()
 	source, err := watchSource(t, n.Guard, watchOf(deleted(pod), deleted(other)))
 	require.NoError(t, err)
 	for range 2 {
 		select {
 		case <-source.ResultChan():
 		case <-time.After(5 * time.Second):
-			mended()
+			restored()
 			t.Fatal("an event waits for the disk")
 		}
 	}

@@ -28,18 +28,18 @@ type fakeDeletions struct {
 	records []DeletionRecord
 	// nodes has the node of each record, by name.
 	nodes map[string]string
-	// err is the answer to everything, listErr that to lists.
+	// err is the response to everything, listErr that to lists.
 	err, listErr error
-	// hang makes every question wait for the end of its context.
+	// hang makes every query wait for the end of its context.
 	hang bool
-	// asked has the node or UID of each request.
-	asked []string
-	at    []time.Time
-	now   func() time.Time
+	// requests has the node or UID of each request.
+	requests []string
+	at       []time.Time
+	now      func() time.Time
 }
 
-func (d *fakeDeletions) ask(ctx context.Context, about string, errs ...error) error {
-	d.asked = append(d.asked, about)
+func (d *fakeDeletions) request(ctx context.Context, about string, errs ...error) error {
+	d.requests = append(d.requests, about)
 	if d.now != nil {
 		d.at = append(d.at, d.now())
 	}
@@ -51,7 +51,7 @@ func (d *fakeDeletions) ask(ctx context.Context, about string, errs ...error) er
 }
 
 func (d *fakeDeletions) OfNode(ctx context.Context, node string) ([]DeletionRecord, error) {
-	if err := d.ask(ctx, "node "+node, d.err, d.listErr); err != nil {
+	if err := d.request(ctx, "node "+node, d.err, d.listErr); err != nil {
 		return nil, err
 	}
 	var found []DeletionRecord
@@ -64,7 +64,7 @@ func (d *fakeDeletions) OfNode(ctx context.Context, node string) ([]DeletionReco
 }
 
 func (d *fakeDeletions) Of(ctx context.Context, uid types.UID) (*DeletionRecord, error) {
-	if err := d.ask(ctx, string(uid), d.err); err != nil {
+	if err := d.request(ctx, string(uid), d.err); err != nil {
 		return nil, err
 	}
 	for i := range d.records {
@@ -145,13 +145,13 @@ func TestLookUp(t *testing.T) {
 		f.look(time.Hour)
 		f.watched()
 		f.look(time.Hour)
-		assert.Empty(t, deletions.asked)
+		assert.Empty(t, deletions.requests)
 	})
 	t.Run("requests a single pod by its name", func(t *testing.T) {
 		deletions := &fakeDeletions{}
 		f := lookingUp(t, deletions, vanishing(1)...)
 		f.look(time.Minute)
-		assert.Equal(t, []string{"p000-uid"}, slices.Compact(deletions.asked))
+		assert.Equal(t, []string{"p000-uid"}, slices.Compact(deletions.requests))
 		first := deletions.at[0].Sub(epoch)
 		assert.GreaterOrEqual(t, first, firstLookup)
 		assert.LessOrEqual(t, first, firstLookup+firstLookupSpread)
@@ -161,33 +161,33 @@ func TestLookUp(t *testing.T) {
 			deletions := &fakeDeletions{}
 			f := lookingUp(t, deletions, vanishing(n)...)
 			f.look(lookupPatience - time.Minute)
-			asked := len(deletions.asked)
-			assert.LessOrEqual(t, asked, int((lookupPatience-time.Minute)/lookupInterval)+1, n)
-			assert.GreaterOrEqual(t, asked, int((lookupPatience-time.Minute)/(lookupInterval+lookupInterval/5))-1, n)
+			requests := len(deletions.requests)
+			assert.LessOrEqual(t, requests, int((lookupPatience-time.Minute)/lookupInterval)+1, n)
+			assert.GreaterOrEqual(t, requests, int((lookupPatience-time.Minute)/(lookupInterval+lookupInterval/5))-1, n)
 			f.look(2 * time.Minute)
-			asked = len(deletions.asked)
+			requests = len(deletions.requests)
 			f.look(time.Hour)
-			assert.LessOrEqual(t, len(deletions.asked)-asked, int(time.Hour/slowLookupInterval), n)
-			assert.GreaterOrEqual(t, len(deletions.asked)-asked, int(time.Hour/(slowLookupInterval+slowLookupInterval/5))-1, n)
+			assert.LessOrEqual(t, len(deletions.requests)-requests, int(time.Hour/slowLookupInterval), n)
+			assert.GreaterOrEqual(t, len(deletions.requests)-requests, int(time.Hour/(slowLookupInterval+slowLookupInterval/5))-1, n)
 		}
 	})
 	t.Run("requests sooner again after a read of /guard/pods", func(t *testing.T) {
 		deletions := &fakeDeletions{}
 		f := lookingUp(t, deletions, vanishing(3)...)
 		f.look(time.Hour)
-		asked := len(deletions.asked)
+		requests := len(deletions.requests)
 		f.watched()
 		f.look(lookupInterval + lookupInterval/5)
-		assert.GreaterOrEqual(t, len(deletions.asked), asked+1)
+		assert.GreaterOrEqual(t, len(deletions.requests), requests+1)
 	})
-	t.Run("holds one after the other bring no more questions on average", func(t *testing.T) {
+	t.Run("holds one after the other bring no more queries on average", func(t *testing.T) {
 		deletions := &fakeDeletions{}
 		f := lookingUp(t, deletions)
 		for _, pod := range vanishing(100) {
 			f.lose(pod)
 			f.look(5 * time.Second)
 		}
-		assert.LessOrEqual(t, len(deletions.asked), int(500*time.Second/lookupInterval)+lookupBurst+1)
+		assert.LessOrEqual(t, len(deletions.requests), int(500*time.Second/lookupInterval)+lookupBurst+1)
 	})
 	t.Run("finds what names the node, and what does not", func(t *testing.T) {
 		pods := vanishing(9)
@@ -208,7 +208,7 @@ func TestLookUp(t *testing.T) {
 		f := lookingUp(t, deletions, pods...)
 		deletions.record(pods[2], "old-name")
 		assert.Equal(t, []types.UID{"p002-uid"}, f.look(time.Minute))
-		assert.Subset(t, deletions.asked, []string{"node node-1", "node old-name"})
+		assert.Subset(t, deletions.requests, []string{"node node-1", "node old-name"})
 	})
 	t.Run("requests one by one when it cannot list", func(t *testing.T) {
 		pods := vanishing(5)
@@ -217,50 +217,50 @@ func TestLookUp(t *testing.T) {
 		deletions.record(pods[4], "node-1")
 		assert.Equal(t, []types.UID{"p004-uid"}, f.look(2*time.Minute))
 		lists := 0
-		for _, about := range deletions.asked {
+		for _, about := range deletions.requests {
 			if strings.HasPrefix(about, "node") {
 				lists++
 			}
 		}
 		assert.Equal(t, 1, lists)
 		assert.Zero(t, f.series()["errors_total{operation=PodDeletion}"])
-		deletions.listErr, deletions.asked = nil, nil
+		deletions.listErr, deletions.requests = nil, nil
 		f.look(unlistedFor + 10*time.Minute)
-		assert.Contains(t, deletions.asked, "node node-1", "the list is tried again")
+		assert.Contains(t, deletions.requests, "node node-1", "the list is tried again")
 	})
-	t.Run("backs off when there is no answer", func(t *testing.T) {
+	t.Run("backs off when there is no response", func(t *testing.T) {
 		pods := vanishing(3)
-		deletions := &fakeDeletions{err: errors.New("no answer")}
+		deletions := &fakeDeletions{err: errors.New("no response")}
 		f := lookingUp(t, deletions, pods...)
 		f.look(time.Hour)
-		asked := len(deletions.asked)
+		requests := len(deletions.requests)
 		f.look(time.Hour)
-		assert.LessOrEqual(t, len(deletions.asked)-asked, int(time.Hour/maxLookupInterval))
-		assert.Equal(t, float64(len(deletions.asked)), f.series()["errors_total{operation=PodDeletion}"])
+		assert.LessOrEqual(t, len(deletions.requests)-requests, int(time.Hour/maxLookupInterval))
+		assert.Equal(t, float64(len(deletions.requests)), f.series()["errors_total{operation=PodDeletion}"])
 
 		deletions.err = nil
 		deletions.record(pods[0], "node-1")
 		assert.Equal(t, []types.UID{"p000-uid"}, f.look(2*maxLookupInterval))
 	})
-	t.Run("one question that fails is not the end of the round", func(t *testing.T) {
+	t.Run("one query that fails is not the end of the round", func(t *testing.T) {
 		pods := vanishing(30)
 		deletions := &fakeDeletions{err: errors.New("500")}
 		f := lookingUp(t, deletions, pods...)
 		deletions.record(pods[29], "node-1")
 		f.look(firstLookup + firstLookupSpread)
-		require.Len(t, deletions.asked, 1)
+		require.Len(t, deletions.requests, 1)
 		deletions.err = nil
 		assert.Equal(t, []types.UID{"p029-uid"}, f.look(2*lookupInterval))
 	})
-	t.Run("evidence ends the questions", func(t *testing.T) {
+	t.Run("evidence ends the queries", func(t *testing.T) {
 		pods := vanishing(1)
 		deletions := &fakeDeletions{}
 		f := lookingUp(t, deletions, pods...)
 		deletions.record(pods[0], "node-1")
 		require.Len(t, f.look(time.Minute), 1)
-		asked := len(deletions.asked)
+		requests := len(deletions.requests)
 		f.look(time.Hour)
-		assert.Len(t, deletions.asked, asked)
+		assert.Len(t, deletions.requests, requests)
 	})
 }
 
@@ -297,7 +297,7 @@ func TestRecordThatIsNoProof(t *testing.T) {
 	}
 }
 
-// wrongDeletions answers everything with one record.
+// wrongDeletions responds to everything with one record.
 type wrongDeletions struct{ record *DeletionRecord }
 
 func (d *wrongDeletions) OfNode(context.Context, string) ([]DeletionRecord, error) {
@@ -308,7 +308,7 @@ func (d *wrongDeletions) Of(context.Context, types.UID) (*DeletionRecord, error)
 	return d.record, nil
 }
 
-// What a server, or something in its place, answers.
+// What a server, or something in its place, returns.
 func TestDeletionClient(t *testing.T) {
 	pod := vanishing(1)[0]
 	const status = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"message":"m","code":%d%s}`
@@ -407,7 +407,7 @@ func TestHangingLookUp(t *testing.T) {
 		})
 		time.Sleep(firstLookup + firstLookupSpread + time.Millisecond)
 		synctest.Wait()
-		require.Len(t, deletions.asked, 1)
+		require.Len(t, deletions.requests, 1)
 		require.NoError(t, os.WriteFile(filepath.Join(releaseDir(f.stateDir), string(pods[0].UID)), nil, 0o600))
 		start := time.Now()
 		assert.Equal(t, pods[0].UID, <-released)
@@ -436,12 +436,12 @@ func TestRunLooksUp(t *testing.T) {
 		})
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		assert.Empty(t, deletions.asked)
+		assert.Empty(t, deletions.requests)
 		f.lose(pods...)
 		assert.ElementsMatch(t, []types.UID{"p000-uid", "p001-uid"}, []types.UID{<-released, <-released})
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		assert.Len(t, deletions.asked, 1)
+		assert.Len(t, deletions.requests, 1)
 		cancel()
 	})
 }

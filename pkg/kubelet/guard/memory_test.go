@@ -27,8 +27,8 @@ type cgroupTree struct {
 	// often resources were written at all.
 	killed  []string
 	written int
-	// asked has the amounts that were to be reclaimed.
-	asked []int64
+	// requested has the amounts that were to be reclaimed.
+	requested []int64
 }
 
 // newCgroupTree makes a hierarchy in which a node's pods use 2500 MiB.
@@ -95,7 +95,7 @@ func (c *cgroupTree) set(g *Guard, cgroup []string, limit int64) error {
 // reclaims makes the kernel reclaim what is requested.
 func (c *cgroupTree) reclaims(g *Guard) {
 	g.limits.write = func(path string, amount int64) error {
-		c.asked = append(c.asked, amount)
+		c.requested = append(c.requested, amount)
 		use, err := readMemoryUse(path)
 		require.NoError(c.t, err)
 		return os.WriteFile(filepath.Join(path, "memory.current"), fmt.Appendln(nil, use.current-amount), 0o644)
@@ -217,14 +217,14 @@ func TestMemoryLimitHoldEnds(t *testing.T) {
 	assert.Empty(t, f.held(pod))
 }
 
-func TestPageCacheIsGivenBackFirst(t *testing.T) {
+func TestPageCacheIsReclaimedFirst(t *testing.T) {
 	for name, test := range map[string]struct {
-		cache   int64
-		write   func(path string, amount int64) error
-		asked   []int64
-		refused bool
+		cache     int64
+		write     func(path string, amount int64) error
+		requested []int64
+		refused   bool
 	}{
-		"there is enough":               {cache: 1000 * mib, asked: []int64{reclaimStep, reclaimStep, 2500*mib - (2000*mib - 2000*mib/headroomShare) - 2*reclaimStep}},
+		"there is enough":               {cache: 1000 * mib, requested: []int64{reclaimStep, reclaimStep, 2500*mib - (2000*mib - 2000*mib/headroomShare) - 2*reclaimStep}},
 		"there is not enough":           {cache: 500 * mib, refused: true},
 		"the kernel has no such file":   {cache: 1000 * mib, write: func(path string, amount int64) error { return writeReclaim(path, amount) }, refused: true},
 		"the kernel gives back nothing": {cache: 1000 * mib, write: func(string, int64) error { return errors.New("resource temporarily unavailable") }, refused: true},
@@ -240,7 +240,7 @@ func TestPageCacheIsGivenBackFirst(t *testing.T) {
 			}
 			err := c.set(f.Guard, kubepods, 2000*mib)
 			assert.Equal(t, test.refused, errors.Is(err, ErrRefused), "%v", err)
-			assert.Equal(t, test.asked, c.asked)
+			assert.Equal(t, test.requested, c.requested)
 			assert.Empty(t, c.killed)
 			assert.Equal(t, test.refused, f.held(protectedPod("app")) != nil && len(f.held(protectedPod("app"))) > 0, "held")
 		})
@@ -250,7 +250,7 @@ func TestPageCacheIsGivenBackFirst(t *testing.T) {
 }
 
 // QOSReserved tries twice with every pod that starts.
-func TestPageCacheIsNotAskedForAllTheTime(t *testing.T) {
+func TestPageCacheIsNotReclaimedAllTheTime(t *testing.T) {
 	f, c := newFixture(t), newCgroupTree(t)
 	c.pod("kubepods/burstable", "app-uid", true)
 	c.cache("kubepods/burstable", 1000*mib)
@@ -267,7 +267,7 @@ func TestPageCacheIsNotAskedForAllTheTime(t *testing.T) {
 }
 
 // What is not to be protected costs nobody anything.
-func TestMemoryLimitsWithoutProtectedPodsAskNobody(t *testing.T) {
+func TestMemoryLimitsWithoutProtectedPodsQueryNothing(t *testing.T) {
 	f, c := newFixture(t), newCgroupTree(t)
 	c.reclaims(f.Guard)
 	c.cache("kubepods", 1000*mib)
@@ -275,8 +275,8 @@ func TestMemoryLimitsWithoutProtectedPodsAskNobody(t *testing.T) {
 	f.running(plainPod("app"))
 	require.NoError(t, c.set(f.Guard, kubepods, 2000*mib))
 	assert.Equal(t, []string{"kubepods"}, c.killed, "as with the stock kubelet")
-	assert.Empty(t, c.asked)
-	assert.Zero(t, f.runtime.questions())
+	assert.Empty(t, c.requested)
+	assert.Zero(t, f.runtime.queries())
 }
 
 // The container manager starts before the first message of the API source.
@@ -287,9 +287,9 @@ func TestMemoryLimitBeforeTheFirstMessage(t *testing.T) {
 	save := func(f *fixture, saved savedPod) { f.loaded[pod.UID] = saved }
 	run := func(f *fixture, pod *v1.Pod) { f.runtime.run(pod, runtimeapi.ContainerState_CONTAINER_RUNNING) }
 	for name, test := range map[string]struct {
-		prepare   func(f *fixture)
-		refused   bool
-		questions int
+		prepare func(f *fixture)
+		refused bool
+		queries int
 	}{
 		"saved":                      {func(f *fixture) { save(f, savedPod{Pod: pod}) }, true, 0},
 		"saved with its evidence":    {func(f *fixture) { save(f, savedPod{Pod: pod, Evidence: &Evidence{Kind: ReleaseFile}}) }, false, 0},
@@ -307,7 +307,7 @@ func TestMemoryLimitBeforeTheFirstMessage(t *testing.T) {
 			err := c.set(f.Guard, kubepods, 2000*mib)
 			assert.Equal(t, test.refused, errors.Is(err, ErrRefused), "%v", err)
 			assert.Equal(t, test.refused, len(c.killed) == 0)
-			assert.Equal(t, test.questions, f.runtime.questions())
+			assert.Equal(t, test.queries, f.runtime.queries())
 		})
 	}
 }

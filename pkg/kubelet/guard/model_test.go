@@ -91,7 +91,7 @@ type modelNode struct {
 	random  *rand.Rand
 	pods    []*modelPod
 	made    int
-	down    bool // the runtime answers no list
+	down    bool // the runtime returns no list
 	refused map[Cause]int
 	allowed int // by evidence
 	log     []string
@@ -198,7 +198,7 @@ func (n *modelNode) stop(p *modelPod) {
 	n.toRuntime(p)
 }
 
-// toRuntime makes the fake runtime look like the pod. Earlier answers have
+// toRuntime makes the fake runtime look like the pod. Earlier responses have
 // expired afterwards.
 func (n *modelNode) toRuntime(p *modelPod) {
 	pod := p.pod()

@@ -28,7 +28,7 @@ func withoutLabel(pod *v1.Pod) *v1.Pod {
 func imageOf(pods []*v1.Pod) string { return pods[0].Spec.Containers[0].Image }
 
 func TestOlderObjectIsNoDeclaration(t *testing.T) {
-	begin := func(t *testing.T, options ...func(*Configuration)) *fixture {
+	start := func(t *testing.T, options ...func(*Configuration)) *fixture {
 		dir := t.TempDir()
 		f := newFixture(t, append(options, func(c *Configuration) { c.StateDir = dir })...)
 		t.Cleanup(f.saved)
@@ -38,7 +38,7 @@ func TestOlderObjectIsNoDeclaration(t *testing.T) {
 	message := func(f *fixture, pod *v1.Pod) string { return imageOf(f.ObserveSource(apiSource, []*v1.Pod{pod})) }
 
 	t.Run("its image is not taken, and the pod is held", func(t *testing.T) {
-		f := begin(t)
+		f := start(t)
 		older := at("500", "app:1")
 		assert.Equal(t, "app:2", message(f, older))
 		assert.Equal(t, []Cause{ObjectRolledBack}, f.held(older))
@@ -48,48 +48,48 @@ func TestOlderObjectIsNoDeclaration(t *testing.T) {
 		assert.Equal(t, "app:2", message(f, at("1500", "app:1")), "nor is the version that the storage comes to")
 		assert.Equal(t, 1.0, f.series()["refused_kills_total{cause=ObjectRolledBack}"])
 	})
-	t.Run("until somebody changes it", func(t *testing.T) {
-		f := begin(t)
+	t.Run("until someone changes it", func(t *testing.T) {
+		f := start(t)
 		message(f, at("500", "app:1"))
 		assert.Equal(t, "app:3", message(f, at("520", "app:3")))
 		assert.Empty(t, f.held(at("520", "")))
-		assert.Equal(t, "app:4", message(f, at("530", "app:4")), "a declared change as ever")
+		assert.Equal(t, "app:4", message(f, at("530", "app:4")), "a declared change as usual")
 	})
 	t.Run("a pod that has lost its label in it stays protected", func(t *testing.T) {
-		f := begin(t)
+		f := start(t)
 		got := f.ObserveSource(apiSource, []*v1.Pod{withoutLabel(at("500", "app:2"))})
 		assert.True(t, f.Protects(got[0]))
 		assert.Empty(t, f.held(got[0]), "nothing would have been stopped")
 		assert.True(t, f.Refuse(got[0], Evicted, ""))
 		changed := withoutLabel(at("520", "app:2"))
 		changed.Labels["app"] = "other"
-		assert.False(t, f.Protects(f.ObserveSource(apiSource, []*v1.Pod{changed})[0]), "until somebody changes the object")
+		assert.False(t, f.Protects(f.ObserveSource(apiSource, []*v1.Pod{changed})[0]), "until someone changes the object")
 	})
-	t.Run("a label that is taken away is a change like any other", func(t *testing.T) {
-		f := begin(t)
+	t.Run("a label that is removed is a change like any other", func(t *testing.T) {
+		f := start(t)
 		assert.False(t, f.Protects(f.ObserveSource(apiSource, []*v1.Pod{withoutLabel(at("1001", "app:2"))})[0]))
 	})
 	t.Run("its deletion counts", func(t *testing.T) {
-		f := begin(t)
+		f := start(t)
 		message(f, at("500", "app:1"))
 		f.ObserveSource(apiSource, []*v1.Pod{deleted(at("540", "app:1"))})
 		assert.False(t, f.Refuse(deleted(at("540", "app:1")), PodVanished, ""))
 		assert.Equal(t, Terminating, f.state(at("540", "")))
 	})
 	t.Run("a pod of which nothing runs is started by its API object", func(t *testing.T) {
-		f := begin(t)
+		f := start(t)
 		f.runtime.remove(at("1000", "app:2"))
 		assert.Equal(t, "app:1", message(f, at("500", "app:1")))
 	})
 	t.Run("an exempt cause, and mode Audit, take it", func(t *testing.T) {
-		assert.Equal(t, "app:1", message(begin(t, allowing(ObjectRolledBack)), at("500", "app:1")))
-		assert.Equal(t, "app:1", message(begin(t, inMode(Audit)), at("500", "app:1")))
+		assert.Equal(t, "app:1", message(start(t, allowing(ObjectRolledBack)), at("500", "app:1")))
+		assert.Equal(t, "app:1", message(start(t, inMode(Audit)), at("500", "app:1")))
 	})
 	t.Run("versions that cannot be compared mean nothing", func(t *testing.T) {
-		assert.Equal(t, "app:1", message(begin(t), at("x", "app:1")))
+		assert.Equal(t, "app:1", message(start(t), at("x", "app:1")))
 	})
 	t.Run("over a restart of the kubelet", func(t *testing.T) {
-		f := begin(t)
+		f := start(t)
 		f.saved()
 		next := newFixture(t, func(c *Configuration) { c.StateDir = f.stateDir })
 		t.Cleanup(next.saved)

@@ -102,10 +102,10 @@ func TestProcessesOfPodsAndContainers(t *testing.T) {
 		"frozen":                                    {process{cgroups: "0::" + cgroupfs + "/" + id + "\n", stat: statLine("T", 1)}, true, true},
 		"ended while the folder was read":           {process{gone: true}, false, false},
 		"another pod":                               {process{cgroups: "0::/kubepods/podb0a4f3f1-9e4c-4f5e-8a39-0d2f4a7a3a11/" + id + "\n"}, false, false},
-		"a UID that begins like it":                 {process{cgroups: "0::/kubepods/pod" + uid + "0/" + id + "\n"}, false, false},
+		"a UID that starts like it":                 {process{cgroups: "0::/kubepods/pod" + uid + "0/" + id + "\n"}, false, false},
 		"no pod":                                    {process{cgroups: v1("/system.slice/containerd.service")}, false, false},
 		"podman":                                    {process{cgroups: "0::/machine.slice/libpod-" + id + ".scope\n"}, false, false},
-		"a slice of somebody else named like a pod": {process{cgroups: "0::/pod" + escaped + ".slice\n"}, false, false},
+		"a slice of another owner named like a pod": {process{cgroups: "0::/pod" + escaped + ".slice\n"}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newProcesses(newProcDir(t, test.process), testingclock.NewFakeClock(epoch))
@@ -145,17 +145,17 @@ func TestProcessesAreTrustedForAMoment(t *testing.T) {
 	clock := testingclock.NewFakeClock(epoch)
 	dir := newProcDir(t, process{cgroups: "0::/kubepods/pod" + string(aliveUID) + "/" + aliveContainer + "\n"})
 	p := newProcesses(dir, clock)
-	ask := func() bool {
+	query := func() bool {
 		found, err := p.podHasProcesses(aliveUID)
 		require.NoError(t, err)
 		return found
 	}
-	require.True(t, ask())
+	require.True(t, query())
 	require.NoError(t, os.RemoveAll(filepath.Join(dir, "2")))
 	clock.Step(processesInterval - time.Millisecond)
-	assert.True(t, ask(), "within the interval")
+	assert.True(t, query(), "within the interval")
 	clock.Step(time.Millisecond)
-	assert.False(t, ask(), "after it")
+	assert.False(t, query(), "after it")
 
 	require.NoError(t, os.RemoveAll(dir))
 	clock.Step(processesInterval)

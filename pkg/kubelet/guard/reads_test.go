@@ -37,23 +37,23 @@ func TestOnlyVanished(t *testing.T) {
 func TestRequestToken(t *testing.T) {
 	f := newFixture(t)
 	pod := f.vanished("p")
-	asked := 0
+	requests := 0
 	get := func(string, string, *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
-		asked++
+		requests++
 		return &authenticationv1.TokenRequest{}, nil
 	}
 	for name, test := range map[string]struct {
-		bound *authenticationv1.BoundObjectReference
-		asked int
+		bound    *authenticationv1.BoundObjectReference
+		requests int
 	}{
 		"of a vanished pod": {bound: &authenticationv1.BoundObjectReference{Kind: "Pod", UID: pod.UID}},
-		"of another pod":    {bound: &authenticationv1.BoundObjectReference{Kind: "Pod", UID: "other"}, asked: 1},
-		"of none":           {asked: 1},
+		"of another pod":    {bound: &authenticationv1.BoundObjectReference{Kind: "Pod", UID: "other"}, requests: 1},
+		"of none":           {requests: 1},
 	} {
-		asked = 0
+		requests = 0
 		token, err := f.RequestToken(get, "default", "default", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: test.bound}})
-		assert.Equal(t, test.asked, asked, name)
-		assert.Equal(t, test.asked == 1, err == nil, name)
-		assert.Equal(t, test.asked == 1, token != nil, name)
+		assert.Equal(t, test.requests, requests, name)
+		assert.Equal(t, test.requests == 1, err == nil, name)
+		assert.Equal(t, test.requests == 1, token != nil, name)
 	}
 }

@@ -78,7 +78,7 @@ func (s *fakeServer) write(kind watch.EventType, pod *v1.Pod) {
 	}
 }
 
-// awaitWatch waits until somebody watches. A watch that ends within a second and
+// awaitWatch waits until there is a watch. A watch that ends within a second and
 // without an event makes the reflector list again; a write gives it one.
 func (s *fakeServer) awaitWatch(t *testing.T) {
 	t.Helper()
@@ -182,12 +182,12 @@ func (s *kubeletSource) expect(t *testing.T, why string, want ...string) {
 	}, 10*time.Second, 5*time.Millisecond, "%s: the kubelet has %v, want %v", why, &lazy{&got}, want)
 }
 
-// lazy is printed when the wait has failed, and not when it begins.
+// lazy is printed when the wait has failed, and not when it starts.
 type lazy struct{ names *[]string }
 
 func (l *lazy) String() string { return fmt.Sprint(*l.names) }
 
-func TestStorageThatWentBackIsFollowed(t *testing.T) {
+func TestRestoredStorageIsFollowed(t *testing.T) {
 	f := newFixture(t)
 	kept, plain, young, fresh := protectedPod("kept"), plainPod("plain"), plainPod("young"), protectedPod("fresh")
 	for _, pod := range []*v1.Pod{kept, plain, young} {
@@ -218,7 +218,7 @@ func TestStorageThatWentBackIsFollowed(t *testing.T) {
 	assert.Contains(t, f.events.take(), "Warning StorageRolledBack Node/node-1")
 }
 
-func TestStorageThatGoesBackTwiceCostsNoUnprotectedPod(t *testing.T) {
+func TestStorageRolledBackTwiceCostsNoUnprotectedPod(t *testing.T) {
 	f := newFixture(t)
 	kept, plain := protectedPod("kept"), plainPod("plain")
 	for _, pod := range []*v1.Pod{kept, plain} {
@@ -236,7 +236,7 @@ func TestStorageThatGoesBackTwiceCostsNoUnprotectedPod(t *testing.T) {
 	source.expect(t, "both stay", "kept", "plain")
 }
 
-func TestServerThatKnowsNoVersionIsAskedSlowly(t *testing.T) {
+func TestServerThatKnowsNoVersionIsQueriedSlowly(t *testing.T) {
 	f := newFixture(t)
 	kept := protectedPod("kept")
 	f.runtime.run(kept, runtimeapi.ContainerState_CONTAINER_RUNNING)
@@ -249,23 +249,23 @@ func TestServerThatKnowsNoVersionIsAskedSlowly(t *testing.T) {
 	server.forgetful = true
 	server.mu.Unlock()
 	server.replace(5, kept)
-	asked := func() int {
+	requests := func() int {
 		server.mu.Lock()
 		defer server.mu.Unlock()
 		return server.lists
 	}
-	// The clock of the fixture stands still: the lists end where the wait begins.
+	// The clock of the fixture is stopped: the lists end where the wait starts.
 	last := -1
 	require.Eventually(t, func() bool {
 		before := last
-		last = asked()
+		last = requests()
 		return last == before && f.clock.HasWaiters()
 	}, 10*time.Second, 50*time.Millisecond, "it waits before it lists again")
 	assert.Less(t, last, 10)
 	source.expect(t, "and the pod stays", "kept")
 }
 
-func TestQuestionForTheVersionEndsWithItsWatch(t *testing.T) {
+func TestQueryForTheVersionEndsWithItsWatch(t *testing.T) {
 	f := newFixture(t)
 	server := newFakeServer(1000)
 	server.listErr = errors.New("the server is not ready")
@@ -273,19 +273,19 @@ func TestQuestionForTheVersionEndsWithItsWatch(t *testing.T) {
 	for range 5 {
 		w, err := source.WatchWithContext(context.Background(), metav1.ListOptions{ResourceVersion: "1000"})
 		require.NoError(t, err)
-		require.Eventually(t, f.clock.HasWaiters, 10*time.Second, time.Millisecond, "a question is pending")
+		require.Eventually(t, f.clock.HasWaiters, 10*time.Second, time.Millisecond, "a query is pending")
 		w.Stop()
 		for range w.ResultChan() {
 		}
 	}
-	asked := func() int {
+	requests := func() int {
 		server.mu.Lock()
 		defer server.mu.Unlock()
 		return server.lists
 	}
-	before := asked()
+	before := requests()
 	f.clock.Step(time.Hour)
-	assert.Never(t, func() bool { return asked() > before }, 200*time.Millisecond, 20*time.Millisecond, "nobody asks for a watch that has ended")
+	assert.Never(t, func() bool { return requests() > before }, 200*time.Millisecond, 20*time.Millisecond, "nobody requests a watch that has ended")
 }
 
 func TestAPIThatForgotTheVersionIsListedAsOnStock(t *testing.T) {
@@ -300,7 +300,7 @@ func TestAPIThatForgotTheVersionIsListedAsOnStock(t *testing.T) {
 	assert.Equal(t, []Cause{PodVanished}, f.held(kept))
 }
 
-func TestOnlyEnforceLooksForAStorageThatWentBack(t *testing.T) {
+func TestOnlyEnforceChecksForARestoredStorage(t *testing.T) {
 	f := newFixture(t, inMode(Audit))
 	kept := protectedPod("kept")
 	f.runtime.run(kept, runtimeapi.ContainerState_CONTAINER_RUNNING)
@@ -316,7 +316,7 @@ func TestOnlyEnforceLooksForAStorageThatWentBack(t *testing.T) {
 	assert.Empty(t, f.series()["audited_kills_total{cause=PodVanished}"])
 }
 
-func TestUnansweredQuestionForTheVersionIsRepeated(t *testing.T) {
+func TestFailedQueryForTheVersionIsRepeated(t *testing.T) {
 	f := newFixture(t)
 	kept, fresh := protectedPod("kept"), plainPod("fresh")
 	f.runtime.run(kept, runtimeapi.ContainerState_CONTAINER_RUNNING)
@@ -345,6 +345,6 @@ func TestUnansweredQuestionForTheVersionIsRepeated(t *testing.T) {
 			}
 		}
 	}()
-	source.expect(t, "the answer came", "fresh", "kept")
+	source.expect(t, "the response came", "fresh", "kept")
 	require.Eventually(t, func() bool { return slices.Equal(f.held(kept), []Cause{PodVanished}) }, 10*time.Second, 5*time.Millisecond)
 }

@@ -33,9 +33,9 @@ func TestLastLineOfDefence(t *testing.T) {
 		options []func(*Configuration)
 		pod     *v1.Pod
 		before  func(*fixture, *v1.Pod)
-		// err is what the call answers, wrapped; nil when it goes through.
+		// err is what the call returns, wrapped; nil when it goes through.
 		err error
-		// silent: the refusal has no record, since nobody knows whose it is.
+		// silent: the refusal has no record, since nobody knows whose container it is.
 		silent bool
 	}{
 		"protected pod":                 {err: ErrRefused},
@@ -120,7 +120,7 @@ func TestLastLineOfDefence(t *testing.T) {
 		f.AllowStop(pod, "p-uid-c")
 		require.ErrorIs(t, f.RuntimeService(f.runtime).StopPodSandbox(context.Background(), "p-uid-s"), ErrRefused)
 	})
-	t.Run("a new sandbox of an unknown pod is made as ever", func(t *testing.T) {
+	t.Run("a new sandbox of an unknown pod is made as usual", func(t *testing.T) {
 		f := newFixture(t)
 		id, err := f.RuntimeService(f.runtime).RunPodSandbox(context.Background(),
 			&runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Uid: "new"}}, "")
@@ -173,9 +173,9 @@ func TestCheckKill(t *testing.T) {
 }
 
 func TestRefuseContainerChange(t *testing.T) {
-	// As containerd answers: the list has what the kubelet requested, the status the
+	// As containerd responds: the list has what the kubelet requested, the status the
 	// first of the image's tags, or of its digests.
-	asked := func(image string) *runtimeapi.ImageSpec {
+	requested := func(image string) *runtimeapi.ImageSpec {
 		return &runtimeapi.ImageSpec{Image: "sha256:4242", UserSpecifiedImage: image}
 	}
 	for name, test := range map[string]struct {
@@ -185,14 +185,14 @@ func TestRefuseContainerChange(t *testing.T) {
 		err    error
 		want   bool
 	}{
-		"same image": {spec: "app:1", image: asked("app:1"), status: "docker.io/library/app:1", want: true},
-		"same image, whose other tag sorts first": {spec: "app:stable", image: asked("app:stable"), status: "docker.io/library/app:1", want: true},
-		"same image of another registry, too":     {spec: "mirror.example/app:1", image: asked("mirror.example/app:1"), status: "docker.io/library/app:1", want: true},
-		"same image by its digest":                {spec: "app@sha256:77", image: asked("app@sha256:77"), status: "docker.io/library/app:1", want: true},
-		"same image in another spelling":          {spec: "index.example/app", image: asked("index.example/app"), status: "docker.io/library/app:latest", want: true},
-		"another image":                           {spec: "app:2", image: asked("app:1"), status: "docker.io/library/app:1"},
-		"another tag of the same image":           {spec: "app:1", image: asked("app:stable"), status: "app:1"},
-		"another registry, the image's first tag": {spec: "app:1", image: asked("registry.example/team/app:1"), status: "registry.example/team/app:1"},
+		"same image": {spec: "app:1", image: requested("app:1"), status: "docker.io/library/app:1", want: true},
+		"same image, whose other tag sorts first": {spec: "app:stable", image: requested("app:stable"), status: "docker.io/library/app:1", want: true},
+		"same image of another registry, too":     {spec: "mirror.example/app:1", image: requested("mirror.example/app:1"), status: "docker.io/library/app:1", want: true},
+		"same image by its digest":                {spec: "app@sha256:77", image: requested("app@sha256:77"), status: "docker.io/library/app:1", want: true},
+		"same image in another spelling":          {spec: "index.example/app", image: requested("index.example/app"), status: "docker.io/library/app:latest", want: true},
+		"another image":                           {spec: "app:2", image: requested("app:1"), status: "docker.io/library/app:1"},
+		"another tag of the same image":           {spec: "app:1", image: requested("app:stable"), status: "app:1"},
+		"another registry, the image's first tag": {spec: "app:1", image: requested("registry.example/team/app:1"), status: "registry.example/team/app:1"},
 		"runtime that keeps no requested image":   {spec: "app:2", image: &runtimeapi.ImageSpec{Image: "sha256:4242"}, want: true},
 		"runtime that does not respond":           {spec: "app:2", err: errors.New("unavailable"), want: true},
 	} {

@@ -149,7 +149,7 @@ func TestHungDiskDelaysNoEventOfTheWatch(t *testing.T) {
 	assert.Nil(t, f.content(a).Evidence)
 	thaw()
 	f.saved()
-	assert.Equal(t, DeletionTimestampSeen, f.content(a).Evidence.Kind, "and is written when the disk answers")
+	assert.Equal(t, DeletionTimestampSeen, f.content(a).Evidence.Kind, "and is written when the disk responds")
 	assert.Equal(t, "a-uid.pod.new", disk.take()[2], "before anything else")
 }
 
@@ -470,7 +470,7 @@ func TestPodThatIsProtectedAgainIsSavedAgain(t *testing.T) {
 	assert.Equal(t, Protected, f.state(pod))
 }
 
-func TestPodThatLostItsLabelWhileNoKubeletRanIsNotBroughtBack(t *testing.T) {
+func TestPodThatLostItsLabelWhileNoKubeletRanIsNotRestored(t *testing.T) {
 	pod := protectedPod("p")
 	f, restart := node(t)
 	f.running(pod)

@@ -107,7 +107,7 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-func TestSavedPodsAreShownBeforeTheAPITellsOfThem(t *testing.T) {
+func TestSavedPodsAreShownBeforeTheAPIReportsThem(t *testing.T) {
 	f, restart := node(t)
 	kept, ended := protectedPod("kept"), protectedPod("ended")
 	f.running(kept, ended)
@@ -131,7 +131,7 @@ func TestSavedPodsAreShownBeforeTheAPITellsOfThem(t *testing.T) {
 }
 
 // A kubelet without an API server never gets a first message.
-func TestSavedPodsAreForgottenWithTheirEndThoughTheAPITellsNothing(t *testing.T) {
+func TestSavedPodsAreForgottenWithTheirEndThoughTheAPIReportsNothing(t *testing.T) {
 	f, restart := node(t)
 	pod := protectedPod("p")
 	f.running(pod)
@@ -284,7 +284,7 @@ func TestReleaseFile(t *testing.T) {
 	assert.Empty(t, f.readReleases())
 
 	require.NoError(t, os.WriteFile(filepath.Join(releaseDir(f.stateDir), string(pod.UID)), nil, 0o600))
-	require.NoError(t, os.WriteFile(filepath.Join(releaseDir(f.stateDir), "somebody-else"), nil, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(releaseDir(f.stateDir), "another-user"), nil, 0o600))
 	assert.Equal(t, []types.UID{pod.UID}, f.readReleases())
 	assert.Empty(t, f.readReleases(), "once")
 	assert.False(t, f.HoldVanished(apiSource, pod))

@@ -78,7 +78,7 @@ func (o *observedListerWatcher) WatchWithContext(ctx context.Context, options me
 	return watch.Filter(w, func(event watch.Event) (watch.Event, bool) { o.observe(event); return event, true }), nil
 }
 
-// IsWatchListSemanticsUnSupported tells client-go whether the initial list can be
+// IsWatchListSemanticsUnSupported reports to client-go whether the initial list can be
 // streamed.
 func (o *observedListerWatcher) IsWatchListSemanticsUnSupported() bool {
 	return watchlist.DoesClientNotSupportWatchListSemantics(o.original)

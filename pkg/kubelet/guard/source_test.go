@@ -75,18 +75,18 @@ func TestTrueClaimOfTheAPIIsHandedOn(t *testing.T) {
 	}
 }
 
-func TestCompletedPodsAreAskedAboutOnce(t *testing.T) {
+func TestCompletedPodsAreQueriedOnce(t *testing.T) {
 	f := newFixture(t)
 	message := []*v1.Pod{inPhase(protectedPod("job"), v1.PodSucceeded)}
 	f.ObserveSource(apiSource, message)
-	questions := f.runtime.questions()
+	queries := f.runtime.queries()
 	for range 10 {
 		assert.Equal(t, message, f.ObserveSource(apiSource, message))
 	}
-	assert.Equal(t, questions, f.runtime.questions())
+	assert.Equal(t, queries, f.runtime.queries())
 }
 
-func TestOtherSourcesAreNotLookedAt(t *testing.T) {
+func TestOtherSourcesAreNotChecked(t *testing.T) {
 	f := newFixture(t)
 	static := inPhase(protectedPod("static"), v1.PodFailed)
 	f.runtime.run(static, runtimeapi.ContainerState_CONTAINER_RUNNING)
@@ -95,11 +95,11 @@ func TestOtherSourcesAreNotLookedAt(t *testing.T) {
 		assert.False(t, f.HoldVanished(source, static))
 	}
 	assert.Empty(t, f.records)
-	assert.Zero(t, f.runtime.questions())
+	assert.Zero(t, f.runtime.queries())
 }
 
 // After a restart of both, the kubelet hears from the API before the runtime
-// answers. A pod that is reported as ended must not be believed to be meanwhile.
+// responds. A pod that is reported as ended must not be believed to be meanwhile.
 func TestSourceWaitsForTheRuntime(t *testing.T) {
 	f := newFixture(t)
 	claimed := inPhase(protectedPod("p"), v1.PodFailed)
@@ -125,7 +125,7 @@ func TestSourceWaitsForTheRuntime(t *testing.T) {
 		f := newFixture(t)
 		f.runtime.fail(errors.New("connection refused"))
 		f.ObserveSource(apiSource, []*v1.Pod{protectedPod("p"), inPhase(plainPod("q"), v1.PodFailed)})
-		assert.Zero(t, f.runtime.questions())
+		assert.Zero(t, f.runtime.queries())
 	})
 	t.Run("and does not query without one", func(t *testing.T) {
 		g, err := New(Dependencies{Configuration: DefaultConfiguration()})
@@ -192,7 +192,7 @@ func TestHoldVanished(t *testing.T) {
 	})
 }
 
-// listerWatcher answers with one list and one watch.
+// listerWatcher responds with one list and one watch.
 type listerWatcher struct {
 	list  runtime.Object
 	watch watch.Interface
@@ -263,7 +263,7 @@ func TestWatchSource(t *testing.T) {
 		require.NoError(t, err)
 		assert.Same(t, list, got)
 	})
-	t.Run("callers without a context are answered", func(t *testing.T) {
+	t.Run("callers without a context have a response", func(t *testing.T) {
 		type withoutContext interface {
 			List(metav1.ListOptions) (runtime.Object, error)
 			Watch(metav1.ListOptions) (watch.Interface, error)
@@ -283,10 +283,10 @@ func TestWatchSource(t *testing.T) {
 		assert.Equal(t, Terminating, f.state(other))
 	})
 	t.Run("reports whether the initial list can be streamed", func(t *testing.T) {
-		type asked interface{ IsWatchListSemanticsUnSupported() bool }
+		type checker interface{ IsWatchListSemanticsUnSupported() bool }
 		f := newFixture(t)
-		assert.True(t, f.WatchSource(&listOnly{}).(asked).IsWatchListSemanticsUnSupported())
-		assert.False(t, f.WatchSource(&listerWatcher{}).(asked).IsWatchListSemanticsUnSupported())
+		assert.True(t, f.WatchSource(&listOnly{}).(checker).IsWatchListSemanticsUnSupported())
+		assert.False(t, f.WatchSource(&listerWatcher{}).(checker).IsWatchListSemanticsUnSupported())
 	})
 	t.Run("is not wrapped in mode Off", func(t *testing.T) {
 		lw := &listerWatcher{}

@@ -64,7 +64,7 @@ func TestSuccessorWaitsForWhatCannotBeShared(t *testing.T) {
 		"nothing in common":                       {},
 		"a host path that both write":             {held: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", false) }, next: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data/", false) }, want: []string{"host path /data/"}},
 		"a folder in the other's":                 {held: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", false) }, next: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data/wal", false) }, want: []string{"host path /data/wal"}},
-		"a folder with a name that begins alike":  {held: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", false) }, next: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/database", false) }},
+		"a folder with the same prefix":           {held: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", false) }, next: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/database", false) }},
 		"a host path that the successor reads":    {held: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", false) }, next: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", true) }},
 		"a host path that the held pod reads":     {held: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", true) }, next: func(p *v1.Pod) *v1.Pod { return withHostPath(p, "/data", false) }},
 		"a claim of one node":                     {held: claimed, next: claimed, saved: bound([]v1.PersistentVolumeAccessMode{v1.ReadWriteOnce}, csi), want: []string{"claim data"}},
@@ -182,9 +182,9 @@ func TestSuccessorStarts(t *testing.T) {
 		held, next := sharing()
 		f.vanish(held, next)
 		other := withClaim(plainPod("other"), "data")
-		before := f.runtime.questions()
+		before := f.runtime.queries()
 		require.NoError(t, f.CheckStart(other, false))
-		assert.Equal(t, before, f.runtime.questions())
+		assert.Equal(t, before, f.runtime.queries())
 	})
 }
 
@@ -195,7 +195,7 @@ func TestPodThatTheRuntimeHasForgottenIsNotStartedTwice(t *testing.T) {
 	}{
 		"its processes run":          {waits: true},
 		"they have ended":            {happens: func(f *fixture, p *v1.Pod) { delete(f.kernel.pods, p.UID) }},
-		"the kernel does not tell":   {happens: func(f *fixture, _ *v1.Pod) { f.kernel.err = errors.New("unreadable") }, waits: true},
+		"the kernel does not report": {happens: func(f *fixture, _ *v1.Pod) { f.kernel.err = errors.New("unreadable") }, waits: true},
 		"its deletion is explicit":   {happens: func(f *fixture, p *v1.Pod) { f.observe(deleted(p)) }},
 		"the runtime knows it again": {happens: func(f *fixture, p *v1.Pod) { f.runtime.run(p, runtimeapi.ContainerState_CONTAINER_EXITED); f.relist() }},
 		"it has never run":           {happens: func(f *fixture, p *v1.Pod) { f.records[p.UID].earlier = false }},
@@ -233,7 +233,7 @@ func TestPodThatTheRuntimeHasForgottenIsNotStartedTwice(t *testing.T) {
 		f.kernel.pods[pod.UID] = true
 		f.ObserveSource(apiSource, []*v1.Pod{pod})
 		require.NoError(t, f.CheckStart(pod, false))
-		assert.Zero(t, f.kernel.questions)
+		assert.Zero(t, f.kernel.queries)
 	})
 }
 

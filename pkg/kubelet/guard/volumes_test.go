@@ -23,7 +23,7 @@ func boundClaim(name string) (*v1.PersistentVolumeClaim, *v1.PersistentVolume) {
 	return claim, volume
 }
 
-func TestClaimsAreAnsweredForVanishedPodsOnly(t *testing.T) {
+func TestClaimsAreReturnedForVanishedPodsOnly(t *testing.T) {
 	f, restart := node(t)
 	pod, plain := protectedPod("p"), plainPod("q")
 	claim, volume := boundClaim("claim")
@@ -42,7 +42,7 @@ func TestClaimsAreAnsweredForVanishedPodsOnly(t *testing.T) {
 	assert.Equal(t, volume, f.SavedVolume(pod, "claim-uid", refused))
 	assert.Nil(t, f.SavedClaim(pod, "claim", claim, nil), "the API gave it")
 	made := claim.DeepCopy()
-	made.UID = "made-anew"
+	made.UID = "made-again"
 	assert.Equal(t, want, f.SavedClaim(pod, "claim", made, nil), "another claim has taken the name")
 	f.SaveVolume(pod, made, volume)
 	assert.Equal(t, want, f.SavedClaim(pod, "claim", nil, refused), "and is not saved in its place")
