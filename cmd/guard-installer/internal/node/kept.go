@@ -53,7 +53,7 @@ func (i *Installer) reevaluate(ctx context.Context, s State) error {
 	}
 	again.Address = kubeletAddress(node)
 	if s.running.IsYes() {
-		if _, pin, err := i.queryNow(ctx, again.Address, s.entry, s.process); err == nil {
+		if _, pin, err := i.Ask(ctx, again.Address, ""); err == nil {
 			again.Pin = pin
 		}
 	}

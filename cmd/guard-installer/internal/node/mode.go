@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/answer"
-	"kubelet-guard.io/cmd/guard-installer/internal/journal"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -13,29 +13,24 @@ import (
 // another one. Nothing follows when a node that was done does not respond.
 func (i *Installer) queryMode(ctx context.Context, s State) (*rollout.Report, error) {
 	i.modeQueried = time.Now()
-	mode := i.inMode(ctx, s)
-	switch {
-	case mode.Err() == nil:
-		i.mode, i.modeOf = mode, s.process.PID
-	case s.finished == nil:
-		return nil, mode.Err()
+	response, err := i.queryGuard(ctx, s)
+	if err == nil {
+		i.mode, i.modeOf = answer.Of(response.Guarded && response.Mode == s.target.Mode()), s.process.PID
+	} else if s.finished == nil {
+		return nil, err
 	}
 	return nil, nil
 }
 
-func (i *Installer) inMode(ctx context.Context, s State) answer.Answer {
-	entry := s.entry
-	if s.journalErr != nil || entry == nil || entry.State != journal.Confirmed {
-		entry = &journal.Entry{Kubelet: rollout.Kubelet{Mode: s.target.Mode()}}
-	}
-	address := entry.Address
-	if boot, err := i.Root.Boot(); err != nil || boot != entry.Boot {
-		node, err := i.Cluster.Node(ctx)
-		if err != nil {
-			return answer.Unknown(err)
-		}
+func (i *Installer) queryGuard(ctx context.Context, s State) (response kubelet.Answer, err error) {
+	address := ""
+	if boot, err := i.Root.Boot(); err == nil && s.entry != nil && boot == s.entry.Boot {
+		address = s.entry.Address
+	} else if node, err := i.Cluster.Node(ctx); err == nil {
 		address = kubeletAddress(node)
+	} else {
+		return response, err
 	}
-	kubelet, _, err := i.queryNow(ctx, address, entry, s.process)
-	return answer.Check(kubelet.Guarded && kubelet.Mode == entry.Kubelet.Mode, err)
+	response, _, err = i.Ask(ctx, address, "") // its certificate may have been rotated
+	return response, err
 }

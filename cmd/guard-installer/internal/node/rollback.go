@@ -146,8 +146,8 @@ func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollo
 	if err != nil {
 		return now, err
 	}
-	// The node may have booted since, with another address.
-	answer, _, err := i.queryNow(ctx, kubeletAddress(node), entry, process)
+	// The node may have booted since, with another address, or rotated its certificate.
+	answer, _, err := i.Ask(ctx, kubeletAddress(node), "")
 	if err != nil {
 		return now, err
 	}
