@@ -55,7 +55,7 @@ type Pool struct {
 // MaxWithout bounds the nodes that a pool leaves out: each is a part of every installer's pod.
 const MaxWithout = 100
 
-// LookGate is the scheduling gate of installers that only look. The command that lets them look
+// LookGate is the scheduling gate of installers that only inspect. The command that starts them
 // removes it from some at a time, so that not all nodes pull the image at once.
 const LookGate = guardv1alpha1.GroupName + "/look"
 

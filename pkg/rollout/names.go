@@ -38,12 +38,12 @@ const (
 	StoppedAnnotation = guardv1alpha1.GroupName + "/rollout-stopped"
 
 	// UnguardedTaint keeps pods from a node that is not guarded yet. The node registers
-	// itself with it, and the installer removes it when the guarded kubelet is in force.
+	// itself with it, and the installer removes it when the guarded kubelet runs.
 	UnguardedTaint = guardv1alpha1.GroupName + "/unguarded"
 
 	// ReportAnnotation on a Node has its Report, as JSON.
 	ReportAnnotation = guardv1alpha1.GroupName + "/rollout-report"
-	// StateLabel marks a Node where a roll-out failed. It is for those who look: what
+	// StateLabel marks a Node where a roll-out failed. It is for people: what
 	// removes it resumes nothing.
 	StateLabel = guardv1alpha1.GroupName + "/rollout"
 	// StateFailed is the only value of StateLabel.

@@ -16,7 +16,7 @@ type Phase string
 const (
 	// Observed: the node could do what the request's image and configuration ask.
 	Observed Phase = "Observed"
-	// Refused: nothing was changed. The node looks again from time to time and goes on
+	// Refused: nothing was changed. The node is inspected again from time to time and goes on
 	// when the reason is gone.
 	Refused Phase = "Refused"
 	// Waiting: for a slot, or because the roll-out is paused. Nothing was changed.
@@ -37,7 +37,7 @@ func Phases() []Phase {
 	return []Phase{Observed, Refused, Waiting, Installing, Done, RolledBack, Failed}
 }
 
-// Stopped reports whether the roll-out is stopped at the node until somebody acts.
+// Stopped reports whether the roll-out is stopped at the node until an operator acts.
 func (p Phase) Stopped() bool { return p == Refused || p == RolledBack || p == Failed }
 
 // Reason explains why a node stopped, in a word that does not change. It is empty in other
@@ -94,7 +94,7 @@ type Report struct {
 	Target    Target `json:"target"`
 	Phase     Phase  `json:"phase"`
 	Reason    Reason `json:"reason,omitempty"`
-	// Attempt tells the failed attempts of a node apart; empty for a phase that is no
+	// Attempt is another one for each failed attempt of a node; empty for a phase that is no
 	// failure. See ResumeAnnotation.
 	Attempt string `json:"attempt,omitempty"`
 	// Kept: the change failed and was kept in place, because the old kubelet would stop
@@ -109,7 +109,7 @@ type Report struct {
 	Before  Kubelet `json:"before,omitzero"`
 	Now     Kubelet `json:"now,omitzero"`
 	Offered Kubelet `json:"offered,omitzero"`
-	// Protected and Held are numbers of pods at the beginning, 0 for a kubelet without
+	// Protected and Held are numbers of pods before the change, 0 for a kubelet without
 	// guard.
 	Protected int `json:"protected,omitempty"`
 	Held      int `json:"held,omitempty"`
@@ -171,7 +171,7 @@ func (r Report) Annotation() string { return encode(r) }
 // Marked reports whether the node is marked as failed.
 func Marked(node *corev1.Node) bool { return node.Labels[StateLabel] == StateFailed }
 
-// Resumed reports whether somebody has requested to try the failed attempt again.
+// Resumed reports whether a retry of the failed attempt was requested.
 func Resumed(node *corev1.Node, attempt string) bool {
 	return attempt != "" && node.Annotations[ResumeAnnotation] == attempt
 }

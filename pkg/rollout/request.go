@@ -101,8 +101,8 @@ type Request struct {
 	// ReleaseHeld was the yes of earlier releases to whatever a node holds when its turn
 	// comes. It is not valid any more, and read so that an error can say so.
 	ReleaseHeld bool `json:"releaseHeld,omitempty"`
-	// Attempt tells requests apart that are the same otherwise, so that an earlier report is
-	// no answer to a later look.
+	// Attempt distinguishes requests that are the same otherwise, so that an earlier report
+	// does not count for a later inspection.
 	Attempt string `json:"attempt,omitempty"`
 	// StockVersion is the yes to a stock kubelet of this version, such as v1.38.0, although
 	// it does not fit: it is newer than the API server, or too many minor versions away.
@@ -114,8 +114,7 @@ type Request struct {
 	Settle metav1.Duration `json:"settle,omitzero"`
 }
 
-// ID tells requests apart. It is the same for requests that ask for the same, and
-// appears in reports.
+// ID is the same for equal requests, and appears in reports.
 func (r Request) ID() string {
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -239,7 +238,7 @@ func ParseRequest(data string) (Request, error) {
 }
 
 // readRequest is ParseRequest but for the yes to all held pods, which requests of earlier
-// releases may have: who only reads them can still tell what was requested.
+// releases may have: a reader still finds what was requested.
 func readRequest(data string) (Request, error) {
 	var r Request
 	if err := decode(data, &r); err != nil {

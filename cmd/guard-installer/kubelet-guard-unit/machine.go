@@ -68,7 +68,7 @@ func (m *machine) dropIn() ([]byte, error) {
 	return unit.ForPackage(judged.Command)
 }
 
-// living looks at what runs.
+// living inspects what runs.
 func (m *machine) living(judged unit.Verdict) []string {
 	state, err := m.state()
 	if err != nil {

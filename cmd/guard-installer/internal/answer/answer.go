@@ -1,4 +1,4 @@
-// Package answer has the answer to a question that somebody else decides: systemd, the
+// Package answer has the answer to a question that others decide: systemd, the
 // container runtime, the guard, a disk. An error is no answer, and so neither yes nor
 // no. The caller decides what follows from each of the three; a change of a node that cannot be
 // judged is kept.

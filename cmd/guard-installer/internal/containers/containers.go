@@ -41,7 +41,7 @@ type Key struct {
 	Name string
 }
 
-// Missing returns the containers of before that are not in now.
+// Missing returns the containers that are in before and not in now.
 func Missing(before, now []cri.Container) []cri.Container {
 	running := make(map[string]bool, len(now))
 	for _, c := range now {
@@ -198,7 +198,7 @@ func mainRuns(pod *corev1.Pod, running []cri.Container) bool {
 	})
 }
 
-// sidecar reports whether a container is one that runs beside the others of its pod.
+// sidecar reports whether a container is one that runs next to the others of its pod.
 func sidecar(pod *corev1.Pod, name string) bool {
 	for i := range pod.Spec.InitContainers {
 		if pod.Spec.InitContainers[i].Name == name {

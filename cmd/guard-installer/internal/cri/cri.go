@@ -36,7 +36,7 @@ type Container struct {
 	Name      string    `json:"name"`
 	// Image and Generation are those of the pod's spec, and Static reports that the pod comes
 	// from a file or a URL. The runtime does not know them: they are empty for a container
-	// whose pod was not looked at.
+	// whose pod was not read.
 	Image      string `json:"image,omitempty"`
 	Generation int64  `json:"generation,omitempty"`
 	Static     bool   `json:"static,omitempty"`

@@ -59,5 +59,5 @@ func (l *Lock) SetText(text string) error {
 	return err
 }
 
-// Close gives the lock back.
+// Close releases the lock.
 func (l *Lock) Close() error { return l.file.Close() }

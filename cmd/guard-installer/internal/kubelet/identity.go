@@ -19,7 +19,7 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 )
 
-// Identity tells the kubelet of a node from others that may listen at its port: every
+// Identity distinguishes the kubelet of a node from others that may listen at its port: every
 // process of the node can take it while no kubelet listens, and a host port of a pod may
 // lead elsewhere.
 type Identity struct {

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// rolloutMarker is how a drop-in of a roll-out begins, packageMarker one of the
+	// rolloutMarker is how a drop-in of a roll-out starts, packageMarker one of the
 	// package.
 	rolloutMarker = "# Written by guard-installer"
 	packageMarker = "# Written by kubelet-guard-unit"
@@ -89,7 +89,7 @@ func Ours(data []byte) bool { return bytes.HasPrefix(data, []byte(rolloutMarker)
 // OfPackage reports whether ForPackage wrote the file.
 func OfPackage(data []byte) bool { return bytes.HasPrefix(data, []byte(packageMarker)) }
 
-// Difference says how two drop-ins of the same program differ in what they start: the
+// Difference returns how two drop-ins of the same program differ in what they start: the
 // words of the command that only one has. It returns nothing where only comments differ.
 func Difference(before, now []byte) string {
 	words := func(data []byte) []string {

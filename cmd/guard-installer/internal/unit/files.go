@@ -11,8 +11,7 @@ import (
 	"strings"
 )
 
-// searchPath is where systemd looks for units of the system, in the order in which it
-// prefers them.
+// searchPath is where systemd finds units of the system, the preferred ones first.
 var searchPath = []string{
 	"/etc/systemd/system.control",
 	"/run/systemd/system.control",

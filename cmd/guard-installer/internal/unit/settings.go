@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Sections of a unit file that are looked at.
+// Sections of a unit file that are read.
 const (
 	service  = "[Service]"
 	unitFile = "[Unit]"
