@@ -24,7 +24,6 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
 	"kubelet-guard.io/cmd/guard-installer/internal/node"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
-	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -89,27 +88,19 @@ nodes of a pool, and systemd on a node whose change has to be rolled back.`,
 // keep is called on the node, with the token of the installer that started the change.
 func keep(ctx context.Context, entry *journal.Entry) string {
 	return node.Holding{
-		Root: "/", Systemd: systemd.Manager{Root: "/"}, Protected: protected("/", entry.TokenFile), Poll: time.Second,
+		Root: "/", Systemd: systemd.Manager{Root: "/"}, Protected: query("/", entry.TokenFile, (*kubelet.Client).Protected), Poll: time.Second,
 	}.KeepReason(ctx, entry)
 }
 
-func protected(root host.Root, token string) func(ctx context.Context, address, pin string) (*guard.PodList, error) {
-	return func(ctx context.Context, address, pin string) (*guard.PodList, error) {
-		c, err := askKubelet(ctx, root, token, address, pin)
+// query queries the process that kubelet.service runs, and nobody else.
+func query[T any](root host.Root, token string, call func(*kubelet.Client, context.Context) (T, error)) func(ctx context.Context, address, pin string) (T, error) {
+	return func(ctx context.Context, address, pin string) (response T, err error) {
+		unit, err := systemd.Manager{Root: root}.Unit(ctx, rollout.KubeletUnit)
 		if err != nil {
-			return nil, err
+			return response, err
 		}
-		return c.Protected(ctx)
+		return call(&kubelet.Client{Address: address, TokenFile: token, Pin: pin, Identity: &kubelet.Identity{Root: root, PID: unit.MainPID}}, ctx)
 	}
-}
-
-// askKubelet is a client of the process that kubelet.service runs, and of nobody else.
-func askKubelet(ctx context.Context, root host.Root, token, address, pin string) (*kubelet.Client, error) {
-	unit, err := systemd.Manager{Root: root}.Unit(ctx, rollout.KubeletUnit)
-	if err != nil {
-		return nil, err
-	}
-	return &kubelet.Client{Address: address, TokenFile: token, Pin: pin, Identity: &kubelet.Identity{Root: root, PID: unit.MainPID}}, nil
 }
 
 func store(root host.Root) journal.Store { return journal.Store{Root: root} }
@@ -155,7 +146,7 @@ func run(ctx context.Context) error {
 	config.UserAgent = rollout.Name
 	// It has few questions. A fault that makes it ask in a loop must not be one of all nodes.
 	config.QPS, config.Burst = 5, 30
-	config.Timeout = 15 * time.Second
+	config.Timeout = 10 * time.Second
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err
@@ -170,29 +161,16 @@ func run(ctx context.Context) error {
 		Owner:   fmt.Sprintf("pod %s of pool %s", os.Getenv(rollout.PodEnv), pool.Name),
 		Program: rollout.InstallerPath,
 		Kubelet: rollout.KubeletPath,
-		Ask: func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-			c, err := askKubelet(ctx, root, tokenFile, address, pin)
-			if err != nil {
-				return kubelet.Answer{}, "", err
-			}
-			answer, err := c.Ask(ctx)
-			return answer, c.Pin, err
+		Ask: func(ctx context.Context, address, pin string) (answer kubelet.Answer, shown string, err error) {
+			shown, err = query(root, tokenFile, func(c *kubelet.Client, ctx context.Context) (string, error) {
+				answer, err = c.Ask(ctx)
+				return c.Pin, err
+			})(ctx, address, pin)
+			return answer, shown, err
 		},
-		Protected: protected(root, tokenFile),
-		Pods: func(ctx context.Context, address, pin string) (kubelet.Pods, error) {
-			c, err := askKubelet(ctx, root, tokenFile, address, pin)
-			if err != nil {
-				return kubelet.Pods{}, err
-			}
-			return c.Pods(ctx)
-		},
-		Config: func(ctx context.Context, address, pin string) (kubelet.Config, error) {
-			c, err := askKubelet(ctx, root, tokenFile, address, pin)
-			if err != nil {
-				return kubelet.Config{}, err
-			}
-			return c.Config(ctx)
-		},
+		Protected: query(root, tokenFile, (*kubelet.Client).Protected),
+		Pods:      query(root, tokenFile, (*kubelet.Client).Pods),
+		Config:    query(root, tokenFile, (*kubelet.Client).Config),
 		TokenFile: tokenFile,
 		Running: func(ctx context.Context, socket string) ([]cri.Container, error) {
 			return cri.Runtime{Root: root, Endpoint: socket}.Running(ctx)

@@ -13,16 +13,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/rollout"
 )
 
-// timeout bounds every call.
-const timeout = 10 * time.Second
-
 // Cluster is the cluster, as an installer of a pool on a node sees it. It is not safe for
 // concurrent use.
 type Cluster struct {
+	// Client bounds each request.
 	Client kubernetes.Interface
 	Pool   rollout.Pool
 	// NodeName is the node of the installer.
@@ -36,8 +35,6 @@ type Cluster struct {
 
 // Node returns the Node.
 func (c *Cluster) Node(ctx context.Context) (*corev1.Node, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	node, err := c.Client.CoreV1().Nodes().Get(ctx, c.NodeName, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get node %s: %w", c.NodeName, err)
@@ -47,8 +44,6 @@ func (c *Cluster) Node(ctx context.Context) (*corev1.Node, error) {
 
 // Pod returns a pod, nil when there is none of that name.
 func (c *Cluster) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	pod, err := c.Client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
@@ -61,20 +56,15 @@ func (c *Cluster) Pod(ctx context.Context, namespace, name string) (*corev1.Pod,
 
 // Heartbeat returns when the kubelet last renewed the lease of its node.
 func (c *Cluster) Heartbeat(ctx context.Context) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	lease, err := c.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, c.NodeName, metav1.GetOptions{})
 	if err != nil {
 		return time.Time{}, fmt.Errorf("get the lease of node %s: %w", c.NodeName, err)
 	}
-	if lease.Spec.RenewTime == nil {
-		return time.Time{}, nil
-	}
-	return lease.Spec.RenewTime.Time, nil
+	return ptr.Deref(lease.Spec.RenewTime, metav1.MicroTime{}).Time, nil
 }
 
-// versionFor is how long the version of the API server is remembered: a node that is
-// looked at again and again asks for it each time.
+// versionFor is how long the version of the API server is remembered: each
+// inspection of a node needs it.
 const versionFor = 10 * time.Minute
 
 // ServerVersion returns the version of the API server, at most 10 minutes old.
@@ -93,8 +83,6 @@ func (c *Cluster) ServerVersion(context.Context) (string, error) {
 // Report writes the report to the Node. mark sets the label of a node where the roll-out
 // failed, or removes it; nil leaves it.
 func (c *Cluster) Report(ctx context.Context, report rollout.Report, mark *bool) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	metadata := map[string]any{"annotations": map[string]any{rollout.ReportAnnotation: report.Annotation()}}
 	if mark != nil {
 		var value any // null removes
@@ -103,33 +91,31 @@ func (c *Cluster) Report(ctx context.Context, report rollout.Report, mark *bool)
 		}
 		metadata["labels"] = map[string]any{rollout.StateLabel: value}
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": metadata})
-	if err != nil {
-		return err
-	}
-	if _, err := c.Client.CoreV1().Nodes().Patch(ctx, c.NodeName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: rollout.Name}); err != nil {
+	if err := c.patch(ctx, types.MergePatchType, map[string]any{"metadata": metadata}); err != nil {
 		return fmt.Errorf("write the report to node %s: %w", c.NodeName, err)
 	}
 	return nil
 }
 
+func (c *Cluster) patch(ctx context.Context, kind types.PatchType, patch any) error {
+	data, err := json.Marshal(patch)
+	if err == nil {
+		_, err = c.Client.CoreV1().Nodes().Patch(ctx, c.NodeName, kind, data, metav1.PatchOptions{FieldManager: rollout.Name})
+	}
+	return err
+}
+
 // Untaint removes the taint of a node that is not guarded yet. When the taints are not those
 // of the node that was read it is an error.
 func (c *Cluster) Untaint(ctx context.Context, node *corev1.Node) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	taints := slices.DeleteFunc(slices.Clone(node.Spec.Taints), func(t corev1.Taint) bool { return t.Key == rollout.UnguardedTaint })
 	if len(taints) == len(node.Spec.Taints) {
 		return nil
 	}
-	patch, err := json.Marshal([]map[string]any{
+	if err := c.patch(ctx, types.JSONPatchType, []map[string]any{
 		{"op": "test", "path": "/spec/taints", "value": node.Spec.Taints},
 		{"op": "replace", "path": "/spec/taints", "value": taints},
-	})
-	if err != nil {
-		return err
-	}
-	if _, err := c.Client.CoreV1().Nodes().Patch(ctx, c.NodeName, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: rollout.Name}); err != nil {
+	}); err != nil {
 		return fmt.Errorf("remove the taint %s of node %s: %w", rollout.UnguardedTaint, c.NodeName, err)
 	}
 	return nil
@@ -137,17 +123,12 @@ func (c *Cluster) Untaint(ctx context.Context, node *corev1.Node) error {
 
 // Event writes an event about the Node.
 func (c *Cluster) Event(ctx context.Context, kind, reason, message string) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	if len(message) > 1000 {
-		message = message[:1000]
-	}
 	now := metav1.Now()
 	_, err := c.Client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: c.NodeName + ".rollout-", Namespace: metav1.NamespaceDefault},
 		// The kubelet names its node like that, and kubectl describe looks for it.
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: c.NodeName, UID: types.UID(c.NodeName)},
-		Type:           kind, Reason: reason, Message: message,
+		Type:           kind, Reason: reason, Message: message[:min(len(message), 1000)],
 		Source:         corev1.EventSource{Component: rollout.Name, Host: c.NodeName},
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}, metav1.CreateOptions{})

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,11 +21,11 @@ const (
 	// longest is how long a change takes at most, with what comes before and after it. The
 	// holder of an older slot may have left the pool.
 	longest = 10 * time.Minute
-	// triedSlots is how many slots are tried in a look: where others are quicker each time,
-	// the next look is soon enough.
+	// triedSlots is how many slots are tried by one TakeSlot: where others are quicker each
+	// time, the next one is soon enough.
 	triedSlots = 3
-	// askedHolders is how many holders are read in a look.
-	askedHolders = 3
+	// readHolders is how many holders are read by one TakeSlot.
+	readHolders = 3
 )
 
 // Turn reports whether it is a node's turn to be changed.
@@ -48,13 +50,12 @@ type Turn struct {
 func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID string, refuses bool) (Turn, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	name := rollout.DaemonSetName(c.Pool.Name)
-	ds, err := c.Client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return Turn{WaitReason: fmt.Sprintf("the DaemonSet %s/%s is gone", rollout.Namespace, name)}, nil
-	}
-	if err != nil {
-		return Turn{}, fmt.Errorf("get the DaemonSet %s/%s: %w", rollout.Namespace, name, err)
+	ds, err := c.daemonSet(ctx, c.Pool.Name)
+	switch {
+	case err != nil:
+		return Turn{}, err
+	case ds == nil:
+		return Turn{WaitReason: fmt.Sprintf("the DaemonSet %s/%s is gone", rollout.Namespace, rollout.DaemonSetName(c.Pool.Name))}, nil
 	}
 	turn := Turn{
 		Slots:   c.Pool.MaxUnavailable,
@@ -94,18 +95,25 @@ func (c *Cluster) TakeSlot(ctx context.Context, node *corev1.Node, requestID str
 
 // Selects reports whether a pool of that name has a roll-out, and selects the node.
 func (c *Cluster) Selects(ctx context.Context, pool string, node *corev1.Node) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	name := rollout.DaemonSetName(pool)
-	ds, err := c.Client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("get the DaemonSet %s/%s: %w", rollout.Namespace, name, err)
+	ds, err := c.daemonSet(ctx, pool)
+	if err != nil || ds == nil {
+		return false, err
 	}
 	other, err := rollout.PoolOf(ds)
 	return err == nil && other.Matches(node), err
+}
+
+// daemonSet returns that of a pool, nil when there is none.
+func (c *Cluster) daemonSet(ctx context.Context, pool string) (*appsv1.DaemonSet, error) {
+	name := rollout.DaemonSetName(pool)
+	ds, err := c.Client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get the DaemonSet %s/%s: %w", rollout.Namespace, name, err)
+	}
+	return ds, nil
 }
 
 // slots returns the slots of the pool that are there, by name.
@@ -217,7 +225,7 @@ func (c *Cluster) take(ctx context.Context, slots map[string]*coordinationv1.Lea
 	return false, nil
 }
 
-// first is the slot that this node tries first. Nodes that look at the same time try
+// first is the slot that this node tries first. Nodes that try at the same time take
 // different ones.
 func (c *Cluster) first() int {
 	hash := fnv.New32a()
@@ -226,7 +234,7 @@ func (c *Cluster) first() int {
 }
 
 // uncounted returns how many slots do not count: all but one of a node that has several,
-// and those of nodes that have left the pool. Only a few of these are found in a look, and
+// and those of nodes that have left the pool. Only a few of these are found at a time,
 // among slots that are old; kubectl guard rollout resume deletes them.
 func (c *Cluster) uncounted(ctx context.Context, slots map[string]*coordinationv1.Lease) (int, error) {
 	old := map[string]bool{}
@@ -235,12 +243,12 @@ func (c *Cluster) uncounted(ctx context.Context, slots map[string]*coordinationv
 		old[holder(lease)] = old[holder(lease)] || since == nil || time.Since(since.Time) > longest
 	}
 	uncounted := len(slots) - len(old)
-	asked := 0
-	for name, old := range old { // in any order
-		if !old || asked == askedHolders {
+	read := 0
+	for name, old := range old { // in any sequence
+		if !old || read == readHolders {
 			continue
 		}
-		asked++
+		read++
 		node, err := c.member(ctx, name)
 		if err != nil {
 			return 0, err
@@ -333,12 +341,7 @@ func (c *Cluster) release(ctx context.Context, lease *coordinationv1.Lease) erro
 }
 
 func ownedBy(lease *coordinationv1.Lease, node *corev1.Node) bool {
-	for _, owner := range lease.OwnerReferences {
-		if owner.Kind == "Node" && owner.UID == node.UID {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(lease.OwnerReferences, func(owner metav1.OwnerReference) bool { return owner.Kind == "Node" && owner.UID == node.UID })
 }
 
 func holder(lease *coordinationv1.Lease) string { return ptr.Deref(lease.Spec.HolderIdentity, "") }

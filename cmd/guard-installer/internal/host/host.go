@@ -2,7 +2,7 @@
 // root of the node may be elsewhere, as in a container.
 //
 // A file is written next to its place, synced, renamed and its folder synced: a process that
-// looks, now or after a power failure, sees the old file or the new one.
+// reads it, now or after a power failure, sees the old file or the new one.
 package host
 
 import (
@@ -98,7 +98,7 @@ func (r Root) Write(name string, data []byte, mode fs.FileMode) error {
 	})
 }
 
-// unfinished begins the name of a file that is not complete yet.
+// unfinished starts the name of a file that is not complete yet.
 const unfinished = ".guard-installer-"
 
 // RemoveUnfinished removes what a process has left in the folder that was killed while it
@@ -161,11 +161,12 @@ func (r Root) replace(name string, mode fs.FileMode, fill func(*os.File) error) 
 // Rename gives a file another name in the same folder, and replaces what has that name.
 // It needs no room on the disk.
 func (r Root) Rename(from, to string) error {
-	if err := r.step(Rename, to); err != nil {
-		return fmt.Errorf("rename %s to %s: %w", from, to, err)
-	}
 	dir := r.Path(filepath.Dir(to))
-	if err := os.Rename(filepath.Join(dir, filepath.Base(from)), filepath.Join(dir, filepath.Base(to))); err != nil {
+	err := r.step(Rename, to)
+	if err == nil {
+		err = os.Rename(filepath.Join(dir, filepath.Base(from)), filepath.Join(dir, filepath.Base(to)))
+	}
+	if err != nil {
 		return fmt.Errorf("rename %s to %s: %w", from, to, err)
 	}
 	return syncFolder(dir)
@@ -217,13 +218,14 @@ func syncFolder(dir string) error {
 // Remove removes a file, if it is there.
 func (r Root) Remove(name string) error {
 	path := filepath.Join(r.Path(filepath.Dir(name)), filepath.Base(name))
-	if err := r.step(Remove, name); err != nil {
-		return fmt.Errorf("remove %s: %w", name, err)
+	err := r.step(Remove, name)
+	if err == nil {
+		err = os.Remove(path)
 	}
-	if err := os.Remove(path); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return syncFolder(filepath.Dir(path))
@@ -233,10 +235,11 @@ func (r Root) Remove(name string) error {
 // and not what it leads to.
 func (r Root) RemoveAll(name string) error {
 	path := filepath.Join(r.Path(filepath.Dir(name)), filepath.Base(name))
-	if err := r.step(Remove, name); err != nil {
-		return fmt.Errorf("remove %s: %w", name, err)
+	err := r.step(Remove, name)
+	if err == nil {
+		err = os.RemoveAll(path)
 	}
-	if err := os.RemoveAll(path); err != nil {
+	if err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return nil
@@ -244,10 +247,10 @@ func (r Root) RemoveAll(name string) error {
 
 // RemoveEmpty removes a folder if nothing is in it.
 func (r Root) RemoveEmpty(name string) error {
-	if err := r.step(Remove, name); err != nil {
-		return fmt.Errorf("remove %s: %w", name, err)
+	err := r.step(Remove, name)
+	if err == nil {
+		err = unix.Rmdir(r.Path(name))
 	}
-	err := unix.Rmdir(r.Path(name))
 	if err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
@@ -260,10 +263,11 @@ func (r Root) Link(target, name string) error {
 	if err := r.makeFolders(dir); err != nil {
 		return fmt.Errorf("make the folder of %s: %w", name, err)
 	}
-	if err := r.step(MakeLink, name); err != nil {
-		return fmt.Errorf("link %s: %w", name, err)
+	err := r.step(MakeLink, name)
+	if err == nil {
+		err = os.Symlink(target, filepath.Join(dir, filepath.Base(name)))
 	}
-	if err := os.Symlink(target, filepath.Join(dir, filepath.Base(name))); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("link %s: %w", name, err)
 	}
 	return syncFolder(dir)
@@ -286,7 +290,7 @@ func (r Root) Folder(name string) ([]string, error) {
 }
 
 // Install puts a program with the given checksum in its place. A program that is there
-// with the checksum is left alone, so that a program that runs is never written over.
+// with the checksum stays, so that a program that runs is never written over.
 // The copy is read back before it gets its name. like is a program of
 // the node with the SELinux label that the copy gets.
 func (r Root) Install(source, name, checksum, like string) error {
@@ -332,16 +336,9 @@ func copyLabel(from, to string) error {
 	return nil
 }
 
-// Free returns how many bytes are free for the file in the file system that it will be
-// in.
-func (r Root) Free(name string) (uint64, error) {
-	system, err := r.FileSystem(name)
-	return system.Free, err
-}
-
 // FileSystem is a file system of the node.
 type FileSystem struct {
-	// Device tells file systems apart.
+	// Device is another one for each file system.
 	Device uint64
 	// Free and Size are in bytes.
 	Free, Size uint64
@@ -365,21 +362,21 @@ func (r Root) FileSystem(name string) (FileSystem, error) {
 	}
 }
 
-// Boot tells one boot of the node from the next: the boot of the kernel, and the start
+// Boot identifies a boot of the node: the boot of the kernel, and the start
 // of its first process, which differ for a node that is a container.
 func (r Root) Boot() (string, error) {
 	id, err := os.ReadFile(filepath.Join(string(r), "/proc/sys/kernel/random/boot_id"))
 	if err != nil {
-		return "", fmt.Errorf("tell the boot of the node: %w", err)
+		return "", fmt.Errorf("identify the boot of the node: %w", err)
 	}
 	stat, err := os.ReadFile(filepath.Join(string(r), "/proc/1/stat"))
 	if err != nil {
-		return "", fmt.Errorf("tell the boot of the node: %w", err)
+		return "", fmt.Errorf("identify the boot of the node: %w", err)
 	}
 	_, after, _ := strings.Cut(string(stat), ") ")
 	fields := strings.Fields(after)
 	if len(fields) < 20 {
-		return "", fmt.Errorf("tell the boot of the node: /proc/1/stat has too few fields")
+		return "", fmt.Errorf("identify the boot of the node: /proc/1/stat has too few fields")
 	}
 	return strings.TrimSpace(string(id)) + "/" + fields[19], nil
 }
@@ -402,7 +399,7 @@ type Process struct {
 	Arguments []string
 }
 
-// Process looks at a process.
+// Process reads a process.
 func (r Root) Process(pid int) (Process, error) {
 	dir := filepath.Join(string(r), "proc", fmt.Sprint(pid))
 	sum, err := Checksum(filepath.Join(dir, "exe"))
@@ -441,7 +438,7 @@ func (r Root) InControlGroup(group string) ([]string, error) {
 	return names, nil
 }
 
-// inGroup looks at the hierarchies that systemd uses: the unified one, or its own. Seen
+// inGroup reads the hierarchies that systemd uses: the unified one, or its own. Seen
 // from a container the path of a group has others before it.
 func inGroup(groups, group string) bool {
 	for line := range strings.Lines(groups) {

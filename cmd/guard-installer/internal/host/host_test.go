@@ -99,9 +99,9 @@ func TestThisProcess(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, boot, again)
 
-	free, err := r.Free("/tmp/not/there/yet")
+	system, err := r.FileSystem("/tmp/not/there/yet")
 	require.NoError(t, err)
-	assert.NotZero(t, free)
+	assert.NotZero(t, system.Free)
 }
 
 func TestFlagTakesTheLastValue(t *testing.T) {

@@ -3,9 +3,8 @@
 //
 // What runs on a node is decided by one file, the drop-in of kubelet.service; the
 // journal has what it was and what it shall be. Before the drop-in is touched an entry
-// in the state Switching is on the disk. From then on exactly one of two things
-// happens to the entry: somebody confirms it, or somebody rolls it back. Both hold the
-// lock, and so does who renames the drop-in. What is not healthy and cannot be rolled
+// in the state Switching is on the disk. From then on the entry is either confirmed or
+// rolled back, exactly once. Both need the lock, and so does a rename of the drop-in. What is not healthy and cannot be rolled
 // back without harm is confirmed with a reason: it was kept in place. A rollback may be
 // repeated at any point: after a crash, by the timer, when the node boots. It needs no
 // room on the disk.
@@ -23,6 +22,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
@@ -54,15 +54,15 @@ type State string
 const (
 	// Switching: the drop-in may be the old or the new one.
 	Switching State = "Switching"
-	// Confirmed: the new one is in force and was found healthy.
+	// Confirmed: the new one is in its place and was found healthy.
 	Confirmed State = "Confirmed"
-	// RolledBack: the old one is in force again.
+	// RolledBack: the old one is in its place again.
 	RolledBack State = "RolledBack"
 )
 
 // Entry is a change of a node.
 type Entry struct {
-	// ID is random: it tells this attempt from every other one, also at the same request.
+	// ID is random: no other attempt has it, also at the same request.
 	ID        string         `json:"id,omitempty"`
 	State     State          `json:"state"`
 	RequestID string         `json:"requestID"`
@@ -75,8 +75,8 @@ type Entry struct {
 	Started time.Time `json:"started"`
 	// Uptime is host.Uptime when it started.
 	Uptime time.Duration `json:"uptime,omitempty"`
-	// Deadline for the confirmation; Settle is how long everything must have been in
-	// order until then.
+	// Deadline for the confirmation; Settle is how long everything must have been
+	// healthy until then.
 	Deadline time.Time     `json:"deadline"`
 	Settle   time.Duration `json:"settle"`
 	// Previous and Wanted are the content of the drop-in; nil: no drop-in.
@@ -112,7 +112,7 @@ type Entry struct {
 	Reason  rollout.Reason `json:"reason,omitempty"`
 	Message string         `json:"message,omitempty"`
 	Stopped []string       `json:"stopped,omitempty"`
-	// Decided is when somebody found out that a rollback does no harm.
+	// Decided is when it was found that a rollback does no harm.
 	Decided time.Time `json:"decided,omitzero"`
 	// Ended is how many of Containers had ended for reasons of their own when the change
 	// was confirmed.
@@ -155,7 +155,7 @@ func (s Store) writeTo(file string, entry *Entry) error {
 	return s.Root.Write(file, append(data, '\n'), 0o600)
 }
 
-// ErrTaken means that somebody else has ended the change, or has started another one.
+// ErrTaken means that another process has ended the change, or has started another one.
 var ErrTaken = errors.New("the change was rolled back or kept meanwhile")
 
 // Start writes a new entry in the state Switching and returns it. One that is being
@@ -247,7 +247,7 @@ func (s Store) Confirm(id string, ended int) error {
 }
 
 // KeepInPlace ends a change that is not healthy and is kept in place all the same. It fails
-// when somebody else has ended it meanwhile.
+// when another process has ended it meanwhile.
 func (s Store) KeepInPlace(ctx context.Context, systemd Systemd, id string, reason rollout.Reason, message string, stopped []string) error {
 	return s.change(id, (*Entry).switching, func(entry *Entry) error {
 		return s.keepInPlace(ctx, systemd, entry, reason, message, stopped)
@@ -259,7 +259,7 @@ func (s Store) keepInPlace(ctx context.Context, systemd Systemd, entry *Entry, r
 	if err != nil {
 		return err
 	}
-	if !same(current, entry.Wanted) {
+	if !ptr.Equal(current, entry.Wanted) {
 		// A rollback got this far. The kubelet that runs shall be the one that systemd would
 		// start again.
 		if err := s.put(entry.Wanted); err != nil {
@@ -312,13 +312,6 @@ func (s Store) Clear() error {
 		}
 		return s.Root.Remove(file)
 	})
-}
-
-func same(a, b *string) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return *a == *b
 }
 
 // lock takes the lock of the journal, and waits for it.

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
@@ -103,7 +104,7 @@ func (s Store) rollBack(ctx context.Context, systemd Systemd, lock func() (*host
 		if err != nil {
 			return err
 		}
-		lost := id != "" && e.State == RolledBack && same(current, e.Wanted) && !same(current, e.Previous)
+		lost := id != "" && e.State == RolledBack && ptr.Equal(current, e.Wanted) && !ptr.Equal(current, e.Previous)
 		if e.State != Switching && !lost {
 			return nil
 		}
@@ -116,7 +117,7 @@ func (s Store) rollBack(ctx context.Context, systemd Systemd, lock func() (*host
 				return s.keepInPlace(ctx, systemd, e, reason, message+". "+why, e.Stopped)
 			}
 		}
-		if !same(current, e.Previous) {
+		if !ptr.Equal(current, e.Previous) {
 			if err := s.restorePrevious(e); err != nil {
 				return err
 			}
@@ -139,7 +140,7 @@ func (s Store) rollBack(ctx context.Context, systemd Systemd, lock func() (*host
 // restorePrevious restores the previous drop-in. On a full disk it needs no room.
 func (s Store) restorePrevious(e *Entry) error {
 	if e.Previous != nil {
-		if prepared, err := s.Root.ReadText(previousDropIn); err == nil && same(prepared, e.Previous) {
+		if prepared, err := s.Root.ReadText(previousDropIn); err == nil && ptr.Equal(prepared, e.Previous) {
 			return s.Root.Rename(previousDropIn, rollout.DropIn)
 		}
 	}
@@ -170,17 +171,11 @@ func (s Store) restart(ctx context.Context, systemd Systemd, e *Entry, restart f
 // runsOld answers whether the previous kubelet runs.
 func (s Store) runsOld(ctx context.Context, systemd Systemd, e *Entry) answer.Answer {
 	service, err := systemd.Unit(ctx, rollout.KubeletUnit)
-	if err != nil {
-		return answer.Unknown(err)
-	}
-	if !service.Running() || e.Before.SHA256 == "" || len(e.Arguments) == 0 {
-		return answer.No()
+	if err != nil || !service.Running() || e.Before.SHA256 == "" || len(e.Arguments) == 0 {
+		return answer.Check(false, err)
 	}
 	process, err := s.Root.Process(service.MainPID)
-	if err != nil {
-		return answer.Unknown(err)
-	}
-	return answer.Of((process.SHA256 == e.Before.SHA256 || s.Upgraded(e, process)) && slices.Equal(process.Arguments, e.Arguments))
+	return answer.Check((process.SHA256 == e.Before.SHA256 || s.Upgraded(e, process)) && slices.Equal(process.Arguments, e.Arguments), err)
 }
 
 // Upgraded reports whether the process runs the node's own kubelet, which was replaced on
@@ -194,7 +189,7 @@ func (s Store) Upgraded(e *Entry, process host.Process) bool {
 }
 
 // end writes an entry that is finished. On a full disk it needs no room: what was
-// written at the beginning says less, and ends it as well.
+// written when the change started says less, and ends it as well.
 func (s Store) end(e *Entry) error {
 	err := s.write(e)
 	if err == nil {

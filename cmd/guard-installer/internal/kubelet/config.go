@@ -14,8 +14,8 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 )
 
-// Config is the part of a kubelet's configuration that a roll-out looks at. A field that
-// is not set is empty: what it is by default is the kubelet's to say.
+// Config is the part of a kubelet's configuration that a roll-out reads. A field that is not
+// set is empty: its default is the kubelet's.
 type Config struct {
 	ContainerRuntimeEndpoint string `json:"containerRuntimeEndpoint"`
 	TLSCertFile              string `json:"tlsCertFile"`
@@ -89,7 +89,6 @@ func (c *Client) Config(ctx context.Context) (Config, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	client, _ := c.client()
-	defer client.CloseIdleConnections()
 	data, err := c.get(ctx, client, "/configz")
 	if err != nil {
 		return Config{}, err

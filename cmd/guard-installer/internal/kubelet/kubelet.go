@@ -1,4 +1,4 @@
-// Package kubelet asks the kubelet of the node how it is.
+// Package kubelet queries the kubelet of the node.
 package kubelet
 
 import (
@@ -30,8 +30,7 @@ import (
 
 const (
 	timeout = 8 * time.Second
-	// protectedTimeout bounds the question for protected pods alone. Whoever asks it has
-	// a change to roll back.
+	// protectedTimeout bounds the query for protected pods alone, which a rollback waits for.
 	protectedTimeout = 4 * time.Second
 	// maxAnswer bounds what is read; the metrics of a node with many pods are a few MB.
 	maxAnswer = 64 << 20
@@ -88,17 +87,16 @@ type Client struct {
 	// Pin is the SHA-256 checksum of the certificate that the kubelet must show before it
 	// gets the token, unless Identity knows it. After an answer it is that of the answer.
 	Pin string
-	// Identity tells the kubelet from others. Nil: without a pin the first answer is taken.
+	// Identity is the kubelet. Nil: without a pin the first one that responds is taken.
 	Identity *Identity
 }
 
-// Ask returns what the kubelet says. An error means that it is not healthy, or that
-// it cannot be told.
+// Ask returns what the kubelet reports. An error means that it is not healthy, or that
+// this is unknown.
 func (c *Client) Ask(ctx context.Context) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	client, shown := c.client()
-	defer client.CloseIdleConnections()
 	health, err := c.get(ctx, client, "/healthz")
 	if err != nil {
 		return Answer{}, err
@@ -115,13 +113,9 @@ func (c *Client) Ask(ctx context.Context) (Answer, error) {
 		return Answer{}, fmt.Errorf("GET /metrics of the kubelet: %w", err)
 	}
 	if answer.Guarded {
-		data, err := c.get(ctx, client, guard.PodsPath)
-		if err != nil {
-			return Answer{}, err
-		}
 		answer.Pods = &guard.PodList{}
-		if err := json.Unmarshal(data, answer.Pods); err != nil {
-			return Answer{}, fmt.Errorf("GET %s of the kubelet: %w", guard.PodsPath, err)
+		if err := c.getJSON(ctx, client, guard.PodsPath, answer.Pods); err != nil {
+			return Answer{}, err
 		}
 	}
 	c.Pin = *shown
@@ -134,7 +128,6 @@ func (c *Client) Protected(ctx context.Context) (*guard.PodList, error) {
 	ctx, cancel := context.WithTimeout(ctx, protectedTimeout)
 	defer cancel()
 	client, _ := c.client()
-	defer client.CloseIdleConnections()
 	data, err := c.get(ctx, client, guard.PodsPath)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, ErrNotListening
@@ -163,14 +156,9 @@ func (c *Client) Pods(ctx context.Context) (Pods, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	client, _ := c.client()
-	defer client.CloseIdleConnections()
-	data, err := c.get(ctx, client, "/pods")
-	if err != nil {
-		return Pods{}, err
-	}
 	list := corev1.PodList{}
-	if err := json.Unmarshal(data, &list); err != nil {
-		return Pods{}, fmt.Errorf("GET /pods of the kubelet: %w", err)
+	if err := c.getJSON(ctx, client, "/pods", &list); err != nil {
+		return Pods{}, err
 	}
 	metrics, err := c.get(ctx, client, "/metrics/probes")
 	if err != nil {
@@ -248,9 +236,24 @@ func (c *Client) get(ctx context.Context, client *http.Client, path string) ([]b
 	}
 }
 
-func parseMetrics(text []byte) (Answer, error) {
+func (c *Client) getJSON(ctx context.Context, client *http.Client, path string, into any) error {
+	data, err := c.get(ctx, client, path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return fmt.Errorf("GET %s of the kubelet: %w", path, err)
+	}
+	return nil
+}
+
+func parseText(metrics []byte) (map[string]*dto.MetricFamily, error) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(string(text)))
+	return parser.TextToMetricFamilies(bytes.NewReader(metrics))
+}
+
+func parseMetrics(text []byte) (Answer, error) {
+	families, err := parseText(text)
 	if err != nil {
 		return Answer{}, err
 	}
@@ -288,8 +291,7 @@ func stops(families map[string]*dto.MetricFamily) int {
 }
 
 func failedProbes(text []byte) (map[containers.Key]bool, error) {
-	parser := expfmt.NewTextParser(model.LegacyValidation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	families, err := parseText(text)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/answer"
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
@@ -25,7 +28,7 @@ import (
 )
 
 const (
-	// holdingTimeout bounds the question what is held. It is part of timerMargin.
+	// holdingTimeout bounds the query for what is held. It is part of timerMargin.
 	holdingTimeout = 9 * time.Second
 	// systemdTimeout is the part of it for systemd.
 	systemdTimeout = 3 * time.Second
@@ -35,7 +38,7 @@ const (
 )
 
 // Holding finds out whether a change can be rolled back without harm: pods that the new
-// kubelet holds are pods that the old one would stop. The installer asks, and so does
+// kubelet holds are pods that the old one would stop. The installer uses it, and so does
 // the node when it rolls a change back by itself.
 type Holding struct {
 	Root    host.Root
@@ -44,7 +47,7 @@ type Holding struct {
 	}
 	// Protected is that of Installer.
 	Protected func(ctx context.Context, address, pin string) (*guard.PodList, error)
-	// Poll is how long to wait between two questions.
+	// Poll is how long to wait between two queries.
 	Poll time.Duration
 }
 
@@ -71,21 +74,18 @@ func (h Holding) KeepReason(ctx context.Context, entry *journal.Entry) string {
 	}
 	// The guard is queried also where systemd does not report what runs.
 	var pods *guard.PodList
-	asked := h.retry(ctx, func() answer.Answer {
+	enforces := h.retry(ctx, func() answer.Answer {
 		list, err := h.Protected(ctx, entry.Address, entry.Pin)
-		switch {
-		case errors.Is(err, kubelet.ErrNotListening):
+		if errors.Is(err, kubelet.ErrNotListening) {
 			return answer.No() // it has not started to work
-		case err != nil:
-			return answer.Unknown(err)
 		}
 		pods = list
-		return answer.Of(pods != nil && pods.Mode == guard.Enforce)
+		return answer.Check(pods != nil && pods.Mode == guard.Enforce, err)
 	})
 	switch {
-	case asked.Err() != nil:
-		return h.unknown(entry, asked.Err())
-	case asked.IsNo():
+	case enforces.Err() != nil:
+		return h.unknown(entry, enforces.Err())
+	case enforces.IsNo():
 		return ""
 	}
 	var held []string
@@ -106,30 +106,22 @@ func (h Holding) KeepReason(ctx context.Context, entry *journal.Entry) string {
 func (h Holding) runs(ctx context.Context, entry *journal.Entry) answer.Answer {
 	ctx, cancel := context.WithTimeout(ctx, systemdTimeout)
 	defer cancel()
-	return h.retry(ctx, func() answer.Answer { return h.runsNow(ctx, entry) })
-}
-
-func (h Holding) runsNow(ctx context.Context, entry *journal.Entry) answer.Answer {
-	service, err := h.Systemd.Unit(ctx, rollout.KubeletUnit)
-	if err != nil {
-		return answer.Unknown(err)
-	}
-	if service.MainPID == 0 || service.Restarts >= enoughRestarts {
-		return answer.No()
-	}
-	process, err := h.Root.Process(service.MainPID)
-	if err != nil {
-		return answer.Unknown(err) // it may have ended a moment ago
-	}
-	config, guarded := process.Flag(unit.GuardFlag)
-	// Any other is the old one, or one that somebody has put there.
-	return answer.Of(guarded && config == configurationOf(entry.Wanted))
+	return h.retry(ctx, func() answer.Answer {
+		service, err := h.Systemd.Unit(ctx, rollout.KubeletUnit)
+		if err != nil || service.MainPID == 0 || service.Restarts >= enoughRestarts {
+			return answer.Check(false, err)
+		}
+		process, err := h.Root.Process(service.MainPID) // it may have ended a moment ago
+		config, guarded := process.Flag(unit.GuardFlag)
+		// Any other is the old one, or one that was put there by hand.
+		return answer.Check(guarded && config == configurationOf(entry.Wanted), err)
+	})
 }
 
 // retry queries until there is an answer, a few times.
-func (h Holding) retry(ctx context.Context, ask func() answer.Answer) (a answer.Answer) {
+func (h Holding) retry(ctx context.Context, query func() answer.Answer) (a answer.Answer) {
 	for range holdingTries {
-		if a = ask(); a.Err() == nil {
+		if a = query(); a.Err() == nil {
 			return a
 		}
 		select {
@@ -141,7 +133,7 @@ func (h Holding) retry(ctx context.Context, ask func() answer.Answer) (a answer.
 	return a
 }
 
-// unknown decides about a guard that does not say what it holds. It saves every pod that
+// unknown decides about a guard that does not report what it holds. It saves every pod that
 // it protects, so without a saved pod there is nothing to hold.
 func (h Holding) unknown(entry *journal.Entry, why error) string {
 	saved, err := h.saved(entry)
@@ -188,19 +180,21 @@ func guardDir(configuration []byte, process host.Process) string {
 	return path.Join(root, "guard")
 }
 
-var configurationFlag = regexp.MustCompile(unit.GuardFlag + `=(\S+)`)
+// ofDropIn finds the program and the configuration that one of our drop-ins names.
+var ofDropIn = regexp.MustCompile(`(?m)^ExecStart=[^/\n]*(` + regexp.QuoteMeta(rollout.InstallDir) + `/\S+) (?:.* )?` + regexp.QuoteMeta(unit.GuardFlag) + `=(\S+)$`)
 
-// configurationOf returns the path of the guard's configuration that a drop-in of a
-// roll-out names; "" when there is no drop-in.
+// parseDropIn returns the paths of the kubelet and of the guard's configuration that a drop-in
+// of a roll-out names; "" when there is no drop-in.
+func parseDropIn(dropIn *string) (program, configuration string) {
+	if found := ofDropIn.FindStringSubmatch(ptr.Deref(dropIn, "")); found != nil {
+		return found[1], found[2]
+	}
+	return "", ""
+}
+
 func configurationOf(dropIn *string) string {
-	if dropIn == nil {
-		return ""
-	}
-	found := configurationFlag.FindAllStringSubmatch(*dropIn, -1)
-	if len(found) == 0 {
-		return ""
-	}
-	return found[len(found)-1][1]
+	_, configuration := parseDropIn(dropIn)
+	return configuration
 }
 
 // hostTokenFile returns where the node has the file TokenFile, and nothing when it cannot
@@ -210,18 +204,19 @@ func (i *Installer) hostTokenFile() string {
 	if err := unix.Stat(i.TokenFile, &here); err != nil {
 		return ""
 	}
-	mounts, err := os.ReadFile(filepath.Join(string(i.Root), "proc/1/mountinfo"))
+	file, err := os.Open(filepath.Join(string(i.Root), "proc/1/mountinfo"))
 	if err != nil {
 		return ""
 	}
-	device := fmt.Sprintf("%d:%d", unix.Major(here.Dev), unix.Minor(here.Dev))
-	for line := range strings.Lines(string(mounts)) {
-		// 36 35 98:0 /root /mount/point options …
-		fields := strings.Fields(line)
-		if len(fields) < 5 || fields[2] != device || fields[3] != "/" {
-			continue
-		}
-		name := path.Join(fields[4], filepath.Base(i.TokenFile))
+	defer file.Close()
+	mounts, err := mountinfo.GetMountsFromReader(file, func(m *mountinfo.Info) (skip, stop bool) {
+		return uint32(m.Major) != unix.Major(here.Dev) || uint32(m.Minor) != unix.Minor(here.Dev) || m.Root != "/", false
+	})
+	if err != nil {
+		return ""
+	}
+	for _, mount := range mounts {
+		name := path.Join(mount.Mountpoint, filepath.Base(i.TokenFile))
 		if err := unix.Stat(i.Root.Path(name), &there); err == nil && there.Dev == here.Dev && there.Ino == here.Ino {
 			return name
 		}

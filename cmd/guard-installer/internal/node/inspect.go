@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/version"
+	nodeutil "k8s.io/component-helpers/node/util"
 	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/answer"
@@ -75,7 +77,7 @@ type view struct {
 	running []cri.Container
 	// kubeletConfig is the configuration of the kubelet that runs.
 	kubeletConfig kubelet.Config
-	// pods are those of the kubelet; nil when it could not be asked.
+	// pods are those of the kubelet; nil when it could not be queried.
 	pods []corev1.Pod
 	// complete: everything was inspected. guardFlag: the process has the flag.
 	complete, guardFlag bool
@@ -299,8 +301,8 @@ func (i *Installer) inspectImage(ctx context.Context, v *view) error {
 	return nil
 }
 
-// readConfig reads the configuration of the kubelet that runs. What it says itself
-// counts; without an answer its files do.
+// readConfig reads the configuration of the kubelet that runs. What it reports itself
+// counts; without a response its files do.
 func (i *Installer) readConfig(ctx context.Context, v *view) error {
 	files, err := kubelet.ConfigOf(i.Root, v.process)
 	if err != nil {
@@ -308,7 +310,7 @@ func (i *Installer) readConfig(ctx context.Context, v *view) error {
 	}
 	v.kubeletConfig = files
 	if v.pin == "" {
-		return nil // it does not answer
+		return nil // it does not respond
 	}
 	config, err := i.Config(ctx, v.address, v.pin)
 	if err != nil {
@@ -440,10 +442,8 @@ func (i *Installer) checkOffer(ctx context.Context, v *view) (err error) {
 	if !strings.Contains(v.offered.Version, "+guard.") {
 		v.refuse(rollout.ReasonBuild, "the image's kubelet is %s, which has no guard", v.offered.Version)
 	}
-	if space, err := i.missingSpace(v); err != nil {
+	if err := i.checkSpace(v); err != nil {
 		v.refuse(rollout.ReasonSpace, "%v", err)
-	} else if space != "" {
-		v.refuse(rollout.ReasonSpace, "%s", space)
 	}
 	offered, err := version.ParseSemantic(v.offered.Version)
 	if err != nil {
@@ -474,16 +474,16 @@ func (i *Installer) checkOffer(ctx context.Context, v *view) (err error) {
 	return nil
 }
 
-// missingSpace returns what is missing for the programs, and for the small files that
-// must be written to roll a change back; "" when there is room.
-func (i *Installer) missingSpace(v *view) (string, error) {
+// checkSpace returns an error unless there is room for the programs, and for the small files
+// that must be written to roll a change back.
+func (i *Installer) checkSpace(v *view) error {
 	for name, need := range map[string]uint64{rollout.DropIn: smallSpace, rollout.StateDir + "/x": smallSpace, runtimeUnits + "/x": runSpace} {
-		free, err := i.Root.Free(name)
+		system, err := i.Root.FileSystem(name)
 		if err != nil {
-			return "", err
+			return err
 		}
-		if free < need {
-			return fmt.Sprintf("%s has %d MiB free, %d are needed", path.Dir(name), free>>20, need>>20), nil
+		if system.Free < need {
+			return fmt.Errorf("%s has %d MiB free, %d are needed", path.Dir(name), system.Free>>20, need>>20)
 		}
 	}
 	var need uint64
@@ -496,26 +496,30 @@ func (i *Installer) missingSpace(v *view) (string, error) {
 		}
 		info, err := os.Stat(source)
 		if err != nil {
-			return "", err
+			return err
 		}
 		need += uint64(info.Size())
 	}
 	if need == 0 {
-		return "", nil
+		return nil
 	}
 	need += spareSpace
 	system, err := i.Root.FileSystem(rollout.InstallDir + "/x")
 	if err != nil {
-		return "", err
+		return err
 	}
 	if system.Free < need {
-		return fmt.Sprintf("%s has %d MiB free, %d are needed", rollout.InstallDir, system.Free>>20, need>>20), nil
+		return fmt.Errorf("%s has %d MiB free, %d are needed", rollout.InstallDir, system.Free>>20, need>>20)
 	}
-	return i.belowThreshold(v, system, need)
+	why, err := i.belowThreshold(v, system, need)
+	if err == nil && why != "" {
+		err = errors.New(why)
+	}
+	return err
 }
 
-// folders of what the kubelet's signals are about. Where the runtime keeps images it does
-// not say; these are the usual places.
+// folders of what the kubelet's signals are about. The runtime does not report where it keeps
+// images; these are the usual places.
 func folders(process host.Process) map[string][]string {
 	root, _ := process.Flag("--root-dir")
 	if root == "" {
@@ -527,7 +531,7 @@ func folders(process host.Process) map[string][]string {
 	}
 }
 
-// defaultThresholds are the kubelet's, for one that does not say.
+// defaultThresholds are the kubelet's, for one that does not report any.
 var defaultThresholds = map[string]string{"nodefs.available": "10%", "imagefs.available": "15%"}
 
 // belowThreshold explains why the kubelet would evict pods when so many bytes more are used in
@@ -614,7 +618,7 @@ func (i *Installer) checkHeldPods(v *view) {
 	if i.Request.Target == rollout.Observe {
 		return
 	}
-	if i.Request.Target == rollout.Enforce && v.dropIn != nil && v.config != "" && strings.Contains(*v.dropIn, v.config) {
+	if i.Request.Target == rollout.Enforce && v.config != "" && configurationOf(v.dropIn) == v.config {
 		return
 	}
 	if v.unknown != nil {
@@ -641,12 +645,10 @@ func (v *view) heldAndProtected() {
 		return
 	}
 	for _, pod := range v.answer.Pods.Items {
-		switch pod.State {
-		case guard.Held:
-			v.held = append(v.held, pod.UID)
-			v.heldPods = append(v.heldPods, pod.Namespace+"/"+pod.Name)
-			v.protected++
-		case guard.Protected:
+		if pod.State == guard.Held {
+			v.held, v.heldPods = append(v.held, pod.UID), append(v.heldPods, pod.Namespace+"/"+pod.Name)
+		}
+		if pod.State == guard.Held || pod.State == guard.Protected {
 			v.protected++
 		}
 	}
@@ -668,28 +670,25 @@ func kubeletAddress(node *corev1.Node) string {
 	return net.JoinHostPort(ip, strconv.Itoa(int(port)))
 }
 
-func nodeReady(node *corev1.Node) bool {
-	for _, condition := range node.Status.Conditions {
-		if condition.Type == corev1.NodeReady {
-			return condition.Status == corev1.ConditionTrue
-		}
-	}
-	return false
+func hasCondition(node *corev1.Node, kind corev1.NodeConditionType) bool {
+	_, condition := nodeutil.GetNodeCondition(&node.Status, kind)
+	return condition != nil && condition.Status == corev1.ConditionTrue
 }
+
+func nodeReady(node *corev1.Node) bool { return hasCondition(node, corev1.NodeReady) }
 
 // pressure returns the conditions that say what the node is short of; "" for none.
 func pressure(node *corev1.Node) string {
 	var short []string
-	for _, condition := range node.Status.Conditions {
-		switch condition.Type {
-		case corev1.NodeDiskPressure, corev1.NodeMemoryPressure, corev1.NodePIDPressure:
-			if condition.Status == corev1.ConditionTrue {
-				short = append(short, string(condition.Type))
-			}
+	for _, kind := range []corev1.NodeConditionType{corev1.NodeDiskPressure, corev1.NodeMemoryPressure, corev1.NodePIDPressure} {
+		if hasCondition(node, kind) {
+			short = append(short, string(kind))
 		}
 	}
 	return strings.Join(short, ", ")
 }
+
+var architectures = map[elf.Machine]string{elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64", elf.EM_PPC64: "ppc64le", elf.EM_S390: "s390x"}
 
 // elfArchitecture returns the architecture of a program, as Go names it.
 func elfArchitecture(path string) (string, error) {
@@ -698,27 +697,16 @@ func elfArchitecture(path string) (string, error) {
 		return "", err
 	}
 	defer file.Close()
-	switch file.Machine {
-	case elf.EM_X86_64:
-		return "amd64", nil
-	case elf.EM_AARCH64:
-		return "arm64", nil
-	case elf.EM_PPC64:
-		return "ppc64le", nil
-	case elf.EM_S390:
-		return "s390x", nil
-	default:
-		return file.Machine.String(), nil
-	}
+	return cmp.Or(architectures[file.Machine], file.Machine.String()), nil
 }
 
 // list joins at most 20 names.
 func list(names []string) string {
-	const most = 20
-	if len(names) > most {
-		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", len(names)-most)
+	text := strings.Join(atMost20(names), ", ")
+	if more := len(names) - 20; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
 	}
-	return strings.Join(names, ", ")
+	return text
 }
 
 func atMost20(names []string) []string { return names[:min(len(names), 20)] }

@@ -57,19 +57,19 @@ type Installer struct {
 	Owner string
 	// Program and Kubelet are the paths of the two programs of the image, here.
 	Program, Kubelet string
-	// Ask asks the kubelet of the node. The pin is that of kubelet.Client, and is
+	// Ask queries the kubelet of the node. The pin is that of kubelet.Client, and is
 	// returned.
 	Ask func(ctx context.Context, address, pin string) (kubelet.Answer, string, error)
-	// Protected asks the kubelet which pods its guard protects. It needs less of the
-	// kubelet than Ask: one that is not healthy may still answer.
+	// Protected queries the kubelet for the pods that its guard protects. It needs less of the
+	// kubelet than Ask: one that is not healthy may still respond.
 	Protected func(ctx context.Context, address, pin string) (*guard.PodList, error)
-	// Pods asks the kubelet for its pods.
+	// Pods queries the kubelet for its pods.
 	Pods func(ctx context.Context, address, pin string) (kubelet.Pods, error)
-	// Config asks the kubelet for the configuration that it runs with.
+	// Config queries the kubelet for the configuration that it runs with.
 	Config func(ctx context.Context, address, pin string) (kubelet.Config, error)
 	// TokenFile has the token for the kubelet, here.
 	TokenFile string
-	// Running asks the container runtime at the socket of the node.
+	// Running queries the container runtime at the socket of the node.
 	Running func(ctx context.Context, socket string) ([]cri.Container, error)
 	// Version runs a program with --version. The root is that of the node, or empty for
 	// a program of the image.
@@ -90,8 +90,8 @@ type Installer struct {
 	// unitsRemoved: the units of a change are not there, and nothing that was killed has
 	// left a file.
 	unitsRemoved bool
-	// written is the report that the Node has, and seen the Node as it was last read for more
-	// than a glance.
+	// written is the report that the Node has, and seen the Node as it was last read for a
+	// report or an inspection.
 	written *written
 	seen    *corev1.Node
 }
@@ -112,9 +112,8 @@ const (
 // store returns the journal of the node.
 func (i *Installer) store() journal.Store { return journal.Store{Root: i.Root} }
 
-// Run works until the context ends. A change that has started is finished
-// first. Log errors and retry: the kubelet would start an
-// installer that exits again and again.
+// Run works until the context ends. A change that has started is finished first. Errors are
+// logged and retried: the kubelet would start an installer that exits again and again.
 func (i *Installer) Run(ctx context.Context) error {
 	defer i.disown()
 	var last rollout.Report
@@ -203,11 +202,8 @@ func (i *Installer) configurationIntact(dropIn *string) answer.Answer {
 		return answer.Yes()
 	}
 	data, err := i.Root.ReadText(name)
-	switch {
-	case err != nil:
-		return answer.Unknown(err)
-	case data == nil:
-		return answer.No()
+	if err != nil || data == nil {
+		return answer.Check(false, err)
 	}
 	sum := sha256.Sum256([]byte(*data))
 	return answer.Of(path.Base(name) == hex.EncodeToString(sum[:])+".yaml")

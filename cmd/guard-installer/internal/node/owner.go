@@ -47,15 +47,9 @@ func (i *Installer) disown() {
 	}
 }
 
-// ofThisPool reports whether the installer with that name is of the same pool. Owner has the
-// form of it.
-func (i *Installer) ofThisPool(owner string) bool {
-	return strings.HasSuffix(owner, " of pool "+i.Pool.Name)
-}
-
 // yieldToOwner reports that another installer runs on the node.
 func (i *Installer) yieldToOwner(_ context.Context, s State) (*rollout.Report, error) {
-	if !i.ofThisPool(s.other) {
+	if !strings.HasSuffix(s.other, " of pool "+i.Pool.Name) { // the form of Owner
 		return i.refuseOtherPool("another installer runs on this node: " + s.other), nil
 	}
 	report := i.newReport()

@@ -15,10 +15,10 @@ import (
 	"kubelet-guard.io/pkg/rollout"
 )
 
-// What an installer asks of the API server is multiplied by the nodes of the fleet, for as
-// long as it runs. docs/rollout.md has the budget.
+// The requests of an installer to the API server are multiplied by the nodes of the fleet, for
+// as long as it runs. docs/rollout.md has the budget.
 const (
-	// checkInterval is how often an installer that has finished looks at its node.
+	// checkInterval is how often an installer that has finished checks its node.
 	checkInterval = 20 * time.Second
 	// retryInterval is how soon an installer tries again that has refused or failed, and
 	// slowRetryInterval how seldom it does when the roll-out is not stopped by it.
@@ -231,24 +231,17 @@ func (i *Installer) progress(ctx context.Context, report rollout.Report, message
 }
 
 func (i *Installer) event(ctx context.Context, report rollout.Report) {
-	if report.Target == rollout.Observe {
+	kind, reason := corev1.EventTypeWarning, map[rollout.Phase]string{
+		rollout.Done: rollout.EventDone, rollout.Refused: rollout.EventRefused,
+		rollout.RolledBack: rollout.EventRolledBack, rollout.Failed: rollout.EventFailed,
+	}[report.Phase]
+	switch {
+	case report.Target == rollout.Observe || reason == "":
 		return
-	}
-	kind, reason := corev1.EventTypeWarning, ""
-	switch report.Phase {
-	case rollout.Done:
-		kind, reason = corev1.EventTypeNormal, rollout.EventDone
-	case rollout.Refused:
-		reason = rollout.EventRefused
-	case rollout.RolledBack:
-		reason = rollout.EventRolledBack
-	case rollout.Failed:
-		reason = rollout.EventFailed
-		if report.Kept {
-			reason = rollout.EventKept
-		}
-	default:
-		return
+	case report.Phase == rollout.Done:
+		kind = corev1.EventTypeNormal
+	case report.Kept:
+		reason = rollout.EventKept
 	}
 	if err := i.Cluster.Event(ctx, kind, reason, report.Message); err != nil {
 		klog.ErrorS(err, "Could not write the event")

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/klog/v2"
 
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
@@ -109,8 +109,8 @@ func (i *Installer) reportRollback(ctx context.Context, s State) (*rollout.Repor
 	return &report, nil
 }
 
-// retryRequested reports whether somebody has requested to try the failed attempt again. A Node
-// that lost its label, or was registered again, says nothing.
+// retryRequested reports whether a retry of the failed attempt was requested. A Node that lost
+// its label, or was registered again, requests nothing.
 func (i *Installer) retryRequested(ctx context.Context, entry *journal.Entry) (bool, error) {
 	if !entry.Marked {
 		return false, nil
@@ -126,16 +126,12 @@ func (i *Installer) retryRequested(ctx context.Context, entry *journal.Entry) (b
 // change was rolled back.
 func (i *Installer) oldKubelet(ctx context.Context, entry *journal.Entry) (rollout.Kubelet, error) {
 	now := rollout.Kubelet{}
-	unit, err := i.Systemd.Unit(ctx, rollout.KubeletUnit)
-	if err != nil {
-		return now, err
-	}
-	if !unit.Running() {
+	unit, process, running := i.kubelet(ctx)
+	switch {
+	case running.Err() != nil:
+		return now, running.Err()
+	case running.IsNo():
 		return now, fmt.Errorf("%w: %s (%s)", errNotRunning, unit.Active, unit.Sub)
-	}
-	process, err := i.Root.Process(unit.MainPID)
-	if err != nil {
-		return now, err
 	}
 	now.SHA256, now.Path = process.SHA256, entry.Before.Path
 	upgraded := i.store().Upgraded(entry, process)
@@ -167,16 +163,11 @@ func (i *Installer) waitForOldKubelet(ctx context.Context, entry *journal.Entry)
 		return
 	}
 	i.waitedForOldKubelet = true
-	deadline := time.Now().Add(i.Recovery)
-	for {
-		_, err := i.oldKubelet(ctx, entry)
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			klog.ErrorS(err, "The old kubelet is not healthy", "waited", i.Recovery)
-			return
-		}
-		time.Sleep(i.Poll)
+	var unhealthy error
+	if err := wait.PollUntilContextTimeout(ctx, i.Poll, i.Recovery, true, func(ctx context.Context) (bool, error) {
+		_, unhealthy = i.oldKubelet(ctx, entry)
+		return unhealthy == nil, nil
+	}); err != nil {
+		klog.ErrorS(unhealthy, "The old kubelet is not healthy", "waited", i.Recovery)
 	}
 }

@@ -3,16 +3,9 @@ package node
 import (
 	"context"
 
-	corev1 "k8s.io/api/core/v1"
-
+	"kubelet-guard.io/cmd/guard-installer/internal/cluster"
 	"kubelet-guard.io/pkg/rollout"
 )
-
-// inLine is a node that waits for nothing but a slot.
-type inLine struct {
-	node   *corev1.Node
-	report rollout.Report
-}
 
 // queueForSlot requests a slot for a node that was inspected before. It is inspected again
 // when it is its turn.
@@ -22,8 +15,7 @@ func (i *Installer) queueForSlot(ctx context.Context, s State) (*rollout.Report,
 		return nil, err
 	}
 	if i.turn = turn; !turn.Slot {
-		i.inLine.report.Message = turn.WaitReason
-		return &i.inLine.report, nil
+		return i.waiting(s.inLine, turn), nil
 	}
 	i.inLine, i.queried = nil, true
 	return nil, nil
@@ -38,10 +30,14 @@ func (i *Installer) takeSlot(ctx context.Context, s State) (_ *rollout.Report, e
 
 // waitForSlot puts a node that can be changed into the line.
 func (i *Installer) waitForSlot(_ context.Context, s State) (*rollout.Report, error) {
-	report := i.reportOn(s.view)
-	report.Phase, report.Message = rollout.Waiting, s.turn.WaitReason
 	if !s.refuses() {
-		i.inLine = &inLine{node: s.view.node, report: report}
+		i.inLine = s.view
 	}
-	return &report, nil
+	return i.waiting(s.view, s.turn), nil
+}
+
+func (i *Installer) waiting(v *view, turn cluster.Turn) *rollout.Report {
+	report := i.reportOn(v)
+	report.Phase, report.Message = rollout.Waiting, turn.WaitReason
+	return &report
 }

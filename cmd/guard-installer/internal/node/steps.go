@@ -6,7 +6,6 @@ import (
 	"errors"
 	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -37,7 +36,7 @@ var table = []row{
 	{name: "another installer runs on the node", when: func(s State) bool { return s.other != "" }, step: (*Installer).yieldToOwner},
 
 	// A node that has what was requested is not changed any more.
-	{name: "done, and the kubelet was started again", when: func(s State) bool { return s.finished != nil && s.guarded() && s.queryIsDue() }, step: (*Installer).queryMode},
+	{name: "done, and the kubelet was started again", when: func(s State) bool { return s.finished != nil && s.target.Guarded() && s.queryIsDue() }, step: (*Installer).queryMode},
 	{name: "done", when: func(s State) bool { return s.finished != nil }, step: (*Installer).watch},
 	{name: "inspected a while ago, to observe", when: func(s State) bool { return s.isObserved() }, step: (*Installer).inspectLater},
 	{name: "the journal cannot be read", when: func(s State) bool { return s.journalErr != nil }, step: (*Installer).refuse},
@@ -45,9 +44,13 @@ var table = []row{
 	// A change that has started is finished, whatever is requested now.
 	{name: "a change that could not be finished", when: func(s State) bool { return s.switching() && s.now.Before(s.nextTry) }, step: (*Installer).retryLater},
 	{name: "a change that failed", when: func(s State) bool { return s.switching() && s.failed() != nil }, step: (*Installer).rollBackOrKeep},
-	{name: "a change without its timer", when: func(s State) bool { return s.switching() && s.prepared() && s.timer.IsNo() }, step: (*Installer).startRollbackTimer},
-	{name: "a change before the restart", when: func(s State) bool { return s.switching() && s.armed() && s.isExchanged().IsNo() }, step: (*Installer).exchange},
-	{name: "a change after the restart", when: func(s State) bool { return s.switching() && s.armed() && s.isExchanged().IsYes() }, step: (*Installer).verify},
+	{name: "a change without its timer", when: func(s State) bool { return s.switching() && s.prepared().IsYes() && s.timer.IsNo() }, step: (*Installer).startRollbackTimer},
+	{name: "a change before the restart", when: func(s State) bool {
+		return s.switching() && s.prepared().And(s.timer).IsYes() && s.isExchanged().IsNo()
+	}, step: (*Installer).exchange},
+	{name: "a change after the restart", when: func(s State) bool {
+		return s.switching() && s.prepared().And(s.timer).IsYes() && s.isExchanged().IsYes()
+	}, step: (*Installer).verify},
 	{name: "a change of which too little is known", when: func(s State) bool { return s.switching() }, step: (*Installer).retry},
 	{name: "units of a change are left", when: func(s State) bool { return s.units && !s.keepsUnits }, step: (*Installer).removeUnits},
 
@@ -55,8 +58,12 @@ var table = []row{
 	{name: "it is not known whose node this is", when: func(s State) bool { return !s.claimed }, step: (*Installer).findOwnerPool},
 	{name: "rolled back", when: func(s State) bool { return s.ended(journal.RolledBack) }, step: (*Installer).reportRollback},
 	{name: "kept in place", when: func(s State) bool { return s.ended(journal.Confirmed) && s.entry.Kept() }, step: (*Installer).reportKept},
-	{name: "confirmed, and the mode is not known", when: func(s State) bool { return s.confirmed().IsYes() && s.guarded() && !s.modeKnown() }, step: (*Installer).queryMode},
-	{name: "confirmed", when: func(s State) bool { return s.confirmed().IsYes() && (!s.guarded() || s.mode.IsYes() || s.verified) }, step: (*Installer).reportDone},
+	{name: "confirmed, and the mode is not known", when: func(s State) bool {
+		return s.confirmed().IsYes() && s.target.Guarded() && !s.verified && s.process.PID != s.modeOf
+	}, step: (*Installer).queryMode},
+	{name: "confirmed", when: func(s State) bool {
+		return s.confirmed().IsYes() && (!s.target.Guarded() || s.mode.IsYes() || s.verified)
+	}, step: (*Installer).reportDone},
 	{name: "confirmed, and too little is known", when: func(s State) bool { return s.confirmed().Err() != nil }, step: (*Installer).retry},
 
 	// The request.
@@ -169,7 +176,7 @@ type remembered struct {
 	stuck      rollout.Report
 	nextTry    time.Time
 	// inLine is the node while it waits for nothing but a slot, turn the last response.
-	inLine *inLine
+	inLine *view
 	turn   cluster.Turn
 }
 
@@ -216,8 +223,6 @@ func (i *Installer) observe(ctx context.Context) (s State, err error) {
 	return s, nil
 }
 
-func (s State) guarded() bool { return s.target.Guarded() }
-
 func (s State) isObserved() bool { return s.observed != nil && s.now.Before(s.observedUntil) }
 
 // queryIsDue reports whether a kubelet runs that was not queried for its mode. One that does
@@ -250,9 +255,7 @@ func (s State) unmodified() answer.Answer {
 }
 
 // prepared: the change can go on where it was interrupted, but for its timer.
-func (s State) prepared() bool { return s.sameBoot.And(s.unmodified()).IsYes() }
-
-func (s State) armed() bool { return s.prepared() && s.timer.IsYes() }
+func (s State) prepared() answer.Answer { return s.sameBoot.And(s.unmodified()) }
 
 // isExchanged: the kubelet was restarted since the drop-in was changed. One that does not
 // run was.
@@ -293,8 +296,6 @@ func (s State) confirmed() answer.Answer {
 	return s.converged()
 }
 
-func (s State) modeKnown() bool { return s.verified || s.process.PID == s.modeOf }
-
 // unknown is what keeps the installer from a decision.
 func (s State) unknown() error {
 	switch {
@@ -318,7 +319,7 @@ func (s State) matches() bool {
 	if !v.complete || !ptr.Equal(v.dropIn, v.wanted) && !s.onlyUnitChanged() {
 		return false
 	}
-	if !s.guarded() {
+	if !s.target.Guarded() {
 		return !v.answer.Guarded && !v.guardFlag && !v.command.HasGuard()
 	}
 	return v.unit.Running() && v.process.SHA256 == v.offered.SHA256 && v.answer.Guarded && v.answer.Mode == s.target.Mode()
@@ -327,7 +328,7 @@ func (s State) matches() bool {
 // onlyUnitChanged reports whether the drop-in differs from what the request wants by the
 // command of the unit alone, which was changed after the request was done.
 func (s State) onlyUnitChanged() bool {
-	v := s.view
-	return s.ended(journal.Confirmed) && !s.entry.Kept() && v.dropIn != nil && v.wanted != nil && ptr.Equal(v.dropIn, s.entry.Wanted) &&
-		strings.Contains(*v.dropIn, v.program+" ") && strings.Contains(*v.dropIn, unit.GuardFlag+"="+v.config+"\n")
+	program, config := parseDropIn(s.view.dropIn)
+	return s.ended(journal.Confirmed) && !s.entry.Kept() && s.view.wanted != nil && ptr.Equal(s.view.dropIn, s.entry.Wanted) &&
+		program == s.view.program && config == s.view.config
 }

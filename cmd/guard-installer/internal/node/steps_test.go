@@ -68,7 +68,7 @@ func TestTheTable(t *testing.T) {
 		"confirmed, and the mode is not known":  entry(journal.Confirmed, func(s *State) { s.modeOf = 6 }),
 		"confirmed":                             entry(journal.Confirmed, func(*State) {}),
 		"confirmed, and too little is known":    entry(journal.Confirmed, func(s *State) { s.running = unknown }),
-		"in line for a slot":                    found(func(s *State) { s.inLine, s.view = &inLine{}, nil }),
+		"in line for a slot":                    found(func(s *State) { s.inLine, s.view = &view{}, nil }),
 		"not inspected":                         found(func(s *State) { s.view = nil }),
 		"inspected, to observe":                 found(func(s *State) { s.target = rollout.Observe }),
 		"it has what is requested":              found(matches),

@@ -27,9 +27,9 @@ const (
 	// unclearFor is how long the reason of a stop is waited for. A status that the kubelet
 	// writes is back from the API server within a second or two.
 	unclearFor = 8 * time.Second
-	// askReady and askUnready are how many looks at the node there are for one question to
+	// queryReady and queryUnready are how many checks of the node there are for one query of
 	// the API server, while it reports that the node is ready and while it does not.
-	askReady, askUnready = 5, 2
+	queryReady, queryUnready = 5, 2
 )
 
 // failure is what was found wrong.
@@ -43,7 +43,7 @@ type failure struct {
 	definite bool
 }
 
-// verifier looks at a node until it is healthy, or certainly not.
+// verifier checks a node until it is healthy, or certainly not.
 type verifier struct {
 	*Installer
 	entry *journal.Entry
@@ -65,10 +65,10 @@ type verifier struct {
 	// known yet. The clock of the node may be set at any time, so only another one is new.
 	heartbeat *time.Time
 	// heard: the API server has heard from the kubelet since. notReady is what was wrong
-	// with the node by the API server, at askedNode; nil for nothing.
-	heard     bool
-	notReady  *failure
-	askedNode time.Time
+	// with the node by the API server, at queriedNode; nil for nothing.
+	heard       bool
+	notReady    *failure
+	queriedNode time.Time
 }
 
 func (i *Installer) verifier(entry *journal.Entry, stoppedBefore int) *verifier {
@@ -103,7 +103,7 @@ func (i *Installer) verify(ctx context.Context, s State) (*rollout.Report, error
 // run returns what is wrong with the kubelet, and nil when it was healthy for as long as the
 // request says. ended is how many containers have ended for reasons of their own.
 //
-// It checks until the settle time of the kubelet is over, and the fate of each container
+// It checks until the settle time of the kubelet has ended, and the fate of each container
 // is clear. Only the kubelet restarts the settle time: containers come and go.
 func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 	entry := v.entry
@@ -124,16 +124,15 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 		healthySince = time.Time{}
 	}
 	for {
-		began := time.Now()
-		looked := v.check(ctx)
+		started := time.Now()
+		found, containers, process := v.check(ctx)
 		if ctx.Err() != nil {
-			return overdue(entry, last, restarts, restartedBy), 0 // the last look was cut off
+			return overdue(entry, last, restarts, restartedBy), 0 // the last check was cut off
 		}
-		if looked.process != pid && pid != 0 {
+		if process != pid && pid != 0 {
 			restart("the kubelet was started again")
 		}
-		pid = looked.process
-		found := looked.kubelet
+		pid = process
 		if found != nil {
 			restart(found.message)
 		} else {
@@ -141,10 +140,10 @@ func (v *verifier) run(ctx context.Context) (found *failure, ended int) {
 				healthySince = time.Now()
 				klog.InfoS("The kubelet is healthy", "pid", pid, "settles", entry.Settle)
 			}
-			found = looked.containers
+			found = containers
 			if found == nil && time.Since(healthySince) >= entry.Settle {
-				if v.askedNode.Before(began) {
-					v.askNode(ctx)
+				if v.queriedNode.Before(started) {
+					v.queryNode(ctx)
 				}
 				if found = v.notReady; found != nil {
 					restart(found.message)
@@ -201,27 +200,20 @@ func overdue(entry *journal.Entry, last *failure, restarts int, restartedBy stri
 	return &found
 }
 
-// look is what one look has found: what is wrong with the kubelet, and with containers;
-// nil for nothing.
-type checked struct {
-	kubelet, containers *failure
-	process             int
-}
-
-func (v *verifier) check(ctx context.Context) checked {
-	// Containers first: what the kubelet has stopped by now, it has counted when it is asked.
+// check returns what is wrong with the kubelet, and with containers; nil for nothing.
+func (v *verifier) check(ctx context.Context) (kubelet, containers *failure, process int) {
+	// Containers first: what the kubelet has stopped by now, it has counted when it is queried.
 	running, err := v.Running(ctx, v.entry.Runtime)
-	found, answer, process := v.checkKubelet(ctx)
-	switch {
-	case err != nil:
-		return checked{found, &failure{reason: rollout.ReasonRuntime, message: err.Error()}, process}
-	case found != nil:
-		return checked{found, nil, process}
+	kubelet, answer, process := v.checkKubelet(ctx)
+	if err != nil {
+		containers = &failure{reason: rollout.ReasonRuntime, message: err.Error()}
+	} else if kubelet == nil {
+		containers = v.checkContainers(ctx, running, answer)
 	}
-	return checked{nil, v.checkContainers(ctx, running, answer), process}
+	return kubelet, containers, process
 }
 
-// checkKubelet looks at the kubelet once. It returns what is wrong, its answer, and its
+// checkKubelet checks the kubelet once. It returns what is wrong, its response, and its
 // process.
 func (v *verifier) checkKubelet(ctx context.Context) (*failure, kubelet.Answer, int) {
 	var answer kubelet.Answer
@@ -269,24 +261,24 @@ func (v *verifier) checkKubelet(ctx context.Context) (*failure, kubelet.Answer, 
 		v.broken = "the kubelet was started again"
 	}
 	v.process = process.PID
-	looks := askReady
+	checks := queryReady
 	if v.notReady != nil {
-		looks = askUnready
+		checks = queryUnready
 	}
-	if v.askedNode.IsZero() || time.Since(v.askedNode) >= time.Duration(looks)*v.Poll {
-		v.askNode(ctx)
+	if v.queriedNode.IsZero() || time.Since(v.queriedNode) >= time.Duration(checks)*v.Poll {
+		v.queryNode(ctx)
 	}
 	return v.notReady, answer, process.PID
 }
 
-// askNode asks the API server whether the node is ready, and notes the answer.
-func (v *verifier) askNode(ctx context.Context) {
-	v.askedNode = time.Now()
+// queryNode queries the API server whether the node is ready, and notes the response.
+func (v *verifier) queryNode(ctx context.Context) {
+	v.queriedNode = time.Now()
 	v.notReady = v.checkNode(ctx, v.entry.Kubelet.Version)
 }
 
-// checkNode asks whether the API server hears from the kubelet. Once it has heard from it
-// since the change, that is not asked again: a later answer says no more.
+// checkNode checks whether the API server hears from the kubelet. Once it has heard from it
+// since the change, that is not queried again: a later response has no more.
 func (v *verifier) checkNode(ctx context.Context, version string) *failure {
 	wrong := func(format string, arguments ...any) *failure {
 		return &failure{reason: rollout.ReasonNotReady, message: fmt.Sprintf(format, arguments...)}
@@ -315,8 +307,8 @@ func (v *verifier) checkNode(ctx context.Context, version string) *failure {
 }
 
 // noteHeartbeat reads the last heartbeat of the kubelet that ran before. An API server that
-// does not respond delays no look at the new one: the first heartbeat that is read later
-// counts as that of before.
+// does not respond delays no check of the new one: the first heartbeat that is read later
+// counts as the previous one.
 func (v *verifier) noteHeartbeat(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -444,7 +436,7 @@ func (v *verifier) evidence(ctx context.Context, missing, running []cri.Containe
 	return e, nil
 }
 
-// foreignRuntime finds out whether the containers that were looked at are those of the kubelet.
+// foreignRuntime finds out whether the containers that were checked are those of the kubelet.
 func (v *verifier) foreignRuntime(ctx context.Context) *failure {
 	pods, err := v.Pods(ctx, v.entry.Address, v.entry.Pin)
 	if err != nil {

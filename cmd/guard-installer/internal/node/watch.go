@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"regexp"
 
 	"k8s.io/utils/ptr"
 
@@ -21,7 +20,7 @@ func (i *Installer) watch(_ context.Context, s State) (*rollout.Report, error) {
 			fmt.Sprintf(format, arguments...), rollout.Namespace), nil
 	}
 	unchanged := s.dropInErr != nil || ptr.Equal(s.dropIn, s.finishedDropIn)
-	if s.running.IsYes() && s.guarded() && s.process.SHA256 != s.finished.Now.SHA256 {
+	if s.running.IsYes() && s.target.Guarded() && s.process.SHA256 != s.finished.Now.SHA256 {
 		unchanged = false
 	}
 	switch {
@@ -44,20 +43,14 @@ func (i *Installer) watch(_ context.Context, s State) (*rollout.Report, error) {
 // change has left, and nothing when it does not, or when it is not known: the kubelet
 // that runs is not touched for it.
 func (i *Installer) unitChanged(files []string, dropIn *string) string {
-	if dropIn == nil {
-		return ""
-	}
+	program, configuration := parseDropIn(dropIn)
 	judged := unit.Judge(files, rollout.DropIn, i.Root.Read)
-	names := ofDropIn.FindStringSubmatch(*dropIn)
-	if !judged.Understood() || names == nil {
+	if !judged.Understood() || program == "" {
 		return ""
 	}
-	now, err := unit.DropIn(judged.Command, names[1], names[2])
+	now, err := unit.DropIn(judged.Command, program, configuration)
 	if err != nil {
 		return ""
 	}
 	return unit.Difference([]byte(*dropIn), now)
 }
-
-// ofDropIn finds the program and the configuration that one of our drop-ins names.
-var ofDropIn = regexp.MustCompile(`(?m)^ExecStart=[^/\n]*(` + regexp.QuoteMeta(rollout.InstallDir) + `/\S+) (?:.* )?` + regexp.QuoteMeta(unit.GuardFlag) + `=(\S+)$`)

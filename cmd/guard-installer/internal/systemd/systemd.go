@@ -3,6 +3,7 @@
 package systemd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ type Unit struct {
 	// MainPID is 0 when no process runs.
 	MainPID int
 	// Restarts is how often systemd has started the service again by itself since
-	// somebody started it.
+	// it was started by a job.
 	Restarts uint32
 	// NeedsReload: a file has changed since systemd read it.
 	NeedsReload bool
@@ -161,38 +162,36 @@ func (m Manager) Queue(ctx context.Context, name string) error {
 // until it has ended well.
 func (m Manager) Start(ctx context.Context, name string) error {
 	return m.do(ctx, "start "+name, 2*jobTimeout, func(ctx context.Context, c *dbus.Conn) error {
-		results := make(chan string, 1)
-		if _, err := c.StartUnitContext(ctx, name, "replace", results); err != nil {
-			return err
-		}
-		select {
-		case result := <-results:
-			return jobError(result)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		result, err := job(ctx, name, c.StartUnitContext)
+		return cmp.Or(err, jobError(result))
 	})
 }
 
 // Stop stops a unit. One that does not exist is stopped.
 func (m Manager) Stop(ctx context.Context, name string) error {
 	err := m.do(ctx, "stop "+name, jobTimeout, func(ctx context.Context, c *dbus.Conn) error {
-		results := make(chan string, 1)
-		if _, err := c.StopUnitContext(ctx, name, "replace", results); err != nil {
-			return err
-		}
-		select {
-		case <-results:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		_, err := job(ctx, name, c.StopUnitContext)
+		return err
 	})
 	var missing godbus.Error
 	if errors.As(err, &missing) && missing.Name == "org.freedesktop.systemd1.NoSuchUnit" {
 		return nil
 	}
 	return err
+}
+
+// job starts a job and waits for its result.
+func job(ctx context.Context, name string, start func(context.Context, string, string, chan<- string) (int, error)) (string, error) {
+	results := make(chan string, 1)
+	if _, err := start(ctx, name, "replace", results); err != nil {
+		return "", err
+	}
+	select {
+	case result := <-results:
+		return result, nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }
 
 func jobError(result string) error {

@@ -174,13 +174,7 @@ func RuntimeProcesses(names []string) []string {
 }
 
 func matching(names []string, pattern *regexp.Regexp) []string {
-	var found []string
-	for _, name := range names {
-		if pattern.MatchString(name) {
-			found = append(found, name)
-		}
-	}
-	return found
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !pattern.MatchString(name) })
 }
 
 // Alive returns why a restart of the kubelet would stop containers, by what systemd and
