@@ -81,7 +81,7 @@ func where() string {
 	}
 }
 
-// change is what the installer of a crash test is asked to do.
+// change is the target of the installer of a crash test.
 type change struct {
 	before rollout.Target
 	target rollout.Target
@@ -100,8 +100,8 @@ func (c change) request() rollout.Request {
 	return rollout.Request{Target: c.target, Image: "changed", VerifyTimeout: metav1.Duration{Duration: 150 * time.Millisecond}, Settle: metav1.Duration{Duration: 4 * time.Millisecond}}
 }
 
-// begin returns a world in which the change is about to be made.
-func (c change) begin(t *testing.T) *world {
+// prepare returns a world in which the change is about to be made.
+func (c change) prepare(t *testing.T) *world {
 	w := newWorld(t)
 	if c.before != rollout.Stock {
 		require.Equal(t, rollout.Done, w.run(request(c.before)).Phase)
@@ -214,7 +214,7 @@ func TestAtEveryStepSomebodyElseActs(t *testing.T) {
 			t.Parallel()
 			var places []string
 			synctest.Test(t, func(t *testing.T) {
-				w := c.begin(t)
+				w := c.prepare(t)
 				w.onStep = func(what, where string) error {
 					if place := what + " at " + where; !slices.Contains(places, place) {
 						places = append(places, place)
@@ -262,7 +262,7 @@ func (w *world) attempt(c change) (rollout.Report, error) {
 // disturb makes the change and has the actor act when it gets to the place. Afterwards
 // all faults are gone, and the next installers have to bring the node to an end.
 func (c change) disturb(t *testing.T, a actor, place string) (end rollout.Phase, acted bool) {
-	w := c.begin(t)
+	w := c.prepare(t)
 	due := false
 	w.onStep = func(what, where string) error {
 		due = due || what+" at "+where == place

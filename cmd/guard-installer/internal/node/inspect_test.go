@@ -31,8 +31,7 @@ func TestTheContainerRuntimeInForce(t *testing.T) {
 		"files that have changed": {func(w *world) { w.config.ContainerRuntimeEndpoint = "unix://" + docker; w.configDropIn(own) }, "",
 			"the kubelet runs with the container runtime at unix:///run/containerd/containerd.sock, and its flags and files name unix:///run/own.sock, which have changed since it was started: restart it first"},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			c.prepare(w)
 			installer := w.installer(request(rollout.Audit))
 			asked := map[string]bool{}
@@ -87,8 +86,7 @@ func TestTheChangeCausesNoDiskPressure(t *testing.T) {
 		"a soft threshold": {kubelet.Config{EvictionSoft: map[string]string{"nodefs.available": "100%"}}, "nodefs.available: 100%"},
 		"not understood":   {kubelet.Config{EvictionHard: map[string]string{"nodefs.available": "much"}}, `the kubelet's eviction threshold of nodefs.available: "much" is neither a quantity nor a share`},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			w.config = c.config
 			for _, dir := range []string{"/var/lib/kubelet", "/var/lib/containerd"} {
 				w.file(dir+"/x", "")
@@ -161,8 +159,7 @@ func TestMisfit(t *testing.T) {
 }
 
 func TestAStockKubeletThatDoesNotFitNeedsAYes(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
 		require.NoError(t, w.root.Write("/usr/bin/kubelet", program("version=v1.38.0"), 0o755))
 		report := w.run(request(rollout.Stock))

@@ -33,8 +33,7 @@ func with(r rollout.Request, change func(*rollout.Request)) rollout.Request {
 }
 
 func TestRollOutAndBack(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		fresh := w.tree()
 		running := slices.Clone(w.containers)
 
@@ -153,15 +152,13 @@ func TestWhatIsWrongIsTakenBack(t *testing.T) {
 }
 
 func TestRollBackWithoutTheUnit(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "nostart"))
 		installer := w.installer(request(rollout.Audit))
 		started := false
 		// The unit works when it is tried, and not when it is needed.
 		installer.Systemd = failSecond{w, &started}
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, installer)
 		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
 		assert.Equal(t, stockVersion, word(w.running, "version"))
 	})(t)
@@ -239,8 +236,7 @@ func TestRefusals(t *testing.T) {
 		"no runtime":               {func(w *world) { require.NoError(w.t, w.root.Remove("/run/containerd/containerd.sock")) }, request(rollout.Audit), rollout.ReasonRuntime, "no container runtime found"},
 		"a unit that rolls back and cannot be started": {func(w *world) { w.broken = errors.New("permission denied") }, request(rollout.Audit), rollout.ReasonPreparation, "was tried and does not work: permission denied"},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			c.prepare(w)
 			started, running := w.started, w.running
 			report := w.run(c.request)
@@ -260,7 +256,7 @@ func TestRefusals(t *testing.T) {
 			assert.Equal(t, !passes, w.stopped)
 			assert.False(t, rollout.Marked(w.node))
 
-			// Who only observes tells the same and takes no slot.
+			// An installer that only observes reports the same and takes no slot.
 			if c.request.Target == rollout.Audit && c.reason != rollout.ReasonPreparation {
 				w.slotTaken = false
 				c.request.Target = rollout.Observe
@@ -314,8 +310,7 @@ func TestHeldPodsNeedAYes(t *testing.T) {
 				}
 				return w.ask(ctx, address, pin)
 			}
-			report, err := installer.Step(context.Background())
-			require.NoError(t, err)
+			report = step(t, installer)
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		}))
 	}
@@ -335,8 +330,7 @@ func TestHeldPodsNeedAYes(t *testing.T) {
 }
 
 func TestNothingBeginsWithoutASlotOrWhilePaused(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.slot = false
 		report := w.run(request(rollout.Audit))
 		assert.Equal(t, rollout.Waiting, report.Phase)
@@ -351,44 +345,33 @@ func TestNothingBeginsWithoutASlotOrWhilePaused(t *testing.T) {
 }
 
 func TestContainersMayEndByThemselves(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		installer := w.installer(request(rollout.Audit))
 		// One pod is deleted and one container ends while the node is being verified.
 		w.pods[1].DeletionTimestamp = &metav1.Time{Time: time.Now()}
-		installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-			if w.started == 2 {
-				w.containers = w.containers[:1]
-			}
-			return w.ask(ctx, address, pin)
-		}
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
+		w.whileVerified(installer, func(int) { w.containers = w.containers[:1] })
+		report := step(t, installer)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		assert.Contains(t, report.Message, "2 of the 3 containers that ran before have ended since")
 	})(t)
 }
 
 func TestChangedByHandIsLeftAlone(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		installer := w.installer(request(rollout.Audit))
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, installer)
 		require.Equal(t, rollout.Done, report.Phase)
 
 		// The API server may be away without any consequence.
 		w.away = true
-		report, err = installer.Step(context.Background())
-		require.NoError(t, err)
+		report = step(t, installer)
 		assert.Equal(t, rollout.Done, report.Phase)
 		w.away = false
 
 		require.NoError(t, w.root.Remove(rollout.DropIn))
 		require.NoError(t, w.Reload(context.Background()))
 		require.NoError(t, w.start())
-		report, err = installer.Step(context.Background())
-		require.NoError(t, err)
+		report = step(t, installer)
 		assert.Equal(t, rollout.Refused, report.Phase)
 		assert.Contains(t, report.Message, "somebody has changed kubelet.service")
 		assert.False(t, ready(report))
@@ -413,8 +396,40 @@ func holdsA(w *world) {
 // savesA has the guard protect pod a, and nothing known about whether it holds it.
 func savesA(w *world) { w.file("/var/lib/kubelet/guard/pods/uid-a.pod", "") }
 
+// ends are who ends a change that has failed: its installer, or the timer of one that was
+// killed. With silent, systemd does not respond meanwhile.
+func ends(target rollout.Target, silent bool) map[string]func(w *world) rollout.Report {
+	var silence error
+	if silent {
+		silence = errors.New("the connection was closed")
+	}
+	return map[string]func(w *world) rollout.Report{
+		"the installer": func(w *world) rollout.Report {
+			installer := w.installer(brief(target))
+			running := installer.Running
+			installer.Running = func(ctx context.Context, socket string) ([]cri.Container, error) {
+				if w.started == 2 { // the new one is inspected
+					w.silent = silence
+				}
+				return running(ctx, socket)
+			}
+			report := step(w.t, installer)
+			require.NoError(w.t, installer.writeReport(w.t.Context(), report))
+			return report
+		},
+		"the timer": func(w *world) rollout.Report {
+			require.True(w.t, dies(func() { w.dieAfterRestart().run(brief(target)) }))
+			w.silent = silence
+			_, err := w.rollBack()
+			require.NoError(w.t, err)
+			w.silent = nil
+			return w.run(brief(target))
+		},
+	}
+}
+
 func TestWhatIsHeldIsNotKilledByARollback(t *testing.T) {
-	const notTakenBack = "The change was not rolled back: the guard "
+	const notRolledBack = "The change was not rolled back: the guard "
 	for name, c := range map[string]struct {
 		kubelet []string
 		prepare func(w *world)
@@ -445,17 +460,8 @@ func TestWhatIsHeldIsNotKilledByARollback(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for path, end := range map[string]func(w *world) rollout.Report{
-				"the installer": func(w *world) rollout.Report { return w.run(brief(c.target)) },
-				"the timer": func(w *world) rollout.Report {
-					require.True(t, dies(func() { w.dieAfterRestart().run(brief(c.target)) }))
-					_, err := w.rollBack()
-					require.NoError(t, err)
-					return w.run(brief(c.target))
-				},
-			} {
-				t.Run(path, timeless(func(t *testing.T) {
-					w := newWorld(t)
+			for path, end := range ends(c.target, false) {
+				t.Run(path, inWorld(func(t *testing.T, w *world) {
 					w.image(program(append(c.kubelet, "version="+guardedVersion)...))
 					c.prepare(w)
 					report := end(w)
@@ -470,7 +476,7 @@ func TestWhatIsHeldIsNotKilledByARollback(t *testing.T) {
 					assert.Equal(t, want, report.Reason, report.Message)
 					if c.left == "" {
 						assert.False(t, report.Kept)
-						assert.NotContains(t, report.Message, notTakenBack)
+						assert.NotContains(t, report.Message, notRolledBack)
 						if c.reason != rollout.ReasonNotReady {
 							assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
 						}
@@ -480,7 +486,7 @@ func TestWhatIsHeldIsNotKilledByARollback(t *testing.T) {
 					}
 					assert.Equal(t, rollout.Failed, report.Phase)
 					assert.True(t, report.Kept)
-					assert.Contains(t, report.Message, notTakenBack+c.left)
+					assert.Contains(t, report.Message, notRolledBack+c.left)
 					assert.Contains(t, report.Message, "See kubectl guard holds")
 					assert.Equal(t, guardedVersion, word(w.running, "version"))
 					assert.Equal(t, guard.Enforce, report.Now.Mode)
@@ -494,7 +500,7 @@ func TestWhatIsHeldIsNotKilledByARollback(t *testing.T) {
 	}
 }
 
-// A systemd that does not answer says nothing about what is held.
+// A systemd that does not respond says nothing about what is held.
 func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		kubelet []string
@@ -508,31 +514,8 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 		"nothing listens":                 {[]string{"sick"}, savesA, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for path, end := range map[string]func(w *world) rollout.Report{
-				"the installer": func(w *world) rollout.Report {
-					installer := w.installer(brief(rollout.Enforce))
-					running := installer.Running
-					installer.Running = func(ctx context.Context, socket string) ([]cri.Container, error) {
-						if w.started == 2 { // the new one is inspected
-							w.silent = errors.New("the connection was closed")
-						}
-						return running(ctx, socket)
-					}
-					report, err := installer.Step(context.Background())
-					require.NoError(w.t, err)
-					return report
-				},
-				"the timer": func(w *world) rollout.Report {
-					require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
-					w.silent = errors.New("the connection was closed")
-					_, err := w.rollBack()
-					require.NoError(t, err)
-					w.silent = nil
-					return w.run(brief(rollout.Enforce))
-				},
-			} {
-				t.Run(path, timeless(func(t *testing.T) {
-					w := newWorld(t)
+			for path, end := range ends(rollout.Enforce, true) {
+				t.Run(path, inWorld(func(t *testing.T, w *world) {
 					w.image(program(append(c.kubelet, "guarded", "version="+guardedVersion)...))
 					c.prepare(w)
 					report := end(w)
@@ -646,8 +629,7 @@ func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
 		"another configuration":                   {exempt, nil, true},
 		"another configuration, held before, too": {func(r *rollout.Request) { exempt(r); r.ReleaseHeldUIDs = []types.UID{"uid-a"} }, []guard.PodState{{Namespace: "ns", Name: "a", UID: "uid-a", State: guard.Held}}, false},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			require.Equal(t, rollout.Done, w.run(brief(rollout.Enforce)).Phase)
 			w.held = c.before
 			w.image(program("version="+guardedVersion, "guarded", "kills"))
@@ -656,8 +638,7 @@ func TestWhatTheOldKubeletHoldsAsWellIsNoReasonToLeaveAChange(t *testing.T) {
 				holdsA(w)
 				return w.protected(ctx, address, pin)
 			}
-			report, err := installer.Step(context.Background())
-			require.NoError(t, err)
+			report := step(t, installer)
 			assert.Equal(t, c.left, report.Kept, report.Message)
 			assert.Equal(t, rollout.ReasonContainers, report.Reason)
 		}))
@@ -672,23 +653,18 @@ func TestAnInstallerThatWasAsleepFindsWhatTheTimerHasLeft(t *testing.T) {
 		"healthy":     {[]string{"guarded"}, rollout.Done},
 		"not healthy": {[]string{"guarded", "unhealthy"}, rollout.Failed},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			w.image(program(append(c.words, "version="+guardedVersion)...))
 			holdsA(w)
 			installer := w.installer(brief(rollout.Enforce))
-			slept := false
-			installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-				if w.started == 2 && !slept {
-					slept = true
+			w.whileVerified(installer, func(check int) {
+				if check == 1 {
 					entry, err := w.rollBack()
 					require.NoError(t, err)
 					require.True(t, entry.Kept())
 				}
-				return w.ask(ctx, address, pin)
-			}
-			report, err := installer.Step(context.Background())
-			require.NoError(t, err)
+			})
+			report := step(t, installer)
 			assert.Equal(t, c.want, report.Phase, report.Message)
 			assert.Equal(t, c.want == rollout.Failed, report.Kept)
 			if report.Kept {
@@ -745,13 +721,11 @@ func TestTokenFileOnTheNode(t *testing.T) {
 }
 
 func TestOldKubeletThatIsBrokenTooIsSaid(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "nostart"))
 		installer := w.installer(request(rollout.Audit))
 		installer.Systemd = breaksOld{w}
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, installer)
 		assert.Equal(t, rollout.Failed, report.Phase)
 		assert.Contains(t, report.Message, "The old kubelet was restored and is not healthy: connection refused")
 	})(t)

@@ -88,13 +88,11 @@ func TestInstallersInLineLookTogetherAsOftenAsSlotsGetFree(t *testing.T) {
 }
 
 func TestANodeInLineIsLookedAtAgainWhenItIsItsTurn(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.slot = false
 		installer := w.installer(request(rollout.Audit))
 		step := func() rollout.Report {
-			report, err := installer.Step(t.Context())
-			require.NoError(t, err)
+			report := step(t, installer)
 			require.NoError(t, installer.writeReport(t.Context(), report))
 			return report
 		}
@@ -118,8 +116,7 @@ func TestANodeInLineIsLookedAtAgainWhenItIsItsTurn(t *testing.T) {
 }
 
 func TestANodeThatHasJoinedRefusesWithoutASlot(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.joined = true
 		w.image(program("version=" + stockVersion))
 		report := w.run(request(rollout.Audit))
@@ -160,14 +157,12 @@ func TestTheTaintGoesWhenTheNodeIsGuarded(t *testing.T) {
 
 // A taint that cannot be removed is tried again, with the Node as it is then.
 func TestATaintThatStaysIsTriedAgain(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.node.Spec.Taints = []corev1.Taint{{Key: rollout.UnguardedTaint, Effect: corev1.TaintEffectNoSchedule}}
 		installer := w.installer(request(rollout.Audit))
 		failing := &failingTaint{world: w, failures: 1}
 		installer.Cluster = failing
-		report, err := installer.Step(t.Context())
-		require.NoError(t, err)
+		report := step(t, installer)
 		require.Error(t, installer.writeReport(t.Context(), report))
 		require.NoError(t, installer.writeReport(t.Context(), report))
 		assert.Empty(t, w.node.Spec.Taints)

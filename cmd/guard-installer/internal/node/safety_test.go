@@ -43,21 +43,18 @@ func TestOneInstallerOwnsTheNode(t *testing.T) {
 			first := w.installer(brief(rollout.Audit))
 			second := w.another(brief(rollout.Audit))
 			first.Cluster = between{w, func() {
-				report, err := second.Step(context.Background())
-				require.NoError(t, err)
+				report := step(t, second)
 				assert.Equal(t, rollout.Waiting, report.Phase)
 				assert.Contains(t, report.Message, "Another installer runs on this node: pod installer-1 of pool blue.")
 			}}
-			report, err := first.Step(context.Background())
-			require.NoError(t, err)
+			report := step(t, first)
 			assert.Equal(t, want, report.Phase, report.Message)
 			assert.Equal(t, want == rollout.Done, w.root.Exists(rollout.DropIn))
 			assert.Equal(t, want == rollout.Done, w.is("guarded"))
 
 			// The second one starts when the first has ended.
 			first.disown()
-			report, err = second.Step(context.Background())
-			require.NoError(t, err)
+			report = step(t, second)
 			assert.Equal(t, want, report.Phase, report.Message)
 		}
 	})(t)
@@ -65,15 +62,13 @@ func TestOneInstallerOwnsTheNode(t *testing.T) {
 
 // Where the lock was of no use, nothing that was rolled back gets into its place.
 func TestAChangeThatWasRolledBackIsNotMade(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		first := w.installer(brief(rollout.Audit))
 		first.Cluster = between{w, func() {
 			_, err := w.rollBack()
 			require.NoError(t, err)
 		}}
-		report, err := first.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, first)
 		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
 		assert.False(t, w.root.Exists(rollout.DropIn))
 		assert.Equal(t, 1, w.started, "the old kubelet runs all the time")
@@ -81,8 +76,7 @@ func TestAChangeThatWasRolledBackIsNotMade(t *testing.T) {
 }
 
 func TestADropInThatCameAfterTheRollbackIsRolledBack(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
 		store := journal.Store{Root: w.root}
 		wanted, err := w.root.ReadText(rollout.DropIn)
@@ -126,12 +120,10 @@ func TestAFullDiskKeepsNoRollbackFromItsEnd(t *testing.T) {
 			wanted := with(brief(rollout.Audit), func(r *rollout.Request) { r.Image = "broken" })
 			installer := w.installer(wanted)
 			installer.Systemd = fills{w}
-			report, err := installer.Step(context.Background())
-			require.NoError(t, err)
+			report := step(t, installer)
 			assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
 			for range 3 {
-				report, err = w.installer(wanted).Step(context.Background())
-				require.NoError(t, err)
+				report = step(t, w.installer(wanted))
 				assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
 			}
 			assert.Equal(t, string(old), string(w.running))
@@ -157,8 +149,7 @@ func TestTheTrialDoesWhatARollbackDoes(t *testing.T) {
 			return nil
 		}, "permission denied"},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			w.installer(brief(rollout.Audit))
 			w.onStep = func(what, where string) error {
 				if strings.Contains(where, "RollBackOrTry") {
@@ -190,8 +181,7 @@ func TestTheUnitsAreTriedAgain(t *testing.T) {
 }
 
 func TestAChangeThatGetsToNoEndIsSaid(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
 		w.silent = errors.New("the connection was closed")
 		installer := w.installer(brief(rollout.Audit))
@@ -200,23 +190,20 @@ func TestAChangeThatGetsToNoEndIsSaid(t *testing.T) {
 			require.ErrorContains(t, err, "the connection was closed")
 		}
 		for range 2 {
-			report, err := installer.Step(context.Background())
-			require.NoError(t, err)
+			report := step(t, installer)
 			assert.Equal(t, rollout.Failed, report.Phase)
 			assert.Contains(t, report.Message, "The change of the kubelet is neither confirmed nor rolled back, after 5 tries: the connection was closed. ")
 		}
 		assert.Equal(t, 2, w.started)
 		w.silent, installer.nextTry = nil, time.Time{}
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, installer)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 	})(t)
 }
 
 // A rollback that got halfway must not leave a kubelet that systemd would not start again.
 func TestWhatIsKeptAfterHalfARollbackStays(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "unhealthy"))
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
 		_, err := journal.Store{Root: w.root}.RollBack(context.Background(), refusesReload{w}, "", nil, rollout.ReasonInterrupted, "x")
@@ -237,11 +224,9 @@ func (refusesReload) Reload(context.Context) error { return errors.New("refused"
 
 func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 	for name, restart := range map[string]bool{"the file was changed": false, "the kubelet was restarted with it": true} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			installer := w.installer(request(rollout.Enforce))
-			report, err := installer.Step(context.Background())
-			require.NoError(t, err)
+			report := step(t, installer)
 			require.Equal(t, rollout.Done, report.Phase)
 			entry, err := installer.store().Read()
 			require.NoError(t, err)
@@ -253,8 +238,7 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 			if restart {
 				require.NoError(t, w.start())
 			}
-			report, err = installer.Step(context.Background())
-			require.NoError(t, err)
+			report = step(t, installer)
 			assert.Equal(t, rollout.Refused, report.Phase)
 			assert.Equal(t, rollout.ReasonMode, report.Reason)
 			assert.Contains(t, report.Message, file)
@@ -269,8 +253,7 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 			assert.Equal(t, guard.Enforce, answer.Mode)
 		}))
 	}
-	t.Run("the file is right again, and the kubelet has read the other one", timeless(func(t *testing.T) {
-		w := newWorld(t)
+	t.Run("the file is right again, and the kubelet has read the other one", inWorld(func(t *testing.T, w *world) {
 		installer := w.installer(request(rollout.Enforce))
 		_, err := installer.Step(context.Background())
 		require.NoError(t, err)
@@ -281,8 +264,7 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 		}
 		installer.Ask = audits
 		require.NoError(t, w.start())
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, installer)
 		assert.Equal(t, rollout.Refused, report.Phase)
 		assert.Contains(t, report.Message, "the guard does not run in mode Enforce any more")
 
@@ -297,8 +279,7 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 		require.ErrorContains(t, err, "no answer in time")
 		fresh.Ask = audits
 		started := w.started
-		report, err = fresh.Step(context.Background())
-		require.NoError(t, err)
+		report = step(t, fresh)
 		assert.Equal(t, rollout.ReasonMode, report.Reason, report.Message)
 		assert.Greater(t, w.started, started, "it tries to fix it")
 	}))
@@ -306,16 +287,14 @@ func TestAnotherModeOrConfigurationIsNotDone(t *testing.T) {
 
 func TestACertificateMayBeRotated(t *testing.T) {
 	rotate := func(w *world) { w.certificate = "another" }
-	t.Run("after a rollback", timeless(func(t *testing.T) {
-		w := newWorld(t)
+	t.Run("after a rollback", inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "nostart"))
 		require.Equal(t, rollout.RolledBack, w.run(brief(rollout.Audit)).Phase)
 		rotate(w)
 		report := w.run(brief(rollout.Audit))
 		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
 	}))
-	t.Run("after a change that was left", timeless(func(t *testing.T) {
-		w := newWorld(t)
+	t.Run("after a change that was left", inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "kills"))
 		holdsA(w)
 		require.True(t, w.run(brief(rollout.Enforce)).Kept)
@@ -327,8 +306,7 @@ func TestACertificateMayBeRotated(t *testing.T) {
 }
 
 func TestASoftRebootIsABoot(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
 		store := journal.Store{Root: w.root}
 		entry, err := store.Recover(context.Background(), w, nil)
@@ -349,8 +327,7 @@ func TestASoftRebootIsABoot(t *testing.T) {
 
 // The unit for a boot that comes late asks, as the timer's does.
 func TestARecoveryBesideARunningKubeletAsks(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
 		holdsA(w)
 		w.file("/proc/sys/kernel/random/boot_id", "boot-2\n")
@@ -362,8 +339,7 @@ func TestARecoveryBesideARunningKubeletAsks(t *testing.T) {
 }
 
 func TestTheTimerThatASoftRebootEndedIsStartedAgain(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Audit)) }))
 		w.timer = false
 		armed := false
@@ -372,8 +348,7 @@ func TestTheTimerThatASoftRebootEndedIsStartedAgain(t *testing.T) {
 			armed = armed || w.timer
 			return w.ask(ctx, address, pin)
 		}
-		report, err := installer.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, installer)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 		assert.True(t, armed)
 		assert.False(t, w.timer)
@@ -382,13 +357,13 @@ func TestTheTimerThatASoftRebootEndedIsStartedAgain(t *testing.T) {
 
 func TestAClockThatIsSetEndsNoChange(t *testing.T) {
 	timeless(func(t *testing.T) {
-		began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-		entry := &journal.Entry{Started: began, Deadline: began.Add(time.Minute), Uptime: time.Hour}
+		started := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		entry := &journal.Entry{Started: started, Deadline: started.Add(time.Minute), Uptime: time.Hour}
 		assert.Equal(t, time.Minute, timeLeft(entry, time.Hour), "the clock is years ahead")
 		assert.Equal(t, 20*time.Second, timeLeft(entry, time.Hour+40*time.Second))
 		assert.Negative(t, timeLeft(entry, 2*time.Hour))
 
-		// The clock is set forward between the beginning and the verification.
+		// The clock is set forward between the start and the verification.
 		w := newWorld(t)
 		installer := w.installer(brief(rollout.Audit))
 		installer.Cluster = between{w, func() {
@@ -475,7 +450,7 @@ func TestAClockThatIsSetLeavesTheTimeToStart(t *testing.T) {
 		require.NoError(t, err)
 		w.file(rollout.StateDir+"/journal.json", string(data))
 		installer := w.installer(request(rollout.Audit))
-		w.whileVerified(installer, func(look int) { w.unready = look < 10 })
+		w.whileVerified(installer, func(check int) { w.unready = check < 10 })
 		report := step(t, installer)
 		assert.Equal(t, rollout.Done, report.Phase, report.Message)
 	})
@@ -507,8 +482,7 @@ func TestARecoveryDoesNotWaitForTheLock(t *testing.T) {
 }
 
 func TestAnUpgradeDuringAChangeThatIsRolledBackIsReported(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "nostart"))
 		installer := w.installer(brief(rollout.Audit))
 		installer.Cluster = between{w, func() {
@@ -548,7 +522,7 @@ func (w *world) green(request rollout.Request) *Installer {
 
 func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 	const belongs = "Nothing was changed: the node belongs to pool blue, which selects it as well. A node must be in one pool only"
-	begin := func(t *testing.T) (w *world, green *Installer) {
+	done := func(t *testing.T) (w *world, green *Installer) {
 		w = newWorld(t)
 		w.node.Labels = map[string]string{"x": "y"}
 		w.pools = map[string]rollout.Pool{"blue": w.installer(request(rollout.Audit)).Pool}
@@ -571,11 +545,11 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 		assert.Equal(t, started, w.started)
 	}
 	t.Run("while the other installer runs", timeless(func(t *testing.T) {
-		w, green := begin(t)
+		w, green := done(t)
 		refuses(t, w, green, "Nothing was changed: another installer runs on this node: pod installer-2 of pool blue. ")
 	}))
 	t.Run("after a boot, when it is first", timeless(func(t *testing.T) {
-		w, green := begin(t)
+		w, green := done(t)
 		w.process.disown()
 		w.boot("boot-2")
 		refuses(t, w, green, belongs)
@@ -583,13 +557,13 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
 	}))
 	t.Run("after the Node was registered again", timeless(func(t *testing.T) {
-		w, green := begin(t)
+		w, green := done(t)
 		w.process.disown()
 		w.node.Annotations = nil
 		refuses(t, w, green, belongs)
 	}))
 	t.Run("while the API server is away", timeless(func(t *testing.T) {
-		w, green := begin(t)
+		w, green := done(t)
 		w.process.disown()
 		w.away = true
 		_, err := green.Step(t.Context())
@@ -601,7 +575,7 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 		"until that pool selects it no more": func(w *world) { w.node.Labels["x"] = "z" },
 	} {
 		t.Run(name, timeless(func(t *testing.T) {
-			w, green := begin(t)
+			w, green := done(t)
 			w.process.disown()
 			refuses(t, w, green, belongs)
 			leave(w)
@@ -614,7 +588,7 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 		}))
 	}
 	t.Run("a change of the other that was interrupted", timeless(func(t *testing.T) {
-		w, _ := begin(t)
+		w, _ := done(t)
 		require.True(t, dies(func() { w.dieAfterRestart().run(request(rollout.Enforce)) }))
 		w.process.disown()
 		report := step(t, w.green(request(rollout.Audit)))
@@ -626,8 +600,7 @@ func TestANodeOfTwoPoolsBelongsToTheOneThatHasReported(t *testing.T) {
 
 // What a node is found to run counts when its kubelet has registered with it.
 func TestANodeIsDoneWhenTheAPIServerKnowsItsKubelet(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
 		require.NoError(t, journal.Store{Root: w.root}.Clear())
 		installer := w.installer(request(rollout.Audit))

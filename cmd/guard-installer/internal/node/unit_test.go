@@ -47,8 +47,7 @@ func (w *world) use(u unittest.Unit) {
 
 func TestUnitsAsTheyAre(t *testing.T) {
 	for _, u := range unittest.Units(t) {
-		t.Run(u.Name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(u.Name, inWorld(func(t *testing.T, w *world) {
 			w.use(u)
 			refused := u.Refused
 			if u.Installer != nil {
@@ -99,16 +98,14 @@ func TestARestartThatStopsTheRuntimeIsRefused(t *testing.T) {
 		"a runtime that is part of the kubelet":  {func(u *systemd.Unit) { u.StoppedWith = []string{"containerd.service"} }, "systemd stops containerd.service whenever kubelet.service stops"},
 		"a runtime that the kubelet has started": {func(u *systemd.Unit) { u.ControlGroup = "/system.slice/kubelet.service" }, "containerd-shim run in the control group of kubelet.service"},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			w.file("/proc/77/cgroup", "1:name=systemd:/../../system.slice/kubelet.service\n")
 			w.file("/proc/77/comm", "containerd-shim\n")
 			w.file("/proc/78/cgroup", "0::/../../system.slice/containerd.service\n")
 			w.file("/proc/78/comm", "containerd\n")
 			installer := w.installer(request(rollout.Audit))
 			installer.Systemd = stateful{w, c.change}
-			report, err := installer.Step(context.Background())
-			require.NoError(t, err)
+			report := step(t, installer)
 			assert.Equal(t, rollout.Refused, report.Phase)
 			assert.Equal(t, rollout.ReasonUnit, report.Reason)
 			assert.Contains(t, report.Message, c.want)
@@ -118,8 +115,7 @@ func TestARestartThatStopsTheRuntimeIsRefused(t *testing.T) {
 }
 
 func TestTheKubeletWantsTheUnitOfTheBoot(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		require.NoError(t, w.installer(request(rollout.Audit)).writeUnits("/opt/x", time.Minute))
 		assert.Contains(t, w.tree(), "/etc/systemd/system/kubelet.service.wants/kubelet-guard-recover.service")
 		data, err := w.root.Read("/etc/systemd/system/kubelet-guard-recover.service")
@@ -131,11 +127,9 @@ func TestTheKubeletWantsTheUnitOfTheBoot(t *testing.T) {
 // A unit that somebody changes after the roll-out is reported. Its kubelet is restarted
 // at the next request, and not by an installer that is started again.
 func TestUnitChangedAfterTheRollOut(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		first := w.installer(request(rollout.Audit))
-		report, err := first.Step(context.Background())
-		require.NoError(t, err)
+		report := step(t, first)
 		require.Equal(t, rollout.Done, report.Phase, report.Message)
 
 		w.file(kubeadmFile, "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS $KUBELET_EXTRA_ARGS --v=4\n")
@@ -143,11 +137,9 @@ func TestUnitChangedAfterTheRollOut(t *testing.T) {
 		started := w.started
 		changed := func(i *Installer) {
 			t.Helper()
-			report, err := i.Step(context.Background())
-			require.NoError(t, err)
+			report := step(t, i)
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
-			report, err = i.Step(context.Background())
-			require.NoError(t, err)
+			report = step(t, i)
 			assert.Equal(t, rollout.Done, report.Phase, report.Message)
 			assert.Equal(t, rollout.ReasonUnitChanged, report.Reason)
 			assert.Contains(t, report.Message, "the unit has --v=4 besides")
@@ -157,9 +149,9 @@ func TestUnitChangedAfterTheRollOut(t *testing.T) {
 		changed(w.installer(request(rollout.Audit)))
 		// One that finds the kubelet just starting, as after a boot.
 		booting := w.installer(request(rollout.Audit))
-		looks := 0
+		reads := 0
 		booting.Systemd = stateful{w, func(u *systemd.Unit) {
-			if looks++; looks == 1 {
+			if reads++; reads == 1 {
 				u.Active, u.MainPID = "activating", 0
 			}
 		}}

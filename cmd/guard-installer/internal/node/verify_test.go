@@ -21,14 +21,14 @@ import (
 	"kubelet-guard.io/pkg/rollout"
 )
 
-// whileVerified calls what happens on the node, with the number of the look, before the
-// new kubelet answers.
-func (w *world) whileVerified(installer *Installer, happens func(look int)) {
-	look := 0
+// whileVerified calls what happens on the node, with the number of the check, before the
+// new kubelet responds.
+func (w *world) whileVerified(installer *Installer, happens func(check int)) {
+	check := 0
 	installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
 		if w.started == 2 {
-			look++
-			happens(look)
+			check++
+			happens(check)
 		}
 		return w.ask(ctx, address, pin)
 	}
@@ -47,8 +47,7 @@ func step(t *testing.T, installer *Installer) rollout.Report {
 }
 
 func TestANodeWhereContainersComeAndGoIsVerified(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		for n := range 40 {
 			name := fmt.Sprintf("job-%d", n)
 			w.containers = append(w.containers, cri.Container{ID: name, PodUID: types.UID(name), Namespace: "ns", Pod: name, Name: "main"})
@@ -80,9 +79,9 @@ func TestWhatRestartsTheSettleTimeIsSaid(t *testing.T) {
 		w := newWorld(t)
 		installer := w.installer(brief(rollout.Audit))
 		ask := w.ask
-		looks := 0
+		checks := 0
 		installer.Ask = func(ctx context.Context, address, pin string) (kubelet.Answer, string, error) {
-			if looks++; w.started == 2 && looks%5 == 0 {
+			if checks++; w.started == 2 && checks%5 == 0 {
 				return kubelet.Answer{}, "", fmt.Errorf("healthz says no")
 			}
 			return ask(ctx, address, pin)
@@ -96,23 +95,22 @@ func TestWhatRestartsTheSettleTimeIsSaid(t *testing.T) {
 }
 
 func TestAKubeletThatCannotSettleInTimeIsRolledBackAtOnce(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "sick"))
-		began := time.Now()
+		started := time.Now()
 		report := w.run(with(request(rollout.Audit), func(r *rollout.Request) {
 			r.VerifyTimeout.Duration, r.Settle.Duration = 20*time.Second, 19800*time.Millisecond
 		}))
 		assert.Equal(t, rollout.RolledBack, report.Phase, report.Message)
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason)
-		assert.Less(t, time.Since(began), 10*time.Second)
+		assert.Less(t, time.Since(started), 10*time.Second)
 	})(t)
 }
 
 func TestWhatCountsAsStoppedByTheChange(t *testing.T) {
 	const done, back = rollout.Done, rollout.RolledBack
 	for name, c := range map[string]struct {
-		// happens during the first look at the new kubelet.
+		// happens during the first checks of the new kubelet.
 		happens func(w *world)
 		want    rollout.Phase
 		message string
@@ -181,8 +179,8 @@ func TestWhatCountsAsStoppedByTheChange(t *testing.T) {
 					w.pods[n].Generation, w.pods[n].Spec.Containers = 1, []corev1.Container{{Name: "main", Image: "image:1"}}
 				}
 				installer := w.installer(brief(rollout.Audit))
-				w.whileVerified(installer, func(look int) {
-					if look == 2 {
+				w.whileVerified(installer, func(check int) {
+					if check == 2 {
 						c.happens(w)
 					}
 				})
@@ -197,17 +195,16 @@ func TestWhatCountsAsStoppedByTheChange(t *testing.T) {
 	}
 }
 
-// A resume looks at a kubelet that runs: what it has stopped by then does not count.
+// A resume verifies a kubelet that runs: what it has stopped by then does not count.
 func TestAResumeDoesNotCountEarlierStops(t *testing.T) {
-	timeless(func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(func(t *testing.T, w *world) {
 		w.image(program("version="+guardedVersion, "guarded", "kills"))
 		holdsA(w)
 		require.True(t, w.run(request(rollout.Enforce)).Kept)
 		w.resume()
 		installer := w.installer(request(rollout.Enforce))
-		w.whileVerified(installer, func(look int) {
-			if look == 2 {
+		w.whileVerified(installer, func(check int) {
+			if check == 2 {
 				w.ends("first-a")
 			}
 		})
@@ -223,8 +220,7 @@ func runs(pod *corev1.Pod) {
 }
 
 func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
-	t.Run("before the change", timeless(func(t *testing.T) {
-		w := newWorld(t)
+	t.Run("before the change", inWorld(func(t *testing.T, w *world) {
 		runs(&w.pods[0])
 		w.containers = nil
 		report := w.run(request(rollout.Audit))
@@ -233,8 +229,7 @@ func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
 		assert.Contains(t, report.Message, "/run/containerd/containerd.sock is not the container runtime of the kubelet: it shows 0 containers, and none of the 1 pods that run by the word of the kubelet")
 		assert.Equal(t, 1, w.started)
 	}))
-	t.Run("since the change", timeless(func(t *testing.T) {
-		w := newWorld(t)
+	t.Run("since the change", inWorld(func(t *testing.T, w *world) {
 		w.containers = nil
 		installer := w.installer(brief(rollout.Audit))
 		w.whileVerified(installer, func(int) { runs(&w.pods[0]) })
@@ -242,8 +237,7 @@ func TestTheContainersOfAnotherRuntimeVerifyNothing(t *testing.T) {
 		assert.Equal(t, rollout.RolledBack, report.Phase)
 		assert.Equal(t, rollout.ReasonRuntime, report.Reason)
 	}))
-	t.Run("nothing runs", timeless(func(t *testing.T) {
-		w := newWorld(t)
+	t.Run("nothing runs", inWorld(func(t *testing.T, w *world) {
 		w.containers, w.pods = nil, nil
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Audit)).Phase)
 	}))
@@ -257,8 +251,7 @@ func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
 		"rolled back":   {[]string{"guarded", "nostart"}, false},
 		"kept in place": {[]string{"guarded", "unhealthy"}, true},
 	} {
-		t.Run(name, timeless(func(t *testing.T) {
-			w := newWorld(t)
+		t.Run(name, inWorld(func(t *testing.T, w *world) {
 			w.image(program(append(c.words, "version="+guardedVersion)...))
 			holdsA(w)
 			report := w.run(brief(rollout.Enforce))
@@ -293,7 +286,7 @@ func TestOnlyAResumeOfTheFailedAttemptIsOne(t *testing.T) {
 	}
 }
 
-// The API server is asked seldom while a node settles, but always at the end.
+// The API server is queried seldom while a node settles, but always at the end.
 func TestANodeThatIsNotReadyAtTheEndIsNotDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -301,7 +294,7 @@ func TestANodeThatIsNotReadyAtTheEndIsNotDone(t *testing.T) {
 			r.Settle.Duration, r.VerifyTimeout.Duration = 100*time.Millisecond, 400*time.Millisecond
 		}))
 		installer.Poll = 40 * time.Millisecond // the next question after the settle time
-		w.whileVerified(installer, func(look int) { w.unready = look > 1 })
+		w.whileVerified(installer, func(check int) { w.unready = check > 1 })
 		report := step(t, installer)
 		assert.Equal(t, rollout.RolledBack, report.Phase)
 		assert.Equal(t, rollout.ReasonNotReady, report.Reason)

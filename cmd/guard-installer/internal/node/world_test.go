@@ -135,7 +135,7 @@ type world struct {
 	joined    bool
 	// waiting is how many installers of the pool are not ready.
 	waiting int
-	// asked is how often the API server was asked, slotQueries how often for a slot.
+	// asked is how often the API server was queried, slotQueries how often for a slot.
 	asked       int
 	slotQueries int
 	away        bool
@@ -154,6 +154,11 @@ func timeless(f func(t *testing.T)) func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, f)
 	}
+}
+
+// inWorld is a timeless test of a world of its own.
+func inWorld(f func(t *testing.T, w *world)) func(t *testing.T) {
+	return timeless(func(t *testing.T) { f(t, newWorld(t)) })
 }
 
 func newWorld(t *testing.T) *world {
@@ -262,12 +267,11 @@ func (w *world) another(request rollout.Request) *Installer {
 	}
 }
 
-// run has a new installer work until it has finished, and returns what it tells.
+// run has a new installer work until it has finished, and returns what it reports.
 func (w *world) run(request rollout.Request) rollout.Report {
 	w.t.Helper()
 	installer := w.installer(request)
-	report, err := installer.Step(context.Background())
-	require.NoError(w.t, err)
+	report := step(w.t, installer)
 	require.NoError(w.t, installer.writeReport(context.Background(), report))
 	return report
 }
