@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 )
 
 var ctx = context.Background()
@@ -58,6 +59,25 @@ Drop-When: upstream asks before it kills
 diff --git a/pkg/kubelet/kubelet.go b/pkg/kubelet/kubelet.go
 `), patch)
 	require.NoError(t, f.VerifyPatchesForTest())
+}
+
+func TestProcessesShareTheRepositoryOfACheckout(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	require.NoError(t, os.RemoveAll(f.path("_output")))
+	s, err := f.source(f.upstream(), Guarded)
+	require.NoError(t, err)
+	commits := make([]string, 8)
+	var group errgroup.Group
+	for i := range commits {
+		group.Go(func() (err error) {
+			commits[i], err = f.commit(ctx, s, io.Discard)
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	for _, commit := range commits {
+		require.Equal(t, commits[0], commit)
+	}
 }
 
 // VerifyPatchesForTest verifies without a README.

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // git returns the repository of upstream's files and the patches, _output/git, which has no
@@ -35,17 +36,30 @@ func (r Repo) gitIn(dir string) (g git, remove func(), err error) {
 }
 
 // commit returns the commit of a source, which it makes unless the repository has it. The
-// patches are applied without fuzz.
+// patches are applied without fuzz. Of several processes in this checkout, one at a time does
+// this.
 func (r Repo) commit(ctx context.Context, s source, out io.Writer) (string, error) {
-	ref := "refs/guard/" + s.key()
-	// Its configuration has the identity of commits that a developer makes without one.
-	err := os.MkdirAll(r.git().dir, 0o755)
-	if err == nil {
-		err = r.git().all(ctx, []string{"init", "-q", "--bare"}, []string{"config", "user.name", toolName}, []string{"config", "user.email", toolEmail})
+	if err := os.MkdirAll(r.git().dir, 0o755); err != nil {
+		return "", err
 	}
+	lock, err := os.OpenFile(r.git().dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return "", err
 	}
+	if err := flock(ctx, lock, syscall.LOCK_EX, nil); err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	// The configuration has the identity of commits that a developer makes without one.
+	if err := r.git().all(ctx, []string{"init", "-q", "--bare"}, []string{"config", "user.name", toolName}, []string{"config", "user.email", toolEmail}); err != nil {
+		return "", err
+	}
+	return r.lockedCommit(ctx, s, out)
+}
+
+// lockedCommit is commit in a repository that is locked.
+func (r Repo) lockedCommit(ctx context.Context, s source, out io.Writer) (string, error) {
+	ref := "refs/guard/" + s.key()
 	if commit, err := r.git().run(ctx, "rev-parse", "--verify", "-q", ref); err == nil {
 		return commit, nil
 	}
@@ -54,10 +68,9 @@ func (r Repo) commit(ctx context.Context, s source, out io.Writer) (string, erro
 		make = r.commitStock
 	}
 	commit, err := make(ctx, s, out)
-	if err != nil {
-		return "", err
+	if err == nil {
+		_, err = r.git().run(ctx, "update-ref", ref, commit)
 	}
-	_, err = r.git().run(ctx, "update-ref", ref, commit)
 	return commit, err
 }
 
@@ -87,7 +100,7 @@ func (r Repo) commitStock(ctx context.Context, s source, out io.Writer) (string,
 // commitSeries commits the guard package, the patches and the in-tree tests on top of the
 // stock tree.
 func (r Repo) commitSeries(ctx context.Context, s source, out io.Writer) (string, error) {
-	base, err := r.commit(ctx, s.stock(), out)
+	base, err := r.lockedCommit(ctx, s.stock(), out)
 	if err != nil {
 		return "", err
 	}
