@@ -8,11 +8,18 @@
 //     files are compared with patches/v1.NN/upstream.yaml whenever a tree is
 //     made, and a difference stops the build.
 //   - A tree is complete, and never changes. It is made under another name and then moved
-//     to a path that stands for its content, so that a killed run costs another one
+//     to a path made of a hash of its content, so that a killed run costs another one
 //     and never a kubelet with half of its hooks.
 //   - Patches apply exactly. There is no fuzz, and a patch that is exported again
 //     has the same bytes.
 //   - Same input, same bytes. Binaries carry no time, no path and no host name.
+//
+// # Patches are commits
+//
+// The git repository _output/git has upstream's files of a version as a commit without a
+// parent, and on top of it the guard package, each patch and the in-tree tests. The guarded
+// tree is the last of these commits, and so is the work tree in which patches are edited.
+// An export renders the commits as patches; a rebase carries them all to another version.
 //
 // # What is not made again
 //

@@ -143,7 +143,9 @@ func (e EditTree) compiles(ctx context.Context) error {
 		{"build", "-tags", buildTags, "-mod=readonly"},
 		{"vet", "-directive", "-tags", withoutNotest(buildTags), "-mod=readonly"},
 	} {
-		if text, err := goCommand(ctx, e.Dir(), runtime.GOARCH, append(args, packages...)...).CombinedOutput(); err != nil {
+		if text, err := goCommand(ctx, e.Dir(), runtime.GOARCH, append(args, packages...)...).CombinedOutput(); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
 			return fmt.Errorf("%s: what the series touches does not compile: %w\n%s\nCorrect it there (edit, git commit --fixup, git rebase --autosquash), then run the same command with --finish",
 				e.repo.rel(e.Dir()), err, indent(tail(string(text), 60)))
 		}
