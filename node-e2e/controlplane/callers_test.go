@@ -15,7 +15,6 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -43,7 +42,7 @@ var _ = Describe("the port of the webhook", Label(labelInstall), func() {
 			code, answer := postReview(ctx, test.certificate, review)
 			Expect(code).To(Equal(test.want), "%s: %s", name, answer)
 		}
-		Expect(framework.ErrorOf(getRecord(ctx, uid))).To(MatchError(apierrors.IsNotFound, "is not found"), "record of a pod that does not exist")
+		Expect(framework.ErrorOf(getRecord(ctx, uid))).To(BeNotFound(), "record of a pod that does not exist")
 	}, SpecTimeout(specTimeout))
 })
 

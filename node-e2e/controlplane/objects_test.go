@@ -205,6 +205,9 @@ func awaitGone(ctx context.Context, object metav1.Object) {
 	}).WithTimeout(podStart).ShouldNot(Equal(object.GetUID()), "%s is still there", object.GetName())
 }
 
+// BeNotFound matches the API server's error about an object that is not there.
+func BeNotFound() gomegatypes.GomegaMatcher { return MatchError(apierrors.IsNotFound, "is not found") }
+
 // BeRefused succeeds for the error of a request that a policy or the webhook has
 // refused, with every one of the texts in its message.
 func BeRefused(texts ...string) gomegatypes.GomegaMatcher {
@@ -244,7 +247,7 @@ func createSilentNode(ctx context.Context, labels map[string]string) string {
 	DeferCleanup(func(ctx SpecContext) {
 		stop()
 		<-done
-		Expect(nodes.Delete(ctx, node.Name, metav1.DeleteOptions{})).To(Or(Succeed(), MatchError(apierrors.IsNotFound, "is not found")))
+		Expect(nodes.Delete(ctx, node.Name, metav1.DeleteOptions{})).To(Or(Succeed(), BeNotFound()))
 	}, NodeTimeout(podStart))
 	beat := func(ctx context.Context) error {
 		node.Status.Allocatable = corev1.ResourceList{corev1.ResourcePods: resource.MustParse("1000")}

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
@@ -124,12 +125,26 @@ func counted(ctx context.Context, rule admission.RuleName, before map[admission.
 	return since
 }
 
+// records are the deletions of pods that are recorded.
+func records(c dynamic.Interface) dynamic.ResourceInterface {
+	return c.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions"))
+}
+
 func getRecord(ctx context.Context, uid types.UID) (*guardv1alpha1.PodDeletion, error) {
-	object, err := dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Get(ctx, string(uid), metav1.GetOptions{})
+	object, err := records(dynamicClient).Get(ctx, string(uid), metav1.GetOptions{})
 	if err != nil {
 		return nil, err
 	}
 	return fromUnstructured[guardv1alpha1.PodDeletion](object)
+}
+
+func createRecord(ctx context.Context, c dynamic.Interface, object metav1.ObjectMeta, spec guardv1alpha1.PodDeletionSpec) {
+	GinkgoHelper()
+	framework.Must(records(c).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
+		TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
+		ObjectMeta: object,
+		Spec:       spec,
+	}), metav1.CreateOptions{}))
 }
 
 var _ = Describe("deletion of protected pods", func() {
@@ -141,11 +156,27 @@ var _ = Describe("deletion of protected pods", func() {
 		namespace = newNamespace(ctx, granted)
 		pods = func(c kubernetes.Interface) podDeleter { return c.CoreV1().Pods(namespace) }
 	})
+	// budgeted creates pods of web on a silent node, and a budget that lets as many of
+	// them go as are allowed.
+	budgeted := func(ctx SpecContext, count, allowed int) []*corev1.Pod {
+		GinkgoHelper()
+		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(count)...)
+		createBudget(ctx, namespace, framework.NewBudget("web", "web", count-allowed), allowed)
+		return created
+	}
+	terminatingNames := func(ctx context.Context) []string {
+		names, _ := terminatingPods(ctx, namespace)
+		return names
+	}
+	// awaitRefused waits until the webhook has refused a delete since before.
+	awaitRefused := func(ctx SpecContext, before map[admission.Verdict]int, requestedBy string) {
+		GinkgoHelper()
+		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
+			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the %s", requestedBy)
+	}
 
 	It("is held to the budget, for each who asks", func(ctx SpecContext) {
-		node := createSilentNode(ctx, nil)
-		createSilentPods(ctx, namespace, node, webPods(4)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
+		node := budgeted(ctx, 4, 1)[0].Spec.NodeName
 
 		By("letting one pass")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
@@ -167,7 +198,7 @@ var _ = Describe("deletion of protected pods", func() {
 		By("letting the node end what is terminating, and nothing else")
 		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(BeRefused(spentBudget))
 		Expect(pods(nodeUser(node).client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
-		Expect(framework.ErrorOf(client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{}))).To(MatchError(apierrors.IsNotFound, "is not found"))
+		Expect(framework.ErrorOf(client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{}))).To(BeNotFound())
 	})
 
 	It("leaves pods alone that are not labelled", func(ctx SpecContext) {
@@ -182,8 +213,7 @@ var _ = Describe("deletion of protected pods", func() {
 	})
 
 	It("charges nothing for a dry run", func(ctx SpecContext) {
-		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 1)
+		budgeted(ctx, 2, 1)
 		dry := metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}}
 		before := framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{}))
 		for range 3 {
@@ -193,7 +223,7 @@ var _ = Describe("deletion of protected pods", func() {
 		forced.DryRun = dry.DryRun
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", forced)).To(Succeed())
 		pod := framework.Must(client.CoreV1().Pods(namespace).Get(ctx, "web-0", metav1.GetOptions{}))
-		Expect(framework.ErrorOf(getRecord(ctx, pod.UID))).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a dry run")
+		Expect(framework.ErrorOf(getRecord(ctx, pod.UID))).To(BeNotFound(), "a record of a dry run")
 		after := framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{}))
 		Expect(after.ResourceVersion).To(Equal(before.ResourceVersion), "resource version of the budget")
 		By("giving the answer of a real one")
@@ -202,8 +232,7 @@ var _ = Describe("deletion of protected pods", func() {
 	})
 
 	It("charges a forced delete once, which the API server reviews twice", func(ctx SpecContext) {
-		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 2)
+		created := budgeted(ctx, 4, 2)
 		before, since := decisions(ctx, admission.PodDeletion), time.Now()
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
 		// The second review is made again when it had an old object of the API server's
@@ -222,12 +251,11 @@ var _ = Describe("deletion of protected pods", func() {
 		By("going on until the budget is spent")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", *metav1.NewDeleteOptions(0))).To(Succeed())
 		Expect(pods(ordinary.client()).Delete(ctx, "web-2", *metav1.NewDeleteOptions(0))).To(BeRefused(spentBudget))
-		Expect(framework.ErrorOf(getRecord(ctx, created[2].UID))).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
+		Expect(framework.ErrorOf(getRecord(ctx, created[2].UID))).To(BeNotFound(), "a record of a refused delete")
 	})
 
 	It("shares the budget with evictions, which are charged once", func(ctx SpecContext) {
-		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 2)
+		budgeted(ctx, 4, 2)
 		before, since := decisions(ctx, admission.PodDeletion), time.Now()
 		Expect(evict(ctx, namespace, "web-0", nil)).To(Succeed())
 		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "reviews of the delete that an eviction makes")
@@ -243,8 +271,7 @@ var _ = Describe("deletion of protected pods", func() {
 	})
 
 	It("holds DELETECOLLECTION to the budget, pod by pod", func(ctx SpecContext) {
-		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(5)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 2)
+		budgeted(ctx, 5, 2)
 		before := decisions(ctx, admission.PodDeletion)
 		err := ordinary.client().CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "app=web"})
 		Expect(err).To(BeRefused("pod/web-2 in namespace "+namespace, spentBudget))
@@ -287,8 +314,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("lets exactly 3 of 200 concurrent deletes pass, while a replica of the webhook is killed", func(ctx SpecContext) {
 		const count, allowed = 200, 3
-		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(count)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", count-allowed), allowed)
+		budgeted(ctx, count, allowed)
 		Expect(webhookPods(ctx)).To(HaveLen(webhookReplicas))
 
 		requested := ordinary.client()
@@ -347,27 +373,22 @@ var _ = Describe("deletion of protected pods", func() {
 		awaitWebhook(ctx)
 		second := wave(func() {})
 		Expect(second.refused).To(Equal(count-allowed), "deletes that were refused, of those not terminating; failed: %d", second.failed)
-		terminating, _ = terminatingPods(ctx, namespace)
-		Expect(terminating).To(HaveLen(allowed))
+		Expect(terminatingNames(ctx)).To(HaveLen(allowed))
 		framework.Progress("200 deletes: %d passed, %d refused, %d asked again since their replica was killed", first.passed, first.refused, first.failed)
 	}, SpecTimeout(4*time.Minute))
 
 	It("is held for kubectl delete --all", func(ctx SpecContext) {
-		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
+		budgeted(ctx, 4, 1)
 		answer := ordinary.kubectl(ctx, "delete", "pods", "--all", "-n", namespace, "--wait=false")
 		Expect(answer.Err).To(HaveOccurred())
 		Expect(answer.Stdout).To(ContainSubstring(`pod "web-0" deleted`))
 		Expect(strings.Count(answer.Stderr, "poddisruptionbudget web, which")).To(Equal(3), "%s", answer)
-		terminating, _ := terminatingPods(ctx, namespace)
-		Expect(terminating).To(ConsistOf("web-0"))
+		Expect(terminatingNames(ctx)).To(ConsistOf("web-0"))
 	})
 
 	DescribeTable("is held for kubectl drain",
 		func(ctx SpecContext, refusal string, flags ...string) {
-			node := createSilentNode(ctx, nil)
-			createSilentPods(ctx, namespace, node, webPods(4)...)
-			createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
+			node := budgeted(ctx, 4, 1)[0].Spec.NodeName
 			answer := ordinary.kubectl(ctx, append([]string{"drain", node, "--force", "--timeout=8s"}, flags...)...)
 			Expect(answer.Err).To(HaveOccurred(), "%s", answer)
 			Expect(answer.Stderr).To(ContainSubstring(refusal), "%s", answer)
@@ -380,29 +401,15 @@ var _ = Describe("deletion of protected pods", func() {
 	)
 
 	It("is held for taint eviction, which forgets the pods, and made up for when the budget allows it", func(ctx SpecContext) {
-		node := createSilentNode(ctx, nil)
-		createSilentPods(ctx, namespace, node, webPods(4)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 3), 1)
+		node := budgeted(ctx, 4, 1)[0].Spec.NodeName
 		kubectl(ctx, "taint", "node", node, "spec=broken:NoExecute").ExpectDone()
-		Eventually(ctx, func() []string {
-			terminating, _ := terminatingPods(ctx, namespace)
-			return terminating
-		}).WithTimeout(controllerReaction).Should(HaveLen(1))
-		Consistently(ctx, func() []string {
-			terminating, _ := terminatingPods(ctx, namespace)
-			return terminating
-		}).WithTimeout(controllerQuiet).Should(HaveLen(1))
+		Eventually(ctx, terminatingNames).WithTimeout(controllerReaction).Should(HaveLen(1))
+		Consistently(ctx, terminatingNames).WithTimeout(controllerQuiet).Should(HaveLen(1))
 		By("asking for one pod less")
 		kubectl(ctx, "patch", "poddisruptionbudget", "web", "-n", namespace, "--type=merge", fmt.Sprintf(`--patch={"metadata":{"annotations":{%q:%q}},"spec":{"minAvailable":2}}`,
 			annotationOverride, overrideFor(time.Hour, "one less"))).ExpectDone()
-		Eventually(ctx, func() []string {
-			terminating, _ := terminatingPods(ctx, namespace)
-			return terminating
-		}).WithTimeout(2*controllerReaction).Should(HaveLen(2), "terminating pods, though taint eviction has given up")
-		Consistently(ctx, func() []string {
-			terminating, _ := terminatingPods(ctx, namespace)
-			return terminating
-		}).WithTimeout(controllerQuiet).Should(HaveLen(2))
+		Eventually(ctx, terminatingNames).WithTimeout(2*controllerReaction).Should(HaveLen(2), "terminating pods, though taint eviction has given up")
+		Consistently(ctx, terminatingNames).WithTimeout(controllerQuiet).Should(HaveLen(2))
 	})
 
 	It("passes for the pods of a lost node, and is held in a mass failure", func(ctx SpecContext) {
@@ -421,8 +428,7 @@ var _ = Describe("deletion of protected pods", func() {
 		ordinary.kubectl(ctx, "delete", "pod", "web-mass", "-n", namespace, "--wait=false").
 			ExpectRefused("does not count as lost, since 3 of 3 nodes of the pool of NodeDeletionPolicy " + all + " are not ready")
 		ordinary.kubectl(ctx, "delete", "pod", "web-lost", "-n", namespace, "--wait=false").ExpectDone()
-		terminating, _ := terminatingPods(ctx, namespace)
-		Expect(terminating).To(ConsistOf("web-lost"))
+		Expect(terminatingNames(ctx)).To(ConsistOf("web-lost"))
 	})
 
 	// silentWorkload creates a workload whose one pod is on a silent node and is ready there,
@@ -468,10 +474,9 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		framework.Must(ordinary.client().CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"status":{"phase":"Failed"}}`), metav1.PatchOptions{}, "status"))
-		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
-			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the StatefulSet controller")
+		awaitRefused(ctx, before, "StatefulSet controller")
 		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
-		Expect(framework.ErrorOf(getRecord(ctx, pod.UID))).To(MatchError(apierrors.IsNotFound, "is not found"), "a record of a refused delete")
+		Expect(framework.ErrorOf(getRecord(ctx, pod.UID))).To(BeNotFound(), "a record of a refused delete")
 	}, SpecTimeout(specTimeout))
 
 	It("is held behind a node that was deleted, but not for pods that were not ready", func(ctx SpecContext) {
@@ -487,7 +492,7 @@ var _ = Describe("deletion of protected pods", func() {
 		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
 		By("letting the pod go that was not ready when its node was deleted")
 		framework.Must(client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(`{"status":{"conditions":[{"type":"Ready","status":"False"}]}}`), metav1.PatchOptions{}, "status"))
-		Expect(deleted(ctx)).To(Or(Succeed(), MatchError(apierrors.IsNotFound, "is not found")))
+		Expect(deleted(ctx)).To(Or(Succeed(), BeNotFound()))
 		framework.Must(getRecord(ctx, pod.UID))
 	}, SpecTimeout(specTimeout))
 
@@ -500,14 +505,12 @@ var _ = Describe("deletion of protected pods", func() {
 		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		kubectl(ctx, "label", "node", node, label+"-").ExpectDone()
-		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
-			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the DaemonSet controller")
+		awaitRefused(ctx, before, "DaemonSet controller")
 		Consistently(ctx, sameUID(pod)).WithTimeout(controllerQuiet).Should(Succeed())
 
 		kubectl(ctx, "label", "node", node, label+"="+namespace).ExpectDone()
 		kubectl(ctx, "set", "env", "daemonset/web", "-n", namespace, "REVISION=2").ExpectDone()
-		Eventually(ctx, func() []string { terminating, _ := terminatingPods(ctx, namespace); return terminating }).
-			WithTimeout(controllerReaction).Should(ConsistOf(pod.Name), "the outdated pod")
+		Eventually(ctx, terminatingNames).WithTimeout(controllerReaction).Should(ConsistOf(pod.Name), "the outdated pod")
 	}, SpecTimeout(specTimeout))
 
 	It("is refused to an eviction of a pod labelled always", func(ctx SpecContext) {
@@ -534,15 +537,13 @@ var _ = Describe("deletion of protected pods", func() {
 	})
 
 	It("is held for the garbage collector, when the owner never existed, as after a restore", func(ctx SpecContext) {
-		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
+		created := budgeted(ctx, 2, 0)
 		before := decisions(ctx, admission.PodDeletion)
 		for _, pod := range created {
 			framework.Must(client.CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(
 				`{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":"StatefulSet","name":"web","uid":"00000000-0000-4000-8000-000000000001","controller":true}]}}`), metav1.PatchOptions{}))
 		}
-		Eventually(ctx, func() int { return counted(ctx, admission.PodDeletion, before)[admission.Refused] }).
-			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the garbage collector")
+		awaitRefused(ctx, before, "garbage collector")
 		for _, pod := range created {
 			sameUID(pod)(Default, ctx)
 		}
@@ -588,7 +589,7 @@ var _ = Describe("deletion of protected pods", func() {
 		Expect(framework.Must(getRecord(ctx, lost.UID)).Spec.RequestedBy).To(Equal(controller("namespace-controller").name))
 		Eventually(ctx, func() error {
 			return framework.ErrorOf(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
-		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
+		}).WithTimeout(time.Minute).Should(BeNotFound(), "end of the namespace")
 	}, SpecTimeout(3*time.Minute))
 
 	It("does not hold pods whose namespace is deleted while the webhook is away", Label(labelOutage), Serial, func(ctx SpecContext) {
@@ -607,12 +608,11 @@ var _ = Describe("deletion of protected pods", func() {
 		}).WithTimeout(policyWait).Should(Succeed())
 		Eventually(ctx, func() error {
 			return framework.ErrorOf(client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}))
-		}).WithTimeout(time.Minute).Should(MatchError(apierrors.IsNotFound, "is not found"), "end of the namespace")
+		}).WithTimeout(time.Minute).Should(BeNotFound(), "end of the namespace")
 	}, SpecTimeout(4*time.Minute))
 
 	It("leaves no record of a pod that its node rejected", func(ctx SpecContext) {
-		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
+		created := budgeted(ctx, 2, 0)
 		for _, pod := range created {
 			pod.Status = corev1.PodStatus{Phase: corev1.PodFailed, Reason: "NodeAffinity"}
 			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
@@ -628,16 +628,13 @@ var _ = Describe("deletion of protected pods", func() {
 		markFailed(ctx, namespace, "web-1")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(Succeed())
 		framework.Must(getRecord(ctx, created[1].UID))
-		Expect(framework.ErrorOf(getRecord(ctx, created[0].UID))).To(MatchError(apierrors.IsNotFound, "is not found"))
+		Expect(framework.ErrorOf(getRecord(ctx, created[0].UID))).To(BeNotFound())
 	})
 
 	It("replaces a record that is about to expire", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
-		framework.Must(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
-			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
-			ObjectMeta: metav1.ObjectMeta{Name: string(created[0].UID)},
-			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "web-0", Reason: "by hand", Expires: ptr.To(metav1.NewTime(time.Now().Add(time.Hour)))},
-		}), metav1.CreateOptions{}))
+		createRecord(ctx, dynamicClient, metav1.ObjectMeta{Name: string(created[0].UID)},
+			guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "web-0", Reason: "by hand", Expires: ptr.To(metav1.NewTime(time.Now().Add(time.Hour)))})
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(Succeed())
 		record := framework.Must(getRecord(ctx, created[0].UID))
 		Expect(record.Spec.Reason).To(Equal("deleted with grace period 0"))
@@ -659,7 +656,7 @@ var _ = Describe("deletion of protected pods", func() {
 			}
 		}, NodeTimeout(time.Minute))
 		ordinary.kubectl(ctx, "delete", "pod", "deleted", "-n", namespace, "--force", "--grace-period=0").ExpectDone()
-		Expect(framework.ErrorOf(client.CoreV1().Pods(namespace).Get(ctx, "deleted", metav1.GetOptions{}))).To(MatchError(apierrors.IsNotFound, "is not found"))
+		Expect(framework.ErrorOf(client.CoreV1().Pods(namespace).Get(ctx, "deleted", metav1.GetOptions{}))).To(BeNotFound())
 		record := framework.Must(getRecord(ctx, deleted.UID))
 		Expect(record.Spec).To(And(HaveField("Namespace", namespace), HaveField("Name", "deleted"), HaveField("RequestedBy", "ordinary")))
 		Expect(running(deleted.UID)()).NotTo(BeEmpty(), "nobody has stopped it yet")
@@ -671,36 +668,28 @@ var _ = Describe("deletion of protected pods", func() {
 		Eventually(ctx, running(deleted.UID)).WithTimeout(recordTaken).Should(BeEmpty(), "containers of the deleted pod")
 		Expect(running(kept.UID)()).To(Equal(before), "the other is held")
 		By("releasing the other")
-		framework.Must(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
-			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
-			ObjectMeta: metav1.ObjectMeta{Name: string(kept.UID)},
-			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "kept", Reason: "end of the spec"},
-		}), metav1.CreateOptions{}))
+		createRecord(ctx, dynamicClient, metav1.ObjectMeta{Name: string(kept.UID)},
+			guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "kept", Reason: "end of the spec"})
 		Eventually(ctx, running(kept.UID)).WithTimeout(recordTaken).Should(BeEmpty(), "containers of the released pod")
 	}, SpecTimeout(4*time.Minute))
 
 	It("leaves a record of a forced eviction, and none of one that the budget refuses", func(ctx SpecContext) {
-		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(2)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 1)
+		created := budgeted(ctx, 2, 1)
 		Expect(evict(ctx, namespace, "web-0", metav1.NewDeleteOptions(0))).To(Succeed())
 		Expect(framework.Must(getRecord(ctx, created[0].UID)).Spec.Reason).To(Equal("evicted with grace period 0"))
 		Expect(evict(ctx, namespace, "web-1", metav1.NewDeleteOptions(0))).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
-		Expect(framework.ErrorOf(getRecord(ctx, created[1].UID))).To(MatchError(apierrors.IsNotFound, "is not found"))
+		Expect(framework.ErrorOf(getRecord(ctx, created[1].UID))).To(BeNotFound())
 	})
 
 	It("removes the record of a delete that did not happen", func(ctx SpecContext) {
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
-		framework.Must(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
-			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
-			ObjectMeta: metav1.ObjectMeta{Name: string(created[0].UID), Labels: map[string]string{"app.kubernetes.io/managed-by": "guard-webhook"}},
-			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "web-0", Reason: "as the webhook writes it"},
-		}), metav1.CreateOptions{}))
-		Eventually(ctx, func() error { return framework.ErrorOf(getRecord(ctx, created[0].UID)) }).WithTimeout(3*time.Minute).WithPolling(time.Second).Should(MatchError(apierrors.IsNotFound, "is not found"), "the collector to remove the record")
+		createRecord(ctx, dynamicClient, metav1.ObjectMeta{Name: string(created[0].UID), Labels: map[string]string{"app.kubernetes.io/managed-by": "guard-webhook"}},
+			guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "web-0", Reason: "as the webhook writes it"})
+		Eventually(ctx, func() error { return framework.ErrorOf(getRecord(ctx, created[0].UID)) }).WithTimeout(3*time.Minute).WithPolling(time.Second).Should(BeNotFound(), "the collector to remove the record")
 	}, SpecTimeout(4*time.Minute))
 
 	It("passes by override, with its record", func(ctx SpecContext) {
-		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(1)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
+		created := budgeted(ctx, 1, 0)
 		Expect(pods(overrider.client()).Delete(ctx, "web-0", *metav1.NewDeleteOptions(0))).To(BeRefused())
 		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, annotationOverride, overrideFor(time.Minute, "spec"))
 		framework.Must(overrider.client().CoreV1().Pods(namespace).Patch(ctx, "web-0", types.MergePatchType, patch, metav1.PatchOptions{}))

@@ -81,21 +81,17 @@ var _ = Describe("the role kubelet-guard-protector", Label(labelPolicies), func(
 		namespace := newNamespace(ctx, nil)
 		createPod(ctx, namespace, newPod("web", nil))
 		Expect(patchAs(ctx, releaser, namespace, "merge", `{}`)).To(MatchError(apierrors.IsForbidden, "is forbidden"))
-		records := releaser.dynamic().Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions"))
-		framework.Must(records.Create(ctx, toUnstructured(&guardv1alpha1.PodDeletion{
-			TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.PodDeletionKind},
-			ObjectMeta: metav1.ObjectMeta{Name: "11111111-2222-3333-4444-555555555555"},
-			Spec:       guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "gone", NodeName: "node-a"},
-		}), metav1.CreateOptions{}))
+		const uid = "11111111-2222-3333-4444-555555555555"
+		createRecord(ctx, releaser.dynamic(), metav1.ObjectMeta{Name: uid}, guardv1alpha1.PodDeletionSpec{Namespace: namespace, Name: "gone", NodeName: "node-a"})
 		DeferCleanup(func(ctx context.Context) error {
-			return records.Delete(ctx, "11111111-2222-3333-4444-555555555555", metav1.DeleteOptions{})
+			return records(releaser.dynamic()).Delete(ctx, uid, metav1.DeleteOptions{})
 		})
 		By("finding it by its node, as the node does")
-		node := nodeUser("node-a").dynamic().Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions"))
+		node := records(nodeUser("node-a").dynamic())
 		for name, want := range map[string]int{"node-a": 1, "node-b": 0} {
 			Expect(framework.Must(node.List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name, ResourceVersion: ""})).Items).To(HaveLen(want), name)
 		}
 		By("not changing it")
-		Expect(framework.ErrorOf(dynamicClient.Resource(guardv1alpha1.GroupVersion.WithResource("poddeletions")).Patch(ctx, "11111111-2222-3333-4444-555555555555", types.MergePatchType, []byte(`{"spec":{"nodeName":"node-b"}}`), metav1.PatchOptions{}))).To(MatchError(apierrors.IsInvalid, "is invalid"))
+		Expect(framework.ErrorOf(records(dynamicClient).Patch(ctx, uid, types.MergePatchType, []byte(`{"spec":{"nodeName":"node-b"}}`), metav1.PatchOptions{}))).To(MatchError(apierrors.IsInvalid, "is invalid"))
 	}, SpecTimeout(specTimeout))
 })
