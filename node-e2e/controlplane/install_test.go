@@ -152,6 +152,13 @@ func webhookPods(ctx context.Context) []corev1.Pod {
 	return framework.Must(client.CoreV1().Pods(guardNamespace).List(ctx, metav1.ListOptions{LabelSelector: webhookSelector})).Items
 }
 
+// stopWebhook stops all replicas of the webhook for the rest of the spec.
+func stopWebhook(ctx context.Context) {
+	GinkgoHelper()
+	DeferCleanup(scaleWebhook, webhookReplicas, NodeTimeout(clusterStart))
+	scaleWebhook(ctx, 0)
+}
+
 // scaleWebhook sets the number of replicas and returns when it is reached; with 0,
 // when no pod is left.
 func scaleWebhook(ctx context.Context, replicas int) {

@@ -155,8 +155,7 @@ var _ = Describe("what the alerts are made from", func() {
 
 	It("is in the API server, for calls of the webhook that fail", Label(labelOutage), Serial, func(ctx SpecContext) {
 		namespace := newNamespace(ctx, map[string]string{labelDeletionProtection: "cascading"})
-		DeferCleanup(scaleWebhook, webhookReplicas, NodeTimeout(rolloutWait))
-		scaleWebhook(ctx, 0)
+		stopWebhook(ctx)
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).NotTo(Succeed())
 		found := scrapePath(ctx, "/metrics").Series("apiserver_admission_webhook_rejection_count", map[string]string{"name": "cascading-deletion.kubelet-guard.io", "error_type": "calling_webhook_error"})
 		Expect(found).NotTo(BeEmpty())

@@ -12,12 +12,10 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/client-go/kubernetes"
@@ -34,7 +32,7 @@ const poolLabel = "kubelet-guard-e2e/pool"
 
 // nodeController is the real identity of the controller that deletes nodes whose
 // machines are gone.
-var nodeController = user{name: "system:serviceaccount:kube-system:node-controller", groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system"}}
+var nodeController = controller("node-controller")
 
 // unthrottled is client without the limit that a client puts on itself.
 func (u user) unthrottled() kubernetes.Interface {
@@ -93,27 +91,38 @@ func nodePolicy(name, pool, more string) *unstructured.Unstructured {
 spec: {nodeSelector: {matchLabels: {%s: %s}}, %s}}`, name, poolLabel, pool, more))
 }
 
-// createNodePolicy creates the policy as the ordinary user, and waits until the
-// webhook knows it and, if there are nodes, counts them. At the end of the spec it
-// goes before the nodes.
+// createNodePolicy creates the policy, and waits until the webhook knows it and, if
+// there are nodes, counts them.
 func createNodePolicy(ctx context.Context, policy *unstructured.Unstructured) {
 	GinkgoHelper()
-	framework.Must(ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{}))
-	DeferCleanup(func(ctx SpecContext) {
-		err := dynamicClient.Resource(nodePolicyResource).Delete(ctx, policy.GetName(), metav1.DeleteOptions{})
-		Expect(err).NotTo(HaveOccurred())
-	}, NodeTimeout(podStart))
+	addNodePolicy(ctx, policy)
 	Eventually(ctx, func(g Gomega) {
 		status := nodePolicyStatus(ctx, g, policy.GetName())
 		g.Expect(status.Conditions).NotTo(BeEmpty(), "conditions in the status")
 	}).WithTimeout(cacheWait).Should(Succeed(), "the status of NodeDeletionPolicy %s", policy.GetName())
 }
 
+// addNodePolicy creates the policy as the ordinary user. At the end of the spec it goes
+// before the nodes.
+func addNodePolicy(ctx context.Context, policy *unstructured.Unstructured) {
+	GinkgoHelper()
+	framework.Must(ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{}))
+	DeferCleanup(func(ctx SpecContext) error {
+		return dynamicClient.Resource(nodePolicyResource).Delete(ctx, policy.GetName(), metav1.DeleteOptions{})
+	}, NodeTimeout(podStart))
+}
+
+// awaitReadyNodes waits until the status of the policy says how many nodes are ready.
+func awaitReadyNodes(ctx context.Context, policy string, nodes int) {
+	GinkgoHelper()
+	Eventually(ctx, func(g Gomega) {
+		g.Expect(nodePolicyStatus(ctx, g, policy).ReadyNodes).To(BeEquivalentTo(nodes))
+	}).WithTimeout(cacheWait).Should(Succeed(), "ready nodes in the status")
+}
+
 func nodePolicyStatus(ctx context.Context, g Gomega, name string) guardv1alpha1.NodeDeletionPolicyStatus {
 	read := framework.Try(dynamicClient.Resource(nodePolicyResource).Get(ctx, name, metav1.GetOptions{})).In(g)
-	policy := &guardv1alpha1.NodeDeletionPolicy{}
-	g.Expect(runtime.DefaultUnstructuredConverter.FromUnstructured(read.Object, policy)).To(Succeed())
-	return policy.Status
+	return framework.Try(fromUnstructured[guardv1alpha1.NodeDeletionPolicy](read)).In(g).Status
 }
 
 var _ = Describe("node deletion policies", func() {
@@ -170,9 +179,7 @@ var _ = Describe("node deletion policies", func() {
 		const pool, nodes = "floor", 300
 		createPool(ctx, pool, nodes, nodes)
 		createNodePolicy(ctx, nodePolicy(pool, pool, `minReady: 95%`))
-		Eventually(ctx, func(g Gomega) {
-			g.Expect(nodePolicyStatus(ctx, g, pool).ReadyNodes).To(BeEquivalentTo(nodes))
-		}).WithTimeout(cacheWait).Should(Succeed(), "ready nodes in the status")
+		awaitReadyNodes(ctx, pool, nodes)
 		errs := make([]error, nodes)
 		started := time.Now()
 		clients := []kubernetes.Interface{ordinary.unthrottled(), ordinary.unthrottled()}
@@ -205,12 +212,12 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 		Expect(nodes.Delete(ctx, pool+"-000", dryRun)).To(Succeed())
 		Expect(charged()).To(Equal([]int{0, 0}), "after a dry run")
 
-		framework.Must(client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":["kubelet-guard-e2e/stays"]}}`), metav1.PatchOptions{}))
+		framework.Must(client.CoreV1().Nodes().Patch(ctx, pool+"-000", types.MergePatchType, []byte(`{"metadata":{"finalizers":["kubelet-guard-e2e/stays"]}}`), metav1.PatchOptions{}))
 		for range 3 {
 			Expect(nodes.Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(Succeed())
 		}
 		Expect(charged()).To(Equal([]int{1, 1}), "after three deletions of one node that a finalizer keeps")
-		framework.Must(client.CoreV1().Nodes().Patch(ctx, pool+"-000", "application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}))
+		framework.Must(client.CoreV1().Nodes().Patch(ctx, pool+"-000", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}))
 
 		Expect(nodes.Delete(ctx, pool+"-001", metav1.DeleteOptions{})).To(BeRefused("charge-a keeps 3 nodes of its pool ready, and only 3 are"))
 		Expect(charged()).To(Equal([]int{1, 1}), "after a refusal")
@@ -229,7 +236,7 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 		createPool(ctx, pool, 3, 3)
 		createNodePolicy(ctx, nodePolicy("elsewhere", "elsewhere", "maxDeletions: 0"))
 		Expect(ordinary.client().CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})).To(Succeed())
-		Expect(framework.ErrorOf(client.CoreV1().Nodes().Get(ctx, pool+"-000", metav1.GetOptions{}))).To(Satisfy(apierrors.IsNotFound))
+		Expect(framework.ErrorOf(client.CoreV1().Nodes().Get(ctx, pool+"-000", metav1.GetOptions{}))).To(BeNotFound())
 	}, SpecTimeout(specTimeout))
 
 	It("hold the last ready node with its kubelet", func(ctx SpecContext) {
@@ -264,17 +271,11 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		const pool = "mass"
 		createPool(ctx, pool, 10, 10)
 		createNodePolicy(ctx, nodePolicy(pool, pool, "minReady: 90%"))
-		awaitReady := func(ready int) {
-			GinkgoHelper()
-			Eventually(ctx, func(g Gomega) {
-				g.Expect(nodePolicyStatus(ctx, g, pool).ReadyNodes).To(BeEquivalentTo(ready))
-			}).WithTimeout(cacheWait).Should(Succeed(), "ready nodes in the status")
-		}
-		awaitReady(10)
+		awaitReadyNodes(ctx, pool, 10)
 		as := ordinary.unthrottled().CoreV1().Nodes()
 		Expect(as.Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(Succeed())
 		setReady(ctx, corev1.ConditionUnknown, numbered(pool, 1, 9)...)
-		awaitReady(0)
+		awaitReadyNodes(ctx, pool, 0)
 		var refusal error
 		for _, name := range numbered(pool, 1, 9) {
 			refusal = as.Delete(ctx, name, metav1.DeleteOptions{})
@@ -289,14 +290,14 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 
 		By("two that are dead go when the others are ready again")
 		setReady(ctx, corev1.ConditionTrue, numbered(pool, 3, 8)...)
-		awaitReady(6)
+		awaitReadyNodes(ctx, pool, 6)
 		Expect(nodeController.client().CoreV1().Nodes().Delete(ctx, pool+"-001", metav1.DeleteOptions{})).To(Succeed())
 		Expect(as.Delete(ctx, pool+"-002", metav1.DeleteOptions{})).To(Succeed())
 		Expect(as.Delete(ctx, pool+"-003", metav1.DeleteOptions{})).To(BeRefused("keeps 9 nodes of its pool ready, and only 6 are"), "a ready one")
 
 		By("the next step of the refusal is what it says")
 		setReady(ctx, corev1.ConditionUnknown, numbered(pool, 3, 8)...)
-		awaitReady(0)
+		awaitReadyNodes(ctx, pool, 0)
 		ordinary.followAdvice(ctx, as.Delete(ctx, pool+"-004", metav1.DeleteOptions{}))
 		Expect(as.Delete(ctx, pool+"-004", metav1.DeleteOptions{})).To(Succeed())
 	}, SpecTimeout(specTimeout))
@@ -328,15 +329,11 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		for i, text := range []string{"%s=a", "%s in (a,b)", "%s notin (a,b)", "%s", "!%s", "%s in (,b)"} {
 			selector := framework.Must(metav1.ParseToLabelSelector(fmt.Sprintf(text, key(i)) + "," + poolLabel + "=" + pool))
 			selectors = append(selectors, *selector)
-			content := framework.Must(runtime.DefaultUnstructuredConverter.ToUnstructured(&guardv1alpha1.NodeDeletionPolicy{
+			addNodePolicy(ctx, toUnstructured(&guardv1alpha1.NodeDeletionPolicy{
 				TypeMeta:   metav1.TypeMeta{APIVersion: guardv1alpha1.GroupVersion.String(), Kind: guardv1alpha1.NodeDeletionPolicyKind},
 				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", pool, i)},
 				Spec:       guardv1alpha1.NodeDeletionPolicySpec{NodeSelector: *selector, MaxDeletions: new(int32(9))},
 			}))
-			framework.Must(dynamicClient.Resource(nodePolicyResource).Create(ctx, &unstructured.Unstructured{Object: content}, metav1.CreateOptions{}))
-			DeferCleanup(func(ctx SpecContext) {
-				Expect(dynamicClient.Resource(nodePolicyResource).Delete(ctx, fmt.Sprintf("%s-%d", pool, i), metav1.DeleteOptions{})).To(Succeed())
-			}, NodeTimeout(podStart))
 		}
 		selects := func(i int, set map[string]string) bool {
 			return framework.Must(metav1.LabelSelectorAsSelector(&selectors[i])).Matches(labels.Set(set))
@@ -391,8 +388,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		Expect(refused[true]).To(BeNumerically(">", 10))
 
 		By("stopping the webhook")
-		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
-		scaleWebhook(ctx, 0)
+		stopWebhook(ctx)
 		for name, set := range sets {
 			held := false
 			for i := range selectors {
@@ -410,12 +406,8 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 	It("keep their nodes when somebody takes the label off", Label(labelPolicies), func(ctx SpecContext) {
 		const pool, node = "leaving", "leaving-000"
 		createPool(ctx, pool, 3, 3)
-		policy := fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: %s},
-spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [leaving, staying]}]}, minReady: 100%%}}`, pool, poolLabel))
-		framework.Must(ordinary.dynamic().Resource(nodePolicyResource).Create(ctx, policy, metav1.CreateOptions{}))
-		DeferCleanup(func(ctx SpecContext) {
-			Expect(dynamicClient.Resource(nodePolicyResource).Delete(ctx, pool, metav1.DeleteOptions{})).To(Succeed())
-		}, NodeTimeout(podStart))
+		addNodePolicy(ctx, fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: %s},
+spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [leaving, staying]}]}, minReady: 100%%}}`, pool, poolLabel)))
 		relabel := func(u user, node, value string, subresources ...string) error {
 			return framework.ErrorOf(u.client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, poolLabel, value), metav1.PatchOptions{}, subresources...))
 		}

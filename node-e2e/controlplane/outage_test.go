@@ -93,8 +93,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		}
 
 		By("stopping the webhook")
-		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
-		scaleWebhook(ctx, 0)
+		stopWebhook(ctx)
 		stopped := time.Now()
 		lease := func() (time.Time, error) {
 			lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, cluster.NodeName(), metav1.GetOptions{})

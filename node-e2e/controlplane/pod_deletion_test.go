@@ -595,8 +595,7 @@ var _ = Describe("deletion of protected pods", func() {
 	It("does not hold pods whose namespace is deleted while the webhook is away", Label(labelOutage), Serial, func(ctx SpecContext) {
 		createPod(ctx, namespace, webPod("web-0"))
 		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
-		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
-		scaleWebhook(ctx, 0)
+		stopWebhook(ctx)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`)))
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).
 			To(MatchError(ContainSubstring(`failed calling webhook "protection.kubelet-guard.io"`)))
@@ -698,11 +697,6 @@ var _ = Describe("deletion of protected pods", func() {
 		framework.Must(getRecord(ctx, created[0].UID))
 	})
 })
-
-// controller is the identity of a controller of the controller manager.
-func controller(name string) user {
-	return user{name: "system:serviceaccount:kube-system:" + name, groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system"}}
-}
 
 // markFailed says that a pod has failed, as the pod garbage collector does before it deletes
 // a pod of a node that is lost.

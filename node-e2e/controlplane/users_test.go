@@ -43,8 +43,13 @@ var (
 	// overrider may override as well.
 	overrider = user{name: "overrider", groups: []string{groupEditors, groupOverride}}
 	// autoscaler is the real identity of the HorizontalPodAutoscaler controller.
-	autoscaler = user{name: "system:serviceaccount:kube-system:horizontal-pod-autoscaler", groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system"}}
+	autoscaler = controller("horizontal-pod-autoscaler")
 )
+
+// controller is the identity of a controller of the controller manager.
+func controller(name string) user {
+	return user{name: "system:serviceaccount:kube-system:" + name, groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system"}}
+}
 
 // nodeUser is the kubelet of a node.
 func nodeUser(node string) user {

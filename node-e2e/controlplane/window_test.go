@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
@@ -73,9 +72,7 @@ func createWindow(ctx context.Context, namespace string, object *unstructured.Un
 
 func windowStatus(ctx context.Context, g Gomega, namespace, name string) guardv1alpha1.OperationWindowStatus {
 	read := framework.Try(dynamicClient.Resource(windowResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
-	object := &guardv1alpha1.OperationWindow{}
-	g.Expect(runtime.DefaultUnstructuredConverter.FromUnstructured(read.Object, object)).To(Succeed())
-	return object.Status
+	return framework.Try(fromUnstructured[guardv1alpha1.OperationWindow](read)).In(g).Status
 }
 
 var _ = Describe("operation windows", func() {
@@ -242,8 +239,7 @@ var _ = Describe("operation windows in an outage of the webhook", Label(labelOut
 		for _, namespace := range []string{chosen, other} {
 			createDeployment(ctx, namespace, newDeployment("web", 1, nil))
 		}
-		DeferCleanup(func(ctx SpecContext) { scaleWebhook(ctx, webhookReplicas) }, NodeTimeout(clusterStart))
-		scaleWebhook(ctx, 0)
+		stopWebhook(ctx)
 
 		ordinary.kubectl(ctx, "scale", "-n", chosen, "deployment/web", "--replicas=2").ExpectRefused(`failed calling webhook "operation-window.kubelet-guard.io"`)
 		ordinary.kubectl(ctx, "label", "-n", chosen, "deployment/web", "note=x").ExpectDone()
