@@ -17,7 +17,7 @@ var _ = Describe("the budget of protected pods", func() {
 	BeforeEach(func(ctx SpecContext) {
 		namespace = newNamespace(ctx, granted)
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(3)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 1)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 2), 1)
 	})
 	change := func(ctx SpecContext, as user, patch string) error {
 		return framework.ErrorOf(as.client().PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, []byte(patch), metav1.PatchOptions{}))
@@ -47,7 +47,7 @@ var _ = Describe("the budget of protected pods", func() {
 	})
 
 	It("keeps its pods when a person changes their labels", func(ctx SpecContext) {
-		createBudget(ctx, namespace, framework.NewBudget("other", "other", 1), 0)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("other", "other", 1), 0)
 		Expect(relabel(ctx, ordinary, `{"metadata":{"labels":{"app":null}}}`)).To(BeRefused("the labels of pod/web-0 in namespace "+namespace+" were not changed", "poddisruptionbudget web would not select it any more"))
 		Expect(relabel(ctx, ordinary, `{"metadata":{"labels":{"tier":"front"}}}`)).To(Succeed())
 		By("letting it move from one budget to another, and operators do what they do")

@@ -35,8 +35,6 @@ import (
 )
 
 const (
-	// budgetCount covers the time in which the disruption controller counts pods.
-	budgetCount = 20 * time.Second
 	// controllerReaction covers what a controller does about an event, with the
 	// back-off after a refusal or two.
 	controllerReaction = 30 * time.Second
@@ -66,23 +64,6 @@ func webPods(count int) []*corev1.Pod {
 		pods[i] = webPod(fmt.Sprintf("web-%d", i))
 	}
 	return pods
-}
-
-// createBudget creates a budget and waits until it allows as many disruptions.
-func createBudget(ctx context.Context, namespace string, budget *policyv1.PodDisruptionBudget, allowed int) {
-	GinkgoHelper()
-	framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Create(ctx, budget, metav1.CreateOptions{}))
-	awaitAllowed(ctx, namespace, budget.Name, allowed)
-}
-
-func awaitAllowed(ctx context.Context, namespace, name string, allowed int) {
-	GinkgoHelper()
-	Eventually(ctx, func(g Gomega) {
-		budget := framework.Try(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
-		g.Expect(budget.Status.ObservedGeneration).To(Equal(budget.Generation))
-		g.Expect(budget.Status.DisruptedPods).To(BeEmpty(), "unconfirmed disruptions")
-		g.Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(allowed), "allowed disruptions")
-	}).WithTimeout(budgetCount).Should(Succeed(), "the count of budget %s", name)
 }
 
 // terminatingPods returns the names of the pods of web that are being deleted, and
@@ -161,7 +142,7 @@ var _ = Describe("deletion of protected pods", func() {
 	budgeted := func(ctx SpecContext, count, allowed int) []*corev1.Pod {
 		GinkgoHelper()
 		created := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(count)...)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", count-allowed), allowed)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", count-allowed), allowed)
 		return created
 	}
 	terminatingNames := func(ctx context.Context) []string {
@@ -206,7 +187,7 @@ var _ = Describe("deletion of protected pods", func() {
 		plain := webPod("plain")
 		delete(plain.Labels, labelExplicitDeletion)
 		createSilentPods(ctx, namespace, node, plain)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		Expect(pods(ordinary.client()).Delete(ctx, "plain", metav1.DeleteOptions{})).To(Succeed())
 		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "the webhook is not even asked")
@@ -238,7 +219,7 @@ var _ = Describe("deletion of protected pods", func() {
 		// The second review is made again when it had an old object of the API server's
 		// cache. That one may charge, which the disruption controller corrects.
 		Expect(counted(ctx, admission.PodDeletion, before)).To(And(HaveLen(1), HaveKeyWithValue(admission.Allowed, Or(Equal(2), Equal(3)))), "reviews")
-		awaitAllowed(ctx, namespace, "web", 1)
+		framework.AwaitAllowed(ctx, client, namespace, "web", 1)
 
 		By("writing its record, and that into the audit log")
 		record := framework.Must(getRecord(ctx, created[0].UID))
@@ -263,7 +244,7 @@ var _ = Describe("deletion of protected pods", func() {
 			_, charged := entry.Annotations["pod-deletion.kubelet-guard.io/budget"]
 			return entry.ObjectRef.Subresource == "eviction" && entry.ObjectRef.Name == "web-0" && !charged
 		})
-		awaitAllowed(ctx, namespace, "web", 1)
+		framework.AwaitAllowed(ctx, client, namespace, "web", 1)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(Succeed())
 		By("refusing both once it is spent")
 		Expect(evict(ctx, namespace, "web-2", nil)).To(MatchError(apierrors.IsTooManyRequests, "is too many requests"))
@@ -284,8 +265,8 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("refuses pods of several budgets, as eviction does", func(ctx SpecContext) {
 		createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPods(4)...)
-		createBudget(ctx, namespace, framework.NewBudget("a", "web", 2), 2)
-		createBudget(ctx, namespace, framework.NewBudget("b", "web", 3), 1)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("a", "web", 2), 2)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("b", "web", 3), 1)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("several poddisruptionbudgets select it (a,b)"))
 		Expect(evict(ctx, namespace, "web-0", nil)).To(MatchError(ContainSubstring("more than one PodDisruptionBudget")))
 		By("letting one of them be deleted, and the pod go then")
@@ -300,14 +281,14 @@ var _ = Describe("deletion of protected pods", func() {
 			framework.Must(client.CoreV1().Pods(namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))
 		}
 		budget := framework.NewBudget("web", "web", 2)
-		createBudget(ctx, namespace, budget, 0)
+		framework.CreateBudget(ctx, client, namespace, budget, 0)
 		Eventually(ctx, func(g Gomega) int32 {
 			return framework.Try(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{})).In(g).Status.CurrentHealthy
-		}).WithTimeout(budgetCount).Should(BeEquivalentTo(1), "healthy pods in the budget's count")
+		}).WithTimeout(framework.APILag).Should(BeEquivalentTo(1), "healthy pods in the budget's count")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(BeRefused("needs 2 healthy pods and has 1"))
 		patch := []byte(`{"spec":{"unhealthyPodEvictionPolicy":"AlwaysAllow"}}`)
 		framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{}))
-		awaitAllowed(ctx, namespace, "web", 0)
+		framework.AwaitAllowed(ctx, client, namespace, "web", 0)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
 		Expect(pods(ordinary.client()).Delete(ctx, "web-2", metav1.DeleteOptions{})).To(BeRefused(), "the one that is ready")
 	})
@@ -419,7 +400,7 @@ var _ = Describe("deletion of protected pods", func() {
 		for _, pool := range []string{one, all} {
 			createNodePolicy(ctx, nodePolicy(pool, pool, "maxDeletions: 1, period: 1h"))
 		}
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 2), 0)
 		for node, pod := range map[string]string{one + "-003": "web-lost", all + "-000": "web-mass"} {
 			created := createSilentPods(ctx, namespace, node, webPod(pod))[0]
 			created.Status.Conditions[0].Status = corev1.ConditionFalse
@@ -471,7 +452,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("is held for a StatefulSet, when its pod is only said to have failed", func(ctx SpecContext) {
 		pod := silentWorkload(ctx, statefulSet(createSilentNode(ctx, nil)))
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		framework.Must(ordinary.client().CoreV1().Pods(namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"status":{"phase":"Failed"}}`), metav1.PatchOptions{}, "status"))
 		awaitRefused(ctx, before, "StatefulSet controller")
@@ -502,7 +483,7 @@ var _ = Describe("deletion of protected pods", func() {
 		template := webTemplate()
 		template.Spec.NodeSelector, template.Spec.TerminationGracePeriodSeconds = map[string]string{label: namespace}, ptr.To[int64](600)
 		pod := silentWorkload(ctx, framework.NewDaemonSet("web", template))
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		kubectl(ctx, "label", "node", node, label+"-").ExpectDone()
 		awaitRefused(ctx, before, "DaemonSet controller")
@@ -529,7 +510,7 @@ var _ = Describe("deletion of protected pods", func() {
 				Template: webTemplate(),
 			},
 		}, metav1.CreateOptions{}))
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 1)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 2), 1)
 		Expect(ordinary.client().AppsV1().ReplicaSets(namespace).Delete(ctx, owner.Name, metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)})).To(Succeed())
 		remaining := func() int { _, others := terminatingPods(ctx, namespace); return others }
 		Eventually(ctx, remaining).WithTimeout(controllerReaction).Should(Equal(2))
@@ -553,7 +534,7 @@ var _ = Describe("deletion of protected pods", func() {
 		deployment := newDeployment("web", 3, nil)
 		deployment.Spec.Template = webTemplate()
 		createDeployment(ctx, namespace, deployment)
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 1)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 2), 1)
 		ordinary.kubectl(ctx, "scale", "deployment/web", "-n", namespace, "--replicas=0").ExpectDone()
 		Eventually(ctx, func() int { terminating, others := terminatingPods(ctx, namespace); return len(terminating) + others }).
 			WithTimeout(podStart).Should(BeZero(), "pods of the workload")
@@ -568,7 +549,7 @@ var _ = Describe("deletion of protected pods", func() {
 		createPod(ctx, namespace, ending)
 		lost := createSilentPods(ctx, namespace, createSilentNode(ctx, nil), webPod("lost"))[0]
 		framework.Must(client.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "used"}}, metav1.CreateOptions{}))
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 2), 0)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 2), 0)
 		markFailed(ctx, namespace, "lost")
 
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).
@@ -594,7 +575,7 @@ var _ = Describe("deletion of protected pods", func() {
 
 	It("does not hold pods whose namespace is deleted while the webhook is away", Label(labelOutage), Serial, func(ctx SpecContext) {
 		createPod(ctx, namespace, webPod("web-0"))
-		createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
+		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 1), 0)
 		stopWebhook(ctx)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(MatchError(ContainSubstring(`failed calling webhook "pod-deletion.kubelet-guard.io"`)))
 		Expect(ordinary.client().CoreV1().Namespaces().Delete(ctx, namespace, metav1.DeleteOptions{})).

@@ -55,7 +55,7 @@ var _ = Describe("preemption", func() {
 				delete(victim.Labels, labelExplicitDeletion)
 			}
 			createSilentPods(ctx, namespace, node, victim)
-			createBudget(ctx, namespace, framework.NewBudget("web", "web", 1), 0)
+			framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 1), 0)
 			others := &appsv1.ReplicaSet{
 				ObjectMeta: metav1.ObjectMeta{Name: "other"},
 				Spec:       appsv1.ReplicaSetSpec{Replicas: ptr.To[int32](1), Selector: framework.AppSelector("other"), Template: podTemplate(framework.AppLabels("other"))},

@@ -12,7 +12,6 @@ import (
 	. "github.com/onsi/gomega"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -269,13 +268,7 @@ func newDaemonSet(name string, options ...podOption) *appsv1.DaemonSet {
 // allows so many disruptions.
 func (s *scene) createBudget(ctx context.Context, app string, minAvailable, allowed int) {
 	GinkgoHelper()
-	budgets := client.PolicyV1().PodDisruptionBudgets(s.namespace)
-	framework.Must(budgets.Create(ctx, framework.NewBudget(app, app, minAvailable), metav1.CreateOptions{}))
-	Eventually(ctx, func(g Gomega) {
-		budget := framework.Try(budgets.Get(ctx, app, metav1.GetOptions{})).In(g)
-		g.Expect(budget.Status.ObservedGeneration).To(Equal(budget.Generation))
-		g.Expect(budget.Status.DisruptionsAllowed).To(BeEquivalentTo(allowed), "allowed disruptions")
-	}).WithTimeout(apiLag).Should(Succeed(), "the count of budget %s", app)
+	framework.CreateBudget(ctx, client, s.namespace, framework.NewBudget(app, app, minAvailable), allowed)
 }
 
 // deleteBudgets deletes the budgets of the scene by override, since protected pods may run.
@@ -420,12 +413,7 @@ func awaitGone(ctx context.Context, within time.Duration, subjects ...*subject) 
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
 		for _, s := range subjects {
-			pod, err := client.CoreV1().Pods(s.namespace).Get(ctx, s.name, metav1.GetOptions{})
-			if err == nil {
-				g.Expect(pod.UID).NotTo(Equal(s.uid), "pod %s is still in the API, phase %s, deleted at %v", s, pod.Status.Phase, pod.DeletionTimestamp)
-				continue
-			}
-			g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "read pod %s: %v", s, err)
+			framework.ExpectPodGone(g, ctx, client, s.namespace, s.name, s.uid)
 		}
 	}).WithTimeout(within).Should(Succeed(), "the objects are gone")
 }

@@ -8,7 +8,9 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
@@ -49,6 +51,17 @@ func DeletePods(g gomega.Gomega, ctx context.Context, client kubernetes.Interfac
 		}
 	}
 	g.Expect(pods.Items).To(gomega.BeEmpty(), "pods of the namespace %s", namespace)
+}
+
+// ExpectPodGone checks that the API does not have a pod any more, but at most another one of
+// its name.
+func ExpectPodGone(g gomega.Gomega, ctx context.Context, client kubernetes.Interface, namespace, name string, uid types.UID) {
+	pod, err := client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err == nil {
+		g.Expect(pod.UID).NotTo(gomega.Equal(uid), "pod %s is still in the API, phase %s, deleted at %v", name, pod.Status.Phase, pod.DeletionTimestamp)
+		return
+	}
+	g.Expect(err).To(gomega.MatchError(apierrors.IsNotFound, "is not found"), "read pod %s", name)
 }
 
 // DeleteNamespace deletes a namespace in which nothing runs any more, so it does not wait
@@ -120,4 +133,23 @@ func NewBudget(name, app string, minAvailable int) *policyv1.PodDisruptionBudget
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec:       policyv1.PodDisruptionBudgetSpec{MinAvailable: ptr.To(intstr.FromInt(minAvailable)), Selector: AppSelector(app)},
 	}
+}
+
+// CreateBudget creates a budget and waits until it allows so many disruptions.
+func CreateBudget(ctx context.Context, client kubernetes.Interface, namespace string, budget *policyv1.PodDisruptionBudget, allowed int) {
+	ginkgo.GinkgoHelper()
+	Must(client.PolicyV1().PodDisruptionBudgets(namespace).Create(ctx, budget, metav1.CreateOptions{}))
+	AwaitAllowed(ctx, client, namespace, budget.Name, allowed)
+}
+
+// AwaitAllowed waits until the disruption controller has counted the pods of a budget, and
+// it allows so many disruptions.
+func AwaitAllowed(ctx context.Context, client kubernetes.Interface, namespace, name string, allowed int) {
+	ginkgo.GinkgoHelper()
+	gomega.Eventually(ctx, func(g gomega.Gomega) {
+		budget := Try(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, name, metav1.GetOptions{})).In(g)
+		g.Expect(budget.Status.ObservedGeneration).To(gomega.Equal(budget.Generation))
+		g.Expect(budget.Status.DisruptedPods).To(gomega.BeEmpty(), "unconfirmed disruptions")
+		g.Expect(budget.Status.DisruptionsAllowed).To(gomega.BeEquivalentTo(allowed), "allowed disruptions")
+	}).WithTimeout(APILag).Should(gomega.Succeed(), "the count of budget %s", name)
 }

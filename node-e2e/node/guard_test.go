@@ -200,11 +200,17 @@ func guardPod(ctx context.Context, uid types.UID) (*guard.PodState, error) {
 	return framework.FindGuardPod(list, uid), err
 }
 
+// expectKnown returns what the kubelet says about a protected pod.
+func expectKnown(g Gomega, ctx context.Context, pod *subject) *guard.PodState {
+	found := framework.Try(guardPod(ctx, pod.uid)).In(g)
+	g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+	return found
+}
+
 // expectState checks the state of a pod in GET /guard/pods and the causes of its
 // holds.
 func expectState(g Gomega, ctx context.Context, pod *subject, state guard.State, causes ...guard.Cause) {
-	found := framework.Try(guardPod(ctx, pod.uid)).In(g)
-	g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+	found := expectKnown(g, ctx, pod)
 	g.Expect(found.State).To(Equal(state), "state of pod %s in %s", pod, guard.PodsPath)
 	g.Expect(framework.HeldFor(found)).To(ConsistOf(causes), "causes of pod %s in %s", pod, guard.PodsPath)
 }

@@ -61,8 +61,7 @@ func (s *scene) awaitOrphaned(ctx context.Context, pod *subject) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		pod.expectAlive(g)
-		found := framework.Try(guardPod(ctx, pod.uid)).In(g)
-		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+		found := expectKnown(g, ctx, pod)
 		g.Expect(found.State).To(Equal(guard.Held), "state of pod %s in %s", pod, guard.PodsPath)
 		g.Expect(found.ObjectPresent).To(BeFalse(), "the kubelet sees the object of pod %s", pod)
 		held := slices.DeleteFunc(framework.HeldFor(found), func(cause guard.Cause) bool { return cause == guard.VolumeUnmount })

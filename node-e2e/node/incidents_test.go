@@ -427,8 +427,7 @@ func (s *scene) awaitKnownAgain(ctx context.Context, pod *subject) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		pod.expectAlive(g)
-		found := framework.Try(guardPod(ctx, pod.uid)).In(g)
-		g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+		found := expectKnown(g, ctx, pod)
 		g.Expect(found.ObjectPresent).To(BeTrue(), "the kubelet sees the object of pod %s", pod)
 		for _, hold := range found.Holds {
 			g.Expect(hold.Cause).NotTo(BeElementOf(guard.PodVanished, guard.OrphanedRuntimePod), "cause of a hold of pod %s", pod)

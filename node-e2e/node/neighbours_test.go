@@ -59,13 +59,7 @@ var _ = Describe("The neighbours of a pod that admission rejects", func() {
 			// The critical pod may preempt it as well.
 			Eventually(func(g Gomega) {
 				large.expectAlive(g)
-				known := framework.Try(guardPod(ctx, large.uid)).In(g)
-				g.Expect(known).NotTo(BeNil(), "pod %s in %s", large, guard.PodsPath)
-				causes := []guard.Cause{}
-				for _, hold := range known.Holds {
-					causes = append(causes, hold.Cause)
-				}
-				g.Expect(causes).To(ContainElement(guard.AdmissionRejected), "causes of pod %s", large)
+				g.Expect(framework.HeldFor(expectKnown(g, ctx, large))).To(ContainElement(guard.AdmissionRejected), "causes of pod %s", large)
 			}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held", large)
 		}
 		// Rejected pods are killed, and statuses written, within the first seconds.

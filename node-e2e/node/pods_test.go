@@ -10,7 +10,6 @@ import (
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -412,11 +411,6 @@ func (s *scene) awaitGone(ctx context.Context, pod *subject, within time.Duratio
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		g.Expect(containersOf(ctx, pod.uid)).To(BeEmpty(), "running containers of pod %s", pod)
-		object, err := client.CoreV1().Pods(s.namespace).Get(ctx, pod.name, metav1.GetOptions{})
-		if err == nil {
-			g.Expect(object.UID).NotTo(Equal(pod.uid), "pod %s is still in the API, phase %s", pod, object.Status.Phase)
-			return
-		}
-		g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "read pod %s: %v", pod, err)
+		framework.ExpectPodGone(g, ctx, client, s.namespace, pod.name, pod.uid)
 	}).WithContext(ctx).WithTimeout(within).Should(Succeed(), "pod %s is gone from the node and from the API", pod)
 }

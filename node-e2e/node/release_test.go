@@ -87,8 +87,7 @@ func awaitEvidence(ctx context.Context, pod *subject, kind guard.EvidenceKind) g
 	GinkgoHelper()
 	var evidence guard.Evidence
 	Eventually(func(g Gomega) {
-		known := framework.Try(guardPod(ctx, pod.uid)).In(g)
-		g.Expect(known).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+		known := expectKnown(g, ctx, pod)
 		g.Expect(known.Evidence).NotTo(BeNil(), "evidence of pod %s", pod)
 		evidence = *known.Evidence
 	}).WithContext(ctx).WithTimeout(recordTimeout+killSlack).Should(Succeed(), "the kubelet has evidence for pod %s", pod)

@@ -67,8 +67,7 @@ var _ = Describe("A runtime that does not know the node's pods", Label(labelGuar
 		for _, pod := range pods {
 			Eventually(func(g Gomega) {
 				pod.expectAlive(g)
-				found := framework.Try(guardPod(ctx, pod.uid)).In(g)
-				g.Expect(found).NotTo(BeNil(), "pod %s in %s", pod, guard.PodsPath)
+				found := expectKnown(g, ctx, pod)
 				g.Expect(found.State).To(Equal(guard.Held), "state of pod %s", pod)
 			}).WithContext(ctx).WithTimeout(killTimeout).Should(Succeed(), "pod %s is held", pod)
 		}
