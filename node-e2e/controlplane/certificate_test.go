@@ -133,7 +133,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 				g.Expect(webhook.ClientConfig.CABundle).To(Equal(authority), webhook.Name)
 			}
 			g.Expect(probeWebhook(ctx)).To(Succeed())
-		}).WithTimeout(renewalWait).Should(Succeed(), "the new authority in the webhook configuration, and an answer")
+		}).WithTimeout(renewalWait).Should(Succeed(), "the new authority in the webhook configuration, and a response")
 	}, SpecTimeout(specTimeout))
 
 	It("is taken from files that somebody else renews, with --cert-dir", func(ctx SpecContext) {
@@ -175,6 +175,6 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 		Consistently(ctx, func(g Gomega) {
 			g.Expect(framework.ErrorOf(client.CoreV1().Secrets(guardNamespace).Get(ctx, certificateSecret, metav1.GetOptions{}))).To(Satisfy(apierrors.IsNotFound))
 			g.Expect(probeWebhook(ctx)).To(Succeed())
-		}).WithTimeout(notRecreated).Should(Succeed(), "no new Secret, and answers")
+		}).WithTimeout(notRecreated).Should(Succeed(), "no new Secret, and responses")
 	}, SpecTimeout(2*rolloutWait))
 })

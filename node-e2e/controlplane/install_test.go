@@ -94,7 +94,7 @@ func awaitWebhook(ctx context.Context) {
 	webhookinstall.AwaitCertificate(ctx, client, rolloutWait)
 	Eventually(ctx, func(g Gomega) {
 		g.Expect(probeWebhook(ctx)).To(Succeed())
-	}).WithTimeout(rolloutWait).Should(Succeed(), "an answer of the webhook to the API server")
+	}).WithTimeout(rolloutWait).Should(Succeed(), "a response of the webhook to the API server")
 }
 
 // probeWebhook makes the API server call the webhook, without changing anything.

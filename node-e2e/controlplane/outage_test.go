@@ -236,7 +236,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		})
 		for i, request := range requests {
 			Expect(failures[i]).To(request.want, request.what)
-			framework.Progress("webhook without an answer: %s took %.1f s", request.what, took[i].Seconds())
+			framework.Progress("webhook without a response: %s took %.1f s", request.what, took[i].Seconds())
 			Expect(took[i]).To(BeNumerically("<", request.limit+timeoutSlack), request.what)
 		}
 		requested := time.Now()
@@ -244,6 +244,6 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		Eventually(ctx, func(g Gomega) []corev1.Pod {
 			return framework.Try(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=rolled"})).In(g).Items
 		}).WithTimeout(podStart).Should(BeEmpty())
-		framework.Progress("webhook without an answer: a scale-down of protected pods took %.1f s", time.Since(requested).Seconds())
+		framework.Progress("webhook without a response: a scale-down of protected pods took %.1f s", time.Since(requested).Seconds())
 	}, SpecTimeout(clusterStart))
 })

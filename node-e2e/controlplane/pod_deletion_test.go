@@ -190,7 +190,7 @@ var _ = Describe("deletion of protected pods", func() {
 		framework.CreateBudget(ctx, client, namespace, framework.NewBudget("web", "web", 1), 0)
 		before := decisions(ctx, admission.PodDeletion)
 		Expect(pods(ordinary.client()).Delete(ctx, "plain", metav1.DeleteOptions{})).To(Succeed())
-		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "the webhook is not even asked")
+		Expect(counted(ctx, admission.PodDeletion, before)).To(BeEmpty(), "the webhook gets no request")
 	})
 
 	It("charges nothing for a dry run", func(ctx SpecContext) {
@@ -207,7 +207,7 @@ var _ = Describe("deletion of protected pods", func() {
 		Expect(framework.ErrorOf(getRecord(ctx, pod.UID))).To(BeNotFound(), "a record of a dry run")
 		after := framework.Must(client.PolicyV1().PodDisruptionBudgets(namespace).Get(ctx, "web", metav1.GetOptions{}))
 		Expect(after.ResourceVersion).To(Equal(before.ResourceVersion), "resource version of the budget")
-		By("giving the answer of a real one")
+		By("deciding as for a real one")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", dry)).To(BeRefused())
 	})
@@ -299,13 +299,13 @@ var _ = Describe("deletion of protected pods", func() {
 		Expect(webhookPods(ctx)).To(HaveLen(webhookReplicas))
 
 		requested := ordinary.client()
-		type answers struct{ passed, refused, failed int }
+		type responses struct{ passed, refused, failed int }
 		// wave deletes all pods at once; those whose review fails, because it went to the
 		// killed replica, are requested again until there is a response.
-		wave := func(onAnswer func()) answers {
+		wave := func(onResponse func()) responses {
 			var (
 				mu    sync.Mutex
-				all   answers
+				all   responses
 				tasks sync.WaitGroup
 			)
 			for i := range count {
@@ -328,9 +328,9 @@ var _ = Describe("deletion of protected pods", func() {
 						if err != nil && !refused {
 							return err
 						}
-						onAnswer()
+						onResponse()
 						return nil
-					}).WithTimeout(time.Minute).Should(Succeed(), "an answer for web-%d", i)
+					}).WithTimeout(time.Minute).Should(Succeed(), "a response for web-%d", i)
 				})
 			}
 			tasks.Wait()
@@ -345,36 +345,36 @@ var _ = Describe("deletion of protected pods", func() {
 			})
 		})
 		Expect(processes).NotTo(BeEmpty(), "killed processes of the webhook")
-		Expect(first.passed).To(Equal(allowed), "deletes that passed; refused %d, to be asked again %d", first.refused, first.failed)
+		Expect(first.passed).To(Equal(allowed), "deletes that passed; refused %d, to be sent again %d", first.refused, first.failed)
 		terminating, others := terminatingPods(ctx, namespace)
 		Expect(terminating).To(HaveLen(allowed))
 		Expect(others).To(Equal(count - allowed))
 
-		By("asking all again, with the replica back")
+		By("sending all again, with the replica back")
 		awaitWebhook(ctx)
 		second := wave(func() {})
 		Expect(second.refused).To(Equal(count-allowed), "deletes that were refused, of those not terminating; failed: %d", second.failed)
 		Expect(terminatingNames(ctx)).To(HaveLen(allowed))
-		framework.Progress("200 deletes: %d passed, %d refused, %d asked again since their replica was killed", first.passed, first.refused, first.failed)
+		framework.Progress("200 deletes: %d passed, %d refused, %d sent again since their replica was killed", first.passed, first.refused, first.failed)
 	}, SpecTimeout(4*time.Minute))
 
 	It("is held for kubectl delete --all", func(ctx SpecContext) {
 		budgeted(ctx, 4, 1)
-		answer := ordinary.kubectl(ctx, "delete", "pods", "--all", "-n", namespace, "--wait=false")
-		Expect(answer.Err).To(HaveOccurred())
-		Expect(answer.Stdout).To(ContainSubstring(`pod "web-0" deleted`))
-		Expect(strings.Count(answer.Stderr, "poddisruptionbudget web, which")).To(Equal(3), "%s", answer)
+		result := ordinary.kubectl(ctx, "delete", "pods", "--all", "-n", namespace, "--wait=false")
+		Expect(result.Err).To(HaveOccurred())
+		Expect(result.Stdout).To(ContainSubstring(`pod "web-0" deleted`))
+		Expect(strings.Count(result.Stderr, "poddisruptionbudget web, which")).To(Equal(3), "%s", result)
 		Expect(terminatingNames(ctx)).To(ConsistOf("web-0"))
 	})
 
 	DescribeTable("is held for kubectl drain",
 		func(ctx SpecContext, refusal string, flags ...string) {
 			node := budgeted(ctx, 4, 1)[0].Spec.NodeName
-			answer := ordinary.kubectl(ctx, append([]string{"drain", node, "--force", "--timeout=8s"}, flags...)...)
-			Expect(answer.Err).To(HaveOccurred(), "%s", answer)
-			Expect(answer.Stderr).To(ContainSubstring(refusal), "%s", answer)
+			result := ordinary.kubectl(ctx, append([]string{"drain", node, "--force", "--timeout=8s"}, flags...)...)
+			Expect(result.Err).To(HaveOccurred(), "%s", result)
+			Expect(result.Stderr).To(ContainSubstring(refusal), "%s", result)
 			terminating, others := terminatingPods(ctx, namespace)
-			Expect(terminating).To(HaveLen(1), "%s", answer)
+			Expect(terminating).To(HaveLen(1), "%s", result)
 			Expect(others).To(Equal(3))
 		},
 		Entry("by eviction", "Cannot evict pod as it would violate the pod's disruption budget"),
@@ -386,7 +386,7 @@ var _ = Describe("deletion of protected pods", func() {
 		kubectl(ctx, "taint", "node", node, "spec=broken:NoExecute").ExpectDone()
 		Eventually(ctx, terminatingNames).WithTimeout(controllerReaction).Should(HaveLen(1))
 		Consistently(ctx, terminatingNames).WithTimeout(controllerQuiet).Should(HaveLen(1))
-		By("asking for one pod less")
+		By("requiring one pod less")
 		kubectl(ctx, "patch", "poddisruptionbudget", "web", "-n", namespace, "--type=merge", fmt.Sprintf(`--patch={"metadata":{"annotations":{%q:%q}},"spec":{"minAvailable":2}}`,
 			annotationOverride, overrideFor(time.Hour, "one less"))).ExpectDone()
 		Eventually(ctx, terminatingNames).WithTimeout(2*controllerReaction).Should(HaveLen(2), "terminating pods, though taint eviction has given up")
@@ -603,7 +603,7 @@ var _ = Describe("deletion of protected pods", func() {
 		}).WithTimeout(controllerReaction).Should(Equal(corev1.PodFailed), "phase of web-0 in the cache")
 		before := decisions(ctx, admission.PodDeletionRecord)
 		Expect(pods(ordinary.client()).Delete(ctx, "web-0", metav1.DeleteOptions{})).To(Succeed())
-		Expect(counted(ctx, admission.PodDeletionRecord, before)).To(BeEmpty(), "the webhook is not even asked")
+		Expect(counted(ctx, admission.PodDeletionRecord, before)).To(BeEmpty(), "the webhook gets no request")
 		By("writing one if another has said that it failed")
 		markFailed(ctx, namespace, "web-1")
 		Expect(pods(ordinary.client()).Delete(ctx, "web-1", metav1.DeleteOptions{})).To(Succeed())

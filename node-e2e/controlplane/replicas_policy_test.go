@@ -109,7 +109,7 @@ var _ = Describe("replicas-protection: confirm", Label(labelPolicies), func() {
 		func(ctx SpecContext, name string) {
 			namespace, gvr := newNamespace(ctx, nil), workloadResource(name)
 			framework.Must(resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[name]("web", 0, protected)), metav1.CreateOptions{}))
-			scale := func() framework.Answer {
+			scale := func() framework.KubectlResult {
 				return ordinary.kubectl(ctx, "scale", name, "web", "-n", namespace, "--replicas=1")
 			}
 			Eventually(ctx, func() string { return scale().Stderr }).WithTimeout(policyWait).
@@ -286,7 +286,7 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 		}
 		bare := workloads()["replicasets.apps"]("bare", 0, map[string]string{labelReplicasProtection: "confirm"}).(*appsv1.ReplicaSet)
 		framework.Must(client.AppsV1().ReplicaSets(namespace).Create(ctx, bare, metav1.CreateOptions{}))
-		scale := func() framework.Answer {
+		scale := func() framework.KubectlResult {
 			return ordinary.kubectl(ctx, "scale", "rs", "bare", "-n", namespace, "--replicas=1")
 		}
 		Expect(scale().Stderr).To(ContainSubstring("replicasets.apps/bare in namespace " + namespace + " were not changed from 0 to 1"))

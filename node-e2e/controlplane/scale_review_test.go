@@ -33,8 +33,8 @@ var _ = Describe("scale-review: webhook", func() {
 				framework.Must(resourceIn(dynamicClient, gvr, namespace).Create(ctx, toUnstructured(workloads()[kind](name, 1, labels)), metav1.CreateOptions{}))
 			}
 			scale := func(name string, replicas int) (string, error) {
-				answer := ordinary.kubectl(ctx, "scale", kind, name, "-n", namespace, fmt.Sprintf("--replicas=%d", replicas))
-				return answer.Stderr, answer.Err
+				result := ordinary.kubectl(ctx, "scale", kind, name, "-n", namespace, fmt.Sprintf("--replicas=%d", replicas))
+				return result.Stderr, result.Err
 			}
 			for replicas, entry := range map[int]string{0: "scale-down", 3: "scale-up"} {
 				message, err := scale("web", replicas)

@@ -193,8 +193,8 @@ func collect(ctx context.Context) {
 		"webhook-log.txt":    {"logs", "-n", guardNamespace, "-l", webhookSelector, "--tail=2000", "--prefix"},
 		"webhook-before.txt": {"logs", "-n", guardNamespace, "-l", webhookSelector, "--tail=2000", "--prefix", "--previous"},
 	} {
-		answer := kubectl(ctx, args...)
-		artifacts.Keep(file, []byte(answer.Output()), nil)
+		result := kubectl(ctx, args...)
+		artifacts.Keep(file, []byte(result.Output()), nil)
 	}
 	framework.Progress("artifacts: %s", artifacts.Dir)
 }

@@ -100,7 +100,7 @@ func (u user) warned() (kubernetes.Interface, *warnings) {
 }
 
 // kubectl runs the real kubectl as the user.
-func (u user) kubectl(ctx context.Context, args ...string) framework.Answer {
+func (u user) kubectl(ctx context.Context, args ...string) framework.KubectlResult {
 	prefix := []string{"--as=" + u.name}
 	for _, group := range u.groups {
 		prefix = append(prefix, "--as-group="+group)
@@ -165,11 +165,11 @@ func (w *warnings) all() []string {
 }
 
 // kubectl runs the real kubectl as the administrator.
-func kubectl(ctx context.Context, args ...string) framework.Answer {
+func kubectl(ctx context.Context, args ...string) framework.KubectlResult {
 	return kubectlInput(ctx, "", args...)
 }
 
 // kubectlInput is kubectl with a standard input.
-func kubectlInput(ctx context.Context, input string, args ...string) framework.Answer {
+func kubectlInput(ctx context.Context, input string, args ...string) framework.KubectlResult {
 	return framework.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig()}.RunWithInput(ctx, input, args...)
 }

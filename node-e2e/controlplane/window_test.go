@@ -78,7 +78,7 @@ func windowStatus(ctx context.Context, g Gomega, namespace, name string) guardv1
 var _ = Describe("operation windows", func() {
 	enforced := map[string]string{guardv1alpha1.OperationWindowsLabel: guardv1alpha1.OperationWindowsEnforced}
 	const other = "localhost/guard/other:dev"
-	setImage := func(ctx context.Context, u user, namespace string) framework.Answer {
+	setImage := func(ctx context.Context, u user, namespace string) framework.KubectlResult {
 		return u.kubectl(ctx, "set", "image", "-n", namespace, "deployment/web", "workload="+other)
 	}
 	// opening is what a refusal says about the opening that is that long from now.

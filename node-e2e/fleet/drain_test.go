@@ -24,22 +24,22 @@ const (
 
 // drain runs kubectl drain for each node at the same time, since a person would do
 // one after the other.
-func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.Node]framework.Answer {
+func drain(ctx context.Context, nodes []*kind.Node, flags ...string) map[*kind.Node]framework.KubectlResult {
 	GinkgoHelper()
 	DeferCleanup(func(ctx SpecContext) { setCordon(ctx, false, nodes...) }, NodeTimeout(cleanTimeout))
-	answers := make([]framework.Answer, len(nodes))
+	results := make([]framework.KubectlResult, len(nodes))
 	positions := make([]int, len(nodes))
 	for i := range nodes {
 		positions[i] = i
 	}
 	_ = inParallel(positions, func(i int) error {
 		args := append([]string{"drain", nodes[i].Name(), "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=" + drainTimeout.String()}, flags...)
-		answers[i] = tryKubectl(ctx, args...)
+		results[i] = tryKubectl(ctx, args...)
 		return nil
 	})
-	byNode := map[*kind.Node]framework.Answer{}
+	byNode := map[*kind.Node]framework.KubectlResult{}
 	for i, node := range nodes {
-		byNode[node] = answers[i]
+		byNode[node] = results[i]
 	}
 	return byNode
 }
@@ -91,16 +91,16 @@ var _ = Describe("kubectl drain", func() {
 
 		By("draining")
 		requested := time.Now()
-		for node, answer := range drain(ctx, workers()) {
-			answer.ExpectRefused(budgetRefusal, "kept-"+node.Pool())
+		for node, result := range drain(ctx, workers()) {
+			result.ExpectRefused(budgetRefusal, "kept-"+node.Pool())
 		}
 		awaitEnded(ctx, requested, gracePeriod+deletionSlack, append(both(free), both(plain)...)...)
 		expectRunning(Default, ctx, both(kept)...)
 		expectCordoned(ctx, workers()...)
 
 		By("draining by deletion, which asks no budget")
-		for _, answer := range drain(ctx, workers(), "--disable-eviction") {
-			answer.ExpectDone()
+		for _, result := range drain(ctx, workers(), "--disable-eviction") {
+			result.ExpectDone()
 		}
 		awaitEnded(ctx, requested, gracePeriod+deletionSlack, both(kept)...)
 
@@ -121,9 +121,9 @@ var _ = Describe("kubectl drain", func() {
 			s.createBudget(ctx, "kept-"+node.Pool(), 1, 0)
 		}
 		By("draining by deletion")
-		for node, answer := range drain(ctx, workers(), "--disable-eviction") {
+		for node, result := range drain(ctx, workers(), "--disable-eviction") {
 			// As docs/operations.md quotes it.
-			answer.ExpectRefused(fmt.Sprintf("error: unable to drain node %q due to error: ", node.Name()),
+			result.ExpectRefused(fmt.Sprintf("error: unable to drain node %q due to error: ", node.Name()),
 				`admission webhook "pod-deletion.kubelet-guard.io" denied the request: pod/kept-`,
 				"is protected, and its deletion is held to poddisruptionbudget kept-"+node.Pool()+", which needs 1 healthy pods and has 1",
 				fmt.Sprintf("kubectl get poddisruptionbudget kept-%s -n %s", node.Pool(), s.namespace))
@@ -139,8 +139,8 @@ var _ = Describe("kubectl drain", func() {
 		requested := time.Now()
 		// The webhook's watch has to deliver it, usually within milliseconds.
 		Eventually(ctx, func(g Gomega) {
-			for _, answer := range drain(ctx, workers(), "--disable-eviction") {
-				g.Expect(answer.Err).NotTo(HaveOccurred(), "%s", answer)
+			for _, result := range drain(ctx, workers(), "--disable-eviction") {
+				g.Expect(result.Err).NotTo(HaveOccurred(), "%s", result)
 			}
 		}).WithTimeout(time.Minute).Should(Succeed())
 		awaitEnded(ctx, requested, gracePeriod+deletionSlack, both(kept)...)

@@ -13,14 +13,14 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// askKubelet reads a path of a kubelet's port, through the API server.
-func askKubelet(ctx context.Context, node *kind.Node, path string) ([]byte, error) {
+// getFromKubelet reads a path of a kubelet's port, through the API server.
+func getFromKubelet(ctx context.Context, node *kind.Node, path string) ([]byte, error) {
 	return client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + node.Name() + "/proxy" + path).DoRaw(ctx)
 }
 
 // guardPods reads /guard/pods of a guarded node.
 func guardPods(ctx context.Context, node *kind.Node) (guard.PodList, error) {
-	text, err := askKubelet(ctx, node, guard.PodsPath)
+	text, err := getFromKubelet(ctx, node, guard.PodsPath)
 	if err != nil {
 		return guard.PodList{}, fmt.Errorf("%s of %s: %w", guard.PodsPath, node.Name(), err)
 	}
@@ -72,7 +72,7 @@ func (s *scene) expectNothingHeld(ctx context.Context) {
 
 // readMetrics reads the metrics of a kubelet.
 func readMetrics(ctx context.Context, node *kind.Node) (framework.Metrics, error) {
-	text, err := askKubelet(ctx, node, "/metrics")
+	text, err := getFromKubelet(ctx, node, "/metrics")
 	if err != nil {
 		return nil, err
 	}

@@ -142,11 +142,11 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 			for _, node := range blue {
 				before[node] = kubeletOf(ctx, node)
 			}
-			answer := asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolBlue, "--image="+broken.image.name)
+			result := asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolBlue, "--image="+broken.image.name)
 
 			marked := markedNodes(ctx, poolBlue)
-			Expect(marked).To(HaveLen(1), "nodes with the label %s=%s\n%s", rollout.StateLabel, rollout.StateFailed, answer)
-			answer.ExpectRefused(marked[0], string(rollout.RolledBack))
+			Expect(marked).To(HaveLen(1), "nodes with the label %s=%s\n%s", rollout.StateLabel, rollout.StateFailed, result)
+			result.ExpectRefused(marked[0], string(rollout.RolledBack))
 			for _, node := range blue {
 				now := kubeletOf(ctx, node)
 				Expect(now.checksum).To(Equal(before[node].checksum), "the program of the kubelet of %s", node.Name())
@@ -240,10 +240,10 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout, labelFau
 		before := kubeletOf(ctx, node)
 
 		By("killing the installer when it has exchanged the kubelet")
-		answers := make(chan framework.Answer, 1)
+		results := make(chan framework.KubectlResult, 1)
 		go func() {
 			defer GinkgoRecover()
-			answers <- asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolRed), "--mode=Audit", "--image="+imageNotStarting.name)
+			results <- asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolRed), "--mode=Audit", "--image="+imageNotStarting.name)
 		}()
 		// By the node itself: a moment earlier the old kubelet would start the installer again,
 		// and a moment later the installer has seen that the new one does not start.
@@ -253,9 +253,9 @@ var _ = Describe("The timer of a change of a node", Label(labelRollout, labelFau
 		Expect(err).NotTo(HaveOccurred(), "the timer on %s: %s", node.Name(), timer)
 
 		By("waiting for the timer")
-		var answer framework.Answer
-		Eventually(answers).WithContext(ctx).WithTimeout(rolloutTime).Should(Receive(&answer))
-		answer.ExpectRefused(node.Name(), string(rollout.RolledBack))
+		var result framework.KubectlResult
+		Eventually(results).WithContext(ctx).WithTimeout(rolloutTime).Should(Receive(&result))
+		result.ExpectRefused(node.Name(), string(rollout.RolledBack))
 		report := reportOf(ctx, node)
 		Expect(report.Phase).To(Equal(rollout.RolledBack), report.Message)
 		Expect(report.Reason).To(Equal(rollout.ReasonInterrupted), report.Message)
@@ -303,7 +303,7 @@ func poolOf(name string) string { return name + "=" + kind.PoolLabel + "=" + nam
 
 // asOperator runs kubectl guard rollout as a user who has the role for it and the
 // one of viewers, and no other.
-func asOperator(ctx context.Context, args ...string) framework.Answer {
+func asOperator(ctx context.Context, args ...string) framework.KubectlResult {
 	return tryKubectl(ctx, append([]string{
 		"guard", "rollout", "--as=operator", "--as-group=kubelet-guard:rollout", "--as-group=kubelet-guard:viewers", "--as-group=system:authenticated",
 	}, args...)...)

@@ -197,7 +197,7 @@ func kubectl(ctx context.Context, args ...string) string {
 }
 
 // tryKubectl is kubectl for commands that may fail.
-func tryKubectl(ctx context.Context, args ...string) framework.Answer {
+func tryKubectl(ctx context.Context, args ...string) framework.KubectlResult {
 	return framework.Kubectl{Program: kubectlProgram(), Kubeconfig: cluster.Kubeconfig(), PluginDir: filepath.Dir(pluginProgram())}.Run(ctx, args...)
 }
 
@@ -212,12 +212,12 @@ func collect(ctx context.Context) {
 		"webhook.txt": {"logs", "-n", webhookinstall.Namespace, "-l", webhookinstall.Selector, "--tail=1000", "--prefix"},
 		"events.txt":  {"get", "events", "-n", "default", "--sort-by=.lastTimestamp"},
 	} {
-		answer := tryKubectl(ctx, args...)
-		artifacts.Keep(file, []byte(answer.Output()), nil)
+		result := tryKubectl(ctx, args...)
+		artifacts.Keep(file, []byte(result.Output()), nil)
 	}
 	for _, scene := range scenes {
-		answer := tryKubectl(ctx, "get", "deployments,replicasets,statefulsets,daemonsets,pods,events,poddisruptionbudgets", "-n", scene.namespace, "-o", "yaml")
-		artifacts.Keep(scene.namespace+".yaml", []byte(answer.Output()), nil)
+		result := tryKubectl(ctx, "get", "deployments,replicasets,statefulsets,daemonsets,pods,events,poddisruptionbudgets", "-n", scene.namespace, "-o", "yaml")
+		artifacts.Keep(scene.namespace+".yaml", []byte(result.Output()), nil)
 	}
 	// Errors are kept as files.
 	_ = inParallel(ownNodes(), func(node *kind.Node) error {
@@ -230,8 +230,8 @@ func collect(ctx context.Context) {
 		journal, err := node.Exec(ctx, "journalctl", "--unit=kubelet", "--no-pager", "--lines=3000")
 		artifacts.Keep(node.Name()+"-kubelet.log", []byte(journal), err)
 		if node.Guarded() {
-			answer, err := askKubelet(ctx, node, guard.PodsPath)
-			artifacts.Keep(node.Name()+"-guard-pods.json", answer, err)
+			state, err := getFromKubelet(ctx, node, guard.PodsPath)
+			artifacts.Keep(node.Name()+"-guard-pods.json", state, err)
 		}
 		return nil
 	})

@@ -24,12 +24,12 @@ type Kubectl struct {
 }
 
 // Run runs kubectl to its end.
-func (k Kubectl) Run(ctx context.Context, args ...string) Answer {
+func (k Kubectl) Run(ctx context.Context, args ...string) KubectlResult {
 	return k.RunWithInput(ctx, "", args...)
 }
 
 // RunWithInput is Run with a standard input.
-func (k Kubectl) RunWithInput(ctx context.Context, input string, args ...string) Answer {
+func (k Kubectl) RunWithInput(ctx context.Context, input string, args ...string) KubectlResult {
 	cmd := exec.CommandContext(ctx, k.Program, args...)
 	// Not as a flag: kubectl looks for a plugin by its first argument.
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+k.Kubeconfig)
@@ -39,11 +39,11 @@ func (k Kubectl) RunWithInput(ctx context.Context, input string, args ...string)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	err := cmd.Run()
-	return Answer{Command: "kubectl " + strings.Join(args, " "), Stdout: stdout.String(), Stderr: stderr.String(), Err: err}
+	return KubectlResult{Command: "kubectl " + strings.Join(args, " "), Stdout: stdout.String(), Stderr: stderr.String(), Err: err}
 }
 
-// Answer is what a run of kubectl gave.
-type Answer struct {
+// KubectlResult is what a run of kubectl gave.
+type KubectlResult struct {
 	// Command is the command line.
 	Command string
 	// Stdout and Stderr are what it printed.
@@ -53,26 +53,26 @@ type Answer struct {
 }
 
 // String shows all of it in failures.
-func (a Answer) String() string {
-	return fmt.Sprintf("$ %s\n%s%s(%v)", a.Command, a.Stdout, a.Stderr, a.Err)
+func (r KubectlResult) String() string {
+	return fmt.Sprintf("$ %s\n%s%s(%v)", r.Command, r.Stdout, r.Stderr, r.Err)
 }
 
 // Output is all that kubectl printed: first its standard output, then its errors.
-func (a Answer) Output() string { return a.Stdout + a.Stderr }
+func (r KubectlResult) Output() string { return r.Stdout + r.Stderr }
 
 // ExpectDone fails the spec unless kubectl succeeded.
-func (a Answer) ExpectDone() Answer {
+func (r KubectlResult) ExpectDone() KubectlResult {
 	ginkgo.GinkgoHelper()
-	gomega.Expect(a.Err).NotTo(gomega.HaveOccurred(), "%s", a)
-	return a
+	gomega.Expect(r.Err).NotTo(gomega.HaveOccurred(), "%s", r)
+	return r
 }
 
 // ExpectRefused fails the spec unless kubectl failed and said all of these texts.
-func (a Answer) ExpectRefused(texts ...string) Answer {
+func (r KubectlResult) ExpectRefused(texts ...string) KubectlResult {
 	ginkgo.GinkgoHelper()
-	gomega.Expect(a.Err).To(gomega.HaveOccurred(), "%s", a)
+	gomega.Expect(r.Err).To(gomega.HaveOccurred(), "%s", r)
 	for _, text := range texts {
-		gomega.Expect(a.Output()).To(gomega.ContainSubstring(text), "%s", a)
+		gomega.Expect(r.Output()).To(gomega.ContainSubstring(text), "%s", r)
 	}
-	return a
+	return r
 }

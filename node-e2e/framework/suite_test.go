@@ -50,21 +50,21 @@ func TestKubectl(t *testing.T) {
 		PluginDir:  plugins,
 	}
 
-	require.Equal(t, Answer{Command: "kubectl guard holds -A", Stdout: "plugin holds -A\n"}, kubectl.Run(t.Context(), "guard", "holds", "-A"))
+	require.Equal(t, KubectlResult{Command: "kubectl guard holds -A", Stdout: "plugin holds -A\n"}, kubectl.Run(t.Context(), "guard", "holds", "-A"))
 
-	answer := kubectl.RunWithInput(t.Context(), "{}\n", "apply", "-f", "-")
-	require.Equal(t, "/cluster/kubeconfig apply -f -\n{}\n", answer.Stdout)
-	require.Equal(t, "refused\n", answer.Stderr)
-	require.EqualError(t, answer.Err, "exit status 3")
-	require.Equal(t, "$ kubectl apply -f -\n/cluster/kubeconfig apply -f -\n{}\nrefused\n(exit status 3)", answer.String())
+	result := kubectl.RunWithInput(t.Context(), "{}\n", "apply", "-f", "-")
+	require.Equal(t, "/cluster/kubeconfig apply -f -\n{}\n", result.Stdout)
+	require.Equal(t, "refused\n", result.Stderr)
+	require.EqualError(t, result.Err, "exit status 3")
+	require.Equal(t, "$ kubectl apply -f -\n/cluster/kubeconfig apply -f -\n{}\nrefused\n(exit status 3)", result.String())
 
 	kubectl.Program = "/no/kubectl"
 	require.ErrorIs(t, kubectl.Run(t.Context(), "get", "nodes").Err, os.ErrNotExist)
 }
 
 func TestAnswerExpectations(t *testing.T) {
-	done := Answer{Command: "kubectl get pods", Stdout: "web\n"}
-	refused := Answer{Command: "kubectl delete pod web", Stdout: "web\n", Stderr: "is protected\n", Err: os.ErrPermission}
+	done := KubectlResult{Command: "kubectl get pods", Stdout: "web\n"}
+	refused := KubectlResult{Command: "kubectl delete pod web", Stdout: "web\n", Stderr: "is protected\n", Err: os.ErrPermission}
 	for name, tc := range map[string]struct {
 		expect func()
 		want   string

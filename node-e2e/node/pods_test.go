@@ -283,11 +283,11 @@ func (s *scene) exit(ctx context.Context, pod string, code int) {
 // ask sends a request to a pod's workload at the pod's own address, which works
 // without the pod's object and without an API server.
 func ask(ctx context.Context, pod *subject, port int32, path string) (string, error) {
-	answer, err := provider.Node().Fetch(ctx, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path))
+	response, err := provider.Node().Fetch(ctx, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path))
 	if err != nil {
-		return answer, fmt.Errorf("pod %s: %w", pod, err)
+		return response, fmt.Errorf("pod %s: %w", pod, err)
 	}
-	return answer, nil
+	return response, nil
 }
 
 // expectFile checks the file that a container of a pod serves.

@@ -248,8 +248,8 @@ func (s *scene) collect(ctx context.Context) {
 		if variant == Stock && path == guard.PodsPath {
 			continue
 		}
-		answer, err := provider.Node().Kubelet().Get(ctx, path)
-		keep(name, answer, err)
+		response, err := provider.Node().Kubelet().Get(ctx, path)
+		keep(name, response, err)
 	}
 	pods, err := s.describePods(ctx)
 	keep("pods.yaml", pods, err)

@@ -187,12 +187,12 @@ func (m *machine) awaitGuarded(mode string) {
 
 func kubeletMetrics() (string, error) {
 	client := http.Client{Transport: insecureTransport(), Timeout: hostnode.NodeChange}
-	answer, err := client.Get("https://127.0.0.1:10250/metrics")
+	response, err := client.Get("https://127.0.0.1:10250/metrics")
 	if err != nil {
 		return "", err
 	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
 	return string(body), err
 }
 

@@ -149,7 +149,7 @@ func (c *rolloutTest) undo() {
 
 func (c *rolloutTest) killInstaller() {
 	before := c.kubeletProgram()
-	ended := make(chan framework.Answer, 1)
+	ended := make(chan framework.KubectlResult, 1)
 	go func() {
 		ended <- c.rollout("start", "--allow-tag", "--yes", "--pool", pool, "--image="+imageNotStarting)
 	}()
@@ -161,8 +161,8 @@ for process in /proc/[0-9]*; do
 done 2>/dev/null
 [[ $killed ]] && systemctl is-active ` + timerUnit)
 	c.logf("The installer is killed, the timer runs")
-	if answer := <-ended; answer.Err == nil {
-		c.t.Fatalf("%s", answer)
+	if result := <-ended; result.Err == nil {
+		c.t.Fatalf("%s", result)
 	}
 	report := c.expectRolledBack(before, rollout.ReasonInterrupted)
 	if !strings.Contains(report.Message, "the node rolled it back by itself") {
@@ -184,7 +184,7 @@ func (c *rolloutTest) reset() {
 	before := c.exec("cat " + rollout.DropIn)
 	// What the machine has written so far is on its disk, but not what the change writes.
 	c.exec("sync")
-	ended := make(chan framework.Answer, 1)
+	ended := make(chan framework.KubectlResult, 1)
 	go func() {
 		ended <- c.rollout("start", "--allow-tag", "--yes", "--pool", pool, "--mode=Audit")
 	}()
@@ -197,8 +197,8 @@ until [[ $(systemctl is-active kubelet) == active ]]; do sleep 0.1; done`)
 	}
 	require.NoError(c.t, c.guest.Reset(c.t.Context()))
 	c.logf("The machine has booted again")
-	if answer := <-ended; answer.Err == nil {
-		c.t.Fatalf("%s", answer)
+	if result := <-ended; result.Err == nil {
+		c.t.Fatalf("%s", result)
 	}
 	report = c.expectReport(rollout.RolledBack, rollout.ReasonInterrupted)
 	// Not the installer, which runs after the kubelet.
@@ -255,14 +255,14 @@ func (c *rolloutTest) exec(script string) string {
 
 func (c *rolloutTest) mustKubectl(args ...string) {
 	c.t.Helper()
-	if answer := c.kubectl.Run(c.t.Context(), args...); answer.Err != nil {
-		c.t.Fatalf("%s", answer)
+	if result := c.kubectl.Run(c.t.Context(), args...); result.Err != nil {
+		c.t.Fatalf("%s", result)
 	}
 }
 
 // rollout runs kubectl guard rollout as a user who has the role for it and the one of
 // viewers, and no other.
-func (c *rolloutTest) rollout(args ...string) framework.Answer {
+func (c *rolloutTest) rollout(args ...string) framework.KubectlResult {
 	return c.kubectl.Run(c.t.Context(), append([]string{
 		"guard", "rollout", "--as=operator", "--as-group=kubelet-guard:rollout", "--as-group=kubelet-guard:viewers", "--as-group=system:authenticated",
 	}, args...)...)
@@ -271,21 +271,21 @@ func (c *rolloutTest) rollout(args ...string) framework.Answer {
 // operator is rollout that succeeds.
 func (c *rolloutTest) operator(args ...string) {
 	c.t.Helper()
-	answer := c.rollout(args...)
-	if answer.Err != nil {
-		c.t.Fatalf("%s", answer)
+	result := c.rollout(args...)
+	if result.Err != nil {
+		c.t.Fatalf("%s", result)
 	}
-	c.t.Logf("%s", answer)
+	c.t.Logf("%s", result)
 }
 
 // operatorFails is rollout that fails.
 func (c *rolloutTest) operatorFails(args ...string) {
 	c.t.Helper()
-	answer := c.rollout(args...)
-	if answer.Err == nil {
-		c.t.Fatalf("%s", answer)
+	result := c.rollout(args...)
+	if result.Err == nil {
+		c.t.Fatalf("%s", result)
 	}
-	c.t.Logf("%s", answer)
+	c.t.Logf("%s", result)
 }
 
 func (c *rolloutTest) report() (*rollout.Report, error) {

@@ -369,11 +369,11 @@ func read(output, name string) (*Cluster, error) {
 func (c *Cluster) attach(ctx context.Context) error {
 	c.nodes = nil
 	for _, node := range c.state.Nodes {
-		answer, err := c.state.Engine.docker(ctx, nil, "inspect", "--format={{.State.Running}} {{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", node.Name)
+		output, err := c.state.Engine.docker(ctx, nil, "inspect", "--format={{.State.Running}} {{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", node.Name)
 		if err != nil {
 			return err
 		}
-		running, address, _ := strings.Cut(strings.TrimSpace(answer), " ")
+		running, address, _ := strings.Cut(strings.TrimSpace(output), " ")
 		if running != "true" {
 			return fmt.Errorf("node %s does not run", node.Name)
 		}

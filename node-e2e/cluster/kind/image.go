@@ -44,11 +44,11 @@ type programs struct {
 // kubelet must have; "" accepts every one.
 func findPrograms(ctx context.Context, output, version string) (programs, error) {
 	kubelet := filepath.Join(output, "bin", "kubelet-stock")
-	answer, err := exec.CommandContext(ctx, kubelet, "--version").Output()
+	printed, err := exec.CommandContext(ctx, kubelet, "--version").Output()
 	if err != nil {
 		return programs{}, fmt.Errorf("%s: %w (make kubelet-stock builds it)", kubelet, err)
 	}
-	p := programs{output: output, version: strings.TrimSpace(strings.TrimPrefix(string(answer), "Kubernetes "))}
+	p := programs{output: output, version: strings.TrimSpace(strings.TrimPrefix(string(printed), "Kubernetes "))}
 	if version != "" && version != p.version {
 		return programs{}, fmt.Errorf("%s is %s, wanted is %s: make binaries kind-binaries KUBE_VERSION=%s", kubelet, p.version, version, version)
 	}
@@ -207,12 +207,12 @@ func nodeContext(ctx context.Context, p programs, root root, sandbox string) (bu
 // identity of the machine.
 func baseRuntimeSpec(ctx context.Context, p programs) ([]byte, error) {
 	ctr := exec.CommandContext(ctx, filepath.Join(p.output, "node", "bin", "ctr"), "oci", "spec")
-	answer, err := ctr.Output()
+	content, err := ctr.Output()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", strings.Join(ctr.Args, " "), err)
 	}
 	var spec map[string]any
-	if err := json.Unmarshal(answer, &spec); err != nil {
+	if err := json.Unmarshal(content, &spec); err != nil {
 		return nil, err
 	}
 	process, ok := spec["process"].(map[string]any)

@@ -143,11 +143,11 @@ func (n *Node) Reconnect(ctx context.Context) error { return n.setLink(ctx, netl
 
 // setLink changes the engine's end of the node's network cable.
 func (n *Node) setLink(ctx context.Context, set func(netlink.Link) error) error {
-	answer, err := n.Exec(ctx, "cat", "/sys/class/net/eth0/iflink")
+	output, err := n.Exec(ctx, "cat", "/sys/class/net/eth0/iflink")
 	if err != nil {
 		return err
 	}
-	index, err := strconv.Atoi(strings.TrimSpace(answer))
+	index, err := strconv.Atoi(strings.TrimSpace(output))
 	if err != nil {
 		return fmt.Errorf("link of %s: %w", n.name, err)
 	}

@@ -153,12 +153,12 @@ func kindModule(ctx context.Context) (string, error) {
 	// Anywhere but in a module: the result must not depend on one.
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", "sigs.k8s.io/kind@v"+version.Version())
 	cmd.Dir = os.TempDir()
-	answer, err := cmd.Output()
+	output, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, answer)
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, output)
 	}
 	var module struct{ Dir string }
-	if err := json.Unmarshal(answer, &module); err != nil {
+	if err := json.Unmarshal(output, &module); err != nil {
 		return "", err
 	}
 	return module.Dir, nil
