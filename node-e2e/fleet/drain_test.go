@@ -98,7 +98,7 @@ var _ = Describe("kubectl drain", func() {
 		expectRunning(Default, ctx, both(kept)...)
 		expectCordoned(ctx, workers()...)
 
-		By("draining by deletion, which asks no budget")
+		By("draining by deletion, which no budget limits")
 		for _, result := range drain(ctx, workers(), "--disable-eviction") {
 			result.ExpectDone()
 		}

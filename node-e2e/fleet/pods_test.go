@@ -347,7 +347,7 @@ func (s *scene) awaitRunning(ctx context.Context, count int, selected func(*core
 	return found
 }
 
-// ended returns which of the subjects' containers do not run any more, by asking the
+// ended returns which of the subjects' containers do not run any more, according to the
 // runtimes of their nodes.
 func ended(ctx context.Context, subjects ...*subject) ([]*subject, error) {
 	byNode := map[*kind.Node][]*subject{}

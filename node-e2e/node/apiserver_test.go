@@ -130,10 +130,10 @@ var _ = Describe("A kubelet restart against an API server that lags behind its s
 		stopKubelet(ctx)
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, known.name, metav1.DeleteOptions{})).To(Succeed())
 
-		By("starting the kubelet, which gets no answer: nobody is stopped for want of one")
+		By("starting the kubelet, which gets no response: nobody is stopped for want of one")
 		startKubelet(ctx, testnode.KubeletChange{APIServer: lagging})
 		stayAlive(ctx, holdPeriod, known, late, unprotected)
-		By("starting it so that it takes an old answer")
+		By("starting it so that it takes an old response")
 		since := time.Now()
 		restartKubelet(ctx, testnode.KubeletChange{APIServer: lagging, Configure: func(c *kubeletconfig.KubeletConfiguration) {
 			c.FeatureGates = map[string]bool{"WatchListClient": false}

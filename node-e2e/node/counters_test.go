@@ -134,7 +134,7 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	}))
 	// What the node's status says may still be the version before.
 	version, err := exec.CommandContext(ctx, kubeletBinary(kubelet), "--version").Output()
-	Expect(err).NotTo(HaveOccurred(), "ask the %s kubelet for its version", kubelet)
+	Expect(err).NotTo(HaveOccurred(), "run the %s kubelet for its version", kubelet)
 	b := &countedBlock{version: strings.TrimPrefix(strings.TrimSpace(string(version)), "Kubernetes "), node: counts{}, shared: counts{}}
 
 	// The first pod pays for what the kubelet does once.

@@ -58,7 +58,7 @@ var _ = Describe("Explicit deletion of a protected pod", func() {
 		}
 		Expect(client.CoreV1().Pods(s.namespace).Delete(ctx, pods[2].name, metav1.DeleteOptions{})).To(Succeed())
 		Eventually(func(g Gomega) {
-			g.Expect(framework.ErrorOf(ask(ctx, pods[2], workloadPort, "/healthz"))).To(MatchError(ContainSubstring("503")))
+			g.Expect(framework.ErrorOf(fetch(ctx, pods[2], workloadPort, "/healthz"))).To(MatchError(ContainSubstring("503")))
 		}).WithContext(ctx).WithTimeout(gracePeriod).Should(Succeed(), "the hook of pod %s is run for the deletion", pods[2])
 		s.awaitGone(ctx, pods[2], gracePeriod+deletionSlack)
 	})

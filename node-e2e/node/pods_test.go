@@ -280,9 +280,9 @@ func (s *scene) exit(ctx context.Context, pod string, code int) {
 	}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed(), "the request to exit reaches pod %s", pod)
 }
 
-// ask sends a request to a pod's workload at the pod's own address, which works
+// fetch sends a request to a pod's workload at the pod's own address, which works
 // without the pod's object and without an API server.
-func ask(ctx context.Context, pod *subject, port int32, path string) (string, error) {
+func fetch(ctx context.Context, pod *subject, port int32, path string) (string, error) {
 	response, err := provider.Node().Fetch(ctx, fmt.Sprintf("http://%s:%d%s", pod.ip, port, path))
 	if err != nil {
 		return response, fmt.Errorf("pod %s: %w", pod, err)
@@ -292,7 +292,7 @@ func ask(ctx context.Context, pod *subject, port int32, path string) (string, er
 
 // expectFile checks the file that a container of a pod serves.
 func expectFile(g Gomega, ctx context.Context, pod *subject, port int32, content string) {
-	g.Expect(ask(ctx, pod, port, "/file")).To(Equal(content), "file that pod %s serves on port %d", pod, port)
+	g.Expect(fetch(ctx, pod, port, "/file")).To(Equal(content), "file that pod %s serves on port %d", pod, port)
 }
 
 // deathWatch notes when a process ends.

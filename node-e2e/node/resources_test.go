@@ -69,7 +69,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		startKubelet(ctx, static)
 		s.awaitVanished(ctx, pod)
 
-		By("asking for all CPUs, and for the same port")
+		By("requesting all CPUs, and the same port")
 		all := s.create(ctx, s.newPod("all-cpus", requesting(nodeMilliCPU(ctx)-1000)))
 		port := s.create(ctx, s.newPod("same-port", withHostPort))
 		s.expectRejected(ctx, all, "OutOfcpu")

@@ -53,7 +53,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 		}
 		expectUntouched()
 		By("ending the container that has its file on the claim")
-		framework.Must(ask(ctx, claimDeleted, claimPort, "/exit?code=1"))
+		framework.Must(fetch(ctx, claimDeleted, claimPort, "/exit?code=1"))
 		Eventually(expectFile).WithContext(ctx).WithArguments(ctx, claimDeleted, int32(claimPort), claimDeleted.name).
 			WithTimeout(restartTimeout).Should(Succeed(), "the restarted container has the file of its predecessor")
 		if variant == Guarded {
@@ -164,19 +164,19 @@ func (s *scene) removeFinalizer(ctx context.Context, pod *subject) {
 	Expect(ctrlclient.IgnoreNotFound(err)).To(Succeed(), "remove the finalizer of pod %s", pod)
 }
 
-// askRuntime calls the node's container runtime past the kubelet.
-func askRuntime(call func(runtimeapi.RuntimeServiceClient) error) {
+// callRuntime calls the node's container runtime past the kubelet.
+func callRuntime(call func(runtimeapi.RuntimeServiceClient) error) {
 	GinkgoHelper()
 	connection := framework.Must(unixsocket.Client(provider.Node().RuntimeSocket()))
 	defer connection.Close()
-	Expect(call(runtimeapi.NewRuntimeServiceClient(connection))).To(Succeed(), "ask the container runtime")
+	Expect(call(runtimeapi.NewRuntimeServiceClient(connection))).To(Succeed(), "call the container runtime")
 }
 
 // containersNamed returns the runtime's IDs of a pod's containers of one name, also of
 // those that have ended.
 func containersNamed(ctx context.Context, pod *subject, name string) (ids []string) {
 	GinkgoHelper()
-	askRuntime(func(runtime runtimeapi.RuntimeServiceClient) error {
+	callRuntime(func(runtime runtimeapi.RuntimeServiceClient) error {
 		list, err := runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 			LabelSelector: map[string]string{kubelettypes.KubernetesPodUIDLabel: string(pod.uid), kubelettypes.KubernetesContainerNameLabel: name},
 		}})
@@ -194,7 +194,7 @@ func removeContainer(ctx context.Context, pod *subject, name string) {
 	GinkgoHelper()
 	ids := containersNamed(ctx, pod, name)
 	Expect(ids).NotTo(BeEmpty(), "containers %s of pod %s", name, pod)
-	askRuntime(func(runtime runtimeapi.RuntimeServiceClient) error {
+	callRuntime(func(runtime runtimeapi.RuntimeServiceClient) error {
 		for _, id := range ids {
 			if _, err := runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
 				return err
@@ -221,9 +221,9 @@ var _ = Describe("A vanished pod with a startup probe", Label(labelGuarded), fun
 				withStartup(&pod.Spec.InitContainers[1], workloadPort+1)
 			}))
 		present, vanished, sidecared := pods[0], pods[1], pods[2]
-		By("failing what the startup probes ask, now that they have succeeded")
+		By("failing what the startup probes request, now that they have succeeded")
 		for _, pod := range pods[:2] {
-			framework.Must(ask(ctx, pod, workloadPort, "/fail?on=true"))
+			framework.Must(fetch(ctx, pod, workloadPort, "/fail?on=true"))
 		}
 		stopKubelet(ctx)
 		for _, pod := range pods[1:] {

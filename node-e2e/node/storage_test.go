@@ -27,7 +27,7 @@ var _ = Describe("A storage that is replaced under a running kubelet", Label(lab
 			Consistently(func(g Gomega) {
 				for _, pod := range pods {
 					pod.expectAlive(g)
-					framework.Try(ask(ctx, pod, workloadPort, "/healthz")).In(g)
+					framework.Try(fetch(ctx, pod, workloadPort, "/healthz")).In(g)
 				}
 			}).WithContext(ctx).WithTimeout(survivalPeriod).Should(Succeed())
 		}

@@ -67,7 +67,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		expectKept(pods...)
 
 		By("failing the liveness probe of one of them")
-		framework.Must(ask(ctx, probed, workloadPort, "/fail?on=true"))
+		framework.Must(fetch(ctx, probed, workloadPort, "/fail?on=true"))
 		probed.awaitDeath(ctx, time.Now(), killTimeout)
 		restarted := awaitRestarted(ctx, probed)
 		Eventually(func(g Gomega) { expectFiles(g, restarted) }).WithContext(ctx).WithTimeout(apiLag).

@@ -51,8 +51,8 @@ func (r *replica) client() *http.Client {
 	}}
 }
 
-// ask posts a review and returns whether it may pass.
-func (r *replica) ask(ctx context.Context, client *http.Client, path string, body []byte) (bool, error) {
+// review posts a review and returns whether it may pass.
+func (r *replica) review(ctx context.Context, client *http.Client, path string, body []byte) (bool, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url+path, bytes.NewReader(body))
 	if err != nil {
 		return false, err
@@ -98,7 +98,7 @@ func (r *replica) load(t *testing.T, clients int, rate float64, bodies [][]byte,
 			client := r.client()
 			defer client.CloseIdleConnections()
 			// The first connects.
-			_, err := r.ask(t.Context(), client, "/validate/pod-deletion", bodies[c%len(bodies)])
+			_, err := r.review(t.Context(), client, "/validate/pod-deletion", bodies[c%len(bodies)])
 			ready <- struct{}{}
 			end := <-begin
 			var own []time.Duration
@@ -115,7 +115,7 @@ func (r *replica) load(t *testing.T, clients int, rate float64, bodies [][]byte,
 					started, turn = turn, turn.Add(pause)
 				}
 				var allowed bool
-				allowed, err = r.ask(t.Context(), client, "/validate/pod-deletion", bodies[i%len(bodies)])
+				allowed, err = r.review(t.Context(), client, "/validate/pod-deletion", bodies[i%len(bodies)])
 				own = append(own, time.Since(started))
 				if err == nil && !allowed {
 					err = fmt.Errorf("review %d is refused", i%len(bodies))

@@ -21,7 +21,7 @@ var (
 	podsFlag      = flag.Int("pods", 150_000, "protected pods")
 	nodesFlag     = flag.Int("nodes", 5000, "nodes")
 	budgetsFlag   = flag.Int("budgets", 10_000, "PodDisruptionBudgets")
-	loadFlag      = flag.Duration("load", 10*time.Second, "how long each number of clients asks")
+	loadFlag      = flag.Duration("load", 10*time.Second, "how long each number of clients sends reviews")
 	rateFlag      = flag.Float64("rate", 250, "reviews a second of 500 clients together")
 	tableFlag     = flag.String("table", "", "file that receives the table")
 	strictFlag    = flag.Bool("strict", false, "fail when a time is above its limit; a busy machine is slower")
@@ -159,7 +159,7 @@ func (r *replica) measureNodes(t *testing.T, srv *server, s size, row func(strin
 		}
 		before := r.cpu(t)
 		for i, body := range bodies {
-			allowed, err := r.ask(t.Context(), client, "/validate/node-deletion", body)
+			allowed, err := r.review(t.Context(), client, "/validate/node-deletion", body)
 			require.NoError(t, err)
 			require.True(t, allowed, "deletion %d", i)
 		}

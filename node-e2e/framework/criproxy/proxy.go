@@ -80,7 +80,7 @@ func Start(ctx context.Context, socket, runtimeSocket string) (*Proxy, error) {
 		return nil, err
 	}
 	if err := p.look(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("ask %s what runs: %w", runtimeSocket, err), p.target.Close())
+		return nil, errors.Join(fmt.Errorf("list what runs in %s: %w", runtimeSocket, err), p.target.Close())
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", socket)
 	if err != nil {

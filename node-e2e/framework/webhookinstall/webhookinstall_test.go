@@ -125,5 +125,5 @@ func TestProbe(t *testing.T) {
 	client.PrependReactor("create", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, broken })
 	answer, err = Probe(t.Context(), configMaps)
 	require.Equal(t, broken, err)
-	require.NoError(t, answer, "nothing was asked")
+	require.NoError(t, answer, "no request was sent")
 }
