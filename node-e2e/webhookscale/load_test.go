@@ -3,8 +3,6 @@ package webhookscale
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -44,11 +42,7 @@ func review(t *testing.T, kind, resource string, object metav1.Object, user stri
 
 // client returns one connection to the replica, with the certificate of a caller.
 func (r *replica) client() *http.Client {
-	authorities := x509.NewCertPool()
-	authorities.AddCert(r.authority.Leaf)
-	return &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{r.certificate}, RootCAs: authorities}, MaxIdleConnsPerHost: 1,
-	}}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls, MaxIdleConnsPerHost: 1}}
 }
 
 // review posts a review and returns whether it may pass.

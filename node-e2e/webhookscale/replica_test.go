@@ -1,18 +1,10 @@
 package webhookscale
 
 import (
-	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -25,9 +17,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
+
+	"kubelet-guard.io/node-e2e/cluster/pki"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 // callerName is in the client certificate of the load generator, as in that of an API server.
@@ -35,10 +32,11 @@ const callerName = "kube-apiserver-kubelet-client"
 
 // replica is a running guard-webhook.
 type replica struct {
-	pid                    int
-	log                    string
-	url, metrics, health   string
-	certificate, authority tls.Certificate
+	process              procfs.Proc
+	log                  string
+	url, metrics, health string
+	// tls is for connections of a caller.
+	tls *tls.Config
 }
 
 // startReplica starts the program with the environment of its Deployment, as one that leads,
@@ -46,24 +44,16 @@ type replica struct {
 func startReplica(ctx context.Context, t *testing.T, program, manifests string, s *server) *replica {
 	t.Helper()
 	dir := t.TempDir()
-	authority := issue(t, "authority", nil)
-	r := &replica{certificate: issue(t, callerName, &authority), authority: authority}
-	write := func(name string, blocks ...*pem.Block) string {
-		path := filepath.Join(dir, name)
-		var content []byte
-		for _, block := range blocks {
-			content = append(content, pem.EncodeToMemory(block)...)
-		}
-		require.NoError(t, os.WriteFile(path, content, 0o600))
-		return path
-	}
-	certificate := func(c tls.Certificate) *pem.Block { return &pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]} }
-	serving := issue(t, "guard-webhook", &authority)
-	key, err := x509.MarshalPKCS8PrivateKey(serving.PrivateKey)
+	certificates := pki.Dir(dir)
+	authority, err := certificates.NewAuthority("ca")
 	require.NoError(t, err)
-	write("tls.crt", certificate(serving))
-	write("tls.key", &pem.Block{Type: "PRIVATE KEY", Bytes: key})
-	authorities := write("ca.crt", certificate(authority))
+	require.NoError(t, authority.Sign(pki.Request{Name: "tls", CommonName: "guard-webhook", Server: true, Addresses: []net.IP{net.IPv4(127, 0, 0, 1)}}))
+	require.NoError(t, authority.Sign(pki.Request{Name: "caller", CommonName: callerName, Client: true}))
+	r := &replica{}
+	r.tls, err = rest.TLSConfigFor(&rest.Config{TLSClientConfig: rest.TLSClientConfig{
+		CAFile: certificates.Cert("ca"), CertFile: certificates.Cert("caller"), KeyFile: certificates.Key("caller"),
+	}})
+	require.NoError(t, err)
 	kubeconfig := filepath.Join(dir, "kubeconfig")
 	require.NoError(t, os.WriteFile(kubeconfig, fmt.Appendf(nil, `
 apiVersion: v1
@@ -79,14 +69,15 @@ current-context: test
 	log, err := os.Create(filepath.Join(dir, "log"))
 	require.NoError(t, err)
 	command := exec.Command(program, "--kubeconfig="+kubeconfig, "--cert-dir="+dir, "--leader-elect=false", "--shutdown-delay=0s",
-		"--caller-ca-file="+authorities, "--caller-names="+callerName, "--port="+strconv.Itoa(ports[0]),
+		"--caller-ca-file="+certificates.Cert("ca"), "--caller-names="+callerName, "--port="+strconv.Itoa(ports[0]),
 		fmt.Sprintf("--metrics-address=127.0.0.1:%d", ports[1]), fmt.Sprintf("--health-address=127.0.0.1:%d", ports[2]))
 	command.Env = append(append(os.Environ(), "GODEBUG=gctrace=1"), environmentOf(t, manifests)...)
 	r.log = log.Name()
 	command.Stdout, command.Stderr = log, log
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(t, command.Start())
-	r.pid = command.Process.Pid
+	r.process, err = procfs.NewProc(command.Process.Pid)
+	require.NoError(t, err)
 	ended := make(chan error, 1)
 	go func() { ended <- command.Wait() }()
 	t.Cleanup(func() {
@@ -142,30 +133,6 @@ func deploymentOf(t *testing.T, manifests string) *appsv1.Deployment {
 	return nil
 }
 
-// issue returns a certificate for 127.0.0.1, signed by the authority, or by itself.
-func issue(t *testing.T, name string, authority *tls.Certificate) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	parent, signer := template, any(key)
-	if authority == nil {
-		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
-	} else {
-		parent, signer = authority.Leaf, authority.PrivateKey
-	}
-	raw, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	require.NoError(t, err)
-	leaf, err := x509.ParseCertificate(raw)
-	require.NoError(t, err)
-	return tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key, Leaf: leaf}
-}
-
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
 	var ports []int
@@ -184,19 +151,9 @@ type memory struct{ resident, peak, live float64 }
 
 func (r *replica) memory(t *testing.T) memory {
 	t.Helper()
-	file, err := os.Open(fmt.Sprintf("/proc/%d/status", r.pid))
+	status, err := r.process.NewStatus()
 	require.NoError(t, err)
-	defer file.Close()
-	var m memory
-	for scanner := bufio.NewScanner(file); scanner.Scan(); {
-		var kib float64
-		if _, err := fmt.Sscanf(scanner.Text(), "VmRSS: %f kB", &kib); err == nil {
-			m.resident = kib / 1024
-		}
-		if _, err := fmt.Sscanf(scanner.Text(), "VmHWM: %f kB", &kib); err == nil {
-			m.peak = kib / 1024
-		}
-	}
+	m := memory{resident: float64(status.VmRSS) / (1 << 20), peak: float64(status.VmHWM) / (1 << 20)}
 	// gc 12 @3.4s 2%: ... 46->47->30 MB, ...
 	content, err := os.ReadFile(r.log)
 	require.NoError(t, err)
@@ -211,38 +168,26 @@ func (r *replica) memory(t *testing.T) memory {
 // resetPeak makes the peak what is resident now.
 func (r *replica) resetPeak(t *testing.T) {
 	t.Helper()
-	require.NoError(t, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", r.pid), []byte("5"), 0o200))
+	require.NoError(t, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", r.process.PID), []byte("5"), 0o200))
 }
 
 // cpu is the processor time that the replica has used.
 func (r *replica) cpu(t *testing.T) time.Duration {
 	t.Helper()
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.pid))
+	stat, err := r.process.Stat()
 	require.NoError(t, err)
-	fields := strings.Fields(string(content[strings.LastIndexByte(string(content), ')')+2:]))
-	// utime and stime in hundredths of a second, which is what Linux shows on every machine.
-	user, err := strconv.Atoi(fields[11])
-	require.NoError(t, err)
-	system, err := strconv.Atoi(fields[12])
-	require.NoError(t, err)
-	return time.Duration(user+system) * 10 * time.Millisecond
+	return time.Duration(stat.CPUTime() * float64(time.Second))
 }
 
-// gauge returns the sum of the series of a metric, false when there is none.
-func (r *replica) gauge(t *testing.T, name string) (float64, bool) {
+// readMetrics reads the replica's metrics.
+func (r *replica) readMetrics(t *testing.T) framework.Metrics {
 	t.Helper()
 	response, err := http.Get(r.metrics)
 	require.NoError(t, err)
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-	sum, found := 0.0, false
-	for line := range strings.SplitSeq(string(content), "\n") {
-		if rest, ok := strings.CutPrefix(line, name); ok && (strings.HasPrefix(rest, "{") || strings.HasPrefix(rest, " ")) {
-			value, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
-			require.NoError(t, err, line)
-			sum, found = sum+value, true
-		}
-	}
-	return sum, found
+	metrics, err := framework.ParseMetrics(content)
+	require.NoError(t, err)
+	return metrics
 }

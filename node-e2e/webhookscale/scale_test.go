@@ -116,8 +116,9 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 func awaitPods(ctx context.Context, t *testing.T, r *replica, s size) {
 	t.Helper()
 	for {
-		pods, _ := r.gauge(t, fleetmetrics.ProtectedPodsMetric)
-		without, known := r.gauge(t, fleetmetrics.WithoutBudgetMetric)
+		metrics := r.readMetrics(t)
+		pods, without := metrics.Sum(fleetmetrics.ProtectedPodsMetric), metrics.Sum(fleetmetrics.WithoutBudgetMetric)
+		_, known := metrics[fleetmetrics.WithoutBudgetMetric]
 		if int(pods) == s.pods && known && without == 0 {
 			return
 		}

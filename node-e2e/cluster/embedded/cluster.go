@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"kubelet-guard.io/node-e2e/cluster/pki"
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 	"kubelet-guard.io/node-e2e/images"
 )
@@ -131,7 +132,7 @@ func (config Config) complete() (Config, error) {
 // caller's to avoid.
 type Cluster struct {
 	config     Config
-	pki        pki
+	pki        pki.Dir
 	begin      time.Time
 	lock       *os.File
 	mounts     *mountNamespace
@@ -293,13 +294,13 @@ func (c *Cluster) claim(ctx context.Context) error {
 
 // define describes the parts.
 func (c *Cluster) define() {
-	c.pki = pki(filepath.Join(c.config.Dir, "pki"))
+	c.pki = pki.Dir(filepath.Join(c.config.Dir, "pki"))
 	part := func(name string, prepare func() (launch, error), healthy func(context.Context) error) *Component {
 		return &Component{cluster: c, name: name, prepare: prepare, healthy: healthy, patience: termPatience}
 	}
 	c.etcd = &Etcd{part(programEtcd, c.prepareEtcd, c.etcdHealthy), testnode.Etcd{
 		Endpoint: c.url("https", etcdClientPort),
-		TLS:      rest.TLSClientConfig{CAFile: c.pki.cert("etcd/ca"), CertFile: c.pki.cert("apiserver-etcd-client"), KeyFile: c.pki.key("apiserver-etcd-client")},
+		TLS:      rest.TLSClientConfig{CAFile: c.pki.Cert("etcd/ca"), CertFile: c.pki.Cert("apiserver-etcd-client"), KeyFile: c.pki.Key("apiserver-etcd-client")},
 	}}
 	c.apiServer = part(programAPIServer, func() (launch, error) {
 		return c.prepareAPIServer(apiServerPort, c.url("https", etcdClientPort))
@@ -402,9 +403,9 @@ func (c *Cluster) Join(nodeName string, ip net.IP) (Credentials, error) {
 	kubeconfig, err := c.nodeKubeconfig(nodeName, c.url("https", apiServerPort))
 	return Credentials{
 		Kubeconfig:  kubeconfig,
-		Certificate: c.pki.cert(nodeServingCertificate(nodeName)),
-		Key:         c.pki.key(nodeServingCertificate(nodeName)),
-		Authority:   c.pki.cert("ca"),
+		Certificate: c.pki.Cert(nodeServingCertificate(nodeName)),
+		Key:         c.pki.Key(nodeServingCertificate(nodeName)),
+		Authority:   c.pki.Cert("ca"),
 	}, err
 }
 

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/util/cert"
 	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
 
+	"kubelet-guard.io/node-e2e/cluster/pki"
 	"kubelet-guard.io/node-e2e/cluster/testnode"
 )
 
@@ -97,20 +98,18 @@ func TestIsIn(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
-	d := pki(t.TempDir())
+	d := pki.Dir(t.TempDir())
 	ip := net.IPv4(10, 88, 3, 1)
 	require.NoError(t, createPKI(d, ip))
 	require.NoError(t, createNodeCertificates(d, "a-node", ip))
 
 	verify := func(authority, name string, usage x509.ExtKeyUsage, host string) *x509.Certificate {
 		t.Helper()
-		a, err := loadAuthority(d, authority)
+		roots, err := cert.NewPool(d.Cert(authority))
 		require.NoError(t, err)
-		certificates, err := cert.CertsFromFile(d.cert(name))
+		certificates, err := cert.CertsFromFile(d.Cert(name))
 		require.NoError(t, err)
 		certificate := certificates[0]
-		roots := x509.NewCertPool()
-		roots.AddCert(a.certificate)
 		_, err = certificate.Verify(x509.VerifyOptions{Roots: roots, DNSName: host, KeyUsages: []x509.ExtKeyUsage{usage}})
 		require.NoError(t, err, name)
 		return certificate
@@ -126,7 +125,7 @@ func TestCertificates(t *testing.T) {
 	require.Equal(t, []string{"system:nodes"}, node.Subject.Organization)
 
 	for _, key := range []string{"ca", "sa", "apiserver"} {
-		info, err := os.Stat(d.key(key))
+		info, err := os.Stat(d.Key(key))
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o600), info.Mode().Perm(), key)
 	}
@@ -170,7 +169,7 @@ func TestKubeletChange(t *testing.T) {
 	require.Equal(t, "--kubeconfig=", l.args[len(l.args)-1], "the last value of a flag counts")
 	require.Contains(t, written, "maxPods: 1\n")
 	require.Contains(t, written, "mode: AlwaysAllow")
-	require.FileExists(t, c.pki.cert(nodeClientCertificate("other")))
+	require.FileExists(t, c.pki.Cert(nodeClientCertificate("other")))
 
 	l, written = prepare(testnode.KubeletChange{HostnameOverride: "other"})
 	require.Contains(t, l.args, "--hostname-override=other")
@@ -239,7 +238,7 @@ func TestRemoveFilesKeepsLogs(t *testing.T) {
 
 func TestJoin(t *testing.T) {
 	dir := t.TempDir()
-	c := &Cluster{config: Config{Name: "test", Dir: dir}, state: &state{Index: 7}, pki: pki(filepath.Join(dir, "pki"))}
+	c := &Cluster{config: Config{Name: "test", Dir: dir}, state: &state{Index: 7}, pki: pki.Dir(filepath.Join(dir, "pki"))}
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "config"), 0o755))
 	require.NoError(t, createPKI(c.pki, net.ParseIP(c.NodeIP())))
 	ip := net.ParseIP("192.0.2.10")

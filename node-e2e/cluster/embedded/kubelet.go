@@ -51,7 +51,7 @@ func (k *Kubelet) Get(ctx context.Context, path string) ([]byte, error) {
 
 func (c *Cluster) prepareKubelet(change testnode.KubeletChange) (launch, error) {
 	nodeName := cmp.Or(change.NodeName, c.NodeName())
-	if _, err := os.Stat(c.pki.cert(nodeClientCertificate(nodeName))); os.IsNotExist(err) {
+	if _, err := os.Stat(c.pki.Cert(nodeClientCertificate(nodeName))); os.IsNotExist(err) {
 		if err := createNodeCertificates(c.pki, nodeName, net.ParseIP(c.NodeIP())); err != nil {
 			return launch{}, err
 		}
@@ -69,8 +69,8 @@ func (c *Cluster) prepareKubelet(change testnode.KubeletChange) (launch, error) 
 	}
 
 	config := c.newKubeletConfig()
-	config.TLSCertFile = c.pki.cert(nodeServingCertificate(nodeName))
-	config.TLSPrivateKeyFile = c.pki.key(nodeServingCertificate(nodeName))
+	config.TLSCertFile = c.pki.Cert(nodeServingCertificate(nodeName))
+	config.TLSPrivateKeyFile = c.pki.Key(nodeServingCertificate(nodeName))
 	if change.Configure != nil {
 		change.Configure(config)
 	}
@@ -129,7 +129,7 @@ func (c *Cluster) newKubeletConfig() *kubeletconfigv1beta1.KubeletConfiguration 
 		HealthzPort:        new(int32(kubeletHealthPort)),
 		StaticPodPath:      c.StaticPodDir(),
 		Authentication: kubeletconfigv1beta1.KubeletAuthentication{
-			X509:      kubeletconfigv1beta1.KubeletX509Authentication{ClientCAFile: c.pki.cert("ca")},
+			X509:      kubeletconfigv1beta1.KubeletX509Authentication{ClientCAFile: c.pki.Cert("ca")},
 			Webhook:   kubeletconfigv1beta1.KubeletWebhookAuthentication{Enabled: new(true)},
 			Anonymous: kubeletconfigv1beta1.KubeletAnonymousAuthentication{Enabled: new(false)},
 		},
