@@ -81,3 +81,27 @@ func TestRolloutReleasesOnlyWhatItHasListed(t *testing.T) {
 	require.Empty(t, c.requested("blue").ReleaseHeldUIDs)
 	require.NotContains(t, c.rollouts.sets["guard-installer-blue"].Annotations[pool.HistoryAnnotation], string(uidOf(2)))
 }
+
+// After an inspection that was interrupted, undo returns to the request before, without its yes.
+func TestRolloutUndoOfAnInspectionReleasesNothing(t *testing.T) {
+	t.Parallel()
+	c := rolledOut(t)
+	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	c.node("blue-1").pods = []guard.PodState{heldPod("web", "cache", 2, false, guard.PodVanished)}
+	require.NoError(t, c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held").err)
+	c.node("blue-1").pods = nil
+
+	observing := c.requested("blue")
+	require.Equal(t, []types.UID{uidOf(2)}, observing.ReleaseHeldUIDs)
+	observing.Target, observing.ReleaseHeldUIDs = rollout.Observe, nil
+	set := c.rollouts.sets["guard-installer-blue"]
+	blue, err := rollout.PoolOf(set)
+	require.NoError(t, err)
+	inspecting, err := rollout.DaemonSet(blue, observing)
+	require.NoError(t, err)
+	set.Spec.Template = inspecting.Spec.Template
+
+	require.NoError(t, c.run("", "rollout", "undo", "--pool", "blue", "--yes").err)
+	require.Equal(t, rollout.Audit, c.requested("blue").Target)
+	require.Empty(t, c.requested("blue").ReleaseHeldUIDs)
+}
