@@ -38,11 +38,9 @@ func (e EditTree) Dir() string { return e.git.dir }
 
 func (e EditTree) file(name string) string { return filepath.Join(e.Dir(), filepath.FromSlash(name)) }
 
-// exported is the head at the last apply or export: a head that differs has work that is
-// nowhere else. copied is the commit whose guard package and in-tree tests were last those
-// of this checkout.
+// exported is the head at the last apply or export. A head that differs has work that is
+// nowhere else, and a file of the checkout that differs has changed there.
 func (e EditTree) exported() string { return "refs/guard/exported/" + e.name }
-func (e EditTree) copied() string   { return "refs/guard/copied/" + e.name }
 
 // create makes the work tree, in the place of the one that may be there, with its branch at
 // a commit.
@@ -52,20 +50,19 @@ func (e EditTree) create(ctx context.Context, commit string) error {
 	}
 	return e.repo.git().all(ctx,
 		[]string{"worktree", "prune"},
-		[]string{"update-ref", e.copied(), commit},
 		[]string{"update-ref", e.exported(), commit},
 		[]string{"worktree", "add", "-q", "-B", e.name, e.Dir(), commit})
 }
 
 // Apply makes the work tree hold the pinned upstream, the guard package, the
-// in-tree tests and the series. It refuses to touch a tree with work that was not
+// series and the in-tree tests of the checkout. It refuses to touch a tree with work that was not
 // exported, unless force is set.
 func (e EditTree) Apply(ctx context.Context, force bool) error {
 	if e.exists() && !force {
 		lost, err := e.unfinished(ctx)
 		if err == nil && lost == "" {
-			var exported bool
-			if exported, err = e.isExported(ctx); !exported {
+			var exported string
+			if exported, err = e.git.run(ctx, "for-each-ref", "--points-at=HEAD", e.exported()); exported == "" {
 				lost = "commits that were not exported"
 			}
 		}
@@ -95,12 +92,6 @@ func (e EditTree) Apply(ctx context.Context, force bool) error {
 func (e EditTree) exists() bool {
 	_, err := os.Stat(e.file(".git"))
 	return err == nil
-}
-
-// isExported reports whether the head is that of the last apply or export.
-func (e EditTree) isExported(ctx context.Context) (bool, error) {
-	ref, err := e.git.run(ctx, "for-each-ref", "--points-at=HEAD", e.exported())
-	return ref != "", err
 }
 
 // unfinished describes work in the tree that is no commit yet, or is empty.
@@ -149,9 +140,6 @@ func (e EditTree) Export(ctx context.Context, allowFewer bool) error {
 	if err := e.exportAdded(ctx); err != nil {
 		return err
 	}
-	if err := e.Sync(ctx); err != nil {
-		return err
-	}
 	changed, err := now.write()
 	if err != nil {
 		return err
@@ -196,47 +184,6 @@ func (e EditTree) series(ctx context.Context, before Series, allowFewer bool) (S
 		e.repo.rel(e.Dir()), len(now.Patches), len(before.Patches), strings.Join(missing, ", "))
 }
 
-// compareAdded compares the guard package and the in-tree tests with those of this checkout,
-// by their last common state. It returns the files that changed in the work tree, and those
-// that changed in the checkout with their content; nil is a file that was removed.
-func (e EditTree) compareAdded(ctx context.Context) (inTree []string, inCheckout map[string][]byte, err error) {
-	old, err := e.git.addedIn(ctx, e.copied())
-	if err != nil {
-		return nil, nil, err
-	}
-	tree, err := e.git.addedIn(ctx, "HEAD")
-	if err != nil {
-		return nil, nil, err
-	}
-	checkout, err := e.repo.addedFiles(e.upstream)
-	if err != nil {
-		return nil, nil, err
-	}
-	all := maps.Clone(old)
-	maps.Copy(all, tree)
-	for name := range checkout {
-		all[name] = ""
-	}
-	inCheckout = map[string][]byte{}
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		content, there := checkout[name]
-		hash := ""
-		if there {
-			hash = fmt.Sprintf("%x", sha1.Sum(fmt.Appendf(nil, "blob %d\x00%s", len(content), content)))
-		}
-		switch {
-		case hash == tree[name]:
-		case hash == old[name]:
-			inTree = append(inTree, name)
-		case tree[name] == old[name]:
-			inCheckout[name] = content
-		default:
-			return nil, nil, fmt.Errorf("%s changed both in the work tree and in %s; merge the two by hand", name, e.repo.rel(e.home(name)))
-		}
-	}
-	return inTree, inCheckout, nil
-}
-
 // home is the place of an added file in this checkout.
 func (e EditTree) home(name string) string {
 	if inGuard(name) {
@@ -246,64 +193,39 @@ func (e EditTree) home(name string) string {
 }
 
 // exportAdded writes the guard package and the in-tree tests that changed in the work tree
-// to their places.
+// since the last apply or export. One that changed in the checkout, too, is an error.
 func (e EditTree) exportAdded(ctx context.Context) error {
-	changed, _, err := e.compareAdded(ctx)
-	for _, name := range changed {
-		data, missing := os.ReadFile(e.file(name))
-		if missing == nil {
-			_, err = writeFile(e.home(name), data)
-		} else {
-			err = os.Remove(e.home(name))
+	old, err := e.git.addedIn(ctx, e.exported())
+	if err != nil {
+		return err
+	}
+	now, err := e.git.addedIn(ctx, "HEAD")
+	if err != nil {
+		return err
+	}
+	all := maps.Clone(old)
+	maps.Copy(all, now)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		home, hash := e.home(name), ""
+		if data, err := os.ReadFile(home); err == nil {
+			hash = fmt.Sprintf("%x", sha1.Sum(fmt.Appendf(nil, "blob %d\x00%s", len(data), data)))
+		}
+		switch {
+		case now[name] == old[name] || now[name] == hash:
+			continue
+		case hash != old[name]:
+			return fmt.Errorf("%s changed both in the work tree and in %s; merge the two by hand", name, e.repo.rel(home))
+		case now[name] == "":
+			err = os.Remove(home)
+		default:
+			err = replaceFile(home, func(tmp string) error { return copyFile(e.file(name), tmp, 0o644) })
 		}
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(e.out, "%s: written from the work tree\n", e.repo.rel(e.home(name)))
+		fmt.Fprintf(e.out, "%s: written from the work tree\n", e.repo.rel(home))
 	}
-	return err
-}
-
-// Sync commits the guard package and the in-tree tests to the work tree, after they changed
-// in the checkout. It refuses to overwrite those that changed in the work tree.
-func (e EditTree) Sync(ctx context.Context) error {
-	if err := e.finished(ctx); err != nil {
-		return err
-	}
-	edited, changed, err := e.compareAdded(ctx)
-	if err != nil {
-		return err
-	}
-	if len(edited) > 0 {
-		return fmt.Errorf("%s changed in the work tree; guard-build patches export writes it to %s", edited[0], e.repo.rel(e.home(edited[0])))
-	}
-	exported, err := e.isExported(ctx)
-	if err != nil {
-		return err
-	}
-	for name, data := range changed {
-		if data == nil {
-			err = os.Remove(e.file(name))
-		} else {
-			_, err = writeFile(e.file(name), data)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if len(changed) > 0 {
-		names := slices.Sorted(maps.Keys(changed))
-		if err := e.git.all(ctx, append([]string{"add", "-A", "-f", "--"}, names...), []string{"commit", "-q", "-m", "kubelet: the guard package and its tests of this checkout"}); err != nil {
-			return err
-		}
-	}
-	if exported {
-		if _, err := e.git.run(ctx, "update-ref", e.exported(), "HEAD"); err != nil {
-			return err
-		}
-	}
-	_, err = e.git.run(ctx, "update-ref", e.copied(), "HEAD")
-	return err
+	return nil
 }
 
 func indent(s string) string {

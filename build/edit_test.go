@@ -168,35 +168,33 @@ func TestExportRefuses(t *testing.T) {
 	})
 }
 
-func TestSyncCommitsTheGuardPackageAndTests(t *testing.T) {
+func TestApplyTakesTheGuardPackageAndTestsOfTheCheckout(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
 	const home, committed = "patches/v1.36/tests/pkg/kubelet/hooks_test.go", "_output/edit/v1.36/pkg/kubelet/hooks_test.go"
+	f.hook("kubelet: keep the name", "pkg/kubelet/kubelet.go", "node", "knot")
 	f.write(GuardDir+"/guard.go", "package guard\n\n// Keep keeps.\nfunc Keep(string) bool { return true }\n")
 	f.write(home, "package kubelet\n")
 	require.NoError(t, os.Remove(f.path("pkg", "kubelet", "guard", "guard_test.go")))
-	require.NoError(t, f.edit().Sync(ctx))
+	require.ErrorContains(t, f.edit().Apply(ctx, false), "commits that were not exported")
+	require.NoError(t, f.edit().Export(ctx, false), "which keeps what changed in the checkout")
+	require.Equal(t, "package kubelet\n", f.read(home))
+	require.NoFileExists(t, f.path("pkg", "kubelet", "guard", "guard_test.go"))
+
+	before := snapshot(t, f.path("patches"))
+	require.NoError(t, f.edit().Apply(ctx, false))
 	require.Equal(t, f.read(GuardDir+"/guard.go"), f.read("_output/edit/v1.36/"+GuardDir+"/guard.go"))
 	require.Equal(t, "package kubelet\n", f.read(committed))
 	require.NoFileExists(t, f.path("_output", "edit", "v1.36", "pkg", "kubelet", "guard", "guard_test.go"))
 	require.Empty(t, f.git("status", "--porcelain"))
-	require.NoError(t, f.edit().Sync(ctx), "with nothing to do")
-
-	before := snapshot(t, f.path("patches"))
 	require.NoError(t, f.edit().Export(ctx, false))
 	require.Equal(t, before, snapshot(t, f.path("patches")), "no patch contains them")
-	require.NoError(t, f.edit().Apply(ctx, false), "a commit of sync is no work of the developer's")
-
-	f.hook("kubelet: keep more", GuardDir+"/guard.go", "true", "false")
-	require.ErrorContains(t, f.edit().Sync(ctx), GuardDir+"/guard.go changed in the work tree; guard-build patches export writes it to "+GuardDir+"/guard.go")
-	f.write(home, "package kubelet // meanwhile\n")
-	require.ErrorContains(t, f.edit().Apply(ctx, false), "commits that were not exported")
 }
 
 func TestExportWritesTheGuardPackageAndTests(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
 	const home, committed = "patches/v1.36/tests/pkg/kubelet/hooks_test.go", "_output/edit/v1.36/pkg/kubelet/hooks_test.go"
 	f.write(home, "package kubelet\n")
-	require.NoError(t, f.edit().Sync(ctx))
+	require.NoError(t, f.edit().Apply(ctx, false))
 	f.write(committed, "package kubelet // edited\n")
 	require.ErrorContains(t, f.edit().Export(ctx, false), "uncommitted changes:\n   M pkg/kubelet/hooks_test.go")
 
@@ -213,7 +211,7 @@ func TestExportWritesTheGuardPackageAndTests(t *testing.T) {
 	require.Equal(t, "package kubelet\n", f.read("patches/v1.36/tests/pkg/kubelet/more_test.go"))
 	require.Contains(t, f.read(GuardDir+"/guard.go"), "guarded")
 	require.NoFileExists(t, f.path("pkg", "kubelet", "guard", "guard_test.go"))
-	require.FileExists(t, f.path("_output", "edit", "v1.36", "pkg", "kubelet", "meanwhile_test.go"), "what changed in the checkout comes along")
+	require.FileExists(t, f.path("patches", "v1.36", "tests", "pkg", "kubelet", "meanwhile_test.go"), "what is new in the checkout stays")
 	require.Equal(t, syncPatch+"\n"+killPatch+"\nkubelet-keep-the-name.patch\n", f.read("patches/v1.36/series"), "commits of added files alone are no patches")
 	require.NotContains(t, f.read("patches/v1.36/kubelet-keep-the-name.patch"), "_test.go")
 	before := snapshot(t, f.path("patches"))

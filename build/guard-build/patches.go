@@ -19,9 +19,9 @@ func newPatchesCommand(o *options) *cobra.Command {
 	cmd.AddCommand(
 		newApplyCommand(o),
 		newExportCommand(o),
-		o.command("sync", "Commit changes of the guard package and the in-tree tests to the work tree",
+		o.command("sync", "Take the guard package and the in-tree tests of the checkout into the work tree, after an export",
 			func(ctx context.Context, repo build.Repo, u build.Upstream, out io.Writer) error {
-				return repo.EditTree(u, out).Sync(ctx)
+				return repo.EditTree(u, out).Apply(ctx, false)
 			}),
 		o.command("verify", "Check the series: complete, small, applies without fuzz, exports to the same bytes",
 			func(ctx context.Context, repo build.Repo, u build.Upstream, out io.Writer) error {
