@@ -69,15 +69,20 @@ func ignoredFlag(tree, dir string) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("%s: the place where the kubelet's flags are added is not where it was", source)
 	}
-	changed := filepath.Join(dir, "options.go.txt")
-	text := before + flagAnchor + "\tfs.String(\"guard-config\", \"\", \"Ignored.\")\n" + after
-	if err := os.WriteFile(changed, []byte(text), 0o644); err != nil {
+	return writeOverlay(dir, source, []byte(before+flagAnchor+"\tfs.String(\"guard-config\", \"\", \"Ignored.\")\n"+after))
+}
+
+// writeOverlay writes an overlay for the go command to a folder, in which a file has another
+// content, and returns its path.
+func writeOverlay(dir, file string, content []byte) (string, error) {
+	replacement, overlay := filepath.Join(dir, "overlay.go.txt"), filepath.Join(dir, "overlay.json")
+	if _, err := writeFile(replacement, content); err != nil {
 		return "", err
 	}
-	content, err := json.Marshal(map[string]any{"Replace": map[string]string{source: changed}})
+	data, err := json.Marshal(map[string]any{"Replace": map[string]string{file: replacement}})
 	if err != nil {
 		return "", err
 	}
-	overlay := filepath.Join(dir, "overlay.json")
-	return overlay, os.WriteFile(overlay, content, 0o644)
+	_, err = writeFile(overlay, data)
+	return overlay, err
 }

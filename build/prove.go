@@ -2,7 +2,6 @@ package build
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -247,10 +246,7 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	if len(tested) == 0 {
 		return nil, fmt.Errorf("%s/tests has no tests", r.rel(series.Dir))
 	}
-	if err := os.MkdirAll(scratch, 0o755); err != nil {
-		return nil, err
-	}
-	log, err := os.Create(filepath.Join(scratch, "tests.jsonl"))
+	log, err := r.testLog("prove.jsonl")
 	if err != nil {
 		return nil, err
 	}
@@ -308,12 +304,8 @@ func (p prover) check(ctx context.Context, pkg string) error {
 	if err != nil {
 		return err
 	}
-	var failures []string
-	for _, id := range run.failures() {
-		failures = append(failures, "  "+id.String())
-	}
-	if len(failures) > 0 {
-		return fmt.Errorf("these hook tests fail although every hook is in place, so they prove nothing; see guard-build test:\n%s", strings.Join(failures, "\n"))
+	if failures := run.failures(); len(failures) > 0 {
+		return fmt.Errorf("these hook tests fail although every hook is in place, so they prove nothing; see guard-build test: %v", failures)
 	}
 	p.green[pkg] = true
 	return nil
@@ -322,18 +314,10 @@ func (p prover) check(ctx context.Context, pkg string) error {
 // order returns the packages with tests in the order in which they run for a hook in
 // own: own first, and the one that takes longest to build last.
 func (p prover) order(own string) []string {
-	const slowest = "./pkg/kubelet"
-	rank := func(pkg string) int {
-		switch pkg {
-		case own:
-			return 0
-		case slowest:
-			return 2
-		}
-		return 1
-	}
+	rank := map[string]int{"./pkg/kubelet": 1}
+	rank[own] = -1
 	packages := slices.Clone(p.tested)
-	slices.SortStableFunc(packages, func(a, b string) int { return rank(a) - rank(b) })
+	slices.SortStableFunc(packages, func(a, b string) int { return rank[a] - rank[b] })
 	return packages
 }
 
@@ -352,19 +336,11 @@ func (p prover) prove(ctx context.Context, h Hook, out []Hook) (Proof, error) {
 			return proof, err
 		}
 	}
-	replacement := filepath.Join(p.scratch, "without.go")
-	if _, err := writeFile(replacement, changed); err != nil {
-		return proof, err
-	}
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: replacement}})
+	overlay, err := writeOverlay(p.scratch, original, changed)
 	if err != nil {
 		return proof, err
 	}
-	overlayFile := filepath.Join(p.scratch, "overlay.json")
-	if _, err := writeFile(overlayFile, overlay); err != nil {
-		return proof, err
-	}
-	flags := []string{"-overlay", overlayFile, "-run", guardTests, "-timeout", proveTimeout.String()}
+	flags := []string{"-overlay", overlay, "-run", guardTests, "-timeout", proveTimeout.String()}
 	for _, pkg := range p.order("./" + path.Dir(h.File)) {
 		if err := p.check(ctx, pkg); err != nil {
 			return proof, err
