@@ -44,6 +44,7 @@ func TestExportDoesNotDependOnTheDeveloper(t *testing.T) {
 	}
 	f.hook(syncHook, "pkg/kubelet/kubelet.go", "func SyncPod(pod string) bool {\n", "func SyncPod(pod string) bool {\n\t_ = 1\n")
 	require.NoError(t, f.edit().Export(ctx, false))
+	require.Equal(t, "A Developer", f.git("log", "-1", "--format=%an"))
 	patch := f.read("patches/v1.36/" + syncPatch)
 	require.NotContains(t, patch, "Developer")
 	require.True(t, strings.HasPrefix(patch, `From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001

@@ -18,8 +18,8 @@ import (
 // work tree of its own. One repository for all versions lets a rebase merge between two.
 //
 // A commit without a parent has the stock tree of a version. On top of it come the guard
-// package, each patch, and the in-tree tests. refs/guard/<key> is the commit of the source
-// with that key.
+// package, each patch, and the in-tree tests. refs/guard/<release>/<key> is the commit of the
+// source with that key; the release is in a message.
 func (r Repo) git() git {
 	dir := r.path("_output", "git")
 	return git{dir: dir, env: []string{"GIT_DIR=" + dir}} // never the repository around it
@@ -50,24 +50,29 @@ func (r Repo) commit(ctx context.Context, s source, out io.Writer) (string, erro
 		return "", err
 	}
 	defer lock.Close()
-	// The configuration has the identity of commits that a developer makes without one.
-	if err := r.git().all(ctx, []string{"init", "-q", "--bare"}, []string{"config", "user.name", toolName}, []string{"config", "user.email", toolEmail}); err != nil {
+	if _, err := r.git().run(ctx, "init", "-q", "--bare"); err != nil {
 		return "", err
+	}
+	// Without an identity of the developer's own, git would make one of the host name.
+	if own, _ := command(ctx, r.git().dir, "git", "config", "user.email").Output(); len(own) == 0 {
+		if err := r.git().all(ctx, []string{"config", "user.name", toolName}, []string{"config", "user.email", toolEmail}); err != nil {
+			return "", err
+		}
 	}
 	return r.lockedCommit(ctx, s, out)
 }
 
 // lockedCommit is commit in a repository that is locked.
 func (r Repo) lockedCommit(ctx context.Context, s source, out io.Writer) (string, error) {
-	ref := "refs/guard/" + s.key()
+	ref := "refs/guard/" + Release + "/" + s.key()
 	if commit, err := r.git().run(ctx, "rev-parse", "--verify", "-q", ref); err == nil {
 		return commit, nil
 	}
-	make := r.commitSeries
+	makeCommit := r.commitSeries
 	if s.tree == Stock {
-		make = r.commitStock
+		makeCommit = r.commitStock
 	}
-	commit, err := make(ctx, s, out)
+	commit, err := makeCommit(ctx, s, out)
 	if err == nil {
 		_, err = r.git().run(ctx, "update-ref", ref, commit)
 	}
