@@ -104,7 +104,7 @@ var _ = Describe("operation windows", func() {
 		deployments := ordinary.client().AppsV1().Deployments(namespace)
 		_, err := deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"metadata":{"labels":{"note":"x"}}}`), metav1.PatchOptions{})
 		Expect(err).NotTo(HaveOccurred(), "a label of the Deployment")
-		Expect(framework.ErrorOf(deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"spec":{"replicas":2,"minReadySeconds":1}}`), metav1.PatchOptions{}))).To(BeRefused("may not change now: spec.minReadySeconds."), "a field that may change beside one that may not")
+		Expect(framework.ErrorOf(deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"spec":{"replicas":2,"minReadySeconds":1}}`), metav1.PatchOptions{}))).To(BeRefused("may not change now: spec.minReadySeconds."), "a field that may change with one that may not")
 		Expect(framework.ErrorOf(deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"metadata":{"ownerReferences":[{"apiVersion":"unknown.example.com/v1","kind":"Owner","name":"x",`+
 			`"uid":"00000000-0000-4000-8000-000000000000","controller":true}]},"spec":{"minReadySeconds":1}}`), metav1.PatchOptions{}))).To(BeRefused("may not change now: spec.minReadySeconds."), "with a controller that comes in the same request")
 

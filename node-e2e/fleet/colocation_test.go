@@ -24,7 +24,7 @@ const (
 	colocatedPods = 20
 	// colocatedStart covers the start of all of them, on workers that share two cores.
 	colocatedStart = 6 * time.Minute
-	// colocatedKill covers a kubelet that turns down all its pods at once; one of them
+	// colocatedKill covers a kubelet that rejects all its pods at once; one of them
 	// takes it 2 s.
 	colocatedKill = time.Minute
 	// colocatedEnd covers the end of all pods.
@@ -160,7 +160,7 @@ func (w *colocated) write(ctx context.Context, config string) error {
 	return nil
 }
 
-// awaitAdmission waits until the kubelet has turned the unprotected pod down and
+// awaitAdmission waits until the kubelet has rejected the unprotected pod and
 // killed it. A restarted kubelet admits its pods by the allocatable resources that its
 // Node object had before, if it reads that in time, and only then writes the new ones
 // there. Pods that are spared so meet the reservation at the next restart.
@@ -216,7 +216,7 @@ func (w *colocated) states(ctx context.Context) (map[guard.State]int, error) {
 
 // awaitRelief waits until no pod is held any more by a kubelet that was restarted with
 // the reservation rolled back. For the reason given at awaitAdmission, one restart may
-// still turn the pods down.
+// still reject the pods.
 func (w *colocated) awaitRelief(ctx context.Context) {
 	GinkgoHelper()
 	restarts, last := 1, time.Now()

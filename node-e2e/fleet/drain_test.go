@@ -134,7 +134,7 @@ var _ = Describe("kubectl drain", func() {
 			awaitGuardState(ctx, pod, guard.Protected)
 		}
 
-		By("removing the budgets, and draining as ever")
+		By("removing the budgets, and draining as usual")
 		s.deleteBudgets(ctx)
 		requested := time.Now()
 		// The webhook's watch has to deliver it, usually within milliseconds.

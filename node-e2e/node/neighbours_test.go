@@ -127,7 +127,7 @@ var _ = Describe("The neighbours of a protected pod that causes memory pressure"
 		// The manager waits up to 30 s for the clean-up of its last victim.
 		stayAlive(ctx, 30*time.Second+evictionHold, culprit, modest)
 		s.deleteExplicitly(ctx, culprit)
-		By("evicting as ever when the culprit is gone")
+		By("evicting as usual when the culprit is gone")
 		modest.awaitDeath(ctx, time.Now(), evictionTimeout)
 	})
 })

@@ -234,7 +234,7 @@ var _ = Describe("A vanished pod with a startup probe", Label(labelGuarded), fun
 		started := time.Now()
 		s.awaitVanished(ctx, sidecared)
 
-		By("killing the container beside the sidecar")
+		By("killing the container next to the sidecar")
 		Expect(syscall.Kill(sidecared.process.PID, syscall.SIGKILL)).To(Succeed())
 		sidecared.awaitDeath(ctx, time.Now(), killTimeout)
 		restarted := awaitRestarted(ctx, sidecared)

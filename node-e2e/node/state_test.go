@@ -19,7 +19,7 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// savedFormat begins the first line of a saved pod, up to the number of the format.
+// savedFormat starts the first line of a saved pod, up to the number of the format.
 const savedFormat = "kubelet-guard saved pod v"
 
 var _ = Describe("A broken state directory", Label(labelGuarded), func() {

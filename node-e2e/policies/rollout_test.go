@@ -116,7 +116,7 @@ func TestInstallersHaveSlotsOfTheirOwnNode(t *testing.T) {
 			r := review{resource: "leases.coordination.k8s.io", old: c.before, new: c.after, user: installer, node: c.node}
 			refusal, _ := all.refusal(t, "slots.rollout.kubelet-guard.io", r)
 			assertRefusal(t, c.want, refusal)
-			r.user = "somebody"
+			r.user = "jane"
 			refusal, _ = all.refusal(t, "slots.rollout.kubelet-guard.io", r)
 			assert.Empty(t, refusal, "others are held by their rights")
 		})

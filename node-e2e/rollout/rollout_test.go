@@ -347,8 +347,8 @@ func (c *rolloutTest) expectDone(mode guard.Mode) {
 	c.expectUntouched()
 }
 
-// expectUntouched checks that the processes of the pods and their cgroups are those of
-// before, and the unit but for the drop-in.
+// expectUntouched checks that the processes of the pods and their cgroups are the same as at
+// the start, and the unit but for the drop-in.
 func (c *rolloutTest) expectUntouched() {
 	c.t.Helper()
 	if now := c.podProcesses(); now != c.processes {

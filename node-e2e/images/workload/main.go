@@ -173,7 +173,7 @@ func handler(o options, hostname string, started time.Time, exit chan<- int) htt
 	failing.Store(o.failing)
 	health := func(w http.ResponseWriter, _ *http.Request) {
 		if failing.Load() {
-			http.Error(w, "told to fail", http.StatusServiceUnavailable)
+			http.Error(w, "set to fail", http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
