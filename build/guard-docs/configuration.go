@@ -23,19 +23,14 @@ const (
 // examples has a fragment for every field, the place for what a comment in the
 // code is too short for.
 var examples = map[string]string{
-	"apiVersion":    "apiVersion: " + guard.ConfigAPIVersion + "\n",
-	"kind":          "kind: " + guard.ConfigKind + "\n",
 	"mode":          "mode: Audit\n",
 	"podSelector":   "podSelector:\n  matchLabels:\n    tier: database\n  matchExpressions:\n  - key: environment\n    operator: In\n    values: [production, staging]\n",
 	"allowedCauses": "allowedCauses: [NodeShutdown]\n",
 	"stateDir":      "stateDir: /var/lib/kubelet-guard\n",
 }
 
-// meta has the two fields whose comments are not ours.
-var meta = map[string]string{
-	"apiVersion": "APIVersion is the version of this format. Required.",
-	"kind":       "Kind is the kind of this file. Required.",
-}
+// header is what an example lacks to be a whole file.
+const header = "apiVersion: " + guard.ConfigAPIVersion + "\nkind: " + guard.ConfigKind + "\n"
 
 // source is the documentation of the guard package.
 type source struct{ types map[string]*doc.Type }
@@ -102,14 +97,12 @@ func defaults() (string, error) {
 	return "```yaml\n" + string(text) + "```\n", nil
 }
 
-// fields describes every field of the configuration.
+// fields describes every field of the configuration, its default too where the page's
+// default file lacks it.
 func (s *source) fields() (string, error) {
 	comments, err := s.fieldComments("Configuration")
 	if err != nil {
 		return "", err
-	}
-	for name, comment := range meta {
-		comments[name] = comment
 	}
 	whole, err := yaml.Marshal(guard.DefaultConfiguration())
 	if err != nil {
@@ -119,7 +112,7 @@ func (s *source) fields() (string, error) {
 	if err := yaml.Unmarshal(whole, &values); err != nil {
 		return "", err
 	}
-	names := []string{"apiVersion", "kind"}
+	var names []string
 	configuration := reflect.TypeFor[guard.Configuration]()
 	for i := range configuration.NumField() {
 		if name, _, _ := strings.Cut(configuration.Field(i).Tag.Get("json"), ","); name != "" {
@@ -135,16 +128,9 @@ func (s *source) fields() (string, error) {
 		if comment == "" || example == "" {
 			return "", fmt.Errorf("field %s needs a comment in %s and an example in build/guard-docs/configuration.go", name, guardPackage)
 		}
-		document := example
-		for _, required := range []string{"apiVersion", "kind"} {
-			if required != name {
-				document += examples[required]
-			}
-		}
-		if _, err := guard.ParseConfiguration([]byte(document)); err != nil {
+		if _, err := guard.ParseConfiguration([]byte(header + example)); err != nil {
 			return "", fmt.Errorf("the example of %s: %w", name, err)
 		}
-		// The code's value beats that of its comment.
 		comment, byDefault, _ := strings.Cut(comment, "Default: ")
 		fmt.Fprintf(&text, "### %s\n\n%s\n", name, strings.TrimSpace(comment))
 		if name == "mode" {
@@ -154,22 +140,16 @@ func (s *source) fields() (string, error) {
 			}
 			fmt.Fprintf(&text, "\n%s", modes)
 		}
-		if value, ok := values[name]; ok && meta[name] == "" {
-			encoded, err := yaml.Marshal(map[string]any{name: value})
-			if err != nil {
-				return "", err
-			}
-			fmt.Fprintf(&text, "\nDefault:\n\n```yaml\n%s```\n", encoded)
-		} else if byDefault != "" {
+		if _, ok := values[name]; !ok && byDefault != "" {
 			fmt.Fprintf(&text, "\nDefault: %s\n", byDefault)
 		}
-		fmt.Fprintf(&text, "\nExample:\n\n```yaml\n%s```\n", example)
+		fmt.Fprintf(&text, "\n```yaml\n%s```\n", example)
 	}
 	return text.String(), nil
 }
 
 // fieldComments returns the comments of a struct's fields by JSON name, without
-// the field's own name at their start.
+// the field's own name in front.
 func (s *source) fieldComments(name string) (map[string]string, error) {
 	t := s.types[name]
 	if t == nil {

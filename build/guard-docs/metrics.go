@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -18,21 +19,23 @@ const (
 	metricPrefix = "kubelet_guard_"
 )
 
-// advice is what to do with each metric; it is the one part of the page
-// that the code does not know.
+// advice names the alerts that are made from each metric, as in
+// manifests/monitoring/rules, and says what the help does not.
 var advice = map[string]string{
-	metricPrefix + "refused_kills_total": "Warn on any increase: something wanted a healthy pod dead. Page on `cause=\"RuntimeStop\"`: the kubelet took a path that no hook knows, which is a bug of this project.",
-	metricPrefix + "audited_kills_total": "Before a pool goes from `Audit` to `Enforce`, every increase should be understood: it is a pod that was stopped and will be held from then on.",
-	metricPrefix + "allowed_kills_total": "No alert. With `refused_kills_total` it distinguishes ordinary deletions (`ExplicitDeletion`) from what `allowedCauses` let through.",
-	metricPrefix + "errors_total":        "Warn on a rate that stays above zero for 10 minutes. With `operation=\"Runtime\"` the container runtime does not respond, so that pods that are gone may count as alive; with `Processes` the kernel does not report which processes run, with the same effect; with `StateDirectory` pods are not saved for the next start of the kubelet; with `PodDeletion` records that release held pods cannot be read.",
-	metricPrefix + "decision_duration_seconds": "Warn when the 99th percentile stays above 0.1 s: decisions are made under locks of the kubelet. " +
-		"A question to the runtime is given up after 2 s.",
-	metricPrefix + "info":                "Warn when the mode of a node is not that of its pool, and when nodes that should be guarded have no such series: they run a stock kubelet.",
-	metricPrefix + "protected_pods":      "Warn on a sudden drop to zero on a node that runs pods with the label.",
-	metricPrefix + "held_pods":           "Warn when above zero for 5 minutes, page when many nodes hold pods at once: then the control plane or a roll-out is at fault, not a node. With `cause=\"Evicted\"` other pods may be evicted in their place for as long as it lasts. What to do is in [holds.md](holds.md).",
-	metricPrefix + "oldest_hold_seconds": "Warn above one day: a hold is to be understood and ended, not lived with.",
-	metricPrefix + "unconfirmed_pods":    "Warn when above zero for 5 minutes: the kubelet cannot read its pods, so that it neither starts nor ends any.",
-	metricPrefix + "waiting_pods":        "Page when above zero for 5 minutes: nobody serves under the name of such a pod until an operator decides.",
+	metricPrefix + "refused_kills_total": "KubeletGuardKillRefused, KubeletGuardRuntimeStop.",
+	metricPrefix + "audited_kills_total": "KubeletGuardKillAudited.",
+	metricPrefix + "allowed_kills_total": "none. With `refused_kills_total` it distinguishes ordinary deletions (`ExplicitDeletion`) from what `allowedCauses` let through.",
+	metricPrefix + "errors_total":        "KubeletGuardErrors.",
+	metricPrefix + "decision_duration_seconds": "KubeletGuardDecisionsSlow. Decisions are made under locks of the kubelet. " +
+		"A query of the runtime is given up after 2 s.",
+	metricPrefix + "info": "none. A mode other than that of the node's pool is a mistake. Nodes with a stock kubelet: " +
+		"`kubernetes_build_info{job=\"kubelet\"} unless on (instance) kubelet_guard_info`.",
+	metricPrefix + "protected_pods": "none. A sudden drop to zero is wrong on a node that runs pods with the label.",
+	metricPrefix + "held_pods": "KubeletGuardManyNodesHold, KubeletGuardPressureHeld. " +
+		"The number of held pods is in the node condition `kubelet-guard.io/HoldingPods`.",
+	metricPrefix + "oldest_hold_seconds": "KubeletGuardHoldTooOld.",
+	metricPrefix + "unconfirmed_pods":    "KubeletGuardPodsUnconfirmed.",
+	metricPrefix + "waiting_pods":        "KubeletGuardPodsWaiting.",
 }
 
 // metricsPage returns docs/metrics.md. It reads the metrics where the kubelet's
@@ -50,44 +53,12 @@ func metricsPage() (string, error) {
 The guarded kubelet serves these at ` + "`/metrics`" + ` on its authenticated port,
 next to its own. No label names a pod or a namespace, every label set is closed,
 and every series exists from the start with the value 0, so that ` + "`increase()`" + `
-sees the first event. The alerts made from them are in [monitoring.md](monitoring.md).
-
-| metric | type | labels |
-|---|---|---|
+sees the first event. All have the stability level ALPHA.
+[monitoring.md](monitoring.md) has the alerts.
 `)
-	writeTable(&page, families)
 	for _, family := range families {
-		help := strings.TrimPrefix(family.GetHelp(), "[ALPHA] ")
-		fmt.Fprintf(&page, "\n## %s\n\n%s\n", family.GetName(), help)
-		if values := labelValues(family); values != "" {
-			fmt.Fprintf(&page, "\n%s\n", values)
-		}
-		fmt.Fprintf(&page, "\n*Alert*: %s\n", advice[family.GetName()])
+		writeMetric(&page, family, labelValues(family), advice[family.GetName()], "runbooks")
 	}
-	page.WriteString(`
-## Expressions to start from
-
-` + "```" + `
-# A kill was refused, by cause, in the last 10 minutes.
-sum by (cause) (increase(kubelet_guard_refused_kills_total[10m])) > 0
-
-# The last line of defence had to step in: please report it.
-increase(kubelet_guard_refused_kills_total{cause="RuntimeStop"}[1h]) > 0
-
-# Pods are held on this node.
-sum by (instance) (kubelet_guard_held_pods) > 0
-
-# The decisions wait for the container runtime.
-histogram_quantile(0.99, sum by (le, instance) (rate(kubelet_guard_decision_duration_seconds_bucket[10m]))) > 0.1
-
-# Nodes whose kubelet is not guarded.
-kubernetes_build_info{job="kubelet"} unless on (instance) kubelet_guard_info
-` + "```" + `
-
-All metrics have the stability level ALPHA. A pod that two causes hold counts
-under both in ` + "`kubelet_guard_held_pods`" + `; the number of held pods is in the node
-condition ` + "`kubelet-guard.io/HoldingPods`" + `.
-`)
 	return page.String(), nil
 }
 
@@ -113,21 +84,24 @@ func guardMetrics() ([]*dto.MetricFamily, error) {
 	return families, complete(families, advice, "advice in build/guard-docs/metrics.go")
 }
 
-// writeTable writes the rows of the table of metrics.
-func writeTable(page *strings.Builder, families []*dto.MetricFamily) {
-	for _, family := range families {
-		fmt.Fprintf(page, "| [`%s`](#%s) | %s | %s |\n", family.GetName(), family.GetName(), kind(family), strings.Join(labelNames(family), ", "))
+// alertName is the name of an alert, which is that of its runbook.
+var alertName = regexp.MustCompile(`\b(KubeletGuard|GuardWebhook|GuardPolicy)[A-Z]\w+`)
+
+// writeMetric writes the section of a metric. Alerts are linked to their runbooks in the
+// given folder.
+func writeMetric(page *strings.Builder, family *dto.MetricFamily, labels, advice, runbooks string) {
+	help := strings.TrimPrefix(family.GetHelp(), "[ALPHA] ")
+	fmt.Fprintf(page, "\n## %s\n\n%s: %s\n", family.GetName(), kind(family), help)
+	if labels != "" {
+		fmt.Fprintf(page, "\n%s\n", labels)
 	}
+	fmt.Fprintf(page, "\n*Alert*: %s\n", alertName.ReplaceAllString(advice, "[$0]("+runbooks+"/$0.md)"))
 }
 
-func kind(family *dto.MetricFamily) string { return strings.ToLower(family.GetType().String()) }
-
-func labelNames(family *dto.MetricFamily) []string {
-	var names []string
-	for _, label := range family.GetMetric()[0].GetLabel() {
-		names = append(names, "`"+label.GetName()+"`")
-	}
-	return names
+// kind is the type of a metric as the first word of a sentence.
+func kind(family *dto.MetricFamily) string {
+	name := family.GetType().String()
+	return name[:1] + strings.ToLower(name[1:])
 }
 
 // labelValues returns the values that the labels of a metric take.

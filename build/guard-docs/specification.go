@@ -93,14 +93,14 @@ func specifiedRules() []rules.Name {
 
 // replacePart returns the page with the text between the markers of the part replaced.
 func replacePart(page, part, text string) (string, error) {
-	begin, end := "<!-- begin "+part+": written by make generate -->\n", "<!-- end "+part+" -->\n"
-	head, rest, found := strings.Cut(page, begin)
+	first, last := "<!-- begin "+part+": written by make generate -->\n", "<!-- end "+part+" -->\n"
+	head, rest, found := strings.Cut(page, first)
 	if !found {
-		return "", fmt.Errorf("the line %q is missing", strings.TrimSpace(begin))
+		return "", fmt.Errorf("the line %q is missing", strings.TrimSpace(first))
 	}
-	_, tail, found := strings.Cut(rest, end)
+	_, tail, found := strings.Cut(rest, last)
 	if !found {
-		return "", fmt.Errorf("the line %q is missing", strings.TrimSpace(end))
+		return "", fmt.Errorf("the line %q is missing", strings.TrimSpace(last))
 	}
-	return head + begin + "\n" + text + "\n" + end + tail, nil
+	return head + first + "\n" + text + "\n" + last + tail, nil
 }

@@ -21,13 +21,13 @@ var webhookAdvice = map[string]string{
 	admission.DecisionsMetric: "GuardWebhookRefusalsRising, GuardWebhookOverrideUsed, GuardWebhookDecisionsFailing. " +
 		"Rules that the API server decides by policies are not in it: those are in `apiserver_validating_admission_policy_check_total` (GuardPolicyRefusalsRising).",
 	admission.DecisionDurationMetric: "GuardWebhookDecisionsSlow. The way to the webhook and back is in `apiserver_admission_webhook_admission_duration_seconds`.",
-	admission.CacheAgeMetric:         "GuardWebhookCacheTooOld. A watch without events still brings a bookmark about once a minute, so that an age of a few minutes is a lost watch.",
+	admission.CacheAgeMetric:         "GuardWebhookCacheTooOld. An idle watch brings a bookmark about once a minute, so an age of a few minutes is a lost watch.",
 	admission.CertificateMetric:      "GuardWebhookCertificateExpiring. It is read from the server itself, so it is right however the certificate is renewed.",
-	fleetmetrics.NodesMetric:         "No alert; the whole to which the next one is a part.",
+	fleetmetrics.NodesMetric:         "none.",
 	fleetmetrics.ProtectedNodesMetric: "KubeletGuardNodesUnguarded. Every replica counts the whole cluster: take `max`, not `sum`, over replicas. " +
 		"A kubelet is guarded when its version has the suffix `+guard.<release>`; a guarded one whose configuration selects other labels, or whose mode is `Off`, counts as guarded.",
-	fleetmetrics.ProtectedPodsMetric: "No alert. Over `kubelet=\"Unguarded\"` it is the number of pods that the alert is about.",
-	fleetmetrics.WithoutBudgetMetric: "No alert. A namespace and labels that several pods share count as one kind of pod, as of the moment of the read. " +
+	fleetmetrics.ProtectedPodsMetric: "none.",
+	fleetmetrics.WithoutBudgetMetric: "none. A namespace and labels that several pods share count as one kind of pod, as of the moment of the read. " +
 		"A budget whose selector names a label that each pod has for itself (`statefulset.kubernetes.io/pod-name`, an index, or any whose value is the pod's name) is not seen here. " +
 		"There is no series while a replica does not know all pods and budgets, nor where protected pods have more than 50,000 sets of labels. `kubectl guard status` names the namespaces.",
 }
@@ -99,19 +99,11 @@ func webhookMetricsPage() (string, error) {
 The webhook serves these at ` + "`/metrics`" + `, plain HTTP on port 8080 of its pods, next to
 those of its libraries (` + "`controller_runtime_*`, `rest_client_*`, `go_*`" + `). No label names an
 object, every label set is closed, and every series that can occur exists from the
-start, so that ` + "`increase()`" + ` sees the first event. How to have them collected, and the
-alerts, is in [monitoring.md](../monitoring.md).
-
-| metric | type | labels |
-|---|---|---|
+start, so that ` + "`increase()`" + ` sees the first event. [monitoring.md](../monitoring.md)
+has the alerts, and how to collect the metrics.
 `)
-	writeTable(&page, families)
 	for _, family := range families {
-		fmt.Fprintf(&page, "\n## %s\n\n%s\n", family.GetName(), family.GetHelp())
-		if values := webhookLabelValues(family); values != "" {
-			fmt.Fprintf(&page, "\n%s\n", values)
-		}
-		fmt.Fprintf(&page, "\n*Alert*: %s\n", webhookAdvice[family.GetName()])
+		writeMetric(&page, family, webhookLabelValues(family), webhookAdvice[family.GetName()], "../runbooks")
 	}
 	page.WriteString(`
 ## Of the API server
