@@ -32,9 +32,9 @@ const (
 	// ReplicasProtectionConfirm wants the new number in ConfirmReplicasAnnotation.
 	ReplicasProtectionConfirm = "confirm"
 
-	// OperationWindowsLabel on a namespace puts the OperationWindows in it into
-	// force. Without it a window is reported as not effective: the webhook is in
-	// the path of updates only where somebody chose that.
+	// OperationWindowsLabel on a namespace makes the OperationWindows in it effective.
+	// Without it a window is reported as not effective: the webhook is in the path of
+	// updates only where that was chosen.
 	OperationWindowsLabel = GroupName + "/operation-windows"
 	// OperationWindowsEnforced is the only value of OperationWindowsLabel.
 	OperationWindowsEnforced = "enforced"

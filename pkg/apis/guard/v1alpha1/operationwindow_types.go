@@ -8,11 +8,11 @@ import (
 const OperationWindowKind = "OperationWindow"
 
 // OperationWindow says when which fields of the selected workloads of its namespace
-// may change. It is in force where the namespace carries
+// may change. It is effective where the namespace carries
 // kubelet-guard.io/operation-windows=enforced.
 //
 // When several windows select a workload, a field may change if one of them lets it
-// change at that time: windows add up, they do not take away from each other.
+// change at that time: windows add up, none restricts another.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
