@@ -26,37 +26,26 @@ var subjectForm = regexp.MustCompile(`^[a-z][a-z0-9/_-]*: [a-z0-9].*[^.]$`)
 // lint checks the message and the size of a patch.
 func (p Patch) lint() []error {
 	var errs []error
-	fail := func(format string, args ...any) {
-		errs = append(errs, fmt.Errorf(p.Name+": "+format, args...))
-	}
-	if !subjectForm.MatchString(p.Subject) {
-		fail("subject %q: write it as \"area: what the patch does\", in lower case and without a full stop", p.Subject)
-	}
-	if len(p.Subject) > maxSubject {
-		fail("subject has %d characters; at most %d", len(p.Subject), maxSubject)
-	}
-	if want := patchName(p.Subject); p.Name != want {
-		fail("the file name of this subject is %s; run guard-build patches export", want)
-	}
-	if p.Body == "" {
-		fail("no body; explain why the hook is needed")
-	}
-	switch f := p.Trailers["Forwarded"]; {
-	case f == "":
-		fail("no Forwarded: trailer in the last paragraph; give a link, no, or not-needed")
-	case f != "no" && f != "not-needed" && !strings.HasPrefix(f, "https://"):
-		fail("Forwarded: %q is neither a link, no nor not-needed", f)
-	}
-	if drop, ok := p.Trailers["Drop-When"]; ok && (drop == "" || strings.Contains(drop, "the guard")) {
-		fail("Drop-When: %q is no change of upstream; name the change with its issue or KEP, or the patch that this one goes with, or leave the line out", drop)
-	}
-	if n := p.UpstreamLines(); n > maxUpstreamLines && p.Trailers["Size-Justification"] == "" {
-		fail("changes %d upstream lines, more than %d; move logic into the guard package, or add a Size-Justification: trailer", n, maxUpstreamLines)
-	}
-	for _, f := range p.Files {
-		if strings.HasSuffix(f.Path, "_test.go") && f.New {
-			fail("adds %s; in-tree tests belong in tests/", f.Path)
+	fail := func(broken bool, format string, args ...any) {
+		if broken {
+			errs = append(errs, fmt.Errorf(p.Name+": "+format, args...))
 		}
+	}
+	fail(!subjectForm.MatchString(p.Subject), "subject %q: write it as \"area: what the patch does\", in lower case and without a full stop", p.Subject)
+	fail(len(p.Subject) > maxSubject, "subject has %d characters; at most %d", len(p.Subject), maxSubject)
+	fail(p.Name != patchName(p.Subject), "the file name of this subject is %s; run guard-build patches export", patchName(p.Subject))
+	fail(p.Body == "", "no body; explain why the hook is needed")
+	forwarded := p.Trailers["Forwarded"]
+	fail(forwarded == "", "no Forwarded: trailer in the last paragraph; give a link, no, or not-needed")
+	fail(forwarded != "" && forwarded != "no" && forwarded != "not-needed" && !strings.HasPrefix(forwarded, "https://"),
+		"Forwarded: %q is neither a link, no nor not-needed", forwarded)
+	drop, ok := p.Trailers["Drop-When"]
+	fail(ok && (drop == "" || strings.Contains(drop, "the guard")),
+		"Drop-When: %q is no change of upstream; name the change with its issue or KEP, or the patch that this one goes with, or leave the line out", drop)
+	fail(p.UpstreamLines() > maxUpstreamLines && p.Trailers["Size-Justification"] == "",
+		"changes %d upstream lines, more than %d; move logic into the guard package, or add a Size-Justification: trailer", p.UpstreamLines(), maxUpstreamLines)
+	for _, f := range p.Files {
+		fail(f.New && strings.HasSuffix(f.Path, "_test.go"), "adds %s; in-tree tests belong in tests/", f.Path)
 	}
 	return errs
 }
@@ -83,12 +72,7 @@ func (r Repo) VerifyPatches(ctx context.Context, u Upstream, out io.Writer) erro
 	for _, p := range series.Patches {
 		errs = append(errs, p.lint()...)
 	}
-	if err := r.verifyReadme(); err != nil {
-		errs = append(errs, err)
-	}
-	if err := r.verifyReexport(ctx, u, series, out); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, r.verifyReadme(), r.verifyReexport(ctx, u, series, out))
 	series.printSizes(out)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%s:\n%w", r.rel(series.Dir), err)
