@@ -46,9 +46,9 @@ with its hook or the reason why it needs none. `+"`make stop-paths`"+` and `+"`m
 compare it with the types of the patched source, and fail for an unknown caller, a missing one
 and a hook in another place: no version of Kubernetes gains a way to stop a pod unnoticed.
 
-Callers above the function that decides only choose when, not whether. A function that is
-passed as a value counts as called there, and a call of an interface as one of everything that
-implements it. All that is linked into the kubelet on Linux counts.
+Callers above the function that decides only choose when, not whether. A function passed as a
+value counts as called there, an interface as everything that implements it. All that is linked
+into the kubelet on Linux counts.
 `, u.Minor(), u.Version)
 	open := 0
 	for _, area := range s.Areas {
