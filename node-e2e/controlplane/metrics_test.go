@@ -16,7 +16,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	apitypes "k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/testnode"
@@ -46,7 +45,7 @@ var _ = Describe("the metrics of the webhook", func() {
 		}
 		namespaces := overrider.client().CoreV1().Namespaces()
 		Expect(namespaces.Delete(ctx, namespace, metav1.DeleteOptions{})).To(BeRefused())
-		framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, apitypes.MergePatchType, overridePatch(overrideFor(time.Hour, "counted")), metav1.PatchOptions{}))
+		framework.Must(client.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, overridePatch(overrideFor(time.Hour, "counted")), metav1.PatchOptions{}))
 		Expect(namespaces.Delete(ctx, namespace, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})).To(Succeed())
 
 		Expect(counted(ctx, admission.CascadingDeletion, before[admission.CascadingDeletion])).
