@@ -29,7 +29,7 @@ func TestRequestSurvivesItsAnnotation(t *testing.T) {
 	assert.Equal(t, request.ID(), parsed.ID())
 }
 
-func TestRequestIDDiffersWithWhatIsAsked(t *testing.T) {
+func TestRequestIDDiffersWithWhatIsRequested(t *testing.T) {
 	request := Request{Target: Audit, Image: image}
 	ids := map[string]bool{request.ID(): true}
 	for _, change := range []func(*Request){

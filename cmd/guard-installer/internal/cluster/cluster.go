@@ -26,8 +26,6 @@ type Cluster struct {
 	Pool   rollout.Pool
 	// NodeName is the node of the installer.
 	NodeName string
-	// PodName is the installer's own.
-	PodName string
 
 	version   string
 	versionAt time.Time

@@ -57,7 +57,7 @@ func (f *fleet) on(name string, slots int) *Cluster {
 	return &Cluster{Client: f.client, Pool: p, NodeName: name}
 }
 
-func (f *fleet) look(name string, slots int, refuses bool) Turn {
+func (f *fleet) turn(name string, slots int, refuses bool) Turn {
 	f.Helper()
 	turn, err := f.on(name, slots).TakeSlot(f.Context(), node(name), request.ID(), refuses)
 	require.NoError(f, err)
@@ -66,7 +66,7 @@ func (f *fleet) look(name string, slots int, refuses bool) Turn {
 
 func (f *fleet) take(name string, slots int) bool {
 	f.Helper()
-	return f.look(name, slots, false).Slot
+	return f.turn(name, slots, false).Slot
 }
 
 func (f *fleet) patch(name, patch string) {
@@ -99,7 +99,7 @@ func TestSlotsBoundHowManyNodesChange(t *testing.T) {
 	f := newFleet(t, "a", "b", "c")
 	assert.True(t, f.take("a", 2))
 	assert.True(t, f.take("b", 2))
-	turn := f.look("c", 2, false)
+	turn := f.turn("c", 2, false)
 	assert.False(t, turn.Slot)
 	assert.Contains(t, turn.WaitReason, "it waits for one of 2 slots of the pool")
 	assert.True(t, f.take("b", 2), "a node keeps its slot")
@@ -138,7 +138,7 @@ func TestANodeThatHasLeftThePoolHoldsNothingUp(t *testing.T) {
 	mark := false
 	require.NoError(t, f.on("a", 1).Report(t.Context(), rollout.Report{RequestID: request.ID(), Pool: "blue", Phase: rollout.Refused}, &mark))
 	require.NoError(t, f.on("a", 1).StopPool(t.Context(), request.ID()))
-	assert.Equal(t, "the roll-out is stopped at node a (Refused)", f.look("b", 1, false).WaitReason)
+	assert.Equal(t, "the roll-out is stopped at node a (Refused)", f.turn("b", 1, false).WaitReason)
 
 	f.patch("a", `{"metadata":{"labels":{"pool":null}}}`)
 	f.age()
@@ -166,7 +166,7 @@ func TestWhichPoolsSelectANode(t *testing.T) {
 	assert.Error(t, err, "it is not known")
 }
 
-func TestNothingBeginsWhenPausedOrOutdated(t *testing.T) {
+func TestNothingStartsWhenPausedOrOutdated(t *testing.T) {
 	f := newFleet(t, "a")
 	turn, err := f.on("a", 1).TakeSlot(t.Context(), node("a"), "other", false)
 	require.NoError(t, err)
@@ -175,13 +175,13 @@ func TestNothingBeginsWhenPausedOrOutdated(t *testing.T) {
 	f.set.Annotations[rollout.PausedAnnotation] = "true"
 	_, err = f.client.AppsV1().DaemonSets(rollout.Namespace).Update(t.Context(), f.set, metav1.UpdateOptions{})
 	require.NoError(t, err)
-	assert.Contains(t, f.look("a", 1, false).WaitReason, "paused")
+	assert.Contains(t, f.turn("a", 1, false).WaitReason, "paused")
 
 	require.NoError(t, f.client.AppsV1().DaemonSets(rollout.Namespace).Delete(t.Context(), f.set.Name, metav1.DeleteOptions{}))
-	assert.Contains(t, f.look("a", 1, false).WaitReason, "is gone")
+	assert.Contains(t, f.turn("a", 1, false).WaitReason, "is gone")
 }
 
-func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
+func TestNothingStartsWhileAnotherNodeHasFailed(t *testing.T) {
 	f := newFleet(t, "a", "b", "c")
 	a := f.on("a", 3)
 	require.True(t, f.take("a", 3))
@@ -208,10 +208,10 @@ func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
 			}
 			require.NoError(t, a.Report(t.Context(), test.report, test.mark))
 			require.NoError(t, a.StopPool(t.Context(), request.ID()))
-			turn := f.look("b", 3, false)
+			turn := f.turn("b", 3, false)
 			assert.Equal(t, test.want, turn.WaitReason)
 			require.NoError(t, f.on("b", 3).ReleaseSlot(t.Context()))
-			assert.Empty(t, f.look("a", 3, false).WaitReason, "it does not wait for itself")
+			assert.Empty(t, f.turn("a", 3, false).WaitReason, "it does not wait for itself")
 		})
 	}
 	require.NoError(t, a.Report(t.Context(), rollout.Report{RequestID: request.ID(), Pool: "blue", Phase: rollout.Failed, Attempt: "second"}, &yes))
@@ -221,14 +221,14 @@ func TestNothingBeginsWhileAnotherNodeHasFailed(t *testing.T) {
 		metav1.SetMetaDataAnnotation(&resumed.ObjectMeta, rollout.ResumeAnnotation, attempt)
 		_, err = f.client.CoreV1().Nodes().Update(t.Context(), resumed, metav1.UpdateOptions{})
 		require.NoError(t, err)
-		assert.Equal(t, want, f.look("b", 3, false).WaitReason, "resume of the attempt %s", attempt)
+		assert.Equal(t, want, f.turn("b", 3, false).WaitReason, "resume of the attempt %s", attempt)
 		require.NoError(t, f.on("b", 3).ReleaseSlot(t.Context()))
 	}
 	require.NoError(t, f.client.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}))
-	assert.Empty(t, f.look("b", 3, false).WaitReason, "a node that is gone holds nothing up")
+	assert.Empty(t, f.turn("b", 3, false).WaitReason, "a node that is gone holds nothing up")
 }
 
-// Somebody has deleted all slots.
+// All slots were deleted.
 func TestANodeThatHasFailedTakesASlotAgain(t *testing.T) {
 	f := newFleet(t, "a", "b", "c")
 	require.True(t, f.take("b", 1))
@@ -236,7 +236,7 @@ func TestANodeThatHasFailedTakesASlotAgain(t *testing.T) {
 	require.NoError(t, f.on("a", 1).Report(t.Context(), rollout.Report{RequestID: request.ID(), Pool: "blue", Phase: rollout.RolledBack}, &mark))
 	require.NoError(t, f.on("a", 1).StopPool(t.Context(), request.ID()))
 	require.NoError(t, f.on("b", 1).ReleaseSlot(t.Context()))
-	assert.Equal(t, "the roll-out is stopped at node a (RolledBack)", f.look("c", 1, false).WaitReason)
+	assert.Equal(t, "the roll-out is stopped at node a (RolledBack)", f.turn("c", 1, false).WaitReason)
 }
 
 func TestWhatANodeRefusesThatHasJoinedStopsNobody(t *testing.T) {
@@ -246,7 +246,7 @@ func TestWhatANodeRefusesThatHasJoinedStopsNobody(t *testing.T) {
 	turn, err := f.on("a", 1).TakeSlot(t.Context(), joined, request.ID(), true)
 	require.NoError(t, err)
 	assert.Equal(t, Turn{Joined: true, Slots: 1}, turn)
-	assert.True(t, f.look("b", 1, true).Slot, "a node that was there takes a slot to stop the roll-out")
+	assert.True(t, f.turn("b", 1, true).Slot, "a node that was there takes a slot to stop the roll-out")
 }
 
 // The token of a node may create slots for its node, and so all of them.
@@ -276,14 +276,14 @@ func TestRequestsDoNotGrowWithTheSlots(t *testing.T) {
 			taken++
 		}
 		assert.Equal(t, slots, taken)
-		assert.Equal(t, 2, f.count(func() { assert.False(t, f.take(names[slots], slots)) }), "a look in vain")
+		assert.Equal(t, 2, f.count(func() { assert.False(t, f.take(names[slots], slots)) }), "a query in vain")
 		f.age()
 		assert.LessOrEqual(t, f.count(func() { assert.False(t, f.take(names[slots], slots)) }), 2+readHolders)
 	}
 }
 
-// Others are quicker each time: the next look is soon enough.
-func TestFewSlotsAreTriedInALook(t *testing.T) {
+// Others are quicker each time: the next query is soon enough.
+func TestFewSlotsAreTriedAtATime(t *testing.T) {
 	f := newFleet(t, "a")
 	f.client.PrependReactor("create", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewAlreadyExists(coordinationv1.Resource("leases"), "x")

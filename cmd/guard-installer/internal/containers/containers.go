@@ -181,12 +181,9 @@ func updated(pod *corev1.Pod, c cri.Container) bool {
 }
 
 func specOf(pod *corev1.Pod, name string) *corev1.Container {
-	for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
-		for i := range list {
-			if list[i].Name == name {
-				return &list[i]
-			}
-		}
+	all := slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers)
+	if i := slices.IndexFunc(all, func(c corev1.Container) bool { return c.Name == name }); i >= 0 {
+		return &all[i]
 	}
 	return nil
 }
@@ -200,12 +197,7 @@ func mainRuns(pod *corev1.Pod, running []cri.Container) bool {
 
 // sidecar reports whether a container is one that runs next to the others of its pod.
 func sidecar(pod *corev1.Pod, name string) bool {
-	for i := range pod.Spec.InitContainers {
-		if pod.Spec.InitContainers[i].Name == name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
 }
 
 // mirrorAnnotation on a mirror pod has the UID that the kubelet gave its static pod.

@@ -11,7 +11,7 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/cri"
 )
 
-func TestMissingTellsRunsApart(t *testing.T) {
+func TestMissingDistinguishesRuns(t *testing.T) {
 	before := []cri.Container{{ID: "1", Name: "a"}, {ID: "2", Name: "b"}}
 	now := []cri.Container{{ID: "1", Name: "a"}, {ID: "3", Name: "b"}}
 	assert.Equal(t, []cri.Container{{ID: "2", Name: "b"}}, Missing(before, now))

@@ -41,7 +41,7 @@ func serve(t *testing.T, answers map[string]string) (*Client, *int) {
 	return &Client{Address: strings.TrimPrefix(server.URL, "https://"), TokenFile: token}, withToken
 }
 
-func TestAskTellsStockFromGuarded(t *testing.T) {
+func TestAskDistinguishesStockFromGuarded(t *testing.T) {
 	stock, _ := serve(t, map[string]string{"/healthz": "ok", "/metrics": stockMetrics})
 	answer, err := stock.Ask(context.Background())
 	require.NoError(t, err)

@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// step is where a process may be killed and somebody else may act: every call that
+// step is where a process may be killed and another one may act: every call that
 // leaves the process, and every change of a file.
 func (w *world) step(what string) error {
 	if w.onStep == nil || w.inStep {
@@ -206,9 +206,9 @@ func (w *world) boot(id string) {
 	require.NoError(w.t, w.start())
 }
 
-// At every step of a change, somebody else acts. Nobody has to name the steps: what the
-// change does without anybody else is recorded first.
-func TestAtEveryStepSomebodyElseActs(t *testing.T) {
+// At every step of a change, another process acts. Nobody has to name the steps: what the
+// change does without it is recorded first.
+func TestAtEveryStepAnotherActs(t *testing.T) {
 	for changeName, c := range changes {
 		t.Run(changeName, func(t *testing.T) {
 			t.Parallel()
@@ -312,7 +312,7 @@ func (c change) disturb(t *testing.T, a actor, place string) (end rollout.Phase,
 			break
 		}
 	}
-	w.isAtItsEnd(c, report)
+	w.isFinal(c, report)
 	return report.Phase, true
 }
 
@@ -339,7 +339,7 @@ func (w *world) runs(entry *journal.Entry) bool {
 	return process.SHA256 == entry.Kubelet.SHA256 && process.SHA256 != entry.Before.SHA256
 }
 
-// isSafe checks what must be so at any time: what has not been verified has somebody who
+// isSafe checks what must be so at any time: what has not been verified has a process that
 // rolls it back.
 func (w *world) isSafe() {
 	w.t.Helper()
@@ -360,8 +360,8 @@ func (w *world) isSafe() {
 	}
 }
 
-// isAtItsEnd checks a node that nobody works on any more.
-func (w *world) isAtItsEnd(c change, report rollout.Report) {
+// isFinal checks a node that no process changes any more.
+func (w *world) isFinal(c change, report rollout.Report) {
 	w.t.Helper()
 	entry, err := w.process.store().Read()
 	require.NoError(w.t, err)

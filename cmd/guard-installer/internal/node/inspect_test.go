@@ -120,7 +120,7 @@ func TestAnotherFileSystemHasNoThreshold(t *testing.T) {
 	require.Empty(t, text)
 }
 
-func TestNobodyIsAskedWhileNoKubeletRuns(t *testing.T) {
+func TestNothingIsQueriedWhileNoKubeletRuns(t *testing.T) {
 	timeless(func(t *testing.T) {
 		for _, dropIn := range []bool{false, true} {
 			w := newWorld(t)

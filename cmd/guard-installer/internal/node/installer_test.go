@@ -91,7 +91,7 @@ func TestRollOutAndBack(t *testing.T) {
 	})(t)
 }
 
-func TestWhatIsWrongIsTakenBack(t *testing.T) {
+func TestWhatIsWrongIsRolledBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		kubelet []byte
 		want    rollout.Reason
@@ -329,7 +329,7 @@ func TestHeldPodsNeedAYes(t *testing.T) {
 	}))
 }
 
-func TestNothingBeginsWithoutASlotOrWhilePaused(t *testing.T) {
+func TestNothingStartsWithoutASlotOrWhilePaused(t *testing.T) {
 	inWorld(func(t *testing.T, w *world) {
 		w.slot = false
 		report := w.run(request(rollout.Audit))
@@ -532,7 +532,7 @@ func TestSystemdThatDoesNotAnswerIsNoReasonToRollBack(t *testing.T) {
 	}
 }
 
-func TestWhatWasLeftIsLookedAtAgain(t *testing.T) {
+func TestWhatWasKeptIsVerifiedAgain(t *testing.T) {
 	resume := func(w *world) rollout.Report {
 		w.resume()
 		return w.run(request(rollout.Enforce))
@@ -741,7 +741,7 @@ func (b breaksOld) Unit(ctx context.Context, name string) (systemd.Unit, error) 
 	return b.world.Unit(ctx, name)
 }
 
-func TestRunTellsAndSaysReady(t *testing.T) {
+func TestRunReportsAndSetsReady(t *testing.T) {
 	w := newWorld(t)
 	installer := w.installer(request(rollout.Audit))
 	ctx, cancel := context.WithCancel(context.Background())

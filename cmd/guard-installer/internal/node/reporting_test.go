@@ -69,7 +69,7 @@ func TestAReportIsWrittenOnceAndAgainWhenItIsGone(t *testing.T) {
 	})
 }
 
-func TestInstallersInLineLookTogetherAsOftenAsSlotsGetFree(t *testing.T) {
+func TestInstallersInLineQueryTogetherAsOftenAsSlotsGetFree(t *testing.T) {
 	for _, c := range []struct {
 		unready, slots int
 		least, most    time.Duration
@@ -87,7 +87,7 @@ func TestInstallersInLineLookTogetherAsOftenAsSlotsGetFree(t *testing.T) {
 	}
 }
 
-func TestANodeInLineIsLookedAtAgainWhenItIsItsTurn(t *testing.T) {
+func TestANodeInLineIsInspectedAgainWhenItIsItsTurn(t *testing.T) {
 	inWorld(func(t *testing.T, w *world) {
 		w.slot = false
 		installer := w.installer(request(rollout.Audit))

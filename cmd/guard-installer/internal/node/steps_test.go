@@ -26,7 +26,7 @@ func stepOf(r row) (name, file string) {
 	return f.Name()[strings.LastIndex(f.Name(), ".")+1:], strings.TrimSuffix(path.Base(where), ".go")
 }
 
-// found is a node that can be changed now, changed to another one.
+// found is a node that can be changed now, but for the change.
 func found(change func(*State)) State {
 	s := State{target: rollout.Enforce, requestID: "this", now: time.Unix(1000, 0)}
 	s.claimed, s.queried, s.view = true, true, &view{complete: true}
@@ -34,7 +34,7 @@ func found(change func(*State)) State {
 	return s
 }
 
-// with a journal that has an entry of this request.
+// entry is one whose journal has an entry of this request.
 func entry(state journal.State, change func(*State)) State {
 	return found(func(s *State) {
 		s.entry = &journal.Entry{State: state, RequestID: "this", Kubelet: rollout.Kubelet{SHA256: "new"}}
