@@ -10,7 +10,6 @@ scope=(
 	.
 	':!scripts/words.txt'
 	':(exclude,glob)build/*.go'
-	':!build/packages'
 	':!cmd/guard-installer'
 	':!cmd/kubectl-guard'
 	':!docs/control-plane'
@@ -18,7 +17,6 @@ scope=(
 	':!node-e2e/controlplane'
 	':!node-e2e/fleet'
 	':!node-e2e/framework'
-	':!node-e2e/guard-e2e'
 	':!node-e2e/hostnode'
 	':!node-e2e/images'
 	':!node-e2e/node'
