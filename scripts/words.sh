@@ -12,7 +12,6 @@ scope=(
 	':(exclude,glob)build/*.go'
 	':!cmd/guard-installer'
 	':!cmd/kubectl-guard'
-	':!docs/control-plane'
 	':!node-e2e/cluster'
 	':!node-e2e/controlplane'
 	':!node-e2e/fleet'
