@@ -224,8 +224,8 @@ func (c *rolloutTest) loadImages(output, ofPods string) {
 	}
 	require.NoError(c.t, images.WriteFile(filepath.Join(c.guest.Share(), "images.tar"),
 		installer(imageGood, "bin/kubelet"),
-		installer(imageNotStarting, "broken/"+build.NotStarting),
-		installer(imageUnguarded, "broken/"+build.Unguarded)))
+		installer(imageNotStarting, "failing/"+build.NotStarting),
+		installer(imageUnguarded, "failing/"+build.Unguarded)))
 	pods, err := os.ReadFile(ofPods)
 	require.NoError(c.t, err)
 	require.NoError(c.t, os.WriteFile(filepath.Join(c.guest.Share(), "pods.tar"), pods, 0o644))
