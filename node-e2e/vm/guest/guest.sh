@@ -15,7 +15,7 @@ share manifests /manifests ro,cache=loose
 
 # Links, not the folder itself: what is mounted and overlaid has to be on a disk.
 mkdir -p /output/clusters /output/e2e
-for folder in bin broken node packages v1.36.3; do
+for folder in bin failing node packages v1.36.3; do
 	ln -sfn "/programs/$folder" "/output/$folder"
 done
 ip link set lo up
