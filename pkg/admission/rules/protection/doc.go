@@ -4,28 +4,28 @@ namespace, are not removed while pods need them.
 
 # Objects
 
-Updates of pods that are labelled kubelet-guard.io/explicit-deletion=required, and updates and
-deletions of namespaces that are labelled kubelet-guard.io/protect-pods=allowed or =default. A
-subresource that can change labels counts as the object.
+Updates of pods with kubelet-guard.io/explicit-deletion=required; updates and deletions of namespaces
+with kubelet-guard.io/protect-pods=allowed or =default. A subresource that can change labels counts as
+the object.
 
 # Refused when
 
-  - the label is removed from a pod that is bound to a node and has not finished;
-  - the label is removed from a pod that has no node yet, in a namespace with protect-pods=default;
-  - the grant is removed from a namespace with protected pods that have not finished;
-  - such a namespace is deleted.
+  - the label is removed from a pod that is bound to a node, or whose namespace has
+    protect-pods=default;
+  - the grant is removed from a namespace with unfinished protected pods, or such a namespace is
+    deleted.
 
 # Let through when
 
-  - the pod is terminating, has finished (its phase says so, and no container is reported as running)
-    or is a mirror pod;
-  - the namespace is terminating, or has no protected pod that has not finished;
+  - the pod is terminating, finished (by its phase, and no container is reported as running) or a
+    mirror pod;
+  - the namespace is terminating, or has no unfinished protected pod;
   - a valid override is on the pod or the namespace.
 
 # Fails closed because
 
-the label and the grant request protection. Removing the label from a pod without an override is
-refused by a policy of the API server, which needs no webhook.
+the label and the grant request protection. Without an override, a policy of the API server keeps the
+label on pods, and needs no webhook.
 
 # Implementation
 
