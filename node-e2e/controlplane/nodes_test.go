@@ -54,6 +54,8 @@ func administrator() kubernetes.Interface {
 func createPool(ctx context.Context, pool string, nodes, ready int) {
 	GinkgoHelper()
 	admin := administrator()
+	// An attempt before this one may have left nodes.
+	removePool(ctx, pool)
 	DeferCleanup(removePool, pool, NodeTimeout(podStart))
 	errs := make([]error, nodes)
 	workqueue.ParallelizeUntil(ctx, 8, nodes, func(i int) {
@@ -71,12 +73,12 @@ func createPool(ctx context.Context, pool string, nodes, ready int) {
 	Expect(errs).To(HaveEach(BeNil()))
 }
 
-// removePool removes the policy of the pool first.
+// removePool deletes the nodes of the pool. Its policy must be gone.
 func removePool(ctx context.Context, pool string) {
 	GinkgoHelper()
 	Eventually(ctx, func() error {
 		return administrator().CoreV1().Nodes().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: poolLabel + "=" + pool})
-	}).WithTimeout(cacheWait).Should(Succeed())
+	}).WithTimeout(podStart).Should(Succeed())
 }
 
 func nodesOf(ctx context.Context, pool string) []corev1.Node {
