@@ -49,7 +49,7 @@ func entry(state journal.State, change func(*State)) State {
 func TestTheTable(t *testing.T) {
 	unknown, report := answer.Unknown(errors.New("x")), &rollout.Report{}
 	matches := func(s *State) { s.target, s.view.intact = rollout.Stock, answer.Yes() }
-	for name, s := range map[string]State{
+	states := map[string]State{
 		"another installer runs on the node":      entry(journal.Switching, func(s *State) { s.other, s.finished = "x", report }),
 		"done, and the kubelet was started again": entry(journal.Confirmed, func(s *State) { s.finished, s.process.PID = report, 8 }),
 		"done":                                  entry(journal.Switching, func(s *State) { s.finished = report }),
@@ -78,10 +78,14 @@ func TestTheTable(t *testing.T) {
 		"not its turn":                          found(func(s *State) { s.turn = cluster.Turn{WaitReason: "x"} }),
 		"it cannot be changed":                  found(func(s *State) { s.view.refuse(rollout.ReasonUnit, "x"); s.queriedToRefuse = true }),
 		"its turn":                              found(func(*State) {}),
-	} {
+	}
+	for name, s := range states {
 		assert.Equal(t, name, next(s).name)
 	}
 	for _, r := range table {
+		if _, has := states[r.name]; !has {
+			t.Errorf("no state here has the line %q", r.name)
+		}
 		name, file := stepOf(r)
 		assert.Contains(t, strings.ToLower(name), file, "a step is in the file of its name")
 	}
