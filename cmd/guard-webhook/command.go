@@ -37,12 +37,12 @@ import (
 
 	"kubelet-guard.io/cmd/guard-webhook/internal/certificates"
 	"kubelet-guard.io/pkg/admission"
-	"kubelet-guard.io/pkg/admission/paging"
 	"kubelet-guard.io/pkg/admission/rules"
 	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
 	"kubelet-guard.io/pkg/admission/rules/poddeletion"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
+	"kubelet-guard.io/pkg/paging"
 )
 
 // leaseName is what the replicas elect the leader with.
@@ -263,7 +263,7 @@ func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 	all, err := rules.New(rules.Cluster{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Core: core, Metadata: metadataClient,
 		Definitions: definitions.CustomResourceDefinitions(),
-		Budgets:     known.budgets, Nodes: known.nodes, ProtectedNodes: fleet,
+		Budgets:     known.budgets, Nodes: known.nodes, ProtectedNodes: fleet.ProtectedNodes,
 	}, rules.Options{
 		Modes: modes, RecordLifetime: o.recordTTL, DeletedNodeHold: o.deletedNodeHold,
 		WorkloadControllers: o.workloadControllers, Clock: own, ServerClock: serverClock,
@@ -278,8 +278,8 @@ func register(ctx context.Context, mgr ctrl.Manager, core kubernetes.Interface, 
 		return err
 	}
 	overrides := admission.Overrides{
-		Access: admission.NewAccessReviewer(core.AuthorizationV1().SubjectAccessReviews()),
-		Limit:  o.overrideLimit,
+		Reviews: core.AuthorizationV1().SubjectAccessReviews(),
+		Limit:   o.overrideLimit,
 	}
 	for _, row := range rules.Table() {
 		handler, err := row.Handler(all, mgr.GetScheme(), func(entry admission.Entry) (*admission.Handler, error) {

@@ -55,5 +55,5 @@ func addControllers(mgr ctrl.Manager, core kubernetes.Interface, o *options, mod
 			return err
 		}
 	}
-	return mgr.Add(poddeletion.NewTaintEviction(mgr.GetClient(), poddeletion.NewEvictedPods(core.CoreV1()), own))
+	return mgr.Add(poddeletion.NewTaintEviction(mgr.GetClient(), core.CoreV1(), own))
 }

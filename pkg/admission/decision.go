@@ -1,6 +1,9 @@
 package admission
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+)
 
 // Verdict is the short form of a Decision. The zero value is invalid.
 type Verdict string
@@ -8,7 +11,7 @@ type Verdict string
 const (
 	// Allowed: the rule has nothing against the request.
 	Allowed Verdict = "Allowed"
-	// Refused: the rule stands against the request.
+	// Refused: the rule is against the request.
 	Refused Verdict = "Refused"
 	// Overridden: the rule refused, and a valid override let the request pass.
 	Overridden Verdict = "Overridden"
@@ -40,8 +43,7 @@ const (
 	ReasonReplicasNotConfirmed Reason = "ReplicasNotConfirmed"
 	// ReasonOwnedByDeployment: a ReplicaSet changes only with its Deployment.
 	ReasonOwnedByDeployment Reason = "OwnedByDeployment"
-	// ReasonProtectionRemoved: a label or grant that disarms the node guard is taken
-	// away.
+	// ReasonProtectionRemoved: a label or grant is removed, which disarms the node guard.
 	ReasonProtectionRemoved Reason = "ProtectionRemoved"
 	// ReasonWindowClosed: no operation window is open for the changed fields.
 	ReasonWindowClosed Reason = "WindowClosed"
@@ -91,10 +93,8 @@ func Fail(format string, arguments ...any) Decision {
 
 // Annotate returns the decision with one more audit annotation.
 func (d Decision) Annotate(key, value string) Decision {
-	annotations := map[string]string{key: value}
-	for k, v := range d.Annotations {
-		annotations[k] = v
-	}
+	annotations := map[string]string{}
+	maps.Copy(annotations, d.Annotations)
 	annotations[key] = value
 	d.Annotations = annotations
 	return d

@@ -52,8 +52,8 @@ func NewHandler(entry Entry, modes Modes, overrides Overrides, metrics *Metrics,
 		return nil, fmt.Errorf("webhook entry %s has no rules", entry.Path)
 	}
 	for _, rule := range entry.Rules {
-		if !slices.Contains(RuleNames(), rule.Name()) {
-			return nil, fmt.Errorf("webhook entry %s: unknown rule %q", entry.Path, rule.Name())
+		if !slices.Contains(RuleNames(), rule.Name) {
+			return nil, fmt.Errorf("webhook entry %s: unknown rule %q", entry.Path, rule.Name)
 		}
 	}
 	return &Handler{entry: entry, modes: modes, overrides: overrides, metrics: metrics, clock: clock}, nil
@@ -65,15 +65,14 @@ func (h *Handler) Handle(ctx context.Context, review webhook.Request) webhook.Re
 	response := newResponse(request)
 	override := h.override(ctx, request)
 	for _, rule := range h.entry.Rules {
-		name := rule.Name()
-		mode := h.modes.Of(name)
+		mode := h.modes.Of(rule.Name)
 		started := h.clock.Now()
 		decision := rule.Review(ctx, request)
 		took := h.clock.Since(started)
 		response.add(decision)
 
-		verdict, stop := h.judge(response, name, mode, decision, override)
-		h.metrics.observe(name, verdict, mode, request.Operation, took)
+		verdict, stop := h.judge(response, rule.Name, mode, decision, override)
+		h.metrics.observe(rule.Name, verdict, mode, request.Operation, took)
 		if stop != nil {
 			return *stop
 		}

@@ -9,12 +9,14 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // DefaultOverrideLimit is how far ahead an override may expire: an override that is
-// valid for weeks is a label taken off.
+// valid for weeks is a removed label.
 const DefaultOverrideLimit = 24 * time.Hour
 
 // suggestedOverride is how long the override of the message that explains it lasts.
@@ -60,16 +62,9 @@ func suggestion(now time.Time) string {
 	return OverrideValue{Expires: now.Add(suggestedOverride), Reason: "<reason>"}.String()
 }
 
-// AccessReviewer checks whether a user may do something. NewAccessReviewer returns the one
-// that queries the API server.
-type AccessReviewer interface {
-	// MayAccess reports whether the user may use the verb of the attributes.
-	MayAccess(ctx context.Context, user authenticationv1.UserInfo, attributes authorizationv1.ResourceAttributes) (bool, error)
-}
-
 // Overrides judges override annotations.
 type Overrides struct {
-	Access AccessReviewer
+	Reviews authorizationclient.SubjectAccessReviewInterface
 	// Limit is how far ahead an override may expire.
 	Limit time.Duration
 }
@@ -102,7 +97,7 @@ func (o Overrides) judge(ctx context.Context, request *Request, now time.Time) (
 		// that a role in it counts.
 		namespace = key.Name
 	}
-	allowed, err := o.Access.MayAccess(ctx, request.UserInfo, authorizationv1.ResourceAttributes{
+	allowed, err := o.mayAccess(ctx, request.UserInfo, authorizationv1.ResourceAttributes{
 		Namespace: namespace,
 		Verb:      guardv1alpha1.OverrideVerb,
 		Group:     request.Resource.Group,
@@ -119,4 +114,19 @@ func (o Overrides) judge(ctx context.Context, request *Request, now time.Time) (
 			guardv1alpha1.OverrideVerb, request.TargetArgument(), request.NamespaceFlag())
 	}
 	return value, nil
+}
+
+// mayAccess reports whether the user may use the verb of the attributes.
+func (o Overrides) mayAccess(ctx context.Context, user authenticationv1.UserInfo, attributes authorizationv1.ResourceAttributes) (bool, error) {
+	extra := make(map[string]authorizationv1.ExtraValue, len(user.Extra))
+	for key, value := range user.Extra {
+		extra[key] = authorizationv1.ExtraValue(value)
+	}
+	response, err := o.Reviews.Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		ResourceAttributes: &attributes, User: user.Username, UID: user.UID, Groups: user.Groups, Extra: extra,
+	}}, metav1.CreateOptions{})
+	if err != nil {
+		return false, fmt.Errorf("review the access of user %q: %w", user.Username, err)
+	}
+	return response.Status.Allowed, nil
 }

@@ -61,6 +61,14 @@ func (r *Request) DecodeObject(into any) error { return decode(r.Object.Raw, "ob
 // DecodeOldObject reads the old object into the value.
 func (r *Request) DecodeOldObject(into any) error { return decode(r.OldObject.Raw, "oldObject", into) }
 
+// DecodeObjects reads both.
+func (r *Request) DecodeObjects(before, after any) error {
+	if err := r.DecodeOldObject(before); err != nil {
+		return err
+	}
+	return r.DecodeObject(after)
+}
+
 // DecodeOptions reads the options of the operation into the value. Those of a DELETE
 // are as the API server has completed them: gracePeriodSeconds is that of the pod when
 // the client gave none.

@@ -2,6 +2,7 @@ package admission
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -24,9 +25,7 @@ func newResponse(request *Request) *response {
 // add takes over what the decision has for every verdict.
 func (r *response) add(decision Decision) {
 	r.warnings = append(r.warnings, decision.Warnings...)
-	for key, value := range decision.Annotations {
-		r.annotations[key] = value
-	}
+	maps.Copy(r.annotations, decision.Annotations)
 }
 
 // record writes the judgement of a rule into the audit log.
@@ -47,36 +46,28 @@ func (r *response) allow() webhook.Response {
 	return r.finish(true, &metav1.Status{Status: metav1.StatusSuccess, Code: http.StatusOK})
 }
 
-// refuse is the response to a refusal that counts. The reason is a cause in the
-// details, so that the reason of the status stays one that clients know.
+// refuse is the response to a refusal that counts.
 func (r *response) refuse(reason Reason, message string) webhook.Response {
-	return r.finish(false, &metav1.Status{
-		Status:  metav1.StatusFailure,
-		Code:    http.StatusForbidden,
-		Reason:  metav1.StatusReasonForbidden,
-		Message: message,
-		Details: r.details(string(reason), message),
-	})
+	return r.reject(http.StatusForbidden, metav1.StatusReasonForbidden, string(reason), message)
 }
 
 // fail is the response when a rule could not find out what it needs.
 func (r *response) fail(message string) webhook.Response {
-	return r.finish(false, &metav1.Status{
-		Status:  metav1.StatusFailure,
-		Code:    http.StatusInternalServerError,
-		Reason:  metav1.StatusReasonInternalError,
-		Message: message,
-		Details: r.details(string(Failed), message),
-	})
+	return r.reject(http.StatusInternalServerError, metav1.StatusReasonInternalError, string(Failed), message)
 }
 
-func (r *response) details(cause, message string) *metav1.StatusDetails {
-	return &metav1.StatusDetails{
-		Name:   r.request.Key().Name,
-		Group:  r.request.Resource.Group,
-		Kind:   r.request.Resource.Resource,
-		Causes: []metav1.StatusCause{{Type: metav1.CauseType(cause), Message: message}},
-	}
+// reject has the webhook's own reason as a cause in the details, so that the reason of the status
+// stays one that clients know.
+func (r *response) reject(code int32, reason metav1.StatusReason, cause, message string) webhook.Response {
+	return r.finish(false, &metav1.Status{
+		Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message,
+		Details: &metav1.StatusDetails{
+			Name:   r.request.Key().Name,
+			Group:  r.request.Resource.Group,
+			Kind:   r.request.Resource.Resource,
+			Causes: []metav1.StatusCause{{Type: metav1.CauseType(cause), Message: message}},
+		},
+	})
 }
 
 func (r *response) finish(allowed bool, status *metav1.Status) webhook.Response {

@@ -33,12 +33,11 @@ func RuleNames() []RuleName {
 	}
 }
 
-// Rule judges requests. Its methods are safe for concurrent use.
-type Rule interface {
-	// Name is the same for the life of the rule.
-	Name() RuleName
-	// Review judges the request. It returns a Decision made by Allow, Refuse or
-	// Fail, and must return soon after the context ends. Requests with dry-run set
-	// get the same decision and change nothing.
-	Review(ctx context.Context, request *Request) Decision
+// Rule judges requests.
+type Rule struct {
+	Name RuleName
+	// Review judges the request. It returns a Decision made by Allow, Refuse or Fail, and must
+	// return soon after the context ends. Requests with dry-run set get the same decision and
+	// change nothing. It is safe for concurrent use.
+	Review func(ctx context.Context, request *Request) Decision
 }

@@ -17,6 +17,7 @@ import (
 	"kubelet-guard.io/pkg/admission/rules/poddeletion"
 	"kubelet-guard.io/pkg/admission/rules/protection"
 	"kubelet-guard.io/pkg/admission/rules/replicasprotection"
+	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // Cluster is what the rules read and write.
@@ -30,9 +31,8 @@ type Cluster struct {
 	Metadata    metadata.Interface
 	Definitions apiextensions.CustomResourceDefinitionInterface
 	// Budgets and Nodes are indexes of caches.
-	Budgets *poddeletion.Index
-	Nodes   *nodedeletion.Index
-	// ProtectedNodes knows which nodes protected pods are bound to.
+	Budgets        *poddeletion.Index
+	Nodes          *nodedeletion.Index
 	ProtectedNodes nodedeletion.ProtectedNodes
 }
 
@@ -51,33 +51,22 @@ type Options struct {
 
 // Rules are all rules of the webhook, as the rows of the table use them.
 type Rules struct {
-	cascading   deletionprotection.Cascading
-	resources   deletionprotection.Resources
-	definitions deletionprotection.Definitions
-	evictions   deletionprotection.Evictions
+	cascading, resources, definitions, evictions admission.Rule
+	replicas, replicaSets, scales                admission.Rule
+	windows                                      admission.Rule
+	pods, records, budgetChanges                 admission.Rule
+	nodes                                        admission.Rule
+	protection                                   admission.Rule
 
-	replicas    replicasprotection.Rule
-	replicaSets replicasprotection.ReplicaSets
-	scales      replicasprotection.Scales
-
-	windows             *operationwindow.Rule
-	windowConfiguration operationwindow.Configuration
-
-	pods          *poddeletion.Rule
-	records       *poddeletion.RecordRule
-	budgetChanges *poddeletion.Changes
-
-	nodes               *nodedeletion.Rule
-	policyConfiguration nodedeletion.Configuration
-
-	protection protection.Rule
+	windowValidator admission.Validator[*guardv1alpha1.OperationWindow]
+	policyValidator admission.Validator[*guardv1alpha1.NodeDeletionPolicy]
 }
 
 // New returns the rules of a cluster.
 func New(c Cluster, o Options) (*Rules, error) {
 	lookup := replicasprotection.Lookup{Definitions: c.Definitions}
 	dependents := deletionprotection.Cluster{Metadata: c.Metadata, Core: c.Core}
-	reservations := poddeletion.NewReservations(c.Budgets, poddeletion.NewBudgets(c.Core.PolicyV1()), o.Clock)
+	reservations := poddeletion.NewReservations(c.Budgets, c.Core.PolicyV1(), o.Clock)
 	records, err := poddeletion.NewRecordRule(reservations, c.Core.CoreV1(),
 		poddeletion.NewRecords(c.Client, c.Live, o.Clock), o.RecordLifetime, o.Clock)
 	if err != nil {
@@ -88,28 +77,32 @@ func New(c Cluster, o Options) (*Rules, error) {
 		return nil, fmt.Errorf("--workload-controllers: %w", err)
 	}
 	lost := nodedeletion.NewLostNodes(c.Client, c.Nodes, c.Live, c.ProtectedNodes, o.Clock)
+	cascading := deletionprotection.Cascading{Dependents: dependents, Scale: lookup}
+	pods := poddeletion.NewRule(reservations, lost.Health, c.Live, controllers, o.DeletedNodeHold, o.Clock)
+	ledgers := nodedeletion.NewLiveLedgers(c.Client, c.Live, c.Client)
+	nodes := nodedeletion.NewRule(c.Client, c.Nodes, ledgers, o.Modes.Of(admission.NodeDeletion), o.ServerClock)
 	return &Rules{
-		cascading:   deletionprotection.Cascading{Dependents: dependents, Scale: lookup},
-		resources:   deletionprotection.Resources{Scale: lookup},
-		definitions: deletionprotection.Definitions{Dependents: dependents},
-		evictions:   deletionprotection.Evictions{Metadata: c.Metadata},
+		cascading:   admission.Rule{Name: admission.CascadingDeletion, Review: cascading.Review},
+		resources:   admission.Rule{Name: admission.ResourceDeletion, Review: deletionprotection.Resources{Scale: lookup}.Review},
+		definitions: admission.Rule{Name: admission.CascadingDeletion, Review: deletionprotection.Definitions{Dependents: dependents}.Review},
+		evictions:   admission.Rule{Name: admission.CascadingDeletion, Review: deletionprotection.Evictions{Metadata: c.Metadata}.Review},
 
-		replicas:    replicasprotection.Rule{Scale: lookup},
-		replicaSets: replicasprotection.ReplicaSets{Live: c.Live},
-		scales:      replicasprotection.Scales{Live: c.Live},
+		replicas:    admission.Rule{Name: admission.Replicas, Review: replicasprotection.Rule{Scale: lookup}.Review},
+		replicaSets: admission.Rule{Name: admission.Replicas, Review: replicasprotection.ReplicaSets{Live: c.Live}.Review},
+		scales:      admission.Rule{Name: admission.Replicas, Review: replicasprotection.Scales{Live: c.Live}.Review},
 
-		windows:             operationwindow.NewRule(c.Client, c.Live, o.ServerClock),
-		windowConfiguration: operationwindow.Configuration{Namespaces: c.Client},
+		windows: admission.Rule{Name: admission.OperationWindow, Review: operationwindow.NewRule(c.Client, c.Live, o.ServerClock).Review},
 
-		pods:          poddeletion.NewRule(reservations, lost, c.Live, controllers, o.DeletedNodeHold, o.Clock),
-		records:       records,
-		budgetChanges: poddeletion.NewChanges(c.Budgets, poddeletion.NewProtectedPods(c.Metadata)),
+		pods:          admission.Rule{Name: admission.PodDeletion, Review: pods.Review},
+		records:       admission.Rule{Name: admission.PodDeletionRecord, Review: records.Review},
+		budgetChanges: admission.Rule{Name: admission.DisruptionBudget, Review: poddeletion.NewChanges(c.Budgets, c.Metadata).Review},
 
-		nodes: nodedeletion.NewRule(c.Client, c.Nodes, nodedeletion.NewLiveLedgers(c.Client, c.Live, c.Client),
-			o.Modes.Of(admission.NodeDeletion), o.ServerClock),
-		policyConfiguration: nodedeletion.Configuration{Policies: c.Client},
+		nodes: admission.Rule{Name: admission.NodeDeletion, Review: nodes.Review},
 
-		protection: protection.Rule{Pods: protection.Cluster{Metadata: c.Metadata}, Cached: c.Client},
+		protection: admission.Rule{Name: admission.Protection, Review: protection.Rule{Metadata: c.Metadata, Cached: c.Client}.Review},
+
+		windowValidator: operationwindow.NewValidator(c.Client),
+		policyValidator: nodedeletion.NewValidator(c.Client),
 	}, nil
 }
 

@@ -116,7 +116,7 @@ func Table() []Row {
 			Objects:       "CREATE and UPDATE of OperationWindows",
 			FailurePolicy: admission.FailOpen, Because: "the condition Valid reports a window that was not validated",
 			validates: func(r *Rules, scheme *runtime.Scheme) http.Handler {
-				return ctrlwebhook.WithValidator(scheme, r.windowConfiguration)
+				return ctrlwebhook.WithValidator(scheme, r.windowValidator)
 			},
 		},
 		{
@@ -166,7 +166,7 @@ func Table() []Row {
 			Objects:       "CREATE and UPDATE of NodeDeletionPolicies",
 			FailurePolicy: admission.FailOpen, Because: "the condition Valid reports a policy that was not validated",
 			validates: func(r *Rules, scheme *runtime.Scheme) http.Handler {
-				return ctrlwebhook.WithValidator(scheme, r.policyConfiguration)
+				return ctrlwebhook.WithValidator(scheme, r.policyValidator)
 			},
 		},
 		{

@@ -7,15 +7,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelet-guard.io/pkg/admission/paging"
-	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/paging"
 )
 
 // Cluster is a Lister that watches the pods with the protection label, and reads nodes
@@ -44,11 +43,9 @@ func (c *Cluster) Start(ctx context.Context) error {
 	return nil
 }
 
-var protectedPods = labels.Set{guardv1alpha1.ExplicitDeletionLabel: guardv1alpha1.ExplicitDeletionRequired}.String()
-
 // list lists the pods, for a server that does not stream lists.
 func (c *Cluster) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-	options.LabelSelector = protectedPods
+	options.LabelSelector = admission.ProtectedPods.String()
 	return paging.List(ctx, options, func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 		return c.core.CoreV1().Pods(metav1.NamespaceAll).List(ctx, options)
 	}, func(object runtime.Object) (runtime.Object, error) { return sightingIn(object) })
@@ -56,7 +53,7 @@ func (c *Cluster) list(ctx context.Context, options metav1.ListOptions) (runtime
 
 // watch watches the pods. A server that streams lists starts with those that there are.
 func (c *Cluster) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	options.LabelSelector = protectedPods
+	options.LabelSelector = admission.ProtectedPods.String()
 	return c.core.CoreV1().Pods(metav1.NamespaceAll).Watch(ctx, options)
 }
 
@@ -83,7 +80,7 @@ func (c *Cluster) ProtectedPods(visit func(node string, pods int)) error { retur
 // WithoutBudget implements Lister.
 func (c *Cluster) WithoutBudget() (int, error) { return c.pods.withoutBudget(c.budgets) }
 
-// ProtectedNodes implements nodes.ProtectedNodes.
+// ProtectedNodes calls visit with the name of each node that protected pods are bound to.
 func (c *Cluster) ProtectedNodes(visit func(node string)) error {
 	return c.pods.byNode(func(node string, _ int) { visit(node) })
 }

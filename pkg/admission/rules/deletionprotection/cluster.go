@@ -11,13 +11,8 @@ import (
 	"k8s.io/client-go/metadata"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/paging"
 )
-
-// pageSize of lists whose items have to be read.
-const pageSize = 500
-
-// unfinishedPods excludes pods that run no containers any more.
-const unfinishedPods = "status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed)
 
 // Cluster finds dependents at the API server. It is safe for concurrent use.
 type Cluster struct {
@@ -27,8 +22,7 @@ type Cluster struct {
 
 // Pods implements Dependents. It reads one page: whether there are any is what counts.
 func (c Cluster) Pods(ctx context.Context, namespace string) (admission.Found, error) {
-	list, err := c.Metadata.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(namespace).
-		List(ctx, metav1.ListOptions{FieldSelector: unfinishedPods, Limit: pageSize})
+	list, err := admission.ListUnfinishedPods(ctx, c.Metadata, namespace, "")
 	if err != nil {
 		return admission.Found{}, err
 	}
@@ -56,36 +50,26 @@ func (c Cluster) Instances(ctx context.Context, resource schema.GroupVersionReso
 
 // BoundClaims implements Dependents.
 func (c Cluster) BoundClaims(ctx context.Context, namespace string) (admission.Found, error) {
-	return collect(func(options metav1.ListOptions) (string, []string, error) {
-		list, err := c.Core.CoreV1().PersistentVolumeClaims(namespace).List(ctx, options)
-		if err != nil {
-			return "", nil, err
-		}
-		var names []string
-		for i := range list.Items {
-			if list.Items[i].Status.Phase == corev1.ClaimBound {
-				names = append(names, list.Items[i].Name)
+	return find(ctx, c.Core.CoreV1().PersistentVolumeClaims(namespace).List, metav1.ListOptions{}, func(page *corev1.PersistentVolumeClaimList) (names []string) {
+		for i := range page.Items {
+			if page.Items[i].Status.Phase == corev1.ClaimBound {
+				names = append(names, page.Items[i].Name)
 			}
 		}
-		return list.Continue, names, nil
+		return names
 	})
 }
 
 // ClaimUsers implements Dependents.
 func (c Cluster) ClaimUsers(ctx context.Context, namespace, claim string) (admission.Found, error) {
-	return collect(func(options metav1.ListOptions) (string, []string, error) {
-		options.FieldSelector = unfinishedPods
-		list, err := c.Core.CoreV1().Pods(namespace).List(ctx, options)
-		if err != nil {
-			return "", nil, err
-		}
-		var names []string
-		for i := range list.Items {
-			if mounts(&list.Items[i], claim) {
-				names = append(names, list.Items[i].Name)
+	options := metav1.ListOptions{FieldSelector: admission.UnfinishedPods}
+	return find(ctx, c.Core.CoreV1().Pods(namespace).List, options, func(page *corev1.PodList) (names []string) {
+		for i := range page.Items {
+			if mounts(&page.Items[i], claim) {
+				names = append(names, page.Items[i].Name)
 			}
 		}
-		return list.Continue, names, nil
+		return names
 	})
 }
 
@@ -104,22 +88,17 @@ func mounts(pod *corev1.Pod, claim string) bool {
 
 // ReadyEndpoints implements Dependents.
 func (c Cluster) ReadyEndpoints(ctx context.Context, namespace, service string) (admission.Found, error) {
-	return collect(func(options metav1.ListOptions) (string, []string, error) {
-		options.LabelSelector = discoveryv1.LabelServiceName + "=" + service
-		list, err := c.Core.DiscoveryV1().EndpointSlices(namespace).List(ctx, options)
-		if err != nil {
-			return "", nil, err
-		}
-		var names []string
-		for i := range list.Items {
-			for _, endpoint := range list.Items[i].Endpoints {
+	options := metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service}
+	return find(ctx, c.Core.DiscoveryV1().EndpointSlices(namespace).List, options, func(page *discoveryv1.EndpointSliceList) (names []string) {
+		for i := range page.Items {
+			for _, endpoint := range page.Items[i].Endpoints {
 				// Unknown counts as ready, as it does for those who send the traffic.
 				if ready := endpoint.Conditions.Ready; ready == nil || *ready {
 					names = append(names, endpointName(endpoint))
 				}
 			}
 		}
-		return list.Continue, names, nil
+		return names
 	})
 }
 
@@ -133,19 +112,13 @@ func endpointName(endpoint discoveryv1.Endpoint) string {
 	return "unnamed"
 }
 
-// collect reads pages until one has something, or all when none has.
-func collect(page func(metav1.ListOptions) (next string, names []string, err error)) (admission.Found, error) {
-	options := metav1.ListOptions{Limit: pageSize}
-	for {
-		next, names, err := page(options)
-		switch {
-		case err != nil:
-			return admission.Found{}, err
-		case len(names) > 0:
-			return admission.Found{Count: len(names), More: next != "", Example: names[0]}, nil
-		case next == "":
-			return admission.Found{}, nil
+// find reads pages until one has something, or all when none has.
+func find[L metav1.ListInterface](ctx context.Context, list func(context.Context, metav1.ListOptions) (L, error), options metav1.ListOptions, names func(L) []string) (found admission.Found, err error) {
+	_, err = paging.Each(ctx, options, list, func(page L) bool {
+		if names := names(page); len(names) > 0 {
+			found = admission.Found{Count: len(names), More: page.GetContinue() != "", Example: names[0]}
 		}
-		options.Continue = next
-	}
+		return found.Count == 0
+	})
+	return found, err
 }

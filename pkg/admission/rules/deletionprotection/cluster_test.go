@@ -1,6 +1,7 @@
 package deletionprotection
 
 import (
+	"context"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -33,34 +34,29 @@ func TestCluster(t *testing.T) {
 		}},
 	)}
 
-	t.Run("only bound claims count", func(t *testing.T) {
-		got, err := cluster.BoundClaims(t.Context(), "shop")
-		require.NoError(t, err)
-		require.Equal(t, admission.Found{Count: 1, Example: "data"}, got)
-	})
-	t.Run("a pod uses the claim that it names", func(t *testing.T) {
-		got, err := cluster.ClaimUsers(t.Context(), "shop", "data")
-		require.NoError(t, err)
-		require.Equal(t, admission.Found{Count: 1, Example: "db"}, got)
-	})
-	t.Run("a pod uses the claim of its ephemeral volume", func(t *testing.T) {
-		got, err := cluster.ClaimUsers(t.Context(), "shop", "cache-scratch")
-		require.NoError(t, err)
-		require.Equal(t, admission.Found{Count: 1, Example: "cache"}, got)
-	})
-	t.Run("endpoints count unless they are known not to be ready", func(t *testing.T) {
-		got, err := cluster.ReadyEndpoints(t.Context(), "shop", "web")
-		require.NoError(t, err)
-		require.Equal(t, admission.Found{Count: 2, Example: "10.0.0.2"}, got)
-	})
+	for name, test := range map[string]struct {
+		find func() (admission.Found, error)
+		want admission.Found
+	}{
+		"only bound claims count":                               {func() (admission.Found, error) { return cluster.BoundClaims(t.Context(), "shop") }, admission.Found{Count: 1, Example: "data"}},
+		"a pod uses the claim that it names":                    {func() (admission.Found, error) { return cluster.ClaimUsers(t.Context(), "shop", "data") }, admission.Found{Count: 1, Example: "db"}},
+		"a pod uses the claim of its ephemeral volume":          {func() (admission.Found, error) { return cluster.ClaimUsers(t.Context(), "shop", "cache-scratch") }, admission.Found{Count: 1, Example: "cache"}},
+		"endpoints count unless they are known not to be ready": {func() (admission.Found, error) { return cluster.ReadyEndpoints(t.Context(), "shop", "web") }, admission.Found{Count: 2, Example: "10.0.0.2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := test.find()
+			require.NoError(t, err)
+			require.Equal(t, test.want, got)
+		})
+	}
 }
 
-func TestCollectReadsPagesUntilOneHasSomething(t *testing.T) {
-	pages := map[string][]string{"": nil, "2": {"a", "b"}, "3": {"c"}}
+func TestFindReadsPagesUntilOneHasSomething(t *testing.T) {
+	pages := map[string][]corev1.Pod{"": nil, "2": {{}, {}}, "3": {{}}}
 	next := map[string]string{"": "2", "2": "3"}
-	got, err := collect(func(options metav1.ListOptions) (string, []string, error) {
-		return next[options.Continue], pages[options.Continue], nil
-	})
+	got, err := find(t.Context(), func(_ context.Context, options metav1.ListOptions) (*corev1.PodList, error) {
+		return &corev1.PodList{ListMeta: metav1.ListMeta{Continue: next[options.Continue]}, Items: pages[options.Continue]}, nil
+	}, metav1.ListOptions{}, func(page *corev1.PodList) []string { return []string{"a", "b"}[:len(page.Items)] })
 	require.NoError(t, err)
 	require.Equal(t, admission.Found{Count: 2, More: true, Example: "a"}, got)
 }

@@ -17,12 +17,7 @@ import (
 // of that deletion.
 type Evictions struct{ Metadata metadata.Interface }
 
-var _ admission.Rule = Evictions{}
-
-// Name implements admission.Rule.
-func (Evictions) Name() admission.RuleName { return admission.CascadingDeletion }
-
-// Review implements admission.Rule. An eviction does not carry the labels of its pod, so it
+// Review judges the request. An eviction does not carry the labels of its pod, so it
 // reads the pod.
 func (e Evictions) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	if request.Operation != admissionv1.Create || request.Resource.Resource != "pods" || request.SubResource != "eviction" {

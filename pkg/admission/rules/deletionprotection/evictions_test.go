@@ -25,12 +25,11 @@ func TestEvictions(t *testing.T) {
 	rule := Evictions{Metadata: fake.NewSimpleMetadataClient(scheme, pod("always", "always"), pod("cascading", "cascading"))}
 	for name, want := range map[string]admission.Verdict{"always": admission.Refused, "cascading": admission.Allowed, "gone": admission.Allowed} {
 		t.Run(name, func(t *testing.T) {
-			decision := rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
+			require.Equal(t, want, rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
 				Operation: admissionv1.Create, Namespace: "shop", Name: name, SubResource: "eviction",
 				Kind:     metav1.GroupVersionKind{Group: "policy", Version: "v1", Kind: "Eviction"},
 				Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
-			}))
-			require.Equal(t, want, decision.Verdict)
+			})).Verdict)
 		})
 	}
 }

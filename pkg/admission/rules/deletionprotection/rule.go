@@ -72,13 +72,10 @@ func subject(request *admission.Request) (value string, resource schema.GroupVer
 // those too.
 type Cascading struct {
 	Dependents Dependents
-	Scale      replicasprotection.PathLookup
+	Scale      replicasprotection.Lookup
 }
 
-// Name implements admission.Rule.
-func (Cascading) Name() admission.RuleName { return admission.CascadingDeletion }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (c Cascading) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	value, resource, err := subject(request)
 	switch {
@@ -163,13 +160,10 @@ func served(definition *apiextensionsv1.CustomResourceDefinition) (schema.GroupV
 // its custom resources with it, and the API server deletes those without admission.
 type Definitions struct{ Dependents Dependents }
 
-// Name implements admission.Rule.
-func (Definitions) Name() admission.RuleName { return admission.CascadingDeletion }
-
 // labelledInstances selects the custom resources that may not go like that.
 const labelledInstances = guardv1alpha1.DeletionProtectionLabel + " in (" + guardv1alpha1.DeletionProtectionAlways + "," + guardv1alpha1.DeletionProtectionCascading + ")"
 
-// Review implements admission.Rule.
+// Review judges the request.
 func (d Definitions) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	if request.Operation != admissionv1.Delete || request.SubResource != "" || schema.GroupVersionResource(request.Resource).GroupResource() != definitions {
 		return admission.Allow()
@@ -196,12 +190,9 @@ func (d Definitions) Review(ctx context.Context, request *admission.Request) adm
 }
 
 // Resources is the rule about workloads.
-type Resources struct{ Scale replicasprotection.PathLookup }
+type Resources struct{ Scale replicasprotection.Lookup }
 
-// Name implements admission.Rule.
-func (Resources) Name() admission.RuleName { return admission.ResourceDeletion }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (r Resources) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	value, resource, err := subject(request)
 	switch {
@@ -222,7 +213,7 @@ func (r Resources) Review(ctx context.Context, request *admission.Request) admis
 
 // readWorkload reads what the rule needs of the old object, false for a kind that
 // runs no pods by itself.
-func readWorkload(ctx context.Context, lookup replicasprotection.PathLookup, request *admission.Request, resource schema.GroupVersionResource) (workload, bool, error) {
+func readWorkload(ctx context.Context, lookup replicasprotection.Lookup, request *admission.Request, resource schema.GroupVersionResource) (workload, bool, error) {
 	switch resource.GroupResource() {
 	case daemonSets:
 		var set appsv1.DaemonSet

@@ -1,9 +1,7 @@
 package nodedeletion
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -11,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/cache"
-	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
 // mostPools is how many pools the index keeps at a time. There are as many as policies, and
@@ -26,9 +23,9 @@ type Index struct {
 	mu    sync.Mutex
 	nodes map[string]Node
 	pools map[string]*selection
-	// filled reports whether the first list of the informer has arrived. It is set before
-	// the index is used.
-	filled func() bool
+	// HasSynced reports whether the first list of the informer has arrived. It is set before the
+	// index is used.
+	HasSynced func() bool
 }
 
 // selection are the nodes that a selector selects: a pool.
@@ -70,35 +67,19 @@ func (s *selection) change(was, is *Node) {
 	}
 }
 
-var (
-	_ Nodes                      = (*Index)(nil)
-	_ cache.ResourceEventHandler = (*Index)(nil)
-)
-
 // NewIndex returns an empty index.
 func NewIndex() *Index { return &Index{nodes: map[string]Node{}, pools: map[string]*selection{}} }
 
-// Follow fills the index from an informer of nodes. It must be called before the index is
-// used.
-func (i *Index) Follow(informer ctrlcache.Informer) error {
-	registration, err := informer.AddEventHandler(i)
-	if err != nil {
-		return fmt.Errorf("follow nodes: %w", err)
-	}
-	i.filled = registration.HasSynced
-	return nil
-}
-
 // Filled is an error as long as the informer has not delivered its first list.
 func (i *Index) Filled() error {
-	if i.filled != nil && !i.filled() {
+	if i.HasSynced != nil && !i.HasSynced() {
 		return errors.New("the nodes are not all known yet, a moment after the start")
 	}
 	return nil
 }
 
-// List implements Nodes. The nodes are in no order.
-func (i *Index) List(_ context.Context, selector labels.Selector) ([]Node, error) {
+// List returns the nodes that the selector selects, sorted by nothing. They must not be changed.
+func (i *Index) List(selector labels.Selector) ([]Node, error) {
 	if err := i.Filled(); err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func TestIndexFollowsTheNodes(t *testing.T) {
 							selected = append(selected, NodeOf(node))
 						}
 					}
-					got, err := index.List(t.Context(), selector)
+					got, err := index.List(selector)
 					require.NoError(t, err)
 					require.ElementsMatch(t, selected, got)
 					lent = append(lent, loan{got, slices.Clone(got)})
@@ -74,7 +74,7 @@ func TestIndexKeepsAPoolWhileNothingChangesThatCounts(t *testing.T) {
 	index.OnAdd(nodeObject("a-0", "a", true), true)
 	index.OnAdd(nodeObject("b-0", "b", true), true)
 	poolOf := func() *Node {
-		nodes, err := index.List(t.Context(), labels.SelectorFromSet(labels.Set{"pool": "a"}))
+		nodes, err := index.List(labels.SelectorFromSet(labels.Set{"pool": "a"}))
 		require.NoError(t, err)
 		return &nodes[0]
 	}
@@ -91,7 +91,7 @@ func TestIndexKeepsAPoolWhileNothingChangesThatCounts(t *testing.T) {
 func TestIndexForgetsPools(t *testing.T) {
 	index := NewIndex()
 	for i := range 3 * mostPools {
-		_, err := index.List(t.Context(), labels.SelectorFromSet(labels.Set{"pool": fmt.Sprint(i)}))
+		_, err := index.List(labels.SelectorFromSet(labels.Set{"pool": fmt.Sprint(i)}))
 		require.NoError(t, err)
 	}
 	require.LessOrEqual(t, len(index.pools), mostPools)
@@ -99,10 +99,10 @@ func TestIndexForgetsPools(t *testing.T) {
 
 func TestIndexKnowsNothingBeforeTheFirstList(t *testing.T) {
 	index, filled := NewIndex(), false
-	index.filled = func() bool { return filled }
-	_, err := index.List(t.Context(), labels.Everything())
+	index.HasSynced = func() bool { return filled }
+	_, err := index.List(labels.Everything())
 	require.Error(t, err)
 	filled = true
-	_, err = index.List(t.Context(), labels.Everything())
+	_, err = index.List(labels.Everything())
 	require.NoError(t, err)
 }

@@ -47,18 +47,15 @@ type Health struct {
 	MassFailure string
 }
 
-// ProtectedNodes knows which nodes protected pods are bound to.
-type ProtectedNodes interface {
-	// ProtectedNodes calls visit with the name of each.
-	ProtectedNodes(visit func(node string)) error
-}
+// ProtectedNodes calls visit with the name of each node that protected pods are bound to.
+type ProtectedNodes func(visit func(node string)) error
 
 // LostNodes distinguishes nodes that are lost from a mass failure, in which the nodes may be fine
 // and what reports on them is not. The pools are those of the NodeDeletionPolicies; a node
 // without an object is judged with the whole cluster. It is safe for concurrent use.
 type LostNodes struct {
 	policies  client.Reader
-	nodes     Nodes
+	nodes     *Index
 	live      client.Reader
 	protected ProtectedNodes
 	clock     clock.PassiveClock
@@ -82,7 +79,7 @@ type clusterHealth struct {
 
 // NewLostNodes returns LostNodes that read from caches, but for nodes that seem to have no
 // object.
-func NewLostNodes(policies client.Reader, nodes Nodes, live client.Reader, protected ProtectedNodes, clock clock.PassiveClock) *LostNodes {
+func NewLostNodes(policies client.Reader, nodes *Index, live client.Reader, protected ProtectedNodes, clock clock.PassiveClock) *LostNodes {
 	return &LostNodes{policies: policies, nodes: nodes, live: live, protected: protected, clock: clock}
 }
 
@@ -125,7 +122,7 @@ func (l *LostNodes) read(ctx context.Context) (*clusterHealth, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the NodeDeletionPolicies: %w", err)
 	}
-	all, err := l.nodes.List(ctx, labels.Everything())
+	all, err := l.nodes.List(labels.Everything())
 	if err != nil {
 		return nil, fmt.Errorf("list the nodes: %w", err)
 	}
@@ -145,7 +142,7 @@ func (l *LostNodes) read(ctx context.Context) (*clusterHealth, error) {
 		}
 	}
 	gone := 0
-	if err := l.protected.ProtectedNodes(func(node string) {
+	if err := l.protected(func(node string) {
 		if !state.names.Has(node) {
 			gone++
 		}

@@ -45,15 +45,15 @@ func (l liveNodes) reader() client.Reader {
 // protectedOn are the nodes that protected pods are bound to.
 type protectedOn []string
 
-func (p protectedOn) ProtectedNodes(visit func(string)) error {
+func (p protectedOn) visit(visit func(string)) error {
 	for _, node := range p {
 		visit(node)
 	}
 	return nil
 }
 
-func newLostNodes(s *store, live liveNodes, protected protectedOn, clock clock.PassiveClock) *LostNodes {
-	return NewLostNodes(policies{s}, nodeList{s}, live.reader(), protected, clock)
+func newLostNodes(s *apiServer, live liveNodes, protected protectedOn, clock clock.PassiveClock) *LostNodes {
+	return NewLostNodes(s, s.index, live.reader(), protected.visit, clock)
 }
 
 func TestDeletedNodes(t *testing.T) {
@@ -78,7 +78,7 @@ func TestDeletedNodes(t *testing.T) {
 		"without protected pods on any node": {nodes: nodesOf("a", 3, 0), want: Health{Deleted: true, Lost: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lost := newLostNodes(newStore(test.nodes), test.live, test.protected, testingclock.NewFakePassiveClock(noon))
+			lost := newLostNodes(newAPIServer(t, test.nodes), test.live, test.protected, testingclock.NewFakePassiveClock(noon))
 			for range 2 {
 				got, err := lost.Health(t.Context(), "gone-0", false)
 				require.NoError(t, err)
@@ -89,7 +89,7 @@ func TestDeletedNodes(t *testing.T) {
 }
 
 func TestANodeThatWasJustDeleted(t *testing.T) {
-	lost := newLostNodes(newStore(nodesOf("a", 3, 0)), liveNodes{"a-1"}, nil, testingclock.NewFakePassiveClock(noon))
+	lost := newLostNodes(newAPIServer(t, nodesOf("a", 3, 0)), liveNodes{"a-1"}, nil, testingclock.NewFakePassiveClock(noon))
 	for name, test := range map[string]struct {
 		node string
 		live bool
@@ -110,7 +110,7 @@ func TestANodeThatWasJustDeleted(t *testing.T) {
 func TestLostNodesAndMassFailures(t *testing.T) {
 	for name, test := range map[string]struct {
 		nodes    []Node
-		policies []*guardv1alpha1.NodeDeletionPolicy
+		policies []client.Object
 		want     Health
 	}{
 		"ready":                             {nodes: nodesOf("a", 3, 0)},
@@ -123,13 +123,13 @@ func TestLostNodesAndMassFailures(t *testing.T) {
 		"half of many":                      {nodes: nodesOf("a", 100, 54), want: Health{Lost: true}},
 		"more than half":                    {nodes: nodesOf("a", 100, 55), want: Health{MassFailure: "55 of 100 nodes of the cluster are not ready"}},
 		"a whole pool of a cluster":         {nodes: append(nodesOf("a", 4, 4), nodesOf("b", 20, 0)...), want: Health{Lost: true}},
-		"a whole pool that has a policy":    {nodes: append(nodesOf("a", 4, 4), nodesOf("b", 20, 0)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Health{MassFailure: "4 of 4 nodes of the pool of NodeDeletionPolicy a are not ready"}},
-		"another pool":                      {nodes: append(nodesOf("a", 4, 1), nodesOf("b", 20, 20)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a"), policyFor("b")}, want: Health{Lost: true}},
-		"a small pool in a healthy cluster": {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 0)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Health{Lost: true}},
-		"a small pool in an ill cluster":    {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 18)...), policies: []*guardv1alpha1.NodeDeletionPolicy{policyFor("a")}, want: Health{MassFailure: "19 of 21 nodes of the cluster are not ready"}},
+		"a whole pool that has a policy":    {nodes: append(nodesOf("a", 4, 4), nodesOf("b", 20, 0)...), policies: []client.Object{policyFor("a")}, want: Health{MassFailure: "4 of 4 nodes of the pool of NodeDeletionPolicy a are not ready"}},
+		"another pool":                      {nodes: append(nodesOf("a", 4, 1), nodesOf("b", 20, 20)...), policies: []client.Object{policyFor("a"), policyFor("b")}, want: Health{Lost: true}},
+		"a small pool in a healthy cluster": {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 0)...), policies: []client.Object{policyFor("a")}, want: Health{Lost: true}},
+		"a small pool in an ill cluster":    {nodes: append(nodesOf("a", 1, 1), nodesOf("b", 20, 18)...), policies: []client.Object{policyFor("a")}, want: Health{MassFailure: "19 of 21 nodes of the cluster are not ready"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore(test.nodes, test.policies...)
+			s := newAPIServer(t, test.nodes, test.policies...)
 			got, err := newLostNodes(s, nil, nil, testingclock.NewFakePassiveClock(noon)).Health(t.Context(), "a-0", false)
 			require.NoError(t, err)
 			require.Equal(t, test.want, got)
@@ -138,7 +138,7 @@ func TestLostNodesAndMassFailures(t *testing.T) {
 }
 
 func TestLostNodesAreReadOnceASecond(t *testing.T) {
-	s := newStore(nodesOf("a", 3, 1))
+	s := newAPIServer(t, nodesOf("a", 3, 1))
 	clock := testingclock.NewFakePassiveClock(noon)
 	lost := newLostNodes(s, nil, nil, clock)
 	health := func() Health {
@@ -148,7 +148,7 @@ func TestLostNodesAreReadOnceASecond(t *testing.T) {
 		return got
 	}
 	require.True(t, health().Lost)
-	s.nodes[0].Ready = true
+	s.index.OnUpdate(nil, nodeObject("a-0", "a", true))
 	require.True(t, health().Lost)
 	clock.SetTime(noon.Add(lostAge))
 	require.False(t, health().Lost)

@@ -31,7 +31,7 @@ const (
 	otherEntry = "node-deletion.kubelet-guard.io"
 	// PoolEntry is for those of otherEntry that an outage holds, because the
 	// NodeDeletionPolicy of their pool requests it. It is in no manifest: the OutageController
-	// makes it of the other two and takes it away.
+	// makes it of the other two and removes it.
 	PoolEntry = "pool.node-deletion.kubelet-guard.io"
 	// poolCondition is the match condition that keeps PoolEntry and otherEntry apart.
 	poolCondition = "pool"
@@ -131,7 +131,7 @@ func WithPoolEntry(configuration *admissionregistrationv1.ValidatingWebhookConfi
 	return !equality.Semantic.DeepEqual(before.Webhooks, configuration.Webhooks)
 }
 
-// setCondition sets the pool condition of the entry, or takes it away when it is empty.
+// setCondition sets the pool condition of the entry, or removes it when it is empty.
 func setCondition(entry *admissionregistrationv1.ValidatingWebhook, expression string) {
 	entry.MatchConditions = slices.DeleteFunc(entry.MatchConditions, func(c admissionregistrationv1.MatchCondition) bool {
 		return c.Name == poolCondition

@@ -37,12 +37,6 @@ const (
 // replica or the status controller.
 var conflictRetries = wait.Backoff{Duration: 10 * time.Millisecond, Factor: 1, Jitter: 2, Steps: 10}
 
-// Nodes reads nodes, from a cache.
-type Nodes interface {
-	// List returns the nodes that the selector selects, which must not be changed.
-	List(ctx context.Context, selector labels.Selector) ([]Node, error)
-}
-
 // Ledgers reads policies live and writes their status. It is an interface for tests: theirs has
 // other writers between a read and a write.
 type Ledgers interface {
@@ -57,7 +51,7 @@ type Ledgers interface {
 type Rule struct {
 	// policies are read from a cache.
 	policies client.Reader
-	nodes    Nodes
+	nodes    *Index
 	ledgers  Ledgers
 	mode     admission.Mode
 	clock    clock.Clock
@@ -67,18 +61,13 @@ type Rule struct {
 	charges atomic.Int64
 }
 
-var _ admission.Rule = &Rule{}
-
 // NewRule returns the rule. The mode is that in which its decisions are used: what it writes
 // into a status may not make the API server refuse anything in audit mode.
-func NewRule(policies client.Reader, nodes Nodes, ledgers Ledgers, mode admission.Mode, clock clock.Clock) *Rule {
+func NewRule(policies client.Reader, nodes *Index, ledgers Ledgers, mode admission.Mode, clock clock.Clock) *Rule {
 	return &Rule{policies: policies, nodes: nodes, ledgers: ledgers, mode: mode, clock: clock, charging: make(chan struct{}, 1)}
 }
 
-// Name implements admission.Rule.
-func (r *Rule) Name() admission.RuleName { return admission.NodeDeletion }
-
-// Review implements admission.Rule. It first judges all policies and then charges
+// Review judges the request. It first judges all policies and then charges
 // them, so that a charge has to be refunded only when another request was faster in
 // between.
 func (r *Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
@@ -160,7 +149,7 @@ func (r *Rule) judge(ctx context.Context, name string, node Node) (*guardv1alpha
 	if refusal := Measure(policy, nil, now).Judge(name, node, now); refusal != nil && refusal.Reason == admission.ReasonNodeLimit {
 		return policy, refusal, nil
 	}
-	nodes, err := r.nodes.List(ctx, selector)
+	nodes, err := r.nodes.List(selector)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the nodes of its pool: %w", err)
 	}
@@ -304,54 +293,4 @@ func listPolicies(ctx context.Context, cache client.Reader) ([]guardv1alpha1.Nod
 		return nil, err
 	}
 	return list.Items, nil
-}
-
-// CachedNodes reads nodes through a client, which should be that of a manager.
-type CachedNodes struct{ Reader client.Reader }
-
-// List implements Nodes.
-func (c CachedNodes) List(ctx context.Context, selector labels.Selector) ([]Node, error) {
-	list := &corev1.NodeList{}
-	if err := c.Reader.List(ctx, list, client.MatchingLabelsSelector{Selector: selector}, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, err
-	}
-	nodes := make([]Node, len(list.Items))
-	for i := range list.Items {
-		nodes[i] = NodeOf(&list.Items[i])
-	}
-	return nodes, nil
-}
-
-// TrimNode is a transformation for the cache of nodes: it removes what nothing here
-// reads, which is most of it. The rule reads the condition Ready, the metrics of
-// package fleetmetrics the kubelet's version, and package poddeletion the taints that evict.
-func TrimNode(object any) (any, error) {
-	node, ok := object.(*corev1.Node)
-	if !ok {
-		return object, nil
-	}
-	node.ManagedFields, node.Annotations = nil, nil
-	node.Name, node.Labels = admission.Intern(node.Name), admission.InternMap(node.Labels)
-	// What is left is copied: what is cut off a slice stays in memory with it.
-	node.Spec = corev1.NodeSpec{Taints: copyOf(node.Spec.Taints, func(t corev1.Taint) bool {
-		return t.Effect == corev1.TaintEffectNoExecute
-	})}
-	node.Status = corev1.NodeStatus{
-		Conditions: copyOf(node.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady
-		}),
-		NodeInfo: corev1.NodeSystemInfo{KubeletVersion: admission.Intern(node.Status.NodeInfo.KubeletVersion)},
-	}
-	return node, nil
-}
-
-// copyOf returns a copy of those that are to be kept.
-func copyOf[T any](all []T, keep func(T) bool) []T {
-	var some []T
-	for _, one := range all {
-		if keep(one) {
-			some = append(some, one)
-		}
-	}
-	return some
 }

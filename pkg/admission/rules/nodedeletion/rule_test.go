@@ -2,10 +2,8 @@ package nodedeletion
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -13,109 +11,16 @@ import (
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/clock"
 	testingclock "k8s.io/utils/clock/testing"
-	"sigs.k8s.io/controller-runtime/pkg/client"
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
-
-// store keeps policies as an API server does: a write of an old version conflicts.
-type store struct {
-	mu       sync.Mutex
-	policies map[string]*guardv1alpha1.NodeDeletionPolicy
-	nodes    []Node
-	version  int
-	// beforeWrite runs before each write is checked, without the lock.
-	beforeWrite func(policy string)
-	// writeErr fails the writes of a policy.
-	writeErr map[string]error
-}
-
-func newStore(nodes []Node, policies ...*guardv1alpha1.NodeDeletionPolicy) *store {
-	s := &store{policies: map[string]*guardv1alpha1.NodeDeletionPolicy{}, nodes: nodes, writeErr: map[string]error{}}
-	for _, policy := range policies {
-		policy.ResourceVersion = "0"
-		s.policies[policy.Name] = policy
-	}
-	return s
-}
-
-// policies are a cache that shows the store as it is.
-type policies struct{ store *store }
-
-func (policies) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
-	return errors.New("policies are listed")
-}
-
-func (p policies) List(_ context.Context, list client.ObjectList, _ ...client.ListOption) error {
-	p.store.mu.Lock()
-	defer p.store.mu.Unlock()
-	into := list.(*guardv1alpha1.NodeDeletionPolicyList)
-	for _, policy := range p.store.policies {
-		into.Items = append(into.Items, *policy.DeepCopy())
-	}
-	return nil
-}
-
-type nodeList struct{ *store }
-
-func (n nodeList) List(_ context.Context, selector labels.Selector) ([]Node, error) {
-	var list []Node
-	for _, node := range n.nodes {
-		if selector.Matches(labels.Set(node.Labels)) {
-			list = append(list, node)
-		}
-	}
-	return list, nil
-}
-
-func (s *store) Get(_ context.Context, name string) (*guardv1alpha1.NodeDeletionPolicy, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	policy, ok := s.policies[name]
-	if !ok {
-		return nil, apierrors.NewNotFound(guardv1alpha1.Resource("nodedeletionpolicies"), name)
-	}
-	return policy.DeepCopy(), nil
-}
-
-func (s *store) UpdateStatus(_ context.Context, policy *guardv1alpha1.NodeDeletionPolicy) error {
-	if s.beforeWrite != nil {
-		s.beforeWrite(policy.Name)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.writeErr[policy.Name]; err != nil {
-		return err
-	}
-	if s.policies[policy.Name].ResourceVersion != policy.ResourceVersion {
-		return apierrors.NewConflict(guardv1alpha1.Resource("nodedeletionpolicies"), policy.Name, errors.New("changed"))
-	}
-	s.version++
-	written := policy.DeepCopy()
-	written.ResourceVersion = strconv.Itoa(s.version)
-	s.policies[policy.Name] = written
-	return nil
-}
-
-// charges returns the names of the nodes in the ledger.
-func (s *store) charges(policy string) []string {
-	names := []string{}
-	for _, deletion := range s.policies[policy].Status.Deletions {
-		names = append(names, deletion.Node)
-	}
-	return names
-}
-
-func (s *store) rule() *Rule {
-	return NewRule(policies{s}, nodeList{s}, s, admission.Enforce, clock.RealClock{})
-}
 
 func deletionOf(t testing.TB, node Node, dryRun bool) *admission.Request {
 	t.Helper()
@@ -127,39 +32,32 @@ func deletionOf(t testing.TB, node Node, dryRun bool) *admission.Request {
 		now := metav1.Now()
 		object.DeletionTimestamp = &now
 	}
-	raw, err := json.Marshal(object)
-	require.NoError(t, err)
-	review := admissionv1.AdmissionRequest{
-		Operation: admissionv1.Delete, DryRun: &dryRun,
-		Resource: metav1.GroupVersionResource{Version: "v1", Resource: "nodes"},
-		Kind:     metav1.GroupVersionKind{Version: "v1", Kind: "Node"},
-	}
-	// The review of an item of a DELETECOLLECTION has no name, so none is set.
-	review.OldObject.Raw = raw
-	review.UserInfo.Username = "somebody"
+	review := admissiontest.Review(t, admissionv1.Delete, corev1.SchemeGroupVersion.WithKind("Node"), "nodes", object, nil)
+	// The review of an item of a DELETECOLLECTION has no name.
+	review.Name, review.DryRun, review.UserInfo.Username = "", &dryRun, "somebody"
 	return admission.NewRequest(review)
 }
 
 func TestReviewChargesAllPoliciesOrNone(t *testing.T) {
 	nodes := pool(10, 10)
-	s := newStore(nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 1, time.Hour, ""))
+	s := newAPIServer(t, nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 1, time.Hour, ""))
 	rule := s.rule()
 
 	decision := rule.Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
 	require.Equal(t, "a,b", decision.Annotations["charged"])
-	require.Equal(t, "somebody", s.policies["a"].Status.Deletions[0].User)
+	require.Equal(t, "somebody", s.policy("a").Status.Deletions[0].User)
 
 	decision = rule.Review(context.Background(), deletionOf(t, nodes[1], false))
 	require.Equal(t, admission.Refused, decision.Verdict)
 	require.Equal(t, admission.ReasonNodeLimit, decision.Reason)
 	require.Contains(t, decision.Message, "node/n001 may not be deleted now: NodeDeletionPolicy b")
-	require.Equal(t, []string{"n000"}, s.charges("a"))
-	require.Equal(t, []string{"n000"}, s.charges("b"))
+	require.Equal(t, []string{"n000"}, s.ledger("a"))
+	require.Equal(t, []string{"n000"}, s.ledger("b"))
 
 	decision = rule.Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Allowed, decision.Verdict, "a second review of the same node")
-	require.Equal(t, []string{"n000"}, s.charges("b"))
+	require.Equal(t, []string{"n000"}, s.ledger("b"))
 }
 
 func TestReviewLetsPassWithoutCharge(t *testing.T) {
@@ -175,23 +73,23 @@ func TestReviewLetsPassWithoutCharge(t *testing.T) {
 		"a node that no policy selects": {elsewhere, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore(nodes, policyOf("a", 1, time.Hour, ""))
+			s := newAPIServer(t, nodes, policyOf("a", 1, time.Hour, ""))
 			decision := s.rule().Review(context.Background(), deletionOf(t, test.node, test.dryRun))
 			require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
-			require.Empty(t, s.charges("a"))
+			require.Empty(t, s.ledger("a"))
 		})
 	}
 }
 
 func TestReviewRefusesDryRunsAlike(t *testing.T) {
 	nodes := pool(3, 3)
-	s := newStore(nodes, policyOf("a", 0, time.Hour, ""))
+	s := newAPIServer(t, nodes, policyOf("a", 0, time.Hour, ""))
 	require.Equal(t, admission.Refused, s.rule().Review(context.Background(), deletionOf(t, nodes[0], true)).Verdict)
 }
 
 func TestReviewOfAnInvalidPolicyLetsNoNodeGo(t *testing.T) {
 	nodes := pool(3, 3)
-	s := newStore(nodes, policyOf("a", 1, time.Hour, "most"))
+	s := newAPIServer(t, nodes, policyOf("a", 1, time.Hour, "most"))
 	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.ReasonMalformed, decision.Reason)
 	require.Contains(t, decision.Message, "spec.minReady")
@@ -199,14 +97,13 @@ func TestReviewOfAnInvalidPolicyLetsNoNodeGo(t *testing.T) {
 
 func TestReviewBelowTheFloorSaysHowToGoOn(t *testing.T) {
 	nodes := pool(10, 2)
-	s := newStore(nodes, policyOf("a", -1, time.Hour, "50%"))
+	s := newAPIServer(t, nodes, policyOf("a", -1, time.Hour, "50%"))
 	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[9], false))
 	require.Equal(t, admission.ReasonReadyFloor, decision.Reason)
 	require.Contains(t, decision.Message, "8 of 10 are not ready")
 	require.Contains(t, decision.NextStep, `kubectl patch nodedeletionpolicy a --type=merge -p '{"spec":{"minReady":2}}'`)
-	require.Empty(t, s.charges("a"))
-	floor := intstr.FromInt32(2)
-	s.policies["a"].Spec.MinReady = &floor
+	require.Empty(t, s.ledger("a"))
+	s.change("a", func(policy *guardv1alpha1.NodeDeletionPolicy) { policy.Spec.MinReady = ptr.To(intstr.FromInt32(2)) })
 	decision = s.rule().Review(context.Background(), deletionOf(t, nodes[9], false))
 	require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
 }
@@ -214,90 +111,87 @@ func TestReviewBelowTheFloorSaysHowToGoOn(t *testing.T) {
 func TestReviewForgetsNothingForOthers(t *testing.T) {
 	nodes := pool(3, 3)
 	earlier := time.Now().Add(-30 * time.Minute)
-	s := newStore(nodes, policyOf("a", 5, time.Hour, "", earlier))
-	ahead := NewRule(policies{s}, nodeList{s}, s, admission.Enforce, testingclock.NewFakeClock(time.Now().Add(time.Hour)))
+	s := newAPIServer(t, nodes, policyOf("a", 5, time.Hour, "", earlier))
+	ahead := NewRule(s, s.index, NewLiveLedgers(s, s, s), admission.Enforce, testingclock.NewFakeClock(time.Now().Add(time.Hour)))
 	decision := ahead.Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
-	require.Equal(t, []string{"gone0", "n000"}, s.charges("a"))
+	require.Equal(t, []string{"gone0", "n000"}, s.ledger("a"))
 }
 
 func TestReviewWritesWhatTheAPIServerRefusesBy(t *testing.T) {
 	nodes := pool(5, 5)
-	s := newStore(nodes, policyOf("a", 2, time.Hour, "", time.Now().Add(-2*time.Hour), time.Now().Add(-30*time.Minute)))
+	s := newAPIServer(t, nodes, policyOf("a", 2, time.Hour, "", time.Now().Add(-2*time.Hour), time.Now().Add(-30*time.Minute)))
 	require.Equal(t, admission.Allowed, s.rule().Review(context.Background(), deletionOf(t, nodes[0], false)).Verdict)
-	status := s.policies["a"].Status
+	status := s.policy("a").Status
 	require.EqualValues(t, 2, *status.DeletionsCounted)
 	require.WithinDuration(t, time.Now().Add(30*time.Minute), status.NextDeletionExpires.Time, 5*time.Second)
 	rule := s.rule()
 	require.NoError(t, rule.refund(context.Background(), []string{"a"}, nodes[0]))
-	require.EqualValues(t, 1, *s.policies["a"].Status.DeletionsCounted, "after a refund")
+	require.EqualValues(t, 1, *s.policy("a").Status.DeletionsCounted, "after a refund")
 
-	s = newStore(nodes, policyOf("a", 2, time.Hour, ""))
-	audit := NewRule(policies{s}, nodeList{s}, s, admission.Audit, clock.RealClock{})
+	s = newAPIServer(t, nodes, policyOf("a", 2, time.Hour, ""))
+	audit := NewRule(s, s.index, NewLiveLedgers(s, s, s), admission.Audit, clock.RealClock{})
 	require.Equal(t, admission.Allowed, audit.Review(context.Background(), deletionOf(t, nodes[0], false)).Verdict)
-	require.Nil(t, s.policies["a"].Status.DeletionsCounted)
+	require.Nil(t, s.policy("a").Status.DeletionsCounted)
 }
 
 func TestReviewTakesChargesBackWhenALaterPolicyRefuses(t *testing.T) {
 	nodes := pool(10, 10)
-	s := newStore(nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 1, time.Hour, ""))
+	s := newAPIServer(t, nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 1, time.Hour, ""))
 	once := sync.OnceFunc(func() {
 		// Another replica is faster at b, after this one has judged both.
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.policies["b"].Status.Deletions, _ = Charge(nil, nodes[9], "other", time.Now())
-		s.policies["b"].ResourceVersion += "x"
+		s.change("b", func(policy *guardv1alpha1.NodeDeletionPolicy) {
+			policy.Status.Deletions, _ = Charge(nil, nodes[9], "other", time.Now())
+		})
 	})
 	s.beforeWrite = func(string) { once() }
 	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Refused, decision.Verdict)
 	require.Empty(t, decision.Warnings)
-	require.Empty(t, s.charges("a"))
-	require.Equal(t, []string{"n009"}, s.charges("b"))
+	require.Empty(t, s.ledger("a"))
+	require.Equal(t, []string{"n009"}, s.ledger("b"))
 }
 
 func TestReviewTakesChargesBackWhenALaterLedgerCannotBeWritten(t *testing.T) {
 	nodes := pool(10, 10)
-	s := newStore(nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 1, time.Hour, ""))
-	s.writeErr["b"] = errors.New("no answer")
+	s := newAPIServer(t, nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 1, time.Hour, ""))
+	s.writeErr = map[string]error{"b": errors.New("no answer")}
 	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Failed, decision.Verdict)
 	require.ErrorContains(t, decision.Err, "NodeDeletionPolicy b")
-	require.Empty(t, s.charges("a"))
+	require.Empty(t, s.ledger("a"))
 }
 
 func TestReviewRefusesWhenOtherWritersNeverPause(t *testing.T) {
 	nodes := pool(10, 10)
-	s := newStore(nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 5, time.Hour, ""))
+	s := newAPIServer(t, nodes, policyOf("a", 5, time.Hour, ""), policyOf("b", 5, time.Hour, ""))
 	s.beforeWrite = func(name string) {
 		if name == "b" {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.policies["b"].ResourceVersion += "x"
+			s.change("b", func(policy *guardv1alpha1.NodeDeletionPolicy) { policy.Status.Nodes++ })
 		}
 	}
 	decision := s.rule().Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Refused, decision.Verdict, "%+v", decision)
 	require.Contains(t, decision.Message, "so many nodes are being deleted at once")
-	require.Empty(t, s.charges("a"))
+	require.Empty(t, s.ledger("a"))
 }
 
 func TestReviewDoesNotWaitLongerThanTheAPIServer(t *testing.T) {
 	nodes := pool(10, 10)
-	s := newStore(nodes, policyOf("a", 5, time.Hour, ""))
+	s := newAPIServer(t, nodes, policyOf("a", 5, time.Hour, ""))
 	rule := s.rule()
 	rule.charging <- struct{}{}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
 	decision := rule.Review(ctx, deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Refused, decision.Verdict, "%+v", decision)
-	require.Empty(t, s.charges("a"))
+	require.Empty(t, s.ledger("a"))
 }
 
 func TestReplicasCannotSpendOneDeletionTwice(t *testing.T) {
 	const limit = 7
 	nodes := pool(60, 60)
-	s := newStore(nodes, policyOf("a", limit, time.Hour, ""), policyOf("b", -1, time.Hour, "50%"))
+	s := newAPIServer(t, nodes, policyOf("a", limit, time.Hour, ""), policyOf("b", -1, time.Hour, "50%"))
 	replicas := []*Rule{s.rule(), s.rule()}
 	var (
 		wait sync.WaitGroup
@@ -314,15 +208,15 @@ func TestReplicasCannotSpendOneDeletionTwice(t *testing.T) {
 	}
 	wait.Wait()
 	require.Equal(t, map[admission.Verdict]int{admission.Allowed: limit, admission.Refused: len(nodes) - limit}, seen)
-	require.Len(t, s.charges("a"), limit)
-	require.ElementsMatch(t, s.charges("a"), s.charges("b"))
+	require.Len(t, s.ledger("a"), limit)
+	require.ElementsMatch(t, s.ledger("a"), s.ledger("b"))
 }
 
 func BenchmarkReview(b *testing.B) {
 	for _, size := range []int{100, 5000} {
 		b.Run(fmt.Sprintf("%d nodes", size), func(b *testing.B) {
 			nodes := pool(size, size)
-			s := newStore(nodes, policyOf("a", 3, time.Hour, "80%"))
+			s := newAPIServer(b, nodes, policyOf("a", 3, time.Hour, "80%"))
 			rule, request := s.rule(), deletionOf(b, nodes[0], true)
 			for b.Loop() {
 				rule.Review(context.Background(), request)

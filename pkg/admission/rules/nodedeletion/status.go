@@ -57,7 +57,7 @@ func Status(policy *guardv1alpha1.NodeDeletionPolicy, others []guardv1alpha1.Nod
 }
 
 // StatusController keeps the status of all NodeDeletionPolicies, takes deletions that
-// count no longer out of their ledgers, and mends those that were written with a time
+// count no longer out of their ledgers, and corrects those that were written with a time
 // ahead. One replica runs it.
 type StatusController struct {
 	Client client.Client
@@ -131,9 +131,13 @@ func (c *StatusController) Reconcile(ctx context.Context, request reconcile.Requ
 	if err != nil {
 		selector = labels.Nothing()
 	}
-	nodes, err := CachedNodes{c.Client}.List(ctx, selector)
-	if err != nil {
+	pool := &corev1.NodeList{}
+	if err := c.Client.List(ctx, pool, client.MatchingLabelsSelector{Selector: selector}, client.UnsafeDisableDeepCopy); err != nil {
 		return reconcile.Result{}, err
+	}
+	nodes := make([]Node, len(pool.Items))
+	for i := range pool.Items {
+		nodes[i] = NodeOf(&pool.Items[i])
 	}
 	now := c.Clock.Now()
 	before := policy.DeepCopy()

@@ -1,6 +1,7 @@
 package nodedeletion
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,12 +10,29 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	webhook "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // maxDeletions is the most that fits into a ledger.
 const maxDeletions = 500
+
+// NewValidator returns the validator of policies. The others are read from a cache.
+func NewValidator(cache client.Reader) admission.Validator[*guardv1alpha1.NodeDeletionPolicy] {
+	return admission.Validator[*guardv1alpha1.NodeDeletionPolicy]{
+		Kind: guardv1alpha1.NodeDeletionPolicyKind,
+		Validate: func(ctx context.Context, policy *guardv1alpha1.NodeDeletionPolicy) (field.ErrorList, webhook.Warnings, error) {
+			others, err := listPolicies(ctx, cache)
+			if err != nil {
+				return nil, nil, fmt.Errorf("list the NodeDeletionPolicies: %w", err)
+			}
+			return ValidateNodeDeletionPolicy(policy, others), nil, nil
+		},
+	}
+}
 
 // ValidateNodeDeletionPolicy returns what is wrong with the policy, all of it: also
 // what the schema of the definition refuses. others are the policies that exist; the

@@ -31,8 +31,6 @@ type Rule struct {
 	clock        clock.PassiveClock
 }
 
-var _ admission.Rule = &Rule{}
-
 // NewRule returns the rule. Windows come from a cache, since they are read for every
 // change; workloads are read live, and only for /scale, whose object has no labels of
 // its own.
@@ -40,10 +38,7 @@ func NewRule(cached, live client.Reader, clock clock.PassiveClock) *Rule {
 	return &Rule{cached: cached, live: live, clock: clock}
 }
 
-// Name implements admission.Rule.
-func (r *Rule) Name() admission.RuleName { return admission.OperationWindow }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (r *Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	kind, ok := kinds[request.Resource.Resource]
 	if !ok || request.Resource.Group != "apps" || request.Operation != admissionv1.Update ||
@@ -69,10 +64,7 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	}
 
 	before, after := map[string]any{}, map[string]any{}
-	if err := request.DecodeOldObject(&before); err != nil {
-		return admission.Fail("%w", err)
-	}
-	if err := request.DecodeObject(&after); err != nil {
+	if err := request.DecodeObjects(&before, &after); err != nil {
 		return admission.Fail("%w", err)
 	}
 	changed := Diff(before, after)

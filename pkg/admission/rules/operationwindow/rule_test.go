@@ -2,7 +2,6 @@ package operationwindow
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"testing"
 	"time"
@@ -12,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
 	appsv1 "k8s.io/api/apps/v1"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -21,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -42,9 +41,6 @@ func reader(t *testing.T, failure error, objects ...client.Object) client.Reader
 	return builder.Build()
 }
 
-// listed are the windows: nightly, or a failure.
-type listed struct{ err error }
-
 // stored is the workload at the API server.
 type stored struct {
 	workload client.Object
@@ -58,11 +54,11 @@ func (s stored) reader(t *testing.T) client.Reader {
 	return reader(t, s.err, s.workload)
 }
 
-func raw(t *testing.T, text string) []byte {
-	t.Helper()
-	encoded, err := json.Marshal(decoded(t, text))
-	require.NoError(t, err)
-	return encoded
+// review is that of a change of web.
+func review(t *testing.T, operation admissionv1.Operation, resource, subresource, before, after string) admissionv1.AdmissionRequest {
+	review := admissiontest.Review(t, operation, appsv1.SchemeGroupVersion.WithKind("Deployment"), resource, before, after)
+	review.Namespace, review.Name, review.SubResource = "shop", "web", subresource
+	return review
 }
 
 func TestRuleReview(t *testing.T) {
@@ -83,40 +79,34 @@ func TestRuleReview(t *testing.T) {
 		resource, subresource string
 		operation             admissionv1.Operation
 		before, after         string
-		windows               listed
+		failure               error // of the list of windows
 		workload              stored
 		now                   string
 		want                  admission.Verdict
 	}{
-		"closed":                         {"deployments", "", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
-		"open":                           {"deployments", "", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T22:00:00Z", admission.Allowed},
-		"the label goes with the change": {"deployments", "", admissionv1.Update, one, bare, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
-		"no change of the spec":          {"deployments", "", admissionv1.Update, two, bare, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
-		"another workload":               {"deployments", "", admissionv1.Update, bare, one, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
-		"with an owner":                  {"deployments", "", admissionv1.Update, owned, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
-		"of an operator":                 {"statefulsets", "", admissionv1.Update, owned, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
-		"a ReplicaSet, by somebody":      {"replicasets", "", admissionv1.Update, ofWeb, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
-		"status":                         {"deployments", "status", admissionv1.Update, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
-		"a creation":                     {"deployments", "", admissionv1.Create, one, two, listed{}, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
-		"scale": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+		"closed":                         {"deployments", "", admissionv1.Update, one, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"open":                           {"deployments", "", admissionv1.Update, one, two, nil, stored{}, "2026-11-25T22:00:00Z", admission.Allowed},
+		"the label goes with the change": {"deployments", "", admissionv1.Update, one, bare, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"no change of the spec":          {"deployments", "", admissionv1.Update, two, bare, nil, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"another workload":               {"deployments", "", admissionv1.Update, bare, one, nil, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"with an owner":                  {"deployments", "", admissionv1.Update, owned, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"of an operator":                 {"statefulsets", "", admissionv1.Update, owned, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"a ReplicaSet, by somebody":      {"replicasets", "", admissionv1.Update, ofWeb, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"status":                         {"deployments", "status", admissionv1.Update, one, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"a creation":                     {"deployments", "", admissionv1.Create, one, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
+		"scale": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", nil,
 			stored{workload: &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Labels: map[string]string{"tier": "web"}}}}, "2026-11-25T12:00:00Z", admission.Refused},
-		"scale of another": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+		"scale of another": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", nil,
 			stored{workload: &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}}}, "2026-11-25T12:00:00Z", admission.Allowed},
-		"scale of a workload with an owner": {"statefulsets", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+		"scale of a workload with an owner": {"statefulsets", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", nil,
 			stored{workload: &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Labels: map[string]string{"tier": "web"}, OwnerReferences: []metav1.OwnerReference{{Controller: new(true)}}}}}, "2026-11-25T12:00:00Z", admission.Refused},
-		"scale without an answer": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", listed{},
+		"scale without an answer": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", nil,
 			stored{err: errors.New("no answer")}, "2026-11-25T12:00:00Z", admission.Failed},
-		"windows without an answer": {"deployments", "", admissionv1.Update, one, two, listed{err: errors.New("no answer")}, stored{}, "2026-11-25T12:00:00Z", admission.Failed},
+		"windows without an answer": {"deployments", "", admissionv1.Update, one, two, errors.New("no answer"), stored{}, "2026-11-25T12:00:00Z", admission.Failed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			review := admissionv1.AdmissionRequest{
-				Operation: test.operation, Namespace: "shop", Name: "web", SubResource: test.subresource,
-				Resource: metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: test.resource},
-				Kind:     metav1.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"},
-			}
-			review.Object.Raw, review.OldObject.Raw = raw(t, test.after), raw(t, test.before)
-			rule := NewRule(reader(t, test.windows.err, nightly.DeepCopy()), test.workload.reader(t), clocktesting.NewFakePassiveClock(at(t, test.now)))
-			decision := rule.Review(context.Background(), admission.NewRequest(review))
+			rule := NewRule(reader(t, test.failure, nightly.DeepCopy()), test.workload.reader(t), clocktesting.NewFakePassiveClock(at(t, test.now)))
+			decision := rule.Review(t.Context(), admission.NewRequest(review(t, test.operation, test.resource, test.subresource, test.before, test.after)))
 			require.Equal(t, test.want, decision.Verdict, "%+v", decision)
 			if test.want == admission.Refused {
 				require.Equal(t, admission.ReasonWindowClosed, decision.Reason)
@@ -128,15 +118,11 @@ func TestRuleReview(t *testing.T) {
 }
 
 func TestReplicaSetsFollowTheirDeployment(t *testing.T) {
-	review := admissionv1.AdmissionRequest{
-		Operation: admissionv1.Update, Namespace: "shop", Name: "web-1",
-		Resource: metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"},
-		UserInfo: authenticationv1.UserInfo{Username: "system:serviceaccount:kube-system:deployment-controller"},
-	}
-	review.OldObject.Raw = raw(t, "{metadata: {ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]}, spec: {replicas: 1}}")
-	review.Object.Raw = raw(t, "{metadata: {}, spec: {replicas: 2}}")
+	request := review(t, admissionv1.Update, "replicasets", "",
+		"{metadata: {ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, controller: true}]}, spec: {replicas: 1}}", "{metadata: {}, spec: {replicas: 2}}")
+	request.UserInfo.Username = "system:serviceaccount:kube-system:deployment-controller"
 	rule := NewRule(reader(t, errors.New("must not be read")), reader(t, nil), clocktesting.NewFakePassiveClock(at(t, "2026-11-25T12:00:00Z")))
-	require.Equal(t, admission.Allow(), rule.Review(t.Context(), admission.NewRequest(review)))
+	require.Equal(t, admission.Allow(), rule.Review(t.Context(), admission.NewRequest(request)))
 }
 
 func TestStatus(t *testing.T) {

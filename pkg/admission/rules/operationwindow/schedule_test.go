@@ -57,101 +57,62 @@ func openings(t *testing.T, schedule *Schedule, start, end time.Time) []string {
 	}
 }
 
+// openIn returns a schedule of weekly windows, cron windows and excluded dates.
+func openIn(zone string, entries ...any) guardv1alpha1.OperationWindowSpec {
+	spec := guardv1alpha1.OperationWindowSpec{TimeZone: zone}
+	for _, entry := range entries {
+		switch e := entry.(type) {
+		case guardv1alpha1.WeeklyWindow:
+			spec.Weekly = append(spec.Weekly, e)
+		case guardv1alpha1.CronWindow:
+			spec.Cron = append(spec.Cron, e)
+		case guardv1alpha1.Date:
+			spec.ExcludedDates = append(spec.ExcludedDates, e)
+		}
+	}
+	return spec
+}
+
 func TestScheduleOpensByTheClockOfItsZone(t *testing.T) {
 	for name, test := range map[string]struct {
 		spec       guardv1alpha1.OperationWindowSpec
 		start, end string
 		want       []string
 	}{
-		"on its days only": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/Berlin", Weekly: []guardv1alpha1.WeeklyWindow{weekly("09:00", "17:30", "Monday", "Wednesday")}},
-			start: "2026-11-23T00:00:00Z", end: "2026-11-30T00:00:00Z",
-			want: []string{"11-23T09:00+01:00 11-23T17:30+01:00", "11-25T09:00+01:00 11-25T17:30+01:00"},
-		},
-		"through midnight into the day after its day": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Asia/Kolkata", Weekly: []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", "Saturday")}},
-			start: "2026-11-23T00:00:00Z", end: "2026-12-01T00:00:00Z",
-			want: []string{"11-28T22:00+05:30 11-29T06:00+05:30"},
-		},
-		"overlapping entries are one": {
-			spec: guardv1alpha1.OperationWindowSpec{TimeZone: "Etc/UTC",
-				Weekly: []guardv1alpha1.WeeklyWindow{weekly("10:00", "12:00", "Monday"), weekly("11:00", "13:00", "Monday")},
-				Cron:   []guardv1alpha1.CronWindow{cronFor("30 12 * * 1", 90*time.Minute)}},
-			start: "2026-11-23T00:00:00Z", end: "2026-11-25T00:00:00Z",
-			want: []string{"11-23T10:00+00:00 11-23T14:00+00:00"},
-		},
-		"an excluded date is closed from midnight to midnight": {
-			spec: guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/Berlin", Weekly: []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", everyDay...)},
-				ExcludedDates: []guardv1alpha1.Date{"2026-12-24"}},
-			start: "2026-12-23T12:00:00Z", end: "2026-12-25T12:00:00Z",
-			want: []string{"12-23T22:00+01:00 12-24T00:00+01:00", "12-25T00:00+01:00 12-25T06:00+01:00"},
-		},
-		"Berlin, spring: the skipped hour is in no window": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/Berlin", Weekly: []guardv1alpha1.WeeklyWindow{weekly("01:30", "02:30", "Sunday"), weekly("02:45", "04:00", "Sunday")}},
-			start: "2026-03-28T12:00:00Z", end: "2026-03-29T12:00:00Z",
-			want: []string{"03-29T01:30+01:00 03-29T04:00+02:00"},
-		},
-		"Berlin, spring: a window within the skipped hour does not come": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/Berlin", Weekly: []guardv1alpha1.WeeklyWindow{weekly("02:10", "02:50", "Sunday")}},
-			start: "2026-03-28T12:00:00Z", end: "2026-04-05T12:00:00Z",
-			want: []string{"04-05T02:10+02:00 04-05T02:50+02:00"},
-		},
-		"Berlin, autumn: the repeated hour is in the window twice": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/Berlin", Weekly: []guardv1alpha1.WeeklyWindow{weekly("01:30", "02:30", "Sunday")}},
-			start: "2026-10-24T12:00:00Z", end: "2026-10-25T12:00:00Z",
-			want: []string{"10-25T01:30+02:00 10-25T02:30+02:00", "10-25T02:00+01:00 10-25T02:30+01:00"},
-		},
-		"Berlin, autumn: a window over the whole change is an hour longer": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/Berlin", Weekly: []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", "Saturday")}},
-			start: "2026-10-24T12:00:00Z", end: "2026-10-25T12:00:00Z",
-			want: []string{"10-24T22:00+02:00 10-25T06:00+01:00"},
-		},
-		"New York, spring": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "America/New_York", Weekly: []guardv1alpha1.WeeklyWindow{weekly("01:00", "03:30", "Sunday")}},
-			start: "2026-03-07T12:00:00Z", end: "2026-03-08T23:00:00Z",
-			want: []string{"03-08T01:00-05:00 03-08T03:30-04:00"},
-		},
-		"New York, autumn, cron: the schedule is met twice": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "America/New_York", Cron: []guardv1alpha1.CronWindow{cronFor("30 1 * * *", 15*time.Minute)}},
-			start: "2026-11-01T04:00:00Z", end: "2026-11-01T16:00:00Z",
-			want: []string{"11-01T01:30-04:00 11-01T01:45-04:00", "11-01T01:30-05:00 11-01T01:45-05:00"},
-		},
-		"New York, spring, cron: a skipped time does not come": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "America/New_York", Cron: []guardv1alpha1.CronWindow{cronFor("30 2 * * *", time.Hour)}},
-			start: "2026-03-08T04:00:00Z", end: "2026-03-09T16:00:00Z",
-			want: []string{"03-09T02:30-04:00 03-09T03:30-04:00"},
-		},
-		"cron: the duration is real time over a change": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/London", Cron: []guardv1alpha1.CronWindow{cronFor("0 0 * * 0", 6*time.Hour)}},
-			start: "2026-10-24T12:00:00Z", end: "2026-10-25T20:00:00Z",
-			want: []string{"10-25T00:00+01:00 10-25T05:00+00:00"},
-		},
-		"Lord Howe, spring: the clock goes half an hour forward": {
-			spec: guardv1alpha1.OperationWindowSpec{TimeZone: "Australia/Lord_Howe", Weekly: []guardv1alpha1.WeeklyWindow{weekly("01:45", "02:45", "Sunday")},
-				Cron: []guardv1alpha1.CronWindow{cronFor("0 3 * * 0", time.Hour)}},
-			start: "2026-10-03T00:00:00Z", end: "2026-10-04T12:00:00Z",
-			want: []string{"10-04T01:45+10:30 10-04T02:45+11:00", "10-04T03:00+11:00 10-04T04:00+11:00"},
-		},
-		"Lord Howe, autumn: the clock goes half an hour back": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Australia/Lord_Howe", Weekly: []guardv1alpha1.WeeklyWindow{weekly("01:15", "01:45", "Sunday")}},
-			start: "2026-04-04T00:00:00Z", end: "2026-04-05T12:00:00Z",
-			want: []string{"04-05T01:15+11:00 04-05T01:45+11:00", "04-05T01:30+10:30 04-05T01:45+10:30"},
-		},
-		"Santiago, autumn: the last hour of Saturday comes twice": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "America/Santiago", Weekly: []guardv1alpha1.WeeklyWindow{weekly("23:30", "24:00", "Saturday")}},
-			start: "2026-04-04T12:00:00Z", end: "2026-04-05T12:00:00Z",
-			want: []string{"04-04T23:30-03:00 04-04T23:00-04:00", "04-04T23:30-04:00 04-05T00:00-04:00"},
-		},
-		"Santiago, spring: the midnight that does not exist": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "America/Santiago", Weekly: []guardv1alpha1.WeeklyWindow{weekly("00:00", "02:00", "Sunday")}},
-			start: "2026-09-05T12:00:00Z", end: "2026-09-06T12:00:00Z",
-			want: []string{"09-06T01:00-03:00 09-06T02:00-03:00"},
-		},
-		"a leap day": {
-			spec:  guardv1alpha1.OperationWindowSpec{TimeZone: "Etc/UTC", Cron: []guardv1alpha1.CronWindow{cronFor("0 12 29 2 *", time.Hour)}},
-			start: "2027-12-01T00:00:00Z", end: "2028-12-01T00:00:00Z",
-			want: []string{"02-29T12:00+00:00 02-29T13:00+00:00"},
-		},
+		"on its days only": {openIn("Europe/Berlin", weekly("09:00", "17:30", "Monday", "Wednesday")), "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z",
+			[]string{"11-23T09:00+01:00 11-23T17:30+01:00", "11-25T09:00+01:00 11-25T17:30+01:00"}},
+		"through midnight into the day after its day": {openIn("Asia/Kolkata", weekly("22:00", "06:00", "Saturday")), "2026-11-23T00:00:00Z", "2026-12-01T00:00:00Z",
+			[]string{"11-28T22:00+05:30 11-29T06:00+05:30"}},
+		"overlapping entries are one": {openIn("Etc/UTC", weekly("10:00", "12:00", "Monday"), weekly("11:00", "13:00", "Monday"), cronFor("30 12 * * 1", 90*time.Minute)), "2026-11-23T00:00:00Z", "2026-11-25T00:00:00Z",
+			[]string{"11-23T10:00+00:00 11-23T14:00+00:00"}},
+		"an excluded date is closed from midnight to midnight": {openIn("Europe/Berlin", weekly("22:00", "06:00", everyDay...), guardv1alpha1.Date("2026-12-24")), "2026-12-23T12:00:00Z", "2026-12-25T12:00:00Z",
+			[]string{"12-23T22:00+01:00 12-24T00:00+01:00", "12-25T00:00+01:00 12-25T06:00+01:00"}},
+		"Berlin, spring: the skipped hour is in no window": {openIn("Europe/Berlin", weekly("01:30", "02:30", "Sunday"), weekly("02:45", "04:00", "Sunday")), "2026-03-28T12:00:00Z", "2026-03-29T12:00:00Z",
+			[]string{"03-29T01:30+01:00 03-29T04:00+02:00"}},
+		"Berlin, spring: a window within the skipped hour does not come": {openIn("Europe/Berlin", weekly("02:10", "02:50", "Sunday")), "2026-03-28T12:00:00Z", "2026-04-05T12:00:00Z",
+			[]string{"04-05T02:10+02:00 04-05T02:50+02:00"}},
+		"Berlin, autumn: the repeated hour is in the window twice": {openIn("Europe/Berlin", weekly("01:30", "02:30", "Sunday")), "2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z",
+			[]string{"10-25T01:30+02:00 10-25T02:30+02:00", "10-25T02:00+01:00 10-25T02:30+01:00"}},
+		"Berlin, autumn: a window over the whole change is an hour longer": {openIn("Europe/Berlin", weekly("22:00", "06:00", "Saturday")), "2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z",
+			[]string{"10-24T22:00+02:00 10-25T06:00+01:00"}},
+		"New York, spring": {openIn("America/New_York", weekly("01:00", "03:30", "Sunday")), "2026-03-07T12:00:00Z", "2026-03-08T23:00:00Z",
+			[]string{"03-08T01:00-05:00 03-08T03:30-04:00"}},
+		"New York, autumn, cron: the schedule is met twice": {openIn("America/New_York", cronFor("30 1 * * *", 15*time.Minute)), "2026-11-01T04:00:00Z", "2026-11-01T16:00:00Z",
+			[]string{"11-01T01:30-04:00 11-01T01:45-04:00", "11-01T01:30-05:00 11-01T01:45-05:00"}},
+		"New York, spring, cron: a skipped time does not come": {openIn("America/New_York", cronFor("30 2 * * *", time.Hour)), "2026-03-08T04:00:00Z", "2026-03-09T16:00:00Z",
+			[]string{"03-09T02:30-04:00 03-09T03:30-04:00"}},
+		"cron: the duration is real time over a change": {openIn("Europe/London", cronFor("0 0 * * 0", 6*time.Hour)), "2026-10-24T12:00:00Z", "2026-10-25T20:00:00Z",
+			[]string{"10-25T00:00+01:00 10-25T05:00+00:00"}},
+		"Lord Howe, spring: the clock goes half an hour forward": {openIn("Australia/Lord_Howe", weekly("01:45", "02:45", "Sunday"), cronFor("0 3 * * 0", time.Hour)), "2026-10-03T00:00:00Z", "2026-10-04T12:00:00Z",
+			[]string{"10-04T01:45+10:30 10-04T02:45+11:00", "10-04T03:00+11:00 10-04T04:00+11:00"}},
+		"Lord Howe, autumn: the clock goes half an hour back": {openIn("Australia/Lord_Howe", weekly("01:15", "01:45", "Sunday")), "2026-04-04T00:00:00Z", "2026-04-05T12:00:00Z",
+			[]string{"04-05T01:15+11:00 04-05T01:45+11:00", "04-05T01:30+10:30 04-05T01:45+10:30"}},
+		"Santiago, autumn: the last hour of Saturday comes twice": {openIn("America/Santiago", weekly("23:30", "24:00", "Saturday")), "2026-04-04T12:00:00Z", "2026-04-05T12:00:00Z",
+			[]string{"04-04T23:30-03:00 04-04T23:00-04:00", "04-04T23:30-04:00 04-05T00:00-04:00"}},
+		"Santiago, spring: the midnight that does not exist": {openIn("America/Santiago", weekly("00:00", "02:00", "Sunday")), "2026-09-05T12:00:00Z", "2026-09-06T12:00:00Z",
+			[]string{"09-06T01:00-03:00 09-06T02:00-03:00"}},
+		"a leap day": {openIn("Etc/UTC", cronFor("0 12 29 2 *", time.Hour)), "2027-12-01T00:00:00Z", "2028-12-01T00:00:00Z",
+			[]string{"02-29T12:00+00:00 02-29T13:00+00:00"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			schedule, err := NewSchedule(&test.spec)
@@ -165,10 +126,9 @@ func TestScheduleOpensByTheClockOfItsZone(t *testing.T) {
 
 func TestScheduleWithoutChangeSaysSo(t *testing.T) {
 	for name, spec := range map[string]guardv1alpha1.OperationWindowSpec{
-		"always open": {TimeZone: "Europe/Berlin", Weekly: []guardv1alpha1.WeeklyWindow{weekly("00:00", "24:00", everyDay...)}},
-		"open by starts that overlap": {TimeZone: "Europe/Berlin",
-			Cron: []guardv1alpha1.CronWindow{cronFor("* * * * *", time.Hour)}},
-		"opens beyond the horizon": {TimeZone: "Etc/UTC", Cron: []guardv1alpha1.CronWindow{cronFor("0 0 29 2 *", time.Hour)}},
+		"always open":                 openIn("Europe/Berlin", weekly("00:00", "24:00", everyDay...)),
+		"open by starts that overlap": openIn("Europe/Berlin", cronFor("* * * * *", time.Hour)),
+		"opens beyond the horizon":    openIn("Etc/UTC", cronFor("0 0 29 2 *", time.Hour)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			schedule, err := NewSchedule(&spec)
@@ -288,9 +248,7 @@ func TestScheduleAgreesWithTheClockMinuteByMinute(t *testing.T) {
 }
 
 func BenchmarkOpen(b *testing.B) {
-	spec := guardv1alpha1.OperationWindowSpec{TimeZone: "Europe/Berlin",
-		Weekly: []guardv1alpha1.WeeklyWindow{weekly("22:00", "06:00", everyDay...)},
-		Cron:   []guardv1alpha1.CronWindow{cronFor("0 3 1 * *", 4*time.Hour)}}
+	spec := openIn("Europe/Berlin", weekly("22:00", "06:00", everyDay...), cronFor("0 3 1 * *", 4*time.Hour))
 	schedule, err := NewSchedule(&spec)
 	require.NoError(b, err)
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)

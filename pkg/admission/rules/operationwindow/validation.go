@@ -1,15 +1,36 @@
 package operationwindow
 
 import (
+	"context"
 	"fmt"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	webhook "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
+
+// NewValidator returns the validator of windows. It warns about windows without effect; the metadata
+// of their namespaces comes from a cache.
+func NewValidator(cache client.Reader) admission.Validator[*guardv1alpha1.OperationWindow] {
+	return admission.Validator[*guardv1alpha1.OperationWindow]{
+		Kind: guardv1alpha1.OperationWindowKind,
+		Validate: func(ctx context.Context, window *guardv1alpha1.OperationWindow) (field.ErrorList, webhook.Warnings, error) {
+			errs := ValidateOperationWindow(window)
+			// A namespace that cannot be read is no reason to refuse or to warn.
+			namespace, err := namespaceMeta(ctx, cache, window.Namespace)
+			if len(errs) == 0 && err == nil && namespace.Labels[guardv1alpha1.OperationWindowsLabel] != guardv1alpha1.OperationWindowsEnforced {
+				return nil, webhook.Warnings{notEnforced(window.Namespace)}, nil
+			}
+			return errs, nil, nil
+		},
+	}
+}
 
 // ValidateOperationWindow returns what is wrong with the window, all of it: also
 // what the schema of the definition refuses, so that it can be used without an API

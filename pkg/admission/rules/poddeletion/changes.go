@@ -14,33 +14,22 @@ import (
 	"k8s.io/client-go/metadata"
 
 	"kubelet-guard.io/pkg/admission"
-	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
-
-// ProtectedPods finds the protected pods of a budget.
-type ProtectedPods interface {
-	// Selected returns the metadata of the protected pods that the selector selects and
-	// that have not finished, or of as many as one page holds; then more is true.
-	Selected(ctx context.Context, namespace string, selector labels.Selector) (pods []metav1.PartialObjectMetadata, more bool, err error)
-}
 
 // Changes keeps protected pods in their budgets: it refuses the deletion of a budget that
 // selects some, a change that lets more of them go or leaves some out, and a change of
 // labels that takes a pod out of every budget.
 type Changes struct {
-	index *Index
-	pods  ProtectedPods
+	index    *Index
+	metadata metadata.Interface
 }
 
-var _ admission.Rule = (*Changes)(nil)
+// NewChanges returns the rule DisruptionBudget. The index has the budgets, the client reads pods.
+func NewChanges(index *Index, metadata metadata.Interface) *Changes {
+	return &Changes{index, metadata}
+}
 
-// NewChanges returns the rule DisruptionBudget. The index has the budgets.
-func NewChanges(index *Index, pods ProtectedPods) *Changes { return &Changes{index, pods} }
-
-// Name implements admission.Rule.
-func (*Changes) Name() admission.RuleName { return admission.DisruptionBudget }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (c *Changes) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	resource := request.Resource
 	switch {
@@ -71,7 +60,7 @@ func (c *Changes) reviewBudget(ctx context.Context, request *admission.Request) 
 	if err := c.index.Filled(); err != nil {
 		return admission.Fail("%w", err)
 	}
-	pods, more, err := c.pods.Selected(ctx, old.Namespace, selectorOf(old))
+	pods, more, err := c.protectedPods(ctx, old.Namespace, selectorOf(old))
 	if err != nil {
 		return admission.Fail("find the protected pods of the budget: %w", err)
 	}
@@ -135,16 +124,13 @@ func desiredHealthy(budget *policyv1.PodDisruptionBudget, expected int) int {
 // labels such as role=primary from pod to pod, and to hold that would break a switchover.
 func (c *Changes) reviewPod(request *admission.Request) admission.Decision {
 	var pod, old corev1.Pod
-	if err := request.DecodeObject(&pod); err != nil {
-		return admission.Fail("%w", err)
-	}
-	if err := request.DecodeOldObject(&old); err != nil {
+	if err := request.DecodeObjects(&old, &pod); err != nil {
 		return admission.Fail("%w", err)
 	}
 	byMachine := slices.ContainsFunc(request.UserInfo.Groups, func(group string) bool {
 		return group == "system:serviceaccounts" || group == "system:nodes"
 	})
-	if byMachine || !isProtected(&old) || old.DeletionTimestamp != nil || old.Spec.NodeName == "" || isFinished(&old) && !anyRunning(&old) || isMirror(&old) {
+	if byMachine || !admission.IsProtected(&old) || old.DeletionTimestamp != nil || old.Spec.NodeName == "" || admission.IsFinished(&old) && !admission.AnyRunning(&old) || admission.IsMirror(&old) {
 		return admission.Allow()
 	}
 	if err := c.index.Filled(); err != nil {
@@ -159,25 +145,14 @@ func (c *Changes) reviewPod(request *admission.Request) admission.Decision {
 		fmt.Sprintf("Keep the labels that the budget selects: kubectl get poddisruptionbudget %s -n %s -o yaml", before[0].Name, old.Namespace))
 }
 
-// podPage bounds how many pods of a budget are counted.
-const podPage = 500
-
-// NewProtectedPods returns the protected pods that the client reaches.
-func NewProtectedPods(client metadata.Interface) ProtectedPods { return protectedPods{client} }
-
-type protectedPods struct{ client metadata.Interface }
-
-func (p protectedPods) Selected(ctx context.Context, namespace string, selector labels.Selector) ([]metav1.PartialObjectMetadata, bool, error) {
+// protectedPods returns the metadata of the protected pods that the selector selects and that have
+// not finished, or of as many as one page holds; then more is true.
+func (c *Changes) protectedPods(ctx context.Context, namespace string, selector labels.Selector) (pods []metav1.PartialObjectMetadata, more bool, err error) {
 	requirements, selectable := selector.Requirements()
 	if !selectable {
 		return nil, false, nil
 	}
-	protected := labels.SelectorFromSet(labels.Set{guardv1alpha1.ExplicitDeletionLabel: guardv1alpha1.ExplicitDeletionRequired}).Add(requirements...)
-	list, err := p.client.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: protected.String(),
-		FieldSelector: "status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed),
-		Limit:         podPage,
-	})
+	list, err := admission.ListUnfinishedPods(ctx, c.metadata, namespace, admission.ProtectedPods.AsSelector().Add(requirements...).String())
 	if err != nil {
 		return nil, false, err
 	}

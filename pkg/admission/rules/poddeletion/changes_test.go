@@ -1,9 +1,9 @@
 package poddeletion
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,53 +12,41 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/metadata"
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 )
 
-// podList are the protected pods of a namespace that have not finished.
-type podList struct {
-	pods []map[string]string
-	err  error
-}
-
-func (l podList) Selected(_ context.Context, namespace string, selector labels.Selector) ([]metav1.PartialObjectMetadata, bool, error) {
-	var found []metav1.PartialObjectMetadata
-	for _, pod := range l.pods {
-		if selector.Matches(labels.Set(pod)) {
-			found = append(found, metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "web-1", Labels: pod}})
-		}
+// podsOf returns the client of an API server with protected pods that have these labels, or of one
+// that fails.
+func podsOf(t *testing.T, failure error, labels ...map[string]string) metadata.Interface {
+	pods := make([]metav1.PartialObjectMetadata, len(labels))
+	for i, set := range labels {
+		pods[i].Namespace, pods[i].Name, pods[i].Labels = "shop", fmt.Sprint("web-", i+1), maps.Clone(set)
+		maps.Copy(pods[i].Labels, admission.ProtectedPods)
 	}
-	return found, false, l.err
+	return admissiontest.Pods(t, failure, false, pods...)
 }
 
 // change is the review of a change, or of a deletion when there is no new object.
-func change(t *testing.T, resource metav1.GroupVersionResource, kind string, old, changed metav1.Object, user authenticationv1.UserInfo) *admission.Request {
+func change(t *testing.T, kind schema.GroupVersionKind, resource string, old, changed any, user authenticationv1.UserInfo) *admission.Request {
 	t.Helper()
-	request := admissionv1.AdmissionRequest{
-		Operation: admissionv1.Delete, UserInfo: user, Namespace: old.GetNamespace(), Name: old.GetName(),
-		Kind: metav1.GroupVersionKind{Group: resource.Group, Version: "v1", Kind: kind}, Resource: resource,
+	operation := admissionv1.Update
+	if changed == nil {
+		operation = admissionv1.Delete
 	}
-	raw, err := json.Marshal(old)
-	require.NoError(t, err)
-	request.OldObject = runtime.RawExtension{Raw: raw}
-	if changed != nil {
-		request.Operation = admissionv1.Update
-		raw, err := json.Marshal(changed)
-		require.NoError(t, err)
-		request.Object = runtime.RawExtension{Raw: raw}
-	}
-	return admission.NewRequest(request)
+	review := admissiontest.Review(t, operation, kind, resource, old, changed)
+	review.UserInfo = user
+	return admission.NewRequest(review)
 }
 
 func TestChangesOfBudgets(t *testing.T) {
-	resource := metav1.GroupVersionResource{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}
 	web := map[string]string{"app": "web"}
-	three := podList{pods: []map[string]string{web, web, web}}
+	three := podsOf(t, nil, web, web, web)
 	with := func(changes ...func(*policyv1.PodDisruptionBudget)) *policyv1.PodDisruptionBudget {
 		budget := newBudget("web", matching("app", "web"))
 		budget.Spec.MinAvailable, budget.Spec.MaxUnavailable = ptr.To(intstr.FromInt32(2)), nil
@@ -83,7 +71,7 @@ func TestChangesOfBudgets(t *testing.T) {
 		changed *policyv1.PodDisruptionBudget
 		old     *policyv1.PodDisruptionBudget
 		others  []*policyv1.PodDisruptionBudget
-		pods    podList
+		pods    metadata.Interface
 		user    authenticationv1.UserInfo
 		verdict admission.Verdict
 		message string
@@ -94,7 +82,7 @@ func TestChangesOfBudgets(t *testing.T) {
 		"deleted, no protected pods":         {verdict: admission.Allowed},
 		"deleted, another selects the pods":  {pods: three, others: []*policyv1.PodDisruptionBudget{newBudget("all", matching("app", "web"))}, verdict: admission.Allowed},
 		"deleted, another selects others":    {pods: three, others: []*policyv1.PodDisruptionBudget{newBudget("db", matching("app", "db"))}, verdict: admission.Refused, message: "was not deleted"},
-		"deleted, nobody knows its pods":     {pods: podList{err: errors.New("no answer")}, verdict: admission.Failed},
+		"deleted, nobody knows its pods":     {pods: podsOf(t, errors.New("no answer")), verdict: admission.Failed},
 		"already terminating":                {old: with(func(b *policyv1.PodDisruptionBudget) { b.DeletionTimestamp = ptr.To(metav1.NewTime(noon)) }), pods: three, verdict: admission.Allowed},
 		"wants one less":                     {changed: with(minimum(intstr.FromInt32(1))), pods: three, verdict: admission.Refused, message: "was not changed: it would want 1 healthy pods of 3 and wants 2 now, and 3 protected pods (such as web-1) are held to it"},
 		"wants one less, no protected pods":  {changed: with(minimum(intstr.FromInt32(1))), verdict: admission.Allowed},
@@ -116,11 +104,14 @@ func TestChangesOfBudgets(t *testing.T) {
 			for _, budget := range append(test.others, old) {
 				index.Set(budget)
 			}
-			var changed metav1.Object
+			var changed any
 			if test.changed != nil {
 				changed = test.changed
 			}
-			decision := NewChanges(index, test.pods).Review(t.Context(), change(t, resource, "PodDisruptionBudget", old, changed, test.user))
+			if test.pods == nil {
+				test.pods = podsOf(t, nil)
+			}
+			decision := NewChanges(index, test.pods).Review(t.Context(), change(t, policyv1.SchemeGroupVersion.WithKind("PodDisruptionBudget"), "poddisruptionbudgets", old, changed, test.user))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Contains(t, decision.Message, test.message)
 		})
@@ -128,7 +119,6 @@ func TestChangesOfBudgets(t *testing.T) {
 }
 
 func TestChangesOfLabels(t *testing.T) {
-	resource := metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
 	labelled := func(value string) func(*corev1.Pod) { return func(pod *corev1.Pod) { pod.Labels["app"] = value } }
 	operator := authenticationv1.UserInfo{Username: "system:serviceaccount:db:operator", Groups: []string{"system:serviceaccounts"}}
 	for name, test := range map[string]struct {
@@ -151,7 +141,7 @@ func TestChangesOfLabels(t *testing.T) {
 			index := NewIndex()
 			index.Set(newBudget("web", matching("app", "web")))
 			index.Set(newBudget("db", matching("app", "db")))
-			decision := NewChanges(index, podList{}).Review(t.Context(), change(t, resource, "Pod", test.old, test.changed, test.user))
+			decision := NewChanges(index, nil).Review(t.Context(), change(t, corev1.SchemeGroupVersion.WithKind("Pod"), "pods", test.old, test.changed, test.user))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			if test.verdict == admission.Refused {
 				require.Equal(t, "the labels of pod/web-1 in namespace shop were not changed: it is protected and poddisruptionbudget web would not select it any more, nor would another", decision.Message)

@@ -14,7 +14,6 @@ import (
 	"k8s.io/component-helpers/apps/poddisruptionbudget"
 
 	"kubelet-guard.io/pkg/admission"
-	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
 // Limits that the eviction subresource and the disruption controller have, and that
@@ -55,11 +54,11 @@ const namespaceController = "system:serviceaccount:kube-system:namespace-control
 // budgets, or "".
 func passes(pod *corev1.Pod, request *admission.Request) exemption {
 	switch {
-	case !isProtected(pod):
+	case !admission.IsProtected(pod):
 		return notProtected
 	case pod.DeletionTimestamp != nil:
 		return terminating
-	case isFinished(pod) && (request.SubResource == "eviction" || !anyRunning(pod)):
+	case admission.IsFinished(pod) && (request.SubResource == "eviction" || !admission.AnyRunning(pod)):
 		// Eviction goes by the phase. A delete cannot: the pod garbage collector writes
 		// Failed before it deletes what runs on a node that is lost.
 		return finished
@@ -67,7 +66,7 @@ func passes(pod *corev1.Pod, request *admission.Request) exemption {
 		return neverScheduled
 	case request.UserInfo.Username == namespaceController:
 		return withNamespace
-	case isMirror(pod):
+	case admission.IsMirror(pod):
 		// Its object is a picture of a static pod, which goes on without it.
 		return mirror
 	case pod.Status.Phase == corev1.PodPending:
@@ -85,32 +84,7 @@ func passes(pod *corev1.Pod, request *admission.Request) exemption {
 // containers run, and the DaemonSet controller those whose node no longer fits.
 // Rule.Review finds out whether a pod of a DaemonSet is outdated.
 func actsOnStatus(pod *corev1.Pod) bool {
-	return isFinished(pod) && anyRunning(pod) || controllerOf(pod) == daemonSetController
-}
-
-func isProtected(pod *corev1.Pod) bool {
-	return pod.Labels[guardv1alpha1.ExplicitDeletionLabel] == guardv1alpha1.ExplicitDeletionRequired
-}
-
-func isFinished(pod *corev1.Pod) bool {
-	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-}
-
-// anyRunning reports whether the last word of the node is that a container runs.
-func anyRunning(pod *corev1.Pod) bool {
-	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
-		for _, status := range statuses {
-			if status.State.Running != nil {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func isMirror(pod *corev1.Pod) bool {
-	_, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]
-	return ok
+	return admission.IsFinished(pod) && admission.AnyRunning(pod) || controllerOf(pod) == daemonSetController
 }
 
 // Identities of controllers, as they are with --use-service-account-credentials of the
@@ -185,12 +159,9 @@ func controllerOf(pod *corev1.Pod) string { return workloadControllers.of(pod) }
 
 // isReady is what the disruption controller counts as healthy.
 func isReady(pod *corev1.Pod) bool {
-	for _, condition := range pod.Status.Conditions {
-		if condition.Type == corev1.PodReady {
-			return condition.Status == corev1.ConditionTrue
-		}
-	}
-	return false
+	return slices.ContainsFunc(pod.Status.Conditions, func(condition corev1.PodCondition) bool {
+		return condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue
+	})
 }
 
 // account is what a budget decides about the deletion of one pod. The zero value is

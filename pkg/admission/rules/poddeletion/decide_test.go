@@ -12,11 +12,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -94,18 +93,11 @@ func disrupted(pod *corev1.Pod) {
 // deletion is the review of the pod's deletion.
 func deletion(t testing.TB, pod *corev1.Pod, user authenticationv1.UserInfo, options metav1.DeleteOptions) *admission.Request {
 	t.Helper()
-	old, err := json.Marshal(pod)
-	require.NoError(t, err)
+	review := admissiontest.Review(t, admissionv1.Delete, corev1.SchemeGroupVersion.WithKind("Pod"), "pods", pod, nil)
 	given, err := json.Marshal(options)
 	require.NoError(t, err)
-	return admission.NewRequest(admissionv1.AdmissionRequest{
-		UID: types.UID("review"), Operation: admissionv1.Delete, UserInfo: user,
-		Namespace: pod.Namespace, Name: pod.Name,
-		Kind:     metav1.GroupVersionKind{Version: "v1", Kind: "Pod"},
-		Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
-		DryRun:   ptr.To(len(options.DryRun) > 0), Options: runtime.RawExtension{Raw: given},
-		OldObject: runtime.RawExtension{Raw: old},
-	})
+	review.UserInfo, review.DryRun, review.Options.Raw = user, ptr.To(len(options.DryRun) > 0), given
+	return admission.NewRequest(review)
 }
 
 // user is a controller of the controller manager.

@@ -3,7 +3,6 @@ package poddeletion
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 
@@ -13,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
-	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
 // Index finds the budgets that select a pod without looking at the others.
@@ -33,12 +31,10 @@ type Index struct {
 	namespaces map[string]*namespaceIndex
 	// generation counts changes of what budgets select.
 	generation uint64
-	// filled reports whether the first list of the informer has arrived. It is set
-	// before the index is used.
-	filled func() bool
+	// HasSynced reports whether the first list of the informer has arrived. It is set before the
+	// index is used.
+	HasSynced func() bool
 }
-
-var _ cache.ResourceEventHandler = (*Index)(nil)
 
 type pair struct{ key, value string }
 
@@ -84,21 +80,10 @@ func (i *Index) Selecting(namespace string, podLabels map[string]string) []*poli
 	return found
 }
 
-// Follow fills the index from an informer of budgets. It must be called before the
-// index is used.
-func (i *Index) Follow(informer ctrlcache.Informer) error {
-	registration, err := informer.AddEventHandler(i)
-	if err != nil {
-		return fmt.Errorf("follow poddisruptionbudgets: %w", err)
-	}
-	i.filled = registration.HasSynced
-	return nil
-}
-
 // Filled is an error as long as the informer that the index follows has not delivered
 // its first list: until then, that no budget selects a pod means nothing.
 func (i *Index) Filled() error {
-	if i.filled != nil && !i.filled() {
+	if i.HasSynced != nil && !i.HasSynced() {
 		return errors.New("the poddisruptionbudgets are not all known yet, a moment after the start")
 	}
 	return nil
@@ -129,7 +114,7 @@ func (i *Index) Selects(namespace string, podLabels map[string]string) bool {
 	return slices.ContainsFunc(in.rest, matches)
 }
 
-// Set adds or replaces a budget, which it takes managedFields away from.
+// Set adds or replaces a budget, whose managedFields it removes.
 func (i *Index) Set(budget *policyv1.PodDisruptionBudget) {
 	i.setPacked(Pack(budget), selectorOf(budget))
 }

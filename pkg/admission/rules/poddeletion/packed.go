@@ -12,8 +12,8 @@ import (
 
 // Packed is a budget as a cache keeps it: encoded, in a third of the memory, since there may
 // be ten thousand and few are read. Nothing but managedFields is missing. A reservation
-// is an update that starts from the cached budget, and takes away from the live one what that
-// does not have; only managedFields stay as they are without being sent.
+// is an update that starts from the cached budget, and removes from the live one what that does
+// not have; only managedFields stay as they are without being sent.
 type Packed struct {
 	name    types.NamespacedName
 	version string
@@ -21,7 +21,7 @@ type Packed struct {
 	encoded []byte
 }
 
-// Pack returns the packed budget. It takes managedFields away from the budget itself.
+// Pack returns the packed budget. It removes managedFields from the budget itself.
 func Pack(budget *policyv1.PodDisruptionBudget) *Packed {
 	budget.ManagedFields = nil
 	encoded, err := budget.Marshal()

@@ -10,7 +10,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// What an update of the status would take away must not be missing.
+// What an update of the status would remove must not be missing.
 func TestPackedBudgetHasWhatAnUpdateSends(t *testing.T) {
 	budget := newBudget("web", matching("app", "web"))
 	budget.UID, budget.ResourceVersion, budget.Generation = "1", "2", 3

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -36,14 +37,6 @@ const recordTextLimit = 1024
 // alone until this delete is over.
 const sameRequest = 10 * time.Second
 
-// RecordWriter writes records.
-type RecordWriter interface {
-	// Write returns when a record of this name exists that the collector will not
-	// take for unused before the delete is over, and that lasts at least half as long
-	// as the given one.
-	Write(ctx context.Context, record *guardv1alpha1.PodDeletion) error
-}
-
 // RecordRule writes the record of a delete that the pod's node may never see: one
 // with grace period 0 removes the object at once, and a node that is cut off or whose
 // kubelet does not run finds it gone later, which is no evidence of a deletion.
@@ -54,26 +47,21 @@ type RecordWriter interface {
 type RecordRule struct {
 	reservations *Reservations
 	pods         coreclient.PodsGetter
-	records      RecordWriter
+	records      *Records
 	lifetime     time.Duration
 	clock        clock.PassiveClock
 }
 
-var _ admission.Rule = (*RecordRule)(nil)
-
 // NewRecordRule returns the rule PodDeletionRecord. Pods are read whole, in the encoding of the
 // typed client.
-func NewRecordRule(reservations *Reservations, pods coreclient.PodsGetter, records RecordWriter, lifetime time.Duration, clock clock.PassiveClock) (*RecordRule, error) {
+func NewRecordRule(reservations *Reservations, pods coreclient.PodsGetter, records *Records, lifetime time.Duration, clock clock.PassiveClock) (*RecordRule, error) {
 	if lifetime < time.Hour {
 		return nil, fmt.Errorf("the lifetime of records is %s; it must be at least an hour, and longer than a node can be cut off", lifetime)
 	}
 	return &RecordRule{reservations: reservations, pods: pods, records: records, lifetime: lifetime, clock: clock}, nil
 }
 
-// Name implements admission.Rule.
-func (r *RecordRule) Name() admission.RuleName { return admission.PodDeletionRecord }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (r *RecordRule) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	pod, options, err := r.deletion(ctx, request)
 	if err != nil {
@@ -106,7 +94,7 @@ func (r *RecordRule) Review(ctx context.Context, request *admission.Request) adm
 			return admission.Allow().Annotate("record", "none, the pod is gone")
 		case err != nil:
 			return admission.Fail("read pod %s, whose forced delete needs a record: %w", request.Key(), err)
-		case !isProtected(live):
+		case !admission.IsProtected(live):
 			return admission.Allow().Annotate("record", "none, the pod is not protected")
 		}
 		pod = live
@@ -155,7 +143,7 @@ func (r *RecordRule) deletion(ctx context.Context, request *admission.Request) (
 			return nil, nil, nil // it will be refused: another pod is meant
 		}
 	}
-	if !isProtected(pod) {
+	if !admission.IsProtected(pod) {
 		return nil, nil, nil
 	}
 	return pod, options, nil
@@ -165,14 +153,14 @@ func (r *RecordRule) deletion(ctx context.Context, request *admission.Request) (
 // node may still have to stop something.
 func needsRecord(pod *corev1.Pod, options *metav1.DeleteOptions, request *admission.Request) bool {
 	switch {
-	case pod.Spec.NodeName == "", isMirror(pod):
+	case pod.Spec.NodeName == "", admission.IsMirror(pod):
 		return false
 	case request.IsNode(pod.Spec.NodeName) && pod.DeletionTimestamp != nil:
 		// Its last delete: it has stopped everything.
 		return false
 	case isRejected(pod):
 		return false
-	case isFinished(pod):
+	case admission.IsFinished(pod):
 		// The phase alone may come from elsewhere: the pod garbage collector writes
 		// Failed for a node that is lost. A finished pod is deleted at once.
 		return !allTerminated(pod)
@@ -235,17 +223,7 @@ func newRecord(pod *corev1.Pod, request *admission.Request, expires time.Time) *
 
 // cut returns at most the first bytes of the text, as whole characters.
 func cut(text string, limit int) string {
-	if len(text) <= limit {
-		return text
-	}
-	end := 0
-	for i := range text {
-		if i > limit {
-			break
-		}
-		end = i
-	}
-	return text[:end]
+	return strings.ToValidUTF8(text[:min(len(text), limit)], "")
 }
 
 // lastRequested is when the deletion of the record was last requested.
@@ -264,8 +242,6 @@ type Records struct {
 	clock  clock.PassiveClock
 }
 
-var _ RecordWriter = (*Records)(nil)
-
 // NewRecords returns records that are written with the client and read with a reader
 // that does not cache.
 func NewRecords(client client.Client, reader client.Reader, clock clock.PassiveClock) *Records {
@@ -275,7 +251,8 @@ func NewRecords(client client.Client, reader client.Reader, clock clock.PassiveC
 // writeAttempts bounds how often a record may come and go under a writer's eyes.
 const writeAttempts = 3
 
-// Write implements RecordWriter.
+// Write returns when a record of this name exists that the collector will not take for unused before
+// the delete is over, and that lasts at least half as long as the given one.
 func (r *Records) Write(ctx context.Context, record *guardv1alpha1.PodDeletion) error {
 	for range writeAttempts {
 		err := r.client.Create(ctx, record.DeepCopy())

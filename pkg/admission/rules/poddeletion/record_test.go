@@ -2,7 +2,6 @@ package poddeletion
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -28,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
@@ -73,17 +73,6 @@ func TestDeletesThatNeedARecord(t *testing.T) {
 	}
 }
 
-// written keeps what was written.
-type written struct {
-	records []*guardv1alpha1.PodDeletion
-	err     error
-}
-
-func (w *written) Write(_ context.Context, record *guardv1alpha1.PodDeletion) error {
-	w.records = append(w.records, record)
-	return w.err
-}
-
 // podsAt returns the client of an API server with the pod, or without one.
 func podsAt(pod *corev1.Pod) coreclient.PodsGetter {
 	if pod == nil {
@@ -94,28 +83,21 @@ func podsAt(pod *corev1.Pod) coreclient.PodsGetter {
 
 func eviction(t *testing.T, pod *corev1.Pod, options *metav1.DeleteOptions) *admission.Request {
 	t.Helper()
-	raw, err := json.Marshal(policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}, DeleteOptions: options})
-	require.NoError(t, err)
-	return admission.NewRequest(admissionv1.AdmissionRequest{
-		Operation: admissionv1.Create, UserInfo: ordinary, Namespace: pod.Namespace, Name: pod.Name, SubResource: "eviction",
-		Kind:     metav1.GroupVersionKind{Group: "policy", Version: "v1", Kind: "Eviction"},
-		Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
-		Object:   runtime.RawExtension{Raw: raw},
-	})
+	review := admissiontest.Review(t, admissionv1.Create, policyv1.SchemeGroupVersion.WithKind("Eviction"), "pods", nil,
+		policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}, DeleteOptions: options})
+	review.Resource.Group, review.SubResource, review.UserInfo = "", "eviction", ordinary
+	return admission.NewRequest(review)
 }
 
 func TestRecordRule(t *testing.T) {
 	clock := testclock.NewFakePassiveClock(noon)
 	forced := metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}
-	record := &guardv1alpha1.PodDeletion{
-		ObjectMeta: metav1.ObjectMeta{Name: podUID, Labels: map[string]string{ManagedByLabel: ManagedBy}},
-		Spec: guardv1alpha1.PodDeletionSpec{
-			Namespace: "shop", Name: "web-1", NodeName: "node-1", RequestedBy: "ordinary", Reason: "deleted with grace period 0",
-			Expires: ptr.To(metav1.NewTime(noon.Add(guardv1alpha1.PodDeletionLifetime))),
-		},
+	record := guardv1alpha1.PodDeletionSpec{
+		Namespace: "shop", Name: "web-1", NodeName: "node-1", RequestedBy: "ordinary", Reason: "deleted with grace period 0",
+		Expires: ptr.To(metav1.NewTime(noon.Add(guardv1alpha1.PodDeletionLifetime))),
 	}
-	evicted := record.DeepCopy()
-	evicted.Spec.Reason = "evicted with grace period 0"
+	evicted := *record.DeepCopy()
+	evicted.Reason = "evicted with grace period 0"
 	unlabelled := newPod(func(pod *corev1.Pod) { pod.Labels = map[string]string{"app": "web"} })
 	allowed := admission.Allow().Annotate("record", podUID)
 	for name, test := range map[string]struct {
@@ -123,10 +105,10 @@ func TestRecordRule(t *testing.T) {
 		budgets []*policyv1.PodDisruptionBudget
 		pod     *corev1.Pod
 		want    admission.Decision
-		records []*guardv1alpha1.PodDeletion
+		records []guardv1alpha1.PodDeletionSpec
 	}{
 		"a graceful delete needs none": {request: deletion(t, newPod(), ordinary, metav1.DeleteOptions{}), want: admission.Allow()},
-		"a forced delete":              {request: deletion(t, newPod(), ordinary, forced), pod: newPod(), want: allowed, records: []*guardv1alpha1.PodDeletion{record}},
+		"a forced delete":              {request: deletion(t, newPod(), ordinary, forced), pod: newPod(), want: allowed, records: []guardv1alpha1.PodDeletionSpec{record}},
 		"a forced delete of a pod that the API does not have": {request: deletion(t, newPod(), ordinary, forced),
 			want: admission.Allow().Annotate("record", "none, the pod is gone")},
 		"a forced delete of a pod that has a successor": {request: deletion(t, newPod(), ordinary, forced), pod: newPod(func(pod *corev1.Pod) { pod.UID = "another" }),
@@ -142,13 +124,13 @@ func TestRecordRule(t *testing.T) {
 			want: admission.Allow().Annotate("record", "none, dry run")},
 		"a graceful eviction needs none": {request: eviction(t, newPod(), nil), pod: newPod(), want: admission.Allow()},
 		"a forced eviction": {request: eviction(t, newPod(), &forced), pod: newPod(), budgets: []*policyv1.PodDisruptionBudget{allowing("web", 1)},
-			want: allowed, records: []*guardv1alpha1.PodDeletion{evicted}},
+			want: allowed, records: []guardv1alpha1.PodDeletionSpec{evicted}},
 		"a forced eviction that the budget will refuse": {request: eviction(t, newPod(), &forced), pod: newPod(), budgets: []*policyv1.PodDisruptionBudget{allowing("web", 0)},
 			want: admission.Allow().Annotate("record", "none, the eviction will be refused")},
 		"a forced eviction under two budgets": {request: eviction(t, newPod(), &forced), pod: newPod(), budgets: []*policyv1.PodDisruptionBudget{allowing("a", 1), allowing("b", 1)},
 			want: admission.Allow().Annotate("record", "none, the eviction will be refused")},
 		"a forced eviction of a terminating pod, which no budget refuses": {request: eviction(t, newPod(), &forced), pod: newPod(deletedAt(noon)), budgets: []*policyv1.PodDisruptionBudget{allowing("web", 0)},
-			want: allowed, records: []*guardv1alpha1.PodDeletion{evicted}},
+			want: allowed, records: []guardv1alpha1.PodDeletionSpec{evicted}},
 		"a forced eviction of an unprotected pod": {request: eviction(t, newPod(), &forced), pod: unlabelled, want: admission.Allow()},
 		"a forced eviction of a pod that is gone": {request: eviction(t, newPod(), &forced), want: admission.Allow()},
 		"a forced eviction that means a predecessor": {
@@ -156,16 +138,30 @@ func TestRecordRule(t *testing.T) {
 			pod:     newPod(), want: admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, records := newServer(test.budgets...), &written{}
-			rule, err := NewRecordRule(newReservations(s, clock), podsAt(test.pod), records, guardv1alpha1.PodDeletionLifetime, clock)
+			s, api := newServer(test.budgets...), recordsAt(t).Build()
+			rule, err := NewRecordRule(newReservations(s, clock), podsAt(test.pod), NewRecords(api, api, clock), guardv1alpha1.PodDeletionLifetime, clock)
 			require.NoError(t, err)
 			require.Equal(t, test.want, rule.Review(t.Context(), test.request))
-			require.Equal(t, test.records, records.records)
+			var list guardv1alpha1.PodDeletionList
+			require.NoError(t, api.List(t.Context(), &list))
+			var records []guardv1alpha1.PodDeletionSpec
+			for _, written := range list.Items {
+				require.Equal(t, podUID, written.Name)
+				require.Equal(t, map[string]string{ManagedByLabel: ManagedBy}, written.Labels)
+				written.Spec.Expires.Time = written.Spec.Expires.UTC()
+				records = append(records, written.Spec)
+			}
+			require.Equal(t, test.records, records)
 			require.Zero(t, s.writes, "the eviction subresource charges by itself")
 		})
 	}
 	t.Run("without its record a forced delete does not pass", func(t *testing.T) {
-		rule, err := NewRecordRule(newReservations(newServer(), clock), podsAt(newPod()), &written{err: errors.New("no such kind")}, guardv1alpha1.PodDeletionLifetime, clock)
+		api := fake.NewClientBuilder().WithInterceptorFuncs(interceptor.Funcs{
+			Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error {
+				return errors.New("no such kind")
+			},
+		}).Build()
+		rule, err := NewRecordRule(newReservations(newServer(), clock), podsAt(newPod()), NewRecords(api, api, clock), guardv1alpha1.PodDeletionLifetime, clock)
 		require.NoError(t, err)
 		decision := rule.Review(t.Context(), deletion(t, newPod(), ordinary, forced))
 		require.Equal(t, admission.Failed, decision.Verdict)
@@ -183,12 +179,13 @@ func TestTextsOfARecordAreCutBetweenCharacters(t *testing.T) {
 	require.Equal(t, "abcde", cut("abcdef", 5))
 }
 
-func newScheme(t *testing.T) *runtime.Scheme {
+// recordsAt builds the client of an API server with the objects.
+func recordsAt(t *testing.T, objects ...client.Object) *fake.ClientBuilder {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(t, guardv1alpha1.AddToScheme(scheme))
 	require.NoError(t, corev1.AddToScheme(scheme))
-	return scheme
+	return fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...)
 }
 
 func recordOf(age time.Duration, changes ...func(*guardv1alpha1.PodDeletion)) *guardv1alpha1.PodDeletion {
@@ -224,15 +221,15 @@ func TestRecordsAreWritten(t *testing.T) {
 		return got
 	}
 	t.Run("once", func(t *testing.T) {
-		got := write(t, fake.NewClientBuilder().WithScheme(newScheme(t)).Build())
+		got := write(t, recordsAt(t).Build())
 		require.Equal(t, recordOf(0).Spec, got.Spec)
 	})
 	t.Run("the record of another review of the delete is left alone", func(t *testing.T) {
-		got := write(t, fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(5*time.Second)).Build())
+		got := write(t, recordsAt(t, recordOf(5*time.Second)).Build())
 		require.Empty(t, got.Annotations)
 	})
 	t.Run("an older one is marked, so that the collector does not take it for unused", func(t *testing.T) {
-		got := write(t, fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour)).Build())
+		got := write(t, recordsAt(t, recordOf(time.Hour)).Build())
 		require.Equal(t, noon, lastRequested(got).UTC())
 	})
 	lifetime := expiring(guardv1alpha1.PodDeletionLifetime)
@@ -249,7 +246,7 @@ func TestRecordsAreWritten(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			test.present.UID = "present"
 			given := client.DeleteOptions{}
-			api := fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(test.present).
+			api := recordsAt(t, test.present).
 				WithInterceptorFuncs(interceptor.Funcs{Delete: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.DeleteOption) error {
 					given.ApplyOptions(options)
 					return c.Delete(ctx, object, options...)
@@ -269,7 +266,7 @@ func TestRecordsAreWritten(t *testing.T) {
 	}
 	t.Run("one that expires and is changed by another is read again", func(t *testing.T) {
 		attempts := 0
-		api := fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour, expiring(0))).
+		api := recordsAt(t, recordOf(time.Hour, expiring(0))).
 			WithInterceptorFuncs(interceptor.Funcs{Delete: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.DeleteOption) error {
 				if attempts++; attempts == 1 {
 					return apierrors.NewConflict(schema.GroupResource{}, object.GetName(), errors.New("changed"))
@@ -280,7 +277,7 @@ func TestRecordsAreWritten(t *testing.T) {
 		require.Equal(t, 2, attempts)
 	})
 	t.Run("one that is removed under the writer's eyes is written again", func(t *testing.T) {
-		api := fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(recordOf(time.Hour)).
+		api := recordsAt(t, recordOf(time.Hour)).
 			WithInterceptorFuncs(interceptor.Funcs{Patch: func(ctx context.Context, c client.WithWatch, object client.Object, _ client.Patch, _ ...client.PatchOption) error {
 				require.NoError(t, c.Delete(ctx, object))
 				return apierrors.NewNotFound(schema.GroupResource{}, object.GetName())
@@ -334,24 +331,21 @@ func TestCollector(t *testing.T) {
 		require.NoError(t, client.IgnoreNotFound(err))
 		return result, err == nil
 	}
-	build := func(objects ...client.Object) *fake.ClientBuilder {
-		return fake.NewClientBuilder().WithScheme(newScheme(t)).WithObjects(objects...)
-	}
 	t.Run("removes a record whose pod was not deleted", func(t *testing.T) {
-		_, left := collect(t, build(recordOf(time.Hour), newPod()).Build())
+		_, left := collect(t, recordsAt(t, recordOf(time.Hour), newPod()).Build())
 		require.False(t, left)
 	})
 	t.Run("keeps one whose pod is gone", func(t *testing.T) {
-		result, left := collect(t, build(recordOf(time.Hour)).Build())
+		result, left := collect(t, recordsAt(t, recordOf(time.Hour)).Build())
 		require.True(t, left)
 		require.Equal(t, recheckPeriod, result.RequeueAfter)
 	})
 	t.Run("removes an expired one", func(t *testing.T) {
-		_, left := collect(t, build(recordOf(time.Hour, expiring(-time.Second))).Build())
+		_, left := collect(t, recordsAt(t, recordOf(time.Hour, expiring(-time.Second))).Build())
 		require.False(t, left)
 	})
 	t.Run("leaves one that is requested just then", func(t *testing.T) {
-		api := build(recordOf(time.Hour), newPod()).WithInterceptorFuncs(interceptor.Funcs{
+		api := recordsAt(t, recordOf(time.Hour), newPod()).WithInterceptorFuncs(interceptor.Funcs{
 			Delete: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.DeleteOption) error {
 				require.NoError(t, NewRecords(c, c, clock).Write(ctx, recordOf(0)))
 				given := (&client.DeleteOptions{}).ApplyOptions(options)
@@ -365,7 +359,7 @@ func TestCollector(t *testing.T) {
 		require.Equal(t, unusedAfter, result.RequeueAfter)
 	})
 	t.Run("does nothing for one that is gone", func(t *testing.T) {
-		_, left := collect(t, build().Build())
+		_, left := collect(t, recordsAt(t).Build())
 		require.False(t, left)
 	})
 }

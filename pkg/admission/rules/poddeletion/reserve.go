@@ -17,30 +17,6 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Budgets are the budgets at the API server, not in a cache. It is an interface for tests: theirs
-// counts requests and has other writers between a read and a write.
-type Budgets interface {
-	Get(ctx context.Context, name types.NamespacedName) (*policyv1.PodDisruptionBudget, error)
-	// UpdateStatus writes the status of a budget if its resource version is still that of the API
-	// server, and returns what was written. Otherwise the error is a conflict.
-	UpdateStatus(ctx context.Context, budget *policyv1.PodDisruptionBudget) (*policyv1.PodDisruptionBudget, error)
-}
-
-// NewBudgets returns the budgets that the client reaches.
-func NewBudgets(client policyclient.PodDisruptionBudgetsGetter) Budgets { return apiBudgets{client} }
-
-type apiBudgets struct {
-	client policyclient.PodDisruptionBudgetsGetter
-}
-
-func (b apiBudgets) Get(ctx context.Context, name types.NamespacedName) (*policyv1.PodDisruptionBudget, error) {
-	return b.client.PodDisruptionBudgets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
-}
-
-func (b apiBudgets) UpdateStatus(ctx context.Context, budget *policyv1.PodDisruptionBudget) (*policyv1.PodDisruptionBudget, error) {
-	return b.client.PodDisruptionBudgets(budget.Namespace).UpdateStatus(ctx, budget, metav1.UpdateOptions{})
-}
-
 // conflictRetries are the waits after conflicts. Reviews of this process take turns,
 // so that a conflict comes from another replica, an eviction or the disruption
 // controller, and is over soon. Together they stay below the time that the API
@@ -49,15 +25,16 @@ var conflictRetries = wait.Backoff{Duration: 4 * time.Millisecond, Factor: 2, Ji
 
 // Reservations takes disruptions from budgets. It is safe for concurrent use.
 type Reservations struct {
-	index   *Index
-	budgets Budgets
+	index *Index
+	// budgets are those at the API server, not in a cache.
+	budgets policyclient.PodDisruptionBudgetsGetter
 	clock   clock.PassiveClock
 	retries wait.Backoff
 	turns   turns
 }
 
 // NewReservations returns reservations on the budgets that the index finds.
-func NewReservations(index *Index, budgets Budgets, clock clock.PassiveClock) *Reservations {
+func NewReservations(index *Index, budgets policyclient.PodDisruptionBudgetsGetter, clock clock.PassiveClock) *Reservations {
 	return &Reservations{index: index, budgets: budgets, clock: clock, retries: conflictRetries}
 }
 
@@ -103,7 +80,7 @@ func (r *Reservations) decide(ctx context.Context, pod *corev1.Pod, how way, dry
 	// The index may not have seen yet that all but one are gone.
 	var still []string
 	for _, budget := range selecting {
-		live, err := r.budgets.Get(ctx, types.NamespacedName{Namespace: budget.Namespace, Name: budget.Name})
+		live, err := r.budgets.PodDisruptionBudgets(budget.Namespace).Get(ctx, budget.Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			continue
@@ -211,7 +188,7 @@ func (r *Reservations) attempt(ctx context.Context, name types.NamespacedName, k
 	if result.account != accountCharge {
 		return result, nil
 	}
-	written, err := r.budgets.UpdateStatus(ctx, charge(known.budget, pod.Name, now))
+	written, err := r.budgets.PodDisruptionBudgets(name.Namespace).UpdateStatus(ctx, charge(known.budget, pod.Name, now), metav1.UpdateOptions{})
 	switch {
 	case err == nil:
 		*known = reading{budget: written, live: true, at: now}
@@ -227,7 +204,7 @@ func (r *Reservations) attempt(ctx context.Context, name types.NamespacedName, k
 // judgeLive reads the budget from the API server and judges it.
 func (r *Reservations) judgeLive(ctx context.Context, name types.NamespacedName, known *reading, pod *corev1.Pod, how way) (outcome, error) {
 	at := r.clock.Now()
-	budget, err := r.budgets.Get(ctx, name)
+	budget, err := r.budgets.PodDisruptionBudgets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return outcome{budget: name, account: accountUnselected}, nil

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	policyclient "k8s.io/client-go/kubernetes/typed/policy/v1"
 	"k8s.io/utils/clock"
 	testclock "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
@@ -25,9 +26,9 @@ import (
 
 var budgetsResource = schema.GroupResource{Group: policyv1.GroupName, Resource: "poddisruptionbudgets"}
 
-// server keeps budgets as the API server does: a write with an old resource version
-// is a conflict.
+// server keeps budgets as the API server does: a write with an old resource version is a conflict.
 type server struct {
+	policyclient.PodDisruptionBudgetInterface
 	mu      sync.Mutex
 	version int
 	budgets map[types.NamespacedName]*policyv1.PodDisruptionBudget
@@ -47,7 +48,7 @@ func newServer(budgets ...*policyv1.PodDisruptionBudget) *server {
 	return s
 }
 
-// put changes a budget as somebody else would, and returns it as it is then.
+// put changes a budget as another client would, and returns it as it is then.
 func (s *server) put(budget *policyv1.PodDisruptionBudget) *policyv1.PodDisruptionBudget {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,17 +63,20 @@ func (s *server) store(budget *policyv1.PodDisruptionBudget) *policyv1.PodDisrup
 	return budget
 }
 
-func (s *server) Get(_ context.Context, name types.NamespacedName) (*policyv1.PodDisruptionBudget, error) {
+// PodDisruptionBudgets returns itself: all budgets are in the namespace shop.
+func (s *server) PodDisruptionBudgets(string) policyclient.PodDisruptionBudgetInterface { return s }
+
+func (s *server) Get(_ context.Context, name string, _ metav1.GetOptions) (*policyv1.PodDisruptionBudget, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reads++
-	if budget := s.budgets[name]; budget != nil {
+	if budget := s.budgets[types.NamespacedName{Namespace: "shop", Name: name}]; budget != nil {
 		return budget.DeepCopy(), nil
 	}
-	return nil, apierrors.NewNotFound(budgetsResource, name.Name)
+	return nil, apierrors.NewNotFound(budgetsResource, name)
 }
 
-func (s *server) UpdateStatus(_ context.Context, budget *policyv1.PodDisruptionBudget) (*policyv1.PodDisruptionBudget, error) {
+func (s *server) UpdateStatus(_ context.Context, budget *policyv1.PodDisruptionBudget, _ metav1.UpdateOptions) (*policyv1.PodDisruptionBudget, error) {
 	if s.beforeWrite != nil {
 		s.beforeWrite()
 	}
@@ -236,7 +240,7 @@ func TestReserve(t *testing.T) {
 	})
 	t.Run("an index that is not filled yet is not believed", func(t *testing.T) {
 		index := NewIndex()
-		index.filled = func() bool { return false }
+		index.HasSynced = func() bool { return false }
 		_, err := NewReservations(index, newServer(), clock).Reserve(t.Context(), newPod(), false)
 		require.EqualError(t, err, "the poddisruptionbudgets are not all known yet, a moment after the start")
 	})
@@ -289,13 +293,13 @@ func TestManyDeletesSpendABudgetOnce(t *testing.T) {
 		passed = map[string]bool{}
 	)
 	stop := make(chan struct{})
-	wg.Go(func() { // somebody writes the status without changing what it says
+	wg.Go(func() { // another client writes the status without changing what it says
 		for {
 			select {
 			case <-stop:
 				return
 			case <-time.After(3 * time.Millisecond):
-				_, _ = s.UpdateStatus(t.Context(), s.budget("web"))
+				_, _ = s.UpdateStatus(t.Context(), s.budget("web"), metav1.UpdateOptions{})
 			}
 		}
 	})

@@ -30,13 +30,6 @@ const DefaultDeletedNodeHold = time.Hour
 // pkg/controller/podgc).
 const deletionByPodGC = "DeletionByPodGC"
 
-// LostNodes distinguishes nodes that are lost from a mass failure.
-type LostNodes interface {
-	// Health returns that of the node. With live, a cache is not enough to conclude that the node
-	// has an object.
-	Health(ctx context.Context, node string, live bool) (nodedeletion.Health, error)
-}
-
 // Rule holds the deletion of protected pods to their budgets, but not that of pods on lost
 // nodes: they cannot be reached, and their workloads need new ones. Kubernetes deletes them
 // past the budget for that reason.
@@ -46,8 +39,10 @@ type LostNodes interface {
 // have a budget or not.
 type Rule struct {
 	reservations *Reservations
-	nodes        LostNodes
-	live         client.Reader
+	// health returns that of a node. With live, a cache is not enough to conclude that the node has
+	// an object.
+	health func(ctx context.Context, node string, live bool) (nodedeletion.Health, error)
+	live   client.Reader
 	// controllers are those that the cluster's administrator has named.
 	controllers Controllers
 	// hold is how long pods of deleted nodes are kept.
@@ -55,19 +50,14 @@ type Rule struct {
 	clock clock.PassiveClock
 }
 
-var _ admission.Rule = (*Rule)(nil)
-
 // NewRule returns the rule PodDeletion. Pods of deleted nodes are kept from the pod garbage
 // collector for the time of the hold; with 0 their budgets alone count. The controllers are
 // let through besides those of Kubernetes itself.
-func NewRule(reservations *Reservations, nodes LostNodes, live client.Reader, controllers Controllers, hold time.Duration, clock clock.PassiveClock) *Rule {
-	return &Rule{reservations: reservations, nodes: nodes, live: live, controllers: controllers, hold: hold, clock: clock}
+func NewRule(reservations *Reservations, health func(ctx context.Context, node string, live bool) (nodedeletion.Health, error), live client.Reader, controllers Controllers, hold time.Duration, clock clock.PassiveClock) *Rule {
+	return &Rule{reservations: reservations, health: health, live: live, controllers: controllers, hold: hold, clock: clock}
 }
 
-// Name implements admission.Rule.
-func (r *Rule) Name() admission.RuleName { return admission.PodDeletion }
-
-// Review implements admission.Rule. A disruption that it reserved stays reserved when
+// Review judges the request. A disruption that it reserved stays reserved when
 // something else refuses the request afterwards, for two minutes at most, as it does
 // for an eviction whose delete fails.
 func (r *Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
@@ -87,7 +77,7 @@ func (r *Rule) Review(ctx context.Context, request *admission.Request) admission
 	ready, cleansUp := isReady(pod), cleansUpBehindNodes(request.UserInfo.Username, pod)
 	var node nodedeletion.Health
 	if !ready || cleansUp {
-		if node, err = r.nodes.Health(ctx, pod.Spec.NodeName, cleansUp); err != nil {
+		if node, err = r.health(ctx, pod.Spec.NodeName, cleansUp); err != nil {
 			return admission.Fail("find out whether node %s is lost: %w", pod.Spec.NodeName, err)
 		}
 	}
@@ -126,7 +116,7 @@ func (r *Rule) passes(ctx context.Context, pod *corev1.Pod, request *admission.R
 	if named := r.controllers.of(pod); named != "" && named == request.UserInfo.Username && !actsOnStatus(pod) {
 		return byItsOwner, nil
 	}
-	if request.UserInfo.Username != daemonSetController || controllerOf(pod) != daemonSetController || isFinished(pod) {
+	if request.UserInfo.Username != daemonSetController || controllerOf(pod) != daemonSetController || admission.IsFinished(pod) {
 		return "", nil
 	}
 	name := types.NamespacedName{Namespace: pod.Namespace, Name: metav1.GetControllerOf(pod).Name}
@@ -161,10 +151,10 @@ const templateGenerationLabel = "pod-template-generation"
 // its node is gone, as far as the requester knows: the pod garbage collector, and controllers
 // that replace the pods that it has marked as failed.
 func cleansUpBehindNodes(username string, pod *corev1.Pod) bool {
-	if !anyRunning(pod) {
+	if !admission.AnyRunning(pod) {
 		return false
 	}
-	return username == podGarbageCollector || isItsController(username, pod) && isFinished(pod)
+	return username == podGarbageCollector || isItsController(username, pod) && admission.IsFinished(pod)
 }
 
 // heldUntil is the time from which the pod garbage collector may have a pod of a deleted

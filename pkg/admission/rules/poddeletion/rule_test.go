@@ -23,15 +23,12 @@ import (
 	"kubelet-guard.io/pkg/admission/rules/nodedeletion"
 )
 
-// everyNode is a cluster whose nodes are all in the same state.
-type everyNode struct {
-	health nodedeletion.Health
-	err    error
+// everyNode is the state of all nodes of a cluster.
+func everyNode(health nodedeletion.Health, err error) func(context.Context, string, bool) (nodedeletion.Health, error) {
+	return func(context.Context, string, bool) (nodedeletion.Health, error) { return health, err }
 }
 
-func (n everyNode) Health(context.Context, string, bool) (nodedeletion.Health, error) {
-	return n.health, n.err
-}
+var noNodeLost = everyNode(nodedeletion.Health{}, nil)
 
 // templates are the DaemonSets of the namespace shop, each with the number of its template.
 type templates map[string]string
@@ -48,7 +45,7 @@ func (t templates) reader() client.Reader {
 
 // newRule returns the rule on a cluster without a lost node.
 func newRule(reservations *Reservations, clock clock.PassiveClock) *Rule {
-	return NewRule(reservations, everyNode{}, templates{}.reader(), nil, DefaultDeletedNodeHold, clock)
+	return NewRule(reservations, noNodeLost, templates{}.reader(), nil, DefaultDeletedNodeHold, clock)
 }
 
 func TestPodsOfNodesThatAreNotReady(t *testing.T) {
@@ -71,7 +68,7 @@ func TestPodsOfNodesThatAreNotReady(t *testing.T) {
 			budget.Status.DesiredHealthy = 1
 			s := newServer(budget)
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(s, clock), everyNode{test.node, test.err}, templates{}.reader(), nil, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(s, clock), everyNode(test.node, test.err), templates{}.reader(), nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, ordinary, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict)
 			require.Contains(t, decision.Message, test.message)
@@ -130,7 +127,7 @@ func TestPodsOfDeletedNodes(t *testing.T) {
 				s = newServer(test.budget)
 			}
 			clock := testclock.NewFakePassiveClock(noon.Add(test.after))
-			decision := NewRule(newReservations(s, clock), everyNode{health: test.node}, templates{}.reader(), nil, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(s, clock), everyNode(test.node, nil), templates{}.reader(), nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Contains(t, decision.Message, test.message)
@@ -164,7 +161,7 @@ func TestPodsOfDaemonSets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, test.sets.reader(), nil, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), noNodeLost, test.sets.reader(), nil, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Equal(t, test.annotated, decision.Annotations["budget"])
@@ -195,7 +192,7 @@ func TestControllersThatAnAdministratorNames(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			clock := testclock.NewFakePassiveClock(noon)
-			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), everyNode{}, templates{}.reader(), test.named, DefaultDeletedNodeHold, clock).
+			decision := NewRule(newReservations(newServer(allowing("web", 0)), clock), noNodeLost, templates{}.reader(), test.named, DefaultDeletedNodeHold, clock).
 				Review(t.Context(), deletion(t, test.pod, test.user, metav1.DeleteOptions{}))
 			require.Equal(t, test.verdict, decision.Verdict, decision.Message)
 			require.Equal(t, test.hint, strings.Contains(decision.NextStep, "--workload-controllers="), decision.NextStep)

@@ -3,13 +3,13 @@ package poddeletion
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/wait"
 	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/klog/v2"
@@ -17,7 +17,7 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
+	"kubelet-guard.io/pkg/admission"
 )
 
 const (
@@ -31,14 +31,6 @@ const (
 	repeatInterval = 10 * time.Second
 )
 
-// EvictedPods are the protected pods at the API server.
-type EvictedPods interface {
-	// OnNode lists those of a node.
-	OnNode(ctx context.Context, node string) ([]corev1.Pod, error)
-	// Delete deletes the pod with this UID, under all rules.
-	Delete(ctx context.Context, pod *corev1.Pod) error
-}
-
 // TaintEviction repeats the deletions of protected pods by taints that were refused. The
 // controller of the control plane tries for a moment and forgets the pod then, so that it
 // would stay on a lost node when its budget allows its going later. What it has decided it
@@ -48,13 +40,13 @@ type EvictedPods interface {
 // It is a manager.Runnable of the leader.
 type TaintEviction struct {
 	nodes client.Reader
-	pods  EvictedPods
+	pods  coreclient.PodsGetter
 	clock clock.PassiveClock
 }
 
 // NewTaintEviction returns a TaintEviction that reads nodes from a cache, which keeps their
 // taints of effect NoExecute.
-func NewTaintEviction(nodes client.Reader, pods EvictedPods, clock clock.PassiveClock) *TaintEviction {
+func NewTaintEviction(nodes client.Reader, pods coreclient.PodsGetter, clock clock.PassiveClock) *TaintEviction {
 	return &TaintEviction{nodes: nodes, pods: pods, clock: clock}
 }
 
@@ -84,16 +76,21 @@ func (t *TaintEviction) repeat(ctx context.Context) error {
 		if len(taints) == 0 {
 			continue
 		}
-		pods, err := t.pods.OnNode(ctx, node.Name)
+		pods, err := t.pods.Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
+			LabelSelector: admission.ProtectedPods.String(),
+			FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node.Name).String(),
+		})
 		if err != nil {
 			return fmt.Errorf("list the protected pods of node %s: %w", node.Name, err)
 		}
-		for j := range pods {
-			pod := &pods[j]
+		for j := range pods.Items {
+			pod := &pods.Items[j]
 			if !t.due(log, pod, taints) {
 				continue
 			}
-			switch err := t.pods.Delete(ctx, pod); {
+			// Under all rules, as any other deletion.
+			err := t.pods.Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(pod.UID))})
+			switch {
 			case err == nil:
 				log.Info("Repeated the deletion of a protected pod by a taint, which had been refused before", "pod", klog.KObj(pod), "node", node.Name)
 			case apierrors.IsForbidden(err):
@@ -108,28 +105,20 @@ func (t *TaintEviction) repeat(ctx context.Context) error {
 
 // evicting returns the taints that delete pods.
 func evicting(taints []corev1.Taint) []corev1.Taint {
-	var found []corev1.Taint
-	for _, taint := range taints {
-		if taint.Effect == corev1.TaintEffectNoExecute {
-			found = append(found, taint)
-		}
-	}
-	return found
+	return slices.DeleteFunc(slices.Clone(taints), func(taint corev1.Taint) bool { return taint.Effect != corev1.TaintEffectNoExecute })
 }
 
 // due reports whether taint eviction has tried to delete the pod, and would try again for
 // the taints that the node has.
 func (t *TaintEviction) due(log klog.Logger, pod *corev1.Pod, taints []corev1.Taint) bool {
-	if pod.DeletionTimestamp != nil || isFinished(pod) {
+	if pod.DeletionTimestamp != nil || admission.IsFinished(pod) {
 		return false
 	}
 	now := t.clock.Now()
-	tried := false
-	for _, condition := range pod.Status.Conditions {
-		if condition.Type == corev1.DisruptionTarget && condition.Status == corev1.ConditionTrue && condition.Reason == deletionByTaintManager {
-			tried = now.Sub(condition.LastTransitionTime.Time) >= taintEvictionTries
-		}
-	}
+	tried := slices.ContainsFunc(pod.Status.Conditions, func(condition corev1.PodCondition) bool {
+		return condition.Type == corev1.DisruptionTarget && condition.Status == corev1.ConditionTrue && condition.Reason == deletionByTaintManager &&
+			now.Sub(condition.LastTransitionTime.Time) >= taintEvictionTries
+	})
 	return tried && outstayed(log, pod, taints, now)
 }
 
@@ -157,24 +146,4 @@ func outstayed(log klog.Logger, pod *corev1.Pod, taints []corev1.Taint, now time
 		}
 	}
 	return false
-}
-
-// NewEvictedPods returns the pods that the client reaches.
-func NewEvictedPods(client coreclient.PodsGetter) EvictedPods { return evictedPods{client} }
-
-type evictedPods struct{ client coreclient.PodsGetter }
-
-func (p evictedPods) OnNode(ctx context.Context, node string) ([]corev1.Pod, error) {
-	list, err := p.client.Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
-		LabelSelector: labels.Set{guardv1alpha1.ExplicitDeletionLabel: guardv1alpha1.ExplicitDeletionRequired}.String(),
-		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return list.Items, nil
-}
-
-func (p evictedPods) Delete(ctx context.Context, pod *corev1.Pod) error {
-	return p.client.Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(pod.UID))})
 }

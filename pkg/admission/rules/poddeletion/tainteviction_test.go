@@ -1,7 +1,6 @@
 package poddeletion
 
 import (
-	"context"
 	"errors"
 	"testing"
 	"time"
@@ -10,29 +9,42 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	corefake "k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	testclock "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 )
 
-// evictions are the pods of node-1, of which deletes are noted.
-type evictions struct {
-	pods    []corev1.Pod
-	err     error
-	deleted []string
-}
-
-func (e *evictions) OnNode(_ context.Context, node string) ([]corev1.Pod, error) {
-	if node != "node-1" {
-		return nil, errors.New("a node without such taints was read")
+// podsOfNode1 returns the client of an API server that has these pods, of which only those of node-1
+// may be read, and that responds to deletions with the error.
+func podsOfNode1(t *testing.T, failure error, pods ...*corev1.Pod) *corefake.Clientset {
+	client := corefake.NewClientset()
+	for _, pod := range pods {
+		require.NoError(t, client.Tracker().Add(pod))
 	}
-	return e.pods, nil
+	client.PrependReactor("list", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		require.Equal(t, "spec.nodeName=node-1", action.(clienttesting.ListAction).GetListRestrictions().Fields.String())
+		return false, nil, nil
+	})
+	client.PrependReactor("delete", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		require.Equal(t, podUID, string(*action.(clienttesting.DeleteActionImpl).DeleteOptions.Preconditions.UID))
+		return failure != nil, nil, failure
+	})
+	return client
 }
 
-func (e *evictions) Delete(_ context.Context, pod *corev1.Pod) error {
-	e.deleted = append(e.deleted, pod.Name)
-	return e.err
+// deleted returns the names of the pods whose deletion was requested.
+func deleted(client *corefake.Clientset) []string {
+	var names []string
+	for _, action := range client.Actions() {
+		if deletion, ok := action.(clienttesting.DeleteAction); ok {
+			names = append(names, deletion.GetName())
+		}
+	}
+	return names
 }
 
 // tried says that taint eviction wanted to delete the pod.
@@ -74,17 +86,18 @@ func TestDeletionsByTaintsThatAreRepeated(t *testing.T) {
 		"finished":                               {newPod(tried(time.Minute), inPhase(corev1.PodFailed)), []corev1.Taint{unreachable}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pods := &evictions{pods: []corev1.Pod{*test.pod}}
+			pods := podsOfNode1(t, nil, test.pod)
 			require.NoError(t, newTaintEviction(pods, test.taints).repeat(t.Context()))
-			require.Equal(t, test.want, len(pods.deleted) == 1)
+			require.Equal(t, test.want, len(deleted(pods)) == 1)
 		})
 	}
 }
 
 func TestOnlyNodesThatEvictAreAskedAbout(t *testing.T) {
-	pods := &evictions{err: errors.New("nobody is deleted")}
+	pods := podsOfNode1(t, nil, newPod(tried(time.Minute)))
 	require.NoError(t, newTaintEviction(pods, nil).repeat(t.Context()))
 	require.NoError(t, newTaintEviction(pods, []corev1.Taint{{Key: "busy", Effect: corev1.TaintEffectNoSchedule}}).repeat(t.Context()))
+	require.Empty(t, pods.Actions())
 }
 
 func TestRefusedRepetitionsAreNoErrors(t *testing.T) {
@@ -100,20 +113,20 @@ func TestRefusedRepetitionsAreNoErrors(t *testing.T) {
 		"no answer":       {errors.New("connection refused"), true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pods := &evictions{pods: []corev1.Pod{*newPod(tried(time.Minute)), *newPod(named("web-2"), tried(time.Minute))}, err: test.err}
+			pods := podsOfNode1(t, test.err, newPod(tried(time.Minute)), newPod(named("web-2"), tried(time.Minute)))
 			err := newTaintEviction(pods, taints).repeat(t.Context())
 			require.Equal(t, test.failed, err != nil, "%v", err)
 			if !test.failed {
-				require.Equal(t, []string{"web-1", "web-2"}, pods.deleted)
+				require.ElementsMatch(t, []string{"web-1", "web-2"}, deleted(pods))
 			}
 		})
 	}
 }
 
-func newTaintEviction(pods EvictedPods, taints []corev1.Taint) *TaintEviction {
+func newTaintEviction(pods *corefake.Clientset, taints []corev1.Taint) *TaintEviction {
 	nodes := fake.NewClientBuilder().WithObjects(
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: corev1.NodeSpec{Taints: taints}},
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-2"}},
 	).Build()
-	return NewTaintEviction(nodes, pods, testclock.NewFakePassiveClock(noon))
+	return NewTaintEviction(nodes, pods.CoreV1(), testclock.NewFakePassiveClock(noon))
 }

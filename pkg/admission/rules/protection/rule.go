@@ -3,35 +3,26 @@ package protection
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/metadata"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelet-guard.io/pkg/admission"
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// Lister finds the protected pods of a namespace that have not finished. It is an interface
-// for tests: fakes of clients apply neither limits nor selectors such as
-// status.phase!=Failed.
-type Lister interface {
-	ProtectedPods(ctx context.Context, namespace string) (admission.Found, error)
-}
-
 // Rule judges updates of pods and namespaces, and deletions of namespaces.
 type Rule struct {
-	Pods Lister
+	// Metadata reads from the API server.
+	Metadata metadata.Interface
 	// Cached reads the metadata of namespaces.
 	Cached client.Reader
 }
 
-// Name implements admission.Rule.
-func (Rule) Name() admission.RuleName { return admission.Protection }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (r Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	if request.Operation == admissionv1.Delete {
 		return r.reviewNamespaceDeletion(ctx, request)
@@ -55,14 +46,11 @@ func (r Rule) Review(ctx context.Context, request *admission.Request) admission.
 
 func (r Rule) reviewPod(ctx context.Context, request *admission.Request) admission.Decision {
 	var pod, old corev1.Pod
-	if err := request.DecodeObject(&pod); err != nil {
+	if err := request.DecodeObjects(&old, &pod); err != nil {
 		return admission.Fail("%w", err)
 	}
-	if err := request.DecodeOldObject(&old); err != nil {
-		return admission.Fail("%w", err)
-	}
-	_, mirror := old.Annotations[corev1.MirrorPodAnnotationKey]
-	if !protected(&old) || protected(&pod) || mirror || old.DeletionTimestamp != nil || finished(&old) {
+	if !admission.IsProtected(&old) || admission.IsProtected(&pod) || admission.IsMirror(&old) || old.DeletionTimestamp != nil ||
+		admission.IsFinished(&old) && !admission.AnyRunning(&old) {
 		return admission.Allow()
 	}
 	if old.Spec.NodeName != "" {
@@ -80,18 +68,14 @@ func (r Rule) reviewPod(ctx context.Context, request *admission.Request) admissi
 	return keep(request, fmt.Sprintf("namespace %s gives it to all of its pods, and without it a node may stop it for any reason of its own", request.Namespace))
 }
 
-func protected(pod *corev1.Pod) bool {
-	return pod.Labels[guardv1alpha1.ExplicitDeletionLabel] == guardv1alpha1.ExplicitDeletionRequired
-}
-
-// finished reports whether nothing of the pod runs. Its phase alone is no proof: the pod
-// garbage collector and others write it, too.
-func finished(pod *corev1.Pod) bool {
-	if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
-		return false
+// protectedPods finds the protected pods of a namespace that have not finished. Those that wait for
+// a node count too: what a node runs next follows from the grant.
+func (r Rule) protectedPods(ctx context.Context, namespace string) (admission.Found, error) {
+	list, err := admission.ListUnfinishedPods(ctx, r.Metadata, namespace, admission.ProtectedPods.String())
+	if err != nil {
+		return admission.Found{}, err
 	}
-	running := func(status corev1.ContainerStatus) bool { return status.State.Running != nil }
-	return !slices.ContainsFunc(pod.Status.ContainerStatuses, running) && !slices.ContainsFunc(pod.Status.InitContainerStatuses, running)
+	return admission.FoundIn(list), nil
 }
 
 // keep refuses to take the label off the pod.
@@ -113,7 +97,7 @@ func (r Rule) reviewNamespace(ctx context.Context, request *admission.Request) a
 	if meta == nil || old == nil || !grants(old.Labels) || grants(meta.Labels) {
 		return admission.Allow()
 	}
-	protected, err := r.Pods.ProtectedPods(ctx, old.Name)
+	protected, err := r.protectedPods(ctx, old.Name)
 	if err != nil {
 		return admission.Fail("find the protected pods of the namespace: %w", err)
 	}
@@ -133,7 +117,7 @@ func (r Rule) reviewNamespaceDeletion(ctx context.Context, request *admission.Re
 	if old == nil || old.DeletionTimestamp != nil || !grants(old.Labels) {
 		return admission.Allow()
 	}
-	protected, err := r.Pods.ProtectedPods(ctx, old.Name)
+	protected, err := r.protectedPods(ctx, old.Name)
 	if err != nil {
 		return admission.Fail("find the protected pods of the namespace: %w", err)
 	}

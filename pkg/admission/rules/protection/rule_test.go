@@ -3,6 +3,7 @@ package protection
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -10,13 +11,13 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/metadata"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
-	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 )
 
 // namespaceShop returns the client of an API server that has the namespace with this grant, or that
@@ -33,38 +34,25 @@ func namespaceShop(grant string, failure error) client.Reader {
 	}).Build()
 }
 
-type fixedPods struct {
-	protected admission.Found
-	err       error
-}
-
-func (f fixedPods) ProtectedPods(context.Context, string) (admission.Found, error) {
-	return f.protected, f.err
+// podsOf returns the client of an API server with so many protected pods.
+func podsOf(t *testing.T, count int, more bool) metadata.Interface {
+	pods := make([]metav1.PartialObjectMetadata, count)
+	for i := range pods {
+		pods[i].Name, pods[i].Labels = fmt.Sprint("db-", i), admission.ProtectedPods
+	}
+	return admissiontest.Pods(t, nil, more, pods...)
 }
 
 // review is that of an update, or of a deletion when there is no new object.
-func review(t *testing.T, rule Rule, resource, subresource, kind, old, object string) admission.Decision {
+func review(t *testing.T, rule Rule, resource, subresource, kind, old string, object any) admission.Decision {
 	t.Helper()
-	raw := func(text string) runtime.RawExtension {
-		if text == "" {
-			return runtime.RawExtension{}
-		}
-		json, err := yaml.YAMLToJSON([]byte(text))
-		require.NoError(t, err)
-		return runtime.RawExtension{Raw: json}
-	}
-	var meta metav1.PartialObjectMetadata
-	require.NoError(t, yaml.Unmarshal([]byte(old), &meta))
 	operation := admissionv1.Update
-	if object == "" {
+	if object == nil {
 		operation = admissionv1.Delete
 	}
-	return rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
-		Kind:     metav1.GroupVersionKind{Version: "v1", Kind: kind},
-		Resource: metav1.GroupVersionResource{Version: "v1", Resource: resource}, SubResource: subresource,
-		Namespace: meta.Namespace, Name: meta.Name, Operation: operation,
-		Object: raw(object), OldObject: raw(old),
-	}))
+	review := admissiontest.Review(t, operation, corev1.SchemeGroupVersion.WithKind(kind), resource, old, object)
+	review.SubResource = subresource
+	return rule.Review(t.Context(), admission.NewRequest(review))
 }
 
 func TestReviewPod(t *testing.T) {
@@ -124,24 +112,24 @@ func TestReviewNamespace(t *testing.T) {
 	}
 	tests := []struct {
 		name, old, new string
-		pods           fixedPods
+		pods           metadata.Interface
 		want           admission.Decision
 	}{
-		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), fixedPods{protected: admission.Found{Count: 1, Example: "db-0"}}, refused("1 (db-0)")},
-		{"the grant goes while many run", namespace("allowed"), namespace("never"), fixedPods{protected: admission.Found{Count: 500, More: true, Example: "db-0"}}, refused("at least 500 (such as db-0)")},
-		{"the grant goes and none runs", namespace("default"), namespace(`""`), fixedPods{}, admission.Allow()},
-		{"the grant changes its kind", namespace("default"), namespace("allowed"), fixedPods{err: errors.New("must not be read")}, admission.Allow()},
-		{"the grant comes", namespace(`""`), namespace("allowed"), fixedPods{err: errors.New("must not be read")}, admission.Allow()},
+		{"the grant goes while one protected pod runs", namespace("allowed"), namespace(`""`), podsOf(t, 1, false), refused("1 (db-0)")},
+		{"the grant goes while many run", namespace("allowed"), namespace("never"), podsOf(t, 500, true), refused("at least 500 (such as db-0)")},
+		{"the grant goes and none runs", namespace("default"), namespace(`""`), podsOf(t, 0, false), admission.Allow()},
+		{"the grant changes its kind", namespace("default"), namespace("allowed"), nil, admission.Allow()},
+		{"the grant comes", namespace(`""`), namespace("allowed"), nil, admission.Allow()},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			for _, subresource := range []string{"", "status", "finalize"} {
-				require.Equal(t, test.want, review(t, Rule{Pods: test.pods}, "namespaces", subresource, "Namespace", test.old, test.new), "subresource %q", subresource)
+				require.Equal(t, test.want, review(t, Rule{Metadata: test.pods}, "namespaces", subresource, "Namespace", test.old, test.new), "subresource %q", subresource)
 			}
 		})
 	}
 	t.Run("the pods cannot be listed", func(t *testing.T) {
-		got := review(t, Rule{Pods: fixedPods{err: errors.New("timeout")}}, "namespaces", "", "Namespace", namespace("allowed"), namespace(`""`))
+		got := review(t, Rule{Metadata: admissiontest.Pods(t, errors.New("timeout"), false)}, "namespaces", "", "Namespace", namespace("allowed"), namespace(`""`))
 		require.Equal(t, admission.Failed, got.Verdict)
 		require.EqualError(t, got.Err, "find the protected pods of the namespace: timeout")
 	})
@@ -151,22 +139,21 @@ func TestReviewNamespaceDeletion(t *testing.T) {
 	namespace := func(grant, metadata string) string {
 		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {kubelet-guard.io/protect-pods: " + grant + "}" + metadata + "}}"
 	}
-	unread := fixedPods{err: errors.New("must not be read")}
 	for name, test := range map[string]struct {
 		old  string
-		pods fixedPods
+		pods metadata.Interface
 		want admission.Decision
 	}{
-		"with a protected pod": {namespace("default", ""), fixedPods{protected: admission.Found{Count: 1, Example: "db-0"}}, admission.Refuse(admission.ReasonDependentsExist,
+		"with a protected pod": {namespace("default", ""), podsOf(t, 1, false), admission.Refuse(admission.ReasonDependentsExist,
 			"namespace/shop was not deleted: its protected pods would be deleted with it, past their budgets: 1 (db-0)",
 			"List them (kubectl get pods -n shop -l kubelet-guard.io/explicit-deletion=required), and stop them first")},
-		"without one":       {namespace("allowed", ""), fixedPods{}, admission.Allow()},
-		"without the grant": {namespace("never", ""), unread, admission.Allow()},
-		"that terminates":   {namespace("allowed", `, deletionTimestamp: "2026-05-04T10:00:00Z"`), unread, admission.Allow()},
+		"without one":       {namespace("allowed", ""), podsOf(t, 0, false), admission.Allow()},
+		"without the grant": {namespace("never", ""), nil, admission.Allow()},
+		"that terminates":   {namespace("allowed", `, deletionTimestamp: "2026-05-04T10:00:00Z"`), nil, admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.Equal(t, test.want, review(t, Rule{Pods: test.pods}, "namespaces", "", "Namespace", test.old, ""))
+			require.Equal(t, test.want, review(t, Rule{Metadata: test.pods}, "namespaces", "", "Namespace", test.old, nil))
 		})
 	}
-	require.Equal(t, admission.Allow(), review(t, Rule{Pods: unread}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", ""))
+	require.Equal(t, admission.Allow(), review(t, Rule{}, "pods", "", "Pod", "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}}", nil))
 }

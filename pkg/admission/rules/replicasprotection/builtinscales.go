@@ -31,12 +31,7 @@ type Scales struct {
 	Live client.Reader
 }
 
-var _ admission.Rule = Scales{}
-
-// Name implements admission.Rule.
-func (Scales) Name() admission.RuleName { return admission.Replicas }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (s Scales) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	if !isScale(request) {
 		return admission.Allow()
@@ -76,10 +71,7 @@ func scaled(request *admission.Request) (from, to int64, err error) {
 		} `json:"spec"`
 	}
 	var before, after object
-	if err := request.DecodeOldObject(&before); err != nil {
-		return 0, 0, err
-	}
-	if err := request.DecodeObject(&after); err != nil {
+	if err := request.DecodeObjects(&before, &after); err != nil {
 		return 0, 0, err
 	}
 	return before.Spec.Replicas, after.Spec.Replicas, nil

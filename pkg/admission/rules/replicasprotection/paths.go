@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/typed/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -35,20 +36,10 @@ var builtIn = map[schema.GroupResource]bool{
 // IsBuiltIn reports whether the resource is a workload of Kubernetes with replicas.
 func IsBuiltIn(resource schema.GroupResource) bool { return builtIn[resource] }
 
-// PathLookup finds out where a kind has its replicas; false when it has none. Lookup is
-// the one that reads definitions.
-type PathLookup interface {
-	Paths(ctx context.Context, resource schema.GroupVersionResource) (Paths, bool, error)
+// Lookup finds out where kinds have their replicas, custom ones by their definition.
+type Lookup struct {
+	Definitions apiextensions.CustomResourceDefinitionInterface
 }
-
-// Definitions reads definitions of custom resources.
-type Definitions interface {
-	Get(ctx context.Context, name string, options metav1.GetOptions) (*apiextensionsv1.CustomResourceDefinition, error)
-}
-
-// Lookup finds the paths of a kind. It is safe for concurrent use when its
-// definitions are.
-type Lookup struct{ Definitions Definitions }
 
 // Paths returns where the resource has its replicas, false when it has none.
 func (l Lookup) Paths(ctx context.Context, resource schema.GroupVersionResource) (Paths, bool, error) {

@@ -20,12 +20,7 @@ type ReplicaSets struct {
 	Live client.Reader
 }
 
-var _ admission.Rule = ReplicaSets{}
-
-// Name implements admission.Rule.
-func (ReplicaSets) Name() admission.RuleName { return admission.Replicas }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (r ReplicaSets) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	if request.Operation != admissionv1.Update || resourceOf(request) != appsv1.Resource("replicasets") {
 		return admission.Allow()
@@ -33,10 +28,7 @@ func (r ReplicaSets) Review(ctx context.Context, request *admission.Request) adm
 	var before, after struct {
 		Spec map[string]any `json:"spec"`
 	}
-	if err := request.DecodeOldObject(&before); err != nil {
-		return admission.Fail("%w", err)
-	}
-	if err := request.DecodeObject(&after); err != nil {
+	if err := request.DecodeObjects(&before, &after); err != nil {
 		return admission.Fail("%w", err)
 	}
 	if equality.Semantic.DeepEqual(before.Spec, after.Spec) {

@@ -7,9 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
-	authenticationv1 "k8s.io/api/authentication/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
+	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -17,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 )
 
 // stored is the object at the API server, in YAML. An API server without one does not respond.
@@ -79,26 +78,23 @@ func TestReplicaSets(t *testing.T) {
 		"status": {"status", "jane", object(owned, "replicas: 3"), object(owned, "replicas: 0"), "", admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			raw := func(text string) runtime.RawExtension {
-				json, err := yaml.YAMLToJSON([]byte(text))
-				require.NoError(t, err)
-				return runtime.RawExtension{Raw: json}
-			}
-			request := admission.NewRequest(admissionv1.AdmissionRequest{
-				Kind:      metav1.GroupVersionKind{Group: "apps", Version: "v1", Kind: "ReplicaSet"},
-				Resource:  metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"},
-				Namespace: "shop", Name: "web-1", Operation: admissionv1.Update, SubResource: test.subresource,
-				UserInfo: authenticationv1.UserInfo{Username: test.user}, Object: raw(test.new), OldObject: raw(test.old),
-			})
-			got := ReplicaSets{Live: test.live.reader(t)}.Review(t.Context(), request)
+			review := admissiontest.Review(t, admissionv1.Update, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"), "replicasets", test.old, test.new)
+			review.SubResource, review.UserInfo.Username = test.subresource, test.user
+			got := ReplicaSets{Live: test.live.reader(t)}.Review(t.Context(), admission.NewRequest(review))
 			if test.subresource == "" && test.want.Verdict == admission.Refused {
 				test.want.Message = "replicaset" + test.want.Message[len("replicasets"):]
 			}
-			if test.want.Err != nil {
-				require.EqualError(t, got.Err, test.want.Err.Error())
-				got.Err, test.want.Err = nil, nil
-			}
-			require.Equal(t, test.want, got)
+			requireDecision(t, test.want, got)
 		})
 	}
+}
+
+// requireDecision compares the decisions, of failures the text of the error.
+func requireDecision(t *testing.T, want, got admission.Decision) {
+	t.Helper()
+	if want.Err != nil {
+		require.EqualError(t, got.Err, want.Err.Error())
+		got.Err = want.Err
+	}
+	require.Equal(t, want, got)
 }

@@ -44,12 +44,9 @@ func ParseConfirmation(value string) (Confirmation, error) {
 func (c Confirmation) Holds(replicas int64) bool { return c.Min <= replicas && replicas <= c.Max }
 
 // Rule judges changes of replicas.
-type Rule struct{ Scale PathLookup }
+type Rule struct{ Scale Lookup }
 
-// Name implements admission.Rule.
-func (Rule) Name() admission.RuleName { return admission.Replicas }
-
-// Review implements admission.Rule.
+// Review judges the request.
 func (r Rule) Review(ctx context.Context, request *admission.Request) admission.Decision {
 	if request.Operation != admissionv1.Update || request.SubResource != "" {
 		return admission.Allow()
@@ -78,10 +75,7 @@ func (r Rule) Review(ctx context.Context, request *admission.Request) admission.
 		return admission.Allow()
 	}
 	var object, oldObject unstructured.Unstructured
-	if err := request.DecodeObject(&object); err != nil {
-		return admission.Fail("%w", err)
-	}
-	if err := request.DecodeOldObject(&oldObject); err != nil {
+	if err := request.DecodeObjects(&oldObject, &object); err != nil {
 		return admission.Fail("%w", err)
 	}
 	from, err := paths.Desired(oldObject.Object)

@@ -1,27 +1,17 @@
 package replicasprotection
 
 import (
-	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
-	authenticationv1 "k8s.io/api/authentication/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"sigs.k8s.io/yaml"
+	appsv1 "k8s.io/api/apps/v1"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 )
-
-type pathTable map[string]Paths
-
-func (p pathTable) Paths(_ context.Context, resource schema.GroupVersionResource) (Paths, bool, error) {
-	paths, found := p[resource.Resource]
-	return paths, found, nil
-}
 
 func TestParseConfirmation(t *testing.T) {
 	for value, want := range map[string]Confirmation{
@@ -83,20 +73,16 @@ func TestReview(t *testing.T) {
 		{"a kind without replicas", "configmaps", object(label, "replicas: 3"), object(label, "replicas: 5"), admission.Allow()},
 		{"a custom kind, where its definition says", "shops", object(label, "tills: 3"), object(label, "tills: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
 	}
-	rule := Rule{pathTable{"deployments": BuiltIn, "replicasets": BuiltIn, "shops": {Spec: []string{"spec", "tills"}}}}
+	rule := Rule{lookup(version("v1", ".spec.tills", ".status.tills"))}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			raw := func(text string) runtime.RawExtension {
-				json, err := yaml.YAMLToJSON([]byte(text))
-				require.NoError(t, err)
-				return runtime.RawExtension{Raw: json}
+			kind := appsv1.SchemeGroupVersion.WithKind("Deployment")
+			if test.resource == "shops" {
+				kind.Group = "example.com"
+				test.want.Message = strings.ReplaceAll(test.want.Message, "apps", "example.com")
+				test.want.NextStep = strings.ReplaceAll(test.want.NextStep, "apps", "example.com")
 			}
-			request := admission.NewRequest(admissionv1.AdmissionRequest{
-				Kind:      metav1.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"},
-				Resource:  metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: test.resource},
-				Namespace: "shop", Name: "web", Operation: admissionv1.Update,
-				Object: raw(test.new), OldObject: raw(test.old),
-			})
+			request := admission.NewRequest(admissiontest.Review(t, admissionv1.Update, kind, test.resource, test.old, test.new))
 			require.Equal(t, test.want, rule.Review(t.Context(), request))
 		})
 	}
@@ -104,16 +90,14 @@ func TestReview(t *testing.T) {
 
 func TestReplicaSetsFollowTheirDeployment(t *testing.T) {
 	const object = `{"apiVersion":"apps/v1","kind":"ReplicaSet","metadata":{"name":"web-1","labels":{"kubelet-guard.io/replicas-protection":"confirm"},"ownerReferences":[{"apiVersion":"apps/v1","kind":"Deployment","name":"web","controller":true}]},"spec":{"replicas":%d}}`
-	rule := Rule{pathTable{"replicasets": BuiltIn}}
+	rule := Rule{}
 	for username, want := range map[string]admission.Verdict{
 		"system:serviceaccount:kube-system:deployment-controller": admission.Allowed,
 		"jane": admission.Refused,
 	} {
-		got := rule.Review(t.Context(), admission.NewRequest(admissionv1.AdmissionRequest{
-			Resource:  metav1.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"},
-			Namespace: "shop", Name: "web-1", Operation: admissionv1.Update, UserInfo: authenticationv1.UserInfo{Username: username},
-			Object: runtime.RawExtension{Raw: fmt.Appendf(nil, object, 5)}, OldObject: runtime.RawExtension{Raw: fmt.Appendf(nil, object, 3)},
-		}))
+		review := admissiontest.Review(t, admissionv1.Update, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"), "replicasets", fmt.Sprintf(object, 3), fmt.Sprintf(object, 5))
+		review.UserInfo.Username = username
+		got := rule.Review(t.Context(), admission.NewRequest(review))
 		require.Equal(t, want, got.Verdict, username)
 	}
 }

@@ -5,13 +5,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admission/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"sigs.k8s.io/yaml"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 
 	"kubelet-guard.io/pkg/admission"
+	"kubelet-guard.io/pkg/admission/admissiontest"
 )
 
 func TestScales(t *testing.T) {
@@ -59,25 +57,13 @@ func TestScales(t *testing.T) {
 		"of a custom kind":          {"fleets.example.com/scale", "replicas: 3", "replicas: 1", "", admission.Allow()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			raw := func(spec string) runtime.RawExtension {
-				json, err := yaml.YAMLToJSON([]byte("{apiVersion: autoscaling/v1, kind: Scale, metadata: {namespace: shop, name: web}, spec: {" + spec + "}}"))
-				require.NoError(t, err)
-				return runtime.RawExtension{Raw: json}
-			}
+			scale := func(spec string) string { return "{metadata: {namespace: shop, name: web}, spec: {" + spec + "}}" }
 			resource, subresource, _ := strings.Cut(test.resource, "/")
 			resource, group, _ := strings.Cut(resource, ".")
-			request := admission.NewRequest(admissionv1.AdmissionRequest{
-				Kind:      metav1.GroupVersionKind{Group: "autoscaling", Version: "v1", Kind: "Scale"},
-				Resource:  metav1.GroupVersionResource{Group: group, Version: "v1", Resource: resource},
-				Namespace: "shop", Name: "web", Operation: admissionv1.Update, SubResource: subresource,
-				OldObject: raw(test.from), Object: raw(test.to),
-			})
-			got := Scales{Live: test.live.reader(t)}.Review(t.Context(), request)
-			if test.want.Err != nil {
-				require.EqualError(t, got.Err, test.want.Err.Error())
-				got.Err, test.want.Err = nil, nil
-			}
-			require.Equal(t, test.want, got)
+			review := admissiontest.Review(t, admissionv1.Update, autoscalingv1.SchemeGroupVersion.WithKind("Scale"), resource, scale(test.from), scale(test.to))
+			review.Resource.Group, review.SubResource = group, subresource
+			got := Scales{Live: test.live.reader(t)}.Review(t.Context(), admission.NewRequest(review))
+			requireDecision(t, test.want, got)
 		})
 	}
 }

@@ -1,5 +1,5 @@
 /*
-Package paging has caches list their objects in pages.
+Package paging reads lists page by page, also for caches.
 
 A server that streams lists sends a cache one object after the other. Where it does not, a
 reflector of client-go requests all objects in one response, which a server's own cache gives
@@ -11,6 +11,7 @@ the version that the reflector wants.
 package paging
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -24,13 +25,29 @@ import (
 	"k8s.io/client-go/util/watchlist"
 )
 
-// pageSize is how many whole objects are in memory at once.
-const pageSize = 500
+// Size is how many objects are read at a time: an API server sends some 10 KB for each node.
+const Size = 500
+
+// Each passes one page after the other to use, until it returns false, and returns the resource
+// version of the list. Pages have options.Limit objects, Size by default.
+func Each[L metav1.ListInterface](ctx context.Context, options metav1.ListOptions, list func(context.Context, metav1.ListOptions) (L, error), use func(L) bool) (string, error) {
+	options.Limit = cmp.Or(options.Limit, Size)
+	for {
+		page, err := list(ctx, options)
+		if err != nil {
+			return "", err
+		}
+		if !use(page) || page.GetContinue() == "" {
+			return page.GetResourceVersion(), nil
+		}
+		options.Continue = page.GetContinue()
+	}
+}
 
 // List returns what is to be kept of all objects that the options select. Versions and limits
 // in the options do not count.
 func List(ctx context.Context, options metav1.ListOptions, page func(context.Context, metav1.ListOptions) (runtime.Object, error), keep func(runtime.Object) (runtime.Object, error)) (runtime.Object, error) {
-	options = metav1.ListOptions{LabelSelector: options.LabelSelector, FieldSelector: options.FieldSelector, Limit: pageSize}
+	options = metav1.ListOptions{LabelSelector: options.LabelSelector, FieldSelector: options.FieldSelector, Limit: Size}
 	all := &internalversion.List{}
 	for {
 		list, err := page(ctx, options)

@@ -46,7 +46,7 @@ func withoutAnnotations(object any) (any, error) {
 }
 
 func TestInformerListsInPages(t *testing.T) {
-	s := &source{nodes: 2*pageSize + 1}
+	s := &source{nodes: 2*Size + 1}
 	listWatch := &cache.ListWatch{ListWithContextFunc: s.list, WatchFuncWithContext: func(_ context.Context, options metav1.ListOptions) (watch.Interface, error) {
 		if options.SendInitialEvents != nil {
 			return nil, errors.New("lists are not streamed")
@@ -65,7 +65,7 @@ func TestInformerListsInPages(t *testing.T) {
 	}
 	require.Equal(t, 3, s.pages)
 	for _, options := range s.requests {
-		require.EqualValues(t, pageSize, options.Limit)
+		require.EqualValues(t, Size, options.Limit)
 		require.Empty(t, options.ResourceVersion, "the answer to a version has no pages")
 	}
 	require.Equal(t, "7", informer.LastSyncResourceVersion())
