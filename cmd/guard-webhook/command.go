@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -91,14 +92,11 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	ctrl.SetLogger(klog.NewKlogr())
 	ctx = klog.NewContext(ctx, klog.NewKlogr())
 
-	scheme, err := newScheme()
-	if err != nil {
-		return err
-	}
 	ages, err := admission.NewCacheAge(metrics.Registry, clock.RealClock{}, cachedResources(o)...)
 	if err != nil {
 		return err
 	}
+	serverClock := admission.NewServerClock(clock.RealClock{})
 	restConfig, err := loadConfig(o.kubeconfig)
 	if err != nil {
 		return err
@@ -108,9 +106,7 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 	// review that times out. The API server limits by priority and fairness.
 	restConfig.QPS = -1
 	restConfig.Wrap(ages.Wrap)
-	serverClock := admission.NewServerClock(clock.RealClock{})
 	restConfig.Wrap(serverClock.Wrap)
-
 	core, err := kubernetes.NewForConfig(protobuf(restConfig))
 	if err != nil {
 		return err
@@ -121,10 +117,59 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 			return fmt.Errorf("--caller-ca-file: %w", err)
 		}
 	}
-	serverOptions := webhook.Options{Port: o.port, CertDir: o.certDir, TLSOpts: []func(*tls.Config){
+	serving, err := newServing(ctx, core, o)
+	if err != nil {
+		return err
+	}
+	var stopping atomic.Bool
+	server := drainingServer{Server: newServer(o, allowed, serving), stopping: &stopping, callers: allowed}
+	mgr, err := newManager(ctx, restConfig, server, serving, o)
+	if err != nil {
+		return err
+	}
+	known, err := newIndexes(ctx, mgr)
+	if err != nil {
+		return err
+	}
+	fleet := fleetmetrics.NewCluster(core, mgr.GetClient(), known.budgets)
+	if err := mgr.Add(fleet); err != nil {
+		return err
+	}
+	if err := register(ctx, mgr, core, known, fleet, o, modes, serverClock); err != nil {
+		return err
+	}
+	// The metrics that belong to no rule.
+	for _, collector := range []prometheus.Collector{fleetmetrics.NewCollector(fleet), admission.NewCertificateExpiry(o.port)} {
+		if err := metrics.Registry.Register(collector); err != nil {
+			return err
+		}
+	}
+	if err := addChecks(ctx, mgr, server, serving, &stopping); err != nil {
+		return err
+	}
+	return mgr.Start(untilDrained(ctx, o.shutdownDelay, &stopping))
+}
+
+// newServer returns the server of the reviews.
+func newServer(o *options, allowed *callers, serving *certificates.Serving) webhook.Server {
+	options := webhook.Options{Port: o.port, CertDir: o.certDir, TLSOpts: []func(*tls.Config){
 		func(config *tls.Config) { config.MinVersion = tls.VersionTLS13 },
 		allowed.tls,
 	}}
+	if serving != nil {
+		options.TLSOpts = append(options.TLSOpts, serving.TLS)
+	}
+	return webhook.NewServer(options)
+}
+
+// newManager returns the manager, which runs the server, the caches and, in the leader, the controllers.
+func newManager(ctx context.Context, restConfig *rest.Config, server webhook.Server, serving *certificates.Serving, o *options) (ctrl.Manager, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, guardv1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
 	cacheOptions := cache.Options{
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
@@ -134,17 +179,9 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		},
 		NewInformer: paging.NewInformer(transform),
 	}
-	serving, err := newServing(ctx, core, o)
-	if err != nil {
-		return err
-	}
 	if serving != nil {
-		serverOptions.TLSOpts = append(serverOptions.TLSOpts, serving.TLS)
 		cacheOptions.ByObject[&corev1.Secret{}] = serving.CacheOptions()
 	}
-
-	var stopping atomic.Bool
-	server := drainingServer{Server: webhook.NewServer(serverOptions), stopping: &stopping, callers: allowed}
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme:                        scheme,
 		Cache:                         cacheOptions,
@@ -159,43 +196,10 @@ func run(ctx context.Context, o *options, modes admission.Modes) error {
 		RenewDeadline:                 ptr.To(renewDeadline),
 		RetryPeriod:                   ptr.To(renewPeriod),
 	})
-	if err != nil {
-		return err
+	if err != nil || serving == nil {
+		return mgr, err
 	}
-	if serving != nil {
-		if err := serving.SetupWithManager(ctx, mgr); err != nil {
-			return err
-		}
-	}
-	known, err := newIndexes(ctx, mgr)
-	if err != nil {
-		return err
-	}
-	fleet := fleetmetrics.NewCluster(core, mgr.GetClient(), known.budgets)
-	if err := mgr.Add(fleet); err != nil {
-		return err
-	}
-	if err := register(ctx, mgr, core, known, fleet, o, modes, serverClock); err != nil {
-		return err
-	}
-	if err := observe(fleet, metrics.Registry, o); err != nil {
-		return err
-	}
-
-	if err := addChecks(ctx, mgr, server, serving, &stopping); err != nil {
-		return err
-	}
-	return mgr.Start(untilDrained(ctx, o.shutdownDelay, &stopping))
-}
-
-func newScheme() (*runtime.Scheme, error) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, guardv1alpha1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, err
-		}
-	}
-	return scheme, nil
+	return mgr, serving.SetupWithManager(ctx, mgr)
 }
 
 // newServing returns the certificates that the webhook makes, nil when it serves those of a folder.
@@ -213,7 +217,15 @@ func newServing(ctx context.Context, core kubernetes.Interface, o *options) (*ce
 // addChecks adds what the probes check.
 func addChecks(ctx context.Context, mgr ctrl.Manager, server webhook.Server, serving *certificates.Serving, stopping *atomic.Bool) error {
 	checks := map[string]healthz.Checker{
-		"caches": func(*http.Request) error { return synced(ctx, mgr.GetCache()) },
+		"caches": func(*http.Request) error {
+			// Not for longer: a probe waits.
+			ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+			defer cancel()
+			if !mgr.GetCache().WaitForCacheSync(ctx) {
+				return errors.New("caches are not filled yet")
+			}
+			return nil
+		},
 		// It calls the server over TLS, so it also checks that a certificate is served.
 		"webhook": server.StartedChecker(),
 		"signal": func(*http.Request) error {
@@ -302,18 +314,6 @@ func transform(example runtime.Object) toolscache.TransformFunc {
 		return poddeletion.Transform
 	}
 	return cache.TransformStripManagedFields()
-}
-
-// syncedWithin bounds how long a readiness probe waits for caches.
-const syncedWithin = 200 * time.Millisecond
-
-func synced(ctx context.Context, caches cache.Cache) error {
-	ctx, cancel := context.WithTimeout(ctx, syncedWithin)
-	defer cancel()
-	if !caches.WaitForCacheSync(ctx) {
-		return errors.New("caches are not filled yet")
-	}
-	return nil
 }
 
 func loadConfig(kubeconfig string) (*rest.Config, error) {
