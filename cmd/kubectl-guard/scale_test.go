@@ -148,7 +148,7 @@ func newFleet(t *testing.T, set *appsv1.DaemonSet) *fleet {
 	return f
 }
 
-// page returns where a list begins and ends, and how it goes on.
+// page returns where a page starts and ends, and how it goes on.
 func page(r *http.Request, n int) (from, to int, next string) {
 	from, _ = strconv.Atoi(r.URL.Query().Get("continue"))
 	to = n

@@ -31,7 +31,6 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -44,7 +43,7 @@ const nodeTimeout = "1s"
 // Now is when everything in these tests happens.
 var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
-// cluster is an API server with just what the plugin asks for, nodes included.
+// cluster is an API server with just what the plugin requests, nodes included.
 type cluster struct {
 	t      *testing.T
 	server *httptest.Server
@@ -84,7 +83,7 @@ type fakeNode struct {
 	mode   guard.Mode
 	pods   []guard.PodState
 	// waiting are pods whose start waits for a held one.
-	waiting []nodes.WaitingPod
+	waiting []guard.WaitingState
 	// History is called before each answer, with the cluster's lock held.
 	asked func(*fakeNode)
 
@@ -355,10 +354,7 @@ func (c *cluster) proxy(w http.ResponseWriter, r *http.Request) {
 	}
 	switch n.status {
 	case 0:
-		list := struct {
-			guard.PodList
-			Waiting []nodes.WaitingPod `json:"waiting,omitempty"`
-		}{PodList: guard.PodList{Version: n.version, Mode: n.mode, Items: n.pods}, Waiting: n.waiting}
+		list := guard.PodList{Version: n.version, Mode: n.mode, Items: n.pods, Waiting: n.waiting}
 		if list.Mode == "" {
 			list.Mode = guard.Enforce
 		}
@@ -424,6 +420,14 @@ func (c *cluster) run(stdin string, arguments ...string) result {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	return c.runUntil(ctx, strings.NewReader(stdin), arguments...)
+}
+
+// mustRun runs the command, which must succeed.
+func (c *cluster) mustRun(stdin string, arguments ...string) result {
+	c.t.Helper()
+	r := c.run(stdin, arguments...)
+	require.NoError(c.t, r.err, r.errOut)
+	return r
 }
 
 // runUntil runs the command until the context is done.

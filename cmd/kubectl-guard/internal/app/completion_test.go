@@ -9,8 +9,7 @@ import (
 func TestCompletionKnowsAllNodes(t *testing.T) {
 	t.Parallel()
 	c := manyNodes(t, 1100)
-	r := c.run("", "__complete", "status", "node-109")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "__complete", "status", "node-109")
 	require.Contains(t, r.out, "node-1099\n")
 	require.NotContains(t, r.out, "node-001\n")
 }
@@ -18,8 +17,7 @@ func TestCompletionKnowsAllNodes(t *testing.T) {
 func TestRolloutCompletesPools(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)
-	r := c.run("", "__complete", "rollout", "status", "--pool", "")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "__complete", "rollout", "status", "--pool", "")
 	require.Contains(t, r.out, "blue\ngreen\n")
 }
 
@@ -38,8 +36,7 @@ func TestCompletion(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := everyState(t).run("", append([]string{"__complete"}, test.arguments...)...)
-			require.NoError(t, r.err)
+			r := everyState(t).mustRun("", append([]string{"__complete"}, test.arguments...)...)
 			require.Equal(t, test.want, r.out)
 		})
 	}

@@ -7,7 +7,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
@@ -24,8 +23,7 @@ func TestHolds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := everyState(t).run("", append([]string{"holds"}, test.arguments...)...)
-			require.NoError(t, r.err)
+			r := everyState(t).mustRun("", append([]string{"holds"}, test.arguments...)...)
 			golden(t, name, r.out, test.wide)
 			require.Equal(t, "Warning: nodes that did not report what they hold, 3 of 6: worker-4 (NoAnswer), worker-5 (Forbidden), worker-6 (NoAnswer); see kubectl guard status -o wide\n", r.errOut)
 		})
@@ -37,7 +35,7 @@ func TestHolds(t *testing.T) {
 func waitingSuccessor(t *testing.T) *cluster {
 	c := newCluster(t, &fakeNode{name: "worker-1", version: guarded,
 		pods: []guard.PodState{heldPod("web", "db-0", 3, false, guard.PodVanished), protectedPod("web", "db-0", 33)},
-		waiting: []nodes.WaitingPod{{
+		waiting: []guard.WaitingState{{
 			Namespace: "web", Name: "db-0", UID: uidOf(33), HeldUID: uidOf(3),
 			Shares: []string{"claim data-db-0", "host port 5432/TCP"}, Since: now.Add(-4 * time.Minute),
 		}},
@@ -56,8 +54,7 @@ func TestSuccessorThatWaits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := waitingSuccessor(t).run("", arguments...)
-			require.NoError(t, r.err)
+			r := waitingSuccessor(t).mustRun("", arguments...)
 			golden(t, name, r.out, strings.HasSuffix(name, "wide"))
 		})
 	}
@@ -65,23 +62,25 @@ func TestSuccessorThatWaits(t *testing.T) {
 
 func TestHoldsElsewhereAreHintedAt(t *testing.T) {
 	t.Parallel()
-	r := everyState(t).run("", "holds", "-n", "quiet", "--node", "worker-1")
-	require.NoError(t, r.err)
+	r := everyState(t).mustRun("", "holds", "-n", "quiet", "--node", "worker-1")
 	require.Empty(t, r.out)
 	require.Equal(t, "No pods are held in namespace quiet (3 in others: -A).\n", r.errOut)
 }
 
 func TestHoldsDoNotClaimWhatIsNotKnown(t *testing.T) {
 	t.Parallel()
-	r := everyState(t).run("", "holds", "--node", "worker-4", "-A")
-	require.NoError(t, r.err)
+	r := everyState(t).mustRun("", "holds", "--node", "worker-4", "-A")
 	require.Contains(t, r.errOut, "No pods are held as far as is known.")
 }
 
 func TestHoldsShowAnObjectThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, &fakeNode{name: "worker-1", version: guarded, pods: []guard.PodState{heldPod("closed", "vault", 1, true, guard.Evicted)}})
-	r := c.run("", "holds", "-n", "closed")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "holds", "-n", "closed")
 	require.Contains(t, r.out, "Unknown")
+}
+
+func TestUnknownOutputFormat(t *testing.T) {
+	t.Parallel()
+	require.ErrorContains(t, everyState(t).run("", "holds", "-o", "xml").err, `unknown format "xml"; known are table, wide, json, yaml`)
 }

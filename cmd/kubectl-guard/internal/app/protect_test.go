@@ -18,7 +18,7 @@ const (
 )
 
 // withDeployment is a cluster with the deployment web: two pods, one of them
-// labelled, and pods beside it that look alike.
+// labelled, and other pods that look alike.
 func withDeployment(t *testing.T) *cluster {
 	c := newCluster(t,
 		&fakeNode{name: "worker-1", version: guarded},
@@ -54,8 +54,7 @@ func labelPatch(name string, n int, value string) string {
 func TestProtectLabelsThePodsOfAWorkloadAndNothingElse(t *testing.T) {
 	t.Parallel()
 	c := withDeployment(t)
-	r := c.run("", "protect", "deploy/web")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "protect", "deploy/web")
 	require.Equal(t, []string{labelPatch("web-1-a", 1, `"required"`)}, c.writes)
 	golden(t, "protect.txt", r.out, false)
 	require.Equal(t, "Warning: node worker-3 runs kubelet v1.36.3, which has no guard: the label has no effect there\n", r.errOut)
@@ -68,8 +67,7 @@ func TestProtectSinglePods(t *testing.T) {
 		pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
 	})
 	c.addPod("web", "done", 7, "worker-1", func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodSucceeded })
-	r := c.run("", "protect", "pod/single", "pod/static", "pod/done", "pod/web-1-a")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "protect", "pod/single", "pod/static", "pod/done", "pod/web-1-a")
 	require.Equal(t, []string{labelPatch("single", 5, `"required"`), labelPatch("web-1-a", 1, `"required"`)}, c.writes)
 	golden(t, "protect-pods.txt", r.out, false)
 }
@@ -77,8 +75,7 @@ func TestProtectSinglePods(t *testing.T) {
 func TestProtectBySelector(t *testing.T) {
 	t.Parallel()
 	c := withDeployment(t)
-	r := c.run("", "protect", "pods", "-l", guard.ExplicitDeletionLabel, "-o", "yaml")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "protect", "pods", "-l", guard.ExplicitDeletionLabel, "-o", "yaml")
 	golden(t, "protect.yaml", r.out, false)
 	require.Empty(t, c.writes)
 }
@@ -86,19 +83,16 @@ func TestProtectBySelector(t *testing.T) {
 func TestProtectDryRun(t *testing.T) {
 	t.Parallel()
 	c := withDeployment(t)
-	r := c.run("", "protect", "deploy", "web", "--dry-run=client")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "protect", "deploy", "web", "--dry-run=client")
 	require.Contains(t, r.out, "pod/web-1-a protected (dry run)\n")
 	require.Empty(t, c.writes)
 
-	r = c.run("", "protect", "deploy", "web", "--dry-run=server")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "protect", "deploy", "web", "--dry-run=server")
 	require.Contains(t, r.out, "pod/web-1-a protected (server dry run)\n")
 	require.Len(t, c.writes, 1)
 	require.Contains(t, c.writes[0], "?dryRun=All ")
 
-	r = c.run("", "protect", "deploy/web", "--dry-run=often")
-	require.ErrorContains(t, r.err, "must be none, client or server")
+	require.ErrorContains(t, c.run("", "protect", "deploy/web", "--dry-run=often").err, "must be none, client or server")
 }
 
 func TestProtectErrors(t *testing.T) {
@@ -123,4 +117,70 @@ func TestProtectErrors(t *testing.T) {
 			require.Empty(t, c.writes)
 		})
 	}
+}
+
+func TestUnprotect(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	template := c.owners["deployments/web"]["spec"].(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)
+	template["labels"] = map[string]any{"app": "web", guard.ExplicitDeletionLabel: guard.ExplicitDeletionRequired}
+	r := c.mustRun("", "unprotect", "deploy/web")
+	require.Equal(t, []string{labelPatch("web-1-b", 2, "null")}, c.writes)
+	golden(t, "unprotect.txt", r.out, false)
+	require.Empty(t, r.errOut)
+}
+
+func TestUnprotectOverridesInTheSameRequest(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	c.mustRun("", "unprotect", "deploy/web", "--override", " ticket 17 ")
+	require.Equal(t, []string{fmt.Sprintf(
+		`PATCH /api/v1/namespaces/web/pods/web-1-b {"metadata":{"annotations":{"kubelet-guard.io/override":"2026-11-22T12:15:00Z ticket 17"},"labels":{"%s":null},"uid":"%s"}}`,
+		guard.ExplicitDeletionLabel, uidOf(2))}, c.writes)
+
+	c = withDeployment(t)
+	c.mustRun("", "unprotect", "deploy/web", "--override=x", "--override-for=1h")
+	require.Len(t, c.writes, 1)
+	require.Contains(t, c.writes[0], `"kubelet-guard.io/override":"2026-11-22T13:00:00Z x"`)
+}
+
+func TestUnprotectOverrideErrors(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		arguments []string
+		err       string
+	}{
+		"no reason":          {[]string{"--override="}, "--override: give the reason, such as --override 'ticket 17'"},
+		"blank reason":       {[]string{"--override= "}, "--override: give the reason, such as --override 'ticket 17'"},
+		"time without":       {[]string{"--override-for=1h"}, "--override-for goes with --override REASON"},
+		"too short":          {[]string{"--override=x", "--override-for=1s"}, "--override-for: 1s is less than a minute"},
+		"protect has no use": {[]string{"--override=x"}, "unknown flag: --override"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := withDeployment(t)
+			verb := "unprotect"
+			if name == "protect has no use" {
+				verb = "protect"
+			}
+			require.EqualError(t, c.run("", append([]string{verb, "deploy/web"}, test.arguments...)...).err, test.err)
+			require.Empty(t, c.writes)
+		})
+	}
+}
+
+func TestUnprotectAsksAboutHeldPods(t *testing.T) {
+	t.Parallel()
+	c := withDeployment(t)
+	c.pods["web/web-1-b"].Status.Conditions = []corev1.PodCondition{{Type: guard.PodKillRefused, Status: corev1.ConditionTrue, Reason: string(guard.Evicted)}}
+	r := c.run("n\n", "unprotect", "deploy/web")
+	require.ErrorContains(t, r.err, "not confirmed")
+	require.Contains(t, r.out, "Pods held: 1. Without the label the kubelet does at once what it wanted to do:\n  web/web-1-b (Evicted)\n")
+	require.Empty(t, c.writes)
+
+	require.ErrorContains(t, c.run("", "unprotect", "deploy/web", "-o", "json").err, "give --yes to continue")
+	require.Empty(t, c.writes)
+
+	r = c.mustRun("", "unprotect", "deploy/web", "--yes")
+	require.Len(t, c.writes, 1)
 }

@@ -35,8 +35,7 @@ func TestReleaseWritesTheRecordAndWaits(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
 	c.nodes[0].asked = obedient(c)
-	r := c.run("y\n", "release", "cache", "--reason", "moved away")
-	require.NoError(t, r.err)
+	r := c.mustRun("y\n", "release", "cache", "--reason", "moved away")
 	golden(t, "release.txt", r.out, false)
 	require.Len(t, c.writes, 1)
 	require.True(t, strings.HasPrefix(c.writes[0], "POST /apis/kubelet-guard.io/v1alpha1/poddeletions "))
@@ -55,8 +54,7 @@ func TestReleaseNamesTheNodeOfThePod(t *testing.T) {
 	pod := heldPod("web", "renamed", 7, false, guard.PodVanished)
 	pod.NodeName = "worker-1.example"
 	c.nodes[0].pods = []guard.PodState{pod}
-	r := c.run("", "release", "renamed", "--yes", "--timeout=0")
-	require.NoError(t, r.err)
+	c.mustRun("", "release", "renamed", "--yes", "--timeout=0")
 	var written record.PodDeletion
 	require.NoError(t, json.Unmarshal(c.records[string(uidOf(7))], &written))
 	require.Equal(t, "worker-1.example", written.Spec.NodeName)
@@ -72,12 +70,10 @@ func TestReleaseForPrograms(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
 	c.nodes[0].asked = obedient(c)
-	r := c.run("", "release", "cache", "-o", "yaml", "--yes")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "release", "cache", "-o", "yaml", "--yes")
 	golden(t, "release.yaml", r.out, false)
 
-	r = c.run("", "release", "db-0", "-o", "yaml")
-	require.ErrorContains(t, r.err, "give --yes or --dry-run")
+	require.ErrorContains(t, c.run("", "release", "db-0", "-o", "yaml").err, "give --yes or --dry-run")
 }
 
 func TestReleaseAsksFirst(t *testing.T) {
@@ -97,17 +93,14 @@ func TestReleaseAsksFirst(t *testing.T) {
 func TestReleaseDryRun(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
-	r := c.run("", "release", "cache", "--dry-run=client")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "release", "cache", "--dry-run=client")
 	require.Contains(t, r.out, "pod/cache: record "+string(uidOf(2))+" written (dry run)\n")
 	require.Empty(t, c.writes)
 
-	r = c.run("", "release", "cache", "--dry-run=client", "-o", "yaml")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "release", "cache", "--dry-run=client", "-o", "yaml")
 	golden(t, "release-dry-run.yaml", r.out, false)
 
-	r = c.run("", "release", "cache", "--dry-run=server")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "release", "cache", "--dry-run=server")
 	require.Contains(t, r.out, "written (server dry run)\n")
 	require.Len(t, c.writes, 1)
 	require.Contains(t, c.writes[0], "?dryRun=All ")
@@ -118,18 +111,15 @@ func TestReleaseAllOfANode(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
 	c.nodes[0].asked = obedient(c)
-	r := c.run("", "release", "--all", "--node", "worker-1", "--yes")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "release", "--all", "--node", "worker-1", "--yes")
 	require.Len(t, c.records, 2, "cache and db-0")
 	require.Equal(t, "Skipped: pod jobs/import: its object is still there; use kubectl delete pod -n jobs import, which works for held pods as for any other\n", r.errOut)
 	golden(t, "release-all.txt", r.out, false)
 
-	r = c.run("", "release", "--all", "--node", "worker-2", "--yes")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "release", "--all", "--node", "worker-2", "--yes")
 	require.Equal(t, "Node worker-2 holds no pod whose object is gone; there is nothing to release.\n", r.errOut)
 
-	r = c.run("", "release", "--all", "--node", "worker-4", "--yes")
-	require.EqualError(t, r.err, "node worker-4 did not report what it holds: error trying to reach service: dial tcp: connection refused")
+	require.EqualError(t, c.run("", "release", "--all", "--node", "worker-4", "--yes").err, "node worker-4 did not report what it holds: error trying to reach service: dial tcp: connection refused")
 }
 
 func TestReleaseRefusesWhatARecordDoesNothingFor(t *testing.T) {
@@ -156,7 +146,7 @@ func TestReleaseRefusesWhatARecordDoesNothingFor(t *testing.T) {
 			prepare: func(c *cluster) {
 				c.nodes[0].pods = []guard.PodState{heldPod("closed", "vault", 7, false, guard.PodVanished)}
 			},
-			err: "pod closed/vault: cannot tell whether its object is there",
+			err: "pod closed/vault: cannot determine whether its object is there",
 		},
 		"not held": {
 			arguments: []string{"calm"},
@@ -201,8 +191,7 @@ func TestReleaseRefusesWhatARecordDoesNothingFor(t *testing.T) {
 			if test.prepare != nil {
 				test.prepare(c)
 			}
-			r := c.run("y\n", append([]string{"release"}, test.arguments...)...)
-			require.ErrorContains(t, r.err, test.err)
+			require.ErrorContains(t, c.run("y\n", append([]string{"release"}, test.arguments...)...).err, test.err)
 			require.Empty(t, c.writes)
 		})
 	}
@@ -211,8 +200,7 @@ func TestReleaseRefusesWhatARecordDoesNothingFor(t *testing.T) {
 func TestReleaseOfAPodThatIsEndingIsDone(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
-	r := c.run("", "release", "old")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "release", "old")
 	require.Contains(t, r.errOut, "Pod web/old on node worker-1 is terminating already")
 	require.Empty(t, c.writes)
 }
@@ -224,8 +212,7 @@ func TestReleasePicksTheHeldPodOfAName(t *testing.T) {
 		&fakeNode{name: "worker-2", version: guarded, pods: []guard.PodState{protectedPod("web", "db-0", 33)}},
 	)
 	c.addPod("web", "db-0", 33, "worker-2")
-	r := c.run("", "release", "db-0", "--yes", "--timeout=0")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "release", "db-0", "--yes", "--timeout=0")
 	require.Contains(t, r.out, "A later pod of the same name is not touched.")
 	require.Contains(t, c.records, string(uidOf(3)))
 	require.Len(t, c.records, 1)
@@ -234,8 +221,7 @@ func TestReleasePicksTheHeldPodOfAName(t *testing.T) {
 func TestReleaseForLater(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
-	r := c.run("", "release", "far-0", "--uid", string(uidOf(7)), "--yes")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "release", "far-0", "--uid", string(uidOf(7)), "--yes")
 	require.Contains(t, r.out, "No node that responds has this pod. The record waits for the node to come back.\n")
 	require.Contains(t, c.records, string(uidOf(7)))
 }
@@ -244,16 +230,14 @@ func TestReleaseWithARecordThatExists(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
 	c.records[string(uidOf(2))] = json.RawMessage(`{}`)
-	r := c.run("", "release", "cache", "--yes", "--timeout=0")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "release", "cache", "--yes", "--timeout=0")
 	require.Contains(t, r.out, "record "+string(uidOf(2))+" exists already\n")
 }
 
 func TestReleaseThatIsNotTaken(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
-	r := c.run("", "release", "cache", "--yes", "--timeout=100ms")
-	require.ErrorContains(t, r.err, "pod web/cache: its kubelet has not taken the record within 100ms (last seen: node worker-1: Held); the record stays and will be found")
+	require.ErrorContains(t, c.run("", "release", "cache", "--yes", "--timeout=100ms").err, "pod web/cache: its kubelet has not taken the record within 100ms (last seen: node worker-1: Held); the record stays and will be found")
 }
 
 func TestReleaseThatTakesLonger(t *testing.T) {
@@ -265,6 +249,5 @@ func TestReleaseThatTakesLonger(t *testing.T) {
 			take(n)
 		}
 	}
-	r := c.run("", "release", "cache", "--yes", "--timeout=100ms")
-	require.ErrorContains(t, r.err, "pod web/cache has not ended within 100ms; its kubelet has the evidence and is terminating it (last seen: node worker-1: Terminating)")
+	require.ErrorContains(t, c.run("", "release", "cache", "--yes", "--timeout=100ms").err, "pod web/cache has not ended within 100ms; its kubelet has the evidence and is terminating it (last seen: node worker-1: Terminating)")
 }

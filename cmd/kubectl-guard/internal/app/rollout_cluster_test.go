@@ -383,13 +383,12 @@ var start = []string{"rollout", "start", "--pool", "blue=pool=blue", "--pool", "
 // rolledOut is twoPools after start.
 func rolledOut(t *testing.T) *cluster {
 	c := twoPools(t)
-	r := c.run("", append(start, "--yes")...)
-	require.NoError(t, r.err, r.errOut)
+	c.mustRun("", append(start, "--yes")...)
 	c.rollouts.started, c.writes = nil, nil
 	return c
 }
 
-// requested is what the template of a pool asks for.
+// requested is the request in the template of a pool.
 func (c *cluster) requested(pool string) rollout.Request {
 	c.t.Helper()
 	set := c.rollouts.sets[rollout.DaemonSetName(pool)]

@@ -110,10 +110,9 @@ func TestNodesThatCannotBeChangedAreLeftOut(t *testing.T) {
 
 			// The same command inspects it again.
 			c.rollouts.refused = map[string]string{}
-			r = c.run("", append(startBlue, "--yes")...)
-			require.NoError(t, r.err)
+			r = c.mustRun("", append(startBlue, "--yes")...)
 			require.Contains(t, c.rollouts.started, "blue-2")
-			require.NoError(t, c.run("", "rollout", "uninstall", "--pool", "blue", "--yes").err)
+			c.mustRun("", "rollout", "uninstall", "--pool", "blue", "--yes")
 			require.Equal(t, stock, c.node("blue-2").version)
 		})
 	}
@@ -122,8 +121,7 @@ func TestNodesThatCannotBeChangedAreLeftOut(t *testing.T) {
 func TestNotAllNodesPullAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	c := manyNodes(t, 20)
-	r := c.run("y\nn\n", append(startBlue, "--max-pulls=3")...)
-	require.ErrorContains(t, r.err, "not confirmed")
+	require.ErrorContains(t, c.run("y\nn\n", append(startBlue, "--max-pulls=3")...).err, "not confirmed")
 	require.Equal(t, 3, c.rollouts.pulls)
 	c.requireUntouched()
 }
@@ -147,7 +145,6 @@ func TestAnOlderPatchReleaseIsRemarkedOn(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
 	c.node("blue-2").version = "v1.36.9"
-	r := c.run("", append(start, "--yes")...)
-	require.NoError(t, r.err)
+	r := c.mustRun("", append(start, "--yes")...)
 	require.Contains(t, r.errOut, "Warning: pool blue: the image has an older patch release than these nodes run: blue-2 (v1.36.9)\n")
 }

@@ -32,15 +32,13 @@ func TestPauseIsOnePatch(t *testing.T) {
 func TestRolloutPauseAndResume(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)
-	r := c.run("", "rollout", "pause", "--pool", "blue", "--pool", "green")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "rollout", "pause", "--pool", "blue", "--pool", "green")
 	require.Equal(t, "blue: paused\ngreen: paused\n", r.out)
 	set := c.rollouts.sets["guard-installer-blue"]
 	require.True(t, rollout.Paused(set))
 	require.Equal(t, appsv1.OnDeleteDaemonSetStrategyType, set.Spec.UpdateStrategy.Type)
 
-	r = c.run("", "rollout", "resume", "--pool", "blue")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "resume", "--pool", "blue")
 	set = c.rollouts.sets["guard-installer-blue"]
 	require.False(t, rollout.Paused(set))
 	require.Equal(t, intstr.FromString("100%"), *set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable)
@@ -48,6 +46,5 @@ func TestRolloutPauseAndResume(t *testing.T) {
 
 func TestRolloutWithoutItsManifests(t *testing.T) {
 	t.Parallel()
-	r := newCluster(t).run("", "rollout", "pause")
-	require.EqualError(t, r.err, "which pool? give --pool NAME; kubectl guard rollout status shows all")
+	require.EqualError(t, newCluster(t).run("", "rollout", "pause").err, "which pool? give --pool NAME; kubectl guard rollout status shows all")
 }

@@ -23,18 +23,15 @@ func TestRolloutResumeRetriesANode(t *testing.T) {
 	require.ErrorContains(t, r.err, "not confirmed")
 	require.Equal(t, rollout.StateFailed, c.node("blue-1").labels[rollout.StateLabel])
 
-	r = c.run("y\n", "rollout", "resume", "--pool", "blue")
-	require.ErrorContains(t, r.err, "pool blue stopped at node blue-1", "it fails again")
+	require.ErrorContains(t, c.run("y\n", "rollout", "resume", "--pool", "blue").err, "pool blue stopped at node blue-1", "it fails again")
 
 	c.rollouts.outcome["blue-1"] = rollout.Done
-	r = c.run("", "rollout", "resume", "--pool", "blue", "--yes")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "resume", "--pool", "blue", "--yes")
 	require.Equal(t, []string{"blue-1", "blue-1", "blue-1", "blue-2"}, c.rollouts.started)
 	require.NotContains(t, c.node("blue-1").labels, rollout.StateLabel)
 	require.Contains(t, c.node("blue-1").annotations, rollout.ResumeAnnotation)
 
-	r = c.run("", "rollout", "resume", "--pool", "green")
-	require.ErrorContains(t, r.err, "pool green is only inspected; to change it, run kubectl guard rollout start --pool green")
+	require.ErrorContains(t, c.run("", "rollout", "resume", "--pool", "green").err, "pool green is only inspected; to change it, run kubectl guard rollout start --pool green")
 }
 
 func TestRolloutResumeGivesARefusalTimeToGo(t *testing.T) {
@@ -51,8 +48,7 @@ func TestRolloutResumeGivesARefusalTimeToGo(t *testing.T) {
 	require.Greater(t, seconds.Load(), int64(45), "an installer retries every 15 s")
 
 	c.rollouts.stepped = func(*appsv1.DaemonSet) { c.rollouts.refused, c.rollouts.outcome = nil, nil }
-	r = c.run("", "rollout", "resume", "--pool", "blue", "--yes")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "resume", "--pool", "blue", "--yes")
 	require.Equal(t, guard.Enforce, c.node("blue-2").mode)
 }
 
@@ -66,8 +62,7 @@ func TestRolloutDoesNotContinueWithABlanketYesOfAnEarlierRelease(t *testing.T) {
 	require.NoError(t, err)
 	set.Spec.Template.Annotations[rollout.RequestAnnotation] = string(data)
 	require.NoError(t, c.run("", "rollout", "status").err, "it can still be shown")
-	r := c.run("", "rollout", "resume", "--pool", "blue", "--yes")
-	require.ErrorContains(t, r.err, "pool blue: its request is of an earlier release and lets every held pod stop")
-	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	require.ErrorContains(t, c.run("", "rollout", "resume", "--pool", "blue", "--yes").err, "pool blue: its request is of an earlier release and lets every held pod stop")
+	c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
 	require.False(t, c.requested("blue").ReleaseHeld)
 }

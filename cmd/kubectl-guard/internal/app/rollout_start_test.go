@@ -20,8 +20,7 @@ import (
 func TestRolloutStartDoesOnePoolAfterTheOther(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
-	r := c.run("y\ny\ny\n", start...)
-	require.NoError(t, r.err, r.errOut)
+	r := c.mustRun("y\ny\ny\n", start...)
 	golden(t, "rollout-start.txt", r.out, false)
 	require.Equal(t, []string{"blue-1", "blue-2", "green-1"}, c.rollouts.started)
 	require.Equal(t, rollout.Request{
@@ -47,7 +46,7 @@ func TestRolloutStartInspectsAllNodesBeforeItChangesOne(t *testing.T) {
 			assert.Contains(t, c.node(name).annotations, rollout.ReportAnnotation)
 		}
 	}
-	require.NoError(t, c.run("", append(start, "--yes")...).err)
+	c.mustRun("", append(start, "--yes")...)
 }
 
 func TestRolloutStartRevertsWhatItStarted(t *testing.T) {
@@ -79,8 +78,7 @@ func TestRolloutStartRevertsWhatItStarted(t *testing.T) {
 			if test.prepare != nil {
 				test.prepare(c)
 			}
-			r := c.run(test.answers, append(start, test.arguments...)...)
-			require.ErrorContains(t, r.err, test.err)
+			require.ErrorContains(t, c.run(test.answers, append(start, test.arguments...)...).err, test.err)
 			c.requireUntouched()
 		})
 	}
@@ -110,11 +108,9 @@ func TestRolloutStartStopsAtANodeThatFails(t *testing.T) {
 	require.Equal(t, []string{"blue-1"}, c.rollouts.started)
 	require.Equal(t, rollout.Observe, c.requested("green").Target)
 
-	r = c.run("", "rollout", "start", "--pool", "blue", "--mode", "Audit", "--yes")
-	require.ErrorContains(t, r.err, "is stopped at node blue-1")
+	require.ErrorContains(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Audit", "--yes").err, "is stopped at node blue-1")
 
-	r = c.run("", "rollout", "status")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "status")
 	golden(t, "rollout-status-stopped.table", r.out, false)
 }
 
@@ -149,8 +145,7 @@ func TestRolloutStartNeedsAuditBeforeEnforce(t *testing.T) {
 	t.Run("after Audit there is nothing to ask", func(t *testing.T) {
 		t.Parallel()
 		c := rolledOut(t)
-		r := c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
-		require.NoError(t, r.err)
+		r := c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
 		require.Empty(t, r.errOut)
 		require.Equal(t, installerImage, c.requested("blue").ImageName)
 		require.Equal(t, guard.Enforce, c.node("blue-2").mode)
@@ -161,15 +156,13 @@ func TestRolloutStartNeedsAuditBeforeEnforce(t *testing.T) {
 func TestRolloutStartAgain(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)
-	r := c.run("", append(start, "--yes")...)
-	require.NoError(t, r.err)
+	r := c.mustRun("", append(start, "--yes")...)
 	require.Contains(t, r.out, "Pool green has converged; there is nothing to do.")
 	require.Empty(t, c.writes)
 
-	require.NoError(t, c.run("", "rollout", "pause", "--pool", "blue").err)
+	c.mustRun("", "rollout", "pause", "--pool", "blue")
 	c.rollouts.sets["guard-installer-blue"].Status.NumberAvailable = 0
-	r = c.run("", append(start, "--yes")...)
-	require.ErrorContains(t, r.err, "pool blue already has this request and is paused")
+	require.ErrorContains(t, c.run("", append(start, "--yes")...).err, "pool blue already has this request and is paused")
 }
 
 func TestRolloutStartContinuesAfterItWasLeft(t *testing.T) {
@@ -178,8 +171,7 @@ func TestRolloutStartContinuesAfterItWasLeft(t *testing.T) {
 	r := c.run("y\ny\nn\n", start...)
 	require.ErrorContains(t, r.err, "not started: green. The same command continues")
 	require.Equal(t, []string{"blue-1", "blue-2"}, c.rollouts.started)
-	r = c.run("", append(start, "--yes")...)
-	require.NoError(t, r.err)
+	r = c.mustRun("", append(start, "--yes")...)
 	require.Equal(t, []string{"blue-1", "blue-2", "green-1"}, c.rollouts.started)
 }
 
@@ -213,8 +205,7 @@ func TestRolloutStartRefusesPoolsThatMakeNoSense(t *testing.T) {
 				test.prepare(c)
 			}
 			// The flags of the case last: they count.
-			r := c.run("", append(append([]string{"rollout", "start"}, flags...), test.arguments...)...)
-			require.ErrorContains(t, r.err, test.err)
+			require.ErrorContains(t, c.run("", append(append([]string{"rollout", "start"}, flags...), test.arguments...)...).err, test.err)
 			require.Empty(t, c.writes)
 		})
 	}
@@ -223,8 +214,7 @@ func TestRolloutStartRefusesPoolsThatMakeNoSense(t *testing.T) {
 		c := rolledOut(t)
 		r := c.run("", append([]string{"rollout", "start", "--pool", "blue=pool=other"}, flags...)...)
 		require.ErrorContains(t, r.err, "pool blue has the nodes with pool=blue; to change that, uninstall it first")
-		r = c.run("", append([]string{"rollout", "start", "--pool", "other=pool in (other,green)"}, flags...)...)
-		require.ErrorContains(t, r.err, "node green-1 is in pool green and in pool other")
+		require.ErrorContains(t, c.run("", append([]string{"rollout", "start", "--pool", "other=pool in (other,green)"}, flags...)...).err, "node green-1 is in pool green and in pool other")
 	})
 	for name, test := range map[string]struct {
 		arguments []string
@@ -235,8 +225,7 @@ func TestRolloutStartRefusesPoolsThatMakeNoSense(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := twoPools(t).run("", append(startBlue[:4:4], test.arguments...)...)
-			require.ErrorContains(t, r.err, test.err)
+			require.ErrorContains(t, twoPools(t).run("", append(startBlue[:4:4], test.arguments...)...).err, test.err)
 		})
 	}
 }
@@ -245,33 +234,28 @@ func TestRolloutStartWithANodeThatIsAway(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
 	c.node("blue-2").notReady = true
-	r := c.run("", append(startBlue, "--yes", "--max-unavailable", "100%", "--many-at-once")...)
-	require.NoError(t, r.err)
+	r := c.mustRun("", append(startBlue, "--yes", "--max-unavailable", "100%", "--many-at-once")...)
 	require.Contains(t, r.out, "blue: nodes done: 1 of 2")
 	require.Contains(t, r.errOut, "Warning: nodes that are not ready, and will be changed when they are: blue-2\n")
 	pool, err := rollout.PoolOf(c.rollouts.sets["guard-installer-blue"])
 	require.NoError(t, err)
 	require.Equal(t, 2, pool.MaxUnavailable)
 
-	r = c.run("", "rollout", "uninstall", "--pool", "blue", "--yes")
-	require.ErrorContains(t, r.err, "the installers stay for the nodes that are not ready: blue-2")
+	require.ErrorContains(t, c.run("", "rollout", "uninstall", "--pool", "blue", "--yes").err, "the installers stay for the nodes that are not ready: blue-2")
 	require.Contains(t, c.rollouts.sets, "guard-installer-blue")
 }
 
 func TestRolloutStartDryRun(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
-	r := c.run("", append(start, "--dry-run")...)
-	require.NoError(t, r.err)
+	r := c.mustRun("", append(start, "--dry-run")...)
 	require.Contains(t, r.out, "Pool green: selector pool=green, nodes 1, max unavailable 1\n")
 	require.Empty(t, c.writes)
 
-	r = c.run("", append(startBlue, "--dry-run=client", "-o", "yaml")...)
-	require.NoError(t, r.err)
+	r = c.mustRun("", append(startBlue, "--dry-run=client", "-o", "yaml")...)
 	golden(t, "rollout-start-dry-run.yaml", r.out, true)
 
-	r = c.run("", append(start, "--dry-run=server")...)
-	require.NoError(t, r.err)
+	r = c.mustRun("", append(start, "--dry-run=server")...)
 	require.Contains(t, r.out, "green: DaemonSet guard-installer-green accepted (server dry run)\n")
 	require.Len(t, c.writes, 2)
 	require.Contains(t, c.writes[0], "?dryRun=All ")
@@ -284,12 +268,10 @@ func TestRolloutStartWithAConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "guard.yaml")
 	text := "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\nallowedCauses: [NodeShutdown]\n"
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
-	r := c.run("", append(start, "--yes", "--guard-config", file)...)
-	require.NoError(t, r.err)
+	c.mustRun("", append(start, "--yes", "--guard-config", file)...)
 	require.Equal(t, text, c.requested("blue").Configuration)
 
-	r = c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
-	require.NoError(t, r.err)
+	c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
 	require.Equal(t, text, c.requested("blue").Configuration, "kept")
 }
 
@@ -314,8 +296,7 @@ func TestRolloutReportIsComparedWithTheNode(t *testing.T) {
 	require.Equal(t, exitcode.Stopped, exitcode.Of(r.err))
 	require.Equal(t, []string{"blue-1", "blue-2"}, c.rollouts.started, "no further pool")
 
-	r = c.run("", "rollout", "status", "--pool", "blue")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "status", "--pool", "blue")
 	require.Regexp(t, `blue +Stopped +Audit +2 +1 +0 +1 +0`, r.out)
 	require.Regexp(t, `blue-2 +blue +Unguarded +<none> +<none>`, r.out)
 	require.Contains(t, r.out, "\n"+why+"\n")
@@ -327,7 +308,7 @@ func TestRolloutReportIsComparedWithTheNode(t *testing.T) {
 func TestRolloutStatusNamesThePoolThatANodeBelongsTo(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
-	require.NoError(t, c.run("", append(start, "--yes")...).err)
+	c.mustRun("", append(start, "--yes")...)
 	c.node("green-1").labels["pool"] = "blue"
 	set := c.rollouts.sets["guard-installer-green"]
 	pool, err := rollout.PoolOf(set)
@@ -339,8 +320,7 @@ func TestRolloutStatusNamesThePoolThatANodeBelongsTo(t *testing.T) {
 	require.NoError(t, err)
 	set.Spec = wide.Spec
 	const why = "blue-1: Pending: its report is that of pool blue, which selects the node, too; a node must be in one pool only\n"
-	r := c.run("", "rollout", "status", "--pool", "green")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "rollout", "status", "--pool", "green")
 	require.Contains(t, r.out, "\n"+why)
 	require.NotContains(t, r.out, "\ngreen-1: Pending", "it belongs to this pool")
 	r = c.run("", "rollout", "status", "--pool", "blue")
@@ -353,8 +333,7 @@ func TestRolloutStartWithMoreNodesAwayThanSlots(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
 	c.node("blue-1").notReady = true
-	r := c.run("", append(startBlue, "--yes")...)
-	require.NoError(t, r.err)
+	r := c.mustRun("", append(startBlue, "--yes")...)
 	require.Contains(t, r.out, "blue: nodes done: 1 of 2")
 }
 
@@ -362,19 +341,17 @@ func TestRolloutStartSettles(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
 	for _, arguments := range [][]string{{"--settle", "1s"}, {"--settle", "10m"}, {"--verify-timeout", "15s"}, {"--verify-timeout", "6m"}} {
-		r := c.run("", append(append([]string{}, start...), arguments...)...)
-		require.ErrorContains(t, r.err, arguments[0]+": ")
+		require.ErrorContains(t, c.run("", append(append([]string{}, start...), arguments...)...).err, arguments[0]+": ")
 	}
-	r := c.run("", append(append([]string{}, start...), "--settle", "2m", "--verify-timeout", "90s")...)
-	require.ErrorContains(t, r.err, "settle: Invalid value: \"2m0s\": must be shorter than verifyTimeout (1m30s)")
+	require.ErrorContains(t, c.run("", append(append([]string{}, start...), "--settle", "2m", "--verify-timeout", "90s")...).err, "settle: Invalid value: \"2m0s\": must be shorter than verifyTimeout (1m30s)")
 	c.requireUntouched()
 
-	require.NoError(t, c.run("", append(append([]string{}, start...), "--yes", "--settle", "2m")...).err)
+	c.mustRun("", append(append([]string{}, start...), "--yes", "--settle", "2m")...)
 	require.Equal(t, 2*time.Minute, c.requested("blue").SettleTime())
 	require.Equal(t, 165*time.Second, c.requested("blue").Verify())
 
 	// It stays so until another is given.
-	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes", "--verify-timeout", "4m").err)
+	c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes", "--verify-timeout", "4m")
 	require.Equal(t, 2*time.Minute, c.requested("blue").SettleTime())
 	require.Equal(t, 4*time.Minute, c.requested("blue").Verify())
 }

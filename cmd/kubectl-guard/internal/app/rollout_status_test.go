@@ -69,7 +69,7 @@ func TestExitCodes(t *testing.T) {
 			c.step(c.rollouts.sets["guard-installer-blue"])
 			c.step(c.rollouts.sets["guard-installer-blue"])
 		}()
-		require.NoError(t, c.run("", "rollout", "status", "--wait").err)
+		c.mustRun("", "rollout", "status", "--wait")
 		require.LessOrEqual(t, c.watches, 3, "the nodes are watched, not listed again")
 	})
 }
@@ -78,15 +78,13 @@ func TestAPoolThatCannotBeReadHidesNoOther(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)
 	unreadable(c, "green")
-	r := c.run("", "rollout", "status")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "rollout", "status")
 	require.Contains(t, r.out, "blue    Complete")
 	require.Contains(t, r.out, "green   Unreadable")
 	require.Contains(t, r.errOut, `pool green cannot be read, and only kubectl guard rollout pause works with it: daemonset kubelet-guard-rollout/guard-installer-green: annotation kubelet-guard.io/rollout-request: unknown field "newField"`)
-	r = c.run("", "rollout", "status", "-o", "jsonpath={.items[1].problem}")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "status", "-o", "jsonpath={.items[1].problem}")
 	require.Contains(t, r.out, `unknown field "newField"`)
-	require.NoError(t, c.run("", "rollout", "undo", "--pool", "blue", "--yes").err)
+	c.mustRun("", "rollout", "undo", "--pool", "blue", "--yes")
 	require.ErrorContains(t, c.run("", "rollout", "undo", "--pool", "green", "--yes").err, "pool green cannot be read")
 	require.ErrorContains(t, c.run("", "rollout", "start", "--pool", "green", "--mode=Audit", "--yes").err, "pool green cannot be read")
 }
@@ -95,18 +93,14 @@ func TestRolloutStatus(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)
 	for format, wide := range map[string]bool{"table": false, "wide": true, "yaml": true} {
-		r := c.run("", "rollout", "status", "-o", format)
-		require.NoError(t, r.err)
+		r := c.mustRun("", "rollout", "status", "-o", format)
 		golden(t, "rollout-status."+format, r.out, wide)
 	}
-	r := c.run("", "rollout", "status", "--pool", "green", "-o", "jsonpath={.items[*].pool} {.items[*].state}")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "rollout", "status", "--pool", "green", "-o", "jsonpath={.items[*].pool} {.items[*].state}")
 	require.Equal(t, "green Complete", r.out)
 
-	r = c.run("", "rollout", "status", "--pool", "red")
-	require.ErrorContains(t, r.err, "there is no pool red")
-	r = twoPools(t).run("", "rollout", "status")
-	require.NoError(t, r.err)
+	require.ErrorContains(t, c.run("", "rollout", "status", "--pool", "red").err, "there is no pool red")
+	r = twoPools(t).mustRun("", "rollout", "status")
 	require.Equal(t, "No pool has a roll-out. kubectl guard rollout start makes one.\n", r.errOut)
 }
 
@@ -117,8 +111,7 @@ func TestSlotsOfNodesThatHaveLeftThePool(t *testing.T) {
 		for holder, released := range map[string]bool{"blue-1": false, "other-1": true, "gone": true} {
 			c := rolledOut(t)
 			c.rollouts.leases = []string{slot + "@" + holder}
-			r := c.run("", "rollout", "status", "--pool", "blue")
-			require.NoError(t, r.err)
+			r := c.mustRun("", "rollout", "status", "--pool", "blue")
 			require.Equal(t, released, strings.Contains(r.errOut, "slot "+slot+" is held by node "+holder+", which is not in the pool; kubectl guard rollout resume --pool blue releases it"), r.errOut)
 			// The roll-out continues while the command waits, and only uninstall deletes all slots.
 			free := false
@@ -127,8 +120,7 @@ func TestSlotsOfNodesThatHaveLeftThePool(t *testing.T) {
 			if verb != "resume" {
 				arguments = append(arguments, "--yes", "--release-held")
 			}
-			r = c.run("", arguments...)
-			require.NoError(t, r.err)
+			r = c.mustRun("", arguments...)
 			require.Equal(t, released, free, "%s, slot of %s", verb, holder)
 		}
 	}

@@ -15,15 +15,13 @@ import (
 func TestRolloutUndoGoesBackOneStepAfterTheOther(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)
-	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
-	r := c.run("y\n", "rollout", "undo", "--pool", "blue")
-	require.NoError(t, r.err)
+	c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
+	r := c.mustRun("y\n", "rollout", "undo", "--pool", "blue")
 	golden(t, "rollout-undo.txt", r.out, false)
 	require.Equal(t, rollout.Audit, c.requested("blue").Target)
 	require.Equal(t, guard.Audit, c.node("blue-1").mode)
 
-	r = c.run("", "rollout", "undo", "--pool", "blue", "--yes")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "undo", "--pool", "blue", "--yes")
 	require.Equal(t, stock, c.node("blue-1").version)
 	require.NotContains(t, c.rollouts.sets, "guard-installer-blue", "what was before the first roll-out needs no installers")
 	require.NotContains(t, c.node("blue-1").annotations, rollout.ReportAnnotation)
@@ -39,8 +37,7 @@ func TestRolloutUndoLeavesNodesAloneThatWereNotChanged(t *testing.T) {
 	require.ErrorContains(t, r.err, "pool blue stopped at node blue-1")
 	delete(c.rollouts.outcome, "blue-1")
 	c.rollouts.started = nil
-	r = c.run("", "rollout", "undo", "--pool", "blue", "--yes")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "undo", "--pool", "blue", "--yes")
 	require.Equal(t, installerImage, c.requested("blue").ImageName)
 }
 
@@ -48,11 +45,9 @@ func TestRolloutUndoOfAnInspectionRemovesTheInstallers(t *testing.T) {
 	t.Parallel()
 	c := twoPools(t)
 	require.Error(t, c.run("y\ny\nn\n", start...).err)
-	r := c.run("", "rollout", "undo", "--pool", "green", "--dry-run")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "rollout", "undo", "--pool", "green", "--dry-run")
 	require.Equal(t, "green: no node was changed; its installers go (dry run)\n", r.out)
-	r = c.run("", "rollout", "undo", "--pool", "green")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "undo", "--pool", "green")
 	require.Equal(t, "green: no node was changed; its installers are gone\n", r.out)
 	require.NotContains(t, c.rollouts.sets, "guard-installer-green")
 }
@@ -61,23 +56,21 @@ func TestRolloutUndoOfAnInspectionRemovesTheInstallers(t *testing.T) {
 func TestRolloutReleasesOnlyWhatItHasListed(t *testing.T) {
 	t.Parallel()
 	c := rolledOut(t)
-	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
-	r := c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
-	require.NoError(t, r.err)
+	c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
+	r := c.mustRun("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
 	require.Empty(t, c.requested("blue").ReleaseHeldUIDs, "nothing was listed")
 
-	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
 	c.node("blue-1").pods = []guard.PodState{heldPod("web", "cache", 2, false, guard.PodVanished)}
 	c.node("blue-2").status = http.StatusServiceUnavailable
-	r = c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
 	require.Contains(t, r.errOut, "blue-2 (NoAnswer)")
 	require.Equal(t, []types.UID{uidOf(2)}, c.requested("blue").ReleaseHeldUIDs)
 
 	// The yes is for one time: the next request does not have it, and the history neither.
 	c.node("blue-2").status = 0
 	c.node("blue-1").pods = nil
-	require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+	c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
 	require.Empty(t, c.requested("blue").ReleaseHeldUIDs)
 	require.NotContains(t, c.rollouts.sets["guard-installer-blue"].Annotations[pool.HistoryAnnotation], string(uidOf(2)))
 }

@@ -16,7 +16,7 @@ func TestRolloutUninstallListsHeldPods(t *testing.T) {
 	t.Parallel()
 	holding := func(t *testing.T) *cluster {
 		c := rolledOut(t)
-		require.NoError(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err)
+		c.mustRun("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
 		c.rollouts.started = nil
 		c.rollouts.leases = []string{rollout.SlotName("blue", 0)}
 		c.node("blue-1").holding = true
@@ -66,8 +66,7 @@ func TestRolloutUninstallListsHeldPods(t *testing.T) {
 		r := c.run("", "rollout", "start", "--pool", "blue", "--mode", "Audit", "--yes")
 		require.ErrorContains(t, r.err, "held pods that would be stopped: 2; nothing was done")
 		require.Empty(t, c.rollouts.started)
-		r = c.run("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
-		require.NoError(t, r.err)
+		r = c.mustRun("", "rollout", "undo", "--pool", "blue", "--yes", "--release-held")
 		require.Equal(t, []types.UID{uidOf(2), uidOf(3)}, c.requested("blue").ReleaseHeldUIDs, "those that were listed, and no other")
 		require.Equal(t, rollout.Audit, c.requested("blue").Target)
 	})
@@ -78,7 +77,7 @@ func TestRolloutUninstallAcceptsAStockVersion(t *testing.T) {
 	c := rolledOut(t)
 	var asked rollout.Request
 	c.rollouts.stepped = func(set *appsv1.DaemonSet) { asked, _ = rollout.RequestOf(set) }
-	require.NoError(t, c.run("", "rollout", "uninstall", "--pool", "blue", "--yes", "--stock-version", "v1.38.0").err)
+	c.mustRun("", "rollout", "uninstall", "--pool", "blue", "--yes", "--stock-version", "v1.38.0")
 	require.Equal(t, "v1.38.0", asked.StockVersion)
 	c = rolledOut(t)
 	require.ErrorContains(t, c.run("", "rollout", "uninstall", "--pool", "blue", "--yes", "--stock-version", "1.38").err, "stockVersion")

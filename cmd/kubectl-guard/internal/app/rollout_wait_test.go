@@ -48,13 +48,13 @@ func TestRolloutStartWatchesAPoolBeforeTheNext(t *testing.T) {
 	require.Contains(t, r.out, "blue: watched for 10m0s before pool green (nodes: 1)\n")
 }
 
-func TestRolloutNoticesThatSomebodyElseChangesThePool(t *testing.T) {
+func TestRolloutNoticesThatAnotherUserChangesThePool(t *testing.T) {
 	t.Parallel()
 	other := func(c *cluster, pool string) {
 		set := c.rollouts.sets[rollout.DaemonSetName(pool)]
 		pools, err := rollout.PoolOf(set)
 		assert.NoError(t, err)
-		changed, err := rollout.DaemonSet(pools, rollout.Request{Target: rollout.Audit, Image: "somebody/elses:1"})
+		changed, err := rollout.DaemonSet(pools, rollout.Request{Target: rollout.Audit, Image: "another/users:1"})
 		assert.NoError(t, err)
 		set.Spec = changed.Spec
 	}
@@ -66,17 +66,15 @@ func TestRolloutNoticesThatSomebodyElseChangesThePool(t *testing.T) {
 				other(c, "blue")
 			}
 		}
-		r := c.run("", append(start, "--yes")...)
-		require.ErrorContains(t, r.err, "pool blue: somebody else has changed it meanwhile: its request is Audit, image somebody/elses:1")
-		require.Equal(t, "somebody/elses:1", c.requested("blue").Image)
+		require.ErrorContains(t, c.run("", append(start, "--yes")...).err, "pool blue: another user has changed it meanwhile: its request is Audit, image another/users:1")
+		require.Equal(t, "another/users:1", c.requested("blue").Image)
 	})
 	t.Run("while the question is open", func(t *testing.T) {
 		t.Parallel()
 		c := rolledOut(t)
 		c.node("blue-2").asked = func(*fakeNode) { other(c, "blue") }
-		r := c.run("", "rollout", "undo", "--pool", "blue", "--yes")
-		require.ErrorContains(t, r.err, "somebody else has changed it meanwhile")
-		require.Equal(t, "somebody/elses:1", c.requested("blue").Image)
+		require.ErrorContains(t, c.run("", "rollout", "undo", "--pool", "blue", "--yes").err, "another user has changed it meanwhile")
+		require.Equal(t, "another/users:1", c.requested("blue").Image)
 	})
 	t.Run("while installers inspect", func(t *testing.T) {
 		t.Parallel()
@@ -86,9 +84,8 @@ func TestRolloutNoticesThatSomebodyElseChangesThePool(t *testing.T) {
 				other(c, "blue")
 			}
 		}
-		r := c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes")
-		require.ErrorContains(t, r.err, "somebody else has changed it meanwhile")
-		require.Equal(t, "somebody/elses:1", c.requested("blue").Image, "not put back over what somebody else wants")
+		require.ErrorContains(t, c.run("", "rollout", "start", "--pool", "blue", "--mode", "Enforce", "--yes").err, "another user has changed it meanwhile")
+		require.Equal(t, "another/users:1", c.requested("blue").Image, "not overwritten")
 	})
 }
 
@@ -102,8 +99,7 @@ func TestRolloutStartPrintsThatItWasPaused(t *testing.T) {
 			set.Annotations[rollout.PausedAnnotation] = strconv.FormatBool(looks < 10)
 		}
 	}
-	r := c.run("", append(start, "--yes")...)
-	require.NoError(t, r.err)
+	r := c.mustRun("", append(start, "--yes")...)
 	// Nodes and DaemonSet come by different ways, so one of the two may be a look behind.
 	require.Contains(t, r.out, "blue: paused; kubectl guard rollout resume --pool blue continues\n")
 	require.Contains(t, r.out, "blue: resumed\nblue/blue-2: Done\n")

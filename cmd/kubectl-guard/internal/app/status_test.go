@@ -14,15 +14,15 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-func TestStatusIsAnErrorWhenNoNodeAnswers(t *testing.T) {
+func TestStatusIsAnErrorWhenNoNodeResponds(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		states []int
 		err    string
 	}{
-		"one answers": {[]int{0, http.StatusForbidden}, ""},
-		"none":        {[]int{http.StatusServiceUnavailable, http.StatusForbidden}, "no node responded"},
-		"no right":    {[]int{http.StatusForbidden, http.StatusForbidden}, "no node may be queried: that needs get on nodes/proxy"},
+		"one responds": {[]int{0, http.StatusForbidden}, ""},
+		"none":         {[]int{http.StatusServiceUnavailable, http.StatusForbidden}, "no node responded"},
+		"no right":     {[]int{http.StatusForbidden, http.StatusForbidden}, "no node may be queried: that needs get on nodes/proxy"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -54,16 +54,14 @@ func TestStatusShowsEveryNode(t *testing.T) {
 func TestStatusShowsANodeThatIsSilent(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, &fakeNode{name: "worker-1", version: guarded, silent: true}, &fakeNode{name: "worker-2", version: guarded})
-	r := c.run("", "status", "-o", "jsonpath={range .items[*]}{.node} {.state} {.detail}{'\\n'}{end}")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "status", "-o", "jsonpath={range .items[*]}{.node} {.state} {.detail}{'\\n'}{end}")
 	require.Equal(t, "worker-1 NoAnswer no response within 1s\nworker-2 Guarded \n", r.out)
 }
 
 func TestStatusOfNamedNodes(t *testing.T) {
 	t.Parallel()
 	c := everyState(t)
-	r := c.run("", "status", "worker-2", "-o", "jsonpath={.items[*].node} {.items[*].mode}")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "status", "worker-2", "-o", "jsonpath={.items[*].node} {.items[*].mode}")
 	require.Equal(t, "worker-2 Audit", r.out)
 
 	r = c.run("", "status", "worker-9")
@@ -87,8 +85,7 @@ func TestStatusCountsProtectedPodsWithoutBudget(t *testing.T) {
 	last := func(out string) string { return out[strings.Index(out, "\n\n")+2:] }
 
 	c := prepare(t)
-	r := c.run("", "status")
-	require.NoError(t, r.err)
+	r := c.mustRun("", "status")
 	require.Equal(t, "Protected pods without a PodDisruptionBudget: 8 (b 2, a 1, c 1, d 1, e 1, and 2 more). Nothing\nlimits how many are deleted at once.\n", last(r.out))
 
 	budget := func(namespace string, selector *metav1.LabelSelector) policyv1.PodDisruptionBudget {
@@ -98,11 +95,9 @@ func TestStatusCountsProtectedPodsWithoutBudget(t *testing.T) {
 		c.budgets = append(c.budgets, budget(namespace, &metav1.LabelSelector{MatchLabels: map[string]string{"app": namespace}}))
 	}
 	c.budgets = append(c.budgets, budget("b", &metav1.LabelSelector{}), budget("g", nil))
-	r = c.run("", "status")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "status")
 	require.Equal(t, "Protected pods without a PodDisruptionBudget: 1 (g 1). Nothing limits how many are deleted at\nonce.\n", last(r.out))
-	r = c.run("", "status", "-o", "jsonpath={.withoutBudget}")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "status", "-o", "jsonpath={.withoutBudget}")
 	require.JSONEq(t, `{"pods":1,"namespaces":{"g":1}}`, r.out)
 
 	c.budgets = append(c.budgets, budget("g", &metav1.LabelSelector{}))
@@ -110,8 +105,7 @@ func TestStatusCountsProtectedPodsWithoutBudget(t *testing.T) {
 	require.NotContains(t, prepare(t).run("", "status", "worker-1").out, "PodDisruptionBudget", "of the whole cluster, not of a node")
 
 	c.noBudgets = true
-	r = c.run("", "status")
-	require.NoError(t, r.err)
+	r = c.mustRun("", "status")
 	require.Contains(t, r.out, "worker-1")
 	require.Contains(t, r.errOut, "Warning: protected pods without a PodDisruptionBudget are not counted: list the PodDisruptionBudgets: ")
 }

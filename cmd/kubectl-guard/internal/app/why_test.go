@@ -51,8 +51,7 @@ func TestWhy(t *testing.T) {
 			if test.prepare != nil {
 				test.prepare(c)
 			}
-			r := c.run("", "why", test.pod)
-			require.NoError(t, r.err)
+			r := c.mustRun("", "why", test.pod)
 			golden(t, name+".txt", r.out, false)
 		})
 	}

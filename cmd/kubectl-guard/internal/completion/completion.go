@@ -14,9 +14,9 @@ import (
 	"k8s.io/client-go/metadata"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/paging"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pods"
 	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/paging"
 )
 
 const (
@@ -72,7 +72,7 @@ func Nodes(s *factory.Factory) cobra.CompletionFunc {
 	}
 }
 
-// namesOfObjects returns the names of objects that begin with the prefix, at most limit. It
+// namesOfObjects returns the names of objects that start with the prefix, at most limit. It
 // reads all objects, page by page, and of each the metadata only. What was found by the end of
 // the time, or before an error, is better than nothing.
 func namesOfObjects(ctx context.Context, objects metadata.ResourceInterface, prefix string) []string {

@@ -32,13 +32,16 @@ func (d *Strategy) Set(value string) error {
 	return errors.New("must be none, client or server")
 }
 
-// AddFlag adds the flag to a command.
-func (d *Strategy) AddFlag(command *cobra.Command) {
+// AddFlag adds the flag to a command. Not all can have the API server check what they would do.
+func (d *Strategy) AddFlag(command *cobra.Command, server bool) {
 	*d = None
-	flags := command.Flags()
-	flags.Var(d, "dry-run", "none; client: only show what would be done; server: have the API server check it, and keep nothing")
-	flags.Lookup("dry-run").NoOptDefVal = string(Client)
-	_ = command.RegisterFlagCompletionFunc("dry-run", cobra.FixedCompletions([]string{"none", "client", "server"}, cobra.ShellCompDirectiveNoFileComp))
+	usage, values := "none; client: only show what would be done", []string{"none", "client"}
+	if server {
+		usage, values = usage+"; server: have the API server check it, and keep nothing", append(values, "server")
+	}
+	command.Flags().Var(d, "dry-run", usage)
+	command.Flags().Lookup("dry-run").NoOptDefVal = string(Client)
+	_ = command.RegisterFlagCompletionFunc("dry-run", cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // Suffix marks a line about something that was not kept.

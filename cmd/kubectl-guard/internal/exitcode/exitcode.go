@@ -6,7 +6,7 @@ import "errors"
 // Exit codes of the program, as docs/kubectl-guard.md lists them.
 const (
 	Error = 1
-	// Stopped: a pool stands still at a node that failed or refused.
+	// Stopped: a pool is stopped at a node that failed or refused.
 	Stopped = 3
 	// Timeout: what was awaited was not there in time. It may come later.
 	Timeout = 4

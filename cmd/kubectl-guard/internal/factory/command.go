@@ -9,13 +9,16 @@ import (
 
 // Verb is a verb of kubectl guard in the three steps of kubectl's own commands.
 type Verb interface {
-	// Complete takes over the arguments.
+	// Complete reads the arguments. A Factory has one for verbs without any.
 	Complete(command *cobra.Command, arguments []string) error
 	// Validate refuses flags and arguments that do not fit, before anything is read.
 	Validate() error
 	// Run does what the verb is for.
 	Run(ctx context.Context) error
 }
+
+// Complete reads no arguments.
+func (*Factory) Complete(*cobra.Command, []string) error { return nil }
 
 // RunE returns the RunE of a verb's command.
 func RunE(verb Verb) func(*cobra.Command, []string) error {

@@ -9,7 +9,6 @@ import (
 
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -76,10 +75,6 @@ func (s *Factory) Connect() (*Clients, error) {
 	if err != nil {
 		return nil, err
 	}
-	dynamicClient, err := dynamic.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
 	metadataClient, err := metadata.NewForConfig(config)
 	if err != nil {
 		return nil, err
@@ -87,7 +82,7 @@ func (s *Factory) Connect() (*Clients, error) {
 	return &Clients{
 		Kube:      kube,
 		Metadata:  metadataClient,
-		Records:   record.Client{Dynamic: dynamicClient, FieldManager: FieldManager},
+		Records:   record.Client{Kube: kube, FieldManager: FieldManager},
 		Nodes:     nodes.Querier{Client: kube, Timeout: s.NodeTimeout},
 		Namespace: namespace, NamespaceGiven: explicit,
 	}, nil

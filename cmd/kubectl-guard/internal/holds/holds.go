@@ -17,9 +17,7 @@ import (
 )
 
 type heldPodList struct {
-	APIVersion string     `json:"apiVersion"`
-	Kind       string     `json:"kind"`
-	Items      []pods.Pod `json:"items"`
+	printer.List[pods.Pod] `json:",inline"`
 	// Unanswered has the nodes whose holds are not known.
 	Unanswered []nodes.Status `json:"unanswered,omitempty"`
 }
@@ -56,13 +54,8 @@ present ends with kubectl delete, the others with kubectl guard release.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
-func (o *options) Complete(*cobra.Command, []string) error { return nil }
-
-// Validate is part of factory.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
 
-// Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
 	c, responses, err := o.Query(ctx, o.node)
 	if err != nil {
@@ -84,10 +77,8 @@ func (o *options) Run(ctx context.Context) error {
 
 	nodes.WarnUnreachable(o.Warn, silent, len(responses))
 	if !o.output.HumanReadable() {
-		list := heldPodList{APIVersion: printer.APIVersion, Kind: "HeldPodList", Items: held}
-		if held == nil {
-			list.Items = []pods.Pod{}
-		}
+		list := heldPodList{List: printer.NewList[pods.Pod]("HeldPodList")}
+		list.Items = append(list.Items, held...)
 		for _, response := range silent {
 			list.Unanswered = append(list.Unanswered, nodes.StatusOf(response))
 		}

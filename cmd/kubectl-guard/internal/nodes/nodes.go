@@ -15,13 +15,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/pager"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/paging"
 )
 
 const (
@@ -54,21 +53,6 @@ type Response struct {
 	Detail string
 	// Pods is nil unless the state is Guarded.
 	Pods *guard.PodList
-	// Waiting are the pods of the node whose start waits for a held pod.
-	Waiting []WaitingPod
-}
-
-// WaitingPod is a pod that does not start on its node while a held pod of the same name
-// runs there that uses what only one of them may use.
-type WaitingPod struct {
-	Namespace string    `json:"namespace"`
-	Name      string    `json:"name"`
-	UID       types.UID `json:"uid"`
-	// HeldUID is the held pod.
-	HeldUID types.UID `json:"heldUID"`
-	// Shares is what both would use, for humans.
-	Shares []string  `json:"shares,omitempty"`
-	Since  time.Time `json:"since"`
 }
 
 // Querier queries kubelets. It is safe for concurrent use.
@@ -82,11 +66,9 @@ type Querier struct {
 // about the list of nodes.
 func (a Querier) All(ctx context.Context) ([]Response, error) {
 	var list []corev1.Node
-	err := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-		return a.Client.CoreV1().Nodes().List(ctx, options)
-	}).EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
-		list = append(list, *object.(*corev1.Node))
-		return nil
+	_, err := paging.Each(ctx, metav1.ListOptions{}, a.Client.CoreV1().Nodes().List, func(page *corev1.NodeList) bool {
+		list = append(list, page.Items...)
+		return true
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the nodes: %w", err)
@@ -139,57 +121,43 @@ func (a Querier) queryOne(ctx context.Context, node corev1.Node) Response {
 		// The user retries when the API server is busy.
 		MaxRetries(0).
 		Do(ctx)
+	var list guard.PodList
 	// Error, unlike Raw, has the message of the API server.
 	err := result.Error()
+	if err == nil {
+		err = decode(result, &list)
+	}
 	switch {
 	case err == nil:
+		response.State, response.Pods = Guarded, &list
 	case apierrors.IsNotFound(err):
 		response.State, response.Detail = Unguarded, "the kubelet has no guard"
-		return response
 	case apierrors.IsForbidden(err):
 		response.State, response.Detail = Forbidden, err.Error()
-		return response
 	case errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil:
 		response.State, response.Detail = NoAnswer, fmt.Sprintf("no response within %s", timeout)
-		return response
 	default:
 		response.State, response.Detail = NoAnswer, strings.TrimSpace(serverMessage(err))
-		return response
 	}
+	return response
+}
+
+func decode(result rest.Result, into any) error {
 	body, err := result.Raw()
 	if err != nil {
-		response.State, response.Detail = NoAnswer, err.Error()
-		return response
+		return err
 	}
-	var pods guard.PodList
-	if err := json.Unmarshal(body, &pods); err != nil {
-		response.State, response.Detail = NoAnswer, fmt.Sprintf("the response to GET %s is not understood: %v", guard.PodsPath, err)
-		return response
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("the response to GET %s is not understood: %w", guard.PodsPath, err)
 	}
-	// A kubelet of an earlier release does not report them.
-	var waiting struct {
-		Waiting []WaitingPod `json:"waiting"`
-	}
-	if err := json.Unmarshal(body, &waiting); err != nil {
-		response.State, response.Detail = NoAnswer, fmt.Sprintf("the response to GET %s is not understood: %v", guard.PodsPath, err)
-		return response
-	}
-	response.State, response.Pods, response.Waiting = Guarded, &pods, waiting.Waiting
-	return response
+	return nil
 }
 
 // serverMessage prefers the message of the proxy over what client-go makes of its
 // status code.
 func serverMessage(err error) string {
-	var status apierrors.APIStatus
-	if errors.As(err, &status) {
-		if details := status.Status().Details; details != nil {
-			for _, cause := range details.Causes {
-				if cause.Type == metav1.CauseTypeUnexpectedServerResponse && cause.Message != "" {
-					return cause.Message
-				}
-			}
-		}
+	if cause, ok := apierrors.StatusCause(err, metav1.CauseTypeUnexpectedServerResponse); ok && cause.Message != "" {
+		return cause.Message
 	}
 	return err.Error()
 }

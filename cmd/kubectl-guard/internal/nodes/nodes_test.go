@@ -19,7 +19,7 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-func askerFor(t *testing.T, timeout time.Duration, kubelet http.HandlerFunc) Querier {
+func querierFor(t *testing.T, timeout time.Duration, kubelet http.HandlerFunc) Querier {
 	server := httptest.NewServer(kubelet)
 	t.Cleanup(server.Close)
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
@@ -35,9 +35,9 @@ func named(names ...string) []corev1.Node {
 	return list
 }
 
-func TestAskBoundsWhatRunsAtATime(t *testing.T) {
+func TestQueryBoundsWhatRunsAtATime(t *testing.T) {
 	var running, most atomic.Int32
-	querier := askerFor(t, time.Minute, func(w http.ResponseWriter, _ *http.Request) {
+	querier := querierFor(t, time.Minute, func(w http.ResponseWriter, _ *http.Request) {
 		n := running.Add(1)
 		defer running.Add(-1)
 		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
@@ -59,9 +59,9 @@ func TestAskBoundsWhatRunsAtATime(t *testing.T) {
 	require.Greater(t, int(most.Load()), 1)
 }
 
-func TestAskClassifiesAnswers(t *testing.T) {
+func TestQueryClassifiesResponses(t *testing.T) {
 	const timeout = 500 * time.Millisecond
-	querier := askerFor(t, timeout, func(w http.ResponseWriter, r *http.Request) {
+	querier := querierFor(t, timeout, func(w http.ResponseWriter, r *http.Request) {
 		node := strings.Split(r.URL.Path, "/")[4]
 		switch node {
 		case "guarded":

@@ -11,7 +11,7 @@ import (
 )
 
 // Shared names what two pods would use, for humans.
-func Shared(waiting *WaitingPod) string {
+func Shared(waiting *guard.WaitingState) string {
 	if len(waiting.Shares) == 0 {
 		return "what only one of them may use"
 	}

@@ -4,20 +4,23 @@ package nodewatch
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
 
-	"kubelet-guard.io/cmd/kubectl-guard/internal/paging"
 	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/paging"
 	"kubelet-guard.io/pkg/rollout"
 )
 
@@ -53,124 +56,74 @@ func slim(node *corev1.Node) corev1.Node {
 	return s
 }
 
-// Watch has the nodes that match a selector as the API server reports them: a list once,
-// then what changes. It is safe for concurrent use.
+// Watch has the nodes that match a selector as the API server reports them. It is safe for
+// concurrent use.
 type Watch struct {
-	mu    sync.Mutex
-	nodes map[string]corev1.Node
-	// known: a list was read. err is why the watch is broken at the moment.
-	known bool
-	err   error
-	// changed has a message when the nodes are others than before.
-	changed chan struct{}
+	informer cache.SharedIndexInformer
+	mu       sync.Mutex
+	// err is that of the last list or watch.
+	err error
 }
 
-// Start starts a watch, until the context ends. retry is the pause after an error.
-func Start(ctx context.Context, kube kubernetes.Interface, selector string, retry time.Duration) *Watch {
-	w := &Watch{changed: make(chan struct{}, 1)}
-	go func() {
-		for ctx.Err() == nil {
-			err := w.follow(ctx, kube, selector)
-			w.mu.Lock()
-			w.err = err
-			w.mu.Unlock()
-			w.notify()
-			select {
-			case <-ctx.Done():
-			case <-time.After(retry):
+// byPages has an informer request a list, and not a stream that starts with all objects.
+type byPages struct{}
+
+// IsWatchListSemanticsUnSupported is how an informer finds that out.
+func (byPages) IsWatchListSemanticsUnSupported() bool { return true }
+
+// Start starts a watch, until the context ends. What fails is tried again.
+func Start(ctx context.Context, kube kubernetes.Interface, selector string) *Watch {
+	w := &Watch{}
+	source := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
+			list := &corev1.NodeList{}
+			version, err := EachNode(ctx, kube, selector, func(node corev1.Node) { list.Items = append(list.Items, node) })
+			list.ResourceVersion = version
+			return list, w.note(err)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.LabelSelector = selector
+			stream, err := kube.CoreV1().Nodes().Watch(ctx, options)
+			if err != nil {
+				err = fmt.Errorf("watch the nodes: %w", err)
 			}
+			return stream, w.note(err)
+		},
+	}
+	w.informer = cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(source, byPages{}), &corev1.Node{}, 0, nil)
+	_ = w.informer.SetTransform(func(object any) (any, error) {
+		if node, ok := object.(*corev1.Node); ok {
+			return ptr.To(slim(node)), nil
 		}
-	}()
+		return object, nil
+	})
+	// Without a log: the verbs print what List returns.
+	go w.informer.RunWithContext(klog.NewContext(ctx, klog.Logger{}))
 	return w
 }
 
-// follow reads the list and then the changes, until an error.
-func (w *Watch) follow(ctx context.Context, kube kubernetes.Interface, selector string) error {
-	list := map[string]corev1.Node{}
-	version, err := EachNode(ctx, kube, selector, func(node corev1.Node) { list[node.Name] = node })
-	if err != nil {
-		return err
-	}
-	w.mu.Lock()
-	w.nodes, w.known, w.err = list, true, nil
-	w.mu.Unlock()
-	w.notify()
-	for {
-		// The API server ends a watch now and then; the next one starts where it ended.
-		stream, err := kube.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{LabelSelector: selector, ResourceVersion: version, AllowWatchBookmarks: true})
-		if err != nil {
-			return fmt.Errorf("watch the nodes: %w", err)
-		}
-		next, err := w.take(stream.ResultChan(), version)
-		stream.Stop()
-		if err != nil {
-			return err
-		}
-		if next == version {
-			return nil // no event came: start with a list
-		}
-		version = next
-	}
-}
-
-// take takes the events of a watch, and returns the version of the last one.
-func (w *Watch) take(events <-chan watch.Event, version string) (string, error) {
-	for event := range events {
-		node, ok := event.Object.(*corev1.Node)
-		if event.Type == watch.Error || !ok {
-			return "", fmt.Errorf("watch the nodes: %w", apierrors.FromObject(event.Object))
-		}
-		version = node.ResourceVersion
-		w.mu.Lock()
-		switch event.Type {
-		case watch.Added, watch.Modified:
-			w.nodes[node.Name] = slim(node)
-		case watch.Deleted:
-			delete(w.nodes, node.Name)
-		}
-		w.mu.Unlock()
-		if event.Type != watch.Bookmark {
-			w.notify()
-		}
-	}
-	return version, nil
-}
-
-func (w *Watch) notify() {
-	select {
-	case w.changed <- struct{}{}:
-	default:
-	}
-}
-
-// List returns the nodes in the order of their names. The error is why they are not
-// known, or may be others by now.
-func (w *Watch) List() ([]corev1.Node, error) {
+func (w *Watch) note(err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.err != nil || !w.known {
-		return nil, w.err
-	}
-	list := make([]corev1.Node, 0, len(w.nodes))
-	for _, name := range slices.Sorted(maps.Keys(w.nodes)) {
-		list = append(list, w.nodes[name])
-	}
-	return list, nil
+	w.err = err
+	return err
 }
 
-// WaitForList waits for the first list, or for why there is none.
-func (w *Watch) WaitForList(ctx context.Context) error {
-	for {
+// List returns the nodes in the order of their names. It waits for the first list. The error is
+// why they are not known, or may be others by now.
+func (w *Watch) List(ctx context.Context) ([]corev1.Node, error) {
+	err := wait.PollUntilContextCancel(ctx, 10*time.Millisecond, true, func(context.Context) (bool, error) {
 		w.mu.Lock()
-		known, err := w.known, w.err
-		w.mu.Unlock()
-		if known || err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-w.changed:
-		}
+		defer w.mu.Unlock()
+		return w.informer.HasSynced(), w.err
+	})
+	if err != nil {
+		return nil, err
 	}
+	var list []corev1.Node
+	for _, object := range w.informer.GetStore().List() {
+		list = append(list, *object.(*corev1.Node))
+	}
+	slices.SortFunc(list, func(a, b corev1.Node) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -50,7 +51,7 @@ type Pod struct {
 	ObjectError string     `json:"objectError,omitempty"`
 	Successor   *Successor `json:"successor,omitempty"`
 	// Waiting is the pod that does not start on the node before this one has ended.
-	Waiting *nodes.WaitingPod `json:"waiting,omitempty"`
+	Waiting *guard.WaitingState `json:"waiting,omitempty"`
 
 	// Own is the pod's own object, nil unless Object is Present.
 	Own *corev1.Pod `json:"-"`
@@ -80,7 +81,7 @@ func Select(responses []nodes.Response, match func(guard.PodState) bool) (found 
 		}
 		for _, pod := range response.Pods.Items {
 			if match(pod) {
-				found = append(found, Pod{Node: response.Node.Name, PodState: pod, Object: Unknown, Waiting: successorThatWaits(response, pod.UID)})
+				found = append(found, Pod{Node: response.Node.Name, PodState: pod, Object: Unknown, Waiting: successorThatWaits(response.Pods, pod.UID)})
 			}
 		}
 	}
@@ -88,11 +89,9 @@ func Select(responses []nodes.Response, match func(guard.PodState) bool) (found 
 }
 
 // successorThatWaits returns the pod that waits for the held one, or nil.
-func successorThatWaits(response nodes.Response, held types.UID) *nodes.WaitingPod {
-	for i := range response.Waiting {
-		if response.Waiting[i].HeldUID == held {
-			return &response.Waiting[i]
-		}
+func successorThatWaits(list *guard.PodList, held types.UID) *guard.WaitingState {
+	if i := slices.IndexFunc(list.Waiting, func(w guard.WaitingState) bool { return w.HeldUID == held }); i >= 0 {
+		return &list.Waiting[i]
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func poolOf(set *appsv1.DaemonSet) (*Pool, error) {
 			return nil, fmt.Errorf("daemonset %s/%s: annotation %s: %w", set.Namespace, set.Name, HistoryAnnotation, err)
 		}
 	}
-	// The template may have been changed by somebody else.
+	// The template may have been changed by another user.
 	if current := p.Current(); request.Target != rollout.Observe && (current == nil || current.ID() != request.ID()) {
 		p.History = AppendHistory(p.History, request)
 	}
@@ -60,7 +60,7 @@ func AppendHistory(history []rollout.Request, request rollout.Request) []rollout
 	return history[max(0, len(history)-historyLength):]
 }
 
-// Apply makes the DaemonSet of a pool ask for the request, and keeps the history. With
+// Apply writes the request into the DaemonSet of a pool, and keeps the history. With
 // dry, the API server checks it only.
 func (p *Pool) Apply(ctx context.Context, kube kubernetes.Interface, request rollout.Request, history []rollout.Request, dry bool) error {
 	wanted, err := daemonSet(p.Pool, request, history)
@@ -107,7 +107,7 @@ func (p *Pool) Apply(ctx context.Context, kube kubernetes.Interface, request rol
 	return nil
 }
 
-// checkUnchanged returns an error when somebody else has changed the request of the pool since
+// checkUnchanged returns an error when another user has changed the request of the pool since
 // it was read: the plan that was confirmed was for something else.
 func checkUnchanged(p *Pool, set *appsv1.DaemonSet) error {
 	was, err := rollout.RequestOf(p.Set)
@@ -119,7 +119,7 @@ func checkUnchanged(p *Pool, set *appsv1.DaemonSet) error {
 		return err
 	}
 	if is.ID() != was.ID() || set.UID != p.Set.UID {
-		return fmt.Errorf("somebody else has changed it meanwhile: its request is %s; see kubectl guard rollout status, and start again", DescribeRequest(is))
+		return fmt.Errorf("another user has changed it meanwhile: its request is %s; see kubectl guard rollout status, and start again", DescribeRequest(is))
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/paging"
+	"kubelet-guard.io/pkg/paging"
 	"kubelet-guard.io/pkg/rollout"
 )
 

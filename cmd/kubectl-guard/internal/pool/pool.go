@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -44,25 +43,22 @@ func (p *Pool) Current() *rollout.Request {
 	return &p.History[len(p.History)-1]
 }
 
-// ChangedByOthers is the error for a pool of which somebody else has requested something.
+// ChangedByOthers is the error for a pool whose request another user has changed.
 func (p *Pool) ChangedByOthers(is rollout.Request) error {
-	return fmt.Errorf("pool %s: somebody else has changed it meanwhile: its request is %s; see kubectl guard rollout status", p.Name, DescribeRequest(is))
+	return fmt.Errorf("pool %s: another user has changed it meanwhile: its request is %s; see kubectl guard rollout status", p.Name, DescribeRequest(is))
 }
 
 // Refresh reads DaemonSet and nodes of a pool again. The nodes come from a watch that
 // starts with the first call and lasts as long as that call's context.
-func (p *Pool) Refresh(ctx context.Context, kube kubernetes.Interface, retry time.Duration) error {
+func (p *Pool) Refresh(ctx context.Context, kube kubernetes.Interface) error {
 	set, err := kube.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(p.Name), metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.Name, err)
 	}
 	if p.watch == nil {
-		p.watch = nodewatch.Start(ctx, kube, p.Selector, retry)
+		p.watch = nodewatch.Start(ctx, kube, p.Selector)
 	}
-	if err := p.watch.WaitForList(ctx); err != nil {
-		return fmt.Errorf("pool %s: %w", p.Name, err)
-	}
-	list, err := p.watch.List()
+	list, err := p.watch.List(ctx)
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.Name, err)
 	}

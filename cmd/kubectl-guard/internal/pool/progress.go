@@ -40,7 +40,7 @@ const (
 	StepWorking Step = "Working"
 	// StepDone: the node has converged.
 	StepDone Step = "Done"
-	// StepFailed: the node has not converged, and needs somebody to act.
+	// StepFailed: the node has not converged, and needs action.
 	StepFailed Step = "Failed"
 )
 

@@ -12,7 +12,7 @@ import (
 )
 
 // The kubelet of a node that is being changed may be why it is not ready: its pool is not
-// finished, and no further pool may begin.
+// finished, and no further pool may start.
 func TestANodeInTheMiddleOfItsChangeIsNotAway(t *testing.T) {
 	for phase, away := range map[rollout.Phase]bool{
 		rollout.Waiting: true, rollout.Installing: false, rollout.Done: false, rollout.RolledBack: true,

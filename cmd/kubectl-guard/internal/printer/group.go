@@ -67,9 +67,8 @@ func Group(lines []NodeLine) string {
 
 // Listed names at most ten.
 func Listed(names []string) string {
-	const shown = 10
-	if len(names) > shown {
-		return strings.Join(names[:shown], ", ") + fmt.Sprintf(" and %d more", len(names)-shown)
+	if len(names) > Examples {
+		return strings.Join(names[:Examples], ", ") + fmt.Sprintf(" and %d more", len(names)-Examples)
 	}
 	return strings.Join(names, ", ")
 }

@@ -4,6 +4,7 @@ package printer
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,18 @@ import (
 // APIVersion is the apiVersion of what -o json and yaml print. These kinds
 // exist in the output only.
 const APIVersion = "cli.kubelet-guard.io/v1alpha1"
+
+// List is what -o json and yaml print of a verb that shows several items.
+type List[T any] struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Items      []T    `json:"items"`
+}
+
+// NewList returns an empty list of the kind.
+func NewList[T any](kind string) List[T] {
+	return List[T]{APIVersion: APIVersion, Kind: kind, Items: []T{}}
+}
 
 const (
 	FormatTable = "table"
@@ -48,21 +61,13 @@ func (o *Output) AddFlags(command *cobra.Command) {
 }
 
 func (o *Output) formats() []string {
-	return append(append([]string(nil), o.humanReadable...), o.flags.AllowedFormats()...)
+	return slices.Concat(o.humanReadable, o.flags.AllowedFormats())
 }
 
 // HumanReadable reports whether the format is one for humans.
 func (o *Output) HumanReadable() bool {
 	format := *o.flags.OutputFormat
-	if format == "" {
-		return true
-	}
-	for _, human := range o.humanReadable {
-		if format == human {
-			return true
-		}
-	}
-	return false
+	return format == "" || slices.Contains(o.humanReadable, format)
 }
 
 // Wide reports whether the format is wide.
@@ -101,8 +106,8 @@ func (o *Output) PrintObject(out io.Writer, value any) error {
 }
 
 // PrintList prints objects as a list that is ready for kubectl apply.
-func (o *Output) PrintList(out io.Writer, items []map[string]any) error {
-	return o.PrintObject(out, map[string]any{"apiVersion": "v1", "kind": "List", "items": items})
+func PrintList[T any](o *Output, out io.Writer, items []T) error {
+	return o.PrintObject(out, List[T]{APIVersion: "v1", Kind: "List", Items: items})
 }
 
 // Column of a table; wide ones are shown with -o wide only.

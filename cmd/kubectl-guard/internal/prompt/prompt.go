@@ -30,11 +30,11 @@ func (p *Prompter) Confirm(ctx context.Context, question string) error {
 	return errors.New("not confirmed, nothing was done; answer y, or give --yes")
 }
 
-// ErrInterrupted is the answer of somebody who ends the command at a question.
+// ErrInterrupted: the command was ended at a question.
 var ErrInterrupted = errors.New("interrupted")
 
 // Ask asks a question on stdout and reports whether the answer is yes. It returns
-// errInterrupted when the context ends first; no question may follow then.
+// ErrInterrupted when the context ends first; no question may follow then.
 func (p *Prompter) Ask(ctx context.Context, question string) (bool, error) {
 	if p.answers == nil {
 		// One for all questions: it reads ahead.

@@ -43,12 +43,6 @@ type protectionChange struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-type protectionChangeList struct {
-	APIVersion string             `json:"apiVersion"`
-	Kind       string             `json:"kind"`
-	Items      []protectionChange `json:"items"`
-}
-
 // warnUnguarded names the nodes on which the label protects from nothing.
 func (o *options) warnUnguarded(ctx context.Context, c *factory.Clients, pods []corev1.Pod) {
 	names := sets.New[string]()

@@ -55,7 +55,7 @@ func (o *options) command(command *cobra.Command) *cobra.Command {
 	command.ValidArgsFunction = completion.Workloads(o.Factory)
 	command.RunE = factory.RunE(o)
 	o.output.AddFlags(command)
-	o.dryRun.AddFlag(command)
+	o.dryRun.AddFlag(command, true)
 	command.Flags().StringVarP(&o.selector, "selector", "l", "", "Label selector, for a KIND without names")
 	_ = command.RegisterFlagCompletionFunc("selector", cobra.NoFileCompletions)
 	if !o.protect {
@@ -66,7 +66,6 @@ func (o *options) command(command *cobra.Command) *cobra.Command {
 	return command
 }
 
-// Complete is part of factory.Verb.
 func (o *options) Complete(command *cobra.Command, arguments []string) error {
 	if len(arguments) == 0 {
 		return errors.New("which pods? give KIND/NAME, such as deploy/web or pod/web-0, or KIND with -l")
@@ -75,7 +74,6 @@ func (o *options) Complete(command *cobra.Command, arguments []string) error {
 	return nil
 }
 
-// Validate is part of factory.Verb.
 func (o *options) Validate() error {
 	if err := o.output.Validate(); err != nil {
 		return err
@@ -83,7 +81,6 @@ func (o *options) Validate() error {
 	return o.validateOverride()
 }
 
-// Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
 	c, err := o.Connect()
 	if err != nil {
@@ -108,7 +105,7 @@ func (o *options) Run(ctx context.Context) error {
 	if o.protect {
 		o.warnUnguarded(ctx, c, pods)
 	}
-	list := protectionChangeList{APIVersion: printer.APIVersion, Kind: "ProtectionChangeList", Items: []protectionChange{}}
+	list := printer.NewList[protectionChange]("ProtectionChangeList")
 	var errs []error
 	for i := range pods {
 		change, err := o.apply(ctx, c, &pods[i])

@@ -4,16 +4,16 @@ package record
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
@@ -39,37 +39,29 @@ func New(uid types.UID, spec Spec) *PodDeletion {
 	}
 }
 
-// Unstructured converts the record for a dynamic client or a printer.
-func Unstructured(p *PodDeletion) (*unstructured.Unstructured, error) {
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(p)
-	if err != nil {
-		return nil, fmt.Errorf("convert %s %s: %w", Kind, p.Name, err)
-	}
-	// A zero time is null, which the schema of no object's metadata wants.
-	unstructured.RemoveNestedField(content, "metadata", "creationTimestamp")
-	return &unstructured.Unstructured{Object: content}, nil
-}
-
 // Client reads and writes records.
 type Client struct {
-	Dynamic dynamic.Interface
+	Kube kubernetes.Interface
 	// FieldManager of what is written.
 	FieldManager string
 }
 
+// path is that of the records, below which each is by its name.
+var path = "/apis/" + Resource.GroupVersion().String() + "/" + Resource.Resource
+
 // Create writes the record. It reports false without an error when there is one
 // for the UID already: that is as good. dryRun has the server check it only.
 func (c Client) Create(ctx context.Context, record *PodDeletion, dryRun bool) (bool, error) {
-	object, err := Unstructured(record)
+	body, err := json.Marshal(record)
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("convert %s %s: %w", Kind, record.Name, err)
 	}
-	options := metav1.CreateOptions{FieldManager: c.FieldManager}
+	request := c.Kube.CoreV1().RESTClient().Post().AbsPath(path).Param("fieldManager", c.FieldManager).
+		SetHeader("Content-Type", runtime.ContentTypeJSON).Body(body)
 	if dryRun {
-		options.DryRun = []string{metav1.DryRunAll}
+		request.Param("dryRun", metav1.DryRunAll)
 	}
-	_, err = c.Dynamic.Resource(Resource).Create(ctx, object, options)
-	switch {
+	switch err := request.Do(ctx).Error(); {
 	case apierrors.IsAlreadyExists(err):
 		return false, nil
 	case err != nil:
@@ -84,18 +76,21 @@ var ErrNoDefinition = errors.New("this cluster does not know " + Kind + " object
 // Find returns the record of the pod with the UID, or nil when there is none. In
 // a cluster without the definition, the error is ErrNoDefinition.
 func (c Client) Find(ctx context.Context, uid types.UID) (*PodDeletion, error) {
-	object, err := c.Dynamic.Resource(Resource).Get(ctx, string(uid), metav1.GetOptions{})
+	result := c.Kube.CoreV1().RESTClient().Get().AbsPath(path, string(uid)).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx)
+	switch err := result.Error(); {
+	case missingResource(err):
+		return nil, ErrNoDefinition
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("get %s %s: %w", Kind, uid, err)
+	}
+	body, err := result.Raw()
 	if err != nil {
-		switch {
-		case missingResource(err):
-			return nil, ErrNoDefinition
-		case apierrors.IsNotFound(err):
-			return nil, nil
-		}
 		return nil, fmt.Errorf("get %s %s: %w", Kind, uid, err)
 	}
 	var record PodDeletion
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, &record); err != nil {
+	if err := json.Unmarshal(body, &record); err != nil {
 		return nil, fmt.Errorf("read %s %s: %w", Kind, uid, err)
 	}
 	return &record, nil
@@ -119,21 +114,13 @@ func explain(err error) error {
 // missingResource reports whether the path was unknown to the API server. A
 // missing object has details with its name instead.
 func missingResource(err error) bool {
-	if !apierrors.IsNotFound(err) {
-		return false
+	if _, unexpected := apierrors.StatusCause(err, metav1.CauseTypeUnexpectedServerResponse); unexpected {
+		return apierrors.IsNotFound(err)
 	}
 	var status apierrors.APIStatus
-	if !errors.As(err, &status) {
+	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {
 		return false
 	}
 	details := status.Status().Details
-	if details == nil {
-		return true
-	}
-	for _, cause := range details.Causes {
-		if cause.Type == metav1.CauseTypeUnexpectedServerResponse {
-			return true
-		}
-	}
-	return details.Name == "" && details.Kind == ""
+	return details == nil || details.Name == "" && details.Kind == ""
 }

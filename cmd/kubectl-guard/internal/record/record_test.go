@@ -10,7 +10,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"k8s.io/client-go/dynamic"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 )
@@ -18,9 +19,9 @@ import (
 func clientFor(t *testing.T, response http.HandlerFunc) Client {
 	server := httptest.NewServer(response)
 	t.Cleanup(server.Close)
-	client, err := dynamic.NewForConfig(&rest.Config{Host: server.URL})
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
 	require.NoError(t, err)
-	return Client{Dynamic: client}
+	return Client{Kube: client}
 }
 
 func TestFindDistinguishesAMissingRecordFromAMissingDefinition(t *testing.T) {
@@ -71,10 +72,9 @@ func TestSchemaHasTheFieldsOfSpec(t *testing.T) {
 	require.Equal(t, Kind, definition.Spec.Names.Kind)
 	require.Equal(t, Resource.Version, definition.Spec.Versions[0].Name)
 
-	full, err := Unstructured(New("u", Spec{Namespace: "n", Name: "p", NodeName: "w", Reason: "r", RequestedBy: "b", Expires: Expiry(time.Now(), time.Hour)}))
+	written, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&Spec{Namespace: "n", Name: "p", NodeName: "w", Reason: "r", RequestedBy: "b", Expires: Expiry(time.Now(), time.Hour)})
 	require.NoError(t, err)
 	defined := definition.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties
-	written := full.Object["spec"].(map[string]any)
 	for field, value := range written {
 		require.IsType(t, "", value)
 		require.Equal(t, "string", defined[field].Type, "spec.%s", field)

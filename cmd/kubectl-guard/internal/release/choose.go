@@ -99,7 +99,7 @@ func releasable(pod pods.Pod) error {
 	case pod.Object == pods.Present:
 		return fmt.Errorf("pod %s: its object is still there; use kubectl delete pod -n %s %s, which works for held pods as for any other", pod.Key(), pod.Namespace, pod.Name)
 	case pod.Object == pods.Unknown:
-		return fmt.Errorf("pod %s: cannot tell whether its object is there: %s", pod.Key(), pod.ObjectError)
+		return fmt.Errorf("pod %s: cannot determine whether its object is there: %s", pod.Key(), pod.ObjectError)
 	case len(pod.Holds) == 0:
 		return fmt.Errorf("pod %s is not held by node %s; there is nothing to release", pod.Key(), pod.Node)
 	}

@@ -43,12 +43,6 @@ type released struct {
 	Ended *float64 `json:"endedSeconds,omitempty"`
 }
 
-type releasedList struct {
-	APIVersion string     `json:"apiVersion"`
-	Kind       string     `json:"kind"`
-	Items      []released `json:"items"`
-}
-
 type options struct {
 	*factory.Factory
 	output *printer.Output
@@ -72,7 +66,7 @@ func NewCommand(s *factory.Factory) *cobra.Command {
 		Short: "Let the kubelet end held pods whose object is gone",
 		Long: `Let the kubelet end held pods whose object is gone.
 
-A held pod whose object is still there is deleted as ever: kubectl delete pod. For
+A held pod whose object is still there is deleted as usual: kubectl delete pod. For
 one whose object is gone, this writes a PodDeletion record, named by the UID of the
 pod. The kubelet looks for it every 10 to 12 seconds and then terminates the pod with its
 own grace period. A later pod of the same name is not touched.
@@ -88,7 +82,7 @@ when the node is back.`,
 		RunE:              factory.RunE(o),
 	}
 	o.output.AddFlags(command)
-	o.dryRun.AddFlag(command)
+	o.dryRun.AddFlag(command, true)
 	flags := command.Flags()
 	flags.StringVar(&o.uid, "uid", "", "UID of the pod, for a name that several held pods had")
 	completion.AddNodeFlag(s, command, &o.node)
@@ -103,7 +97,6 @@ when the node is back.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) (err error) {
 	if len(arguments) == 1 {
 		o.pod, err = pods.ParseArgument(arguments[0])
@@ -111,7 +104,6 @@ func (o *options) Complete(_ *cobra.Command, arguments []string) (err error) {
 	return err
 }
 
-// Validate is part of factory.Verb.
 func (o *options) Validate() error {
 	switch {
 	case o.all && (o.pod != "" || o.uid != ""):
@@ -130,7 +122,6 @@ func (o *options) Validate() error {
 	return o.output.Validate()
 }
 
-// Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
 	c, responses, err := o.Query(ctx, o.node)
 	if err != nil {

@@ -47,7 +47,7 @@ func (o *options) release(ctx context.Context, c *factory.Clients, pods []pods.P
 	}
 	if o.dryRun != dryrun.None {
 		if !o.output.HumanReadable() && len(errs) == 0 {
-			return o.printRecords(records)
+			return printer.PrintList(o.output, o.Out, records) // ready for kubectl apply
 		}
 		return errors.Join(errs...)
 	}
@@ -57,26 +57,13 @@ func (o *options) release(ctx context.Context, c *factory.Clients, pods []pods.P
 		}
 	}
 	if !o.output.HumanReadable() {
-		list := releasedList{APIVersion: printer.APIVersion, Kind: "PodReleaseList", Items: []released{}}
+		list := printer.NewList[released]("PodReleaseList")
 		for _, w := range watches {
 			list.Items = append(list.Items, w.released)
 		}
 		errs = append(errs, o.output.PrintObject(o.Out, &list))
 	}
 	return errors.Join(errs...)
-}
-
-// printRecords prints what would be written, ready for kubectl apply.
-func (o *options) printRecords(records []*record.PodDeletion) error {
-	var items []map[string]any
-	for _, r := range records {
-		object, err := record.Unstructured(r)
-		if err != nil {
-			return err
-		}
-		items = append(items, object.Object)
-	}
-	return o.output.PrintList(o.Out, items)
 }
 
 // userName returns the name that the API server knows the user by, or nothing.

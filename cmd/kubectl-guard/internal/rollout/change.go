@@ -47,20 +47,13 @@ func (o *changeOptions) command(command *cobra.Command, releases bool) *cobra.Co
 		flags.BoolVar(&o.releaseHeld, "release-held", false, "Do not ask about the held pods that are listed, which are stopped by that")
 		flags.StringVar(&o.stockVersion, "stock-version", "", "Accept a stock kubelet of this version, such as v1.38.0, although it does not fit the API server or the kubelet that runs")
 		_ = command.RegisterFlagCompletionFunc("stock-version", cobra.NoFileCompletions)
-		flags.Var(&o.dryRun, "dry-run", "none; client: only show what would be done")
-		flags.Lookup("dry-run").NoOptDefVal = string(dryrun.Client)
-		o.dryRun = dryrun.None
-		_ = command.RegisterFlagCompletionFunc("dry-run", cobra.FixedCompletions([]string{"none", "client"}, cobra.ShellCompDirectiveNoFileComp))
+		o.dryRun.AddFlag(command, false)
 	}
 	o.waiter.addFlags(command)
 	command.RunE = factory.RunE(o)
 	return command
 }
 
-// Complete is part of factory.Verb.
-func (o *changeOptions) Complete(*cobra.Command, []string) error { return nil }
-
-// Validate is part of factory.Verb.
 func (o *changeOptions) Validate() error {
 	switch {
 	case o.dryRun == dryrun.Server:
@@ -71,7 +64,6 @@ func (o *changeOptions) Validate() error {
 	return o.waiter.Validate()
 }
 
-// Run is part of factory.Verb.
 func (o *changeOptions) Run(ctx context.Context) error {
 	c, f, err := pool.Connect(ctx, o.Factory)
 	if err != nil {

@@ -99,7 +99,7 @@ func (o *startOptions) inspectPool(ctx context.Context, c *factory.Clients, p *p
 	var problem error
 	for {
 		before := problem
-		if problem = p.Pool.Refresh(ctx, c.Kube, 2*o.Poll); problem == nil {
+		if problem = p.Pool.Refresh(ctx, c.Kube); problem == nil {
 			is, err := rollout.RequestOf(p.Set)
 			if err != nil {
 				return fmt.Errorf("pool %s: %w", p.Name, err)

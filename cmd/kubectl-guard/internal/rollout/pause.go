@@ -42,10 +42,6 @@ is busy with and whatever release the pool is from.`,
 // pausing is what makes a DaemonSet a paused pool.
 const pausing = `{"metadata":{"annotations":{"` + rollout.PausedAnnotation + `":"true"}},"spec":{"updateStrategy":{"type":"OnDelete","rollingUpdate":null}}}`
 
-// Complete is part of factory.Verb.
-func (o *pauseOptions) Complete(*cobra.Command, []string) error { return nil }
-
-// Validate is part of factory.Verb.
 func (o *pauseOptions) Validate() error {
 	if len(o.pools) == 0 {
 		return errWhichPool

@@ -117,5 +117,5 @@ func (o *startOptions) printSets(plans []*poolPlan) error {
 		delete(object, "status")
 		items = append(items, object)
 	}
-	return o.output.PrintList(o.Out, items)
+	return printer.PrintList(o.output, o.Out, items)
 }

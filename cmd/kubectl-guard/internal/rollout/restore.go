@@ -39,7 +39,7 @@ func (o *startOptions) restorePool(ctx context.Context, c *factory.Clients, p *p
 	case p.before != nil:
 		return p.Pool.Update(ctx, c.Kube, func(set *appsv1.DaemonSet) {
 			if is, err := rollout.RequestOf(set); err == nil && is.ID() != p.inspection.ID() {
-				return // somebody else has requested something
+				return // another user has changed the request
 			}
 			set.Spec, set.Annotations = p.before.Spec, p.before.Annotations
 		})

@@ -72,7 +72,7 @@ it is.`,
 		RunE:              factory.RunE(o),
 	}
 	o.output.AddFlags(command)
-	o.dryRun.AddFlag(command)
+	o.dryRun.AddFlag(command, true)
 	flags := command.Flags()
 	flags.StringArrayVar(&o.pools, "pool", nil, "NAME=SELECTOR of a pool, or NAME of one that exists; repeat it for several, which are done in this order")
 	flags.StringVar(&o.mode, "mode", "", "Audit or Enforce")
@@ -101,13 +101,11 @@ it is.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
 func (o *startOptions) Complete(*cobra.Command, []string) (err error) {
 	o.checksums, err = parseChecksums(o.checksumFlags)
 	return err
 }
 
-// Validate is part of factory.Verb.
 func (o *startOptions) Validate() error {
 	switch {
 	case len(o.pools) == 0:
@@ -130,7 +128,6 @@ func (o *startOptions) Validate() error {
 	return errors.Join(o.waiter.Validate(), o.output.Validate())
 }
 
-// Run is part of factory.Verb.
 func (o *startOptions) Run(ctx context.Context) error {
 	c, f, err := pool.Connect(ctx, o.Factory)
 	if err != nil {

@@ -55,11 +55,7 @@ type poolNodeStatus struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-type poolStatusList struct {
-	APIVersion string       `json:"apiVersion"`
-	Kind       string       `json:"kind"`
-	Items      []poolStatus `json:"items"`
-}
+type poolStatusList = printer.List[poolStatus]
 
 type statusOptions struct {
 	*factory.Factory
@@ -103,10 +99,6 @@ Stopped, with exit code 3, or after --timeout, with exit code 4. Then it shows t
 	return command
 }
 
-// Complete is part of factory.Verb.
-func (o *statusOptions) Complete(*cobra.Command, []string) error { return nil }
-
-// Validate is part of factory.Verb.
 func (o *statusOptions) Validate() error {
 	switch {
 	case o.timeout < 0:
@@ -117,7 +109,6 @@ func (o *statusOptions) Validate() error {
 	return o.output.Validate()
 }
 
-// Run is part of factory.Verb.
 func (o *statusOptions) Run(ctx context.Context) error {
 	c, f, err := pool.Connect(ctx, o.Factory)
 	if err != nil {
@@ -148,18 +139,18 @@ func (o *statusOptions) read(f *pool.Fleet) (*poolStatusList, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := &poolStatusList{APIVersion: printer.APIVersion, Kind: "PoolStatusList", Items: []poolStatus{}}
+	list := printer.NewList[poolStatus]("PoolStatusList")
 	for _, p := range pools {
 		list.Items = append(list.Items, statusOfPool(p))
 	}
-	return list, nil
+	return &list, nil
 }
 
 // await waits until the pools are at an end, and returns their state then with an error
 // that has the exit code. Without a state the error is about the command.
 func (o *statusOptions) await(ctx context.Context, c *factory.Clients, list *poolStatusList) (*poolStatusList, error) {
 	started := o.Now()
-	nodes := nodewatch.Start(ctx, c.Kube, "", 2*o.Poll)
+	nodes := nodewatch.Start(ctx, c.Kube, "")
 	var problem error
 	for {
 		if problem == nil {
@@ -189,22 +180,19 @@ func (o *statusOptions) await(ctx context.Context, c *factory.Clients, list *poo
 
 // refresh reads the pools again. With an error it returns the previous list.
 func (o *statusOptions) refresh(ctx context.Context, c *factory.Clients, nodes *nodewatch.Watch, before *poolStatusList) (*poolStatusList, error) {
-	f := &pool.Fleet{}
-	if err := nodes.WaitForList(ctx); err != nil {
-		return before, err
-	}
-	var err error
-	if f.Nodes, err = nodes.List(); err != nil {
-		return before, err
-	}
-	if err := f.ReadPools(ctx, c.Kube); err != nil {
-		return before, err
-	}
-	list, err := o.read(f)
+	list, err := nodes.List(ctx)
 	if err != nil {
 		return before, err
 	}
-	return list, nil
+	f := &pool.Fleet{Nodes: list}
+	if err := f.ReadPools(ctx, c.Kube); err != nil {
+		return before, err
+	}
+	after, err := o.read(f)
+	if err != nil {
+		return before, err
+	}
+	return after, nil
 }
 
 // endOf reports whether nothing more is to be awaited, and the error to end with.

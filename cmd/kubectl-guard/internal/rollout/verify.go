@@ -103,7 +103,7 @@ func (o *waiter) watch(ctx context.Context, c *factory.Clients, p *pool.Pool, re
 		if err := o.sleep(ctx); err != nil {
 			return errors.New("interrupted between two pools")
 		}
-		if err := p.Refresh(ctx, c.Kube, 2*o.Poll); err != nil {
+		if err := p.Refresh(ctx, c.Kube); err != nil {
 			continue // retried
 		}
 		progress := p.Progress(request)

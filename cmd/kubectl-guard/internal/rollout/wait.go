@@ -64,7 +64,7 @@ func (o *waiter) await(ctx context.Context, c *factory.Clients, p *pool.Pool, re
 	var problem error
 	for {
 		before := problem
-		if problem = p.Refresh(ctx, c.Kube, 2*o.Poll); problem == nil {
+		if problem = p.Refresh(ctx, c.Kube); problem == nil {
 			p.Nodes = onlyThese(p.Nodes, these)
 			if o.Now().Sub(started) > refusalRetry {
 				p.ForgetStale(rollout.Refused)

@@ -3,7 +3,6 @@ package status
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,11 +12,10 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/pager"
 
 	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/paging"
 )
 
 // mostPods bounds how many protected pods are read, some 160 MB of them. The webhook
@@ -33,44 +31,40 @@ type withoutBudget struct {
 	Incomplete bool `json:"incomplete,omitempty"`
 }
 
-var errEnough = errors.New("enough")
-
 // countWithoutBudget reads budgets and protected pods, and counts those pods that are bound and
 // have not finished.
 func countWithoutBudget(ctx context.Context, kube kubernetes.Interface) (*withoutBudget, error) {
 	budgets := map[string][]labels.Selector{}
-	err := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-		return kube.PolicyV1().PodDisruptionBudgets(metav1.NamespaceAll).List(ctx, options)
-	}).EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
-		budget := object.(*policyv1.PodDisruptionBudget)
-		if selector, err := metav1.LabelSelectorAsSelector(budget.Spec.Selector); err == nil {
-			budgets[budget.Namespace] = append(budgets[budget.Namespace], selector)
+	_, err := paging.Each(ctx, metav1.ListOptions{}, kube.PolicyV1().PodDisruptionBudgets(metav1.NamespaceAll).List, func(page *policyv1.PodDisruptionBudgetList) bool {
+		for _, budget := range page.Items {
+			if selector, err := metav1.LabelSelectorAsSelector(budget.Spec.Selector); err == nil {
+				budgets[budget.Namespace] = append(budgets[budget.Namespace], selector)
+			}
 		}
-		return nil
+		return true
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the PodDisruptionBudgets: %w", err)
 	}
 	counted, read := &withoutBudget{Namespaces: map[string]int{}}, 0
-	err = pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-		return kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, options)
-	}).EachListItem(ctx, metav1.ListOptions{LabelSelector: guard.ExplicitDeletionLabel + "=" + guard.ExplicitDeletionRequired}, func(object runtime.Object) error {
-		if read++; read > mostPods {
-			return errEnough
+	options := metav1.ListOptions{LabelSelector: guard.ExplicitDeletionLabel + "=" + guard.ExplicitDeletionRequired}
+	_, err = paging.Each(ctx, options, kube.CoreV1().Pods(metav1.NamespaceAll).List, func(page *corev1.PodList) bool {
+		for i := range page.Items {
+			if read++; read > mostPods {
+				counted.Incomplete = true
+				return false
+			}
+			pod := &page.Items[i]
+			if pod.Spec.NodeName == "" || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+				continue
+			}
+			if !slices.ContainsFunc(budgets[pod.Namespace], func(s labels.Selector) bool { return s.Matches(labels.Set(pod.Labels)) }) {
+				counted.Pods++
+				counted.Namespaces[pod.Namespace]++
+			}
 		}
-		pod := object.(*corev1.Pod)
-		if pod.Spec.NodeName == "" || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
-			return nil
-		}
-		if !slices.ContainsFunc(budgets[pod.Namespace], func(s labels.Selector) bool { return s.Matches(labels.Set(pod.Labels)) }) {
-			counted.Pods++
-			counted.Namespaces[pod.Namespace]++
-		}
-		return nil
+		return true
 	})
-	if errors.Is(err, errEnough) {
-		counted.Incomplete, err = true, nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("list the protected pods: %w", err)
 	}

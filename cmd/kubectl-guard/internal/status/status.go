@@ -16,9 +16,7 @@ import (
 )
 
 type nodeStatusList struct {
-	APIVersion string         `json:"apiVersion"`
-	Kind       string         `json:"kind"`
-	Items      []nodes.Status `json:"items"`
+	printer.List[nodes.Status] `json:",inline"`
 	// WithoutBudget is nil when nodes were named, or when it is not known.
 	WithoutBudget *withoutBudget `json:"withoutBudget,omitempty"`
 }
@@ -49,22 +47,19 @@ came within --node-timeout), or Forbidden (you may not get nodes/proxy).`,
 	return command
 }
 
-// Complete is part of factory.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	o.nodes = arguments
 	return nil
 }
 
-// Validate is part of factory.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
 
-// Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
 	c, responses, err := o.Query(ctx, o.nodes...)
 	if err != nil {
 		return err
 	}
-	list := nodeStatusList{APIVersion: printer.APIVersion, Kind: "NodeStatusList", Items: []nodes.Status{}}
+	list := nodeStatusList{List: printer.NewList[nodes.Status]("NodeStatusList")}
 	for _, response := range responses {
 		list.Items = append(list.Items, nodes.StatusOf(response))
 	}

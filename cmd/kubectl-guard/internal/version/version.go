@@ -79,13 +79,8 @@ func Client() string {
 	return version + ", " + info.GoVersion
 }
 
-// Complete is part of factory.Verb.
-func (o *options) Complete(*cobra.Command, []string) error { return nil }
-
-// Validate is part of factory.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
 
-// Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
 	v := versions{APIVersion: printer.APIVersion, Kind: "Versions", Client: Client()}
 	if !o.client {

@@ -25,7 +25,7 @@ var advice = map[guard.Cause]string{
 	guard.ContainerHashChanged:   "See whether the runtime or the kubelet was upgraded or crashed: what they recorded about a container differs from its spec.",
 	guard.ContainerStateUnknown:  "See the log of the container runtime: it does not know the state of a container.",
 	guard.VolumeUnmount:          "See whether PVC, PV and CSI driver of the pod can be read.",
-	guard.ResizeRecordLost:       "The kubelet has lost its record of the resources in force (actuated_pods_state). The resize is done without a restart; the hold ends by itself.",
+	guard.ResizeRecordLost:       "The kubelet has lost its record of the resources that apply (actuated_pods_state). The resize is done without a restart; the hold ends by itself.",
 	guard.RestartReported:        "Find out which client writes pod statuses besides the kubelet. The API reported that all containers are being restarted, and all of them run. The kubelet writes the truth back.",
 	guard.ObjectRolledBack:       "The API shows an older object of the pod, as after a restore of etcd. The pod runs by the newer one. Apply the manifest that you want: any change of the object ends the hold.",
 	guard.ResourcesReclaimed:     "The kubelet has no object of this pod, whose devices, CPUs, memory or claims others would have got. Restore the object, or release the pod.",
@@ -33,7 +33,7 @@ var advice = map[guard.Cause]string{
 	guard.RuntimeStop:            "A path that no hook knows. Please report it with the kubelet's log.",
 }
 
-// adviceFor returns what can be done about a pod that needs somebody to act.
+// adviceFor returns what can be done about a pod that needs action.
 func adviceFor(diagnosis *podDiagnosis, f *podFacts) []string {
 	var texts []string
 	switch {

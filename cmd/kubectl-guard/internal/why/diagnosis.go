@@ -46,7 +46,7 @@ type podFacts struct {
 	Static    bool            `json:"static,omitempty"`
 	Successor *pods.Successor `json:"successor,omitempty"`
 	// Waiting: this pod does not start, or another one does not before this has ended.
-	Waiting *nodes.WaitingPod `json:"waiting,omitempty"`
+	Waiting *guard.WaitingState `json:"waiting,omitempty"`
 	// State is what its guard reports; empty when it does not know the pod.
 	State    guard.State       `json:"state,omitempty"`
 	Holds    []guard.HoldState `json:"holds,omitempty"`
@@ -121,8 +121,11 @@ func (o *options) diagnose(ctx context.Context, c *factory.Clients, responses []
 		f.Node, f.State, f.Holds, f.Audited, f.Evidence = pod.Node, pod.State, pod.Holds, pod.Audited, pod.Evidence
 	}
 	for _, response := range responses {
-		for i := range response.Waiting {
-			waiting := &response.Waiting[i]
+		if response.Pods == nil {
+			continue
+		}
+		for i := range response.Pods.Waiting {
+			waiting := &response.Pods.Waiting[i]
 			if waiting.Namespace != c.Namespace || waiting.Name != o.pod {
 				continue
 			}

@@ -17,41 +17,39 @@ const shownEvents = 10
 // print prints what is known about one pod.
 func (o *options) print(diagnosis *podDiagnosis, f *podFacts) {
 	out := o.Out
-	field := func(name, text string) { printer.Wrap(out, fmt.Sprintf("%-12s", name+":"), text) }
-	field("Pod", diagnosis.Namespace+"/"+diagnosis.Name)
-	field("UID", string(f.UID))
-	field("Object", o.objectText(f))
-	field("Node", o.nodeText(f))
-	field("Protection", protectionText(f))
-	field("State", o.stateText(f))
-	for _, list := range []struct {
-		name  string
-		holds []guard.HoldState
-	}{{"Holds", f.Holds}, {"Audit", f.Audited}} {
-		for i, hold := range list.holds {
-			name := ""
-			if i == 0 {
-				name = list.name + ":"
-			}
-			text := fmt.Sprintf("%s for %s, last attempt %s ago", hold.Cause, printer.Age(o.Now(), hold.Since), printer.Age(o.Now(), hold.LastAttempt))
-			if hold.Message != "" {
-				text += ": " + hold.Message
-			}
+	// The name stands before the first text only.
+	field := func(name string, texts ...string) {
+		for _, text := range texts {
 			printer.Wrap(out, fmt.Sprintf("%-12s", name), text)
+			name = ""
 		}
 	}
+	field("Pod:", diagnosis.Namespace+"/"+diagnosis.Name)
+	field("UID:", string(f.UID))
+	field("Object:", o.objectText(f))
+	field("Node:", o.nodeText(f))
+	field("Protection:", protectionText(f))
+	field("State:", o.stateText(f))
+	field("Holds:", o.holdTexts(f.Holds)...)
+	field("Audit:", o.holdTexts(f.Audited)...)
 	if f.Waiting != nil && f.Waiting.UID == f.UID {
-		field("Waits", fmt.Sprintf("for %s, until pod UID %s has ended, which is held on this node: %s", printer.Age(o.Now(), f.Waiting.Since), f.Waiting.HeldUID, nodes.Shared(f.Waiting)))
+		field("Waits:", fmt.Sprintf("for %s, until pod UID %s has ended, which is held on this node: %s", printer.Age(o.Now(), f.Waiting.Since), f.Waiting.HeldUID, nodes.Shared(f.Waiting)))
 	}
-	field("Evidence", o.evidenceText(f))
-	o.printEvents(f)
-	for i, text := range adviceFor(diagnosis, f) {
-		name := ""
-		if i == 0 {
-			name = "What to do:"
+	field("Evidence:", o.evidenceText(f))
+	field("Events:", o.eventTexts(f.Events)...)
+	field("What to do:", adviceFor(diagnosis, f)...)
+}
+
+func (o *options) holdTexts(holds []guard.HoldState) []string {
+	var texts []string
+	for _, hold := range holds {
+		text := fmt.Sprintf("%s for %s, last attempt %s ago", hold.Cause, printer.Age(o.Now(), hold.Since), printer.Age(o.Now(), hold.LastAttempt))
+		if hold.Message != "" {
+			text += ": " + hold.Message
 		}
-		printer.Wrap(out, fmt.Sprintf("%-12s", name), text)
+		texts = append(texts, text)
 	}
+	return texts
 }
 
 func (o *options) objectText(f *podFacts) string {
@@ -163,19 +161,18 @@ func (o *options) evidenceText(f *podFacts) string {
 	return strings.Join(parts, "; ")
 }
 
-func (o *options) printEvents(f *podFacts) {
-	events := f.Events
-	name := "Events:"
+func (o *options) eventTexts(events []eventRecord) []string {
+	var texts []string
 	if extra := len(events) - shownEvents; extra > 0 {
-		printer.Wrap(o.Out, fmt.Sprintf("%-12s", name), fmt.Sprintf("(%d older ones left out)", extra))
-		events, name = events[extra:], ""
+		texts = append(texts, fmt.Sprintf("(%d older ones left out)", extra))
+		events = events[extra:]
 	}
 	for _, event := range events {
 		times := ""
 		if event.Count > 1 {
 			times = fmt.Sprintf(" (%d times)", event.Count)
 		}
-		printer.Wrap(o.Out, fmt.Sprintf("%-12s", name), fmt.Sprintf("%s ago %s%s: %s", printer.Age(o.Now(), event.Time.Time), event.Reason, times, event.Message))
-		name = ""
+		texts = append(texts, fmt.Sprintf("%s ago %s%s: %s", printer.Age(o.Now(), event.Time.Time), event.Reason, times, event.Message))
 	}
+	return texts
 }

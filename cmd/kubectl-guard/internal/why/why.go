@@ -42,16 +42,13 @@ The pod is looked for in the API, on the nodes, and in events, so it may be gone
 	return command
 }
 
-// Complete is part of factory.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) (err error) {
 	o.pod, err = pods.ParseArgument(arguments[0])
 	return err
 }
 
-// Validate is part of factory.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
 
-// Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
 	c, responses, err := o.Query(ctx, o.node)
 	if err != nil {

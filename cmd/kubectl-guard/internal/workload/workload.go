@@ -3,6 +3,7 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -17,7 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/tools/pager"
+
+	"kubelet-guard.io/pkg/paging"
 )
 
 // maxOwners bounds the way from a pod up to its workload. CronJob, Job, pod takes
@@ -41,19 +43,24 @@ func (f *Finder) Pods(ctx context.Context, workload *unstructured.Unstructured) 
 	if err != nil {
 		return nil, err
 	}
-	var found []corev1.Pod
-	list := func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-		return f.Client.CoreV1().Pods(workload.GetNamespace()).List(ctx, options)
-	}
-	err = pager.New(list).EachListItem(ctx, metav1.ListOptions{LabelSelector: selector.String()}, func(object runtime.Object) error {
-		pod := object.(*corev1.Pod)
-		owned, err := f.owned(ctx, pod, workload.GetUID())
-		if owned {
-			found = append(found, *pod)
+	var (
+		found  []corev1.Pod
+		failed error
+	)
+	options := metav1.ListOptions{LabelSelector: selector.String()}
+	_, err = paging.Each(ctx, options, f.Client.CoreV1().Pods(workload.GetNamespace()).List, func(page *corev1.PodList) bool {
+		for i := range page.Items {
+			var owned bool
+			if owned, failed = f.owned(ctx, &page.Items[i], workload.GetUID()); failed != nil {
+				return false
+			}
+			if owned {
+				found = append(found, page.Items[i])
+			}
 		}
-		return err
+		return true
 	})
-	if err != nil {
+	if err = cmp.Or(err, failed); err != nil {
 		return nil, fmt.Errorf("find the pods of %s %s/%s: %w", workload.GetKind(), workload.GetNamespace(), workload.GetName(), err)
 	}
 	return found, nil
