@@ -209,7 +209,7 @@ func TestExportWritesTheGuardPackageAndTests(t *testing.T) {
 	f.write("patches/v1.36/tests/pkg/kubelet/meanwhile_test.go", "package kubelet\n")
 	require.NoError(t, f.edit().Export(ctx, false))
 	require.Equal(t, "package kubelet // edited\n", f.read(home))
-	require.Equal(t, "package kubelet\n", f.read("patches/v1.36/tests/pkg/kubelet/more_test.go"))
+	require.Equal(t, "package kubelet\n", f.read("patches/tests/pkg/kubelet/more_test.go"), "a new test is one of all versions")
 	require.Contains(t, f.read(GuardDir+"/guard.go"), "guarded")
 	require.NoFileExists(t, f.path("pkg", "kubelet", "guard", "guard_test.go"))
 	require.FileExists(t, f.path("patches", "v1.36", "tests", "pkg", "kubelet", "meanwhile_test.go"), "what is new in the checkout stays")
@@ -225,6 +225,29 @@ func TestExportWritesTheGuardPackageAndTests(t *testing.T) {
 	f.write(home, "package kubelet // another way\n")
 	require.ErrorContains(t, f.edit().Export(ctx, false), "merge the two by hand")
 	require.Equal(t, "package kubelet // another way\n", f.read(home))
+}
+
+func TestExportWritesATestToTheFolderThatItIsFrom(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	const tree = "_output/edit/v1.36/pkg/kubelet/"
+	all, own := "patches/tests/pkg/kubelet/hooks_test.go", "patches/v1.36/tests/pkg/kubelet/minor_test.go"
+	f.write(all, "package kubelet\n")
+	f.write(own, "package kubelet\n")
+	require.NoError(t, f.edit().Apply(ctx, false))
+	require.Equal(t, "package kubelet\n", f.read(tree+"hooks_test.go"))
+	require.Equal(t, "package kubelet\n", f.read(tree+"minor_test.go"))
+
+	f.write(tree+"hooks_test.go", "package kubelet // all\n")
+	f.write(tree+"minor_test.go", "package kubelet // one\n")
+	f.git("commit", "-q", "-a", "-m", "kubelet: test more")
+	require.NoError(t, f.edit().Export(ctx, false))
+	require.Equal(t, "package kubelet // all\n", f.read(all))
+	require.Equal(t, "package kubelet // one\n", f.read(own))
+	require.NoFileExists(t, f.path("patches", "v1.36", "tests", "pkg", "kubelet", "hooks_test.go"))
+	require.NoFileExists(t, f.path("patches", "tests", "pkg", "kubelet", "minor_test.go"))
+
+	f.write("patches/v1.36/tests/pkg/kubelet/hooks_test.go", "package kubelet\n")
+	require.ErrorContains(t, f.edit().Apply(ctx, false), "patches/v1.36/tests/pkg/kubelet/hooks_test.go: patches/tests has the same file")
 }
 
 // offHunk is the header of a hunk that will be given another line number.

@@ -76,7 +76,7 @@ func (e EditTree) home(name string) string {
 	if inGuard(name) {
 		return e.repo.path(filepath.FromSlash(name))
 	}
-	return filepath.Join(e.repo.patchDir(e.upstream), "tests", filepath.FromSlash(name))
+	return e.repo.hookTest(e.upstream, name)
 }
 
 // exportAdded writes the guard package and the in-tree tests that changed in the work tree

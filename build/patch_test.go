@@ -135,7 +135,7 @@ func TestLint(t *testing.T) {
 			p.Trailers = map[string]string{"Forwarded": "no", "Drop-When": "the guard is given up"}
 		}, "is no change of upstream; name the change"},
 		"too large": {func(p *Patch) { p.Files = []FileChange{{Path: "a.go", Added: 26}} }, "changes 26 upstream lines, more than 25"},
-		"a test":    {func(p *Patch) { p.Files = []FileChange{{Path: "a_test.go", Added: 1, New: true}} }, "in-tree tests belong in tests/"},
+		"a test":    {func(p *Patch) { p.Files = []FileChange{{Path: "a_test.go", Added: 1, New: true}} }, "in-tree tests belong in patches/tests/"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := good

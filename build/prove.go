@@ -244,7 +244,7 @@ func (r Repo) ProveHooks(ctx context.Context, u Upstream, only *regexp.Regexp, o
 	}
 	tested := src.hookTestPackages()
 	if len(tested) == 0 {
-		return nil, fmt.Errorf("%s/tests has no tests", r.rel(series.Dir))
+		return nil, fmt.Errorf("%s has no in-tree tests in patches", u.Version)
 	}
 	log, err := r.testLog("prove.jsonl")
 	if err != nil {
@@ -409,7 +409,7 @@ func (r Repo) PrintProofs(proofs []Proof, all bool, out io.Writer) error {
 		uncovered = 0
 	}
 	if unproved > 0 || uncovered > 0 {
-		return fmt.Errorf("%d hooks and %d causes have no test that fails without them; add one to patches/v1.NN/tests", unproved, uncovered)
+		return fmt.Errorf("%d hooks and %d causes have no test that fails without them; add one to patches/tests", unproved, uncovered)
 	}
 	return nil
 }

@@ -182,10 +182,11 @@ func (r Repo) FinishRebase(ctx context.Context, from Upstream, version string, a
 	}
 	if to.Minor() != from.Minor() {
 		// Those of the work tree are compared with them.
-		tests := filepath.Join(r.patchDir(to), "tests")
-		err := os.RemoveAll(tests)
+		_, before := r.hookTestDirs(from)
+		_, now := r.hookTestDirs(to)
+		err := os.RemoveAll(now)
 		if err == nil {
-			err = os.CopyFS(tests, os.DirFS(filepath.Join(r.patchDir(from), "tests")))
+			err = os.CopyFS(now, os.DirFS(before))
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

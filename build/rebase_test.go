@@ -43,7 +43,8 @@ func TestRebaseFollowsMovedContext(t *testing.T) {
 
 func TestRebaseToAnotherMinorMakesItsDirectory(t *testing.T) {
 	f := newFakeRepo(t).withPatches()
-	f.write("patches/v1.36/tests/pkg/kubelet/hooks_test.go", "package kubelet\n")
+	f.write("patches/tests/pkg/kubelet/hooks_test.go", "package kubelet\n")
+	f.write("patches/v1.36/tests/pkg/kubelet/minor_test.go", "package kubelet\n")
 	u := f.upstream()
 	before := snapshot(t, f.path("patches", "v1.36"))
 	f.nextUpstream("v1.37.0", "v0.37.0", moved)
@@ -53,7 +54,8 @@ func TestRebaseToAnotherMinorMakesItsDirectory(t *testing.T) {
 	all, err := f.Supported()
 	require.NoError(t, err)
 	require.Len(t, all, 2)
-	require.Equal(t, "package kubelet\n", f.read("patches/v1.37/tests/pkg/kubelet/hooks_test.go"))
+	require.Equal(t, "package kubelet\n", f.read("patches/v1.37/tests/pkg/kubelet/minor_test.go"))
+	require.NoFileExists(t, f.path("patches", "v1.37", "tests", "pkg", "kubelet", "hooks_test.go"), "the tests of all versions are there once")
 	u, err = f.Upstream("v1.37.0")
 	require.NoError(t, err)
 	require.NoError(t, f.verifyReexportForTest(u))

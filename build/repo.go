@@ -96,20 +96,54 @@ func (r Repo) addedFiles(u Upstream) (map[string][]byte, error) {
 			return nil, fmt.Errorf("%s: imports a package of %s; the guard package is copied into the Kubernetes tree, where only published modules resolve", name, ModulePath)
 		}
 	}
-	tests := map[string][]byte{}
-	if err := readTree(filepath.Join(r.patchDir(u), "tests"), "", tests); err != nil {
+	tests, err := r.hookTests(u)
+	if err != nil {
 		return nil, err
 	}
 	for name, data := range tests {
 		if !testOnly(name) {
-			return nil, fmt.Errorf("%s/tests/%s: only _test.go files, testdata and %s belong there; code goes into the guard package or a patch", r.rel(r.patchDir(u)), name, guardTestDir)
+			return nil, fmt.Errorf("%s: only _test.go files, testdata and %s belong there; code goes into the guard package or a patch", r.rel(r.hookTest(u, name)), guardTestDir)
 		}
 		if inGuard(name) {
-			return nil, fmt.Errorf("%s/tests/%s: the guard package's own tests belong in %s", r.rel(r.patchDir(u)), name, GuardDir)
+			return nil, fmt.Errorf("%s: the guard package's own tests belong in %s", r.rel(r.hookTest(u, name)), GuardDir)
 		}
 		files[name] = data
 	}
 	return files, nil
+}
+
+// hookTestDirs are the folders of the in-tree tests: those of all minor versions, and those
+// of one, which has what differs between versions.
+func (r Repo) hookTestDirs(u Upstream) (all, own string) {
+	return r.path("patches", "tests"), filepath.Join(r.patchDir(u), "tests")
+}
+
+// hookTests returns the in-tree tests for a version. Keys are slash-separated paths in the
+// Kubernetes tree. A file in both folders is an error.
+func (r Repo) hookTests(u Upstream) (map[string][]byte, error) {
+	all, own := r.hookTestDirs(u)
+	tests, ownTests := map[string][]byte{}, map[string][]byte{}
+	if err := errors.Join(readTree(all, "", tests), readTree(own, "", ownTests)); err != nil {
+		return nil, err
+	}
+	for name, data := range ownTests {
+		if _, both := tests[name]; both {
+			return nil, fmt.Errorf("%s/%s: %s has the same file; keep one of them", r.rel(own), name, r.rel(all))
+		}
+		tests[name] = data
+	}
+	return tests, nil
+}
+
+// hookTest returns where the in-tree test of a name is, or belongs: with the tests of all
+// versions, unless those of this one have it.
+func (r Repo) hookTest(u Upstream, name string) string {
+	all, own := r.hookTestDirs(u)
+	name = filepath.FromSlash(name)
+	if _, err := os.Stat(filepath.Join(own, name)); err == nil {
+		return filepath.Join(own, name)
+	}
+	return filepath.Join(all, name)
 }
 
 // readTree adds the regular files below dir to files, under prefix. A directory

@@ -45,7 +45,7 @@ func (p Patch) lint() []error {
 	fail(p.UpstreamLines() > maxUpstreamLines && p.Trailers["Size-Justification"] == "",
 		"changes %d upstream lines, more than %d; move logic into the guard package, or add a Size-Justification: trailer", p.UpstreamLines(), maxUpstreamLines)
 	for _, f := range p.Files {
-		fail(f.New && strings.HasSuffix(f.Path, "_test.go"), "adds %s; in-tree tests belong in tests/", f.Path)
+		fail(f.New && strings.HasSuffix(f.Path, "_test.go"), "adds %s; in-tree tests belong in patches/tests/", f.Path)
 	}
 	return errs
 }
