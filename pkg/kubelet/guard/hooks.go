@@ -243,7 +243,7 @@ func SetCgroupResources(cgroup []string, path string, memory *int64, set func() 
 func UpdateReserved(update func() error) error { return current().UpdateReserved(update) }
 
 // EventRecorder wraps the recorder of the kubelet.
-func EventRecorder(recorder record.EventRecorderLogger) record.EventRecorderLogger {
+func EventRecorder(recorder record.EventRecorder) record.EventRecorderLogger {
 	return current().EventRecorder(recorder)
 }
 

@@ -340,6 +340,12 @@ func (g *Guard) RefuseSandboxChange(pod *v1.Pod, containers int) bool {
 	return g.refuse(r, SandboxChanged, "its sandbox is gone or changed while its containers run", alive)
 }
 
+// IsInitContainer reports whether the pod has an init container of this name; sidecars are
+// init containers, too. In a kept sandbox these count as active also when they have exited.
+func IsInitContainer(pod *v1.Pod, name string) bool {
+	return slices.ContainsFunc(pod.Spec.InitContainers, func(c v1.Container) bool { return c.Name == name })
+}
+
 // RefuseCgroupRemoval reports whether a pod's cgroup is to be kept. The name is
 // that of upstream's cm.CgroupName, whose last element is "pod<UID>".
 func (g *Guard) RefuseCgroupRemoval(cgroup []string) bool {

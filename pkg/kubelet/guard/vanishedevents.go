@@ -22,13 +22,25 @@ const (
 // what it cannot do for a vanished pod, such as a refresh of its token, and emits an
 // event each time: these are limited, for all vanished pods together. They are in the
 // kubelet's log. The events of the guard do not pass through it.
-func (g *Guard) EventRecorder(recorder record.EventRecorderLogger) record.EventRecorderLogger {
-	if g.config.Mode == Off {
-		return recorder
+//
+// The kubelet of Kubernetes 1.35 declares its recorder as the narrower interface.
+func (g *Guard) EventRecorder(recorder record.EventRecorder) record.EventRecorderLogger {
+	inner, ok := recorder.(record.EventRecorderLogger)
+	if !ok && recorder != nil {
+		inner = loglessRecorder{recorder}
 	}
-	return &limitedRecorder{EventRecorderLogger: recorder, guard: g,
+	if g.config.Mode == Off {
+		return inner
+	}
+	return &limitedRecorder{EventRecorderLogger: inner, guard: g,
 		limit: flowcontrol.NewTokenBucketPassiveRateLimiterWithClock(vanishedEventRate, vanishedEventBurst, g.clock)}
 }
+
+// loglessRecorder is a recorder that takes no logger.
+type loglessRecorder struct{ record.EventRecorder }
+
+// WithLogger implements record.EventRecorderLogger.
+func (r loglessRecorder) WithLogger(klog.Logger) record.EventRecorderLogger { return r }
 
 type limitedRecorder struct {
 	record.EventRecorderLogger

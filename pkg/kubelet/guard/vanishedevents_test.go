@@ -34,3 +34,16 @@ func TestEventsOfTheKubeletAboutVanishedPods(t *testing.T) {
 	}
 	assert.Len(t, inner.Events, vanishedEventBurst+200+6)
 }
+
+// The kubelet of Kubernetes 1.35 has the narrower interface, and in its tests a recorder
+// with no more than that.
+func TestEventsOfARecorderWithoutLogger(t *testing.T) {
+	type narrow struct{ record.EventRecorder }
+	for _, mode := range []Mode{Enforce, Off} {
+		f := newFixture(t, inMode(mode))
+		inner := record.NewFakeRecorder(10)
+		recorder := f.EventRecorder(narrow{inner})
+		recorder.WithLogger(klog.Background()).Event(protectedPod("other"), v1.EventTypeWarning, "FailedMount", "m")
+		assert.Len(t, inner.Events, 1, mode)
+	}
+}
