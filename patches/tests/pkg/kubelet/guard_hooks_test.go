@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	cadvisorapi "github.com/google/cadvisor/info/v1"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,9 +25,19 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
 	"k8s.io/kubernetes/test/utils/ktesting"
 	testingclock "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
 
 	"k8s.io/klog/v2"
 )
+
+// The functions of the newest minor version are called. Where those of an older one have
+// other parameters, its guard_minor_test.go has methods that hide them.
+
+// guardTestWorkers are the pod workers.
+type guardTestWorkers struct{ *podWorkers }
+
+// guardTestKubelet is the kubelet.
+type guardTestKubelet struct{ *Kubelet }
 
 // newGuardTestPod returns a pod with one container.
 func newGuardTestPod() *v1.Pod {
@@ -93,20 +102,20 @@ func TestGuardTermination(t *testing.T) {
 				pod := newGuardTestPod()
 				kind.Change(pod)
 				node.Run(pod)
-				workers, runtime, processed := createPodWorkers(logger)
+				workers, runtime, processed := newGuardTestWorkers(logger)
 				runtime.PodStatus = *runningStatus(pod)
 				if attempt.prepare != nil {
 					attempt.prepare(pod)
 				}
 
 				workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodCreate, Pod: pod})
-				drainAllWorkers(workers)
+				drainAllWorkers(workers.podWorkers)
 				if attempt.kill != nil {
 					done := make(chan struct{})
 					options := *attempt.kill
 					options.CompletedCh = done
 					workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodKill, Pod: pod, KillPodOptions: &options})
-					drainAllWorkers(workers)
+					drainAllWorkers(workers.podWorkers)
 					if kind.Kept {
 						select {
 						case <-done:
@@ -134,7 +143,7 @@ func TestGuardTermination(t *testing.T) {
 				// Deletion ends the hold and the pod.
 				guardtest.Delete(pod)
 				workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodUpdate, Pod: pod})
-				drainAllWorkers(workers)
+				drainAllWorkers(workers.podWorkers)
 				if !killed(processed[pod.UID]) {
 					t.Errorf("the deleted pod was not terminated: %+v", processed[pod.UID])
 				}
@@ -153,12 +162,12 @@ func TestGuardTerminationOfPodThatThePodWorkersAreToldToForget(t *testing.T) {
 			kind.Change(pod)
 			node.Run(pod)
 			observe(node, pod)
-			workers, _, processed := createPodWorkers(logger)
+			workers, _, processed := newGuardTestWorkers(logger)
 			workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodCreate, Pod: pod})
-			drainAllWorkers(workers)
+			drainAllWorkers(workers.podWorkers)
 
 			known := workers.SyncKnownPods(logger, nil)
-			drainAllWorkers(workers)
+			drainAllWorkers(workers.podWorkers)
 
 			if got := !killed(processed[pod.UID]); got != kind.Kept {
 				t.Errorf("records %+v, want a kill: %v", processed[pod.UID], !kind.Kept)
@@ -186,14 +195,14 @@ func TestGuardTerminationOfRuntimePod(t *testing.T) {
 			if pod.DeletionTimestamp != nil {
 				observe(node, pod)
 			}
-			workers, runtime, processed := createPodWorkers(logger)
+			workers, runtime, processed := newGuardTestWorkers(logger)
 			running := &kubecontainer.Pod{ID: pod.UID, Name: pod.Name, Namespace: pod.Namespace}
 			runtime.PodList = []*containertest.FakePod{{Pod: running}}
 
 			workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodKill, RunningPod: running, KillPodOptions: &KillPodOptions{}})
 
 			if !kind.Kept {
-				drainAllWorkers(workers)
+				drainAllWorkers(workers.podWorkers)
 				if !killed(processed[pod.UID]) {
 					t.Errorf("records %+v, want a kill", processed[pod.UID])
 				}
@@ -223,15 +232,11 @@ func TestGuardLetsAPodEndThatCompleted(t *testing.T) {
 	// The sidecar still runs.
 	node.Run(pod)
 	observe(node, pod)
-	workers, _, processed := createPodWorkers(logger)
-	syncers := newPodSyncerFuncs(workers.podSyncer)
-	syncers.syncPod = func(context.Context, kubetypes.SyncPodType, *v1.Pod, *v1.Pod, *kubecontainer.PodStatus) (bool, func(), error) {
-		return true, nil, nil
-	}
-	workers.podSyncer = &syncers
+	workers, _, processed := newGuardTestWorkers(logger)
+	workers.completeAtOnce()
 
 	workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodCreate, Pod: pod})
-	drainAllWorkers(workers)
+	drainAllWorkers(workers.podWorkers)
 
 	if !killed(processed[pod.UID]) {
 		t.Errorf("the completed pod was not terminated: %+v", processed[pod.UID])
@@ -252,15 +257,15 @@ func TestGuardKillPodNow(t *testing.T) {
 			pod := newGuardTestPod()
 			kind.Change(pod)
 			node.Run(pod)
-			workers, _, processed := createPodWorkers(logger)
+			workers, _, processed := newGuardTestWorkers(logger)
 			if pod.DeletionTimestamp == nil {
 				workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodCreate, Pod: pod})
-				drainAllWorkers(workers)
+				drainAllWorkers(workers.podWorkers)
 			}
 
-			err := killPodNow(ctx, workers, &record.FakeRecorder{})(pod, false, nil, nil)
+			err := workers.killPodNow(ctx)(pod, false, nil, nil)
 
-			drainAllWorkers(workers)
+			drainAllWorkers(workers.podWorkers)
 			if got := errors.Is(err, guard.ErrRefused); got != kind.Kept || (err != nil) != kind.Kept {
 				t.Errorf("error %v, want a refusal: %v", err, kind.Kept)
 			}
@@ -321,7 +326,7 @@ func TestGuardActiveDeadline(t *testing.T) {
 			clock := testingclock.NewFakeClock(time.Now())
 			started := metav1.NewTime(clock.Now().Add(-time.Minute))
 			pod.Status.StartTime = &started
-			pod.Spec.ActiveDeadlineSeconds = new(int64(30))
+			pod.Spec.ActiveDeadlineSeconds = ptr.To(int64(30))
 			handler, err := newActiveDeadlineHandler(&mockPodStatusProvider{pods: []*v1.Pod{pod}}, &record.FakeRecorder{}, clock)
 			if err != nil {
 				t.Fatal(err)
@@ -352,7 +357,7 @@ func TestGuardActiveDeadlineThatHasNotPassed(t *testing.T) {
 	node.Run(pod)
 	started := metav1.Now()
 	pod.Status.StartTime = &started
-	pod.Spec.ActiveDeadlineSeconds = new(int64(3600))
+	pod.Spec.ActiveDeadlineSeconds = ptr.To(int64(3600))
 	handler, err := newActiveDeadlineHandler(&mockPodStatusProvider{pods: []*v1.Pod{pod}}, &record.FakeRecorder{}, testingclock.NewFakeClock(time.Now()))
 	if err != nil {
 		t.Fatal(err)
@@ -376,9 +381,9 @@ func TestGuardStatusOfHeldPodStaysRunning(t *testing.T) {
 	node.Run(pod)
 	started := metav1.NewTime(testKubelet.fakeClock.Now().Add(-time.Minute))
 	pod.Status.StartTime = &started
-	pod.Spec.ActiveDeadlineSeconds = new(int64(30))
+	pod.Spec.ActiveDeadlineSeconds = ptr.To(int64(30))
 
-	status := testKubelet.kubelet.generateAPIPodStatus(ctx, pod, runningStatus(pod), false)
+	status := guardTestKubelet{testKubelet.kubelet}.generateAPIPodStatus(ctx, pod, runningStatus(pod), false)
 
 	if status.Phase != v1.PodRunning {
 		t.Errorf("phase %s, want Running", status.Phase)
@@ -390,7 +395,7 @@ func TestGuardStatusOfHeldPodStaysRunning(t *testing.T) {
 
 	guardtest.Delete(pod)
 	guard.RefuseTermination(pod, false, false, false)
-	status = testKubelet.kubelet.generateAPIPodStatus(ctx, pod, runningStatus(pod), false)
+	status = guardTestKubelet{testKubelet.kubelet}.generateAPIPodStatus(ctx, pod, runningStatus(pod), false)
 	if _, condition := podutil.GetPodConditionFromList(status.Conditions, guard.PodKillRefused); condition != nil && condition.Status == v1.ConditionTrue {
 		t.Errorf("condition %s of a pod that is no longer held: %+v", guard.PodKillRefused, condition)
 	}
@@ -411,7 +416,7 @@ func TestGuardStatusOfPodWithoutSandboxKeepsItsAddresses(t *testing.T) {
 		t.Fatal("the guard did not refuse")
 	}
 
-	status := testKubelet.kubelet.generateAPIPodStatus(ctx, pod, runningStatus(pod), false)
+	status := guardTestKubelet{testKubelet.kubelet}.generateAPIPodStatus(ctx, pod, runningStatus(pod), false)
 
 	if status.PodIP != "192.0.2.1" || len(status.PodIPs) != 1 {
 		t.Errorf("addresses %q, %v; want those from before", status.PodIP, status.PodIPs)
@@ -423,8 +428,8 @@ func TestGuardNodeConditionFollowsTheHolds(t *testing.T) {
 	node := guardtest.Install(t)
 	testKubelet := newTestKubelet(t, false)
 	defer testKubelet.Cleanup()
-	kubelet := testKubelet.kubelet
-	kubelet.setCachedMachineInfo(&cadvisorapi.MachineInfo{NumCores: 2, MemoryCapacity: 1 << 30})
+	kubelet := guardTestKubelet{testKubelet.kubelet}
+	setGuardTestMachine(kubelet.Kubelet)
 	pod := newGuardTestPod()
 	guardtest.Protect(pod)
 	node.Run(pod)
@@ -478,7 +483,7 @@ func TestGuardSyncPodWithoutCgroup(t *testing.T) {
 			node := guardtest.Install(t)
 			testKubelet := newTestKubelet(t, false)
 			defer testKubelet.Cleanup()
-			kubelet := testKubelet.kubelet
+			kubelet := guardTestKubelet{testKubelet.kubelet}
 			kubelet.volumeManager = volumemanager.NewFakeVolumeManager(nil, 0, nil, false)
 			pods := &cgrouplessPods{FakePodContainerManager: cm.NewFakePodContainerManager()}
 			kubelet.containerManager = &cgrouplessManager{FakeContainerManager: testKubelet.fakeContainerManager, pods: pods}
@@ -516,7 +521,7 @@ func TestGuardSyncPodBeyondTheVolumeAttachLimit(t *testing.T) {
 			node := guardtest.Install(t)
 			testKubelet := newTestKubelet(t, false)
 			defer testKubelet.Cleanup()
-			kubelet := testKubelet.kubelet
+			kubelet := guardTestKubelet{testKubelet.kubelet}
 			kubelet.volumeManager = volumemanager.NewFakeVolumeManager(nil, 0, nil, true)
 			pod := newGuardTestPod()
 			kind.Change(pod)
@@ -562,7 +567,7 @@ func TestGuardSyncPodOfVanishedPodGoesOnWithoutItsVolumes(t *testing.T) {
 			node := guardtest.Install(t)
 			testKubelet := newTestKubelet(t, false)
 			defer testKubelet.Cleanup()
-			kubelet := testKubelet.kubelet
+			kubelet := guardTestKubelet{testKubelet.kubelet}
 			volumes := &waitingVolumes{VolumeManager: volumemanager.NewFakeVolumeManager(nil, 0, nil, false)}
 			kubelet.volumeManager = volumes
 			pod := newGuardTestPod()
@@ -596,7 +601,7 @@ func TestGuardSyncPodWithContainerInUnknownStateIsNoCompletion(t *testing.T) {
 	node := guardtest.Install(t)
 	testKubelet := newTestKubelet(t, false)
 	defer testKubelet.Cleanup()
-	kubelet := testKubelet.kubelet
+	kubelet := guardTestKubelet{testKubelet.kubelet}
 	kubelet.volumeManager = volumemanager.NewFakeVolumeManager(nil, 0, nil, false)
 	pod := newGuardTestPod()
 	pod.Spec.RestartPolicy = v1.RestartPolicyNever
@@ -624,9 +629,9 @@ func TestGuardCleanupOfOrphanedRuntimePod(t *testing.T) {
 			node := guardtest.Install(t)
 			testKubelet := newTestKubelet(t, false)
 			defer testKubelet.Cleanup()
-			kubelet := testKubelet.kubelet
-			workers, _, processed := createPodWorkers(logger)
-			kubelet.podWorkers = workers
+			kubelet := guardTestKubelet{testKubelet.kubelet}
+			workers, _, processed := newGuardTestWorkers(logger)
+			kubelet.podWorkers = workers.podWorkers
 			kubelet.cgroupsPerQOS = true
 			pod := newGuardTestPod()
 			kind.Change(pod)
@@ -642,7 +647,7 @@ func TestGuardCleanupOfOrphanedRuntimePod(t *testing.T) {
 			if err := kubelet.HandlePodCleanups(ctx); err != nil {
 				t.Fatalf("HandlePodCleanups: %v", err)
 			}
-			drainAllWorkers(workers)
+			drainAllWorkers(workers.podWorkers)
 
 			if got := !killed(processed[pod.UID]); got != kind.Kept {
 				t.Errorf("records %+v, want a kill: %v", processed[pod.UID], !kind.Kept)
@@ -663,7 +668,7 @@ func TestGuardCleanupOfOrphanedRuntimePod(t *testing.T) {
 
 			// The object comes back: an ordinary pod again.
 			workers.UpdatePod(ctx, UpdatePodOptions{UpdateType: kubetypes.SyncPodCreate, Pod: pod})
-			drainAllWorkers(workers)
+			drainAllWorkers(workers.podWorkers)
 			if records := processed[pod.UID]; len(records) != 1 || records[0].updateType != kubetypes.SyncPodCreate {
 				t.Errorf("records %+v after the object came back, want one sync", records)
 			}
@@ -687,7 +692,7 @@ func TestGuardCleanupOfOrphanedPodCgroup(t *testing.T) {
 			cgroups := testKubelet.fakeContainerManager.PodContainerManager
 			cgroups.AddPodFromCgroups(&kubecontainer.Pod{ID: pod.UID, Name: pod.Name})
 
-			testKubelet.kubelet.cleanupOrphanedPodCgroups(logger, cgroups, cgroupNames(t, cgroups), map[types.UID]sets.Empty{})
+			guardTestKubelet{testKubelet.kubelet}.cleanupOrphanedPodCgroups(logger, cgroups, cgroupNames(t, cgroups), map[types.UID]sets.Empty{})
 
 			if !kind.Kept {
 				awaitCgroupRemoval(t, cgroups)
@@ -717,7 +722,7 @@ func TestGuardCleanupOfCgroupWhileTheRuntimeDoesNotAnswer(t *testing.T) {
 	cgroups := testKubelet.fakeContainerManager.PodContainerManager
 	cgroups.AddPodFromCgroups(&kubecontainer.Pod{ID: pod.UID, Name: pod.Name})
 
-	testKubelet.kubelet.cleanupOrphanedPodCgroups(logger, cgroups, cgroupNames(t, cgroups), map[types.UID]sets.Empty{})
+	guardTestKubelet{testKubelet.kubelet}.cleanupOrphanedPodCgroups(logger, cgroups, cgroupNames(t, cgroups), map[types.UID]sets.Empty{})
 
 	// Destroy runs in a goroutine.
 	time.Sleep(50 * time.Millisecond)
@@ -735,7 +740,7 @@ func TestGuardCleanupOfOrphanedPodFolder(t *testing.T) {
 			node := guardtest.Install(t)
 			testKubelet := newTestKubelet(t, false)
 			defer testKubelet.Cleanup()
-			kubelet := testKubelet.kubelet
+			kubelet := guardTestKubelet{testKubelet.kubelet}
 			pod := newGuardTestPod()
 			node.RunOrphan(kind, pod)
 			file := filepath.Join(kubelet.getPodDir(pod.UID), "etc-hosts")
@@ -795,7 +800,7 @@ func TestGuardSyncPodOfSuccessor(t *testing.T) {
 			node := guardtest.Install(t)
 			testKubelet := newTestKubelet(t, false)
 			defer testKubelet.Cleanup()
-			kubelet := testKubelet.kubelet
+			kubelet := guardTestKubelet{testKubelet.kubelet}
 			kubelet.volumeManager = volumemanager.NewFakeVolumeManager(nil, 0, nil, false)
 			held := newGuardTestPod()
 			dataFrom("/srv/data")(held)
@@ -845,7 +850,7 @@ func TestGuardSyncPodOfSuccessor(t *testing.T) {
 
 func cgroupNames(t *testing.T, cgroups *cm.FakePodContainerManager) map[types.UID]cm.CgroupName {
 	t.Helper()
-	names, err := cgroups.GetAllPodsFromCgroups()
+	names, err := allPodsFromCgroups(cgroups)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -872,9 +877,9 @@ func TestGuardAdditionOfPodThatTheAPICallsEnded(t *testing.T) {
 				node := guardtest.Install(t)
 				testKubelet := newTestKubeletExcludeAdmitHandlers(t, false, true)
 				defer testKubelet.Cleanup()
-				kubelet := testKubelet.kubelet
-				workers, _, processed := createPodWorkers(logger)
-				kubelet.podWorkers = workers
+				kubelet := guardTestKubelet{testKubelet.kubelet}
+				workers, _, processed := newGuardTestWorkers(logger)
+				kubelet.podWorkers = workers.podWorkers
 				pod := newGuardTestPod()
 				pod.Status.Phase = phase
 				kind.Change(pod)
@@ -884,7 +889,7 @@ func TestGuardAdditionOfPodThatTheAPICallsEnded(t *testing.T) {
 				node.Run(pod)
 
 				kubelet.HandlePodAdditions(ctx, node.Appear(pod))
-				drainAllWorkers(workers)
+				drainAllWorkers(workers.podWorkers)
 
 				// The pod cache knows nothing yet, as after a restart.
 				if got := !workers.IsPodTerminationRequested(pod.UID); got != kind.Kept {
@@ -895,9 +900,18 @@ func TestGuardAdditionOfPodThatTheAPICallsEnded(t *testing.T) {
 						t.Errorf("records %+v, want one sync", records)
 					}
 					node.ExpectHolds(t, pod.UID, guard.TerminalPhaseReported)
-				} else {
-					node.ExpectHolds(t, pod.UID)
+
+					// Since 1.37 an update of a pod without an allocation is dropped, and the
+					// API's deletion is one. A pod that came with a terminal phase would have none.
+					deleted := pod.DeepCopy()
+					guardtest.Delete(deleted)
+					kubelet.HandlePodUpdates(ctx, node.Appear(deleted))
+					drainAllWorkers(workers.podWorkers)
+					if !killed(processed[pod.UID]) {
+						t.Errorf("records %+v, want the deleted pod terminated at once", processed[pod.UID])
+					}
 				}
+				node.ExpectHolds(t, pod.UID)
 			})
 		}
 	}
@@ -908,9 +922,9 @@ func TestGuardAdditionOfPodThatEnded(t *testing.T) {
 	node := guardtest.Install(t)
 	testKubelet := newTestKubelet(t, false)
 	defer testKubelet.Cleanup()
-	kubelet := testKubelet.kubelet
-	workers, _, processed := createPodWorkers(logger)
-	kubelet.podWorkers = workers
+	kubelet := guardTestKubelet{testKubelet.kubelet}
+	workers, _, processed := newGuardTestWorkers(logger)
+	kubelet.podWorkers = workers.podWorkers
 	pod := newGuardTestPod()
 	pod.Status.Phase = v1.PodSucceeded
 	guardtest.Protect(pod)
@@ -918,7 +932,7 @@ func TestGuardAdditionOfPodThatEnded(t *testing.T) {
 	node.Exit()
 
 	kubelet.HandlePodAdditions(ctx, node.Appear(pod))
-	drainAllWorkers(workers)
+	drainAllWorkers(workers.podWorkers)
 
 	if !killed(processed[pod.UID]) {
 		t.Errorf("records %+v: the pod that ended was started again", processed[pod.UID])
@@ -934,9 +948,9 @@ func TestGuardAdditionOfPodThatAdmissionRejects(t *testing.T) {
 			node := guardtest.Install(t)
 			testKubelet := newTestKubelet(t, false)
 			defer testKubelet.Cleanup()
-			kubelet := testKubelet.kubelet
-			workers, _, processed := createPodWorkers(logger)
-			kubelet.podWorkers = workers
+			kubelet := guardTestKubelet{testKubelet.kubelet}
+			workers, _, processed := newGuardTestWorkers(logger)
+			kubelet.podWorkers = workers.podWorkers
 			pod := newGuardTestPod()
 			pod.Spec.Containers[0].Resources.Requests = v1.ResourceList{v1.ResourceCPU: resource.MustParse("1000")}
 			kind.Change(pod)
@@ -946,7 +960,7 @@ func TestGuardAdditionOfPodThatAdmissionRejects(t *testing.T) {
 			node.Run(pod)
 
 			kubelet.HandlePodAdditions(ctx, []*v1.Pod{pod})
-			drainAllWorkers(workers)
+			drainAllWorkers(workers.podWorkers)
 
 			status, _ := kubelet.statusManager.GetPodStatus(pod.UID)
 			if got := status.Phase != v1.PodFailed; got != kind.Kept {

@@ -117,7 +117,7 @@ func TestGuardRunsWithTheKubelet(t *testing.T) {
 	}
 	node := guardtest.Install(t)
 	testKubelet := newTestKubelet(t, false)
-	kubelet := testKubelet.kubelet
+	kubelet := guardTestKubelet{testKubelet.kubelet}
 	kubelet.kubeClient = nil
 	kubelet.volumeManager = volumemanager.NewFakeVolumeManager(nil, 0, nil, false)
 	// Or housekeeping would sync the pod.

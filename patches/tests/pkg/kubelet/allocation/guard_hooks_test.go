@@ -4,13 +4,13 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kubernetes/pkg/kubelet/cm"
 	containertest "k8s.io/kubernetes/pkg/kubelet/container/testing"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
 	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
 	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
-	"k8s.io/kubernetes/test/utils/ktesting"
 )
 
 // recordingAdmitHandler records that it is called, as a resource manager would
@@ -20,7 +20,7 @@ type recordingAdmitHandler struct {
 	admit bool
 }
 
-func (h *recordingAdmitHandler) Admit(*lifecycle.PodAdmitAttributes) lifecycle.PodAdmitResult {
+func (h *recordingAdmitHandler) judge(*lifecycle.PodAdmitAttributes) lifecycle.PodAdmitResult {
 	h.asked++
 	return lifecycle.PodAdmitResult{Admit: h.admit, Reason: "NodeAffinity", Message: "the label is gone"}
 }
@@ -48,7 +48,7 @@ func TestGuardAdmissionRejection(t *testing.T) {
 			node.Run(pod)
 			m, rejecting, next := newGuardTestManager(t)
 
-			admitted, reason, message := m.AddPod(nil, pod)
+			admitted, reason, message := addPod(t, m, nil, pod)
 
 			if admitted != kind.Kept {
 				t.Errorf("admitted: %v, want %v", admitted, kind.Kept)
@@ -81,7 +81,7 @@ func TestGuardAdmissionRejectionOfPodThatDoesNotRun(t *testing.T) {
 	m, _, next := newGuardTestManager(t)
 
 	// After a reboot nothing runs: there is nothing to keep.
-	if admitted, _, _ := m.AddPod(nil, pod); admitted {
+	if admitted, _, _ := addPod(t, m, nil, pod); admitted {
 		t.Error("admitted although a handler rejects the pod and none of it runs")
 	}
 	if next.asked != 0 {
@@ -99,7 +99,7 @@ func TestGuardAdmissionRejectionIsOverruledForEveryHandler(t *testing.T) {
 	second := &recordingAdmitHandler{}
 	m.AddPodAdmitHandlers(lifecycle.PodAdmitHandlers{second})
 
-	if admitted, reason, _ := m.AddPod(nil, pod); !admitted {
+	if admitted, reason, _ := addPod(t, m, nil, pod); !admitted {
 		t.Errorf("rejected (%s) by the second of two rejecting handlers", reason)
 	}
 	if second.asked != 1 {
@@ -114,8 +114,12 @@ func TestGuardAdmissionRejectionOfResizeStands(t *testing.T) {
 	node.Run(pod)
 	m, _, next := newGuardTestManager(t)
 
-	logger, _ := ktesting.NewTestContext(t)
-	if admitted, _, _ := m.(*manager).canAdmitPod(logger, nil, pod, lifecycle.ResizeOperation); admitted {
+	if err := setAllocated(t, m, pod); err != nil {
+		t.Fatal(err)
+	}
+	resized := pod.DeepCopy()
+	resized.Spec.Containers[0].Resources.Requests = v1.ResourceList{v1.ResourceCPU: resource.MustParse("1")}
+	if admitted, _, _ := admitResize(t, m.(*manager), resized); admitted {
 		t.Error("a resize that a handler rejects was admitted")
 	}
 	if next.asked != 0 {
@@ -131,7 +135,7 @@ func TestGuardAdmissionAuditModeRejects(t *testing.T) {
 	node.Run(pod)
 	m, _, _ := newGuardTestManager(t)
 
-	if admitted, _, _ := m.AddPod(nil, pod); admitted {
+	if admitted, _, _ := addPod(t, m, nil, pod); admitted {
 		t.Error("mode Audit changed the outcome of admission")
 	}
 	if list := node.Guard.Pods(); len(list.Items) != 1 || len(list.Items[0].Audited) != 1 || list.Items[0].Audited[0].Cause != guard.AdmissionRejected {
@@ -143,7 +147,7 @@ func TestGuardAdmissionAuditModeRejects(t *testing.T) {
 // rejects none.
 type countingAdmitHandler struct{ others []*v1.Pod }
 
-func (h *countingAdmitHandler) Admit(attrs *lifecycle.PodAdmitAttributes) lifecycle.PodAdmitResult {
+func (h *countingAdmitHandler) judge(attrs *lifecycle.PodAdmitAttributes) lifecycle.PodAdmitResult {
 	h.others = attrs.OtherPods
 	return lifecycle.PodAdmitResult{Admit: true}
 }
@@ -159,7 +163,7 @@ func TestGuardAdmissionBesideARejectedPod(t *testing.T) {
 				kind.Change(pod)
 				node.Run(pod)
 				m, _, _ := newGuardTestManager(t)
-				m.AddPod(nil, pod)
+				addPod(t, m, nil, pod)
 				neighbour := newGuardTestPod()
 				neighbour.Name, neighbour.UID = "neighbour", "neighbour-uid"
 				if runs {
@@ -169,7 +173,7 @@ func TestGuardAdmissionBesideARejectedPod(t *testing.T) {
 				m.(*manager).admitHandlers = lifecycle.PodAdmitHandlers{counting}
 				active := []*v1.Pod{pod}
 
-				if admitted, reason, _ := m.AddPod(active, neighbour); !admitted {
+				if admitted, reason, _ := addPod(t, m, active, neighbour); !admitted {
 					t.Errorf("the neighbour is rejected: %s", reason)
 				}
 

@@ -16,7 +16,7 @@ import (
 
 // oneProcessCgroups is a cgroup manager whose only cgroup has one process.
 type oneProcessCgroups struct {
-	fakeCgroupManager
+	CgroupManager
 	pid       int
 	destroyed int
 }

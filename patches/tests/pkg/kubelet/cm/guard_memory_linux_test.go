@@ -18,6 +18,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/cm/cpumanager"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
 	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
+	"k8s.io/utils/ptr"
 )
 
 // limitedCgroups is a node with one pod in a cgroup of all pods. What the guard reads
@@ -71,7 +72,7 @@ func limitedCgroups(t *testing.T, kind guardtest.Kind) (node *guardtest.Node, m 
 
 // limitedTo has a memory limit that is below what the pods use.
 func limitedTo(name CgroupName) *CgroupConfig {
-	return &CgroupConfig{Name: name, ResourceParameters: &ResourceConfig{Memory: new(int64(1 << 30))}}
+	return &CgroupConfig{Name: name, ResourceParameters: &ResourceConfig{Memory: ptr.To(int64(1 << 30))}}
 }
 
 func expectLimitHolds(t *testing.T, node *guardtest.Node, kept bool) {
@@ -124,13 +125,15 @@ func TestGuardMemoryLimitOfCgroupMadeAgain(t *testing.T) {
 
 // refusingCgroups is a cgroup manager that the guard refuses everything.
 type refusingCgroups struct {
-	fakeCgroupManager
+	CgroupManager
 	err error
 }
 
-func (c *refusingCgroups) Update(logger klog.Logger, config *CgroupConfig) error {
-	return errors.Join(c.fakeCgroupManager.Update(logger, config), c.err)
-}
+func (c *refusingCgroups) CgroupName(name string) CgroupName { return ParseCgroupfsToCgroupName(name) }
+
+func (c *refusingCgroups) Validate(CgroupName) error { return nil }
+
+func (c *refusingCgroups) Update(klog.Logger, *CgroupConfig) error { return c.err }
 
 // The kubelet does not start when a reserved cgroup cannot have its limits.
 func TestGuardReservedCgroupIsTriedAgain(t *testing.T) {

@@ -29,7 +29,7 @@ type guardTest struct {
 func newGuardTest(t *testing.T, source string, change ...func(*guard.Configuration)) *guardTest {
 	t.Helper()
 	ctx := ktesting.Init(t)
-	config := NewPodConfig(record.NewBroadcaster(record.WithContext(ctx)).NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet"}), &mockPodStartupSLIObserver{})
+	config := newGuardTestConfig(record.NewBroadcaster(record.WithContext(ctx)).NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet"}))
 	return &guardTest{Node: guardtest.Install(t, change...), source: config.Channel(ctx, source), updates: config.Updates()}
 }
 

@@ -1,7 +1,6 @@
 package nodeshutdown
 
 import (
-	"context"
 	"sync"
 	"testing"
 	"time"
@@ -23,11 +22,10 @@ func newGuardTestManager(t *testing.T, pods ...*v1.Pod) (m *managerImpl, killed 
 	var mu sync.Mutex
 	var names []string
 	m = &managerImpl{
-		logger:         logger,
-		recorder:       &record.FakeRecorder{},
-		getPods:        func() []*v1.Pod { return pods },
-		syncNodeStatus: func(context.Context) {},
-		dbusCon:        &fakeDbus{},
+		logger:   logger,
+		recorder: &record.FakeRecorder{},
+		getPods:  func() []*v1.Pod { return pods },
+		dbusCon:  &fakeDbus{},
 		podManager: &podManager{
 			logger:        logger,
 			volumeManager: volumemanager.NewFakeVolumeManager(nil, 0, nil, false),
@@ -59,7 +57,7 @@ func TestGuardNodeShutdown(t *testing.T) {
 			node.Run(pod)
 			m, killed := newGuardTestManager(t, pod)
 
-			if err := m.processShutdownEvent(); err != nil {
+			if err := shutDown(t, m); err != nil {
 				t.Fatalf("processShutdownEvent: %v", err)
 			}
 
@@ -82,7 +80,7 @@ func TestGuardNodeShutdownStopsTheOthers(t *testing.T) {
 	node.Run(kept)
 	m, killed := newGuardTestManager(t, kept, other)
 
-	if err := m.processShutdownEvent(); err != nil {
+	if err := shutDown(t, m); err != nil {
 		t.Fatalf("processShutdownEvent: %v", err)
 	}
 
@@ -98,7 +96,7 @@ func TestGuardNodeShutdownThatIsAllowedByConfiguration(t *testing.T) {
 	node.Run(pod)
 	m, killed := newGuardTestManager(t, pod)
 
-	if err := m.processShutdownEvent(); err != nil {
+	if err := shutDown(t, m); err != nil {
 		t.Fatalf("processShutdownEvent: %v", err)
 	}
 

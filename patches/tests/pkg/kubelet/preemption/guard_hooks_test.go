@@ -28,7 +28,7 @@ func TestGuardPreemption(t *testing.T) {
 			pods.setPods([]*v1.Pod{victim})
 			handler := getTestCriticalPodAdmissionHandler(pods, killer)
 
-			_, err := handler.HandleAdmissionFailure(ctx, getTestPods()[clusterCritical], getPredicateFailureReasons(0, 100, 0, false))
+			_, err := admitCritical(ctx, handler, getTestPods()[clusterCritical], getPredicateFailureReasons(0, 100, 0, false))
 
 			// Upstream counts static and mirror pods as critical and does not preempt
 			// them either; what matters is that the guard has nothing to do with it.
@@ -63,7 +63,7 @@ func TestGuardPreemptionTakesAnotherVictim(t *testing.T) {
 	pods.setPods([]*v1.Pod{victim, other})
 	handler := getTestCriticalPodAdmissionHandler(pods, killer)
 
-	reasons, err := handler.HandleAdmissionFailure(ctx, getTestPods()[clusterCritical], getPredicateFailureReasons(0, 100, 0, false))
+	reasons, err := admitCritical(ctx, handler, getTestPods()[clusterCritical], getPredicateFailureReasons(0, 100, 0, false))
 
 	if err != nil || len(reasons) != 0 {
 		t.Errorf("the critical pod is not admitted: %v, %v", reasons, err)
@@ -86,7 +86,7 @@ func TestGuardPreemptionLeavesAloneWhatIsNoVictim(t *testing.T) {
 	pods.setPods([]*v1.Pod{protected, victim})
 	handler := getTestCriticalPodAdmissionHandler(pods, killer)
 
-	if _, err := handler.HandleAdmissionFailure(ctx, getTestPods()[clusterCritical], getPredicateFailureReasons(0, 100, 0, false)); err != nil {
+	if _, err := admitCritical(ctx, handler, getTestPods()[clusterCritical], getPredicateFailureReasons(0, 100, 0, false)); err != nil {
 		t.Errorf("the critical pod is not admitted: %v", err)
 	}
 	if killed := killer.getKilledPods(); len(killed) != 1 || killed[0].UID != victim.UID {
@@ -115,7 +115,7 @@ func TestGuardPreemptionForACriticalPodThatRuns(t *testing.T) {
 				pods.setPods([]*v1.Pod{victim})
 				handler := getTestCriticalPodAdmissionHandler(pods, killer)
 
-				reasons, err := handler.HandleAdmissionFailure(ctx, critical, getPredicateFailureReasons(0, 100, 0, false))
+				reasons, err := admitCritical(ctx, handler, critical, getPredicateFailureReasons(0, 100, 0, false))
 
 				// Upstream preempts no static and no mirror pod and then rejects.
 				isStatic := victim.Annotations["kubernetes.io/config.mirror"] != "" || victim.Annotations["kubernetes.io/config.source"] == "file"

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
 	testingclock "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
 )
 
 func TestGuardNoTokenIsAskedForAVanishedPod(t *testing.T) {
@@ -16,13 +17,13 @@ func TestGuardNoTokenIsAskedForAVanishedPod(t *testing.T) {
 	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "p-uid"}, Spec: v1.PodSpec{Containers: []v1.Container{{Name: "c"}}}}
 	clock := testingclock.NewFakeClock(time.Now())
 	getter := &fakeTokenGetter{tr: &authenticationv1.TokenRequest{
-		Spec:   authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64(3600))},
+		Spec:   authenticationv1.TokenRequestSpec{ExpirationSeconds: ptr.To(int64(3600))},
 		Status: authenticationv1.TokenRequestStatus{Token: "t", ExpirationTimestamp: metav1.NewTime(clock.Now().Add(time.Hour))},
 	}}
 	manager := &Manager{cache: map[string]*authenticationv1.TokenRequest{}, clock: clock, getToken: getter.getToken}
 	request := func() *authenticationv1.TokenRequest {
 		return &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
-			ExpirationSeconds: new(int64(3600)),
+			ExpirationSeconds: ptr.To(int64(3600)),
 			BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", Name: pod.Name, UID: pod.UID},
 		}}
 	}

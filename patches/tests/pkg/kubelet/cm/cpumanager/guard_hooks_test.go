@@ -6,7 +6,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/kubernetes/pkg/kubelet/cm/containermap"
 	"k8s.io/kubernetes/pkg/kubelet/cm/cpumanager/state"
-	"k8s.io/kubernetes/pkg/kubelet/cm/topologymanager"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
 	"k8s.io/kubernetes/pkg/kubelet/guard/guardtest"
 	"k8s.io/kubernetes/test/utils/ktesting"
@@ -31,7 +30,7 @@ func TestGuardExclusiveCPUsOfARunningOrphan(t *testing.T) {
 				node := guardtest.Install(t)
 				pod := guardtest.NewPod()
 				node.RunOrphan(kind, pod)
-				policy, err := NewStaticPolicy(logger, topoSingleSocketHT, 1, cpuset.New(), topologymanager.NewFakeManager(), nil)
+				policy, err := NewStaticPolicy(logger, topoSingleSocketHT, 1, cpuset.New(), newGuardTestTopology(logger), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -93,7 +92,7 @@ func TestGuardExclusiveCPUsOfAContainerThatAnActivePodHasNoLonger(t *testing.T) 
 	pod := guardtest.NewPod()
 	guardtest.Protect(pod)
 	node.Run(pod)
-	policy, err := NewStaticPolicy(logger, topoSingleSocketHT, 1, cpuset.New(), topologymanager.NewFakeManager(), nil)
+	policy, err := NewStaticPolicy(logger, topoSingleSocketHT, 1, cpuset.New(), newGuardTestTopology(logger), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

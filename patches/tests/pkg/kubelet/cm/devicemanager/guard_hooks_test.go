@@ -29,7 +29,7 @@ func TestGuardDevicesOfARunningOrphan(t *testing.T) {
 			m.podDevices.insert("ended-uid", "server", resourceName, constructDevices([]string{"card-2"}), &pluginapi.ContainerAllocateResponse{})
 			m.allocatedDevices = m.podDevices.devices()
 
-			m.UpdateAllocatedDevices()
+			updateAllocatedDevices(t, m)
 
 			if got := m.allocatedDevices[resourceName].Has("card-1"); got != kind.Kept {
 				t.Errorf("the device of the orphan is taken: %v, want %v", got, kind.Kept)
@@ -44,7 +44,7 @@ func TestGuardDevicesOfARunningOrphan(t *testing.T) {
 			node.ExpectHolds(t, pod.UID, guard.ResourcesReclaimed)
 
 			node.AskDeletion(pod)
-			m.UpdateAllocatedDevices()
+			updateAllocatedDevices(t, m)
 			if m.allocatedDevices[resourceName].Has("card-1") {
 				t.Error("the device is not free although the deletion is explicit")
 			}

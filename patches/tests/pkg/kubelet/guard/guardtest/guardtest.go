@@ -20,6 +20,7 @@ import (
 	critest "k8s.io/cri-api/pkg/apis/testing"
 	"k8s.io/kubernetes/pkg/kubelet/guard"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
+	"k8s.io/utils/ptr"
 )
 
 // Node is a guard that is installed for one test, and what it works with.
@@ -222,7 +223,7 @@ func Delete(pod *v1.Pod) {
 	now := metav1.NewTime(time.Now())
 	pod.DeletionTimestamp = &now
 	if pod.DeletionGracePeriodSeconds == nil {
-		pod.DeletionGracePeriodSeconds = new(int64(30))
+		pod.DeletionGracePeriodSeconds = ptr.To(int64(30))
 	}
 }
 
