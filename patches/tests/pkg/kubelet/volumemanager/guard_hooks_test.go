@@ -55,3 +55,55 @@ func TestGuardVolumesOfVanishedPod(t *testing.T) {
 		})
 	}
 }
+
+// A mount that was found after a restart is confirmed only when it has the SELinux context
+// that the pod requests. That of a pod that runs counts all the same, or none of its
+// containers would be started again.
+func TestGuardVolumeWithAnotherSELinuxContext(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		for _, desired := range []bool{true, false} {
+			t.Run(kind.Name+map[bool]string{true: "/desired", false: "/not desired yet"}[desired], func(t *testing.T) {
+				logger, _ := ktesting.NewTestContext(t)
+				guarded := guardtest.Install(t)
+				node, pod, _, _ := createObjects(v1.PersistentVolumeFilesystem, v1.PersistentVolumeFilesystem)
+				kind.Change(pod)
+				guarded.Run(pod)
+				guarded.Appear(pod)
+				if pod.DeletionTimestamp != nil {
+					guard.RefuseTermination(pod, false, false, false)
+				}
+				vm := newTestVolumeManager(t, t.TempDir(), kubepod.NewBasicPodManager(), fake.NewSimpleClientset(node), node).(*volumeManager)
+				podName := util.GetUniquePodName(pod)
+				spec := &volume.Spec{Volume: &v1.Volume{Name: "data", VolumeSource: v1.VolumeSource{RBD: &v1.RBDVolumeSource{RBDImage: "data"}}}}
+				name, err := vm.desiredStateOfWorld.AddPodToVolume(logger, podName, pod, spec, spec.Name(), "", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := vm.actualStateOfWorld.MarkVolumeAsAttached(logger, name, spec, testHostname, ""); err != nil {
+					t.Fatal(err)
+				}
+				if err := vm.actualStateOfWorld.MarkVolumeMountAsUncertain(operationexecutor.MarkVolumeOpts{
+					PodName: podName, PodUID: pod.UID, VolumeName: name, VolumeSpec: spec,
+					SELinuxMountContext: "system_u:object_r:container_file_t:s0:c1,c2",
+					VolumeMountState:    operationexecutor.VolumeMountUncertain,
+				}); err != nil {
+					t.Fatal(err)
+				}
+				if !desired {
+					vm.desiredStateOfWorld.DeletePodFromVolume(podName, name)
+				}
+
+				volumes := vm.getMountedVolumes(podName)
+
+				if got, want := len(volumes) == 1, kind.Kept && desired; got != want {
+					t.Errorf("volumes %v, want the uncertain one to count: %v", volumes, want)
+				}
+				if kind.Kept && desired {
+					guarded.ExpectHolds(t, pod.UID, guard.VolumeUnmount)
+				} else {
+					guarded.ExpectHolds(t, pod.UID)
+				}
+			})
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"k8s.io/kubernetes/pkg/volume"
 	volumetesting "k8s.io/kubernetes/pkg/volume/testing"
 	"k8s.io/kubernetes/pkg/volume/util"
+	"k8s.io/kubernetes/pkg/volume/util/operationexecutor"
 	"k8s.io/kubernetes/pkg/volume/util/types"
 )
 
@@ -72,8 +73,49 @@ func TestGuardUnmountOfVolumeThatIsNotDesired(t *testing.T) {
 				node.ExpectHolds(t, pod.UID, guard.VolumeUnmount)
 				return
 			}
-			waitForUnmount(t, name, util.GetUniquePodName(pod), rc.actualStateOfWorld)
+			awaitUnmount(t, rc, pod)
 			node.ExpectHolds(t, pod.UID)
+		})
+	}
+}
+
+// A volume is to be unmounted and mounted again when its pods request another SELinux
+// context. Until then they have an error, upon which no container is started.
+func TestGuardVolumeWithAnotherSELinuxContext(t *testing.T) {
+	for _, kind := range guardtest.Kinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			logger, _ := ktesting.NewTestContext(t)
+			node := guardtest.Install(t)
+			instance, _ := getReconciler(t.TempDir(), t, nil, nil)
+			rc := instance.(*reconciler)
+			pod := newGuardTestPod(node, kind)
+			spec := &volume.Spec{Volume: &pod.Spec.Volumes[0]}
+			podName := util.GetUniquePodName(pod)
+			name, err := rc.desiredStateOfWorld.AddPodToVolume(logger, podName, pod, spec, spec.Name(), "", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := rc.actualStateOfWorld.MarkVolumeAsAttached(logger, name, spec, nodeName, "fake/path"); err != nil {
+				t.Fatal(err)
+			}
+			if err := rc.actualStateOfWorld.MarkVolumeAsMounted(operationexecutor.MarkVolumeOpts{
+				PodName: podName, PodUID: pod.UID, VolumeName: name, VolumeSpec: spec,
+				SELinuxMountContext: "system_u:object_r:container_file_t:s0:c1,c2",
+				VolumeMountState:    operationexecutor.VolumeMounted,
+			}); err != nil {
+				t.Fatal(err)
+			}
+
+			rc.mountOrAttachVolumes(logger)
+
+			if errs := rc.desiredStateOfWorld.PopPodErrors(podName); (len(errs) == 0) != kind.Kept {
+				t.Errorf("errors %v of the pod, want none: %v", errs, kind.Kept)
+			}
+			if kind.Kept {
+				node.ExpectHolds(t, pod.UID, guard.VolumeUnmount)
+			} else {
+				node.ExpectHolds(t, pod.UID)
+			}
 		})
 	}
 }
@@ -90,7 +132,7 @@ func TestGuardUnmountAfterTheContainersExited(t *testing.T) {
 
 	rc.unmountVolumes(logger)
 
-	waitForUnmount(t, name, util.GetUniquePodName(pod), rc.actualStateOfWorld)
+	awaitUnmount(t, rc, pod)
 }
 
 func TestGuardVolumeThatIsDesiredIsNoAttempt(t *testing.T) {
@@ -176,6 +218,15 @@ func TestGuardFailedReconstructionOfDesiredVolumeIsNoAttempt(t *testing.T) {
 	rc.cleanOrphanVolumes(logger)
 
 	node.ExpectHolds(t, pod.UID)
+}
+
+func awaitUnmount(t *testing.T, rc *reconciler, pod *v1.Pod) {
+	t.Helper()
+	if err := retryWithExponentialBackOff(testOperationBackOffDuration, func() (bool, error) {
+		return !rc.actualStateOfWorld.PodHasMountedVolumes(util.GetUniquePodName(pod)), nil
+	}); err != nil {
+		t.Errorf("waited for the volumes of pod %s to be unmounted: %v", pod.Name, err)
+	}
 }
 
 func awaitTearDown(t *testing.T, plugin *volumetesting.FakeVolumePlugin) {
