@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/mod/semver"
 )
 
 // buildTags are those of upstream's own builds, plus the ones that keep test
@@ -81,7 +83,8 @@ func (r Repo) buildOne(ctx context.Context, u Upstream, goarch string, b Binary,
 	if err := r.build(ctx, upstreamProgram(tree, goarch, src.linkerFlags(), b.Package, result), out); err != nil {
 		return err
 	}
-	if goarch == runtime.GOARCH && (b == Kubelet || b == StockKubelet) {
+	// Suites and demo take what is in bin: the kubelets of the default minor version.
+	if goarch == runtime.GOARCH && u.Minor() == semver.MajorMinor(KubeVersion) && (b == Kubelet || b == StockKubelet) {
 		if err := linkInto(result, r.path("_output", "bin", b.Name)); err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ func newProveCommand(o *options) *cobra.Command {
 		Long: `Disable the hooks one at a time and show which in-tree tests fail (a mutation test).
 
 Every hunk of a patch that is more than an import is a hook. Without it the tree
-is compiled and the tests in patches/v1.NN/tests whose names start with TestGuard
+is compiled and the in-tree tests whose names start with TestGuard
 are run. The command fails when a hook or a cause has no test that fails.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
