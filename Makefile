@@ -3,8 +3,12 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Upstream version, for example v1.36.3; empty means KubeVersion in build/release.go.
+# Upstream version, for example v1.37.2 or 1.37; empty means KubeVersion in build/release.go.
 KUBE_VERSION ?=
+# The supported minor versions. Patches, kubelets, and upstream's tests with those of the
+# hooks are checked for all of them (patches-verify, kubelets, test-all); everything else is
+# for one, KUBE_VERSION or the default.
+KUBE_VERSIONS := $(sort $(patsubst patches/v%/series,%,$(wildcard patches/v*/series)))
 # Architecture of the kubelets and the control plane; empty means this machine's.
 GOARCH ?=
 # Target version of patches-rebase; FINISH=1 writes a rebase without conflicts back.
@@ -41,13 +45,18 @@ export GOFLAGS := $(strip $(shell go env GOFLAGS) -trimpath)
 # A variable from the command line reaches every recipe's environment; the tools
 # themselves must still be built for this machine.
 go := env -u GOARCH -u GOOS -u KUBE_VERSION go
-guard_build := $(go) run ./build/guard-build --kube-version='$(KUBE_VERSION)'
+guard_build_for := $(go) run ./build/guard-build --kube-version=
+guard_build := $(guard_build_for)'$(KUBE_VERSION)'
 
 ##@ Build
 
 .PHONY: kubelet
 kubelet: ## Build the guarded kubelet: _output/bin/kubelet
 	@$(guard_build) kubelet --goarch='$(GOARCH)'
+
+.PHONY: kubelets
+kubelets: ## Build the guarded kubelet of each supported minor version: _output/<version>/kubelet
+	@for version in $(KUBE_VERSIONS); do $(guard_build_for)"$$version" kubelet --goarch='$(GOARCH)' || exit; done
 
 .PHONY: kubelet-stock
 kubelet-stock: ## Build the kubelet without the guard: _output/bin/kubelet-stock
@@ -147,6 +156,14 @@ test-unit: ## Run the unit tests, those of the guard with the race detector
 .PHONY: test-upstream
 test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded tree, and compare the table of stop paths with it
 	@status=0; $(guard_build) stop-paths --check || status=1; $(guard_build) test || status=1; exit $$status
+
+.PHONY: test-all
+test-all: ## Run test-upstream for each supported minor version
+	@status=0; for version in $(KUBE_VERSIONS); do \
+		echo "== Kubernetes $$version"; \
+		if [[ -f "patches/v$$version/stop-paths.yaml" ]]; then $(guard_build_for)"$$version" stop-paths --check || status=1; else echo 'No table of stop paths yet.'; fi; \
+		$(guard_build_for)"$$version" test || status=1; \
+	done; exit $$status
 
 .PHONY: test-e2e
 test-e2e: binaries node-e2e ## Run the node suite on the stock and the guarded kubelet (LABELS='...' selects specs)
@@ -282,8 +299,8 @@ patches-export: ## Write the commits of the work tree back to patches/v1.NN
 	@$(guard_build) patches export
 
 .PHONY: patches-verify
-patches-verify: ## Check that the series is complete, small, applies without fuzz and exports to the same bytes
-	@$(guard_build) patches verify
+patches-verify: ## Check that each series is complete, small, applies without fuzz and exports to the same bytes (KUBE_VERSION=... checks one)
+	@status=0; for version in $(or $(KUBE_VERSION),$(KUBE_VERSIONS)); do $(guard_build_for)"$$version" patches verify || status=1; done; exit $$status
 
 .PHONY: patches-rebase
 patches-rebase: ## Carry the series over to another upstream version (TO=v1.36.4)
