@@ -163,6 +163,10 @@ func TestGuardAdmissionBesideARejectedPod(t *testing.T) {
 				kind.Change(pod)
 				node.Run(pod)
 				m, _, _ := newGuardTestManager(t)
+				// As after a restart; since 1.37 only pods with an allocation count.
+				if err := setAllocated(t, m, pod); err != nil {
+					t.Fatal(err)
+				}
 				addPod(t, m, nil, pod)
 				neighbour := newGuardTestPod()
 				neighbour.Name, neighbour.UID = "neighbour", "neighbour-uid"
