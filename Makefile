@@ -5,9 +5,9 @@ SHELL := /bin/bash
 
 # Upstream version, for example v1.37.2 or 1.37; empty means KubeVersion in build/release.go.
 KUBE_VERSION ?=
-# The supported minor versions. Patches, kubelets, and upstream's tests with those of the
-# hooks are checked for all of them (patches-verify, kubelets, test-all); everything else is
-# for one, KUBE_VERSION or the default.
+# The supported minor versions. make test and make verify check the patches, the kubelets and
+# the hooks of all of them (patches-verify, kubelets, test-hooks), and everything else of the
+# default. test-all is for releases.
 KUBE_VERSIONS := $(sort $(patsubst patches/v%/series,%,$(wildcard patches/v*/series)))
 # Architecture of the kubelets and the control plane; empty means this machine's.
 GOARCH ?=
@@ -146,7 +146,7 @@ test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the gu
 # What the suites of make test need, in one go. What the incidents do to the stock kubelet is
 # shown by make demo and make test-e2e.
 .PHONY: test-programs
-test-programs: binaries kind-binaries failing-kubelets promtool node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
+test-programs: binaries kubelets kind-binaries failing-kubelets promtool node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 
 .PHONY: test-unit
@@ -156,6 +156,12 @@ test-unit: ## Run the unit tests, those of the guard with the race detector
 .PHONY: test-upstream
 test-upstream: ## Run upstream's kubelet tests and the hook tests in the guarded tree, and compare the table of stop paths with it
 	@status=0; $(guard_build) stop-paths --check || status=1; $(guard_build) test || status=1; exit $$status
+
+.PHONY: test-hooks
+test-hooks: ## Run the tests of the hooks for each supported minor version (KUBE_VERSION=... tests one)
+	@status=0; for version in $(or $(KUBE_VERSION),$(KUBE_VERSIONS)); do \
+		echo "== Kubernetes $$version"; $(guard_build_for)"$$version" test --hooks || status=1; \
+	done; exit $$status
 
 .PHONY: test-all
 test-all: ## Run test-upstream for each supported minor version

@@ -103,6 +103,25 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 	if len(patterns) == 0 {
 		patterns = upstreamTestPackages
 	}
+	return r.testTree(ctx, u, t, patterns, nil, out)
+}
+
+// TestHooks runs the in-tree hook tests alone in the guarded tree, otherwise as TestUpstream
+// does. Another minor version than the default is checked with them between releases.
+func (r Repo) TestHooks(ctx context.Context, u Upstream, out io.Writer) (TestSummary, error) {
+	src, err := r.source(u, Guarded)
+	if err != nil {
+		return TestSummary{}, err
+	}
+	packages := src.hookTestPackages()
+	if len(packages) == 0 {
+		return TestSummary{}, fmt.Errorf("%s has no in-tree tests in patches", u.Version)
+	}
+	return r.testTree(ctx, u, Guarded, packages, []string{"-run", guardTests}, out)
+}
+
+// testTree runs tests of a prepared tree; flags go to go test.
+func (r Repo) testTree(ctx context.Context, u Upstream, t Tree, patterns, flags []string, out io.Writer) (TestSummary, error) {
 	special, err := LoadUpstreamTests(filepath.Join(r.patchDir(u), "upstream-tests.yaml"))
 	if err != nil {
 		return TestSummary{}, err
@@ -112,7 +131,7 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 		return TestSummary{}, err
 	}
 	defer release()
-	log, err := r.testLog("upstream-" + string(t) + ".jsonl")
+	log, err := r.testLog("upstream-" + u.Minor() + "-" + string(t) + ".jsonl")
 	if err != nil {
 		return TestSummary{}, err
 	}
@@ -126,7 +145,7 @@ func (r Repo) TestUpstream(ctx context.Context, u Upstream, t Tree, patterns []s
 		return TestSummary{}, err
 	}
 	fmt.Fprintf(out, "Running the tests of %d packages in the %s tree of %s; full output in %s\n", len(packages), t, u.Version, r.rel(log.Name()))
-	run, err := runner.run(ctx, packages, nil, out)
+	run, err := runner.run(ctx, packages, flags, out)
 	if err != nil {
 		return TestSummary{}, err
 	}

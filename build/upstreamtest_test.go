@@ -118,6 +118,24 @@ fuzzing: [example.test/kubernetes/pkg/kubelet/fuzz]
 	require.Equal(t, "pkg/kubelet/eviction TestFailsUpstreamToo/part", short(got.Unexpected[0]))
 }
 
+func TestHooksAreTestedAlone(t *testing.T) {
+	f := newFakeRepo(t).withPatches()
+	_, err := f.TestHooks(ctx, f.upstream(), io.Discard)
+	require.ErrorContains(t, err, "v1.36.3 has no in-tree tests in patches")
+	f.write("patches/tests/pkg/kubelet/hooks_test.go", `package kubelet
+
+import "testing"
+
+func TestGuardHook(t *testing.T) {}
+
+func TestOther(t *testing.T) { t.Error("runs, too") }
+`)
+	f.write("patches/v1.36/tests/pkg/kubelet/eviction/minor_test.go", "package eviction\n\nimport \"testing\"\n\nfunc TestGuardMinor(t *testing.T) { t.Error(\"the hook is missing\") }\n")
+	s, err := f.TestHooks(ctx, f.upstream(), io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, TestSummary{Packages: 2, Passed: 1, Failed: 1, Unexpected: []string{fakeModule + "/pkg/kubelet/eviction TestGuardMinor"}}, s)
+}
+
 // What the go command remembers of tests holds in any checkout, and only for the same
 // sources, test data included. The tests count their runs in a file that is no input.
 func TestResultsOfTestsHoldForTheSameSourcesOnly(t *testing.T) {

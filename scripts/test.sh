@@ -47,6 +47,7 @@ finish build
 {
 	part test-alerts leftover "${make[@]}" test-alerts
 	part test-upstream leftover "${make[@]}" test-upstream
+	part test-hooks leftover "${make[@]}" test-hooks
 } &
 background=$!
 # The kind cluster of the fleet suite has up to nine nodes, too many next to other clusters
@@ -59,6 +60,6 @@ finish test-node test-controlplane
 part test-fleet "${make[@]}" test-fleet
 finish test-fleet
 wait "$background"
-finish test-alerts test-upstream
+finish test-alerts test-upstream test-hooks
 go run ./node-e2e/guard-e2e slowest --since="${SECONDS}s" || status=1
 exit "$status"

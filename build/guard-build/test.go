@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -9,7 +10,7 @@ import (
 )
 
 func newTestCommand(o *options) *cobra.Command {
-	tree := string(build.Guarded)
+	tree, hooks := string(build.Guarded), false
 	cmd := &cobra.Command{
 		Use:   "test [package pattern...]",
 		Short: "Run upstream's kubelet tests and the in-tree hook tests",
@@ -26,7 +27,15 @@ patches/v1.NN/upstream-tests.yaml. What then remains makes the command fail.`,
 			if err != nil {
 				return err
 			}
-			summary, err := repo.TestUpstream(cmd.Context(), u, build.Tree(tree), patterns, cmd.OutOrStdout())
+			var summary build.TestSummary
+			switch {
+			case !hooks:
+				summary, err = repo.TestUpstream(cmd.Context(), u, build.Tree(tree), patterns, cmd.OutOrStdout())
+			case tree != string(build.Guarded) || len(patterns) > 0:
+				return errors.New("--hooks: the tests of all hooks, in the guarded tree; leave out --tree and the package patterns")
+			default:
+				summary, err = repo.TestHooks(cmd.Context(), u, cmd.OutOrStdout())
+			}
 			if err != nil {
 				return err
 			}
@@ -38,6 +47,7 @@ patches/v1.NN/upstream-tests.yaml. What then remains makes the command fail.`,
 		},
 	}
 	cmd.Flags().StringVar(&tree, "tree", tree, "tree to test: guarded or stock")
+	cmd.Flags().BoolVar(&hooks, "hooks", false, "run the tests of the hooks alone, which patches/tests has")
 	return cmd
 }
 
