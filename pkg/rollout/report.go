@@ -53,6 +53,7 @@ const (
 	ReasonVersion      Reason = "Version"             // not the minor version of the node's kubelet, or it does not fit the API server
 	ReasonBuild        Reason = "Build"               // not the kubelet that the request names
 	ReasonUnit         Reason = "Unit"                // kubelet.service is not understood
+	ReasonConfig       Reason = "Configuration"       // the image's kubelet does not accept the flags and the configuration of the node's
 	ReasonForeignGuard Reason = "ForeignGuard"        // the node has the guard from elsewhere, such as a package
 	ReasonKubelet      Reason = "KubeletUnhealthy"    // the kubelet was not healthy before
 	ReasonNode         Reason = "NodeNotReady"        // the node was not ready before

@@ -471,7 +471,24 @@ func (i *Installer) checkOffer(ctx context.Context, v *view) (err error) {
 	case offered.Major() != server.Major() || offered.Minor() > server.Minor():
 		v.refuse(rollout.ReasonVersion, "the image's kubelet is %s, newer than the API server (%s): upgrade the control plane first", v.offered.Version, text)
 	}
+	i.checkConfiguration(ctx, v)
 	return nil
+}
+
+// checkConfiguration refuses a kubelet that would not start with the flags and the
+// configuration of the one that runs. Where that cannot be found out, the change itself
+// shows it, and is rolled back.
+func (i *Installer) checkConfiguration(ctx context.Context, v *view) {
+	if len(v.process.Arguments) == 0 {
+		return
+	}
+	why, err := i.Accepts(ctx, i.Root, i.Kubelet, v.process)
+	switch {
+	case err != nil:
+		klog.InfoS("It is not known whether the image's kubelet accepts the configuration of the node's", "err", err)
+	case why != "":
+		v.refuse(rollout.ReasonConfig, "the image's kubelet (%s) would not start with the flags and the configuration of the node's kubelet: %s. Change those first, and restart the kubelet", v.offered.Version, why)
+	}
 }
 
 // checkSpace returns an error unless there is room for the programs, and for the small files

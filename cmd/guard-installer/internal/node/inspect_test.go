@@ -179,3 +179,12 @@ func TestAStockKubeletThatDoesNotFitNeedsAYes(t *testing.T) {
 		assert.Equal(t, rollout.Done, w.run(request(rollout.Stock)).Phase)
 	})(t)
 }
+
+// A kubelet that cannot be tried does not keep the node from the change, which shows it.
+func TestAConfigurationThatCannotBeTried(t *testing.T) {
+	inWorld(func(t *testing.T, w *world) {
+		w.accepts = errors.New("no room")
+		report := w.run(request(rollout.Audit))
+		assert.Equal(t, rollout.Done, report.Phase, report.Message)
+	})(t)
+}

@@ -205,8 +205,10 @@ func TestRefusals(t *testing.T) {
 		"another minor version": {func(w *world) { w.image(program("version=v1.35.4+guard.0.1.0", "guarded")) }, request(rollout.Audit), rollout.ReasonVersion,
 			"the image's kubelet is v1.35.4+guard.0.1.0, the node's own (/usr/bin/kubelet) is v1.36.3: another minor version. Use an image for v1.36"},
 		"newer than the API server": {func(w *world) { w.server = "v1.35.9" }, request(rollout.Audit), rollout.ReasonVersion, "newer than the API server (v1.35.9)"},
-		"another architecture":      {func(w *world) { w.image(programFor(elf.EM_RISCV, "version="+guardedVersion)) }, request(rollout.Audit), rollout.ReasonArchitecture, "is for EM_RISCV"},
-		"no guard in the image":     {func(w *world) { w.image(program("version=" + stockVersion)) }, request(rollout.Audit), rollout.ReasonBuild, "is v1.36.3, which has no guard"},
+		"a feature gate that is gone": {func(w *world) { w.unaccepted = "unrecognized feature gate: NoSuchGate" }, request(rollout.Audit), rollout.ReasonConfig,
+			"the image's kubelet (v1.36.3+guard.0.1.0) would not start with the flags and the configuration of the node's kubelet: unrecognized feature gate: NoSuchGate. Change those first"},
+		"another architecture":  {func(w *world) { w.image(programFor(elf.EM_RISCV, "version="+guardedVersion)) }, request(rollout.Audit), rollout.ReasonArchitecture, "is for EM_RISCV"},
+		"no guard in the image": {func(w *world) { w.image(program("version=" + stockVersion)) }, request(rollout.Audit), rollout.ReasonBuild, "is v1.36.3, which has no guard"},
 		"another build": {func(w *world) {}, with(request(rollout.Audit), func(r *rollout.Request) {
 			r.KubeletChecksums = map[string]string{architecture(): strings.Repeat("0", 64)}
 		}), rollout.ReasonBuild, "was the tag of the image moved?"},

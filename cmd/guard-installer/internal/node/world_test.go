@@ -107,6 +107,10 @@ type world struct {
 	started     int
 	containers  []cri.Container
 	held        []guard.PodState
+	// unaccepted is why the image's kubelet does not accept the configuration, accepts why
+	// that is not known.
+	unaccepted string
+	accepts    error
 	// config is what the kubelet reports that it runs with, unless there is noConfig.
 	config   kubelet.Config
 	noConfig error
@@ -260,6 +264,10 @@ func (w *world) another(request rollout.Request) *Installer {
 			}
 			data, err := os.ReadFile(program)
 			return word(data, "version"), err
+		},
+		Accepts: func(context.Context, host.Root, string, host.Process) (string, error) {
+			w.step("program")
+			return w.unaccepted, w.accepts
 		},
 		SetReady: func(ready bool) error { w.step("readiness"); w.ready = ready; return nil },
 		Poll:     5 * time.Millisecond,
