@@ -108,6 +108,20 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 		pods = s.run(ctx, create...)
 	}, NodeTimeout(rolloutStart))
 
+	It("refuses a node whose configuration the new kubelet does not accept, and names what", func(ctx SpecContext) {
+		const file, saved = "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/config.before-the-test"
+		node := cluster.Pool(poolBlue)[0]
+		before := kubeletOf(ctx, node)
+		script := fmt.Sprintf(`cp %[1]s %[2]s; if grep -q '^featureGates:$' %[1]s; then sed -i '/^featureGates:$/a\  NoSuchGate: true' %[1]s; else echo 'featureGates: {NoSuchGate: true}' >> %[1]s; fi`, file, saved)
+		framework.Must(node.Exec(ctx, "sh", "-c", script))
+		DeferCleanup(func(ctx SpecContext) { framework.Must(node.Exec(ctx, "mv", saved, file)) }, NodeTimeout(cleanTimeout))
+
+		asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolBlue), "--mode=Audit", "--image="+imageGood.name).
+			ExpectRefused(node.Name(), "unrecognized feature gate: NoSuchGate")
+		Expect(kubeletOf(ctx, node)).To(Equal(before), "its kubelet was not restarted")
+		expectRunning(Default, ctx, pods...)
+	}, SpecTimeout(rolloutTime))
+
 	It("goes from Audit to Enforce, node by node, and no container is restarted", func(ctx SpecContext) {
 		By("rolling out Audit")
 		asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolOf(poolBlue), "--pool", poolOf(poolGreen), "--mode=Audit", "--image="+imageGood.name).ExpectDone()
