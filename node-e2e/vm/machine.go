@@ -24,7 +24,7 @@ const memoryMiB = 4096
 // Config says what to run.
 type Config struct {
 	// OutputDir is the folder with the built programs. In the guest it is /output, with
-	// bin, node, packages and v1.36.3 as here and clusters and e2e of its own.
+	// the folders of programs as here, and clusters and e2e of its own.
 	OutputDir string
 	// ManifestDir is in the guest at /manifests.
 	ManifestDir string

@@ -15,8 +15,12 @@ share manifests /manifests ro,cache=loose
 
 # Links, not the folder itself: what is mounted and overlaid has to be on a disk.
 mkdir -p /output/clusters /output/e2e
-for folder in bin failing node packages v1.36.3; do
-	ln -sfn "/programs/$folder" "/output/$folder"
+for folder in /programs/*; do
+	name=$(basename "$folder")
+	case $name in
+	clusters | e2e | cgroup2) ;; # those are the guest's own, or what it is made of
+	*) ln -sfn "$folder" "/output/$name" ;;
+	esac
 done
 ip link set lo up
 
