@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelet-guard.io/build"
 )
 
 func run(args ...string) (string, error) {
@@ -20,7 +22,8 @@ func run(args ...string) (string, error) {
 func TestAnUnsupportedVersionListsThoseSupported(t *testing.T) {
 	for _, args := range [][]string{{"kubelet"}, {"kubelet-stock"}, {"control-plane"}, {"test"}, {"tree", "stock"}, {"patches", "apply"}, {"patches", "series"}} {
 		_, err := run(append(args, "--kube-version=1.2.3")...)
-		require.ErrorContains(t, err, `no patches for Kubernetes version "1.2.3"; supported: v1.36.3`, args)
+		require.ErrorContains(t, err, `no patches for Kubernetes version "1.2.3"; supported: v1.`, args)
+		require.ErrorContains(t, err, build.KubeVersion, args)
 	}
 }
 
