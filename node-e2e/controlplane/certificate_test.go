@@ -136,7 +136,7 @@ var _ = Describe("the certificate of the webhook", Serial, func() {
 		}).WithTimeout(renewalWait).Should(Succeed(), "the new authority in the webhook configuration, and a response")
 	}, SpecTimeout(specTimeout))
 
-	It("is taken from files that somebody else renews, with --cert-dir", func(ctx SpecContext) {
+	It("is taken from files that someone else renews, with --cert-dir", func(ctx SpecContext) {
 		deployments := client.AppsV1().Deployments(guardNamespace)
 		original := framework.Must(deployments.Get(ctx, webhookName, metav1.GetOptions{})).Spec.Template.Spec.DeepCopy()
 		set := func(ctx context.Context, spec *corev1.PodSpec) {

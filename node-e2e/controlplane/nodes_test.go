@@ -405,7 +405,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		}
 	}, SpecTimeout(clusterStart))
 
-	It("keep their nodes when somebody takes the label off", Label(labelPolicies), func(ctx SpecContext) {
+	It("keep their nodes when someone takes the label off", Label(labelPolicies), func(ctx SpecContext) {
 		const pool, node = "leaving", "leaving-000"
 		createPool(ctx, pool, 3, 3)
 		addNodePolicy(ctx, fromYAML(fmt.Sprintf(`{apiVersion: kubelet-guard.io/v1alpha1, kind: NodeDeletionPolicy, metadata: {name: %s},
@@ -434,7 +434,7 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [leavin
 	}, SpecTimeout(specTimeout))
 })
 
-var _ = Describe("two rules in audit mode beside others that enforce", Label(labelInstall), Serial, func() {
+var _ = Describe("two rules in audit mode next to others that enforce", Label(labelInstall), Serial, func() {
 	It("warn with the same decision and let the request pass", func(ctx SpecContext) {
 		usual := framework.Must(client.AppsV1().Deployments(guardNamespace).Get(ctx, webhookName, metav1.GetOptions{})).Spec.Template.Spec.Containers[0].Args
 		setArguments := func(ctx context.Context, arguments ...string) {

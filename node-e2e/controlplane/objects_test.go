@@ -33,7 +33,7 @@ import (
 // podStart covers sandbox, network and container on a loaded machine.
 const podStart = time.Minute
 
-// specNamespacePrefix begins the names of the namespaces of specs.
+// specNamespacePrefix starts the names of the namespaces of specs.
 const specNamespacePrefix = "spec-"
 
 // newNamespace makes the spec's namespace, with labels in addition to the suite's own. At
@@ -235,7 +235,7 @@ func haveSubstrings(texts []string) gomegatypes.GomegaMatcher {
 const heartbeat = 5 * time.Second
 
 // createSilentNode makes a Node object that stays Ready and has no kubelet: what is
-// deleted there begins to terminate and never ends, so that a spec can count deletes
+// deleted there starts to terminate and never ends, so that a spec can count deletes
 // with more pods than a node could run. It goes with the spec.
 func createSilentNode(ctx context.Context, labels map[string]string) string {
 	GinkgoHelper()

@@ -54,7 +54,7 @@ var _ = Describe("the override", func() {
 		Entry("too far ahead", SpecTimeout(specTimeout), func() string { return overrideFor(48*time.Hour, "for ever") }, &overrider, byWebhook, "more than 24h0m0s ahead"),
 		Entry("without a reason", SpecTimeout(specTimeout), func() string { return time.Now().Add(time.Hour).UTC().Format(time.RFC3339) }, &overrider, byWebhook, "has no reason"),
 		Entry("without a time", SpecTimeout(specTimeout), func() string { return "please" }, &overrider, byWebhook, "does not start with a time"),
-		Entry("by somebody without the permission", SpecTimeout(specTimeout), func() string { return overrideFor(time.Hour, "mine") }, &ordinary, byPolicy, `user "ordinary" may not use the verb override`),
+		Entry("by someone without the permission", SpecTimeout(specTimeout), func() string { return overrideFor(time.Hour, "mine") }, &ordinary, byPolicy, `user "ordinary" may not use the verb override`),
 	)
 
 	It("follows the roles, in the policies too", func(ctx SpecContext) {

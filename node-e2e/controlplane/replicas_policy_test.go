@@ -277,7 +277,7 @@ var _ = Describe("the ReplicaSets of a Deployment", func() {
 		}
 	}, SpecTimeout(specTimeout))
 
-	It("are left alone elsewhere, but for one that is labelled itself", func(ctx SpecContext) {
+	It("are not held elsewhere, but for one that is labelled itself", func(ctx SpecContext) {
 		namespace := newNamespace(ctx, nil)
 		createDeployment(ctx, namespace, newDeployment("web", 1, nil))
 		set := replicaSetOf(ctx, namespace)

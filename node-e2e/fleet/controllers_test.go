@@ -50,7 +50,7 @@ func compareEnds(ctx context.Context, what string, since time.Time, pods map[*ki
 }
 
 var _ = Describe("A controller", func() {
-	It("rolls out, scales and autoscales a Deployment of protected pods as ever", func(ctx SpecContext) {
+	It("rolls out, scales and autoscales a Deployment of protected pods as without the guard", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
 		old := s.createDeployments(ctx, "web", 3, protected)
 		names := []string{"web-" + stockNode().Pool(), "web-" + guardedNode().Pool()}
@@ -84,7 +84,7 @@ var _ = Describe("A controller", func() {
 		s.expectNothingHeld(ctx)
 	}, SpecTimeout(2*specTimeout))
 
-	It("replaces the protected pods of a StatefulSet and a DaemonSet as ever", func(ctx SpecContext) {
+	It("replaces the protected pods of a StatefulSet and a DaemonSet as without the guard", func(ctx SpecContext) {
 		s := newScene(ctx, nil)
 		for _, node := range workers() {
 			set := newStatefulSet("db-"+node.Pool(), 2, protected, selectingNode(node))

@@ -43,7 +43,7 @@ const (
 // The case to think about: a node that was cut off is back when nobody can inform it any
 // more that its pod was deleted, and the pod's successor runs elsewhere.
 var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cut off for longer than the API server remembers", Label(labelAway, labelLong), func() {
-	It("ends after the reconnect where the webhook recorded the deletion, and else is held and shown beside its successor", func(ctx SpecContext) {
+	It("ends after the reconnect where the webhook recorded the deletion, and else is held and shown next to its successor", func(ctx SpecContext) {
 		installWebhook(ctx)
 		recorded, forgotten, busy := newScene(ctx, withWebhook), newScene(ctx, nil), newScene(ctx, nil)
 		var pods []*lostPod
@@ -108,7 +108,7 @@ var _ = Describe("A StatefulSet's pod that is force-deleted while its node is cu
 				}
 			}
 		})
-		held.expectHeldBesideSuccessor(ctx)
+		held.expectHeldNextToSuccessor(ctx)
 		abandoned.awaitFates(ctx)
 		expectAPIShowsRunning(Default, ctx, subjectsOf(pods, (*lostPod).newCopy)...)
 
@@ -195,9 +195,9 @@ func (p *lostPod) awaitEnd(ctx context.Context, since time.Time, event string) {
 	found("%s: the old copy ended within %.0f s of %s%s", p.describe(), took.Seconds(), event, evidence)
 }
 
-// expectHeldBesideSuccessor checks that the old copy is kept, and that the kubelet and
+// expectHeldNextToSuccessor checks that the old copy is kept, and that the kubelet and
 // kubectl guard report it.
-func (p *lostPod) expectHeldBesideSuccessor(ctx context.Context) {
+func (p *lostPod) expectHeldNextToSuccessor(ctx context.Context) {
 	GinkgoHelper()
 	state := awaitGuardState(ctx, p.old, guard.Held, guard.PodVanished)
 	Expect(state.ObjectPresent).To(BeFalse(), "the kubelet sees an object of pod %s", p.old)

@@ -90,7 +90,7 @@ func refused(ctx context.Context, node *kind.Node) map[guard.Cause]int {
 	return metrics.ByCause(framework.RefusedKills)
 }
 
-// failures are counts of failed operations of one kubelet process, which begin at its start.
+// failures are counts of failed operations of one kubelet process, which start at its start.
 type failures struct {
 	start       float64
 	byOperation map[string]int

@@ -18,7 +18,7 @@ import (
 // releaseWait is promised: the kubelet looks for the records of held pods every 10 s.
 const releaseWait = 30 * time.Second
 
-// row is a line of a table that begins with the first cell and has the others in this
+// row is a line of a table that starts with the first cell and has the others in this
 // order.
 func row(first string, others ...string) gomegatypes.GomegaMatcher {
 	pattern := `(?m)^` + regexp.QuoteMeta(first)

@@ -448,7 +448,7 @@ func expectAPIShowsRunning(g Gomega, ctx context.Context, subjects ...*subject) 
 type compared struct{ stockProtected, stockPlain, guardedProtected, guardedPlain *subject }
 
 // runCompared runs a protected and an unprotected pod of the same template on each of
-// the two nodes, with names that begin as given.
+// the two nodes, with names that start as given.
 func (s *scene) runCompared(ctx context.Context, name string, options ...podOption) compared {
 	GinkgoHelper()
 	var pods []*corev1.Pod

@@ -198,7 +198,7 @@ var _ = Describe("A roll-out over two pools", Label(labelRollout), Ordered, func
 })
 
 var _ = Describe("A change of a node that would do harm when it is rolled back", Label(labelRollout, labelFaults), func() {
-	It("is kept with the pods that the guard holds, and counts once somebody resumes", func(ctx SpecContext) {
+	It("is kept with the pods that the guard holds, and counts once someone resumes", func(ctx SpecContext) {
 		if len(cluster.Pool(poolRed)) == 0 {
 			Skip(fmt.Sprintf("the cluster has no pool for it (--pools %s=1)", poolRed))
 		}

@@ -38,7 +38,7 @@ const (
 	// stock one kills within 2 s of its start, evictions come after 10 s.
 	quiet = 15 * time.Second
 	poll  = time.Second
-	// podCgroups begins the path of the cgroup of a pod's process, with cgroupfs and with
+	// podCgroups starts the path of the cgroup of a pod's process, with cgroupfs and with
 	// systemd.
 	podCgroups = "/kubepods"
 )

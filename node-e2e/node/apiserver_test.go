@@ -34,7 +34,7 @@ var _ = Describe("A pod that is force-deleted while its node is cut off", Label(
 		s.awaitGone(ctx, pod, deletionSlack)
 	})
 
-	It("is held beside its successor when nobody remembers the deletion, until that is recorded", Label(labelControlPlane), func(ctx SpecContext) {
+	It("is held next to its successor when nobody remembers the deletion, until that is recorded", Label(labelControlPlane), func(ctx SpecContext) {
 		applyManifests(ctx)
 		s := newScene(ctx)
 		link := linkKubelet(ctx)

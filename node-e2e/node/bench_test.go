@@ -229,7 +229,7 @@ var (
 	loadFlag       = flag.String("load-results", "", "file that receives the table of requests to the API server; empty skips the measurement")
 	loadPodsFlag   = flag.Int("load-pods", 110, "protected pods that are held")
 	loadWindowFlag = flag.Duration("load-window", 2*time.Minute, "how long the requests of one row are counted")
-	loadLaterFlag  = flag.Duration("load-later", 20*time.Minute, "how long after the beginning the second count is made; the events of a hundred pods take that long")
+	loadLaterFlag  = flag.Duration("load-later", 20*time.Minute, "how long after the start the second count is made; the events of a hundred pods take that long")
 )
 
 // loadPodStart bounds the start of all pods of the measurement on a loaded machine.

@@ -56,7 +56,7 @@ type chaosRun struct {
 	plan    *chaosPlan
 	started time.Time
 	round   int
-	// logStart is where in the kubelet's log the run begins.
+	// logStart is where in the kubelet's log the run starts.
 	logStart int64
 	pods     []*chaosPod
 }

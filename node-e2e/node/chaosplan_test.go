@@ -259,7 +259,7 @@ const (
 	longLife = 12 * time.Second
 )
 
-// newChaosPlan decides everything. The plan of fewer kills is the beginning of
+// newChaosPlan decides everything. The plan of fewer kills is the start of
 // that of more.
 func newChaosPlan(seed uint64, kills int) *chaosPlan {
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -413,7 +413,7 @@ func TestChaosPlan(t *testing.T) {
 		assert.Equal(t, newChaosPlan(7, 200), newChaosPlan(7, 200))
 		assert.NotEqual(t, newChaosPlan(7, 200), newChaosPlan(8, 200))
 	})
-	t.Run("begins as a longer one does", func(t *testing.T) {
+	t.Run("starts as a longer one does", func(t *testing.T) {
 		assert.Equal(t, newChaosPlan(7, 15).rounds, newChaosPlan(7, 200).rounds[:15])
 	})
 	t.Run("has every action, every kind of kill and every fate", func(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// guardHeader begins every valid guard configuration.
+// guardHeader starts every valid guard configuration.
 const guardHeader = "apiVersion: config.kubelet-guard.io/v1alpha1\nkind: GuardConfiguration\n"
 
 func writeGuardConfig(content string) string {

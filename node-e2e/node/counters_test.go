@@ -141,7 +141,7 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 	s.countLives(ctx, b, proxy, 0, fmt.Sprintf("%s-first", kubelet))
 	b.lives = nil
 	writes := watchWrites(filepath.Join(provider.Node().KubeletDir(), "guard"))
-	begin := time.Now()
+	start := time.Now()
 	proxy.Reset()
 	steadyFrom, steadyTo := s.countLives(ctx, b, proxy, *countersPodsFlag, string(kubelet))
 
@@ -160,7 +160,7 @@ func countBlock(ctx context.Context, s *scene, proxy *criproxy.Proxy, kubelet Va
 		}
 	}
 	Expect(os.WriteFile(filepath.Join(artifactsDir(), fmt.Sprintf("counters-%s.txt", kubelet)), []byte(timeline.String()), 0o644)).To(Succeed())
-	for _, request := range readAudit(begin) {
+	for _, request := range readAudit(start) {
 		row := apiRow(request)
 		if life := request.life(b.lives, s.namespace); life != nil {
 			life.counts.add(groupAPI, row)
@@ -355,7 +355,7 @@ func (r auditRequest) life(lives []*countedLife, namespace string) *countedLife 
 		switch {
 		case r.ObjectRef.Resource == "pods" && r.ObjectRef.Namespace == namespace && r.ObjectRef.Name == life.name,
 			r.ObjectRef.Name == string(life.uid),
-			// A patch of an event has the event's name only, which begins with the pod's.
+			// A patch of an event has the event's name only, which starts with the pod's.
 			r.ObjectRef.Resource == "events" && r.ObjectRef.Namespace == namespace && strings.HasPrefix(r.ObjectRef.Name, life.name+"."):
 			return life
 		}
@@ -448,9 +448,9 @@ func watchWrites(root string) *writeWatch {
 			}
 			for offset := 0; offset+unix.SizeofInotifyEvent <= n; {
 				event := (*unix.InotifyEvent)(unsafe.Pointer(&buffer[offset]))
-				begin := offset + unix.SizeofInotifyEvent
-				offset = begin + int(event.Len)
-				w.names <- strings.TrimRight(string(buffer[begin:offset]), "\x00")
+				start := offset + unix.SizeofInotifyEvent
+				offset = start + int(event.Len)
+				w.names <- strings.TrimRight(string(buffer[start:offset]), "\x00")
 			}
 		}
 	}()

@@ -272,9 +272,9 @@ func writeCounters(file, text string) error {
 	if err != nil {
 		return err
 	}
-	head, rest, begins := strings.Cut(string(page), countersBegin)
+	head, rest, starts := strings.Cut(string(page), countersBegin)
 	_, tail, ends := strings.Cut(rest, countersEnd)
-	if !begins || !ends {
+	if !starts || !ends {
 		return errors.New(file + " lacks the lines " + strings.TrimSpace(countersBegin) + " and " + strings.TrimSpace(countersEnd))
 	}
 	return os.WriteFile(file, []byte(head+countersBegin+"\n"+text+"\n"+countersEnd+tail), 0o644)
@@ -313,7 +313,7 @@ func TestCountersTable(t *testing.T) {
 			[]string{"protected pod, runtime: 1 StartContainer, with stock 2", "unprotected pod, runtime: 1 more than stock, allowed are 0: 1 StopContainer"},
 		},
 		{
-			"what is asked may be as much as ever with stock", groupRuntime,
+			"what is asked may be as much as before with stock", groupRuntime,
 			map[string][]int{"ContainerStatus": {4, 5, 6, 7}}, map[string][]int{"ContainerStatus": {7, 7, 7, 9}}, nil, nil,
 		},
 		{

@@ -70,7 +70,7 @@ var _ = Describe("A protected pod's own specification", Label(labelTransparency)
 		}).WithContext(ctx).WithTimeout(restartTimeout).Should(Succeed(), "the container runs the new image")
 	})
 
-	It("runs init containers to their end and sidecars beside the others", func(ctx SpecContext) {
+	It("runs init containers to their end and sidecars next to the others", func(ctx SpecContext) {
 		s := newScene(ctx)
 		s.run(ctx, s.newPod("protected", protected, withInitAndSidecar))
 		sidecar := s.observe(ctx, "protected", sidecarContainer)

@@ -128,7 +128,7 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.deleteExplicitly(ctx, pod)
 	})
 
-	It("whose object is gone is kept beside a new pod of the same name", func(ctx SpecContext) {
+	It("whose object is gone is kept next to a new pod of the same name", func(ctx SpecContext) {
 		s, pod := runProtected(ctx)
 		s.loseKey(ctx, pod)
 		s.awaitVanished(ctx, pod)

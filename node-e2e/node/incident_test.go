@@ -43,7 +43,7 @@ type incident struct {
 	// before prepares the node, before the pods exist.
 	before func(ctx context.Context, s *scene)
 	// fault breaks something and returns when that has taken effect. Times count
-	// from its return, or from its beginning if it is gradual.
+	// from its return, or from its start if it is gradual.
 	fault   func(ctx context.Context, s *scene, pods []*subject)
 	gradual bool
 	// cgroup2: on cgroup v1 the fault does nothing.
@@ -63,7 +63,7 @@ type incident struct {
 	// hold is how long the guarded kubelet must keep the pod; holdPeriod if zero.
 	hold time.Duration
 	// restarts: the fault includes a restart of the kubelet, after which its
-	// counters begin at zero.
+	// counters start at zero.
 	restarts bool
 	// vanished: the fault takes the pods' objects out of the kubelet's sight.
 	vanished bool

@@ -455,7 +455,7 @@ func (s *scene) runStaticPod(pod *corev1.Pod) {
 	manifest := framework.Must(yaml.Marshal(pod))
 	file := s.namespace + "-" + pod.Name
 	DeferCleanup(s.removeStaticPod, file, pod.Name, NodeTimeout(time.Minute))
-	// The kubelet ignores names that begin with a dot, so it never reads half a manifest.
+	// The kubelet ignores names that start with a dot, so it never reads half a manifest.
 	partial := filepath.Join(provider.Node().StaticPodDir(), "."+file)
 	Expect(os.WriteFile(partial, manifest, 0o600)).To(Succeed(), "write the manifest of static pod %s", pod.Name)
 	Expect(os.Rename(partial, staticPodFile(file))).To(Succeed())

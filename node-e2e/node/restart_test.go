@@ -71,7 +71,7 @@ var _ = Describe("A kubelet restart", Label(labelTransparency, labelOwnMachine),
 		s.deleteExplicitly(ctx, pods...)
 	})
 
-	It("ends protected pods that have completed beside a debug container, and starts none that is Terminating", func(ctx SpecContext) {
+	It("ends protected pods that have completed next to a debug container, and starts none that is Terminating", func(ctx SpecContext) {
 		s := newScene(ctx)
 		pods := s.run(ctx,
 			s.newPod("completed", protected, restartPolicy(corev1.RestartPolicyNever)),

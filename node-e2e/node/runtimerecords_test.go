@@ -149,7 +149,7 @@ var _ = Describe("Damaged records of the runtime", func() {
 			s.create(ctx, s.newPod(name, options...))
 		}
 		dead := s.run(ctx, s.newPod("dead-protected", protected), s.newPod("dead-unprotected"),
-			s.newPod("dead-beside-sidecar", protected, withInitAndSidecar))
+			s.newPod("dead-next-to-sidecar", protected, withInitAndSidecar))
 		kept, lost := s.observe(ctx, "init-protected", initContainer), s.observe(ctx, "init-unprotected", initContainer)
 
 		By("losing what the runtime knows about the containers' states")
@@ -296,13 +296,13 @@ func damageHashes(ctx context.Context, pods ...*subject) {
 func damageHash(records []byte, id string) (places int) {
 	const hash = `"io.kubernetes.container.hash":"`
 	start := []byte(`"Metadata":{"ID":"`)
-	begin := append(bytes.Clone(start), id...)
+	head := append(bytes.Clone(start), id...)
 	for at := 0; ; {
-		next := bytes.Index(records[at:], begin)
+		next := bytes.Index(records[at:], head)
 		if next < 0 {
 			return places
 		}
-		at += next + len(begin)
+		at += next + len(head)
 		record := records[at:]
 		if end := bytes.Index(record, start); end >= 0 {
 			record = record[:end]

@@ -87,7 +87,7 @@ var _ = Describe("A vanished pod", Label(labelGuarded), func() {
 		s.deleteExplicitly(ctx, kept, restarted)
 	})
 
-	It("without a saved file is left alone and shown, adopted with its object, and released by file", func(ctx SpecContext) {
+	It("without a saved file is kept and shown, adopted with its object, and released by file", func(ctx SpecContext) {
 		s := newScene(ctx)
 		template := func(name string) *corev1.Pod {
 			return s.newPod(name, protected, withEmptyDir("/data"), withArgs("--file=/data/file", "--content="+name))

@@ -201,8 +201,8 @@ func kubeletMetrics() (string, error) {
 func (m *machine) restartAndExpect(text string) {
 	m.t.Helper()
 	// What earlier starts have said does not count.
-	begin := m.Run("journalctl", "--unit=kubelet", "--lines=0", "--show-cursor", "--quiet")
-	_, cursor, _ := strings.Cut(strings.TrimSpace(begin), "-- cursor: ")
+	start := m.Run("journalctl", "--unit=kubelet", "--lines=0", "--show-cursor", "--quiet")
+	_, cursor, _ := strings.Cut(strings.TrimSpace(start), "-- cursor: ")
 	m.Run("systemctl", "restart", "--no-block", "kubelet")
 	m.Await("the journal of the kubelet to say "+text, func() error {
 		journal := m.Run("journalctl", "--unit=kubelet", "--no-pager", "--output=cat", "--after-cursor="+cursor)

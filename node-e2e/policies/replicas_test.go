@@ -33,7 +33,7 @@ func TestOnlyTheDeploymentControllerNeedsNoConfirmation(t *testing.T) {
 	}{
 		"a Deployment":                                        {"deployments.apps", "Deployment", "", "jane", true},
 		"an operator's StatefulSet":                           {"statefulsets.apps", "StatefulSet", ofAnOperator, "system:serviceaccount:db:operator", true},
-		"a ReplicaSet, by somebody":                           {"replicasets.apps", "ReplicaSet", ofADeployment, "jane", true},
+		"a ReplicaSet, by someone":                            {"replicasets.apps", "ReplicaSet", ofADeployment, "jane", true},
 		"a ReplicaSet, by its controller":                     {"replicasets.apps", "ReplicaSet", ofADeployment, deploymentController, false},
 		"a ReplicaSet, by a controller manager with one name": {"replicasets.apps", "ReplicaSet", ofADeployment, "system:kube-controller-manager", false},
 		"a bare ReplicaSet, by that controller":               {"replicasets.apps", "ReplicaSet", "", deploymentController, true},

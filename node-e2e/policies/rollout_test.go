@@ -207,7 +207,7 @@ func TestPodsOfRollOutsAreThoseOfDaemonSets(t *testing.T) {
 		"an editor executes":                         {review{resource: "pods/exec", new: exec, connect: true, user: editor}, false},
 		"an editor attaches":                         {review{resource: "pods/attach", new: exec, connect: true, user: editor}, false},
 		"who may roll out executes":                  {review{resource: "pods/exec", new: exec, connect: true, user: editor, may: "use"}, true},
-		"somebody deletes":                           {review{resource: "pods", old: pod("a"), user: editor}, true},
+		"someone deletes":                            {review{resource: "pods", old: pod("a"), user: editor}, true},
 		"an override is no right to roll out at all": {review{resource: "pods", new: pod("a"), user: editor, override: true}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -235,7 +235,7 @@ func TestDaemonSetsOfRollOutsAreThoseOfPools(t *testing.T) {
 		"an editor takes the pause away":    {review{old: set("r/i:1", "", ", annotations: {kubelet-guard.io/rollout-paused: 'true'}"), new: good}, false},
 		"the collector removes a finalizer": {review{old: set("r/i:1", "", ", finalizers: [x/y]"), new: set("r/i:1", "")}, true},
 		"another image than the request's":  {review{new: set("r/i:2", `{"target":"Audit","image":"r/i:1"}`), may: "use"}, false},
-		"the beginning of another image":    {review{new: set("r/i:1", `{"target":"Audit","image":"r/i:1-2"}`), may: "use"}, false},
+		"the start of another image":        {review{new: set("r/i:1", `{"target":"Audit","image":"r/i:1-2"}`), may: "use"}, false},
 		"another container as well":         {review{new: strings.Replace(good, "containers: [", "containers: [{name: x, image: x}, ", 1), may: "use"}, false},
 		"a container before":                {review{new: strings.Replace(good, "containers: [", "initContainers: [{name: x, image: x}], containers: [", 1), may: "use"}, false},
 		"another name":                      {review{new: strings.Replace(good, "name: guard-installer-blue", "name: other", 1), may: "use"}, false},

@@ -23,7 +23,7 @@ func TestWindowsLetOnlyTheDeploymentControllerPass(t *testing.T) {
 	}{
 		"a roll-out":                         {"replicasets.apps", "ReplicaSet", deployment, controller, false},
 		"a controller manager with one name": {"replicasets.apps", "ReplicaSet", deployment, "system:kube-controller-manager", false},
-		"a ReplicaSet by somebody else":      {"replicasets.apps", "ReplicaSet", deployment, "jane", true},
+		"a ReplicaSet by someone else":       {"replicasets.apps", "ReplicaSet", deployment, "jane", true},
 		"a bare ReplicaSet":                  {"replicasets.apps", "ReplicaSet", "", controller, true},
 		"a Deployment with an owner":         {"deployments.apps", "Deployment", configMap, "jane", true},
 		"a StatefulSet of an operator":       {"statefulsets.apps", "StatefulSet", operator, "system:serviceaccount:db:operator", true},

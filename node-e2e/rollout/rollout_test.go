@@ -105,7 +105,7 @@ func (c *rolloutTest) step(title string, run func(*rolloutTest)) {
 	if c.t.Failed() {
 		return
 	}
-	begin := time.Now()
+	start := time.Now()
 	whole := c.t
 	ok := whole.Run(title, func(t *testing.T) {
 		c.t = t
@@ -116,7 +116,7 @@ func (c *rolloutTest) step(title string, run func(*rolloutTest)) {
 	if !ok {
 		result = "FAILED"
 	}
-	c.logf("%s: %s (%s)", result, title, time.Since(begin).Round(time.Second))
+	c.logf("%s: %s (%s)", result, title, time.Since(start).Round(time.Second))
 }
 
 func (c *rolloutTest) rollOut() {

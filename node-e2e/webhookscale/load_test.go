@@ -76,8 +76,8 @@ type latencies struct {
 }
 
 // load has so many clients post reviews, one after the other each, and takes the times from
-// the clients. With a rate, all together begin so many a second, in even steps; without one,
-// each begins the next when it has a response.
+// the clients. With a rate, all together start so many a second, in even steps; without one,
+// each starts the next when it has a response.
 func (r *replica) load(t *testing.T, clients int, rate float64, bodies [][]byte, duration time.Duration) latencies {
 	t.Helper()
 	var (
@@ -86,7 +86,7 @@ func (r *replica) load(t *testing.T, clients int, rate float64, bodies [][]byte,
 		all    []time.Duration
 		failed error
 	)
-	ready, begin := make(chan struct{}, clients), make(chan time.Time)
+	ready, start := make(chan struct{}, clients), make(chan time.Time)
 	for c := range clients {
 		wait.Go(func() {
 			client := r.client()
@@ -94,7 +94,7 @@ func (r *replica) load(t *testing.T, clients int, rate float64, bodies [][]byte,
 			// The first connects.
 			_, err := r.review(t.Context(), client, "/validate/pod-deletion", bodies[c%len(bodies)])
 			ready <- struct{}{}
-			end := <-begin
+			end := <-start
 			var own []time.Duration
 			turn, pause := time.Now(), time.Duration(0)
 			if rate > 0 {
@@ -128,7 +128,7 @@ func (r *replica) load(t *testing.T, clients int, rate float64, bodies [][]byte,
 	}
 	end := time.Now().Add(duration)
 	for range clients {
-		begin <- end
+		start <- end
 	}
 	wait.Wait()
 	require.NoError(t, failed)

@@ -21,7 +21,7 @@ func TestFollowsDeployment(t *testing.T) {
 	}{
 		"the controller":                     {controller, "apps", "replicasets", "", deployment, true},
 		"a controller manager with one name": {"system:kube-controller-manager", "apps", "replicasets", "", deployment, true},
-		"somebody else":                      {"jane", "apps", "replicasets", "", deployment, false},
+		"someone else":                       {"jane", "apps", "replicasets", "", deployment, false},
 		"another controller":                 {"system:serviceaccount:kube-system:replicaset-controller", "apps", "replicasets", "", deployment, false},
 		"an account of the same name":        {"system:serviceaccount:shop:deployment-controller", "apps", "replicasets", "", deployment, false},
 		"another kind":                       {controller, "apps", "statefulsets", "", deployment, false},

@@ -28,7 +28,7 @@ const (
 	// RolledBack: the change failed and the old kubelet runs again.
 	RolledBack Phase = "RolledBack"
 	// Failed: the change failed, and the old kubelet is not healthy either, or it was not
-	// restored (Kept). Somebody has to inspect the node.
+	// restored (Kept). Someone has to inspect the node.
 	Failed Phase = "Failed"
 )
 
@@ -46,7 +46,7 @@ type Reason string
 
 const (
 	// ReasonUnitChanged: a node that is Done runs its kubelet with the arguments that its
-	// unit had then; somebody has changed the unit since.
+	// unit had then; someone has changed the unit since.
 	ReasonUnitChanged Reason = "UnitChanged"
 	// Nothing was changed.
 	ReasonArchitecture Reason = "Architecture"        // the image's kubelet is for another one

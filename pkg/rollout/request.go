@@ -95,7 +95,7 @@ type Request struct {
 	// error.
 	Configuration string `json:"configuration,omitempty"`
 	// ReleaseHeldUIDs are the held pods that may stop: from Enforce to Audit or Stock, what
-	// the guard holds stops. They are the pods that somebody was shown and said yes to, at
+	// the guard holds stops. They are the pods that someone was shown and said yes to, at
 	// most MaxReleased. A node that holds any other pod refuses.
 	ReleaseHeldUIDs []types.UID `json:"releaseHeldUIDs,omitempty"`
 	// ReleaseHeld was the yes of earlier releases to whatever a node holds when its turn

@@ -128,7 +128,7 @@ func (m *machine) check() error {
 			return err
 		}
 		if why := unit.Difference(written, now); why != "" {
-			warnings = append(warnings, fmt.Sprintf("the command of %s has changed since the drop-in %s was written: %s. The kubelet starts with the arguments of before", kubeletUnit, unit.PackageDropIn, why))
+			warnings = append(warnings, fmt.Sprintf("the command of %s has changed since the drop-in %s was written: %s. The kubelet starts with the earlier arguments", kubeletUnit, unit.PackageDropIn, why))
 		}
 	}
 	if len(warnings) == 0 {
@@ -173,7 +173,7 @@ func (m *machine) warn() {
 	case pods > 0:
 		fmt.Fprintf(m.errOut, "kubelet-guard: WARNING: this node has %d protected pods (%s). Those among them that are held now (kubectl guard holds) are stopped by the stock kubelet as soon as kubelet.service is restarted, or this machine\n", pods, dir)
 	case !known:
-		fmt.Fprintf(m.errOut, "kubelet-guard: WARNING: the kubelet does not run, so its --root-dir is not known. There are no protected pods in %s; if it is another folder, look at kubectl guard holds before kubelet.service is started\n", dir)
+		fmt.Fprintf(m.errOut, "kubelet-guard: WARNING: the kubelet does not run, so its --root-dir is not known. There are no protected pods in %s; if it is another folder, see kubectl guard holds before kubelet.service is started\n", dir)
 	}
 }
 

@@ -115,7 +115,7 @@ func TestApplyLeavesWhatIsThereWhenItRefuses(t *testing.T) {
 	assert.ErrorContains(t, n.check(), "50-stop.conf: ExecStop=/usr/bin/crictl stop --all")
 }
 
-func TestApplyLooksAtWhatRuns(t *testing.T) {
+func TestApplyInspectsWhatRuns(t *testing.T) {
 	n := newNode(t, "kubeadm")
 	n.now.StoppedWith = []string{"containerd.service"}
 	assert.ErrorContains(t, n.apply(), "systemd stops containerd.service whenever kubelet.service stops")

@@ -133,7 +133,7 @@ func (config Config) complete() (Config, error) {
 type Cluster struct {
 	config     Config
 	pki        pki.Dir
-	begin      time.Time
+	started    time.Time
 	lock       *os.File
 	mounts     *mountNamespace
 	health     *http.Client
@@ -168,7 +168,7 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a node makes network links, cgroups and mounts: run this as root")
 	}
-	c := &Cluster{config: config, begin: time.Now()}
+	c := &Cluster{config: config, started: time.Now()}
 	if err := os.MkdirAll(config.Dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -282,7 +282,7 @@ func (c *Cluster) claim(ctx context.Context) error {
 		return err
 	}
 	c.state = &state{
-		Name: c.config.Name, Index: index, Created: c.begin.UTC(), BootID: boot,
+		Name: c.config.Name, Index: index, Created: c.started.UTC(), BootID: boot,
 		Kubelet: c.config.Kubelet, Processes: map[string]testnode.Process{},
 	}
 	if err := c.update(func(*state) {}); err != nil {
@@ -538,17 +538,17 @@ func (c *Cluster) RunOnNode(ctx context.Context, command ...string) (string, err
 
 // timed starts a part and logs how long it took.
 func (c *Cluster) timed(ctx context.Context, part *Component) error {
-	begin := time.Now()
+	start := time.Now()
 	if err := part.Start(ctx); err != nil {
 		return err
 	}
-	c.logf("%s healthy after %.1f s", part.name, time.Since(begin).Seconds())
+	c.logf("%s healthy after %.1f s", part.name, time.Since(start).Seconds())
 	return nil
 }
 
 // logf writes a line of the timeline.
 func (c *Cluster) logf(format string, args ...any) {
-	fmt.Fprintf(c.config.Log, "%s %5.1f s  %s\n", c.config.Name, time.Since(c.begin).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(c.config.Log, "%s %5.1f s  %s\n", c.config.Name, time.Since(c.started).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // update changes the state and saves it.

@@ -188,7 +188,7 @@ func (c *Cluster) schedulerHealthy(ctx context.Context) error {
 // an absence can be blind for up to a minute after it: client-go's reflectors double
 // the time between attempts to 30 to 60 seconds, and forget that only after two minutes
 // without an attempt (k8s.io/client-go/tools/cache/reflector.go), so that each further
-// absence begins where the last one ended.
+// absence starts where the last one ended.
 func (c *Cluster) restartControllers(ctx context.Context) error {
 	var restarts []func(context.Context) error
 	for _, component := range []*Component{c.controllerManager, c.scheduler} {

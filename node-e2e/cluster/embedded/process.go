@@ -26,7 +26,7 @@ type process struct {
 	// done is closed when the process has ended, and code is valid from then on.
 	done chan struct{}
 	code int
-	// logOffset is where in the log file the output of this process begins.
+	// logOffset is where in the log file the output of this process starts.
 	logOffset int64
 }
 
@@ -120,7 +120,7 @@ func await(ctx context.Context, what string, probe func(context.Context) error) 
 	// Short, because several of these waits are in a row on the way to a Ready
 	// node, and cheap, because each probe is one local call.
 	const interval = 50 * time.Millisecond
-	begin := time.Now()
+	start := time.Now()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := probe(attempt)
@@ -130,7 +130,7 @@ func await(ctx context.Context, what string, probe func(context.Context) error) 
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited %s for %s, last seen: %w (%w)", time.Since(begin).Round(time.Millisecond), what, err, context.Cause(ctx))
+			return fmt.Errorf("waited %s for %s, last seen: %w (%w)", time.Since(start).Round(time.Millisecond), what, err, context.Cause(ctx))
 		case <-time.After(interval):
 		}
 	}

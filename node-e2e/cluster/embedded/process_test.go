@@ -98,7 +98,7 @@ func TestKillMarkedLeavesOthersAlone(t *testing.T) {
 		t.Cleanup(func() { _ = p.Signal(unix.SIGKILL); <-p.done })
 		return p
 	}
-	// A folder whose name begins with the other's must not be taken for it.
+	// A folder whose name starts with the other's must not be taken for it.
 	similar := mine + "-2"
 	require.NoError(t, os.Mkdir(similar, 0o755))
 	t.Cleanup(func() { _ = os.RemoveAll(similar) })

@@ -136,7 +136,7 @@ func (p *Proxy) Inject(fault Fault) (remove func()) {
 		defer p.mu.Unlock()
 		for i := range p.faults {
 			if p.faults[i] == &fault {
-				// A new slice: pass may be looking at the old one.
+				// A new slice: pass may be reading the old one.
 				p.faults = append(append([]*Fault(nil), p.faults[:i]...), p.faults[i+1:]...)
 				return
 			}

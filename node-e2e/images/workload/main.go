@@ -150,7 +150,7 @@ func holdMemory(mebibytes int) ([]byte, error) {
 
 // holdFile creates the file with its content, or leaves the one that is there:
 // whether a restarted container finds what its predecessor wrote is what tests
-// look at. The file stays open, as a database's would.
+// check. The file stays open, as a database's would.
 func holdFile(path, content string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err

@@ -26,7 +26,7 @@ func TestPathFollowsLinksAsTheNodeDoes(t *testing.T) {
 	assert.Error(t, err)
 }
 
-func TestWriteReplacesAndLeavesNothingBeside(t *testing.T) {
+func TestWriteReplacesAndLeavesNothingElse(t *testing.T) {
 	r := Root(t.TempDir())
 	require.NoError(t, r.Write("/etc/a/b/file", []byte("old"), 0o600))
 	require.NoError(t, r.Write("/etc/a/b/file", []byte("new"), 0o644))
@@ -68,7 +68,7 @@ func TestInstallRefusesADamagedCopy(t *testing.T) {
 	require.NoError(t, r.Install(source, "/opt/x/kubelet", sum, "/usr/bin/kubelet"))
 	after, err := os.Stat(r.Path("/opt/x/kubelet"))
 	require.NoError(t, err)
-	assert.True(t, os.SameFile(before, after), "a program that is complete is left alone")
+	assert.True(t, os.SameFile(before, after), "a program that is complete is not replaced")
 }
 
 func TestChecksumSeesAChange(t *testing.T) {

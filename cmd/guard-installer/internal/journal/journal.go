@@ -140,7 +140,7 @@ func (s Store) read(file string) (*Entry, error) {
 	}
 	entry := &Entry{}
 	if err := json.Unmarshal(data, entry); err != nil {
-		return nil, fmt.Errorf("the journal %s is damaged: %w (look at %s; when the kubelet is healthy, remove the journal)", file, err, rollout.DropIn)
+		return nil, fmt.Errorf("the journal %s is damaged: %w (see %s; when the kubelet is healthy, remove the journal)", file, err, rollout.DropIn)
 	}
 	return entry, nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // The runtime is the one that the kubelet uses, wherever it is configured.
-func TestTheContainerRuntimeInForce(t *testing.T) {
+func TestTheContainerRuntimeOfTheKubelet(t *testing.T) {
 	const own, docker = "/run/own.sock", "/run/containerd/containerd.sock"
 	forbidden := &kubelet.ForbiddenError{Path: "/configz"}
 	for name, c := range map[string]struct {
@@ -130,7 +130,7 @@ func TestNothingIsQueriedWhileNoKubeletRuns(t *testing.T) {
 			w.pid, w.running = 0, nil
 			installer := w.installer(request(rollout.Audit))
 			installer.Ask = func(context.Context, string, string) (kubelet.Answer, string, error) {
-				t.Error("somebody was asked")
+				t.Error("someone was queried")
 				return kubelet.Answer{}, "", errors.New("asked")
 			}
 			report := step(t, installer)

@@ -132,7 +132,7 @@ func TestWhatIsWrongIsRolledBack(t *testing.T) {
 				assert.Equal(t, rollout.RolledBack, report.Phase)
 				assert.Equal(t, started+2, w.started)
 
-				// Somebody resumes: it is tried again.
+				// Someone resumes: it is tried again.
 				w.resume()
 				w.startContainers("second")
 				report = w.run(wanted)
@@ -375,7 +375,7 @@ func TestChangedByHandIsLeftAlone(t *testing.T) {
 		require.NoError(t, w.start())
 		report = step(t, installer)
 		assert.Equal(t, rollout.Refused, report.Phase)
-		assert.Contains(t, report.Message, "somebody has changed kubelet.service")
+		assert.Contains(t, report.Message, "someone has changed kubelet.service")
 		assert.False(t, ready(report))
 		assert.Equal(t, 3, w.started)
 
@@ -587,7 +587,7 @@ func TestWhatWasKeptIsVerifiedAgain(t *testing.T) {
 		assert.True(t, report.Kept)
 		assert.Equal(t, rollout.ReasonNotHealthy, report.Reason, "who resumes has seen them")
 	}))
-	t.Run("somebody has restored the old kubelet", timeless(func(t *testing.T) {
+	t.Run("someone has restored the old kubelet", timeless(func(t *testing.T) {
 		w := left(t, "unhealthy")
 		require.NoError(t, w.root.Remove(rollout.DropIn))
 		require.NoError(t, w.Reload(context.Background()))

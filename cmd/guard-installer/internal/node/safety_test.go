@@ -326,7 +326,7 @@ func TestASoftRebootIsABoot(t *testing.T) {
 }
 
 // The unit for a boot that comes late asks, as the timer's does.
-func TestARecoveryBesideARunningKubeletAsks(t *testing.T) {
+func TestARecoveryNextToARunningKubeletQueriesIt(t *testing.T) {
 	inWorld(func(t *testing.T, w *world) {
 		require.True(t, dies(func() { w.dieAfterRestart().run(brief(rollout.Enforce)) }))
 		holdsA(w)
@@ -439,7 +439,7 @@ func TestAHeartbeatIsNewWhenItIsAnotherOne(t *testing.T) {
 	}
 }
 
-// An installer that was started again reads the deadline, which is by the clock of before.
+// An installer that was started again reads the deadline, which is by the earlier clock.
 func TestAClockThatIsSetLeavesTheTimeToStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -124,7 +124,7 @@ func TestTheKubeletWantsTheUnitOfTheBoot(t *testing.T) {
 	})(t)
 }
 
-// A unit that somebody changes after the roll-out is reported. Its kubelet is restarted
+// A unit that someone changes after the roll-out is reported. Its kubelet is restarted
 // at the next request, and not by an installer that is started again.
 func TestUnitChangedAfterTheRollOut(t *testing.T) {
 	inWorld(func(t *testing.T, w *world) {

@@ -26,9 +26,9 @@ func (i *Installer) watch(_ context.Context, s State) (*rollout.Report, error) {
 	switch {
 	case !unchanged:
 		report.Now = rollout.Kubelet{SHA256: s.process.SHA256}
-		return changed(rollout.ReasonOtherKubelet, "somebody has changed %s or its drop-ins", rollout.KubeletUnit)
+		return changed(rollout.ReasonOtherKubelet, "someone has changed %s or its drop-ins", rollout.KubeletUnit)
 	case s.intact.IsNo():
-		return changed(rollout.ReasonMode, "somebody has changed or removed the guard's configuration %s", configurationOf(s.finishedDropIn))
+		return changed(rollout.ReasonMode, "someone has changed or removed the guard's configuration %s", configurationOf(s.finishedDropIn))
 	case s.mode.IsNo():
 		return changed(rollout.ReasonMode, "the guard does not run in mode %s any more", s.target.Mode())
 	}

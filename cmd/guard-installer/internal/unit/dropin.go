@@ -79,7 +79,7 @@ func testOf(variables []string) string {
 	return fmt.Sprintf(`# The unit set these variables when this file was written. A kubelet without its
 # configuration takes the pods of the node for orphans; one that does not start leaves
 # them.
-ExecStartPre=/bin/sh -c '%s || { echo "Kubelet Guard: not started, because kubelet.service does not set all of %s any more, which hold the configuration of the kubelet. Look at systemctl cat kubelet" >&2; exit 1; }'
+ExecStartPre=/bin/sh -c '%s || { echo "Kubelet Guard: not started, because kubelet.service does not set all of %s any more, which hold the configuration of the kubelet. See systemctl cat kubelet" >&2; exit 1; }'
 `, strings.Join(tests, " && "), strings.Join(variables, ", "))
 }
 

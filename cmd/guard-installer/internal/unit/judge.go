@@ -105,7 +105,7 @@ func dangers(all []setting) []string {
 		}
 	}
 	if s, ok := last(all, "KillMode", service); ok && s.value == "none" {
-		danger(s, "the old kubelet would go on beside the new one. Remove the line, or use KillMode=process")
+		danger(s, "the old kubelet would go on next to the new one. Remove the line, or use KillMode=process")
 	}
 	for _, key := range []string{"RootDirectory", "RootImage"} {
 		if s, ok := last(all, key, service); ok && s.value != "/" {

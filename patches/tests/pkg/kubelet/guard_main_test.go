@@ -12,7 +12,7 @@ import (
 
 // TestMain keeps upstream's own tests without a guard. Some of them call
 // NewMainKubelet, which installs one for the process, over a container runtime
-// that is gone when the next test begins. Tests of the hooks install their own.
+// that is gone when the next test starts. Tests of the hooks install their own.
 func TestMain(m *testing.M) {
 	os.Exit(runUnguarded(m))
 }

@@ -34,7 +34,7 @@ func deletionOf(t testing.TB, node Node, dryRun bool) *admission.Request {
 	}
 	review := admissiontest.Review(t, admissionv1.Delete, corev1.SchemeGroupVersion.WithKind("Node"), "nodes", object, nil)
 	// The review of an item of a DELETECOLLECTION has no name.
-	review.Name, review.DryRun, review.UserInfo.Username = "", &dryRun, "somebody"
+	review.Name, review.DryRun, review.UserInfo.Username = "", &dryRun, "someone"
 	return admission.NewRequest(review)
 }
 
@@ -46,7 +46,7 @@ func TestReviewChargesAllPoliciesOrNone(t *testing.T) {
 	decision := rule.Review(context.Background(), deletionOf(t, nodes[0], false))
 	require.Equal(t, admission.Allowed, decision.Verdict, "%+v", decision)
 	require.Equal(t, "a,b", decision.Annotations["charged"])
-	require.Equal(t, "somebody", s.policy("a").Status.Deletions[0].User)
+	require.Equal(t, "someone", s.policy("a").Status.Deletions[0].User)
 
 	decision = rule.Review(context.Background(), deletionOf(t, nodes[1], false))
 	require.Equal(t, admission.Refused, decision.Verdict)

@@ -91,7 +91,7 @@ func TestRuleReview(t *testing.T) {
 		"another workload":               {"deployments", "", admissionv1.Update, bare, one, nil, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"with an owner":                  {"deployments", "", admissionv1.Update, owned, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
 		"of an operator":                 {"statefulsets", "", admissionv1.Update, owned, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
-		"a ReplicaSet, by somebody":      {"replicasets", "", admissionv1.Update, ofWeb, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
+		"a ReplicaSet, by someone":       {"replicasets", "", admissionv1.Update, ofWeb, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Refused},
 		"status":                         {"deployments", "status", admissionv1.Update, one, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"a creation":                     {"deployments", "", admissionv1.Create, one, two, nil, stored{}, "2026-11-25T12:00:00Z", admission.Allowed},
 		"scale": {"deployments", "scale", admissionv1.Update, "{spec: {replicas: 1}}", "{spec: {replicas: 2}}", nil,

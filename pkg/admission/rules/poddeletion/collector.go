@@ -24,7 +24,7 @@ const (
 	// its delete did not happen. It is longer than the API server works on a request
 	// (60 s by default), with room for clocks that differ.
 	unusedAfter = 90 * time.Second
-	// recheckPeriod bounds how long a record is left alone: a pod may come back with the
+	// recheckPeriod bounds how long a record is not checked again: a pod may come back with the
 	// restored data of the API server, and must not find itself disarmed.
 	recheckPeriod = time.Hour
 )

@@ -103,7 +103,7 @@ func user(controller string) authenticationv1.UserInfo {
 	return authenticationv1.UserInfo{Username: controllerPrefix + controller}
 }
 
-func TestPodsThatPassWithoutALookAtBudgets(t *testing.T) {
+func TestPodsThatPassWithoutACheckOfBudgets(t *testing.T) {
 	for name, test := range map[string]struct {
 		pod  *corev1.Pod
 		user authenticationv1.UserInfo
@@ -125,7 +125,7 @@ func TestPodsThatPassWithoutALookAtBudgets(t *testing.T) {
 		"by its node, though nobody deleted it":                          {newPod(), ownNode, ""},
 		"by its node, which ends its termination":                        {newPod(deletedAt(noon)), ownNode, terminating},
 		"by another node":                                                {newPod(), authenticationv1.UserInfo{Username: "system:node:node-2", Groups: []string{"system:nodes"}}, ""},
-		"by somebody who calls himself its node":                         {newPod(), authenticationv1.UserInfo{Username: "system:node:node-1"}, ""},
+		"by someone who calls himself its node":                          {newPod(), authenticationv1.UserInfo{Username: "system:node:node-1"}, ""},
 		"mirror of a static pod":                                         {newPod(asMirror), ordinary, mirror},
 		"by the controller of its replica set":                           {newPod(ownedBy("apps/v1", "ReplicaSet")), user("replicaset-controller"), byItsOwner},
 		"by the controller of its stateful set":                          {newPod(ownedBy("apps/v1", "StatefulSet")), user("statefulset-controller"), byItsOwner},

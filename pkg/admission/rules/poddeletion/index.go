@@ -14,7 +14,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Index finds the budgets that select a pod without looking at the others.
+// Index finds the budgets that select a pod without reading the others.
 //
 // A selector that demands one of some values for a label (matchLabels, or In) can
 // only match pods with one of these label pairs, so the budget is kept under the

@@ -97,7 +97,7 @@ func TestIndexFollowsTheInformer(t *testing.T) {
 	require.Equal(t, []string{"a", "b"}, names(index.Selecting("shop", api)))
 
 	index.OnUpdate(nil, newBudget("b", nil))
-	require.Equal(t, []string{"a"}, names(index.Selecting("shop", api)), "an empty selector was taken away")
+	require.Equal(t, []string{"a"}, names(index.Selecting("shop", api)), "an empty selector was removed")
 	index.OnUpdate(nil, newBudget("b", &metav1.LabelSelector{}))
 	require.Equal(t, []string{"a", "b"}, names(index.Selecting("shop", api)), "an empty selector came")
 

@@ -224,7 +224,7 @@ func TestRecordsAreWritten(t *testing.T) {
 		got := write(t, recordsAt(t).Build())
 		require.Equal(t, recordOf(0).Spec, got.Spec)
 	})
-	t.Run("the record of another review of the delete is left alone", func(t *testing.T) {
+	t.Run("the record of another review of the delete is not changed", func(t *testing.T) {
 		got := write(t, recordsAt(t, recordOf(5*time.Second)).Build())
 		require.Empty(t, got.Annotations)
 	})

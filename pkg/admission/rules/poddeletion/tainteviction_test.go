@@ -81,7 +81,7 @@ func TestDeletionsByTaintsThatAreRepeated(t *testing.T) {
 		"tolerates it":                           {newPod(tried(time.Minute), tolerating(unreachable.Key, nil)), []corev1.Taint{unreachable}, false},
 		"never tried":                            {newPod(), []corev1.Taint{unreachable}, false},
 		"the control plane still tries":          {newPod(tried(time.Second)), []corev1.Taint{unreachable}, false},
-		"disrupted by somebody else":             {newPod(disrupted), []corev1.Taint{unreachable}, false},
+		"disrupted by someone else":              {newPod(disrupted), []corev1.Taint{unreachable}, false},
 		"terminating":                            {newPod(tried(time.Minute), deletedAt(noon)), []corev1.Taint{unreachable}, false},
 		"finished":                               {newPod(tried(time.Minute), inPhase(corev1.PodFailed)), []corev1.Taint{unreachable}, false},
 	} {

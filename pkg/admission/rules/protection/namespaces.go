@@ -8,7 +8,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// reviewNamespace judges an update of a namespace, which may take away its grant.
+// reviewNamespace judges an update of a namespace, which may remove its grant.
 func (r Rule) reviewNamespace(ctx context.Context, request *admission.Request) admission.Decision {
 	meta, err := request.Meta()
 	if err != nil {

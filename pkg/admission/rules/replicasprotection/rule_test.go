@@ -68,7 +68,7 @@ func TestReview(t *testing.T) {
 		{"taking the label off in the same request", "deployments", object(label, "replicas: 3"), object("", "replicas: 0"), refused(admission.ReasonReplicasNotConfirmed, "3", "0", "nothing confirms the change")},
 		{"a field that is not there counts as one", "deployments", object(label, ""), object(label, "replicas: 2"), refused(admission.ReasonReplicasNotConfirmed, "1", "2", "nothing confirms the change")},
 		{"what an owner reference says does not matter", "deployments", object(label+owner, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
-		{"a ReplicaSet of a Deployment, by somebody", "replicasets", object(label+owner, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
+		{"a ReplicaSet of a Deployment, by someone", "replicasets", object(label+owner, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
 		{"an owner that comes in the same request", "deployments", object(label, "replicas: 3"), object(label+owner, "replicas: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},
 		{"a kind without replicas", "configmaps", object(label, "replicas: 3"), object(label, "replicas: 5"), admission.Allow()},
 		{"a custom kind, where its definition says", "shops", object(label, "tills: 3"), object(label, "tills: 5"), refused(admission.ReasonReplicasNotConfirmed, "3", "5", "nothing confirms the change")},

@@ -154,7 +154,7 @@ func (h *countingAdmitHandler) judge(attrs *lifecycle.PodAdmitAttributes) lifecy
 
 // A pod that is kept in spite of its rejection takes no room from one that ran next to
 // it, and leaves none to one that has not started.
-func TestGuardAdmissionBesideARejectedPod(t *testing.T) {
+func TestGuardAdmissionNextToARejectedPod(t *testing.T) {
 	for _, kind := range guardtest.Kinds() {
 		for _, runs := range []bool{true, false} {
 			t.Run(kind.Name+map[bool]string{true: "/neighbour runs", false: "/neighbour has not started"}[runs], func(t *testing.T) {

@@ -134,7 +134,7 @@ func TestGuardHoldEndsWhenThePodIsBack(t *testing.T) {
 
 	// It never left, so it is not added again.
 	seen := g.await(t, kubetypes.ADD, "second")
-	if op, told := seen["web"]; told && op == kubetypes.ADD {
+	if op, known := seen["web"]; known && op == kubetypes.ADD {
 		t.Errorf("the kubelet gets %v: the pod was added twice", seen)
 	}
 	g.ExpectHolds(t, pod.UID)
@@ -312,7 +312,7 @@ func TestGuardPodThatTheAPICallsRestarting(t *testing.T) {
 
 // After a restore of the API's storage a pod may have an object from before its newest
 // image.
-func TestGuardObjectThatWentBack(t *testing.T) {
+func TestGuardObjectThatWasRolledBack(t *testing.T) {
 	for _, kind := range guardtest.Kinds() {
 		t.Run(kind.Name, func(t *testing.T) {
 			g := newGuardTest(t, kubetypes.ApiserverSource, func(c *guard.Configuration) { c.StateDir = guardtest.StateDir(t) })
@@ -333,14 +333,14 @@ func TestGuardObjectThatWentBack(t *testing.T) {
 			g.source <- createSourceUpdate(older.DeepCopy(), marker())
 
 			seen := g.await(t, kubetypes.ADD, "marker")
-			if _, told := seen["web"]; !told && !kind.Kept {
+			if _, known := seen["web"]; !known && !kind.Kept {
 				// Additions come first.
 				update := <-g.updates
-				told = len(update.Pods) == 1 && update.Pods[0].Name == "web" && update.Pods[0].Spec.Containers[0].Image == "image:1"
-				if !told {
+				known = len(update.Pods) == 1 && update.Pods[0].Name == "web" && update.Pods[0].Spec.Containers[0].Image == "image:1"
+				if !known {
 					t.Errorf("the kubelet gets %+v, want the image of the older object", update)
 				}
-			} else if told && kind.Kept {
+			} else if known && kind.Kept {
 				t.Errorf("the kubelet gets %v, want the pod left as it is", seen)
 			}
 			if !kind.Kept {

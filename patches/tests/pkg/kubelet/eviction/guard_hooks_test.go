@@ -189,7 +189,7 @@ func TestGuardEvictionOfNeighbours(t *testing.T) {
 }
 
 // A neighbour that ranks before the protected pod, as one of lower priority, is
-// evicted as ever.
+// evicted as without the guard.
 func TestGuardEvictionOfAPodThatRanksBeforeTheProtectedOne(t *testing.T) {
 	ctx := ktesting.Init(t)
 	node := guardtest.Install(t)

@@ -197,7 +197,7 @@ func TestGuardInitContainerInUnknownState(t *testing.T) {
 			actions := g.m.computePodActions(g.ctx, pod, g.status(t), false)
 
 			if got := len(actions.ContainersToKill) == 0 && len(actions.InitContainersToStart) == 0; got != kind.Kept {
-				t.Errorf("kills %v, starts %v; want the container left alone: %v", actions.ContainersToKill, actions.InitContainersToStart, kind.Kept)
+				t.Errorf("kills %v, starts %v; want the container kept: %v", actions.ContainersToKill, actions.InitContainersToStart, kind.Kept)
 			}
 			if kind.Kept {
 				g.ExpectHolds(t, pod.UID, guard.ContainerStateUnknown)

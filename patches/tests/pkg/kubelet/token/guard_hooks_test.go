@@ -12,7 +12,7 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-func TestGuardNoTokenIsAskedForAVanishedPod(t *testing.T) {
+func TestGuardNoTokenIsRequestedForAVanishedPod(t *testing.T) {
 	node := guardtest.Install(t)
 	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "p-uid"}, Spec: v1.PodSpec{Containers: []v1.Container{{Name: "c"}}}}
 	clock := testingclock.NewFakeClock(time.Now())

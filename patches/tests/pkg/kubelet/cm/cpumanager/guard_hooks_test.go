@@ -85,7 +85,7 @@ func TestGuardExclusiveCPUsOfARunningOrphan(t *testing.T) {
 	}
 }
 
-// What a container of an active pod no longer uses is freed as ever.
+// What a container of an active pod no longer uses is freed as without the guard.
 func TestGuardExclusiveCPUsOfAContainerThatAnActivePodHasNoLonger(t *testing.T) {
 	logger, _ := ktesting.NewTestContext(t)
 	node := guardtest.Install(t)

@@ -46,7 +46,7 @@ func guardPod(uid string) *v1.Pod {
 	return pod
 }
 
-func TestGuardSecretsOfAVanishedPodAreNotAskedFor(t *testing.T) {
+func TestGuardSecretsOfAVanishedPodAreNotRequested(t *testing.T) {
 	tCtx := ktesting.Init(t)
 	node := guardtest.Install(t)
 	pod := guardPod("a")
