@@ -169,6 +169,31 @@ var _ = Describe("A held pod", Label(labelGuarded), func() {
 		s.deleteExplicitly(ctx, main)
 		sidecar.awaitHonoured(ctx, requested, deletionSlack)
 	})
+
+	// Since 1.37 a kubelet looks for started containers in the newest sandbox, if that is the
+	// only one that is ready.
+	It("runs no init container again when it has several sandboxes, and restarts the others", func(ctx SpecContext) {
+		s := newScene(ctx)
+		s.run(ctx, s.newPod("protected", protected, withInitAndSidecar))
+		main, sidecar := s.observe(ctx, "protected", workloadContainer), s.observe(ctx, "protected", sidecarContainer)
+		before := containersNamed(ctx, main, initContainer)
+		s.runAnotherSandbox(ctx, main)
+		s.awaitHeld(ctx, main, guard.SandboxChanged)
+		Consistently(func(g Gomega) {
+			main.expectAlive(g)
+			sidecar.expectAlive(g)
+			g.Expect(containersNamed(ctx, main, initContainer)).To(Equal(before), "init containers of pod %s in the runtime", main)
+		}).WithContext(ctx).WithTimeout(holdPeriod).Should(Succeed())
+		By("killing the container next to the sidecar")
+		Expect(syscall.Kill(main.process.PID, syscall.SIGKILL)).To(Succeed())
+		main.awaitDeath(ctx, time.Now(), killTimeout)
+		restarted := awaitRestarted(ctx, main)
+		sidecar.expectAlive(Default)
+		Expect(containersNamed(ctx, main, initContainer)).To(Equal(before), "init containers of pod %s in the runtime", main)
+		requested := time.Now()
+		s.deleteExplicitly(ctx, restarted)
+		sidecar.awaitHonoured(ctx, requested, deletionSlack)
+	})
 })
 
 var _ = Describe("Protection", func() {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -204,6 +205,36 @@ func removeContainer(ctx context.Context, pod *subject, name string) {
 			}
 		}
 		return nil
+	})
+}
+
+// runAnotherSandbox has the runtime run a sandbox of a pod next to the one that it has, as
+// one whose records were restored may have it.
+func (s *scene) runAnotherSandbox(ctx context.Context, pod *subject) {
+	GinkgoHelper()
+	callRuntime(func(runtime runtimeapi.RuntimeServiceClient) error {
+		list, err := runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+			LabelSelector: map[string]string{kubelettypes.KubernetesPodUIDLabel: string(pod.uid)},
+		}})
+		if err != nil {
+			return err
+		}
+		Expect(list.Items).To(HaveLen(1), "sandboxes of pod %s", pod)
+		first := list.Items[0]
+		status, err := runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: first.Id, Verbose: true})
+		if err != nil {
+			return err
+		}
+		var info struct {
+			Config *runtimeapi.PodSandboxConfig `json:"config"`
+		}
+		if err := json.Unmarshal([]byte(status.Info["info"]), &info); err != nil {
+			return err
+		}
+		Expect(info.Config).NotTo(BeNil(), "the configuration of sandbox %s", first.Id)
+		info.Config.Metadata.Attempt++
+		_, err = runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: info.Config})
+		return err
 	})
 }
 
