@@ -114,7 +114,7 @@ func (r review) attributes(t *testing.T) (*admission.VersionedAttributes, *corev
 	}
 	attributes := admission.NewAttributesRecord(newObject, oldObject, any.GroupVersionKind(), namespaceName, any.GetName(),
 		resource, subresource, operation, options, false, who)
-	versioned := &admission.VersionedAttributes{Attributes: attributes, VersionedKind: any.GroupVersionKind(), VersionedObject: newObject, VersionedOldObject: oldObject}
+	versioned := &admission.VersionedAttributes{Attributes: attributes, VersionedKind: any.GroupVersionKind(), VersionedObject: admission.NewLazyObject(newObject), VersionedOldObject: admission.NewLazyObject(oldObject)}
 	questions := &checks{}
 	return versioned, namespace, authorizer.AuthorizerFunc(func(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
 		*questions = append(*questions, authorizer.AttributesRecord{Verb: a.GetVerb(), Namespace: a.GetNamespace(),
