@@ -309,7 +309,7 @@ patches-verify: ## Check that each series is complete, small, applies without fu
 	@status=0; for version in $(or $(KUBE_VERSION),$(KUBE_VERSIONS)); do $(guard_build_for)"$$version" patches verify || status=1; done; exit $$status
 
 .PHONY: patches-rebase
-patches-rebase: ## Carry the series over to another upstream version (TO=v1.36.4)
+patches-rebase: ## Carry the series over to another upstream version (TO=v1.37.4)
 	@$(guard_build) patches rebase --to='$(TO)' $(if $(FINISH),--finish)
 
 .PHONY: series
