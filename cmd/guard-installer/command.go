@@ -26,6 +26,7 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/preflight"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
 	"kubelet-guard.io/pkg/rollout"
+	"kubelet-guard.io/pkg/version"
 )
 
 const (
@@ -48,6 +49,7 @@ nodes of a pool, and systemd on a node whose change has to be rolled back.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		Version:       version.String(),
 	}
 	command.CompletionOptions.DisableDefaultCmd = true
 	logging := flag.NewFlagSet("", flag.ContinueOnError)

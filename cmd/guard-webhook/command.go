@@ -44,6 +44,7 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 	"kubelet-guard.io/pkg/monitoring/fleetmetrics"
 	"kubelet-guard.io/pkg/paging"
+	"kubelet-guard.io/pkg/version"
 )
 
 // leaseName is what the replicas elect the leader with.
@@ -70,6 +71,7 @@ The API server calls it as configured in manifests/control-plane; docs/control-p
 for each rule. Every replica decides; one of them, elected, also collects records and
 keeps the status of the policies.`,
 		Args:          cobra.NoArgs,
+		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(command *cobra.Command, _ []string) error {

@@ -16,6 +16,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
+	"kubelet-guard.io/pkg/version"
 )
 
 // systemdTimeout bounds the questions to systemd.
@@ -41,6 +42,7 @@ again. Run apply after a change of the unit, then restart the kubelet.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		Version:       version.String(),
 	}
 	command.CompletionOptions.DisableDefaultCmd = true
 	node := &machine{root: "/", state: state, out: out, errOut: errOut}

@@ -23,9 +23,10 @@ import (
 	"kubelet-guard.io/cmd/kubectl-guard/internal/release"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/rollout"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/status"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/version"
+	versionverb "kubelet-guard.io/cmd/kubectl-guard/internal/version"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/why"
 	"kubelet-guard.io/pkg/kubelet/guard"
+	"kubelet-guard.io/pkg/version"
 )
 
 // NewCommand returns the command kubectl guard. Errors are returned, not printed.
@@ -45,7 +46,7 @@ otherwise is held: it runs on until its deletion is requested, or the cause is o
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          factory.OnlyCommands,
-		Version:       version.Client(),
+		Version:       version.String(),
 		RunE:          func(command *cobra.Command, _ []string) error { return command.Help() },
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl guard"},
 	}
@@ -57,7 +58,7 @@ otherwise is held: it runs on until its deletion is requested, or the cause is o
 	command.AddCommand(
 		status.NewCommand(s), holds.NewCommand(s), why.NewCommand(s),
 		release.NewCommand(s), protect.NewProtectCommand(s), protect.NewUnprotectCommand(s),
-		rollout.NewCommand(s), version.NewCommand(s),
+		rollout.NewCommand(s), versionverb.NewCommand(s),
 	)
 	completion.Flags(s, command)
 	return command

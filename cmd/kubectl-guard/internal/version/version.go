@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +12,7 @@ import (
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 	"kubelet-guard.io/pkg/rollout"
+	"kubelet-guard.io/pkg/version"
 )
 
 // versions are what kubectl guard version shows.
@@ -59,30 +59,10 @@ whether this program understands them.`,
 	return command
 }
 
-// Client is that of the module, or the commit of a build from source.
-func Client() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	settings := map[string]string{}
-	for _, setting := range info.Settings {
-		settings[setting.Key] = setting.Value
-	}
-	version := cmp.Or(info.Main.Version, "unknown")
-	if commit := settings["vcs.revision"]; commit != "" && version == "(devel)" {
-		version = "commit " + commit[:min(12, len(commit))]
-		if settings["vcs.modified"] == "true" {
-			version += ", modified"
-		}
-	}
-	return version + ", " + info.GoVersion
-}
-
 func (o *options) Validate() error { return o.output.Validate() }
 
 func (o *options) Run(ctx context.Context) error {
-	v := versions{APIVersion: printer.APIVersion, Kind: "Versions", Client: Client()}
+	v := versions{APIVersion: printer.APIVersion, Kind: "Versions", Client: version.String()}
 	if !o.client {
 		c, err := o.Connect()
 		if err != nil {
