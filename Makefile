@@ -32,6 +32,15 @@ IMAGE ?= localhost/guard/webhook:dev
 # Name of the image that installer-image builds.
 INSTALLER_IMAGE ?= localhost/guard/installer:dev
 PACKAGE_GOARCH ?= amd64 arm64
+# Folder that release makes, registry of its images, and the address that it is published at.
+# Empty ones are the defaults of guard-build release. BUILDER is for the provenance statement.
+RELEASE_DIR ?= _output/release
+REGISTRY ?=
+RELEASE_URL ?=
+BUILDER ?=
+# Folder of a release that verify-release checks, and the public key of its signatures.
+DIR ?= $(RELEASE_DIR)
+KEY ?=
 # Name and pools of a kind cluster; empty pools are the default ones.
 NAME ?= guard
 POOLS ?=
@@ -104,11 +113,9 @@ installer-image: kubelet guard-installer ## Build the image with the installer a
 	@mkdir -p _output/installer && cp --remove-destination _output/bin/kubelet _output/bin/guard-installer _output/installer/
 	@docker build --quiet --file=build/images/installer/Dockerfile --tag='$(INSTALLER_IMAGE)' _output/installer
 
-# The kubelets of both architectures; the module of nfpm is apart from this one.
 .PHONY: packages
 packages: ## Build deb and rpm of the guarded kubelet for amd64 and arm64: _output/packages/
 	@for goarch in $(PACKAGE_GOARCH); do $(guard_build) kubelet --goarch="$$goarch" || exit; done
-	@CGO_ENABLED=0 $(go) -C build/packages build -trimpath -o ../../_output/bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
 	@scripts/packages.sh "$$($(guard_build) version)" $(PACKAGE_GOARCH)
 
 .PHONY: binaries
@@ -293,6 +300,17 @@ bench-rollout: ## Count the API requests of the installers of 5,000 nodes, and o
 .PHONY: verify
 verify: ## Check format, vet, staticcheck, scripts, patches and generated files
 	@scripts/verify.sh
+
+##@ Release
+
+.PHONY: release
+release: ## Make the folder of a release, of all supported versions or KUBE_VERSION=1.36,1.37: _output/release/ (REGISTRY=... RELEASE_URL=...)
+	@$(guard_build) release --output='$(RELEASE_DIR)' $(if $(REGISTRY),--registry='$(REGISTRY)') $(if $(RELEASE_URL),--url='$(RELEASE_URL)') \
+		$(if $(BUILDER),--builder='$(BUILDER)')
+
+.PHONY: verify-release
+verify-release: ## Check the folder of a release as a user would (DIR=_output/release KEY=cosign.pub)
+	@$(guard_build) verify-release '$(DIR)' --key='$(KEY)'
 
 ##@ Patches
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,19 +59,24 @@ var kindPrograms = []Binary{
 // _output/<version>/linux-<goarch>. The two kubelets of this machine's
 // architecture are also linked into _output/bin. Progress is written to out.
 func (r Repo) Build(ctx context.Context, u Upstream, goarch string, binaries []Binary, out io.Writer) error {
-	dir := r.outDir(u)
 	if goarch == "" {
 		goarch = runtime.GOARCH
 	}
-	if goarch != runtime.GOARCH {
-		dir = filepath.Join(dir, "linux-"+goarch)
-	}
 	for _, b := range binaries {
-		if err := r.buildOne(ctx, u, goarch, b, filepath.Join(dir, b.Name), out); err != nil {
+		if err := r.buildOne(ctx, u, goarch, b, r.ResultFile(u, goarch, b), out); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ResultFile is the file that Build writes.
+func (r Repo) ResultFile(u Upstream, goarch string, b Binary) string {
+	dir := r.outDir(u)
+	if goarch != runtime.GOARCH {
+		dir = filepath.Join(dir, "linux-"+goarch)
+	}
+	return filepath.Join(dir, b.Name)
 }
 
 func (r Repo) buildOne(ctx context.Context, u Upstream, goarch string, b Binary, result string, out io.Writer) error {
@@ -100,10 +106,6 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 	if goarch == "" {
 		goarch = runtime.GOARCH
 	}
-	dir := r.outDir(u)
-	if goarch != runtime.GOARCH {
-		dir = filepath.Join(dir, "linux-"+goarch)
-	}
 	elsewhere, err := os.MkdirTemp("", "guard-reproduce-*")
 	if err != nil {
 		return err
@@ -130,7 +132,8 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 		if err := (Repo{Root: elsewhere}).build(ctx, p, out); err != nil {
 			return err
 		}
-		first, err := os.ReadFile(filepath.Join(dir, b.Name))
+		built := r.ResultFile(u, goarch, b)
+		first, err := os.ReadFile(built)
 		if err != nil {
 			return err
 		}
@@ -139,10 +142,43 @@ func (r Repo) VerifyReproducible(ctx context.Context, u Upstream, goarch string,
 			return err
 		}
 		if a, b2 := sha256.Sum256(first), sha256.Sum256(second); a != b2 {
-			return fmt.Errorf("%s is not reproducible: %s has SHA-256 %x, a build elsewhere %x", b.Name, r.rel(filepath.Join(dir, b.Name)), a, b2)
+			return fmt.Errorf("%s is not reproducible: %s has SHA-256 %x, a build elsewhere %x", b.Name, r.rel(built), a, b2)
 		}
 		fmt.Fprintf(out, "%s: the same %d bytes, SHA-256 %x\n", b.Name, len(first), sha256.Sum256(first))
 	}
+	return nil
+}
+
+// BuildProgram builds a program of this repository, static, stripped and without cgo, for any
+// platform. Variables are set by the linker. Progress is written to out.
+func (r Repo) BuildProgram(ctx context.Context, goos, goarch string, variables map[string]string, pkg, result string, out io.Writer) error {
+	flags := []string{"-s", "-w"}
+	for _, name := range slices.Sorted(maps.Keys(variables)) {
+		// The go command splits the flags at spaces that are not in quotes.
+		flags = append(flags, "-X", "'"+name+"="+variables[name]+"'")
+	}
+	return r.buildUncached(ctx, program{
+		dir: r.Root, goarch: goarch, pkg: pkg, result: result, env: []string{"GOOS=" + goos},
+		args: []string{"-mod=readonly", "-trimpath", "-ldflags", strings.Join(flags, " ")},
+	}, out)
+}
+
+// BuildTool builds a program of another module for this machine, with the versions that
+// build/third_party/<module> pins. Progress is written to out.
+func (r Repo) BuildTool(ctx context.Context, module, pkg, result string, out io.Writer) error {
+	return r.buildUncached(ctx, program{
+		dir: r.path("build", "third_party", module), goarch: runtime.GOARCH, pkg: pkg, result: result,
+		args: []string{"-mod=readonly", "-trimpath", "-ldflags", "-s -w"},
+	}, out)
+}
+
+// buildUncached leaves it to the go command to keep what it has built: linking takes seconds.
+func (r Repo) buildUncached(ctx context.Context, p program, out io.Writer) error {
+	start := time.Now()
+	if err := (Repo{Root: r.Root}).build(ctx, p, out); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s (%.0f s)\n", r.rel(p.result), time.Since(start).Seconds())
 	return nil
 }
 

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Makes the deb and the rpm of guarded kubelets that are built, one pair for each
 # architecture: packages.sh v1.36.3+guard.0.1.0 amd64 arm64.
+#
+# PACKAGES is the folder of the results. A release brings its own kubelet-guard-unit, which
+# reports the release's version: KUBELET_GUARD_UNIT_AMD64, KUBELET_GUARD_UNIT_ARM64.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,6 +11,7 @@ version=${1:?the version of the guarded kubelet, for example v1.36.3+guard.0.1.0
 upstream=${version%%+*}
 shift
 nfpm=_output/bin/nfpm
+packages=${PACKAGES:-_output/packages}
 here=$(env -u GOARCH -u GOOS go env GOARCH)
 
 # The same bytes for the same commit, on any machine and at any time.
@@ -23,8 +27,11 @@ minor=${PACKAGE_VERSION#*.}
 minor=${minor%%.*}
 export KUBELET_MINOR=$major.$minor KUBELET_NEXT_MINOR=$major.$((minor + 1))
 
-mkdir -p _output/packages
-rm -f _output/packages/*.deb _output/packages/*.rpm
+# A module of its own; see build/packages/README.md.
+CGO_ENABLED=0 env -u GOARCH -u GOOS go -C build/packages build -trimpath -o ../../"$nfpm" github.com/goreleaser/nfpm/v2/cmd/nfpm
+
+mkdir -p "$packages"
+rm -f "$packages"/*.deb "$packages"/*.rpm
 for GOARCH in "$@"; do
 	KUBELET=_output/$upstream/linux-$GOARCH/kubelet
 	if [[ $GOARCH == "$here" ]]; then
@@ -34,11 +41,15 @@ for GOARCH in "$@"; do
 		printf '%s is not built: make kubelet GOARCH=%s\n' "$KUBELET" "$GOARCH" >&2
 		exit 1
 	fi
-	KUBELET_GUARD_UNIT=_output/bin/kubelet-guard-unit-$GOARCH
-	CGO_ENABLED=0 GOOS=linux GOARCH=$GOARCH go build -trimpath -buildvcs=false -ldflags='-s -w' \
-		-o "$KUBELET_GUARD_UNIT" ./cmd/guard-installer/kubelet-guard-unit
+	given=KUBELET_GUARD_UNIT_${GOARCH^^}
+	KUBELET_GUARD_UNIT=${!given:-}
+	if [[ -z $KUBELET_GUARD_UNIT ]]; then
+		KUBELET_GUARD_UNIT=_output/bin/kubelet-guard-unit-$GOARCH
+		CGO_ENABLED=0 GOOS=linux GOARCH=$GOARCH go build -trimpath -buildvcs=false -ldflags='-s -w' \
+			-o "$KUBELET_GUARD_UNIT" ./cmd/guard-installer/kubelet-guard-unit
+	fi
 	export GOARCH KUBELET KUBELET_GUARD_UNIT
 	for format in deb rpm; do
-		"$nfpm" package --config build/packages/nfpm.yaml --packager "$format" --target _output/packages/
+		"$nfpm" package --config build/packages/nfpm.yaml --packager "$format" --target "$packages"/
 	done
 done

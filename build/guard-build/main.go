@@ -99,6 +99,8 @@ func newCommand() *cobra.Command {
 				return repo.Pin(ctx, u, out)
 			}),
 		newPatchesCommand(o),
+		newReleaseCommand(o),
+		newVerifyReleaseCommand(),
 	)
 	return cmd
 }
