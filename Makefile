@@ -41,6 +41,8 @@ BUILDER ?=
 # Folder of a release that verify-release checks, and the public key of its signatures.
 DIR ?= $(RELEASE_DIR)
 KEY ?=
+# Folder data/osv of the repository golang/vulndb for vulncheck; empty means the public database.
+VULNDB ?=
 # Name and pools of a kind cluster; empty pools are the default ones.
 NAME ?= guard
 POOLS ?=
@@ -311,6 +313,10 @@ release: ## Make the folder of a release, of all supported versions or KUBE_VERS
 .PHONY: verify-release
 verify-release: ## Check the folder of a release as a user would (DIR=_output/release KEY=cosign.pub)
 	@$(guard_build) verify-release '$(DIR)' --key='$(KEY)'
+
+.PHONY: vulncheck
+vulncheck: ## Compare govulncheck's findings in programs and kubelets with their verdicts (VULNDB=folder; needs the internet without it)
+	@$(guard_build) vulncheck --db='$(VULNDB)'
 
 ##@ Patches
 

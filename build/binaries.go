@@ -70,10 +70,10 @@ func (r Repo) Build(ctx context.Context, u Upstream, goarch string, binaries []B
 	return nil
 }
 
-// ResultFile is the file that Build writes.
+// ResultFile is the file that Build writes; the empty goarch means this machine's.
 func (r Repo) ResultFile(u Upstream, goarch string, b Binary) string {
 	dir := r.outDir(u)
-	if goarch != runtime.GOARCH {
+	if goarch != "" && goarch != runtime.GOARCH {
 		dir = filepath.Join(dir, "linux-"+goarch)
 	}
 	return filepath.Join(dir, b.Name)

@@ -101,6 +101,7 @@ func newCommand() *cobra.Command {
 		newPatchesCommand(o),
 		newReleaseCommand(o),
 		newVerifyReleaseCommand(),
+		newVulncheckCommand(o),
 	)
 	return cmd
 }
