@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/buildinfo"
 	"encoding/json"
 	"errors"
@@ -209,16 +210,12 @@ func makeTar(files []packFile, slow bool) ([]byte, error) {
 
 // slow reports whether a package is compressed with xz, as all real ones are. The others are
 // not, because that would take most of the time of these tests.
-func (p pack) slow() bool { return p.kubelet == testRelease.kubelet("v1.36.3", "amd64") }
+func (p pack) slow() bool { return p.file == testRelease.packages()[0].file }
 
 func makeRpm(p pack, files []packFile) ([]byte, error) {
 	version, release, _ := strings.Cut(p.version, "-")
-	compressor := "gzip:1"
-	if p.slow() {
-		compressor = "xz"
-	}
 	rpm, err := rpmpack.NewRPM(rpmpack.RPMMetaData{
-		Name: "kubelet-guard", Version: version, Release: release, Arch: p.arch, OS: "linux", Compressor: compressor, BuildTime: testRelease.Time, BuildHost: "localhost",
+		Name: "kubelet-guard", Version: version, Release: release, Arch: p.arch, OS: "linux", Compressor: "gzip:1", BuildTime: testRelease.Time, BuildHost: "localhost",
 	})
 	if err != nil {
 		return nil, err
@@ -231,11 +228,24 @@ func makeRpm(p pack, files []packFile) ([]byte, error) {
 	return content.Bytes(), err
 }
 
-func makePackage(p pack, files []packFile) ([]byte, error) {
-	if filepath.Ext(p.file) == ".rpm" {
-		return makeRpm(p, files)
+// packages are those that were made, by what they were made from: compression takes long.
+var packages = map[string][]byte{}
+
+func makePackage(p pack, files []packFile) (data []byte, err error) {
+	key := fmt.Sprint(p)
+	for _, f := range files {
+		key += fmt.Sprintf(" %s %o %x", f.name, f.mode, sha256.Sum256(f.data))
 	}
-	return makeDeb(p, files)
+	if data, made := packages[key]; made {
+		return data, nil
+	}
+	if filepath.Ext(p.file) == ".rpm" {
+		data, err = makeRpm(p, files)
+	} else {
+		data, err = makeDeb(p, files)
+	}
+	packages[key] = data
+	return data, err
 }
 
 // testInputs are the inputs of a folder with these programs.
