@@ -20,7 +20,7 @@ func run(args ...string) (string, error) {
 }
 
 func TestAnUnsupportedVersionListsThoseSupported(t *testing.T) {
-	for _, args := range [][]string{{"kubelet"}, {"kubelet-stock"}, {"control-plane"}, {"test"}, {"tree", "stock"}, {"patches", "apply"}, {"patches", "series"}} {
+	for _, args := range [][]string{{"kubelet"}, {"kubelet-stock"}, {"control-plane"}, {"test"}, {"tree", "stock"}, {"patches", "apply"}, {"patches", "series"}, {"release"}, {"vulncheck"}} {
 		_, err := run(append(args, "--kube-version=1.2.3")...)
 		require.ErrorContains(t, err, `no patches for Kubernetes version "1.2.3"; supported: v1.`, args)
 		require.ErrorContains(t, err, build.KubeVersion, args)

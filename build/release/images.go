@@ -214,7 +214,12 @@ func checkImage(dir string, r Release, i image, all *binaries) (err error) {
 	if !slices.Equal(archs, architectures) {
 		return fmt.Errorf("it is for %v, and should be for %v", archs, architectures)
 	}
-	return nil
+	// The index, and of each architecture a manifest, a configuration and a layer.
+	blobs, err := os.ReadDir(filepath.Join(folder, "blobs", "sha256"))
+	if err == nil && len(blobs) != 1+3*len(archs) {
+		err = fmt.Errorf("it has %d blobs, and should have %d", len(blobs), 1+3*len(archs))
+	}
+	return err
 }
 
 func checkImageFor(r Release, i image, arch string, img v1.Image, all *binaries) error {

@@ -79,11 +79,8 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 		seal   bool
 		want   string
 	}{
-		"a changed byte": {func(d damaged) {
-			data := d.read(kubeletFile)
-			data[len(data)/2] ^= 1
-			d.write(kubeletFile, data)
-		}, false, kubeletFile + ": SHA-256 "},
+		// Nothing else would find this one.
+		"a changed byte":              {func(d damaged) { d.edit("manifests-node.yaml", "get", "put") }, false, "manifests-node.yaml: SHA-256 "},
 		"a missing file":              {func(d damaged) { d.remove(kubeletFile) }, false, kubeletFile + ": it is missing"},
 		"a missing file, not listed":  {func(d damaged) { d.remove(krewFile) }, true, krewFile + ": it is missing"},
 		"another file":                {func(d damaged) { d.write("install.sh", nil) }, false, "install.sh: not in SHA256SUMS"},
@@ -196,6 +193,13 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 		"an image with a damaged blob": {func(d damaged) {
 			d.edit(webhookFile, `"User":"65532:65532"`, `"User":"65532:65533"`)
 		}, true, webhookFile + ": "},
+		"an image with one more blob": {func(d damaged) {
+			folder := d.t.TempDir()
+			require.NoError(d.t, extractTar(filepath.Join(d.dir, webhookFile), folder))
+			require.NoError(d.t, os.WriteFile(filepath.Join(folder, "blobs", "sha256", strings.Repeat("0", 64)), nil, 0o644))
+			d.remove(webhookFile)
+			require.NoError(d.t, writeTar(filepath.Join(d.dir, webhookFile), os.DirFS(folder), r.Time))
+		}, true, webhookFile + ": it has 8 blobs, and should have 7"},
 		"an image that is none": {func(d damaged) { d.write(webhookFile, []byte("image")) }, true, webhookFile + ": "},
 
 		"another plugin": {func(d damaged) { d.plugin(pluginFile, 0o755, "kubectl-guard") }, true, "kubectl-guard-" + guardVersion + "-darwin-arm64.cdx.json: it is of a binary with SHA-256"},
