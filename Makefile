@@ -172,12 +172,20 @@ test-hooks: ## Run the tests of the hooks for each supported minor version (KUBE
 		echo "== Kubernetes $$version"; $(guard_build_for)"$$version" test --hooks || status=1; \
 	done; exit $$status
 
+# An older kubelet joins a control plane of its own version, and the newest.
 .PHONY: test-all
-test-all: ## Run test-upstream for each supported minor version
-	@status=0; for version in $(KUBE_VERSIONS); do \
+test-all: binaries kubelets node-e2e ## For each supported minor version: upstream's tests, the tests of the hooks, the proof, and the node suite (5 hours)
+	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
+	@status=0; default=$$($(guard_build_for) version); for version in $(KUBE_VERSIONS); do \
 		echo "== Kubernetes $$version"; \
-		if [[ -f "patches/v$$version/stop-paths.yaml" ]]; then $(guard_build_for)"$$version" stop-paths --check || status=1; else echo 'No table of stop paths yet.'; fi; \
+		$(guard_build_for)"$$version" stop-paths --check || status=1; \
 		$(guard_build_for)"$$version" test || status=1; \
+		$(guard_build_for)"$$version" prove || status=1; \
+		$(guard_build_for)"$$version" control-plane || status=1; \
+		kubelet=$$($(guard_build_for)"$$version" version); \
+		for control_plane in $$(printf '%s\n' "$${kubelet%%+*}" "$${default%%+*}" | sort -u); do \
+			_output/bin/guard-e2e run --kubelet=guarded --kubelet-version="$${kubelet%%+*}" --control-plane-version="$$control_plane" --attempts='$(ATTEMPTS)' || status=1; \
+		done; \
 	done; exit $$status
 
 .PHONY: test-e2e

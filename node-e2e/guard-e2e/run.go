@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -11,7 +12,7 @@ import (
 
 func newRunCommand(o *options) *cobra.Command {
 	var kubelets []string
-	var labelFilter, stockLabelFilter string
+	var labelFilter, stockLabelFilter, kubeletVersion, controlPlaneVersion string
 	var attempts int
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -35,13 +36,19 @@ func newRunCommand(o *options) *cobra.Command {
 			if o.provider != "kind" && !o.keep {
 				parts = split(parts)
 			}
-			outcomes := o.runNode(cmd.Context(), cmd.ErrOrStderr(), parts, fmt.Sprintf("-ginkgo.flake-attempts=%d", attempts))
+			if o.provider == "kind" && kubeletVersion+controlPlaneVersion != "" {
+				return errors.New("--kubelet-version, --control-plane-version: a kind cluster has the versions that it was made with")
+			}
+			outcomes := o.runNode(cmd.Context(), cmd.ErrOrStderr(), parts, fmt.Sprintf("-ginkgo.flake-attempts=%d", attempts),
+				"-kubelet-version="+kubeletVersion, "-control-plane-version="+controlPlaneVersion)
 			return finish(cmd.OutOrStdout(), outcomes)
 		},
 	}
 	cmd.Flags().StringSliceVar(&kubelets, "kubelet", []string{string(node.Stock), string(node.Guarded)}, "kubelets to run the suite for, side by side")
 	cmd.Flags().StringVar(&labelFilter, "label-filter", "", "Ginkgo label filter, for example 'incident' or 'guarded && !incident'")
 	cmd.Flags().StringVar(&stockLabelFilter, "stock-label-filter", "", "further filter for the stock kubelet, for example '!incident'")
+	cmd.Flags().StringVar(&kubeletVersion, "kubelet-version", "", "version of the kubelets, a folder below --output, for example v1.36.3; the default is what is in bin")
+	cmd.Flags().StringVar(&controlPlaneVersion, "control-plane-version", "", "version of the control plane, a folder below --output; the default is that of the suite")
 	cmd.Flags().IntVar(&attempts, "attempts", 1, "how often a failing spec is tried; a pod that died against expectation, a deletion that was not honoured and a failure of the guard count anyhow")
 	return cmd
 }

@@ -49,6 +49,9 @@ type Options struct {
 	Kubelet Variant
 	// KubeletBinary is the kubelet that the node runs, for providers that make it.
 	KubeletBinary string
+	// ControlPlaneVersion is the version of Kubernetes whose control plane runs, a folder below
+	// OutputDir, for providers that make it. Empty means build.KubeVersion.
+	ControlPlaneVersion string
 	// APIServerFlags are appended to the API server's command line, by providers that
 	// make it.
 	APIServerFlags []string

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -23,7 +24,7 @@ func newLocalProvider(o Options) *localProvider {
 	return &localProvider{config: embedded.Config{
 		Name:    o.ClusterName,
 		Dir:     filepath.Join(o.OutputDir, "clusters", o.ClusterName),
-		KubeDir: filepath.Join(o.OutputDir, build.KubeVersion),
+		KubeDir: filepath.Join(o.OutputDir, cmp.Or(o.ControlPlaneVersion, build.KubeVersion)),
 		NodeDir: filepath.Join(o.OutputDir, "node", "bin"),
 		Kubelet: o.KubeletBinary,
 		Log:     o.Log,

@@ -63,6 +63,9 @@ var (
 	attachedFlag  = flag.Bool("attached", false, "clean up and end, as on an interrupt, when standard input ends: for a caller that may die")
 	artifactsFlag = flag.String("artifacts", "", "folder in <output>/e2e for what explains a failure (default: the kubelet)")
 	keepFlag      = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
+
+	kubeletVersionFlag      = flag.String("kubelet-version", "", "version of the kubelet, a folder of <output>, instead of what is in <output>/bin")
+	controlPlaneVersionFlag = flag.String("control-plane-version", "", "version of the control plane, a folder of <output> (default: that of the suite)")
 )
 
 // The run that this process makes: set before the first spec, read by all.
@@ -146,7 +149,9 @@ func suiteProvider() (Provider, error) {
 		OutputDir:     outputDir,
 		Kubelet:       variant,
 		KubeletBinary: binary,
-		Log:           clusterLog,
+
+		ControlPlaneVersion: *controlPlaneVersionFlag,
+		Log:                 clusterLog,
 
 		APIServerFlags: apiServerFlags,
 	})
@@ -159,7 +164,7 @@ func suiteProvider() (Provider, error) {
 // kubeletBinary is where the build puts a kubelet.
 func kubeletBinary(v Variant) string {
 	name := map[Variant]string{Stock: "kubelet-stock", Guarded: "kubelet"}[v]
-	return filepath.Join(outputDir, "bin", name)
+	return filepath.Join(outputDir, cmp.Or(*kubeletVersionFlag, "bin"), name)
 }
 
 // labelFilter adds to the user's filter that a stock kubelet cannot pass guarded
