@@ -177,14 +177,16 @@ func (f *fakeRepo) pin(version string, files map[string]string) Upstream {
 	sum, goModSum := f.publish(fakeModule, version, files)
 	u := Upstream{Module: fakeModule, Version: version, Sum: sum, GoModSum: goModSum, StagingVersion: "v0.36.3"}
 	f.write("patches/"+u.Minor()+"/upstream.yaml", string(u.yaml()))
-	u = f.upstream()
+	u, err := f.Upstream(version)
+	require.NoError(f.t, err)
 	require.NoError(f.t, f.Pin(context.Background(), u, io.Discard))
 	return u
 }
 
+// upstream is the pin of the minor version that the fake repository is of.
 func (f *fakeRepo) upstream() Upstream {
 	f.t.Helper()
-	u, err := f.Upstream("")
+	u, err := f.Upstream("1.36")
 	require.NoError(f.t, err)
 	return u
 }

@@ -178,11 +178,10 @@ func TestBuild(t *testing.T) {
 	t.Setenv("GOARCH", "mips")
 	require.NoError(t, f.Build(ctx, u, "", []Binary{Kubelet, StockKubelet}, t.Output()))
 
-	out, err := exec.Command(f.path("_output", "bin", "kubelet")).Output()
+	out, err := exec.Command(f.path("_output", "v1.36.3", "kubelet")).Output()
 	require.NoError(t, err)
 	require.Equal(t, "v36.3 node true\n", string(out))
-	require.NotEqual(t, f.read("_output/bin/kubelet"), f.read("_output/bin/kubelet-stock"))
-	require.Equal(t, f.read("_output/bin/kubelet"), f.read("_output/v1.36.3/kubelet"))
+	require.NotEqual(t, f.read("_output/v1.36.3/kubelet"), f.read("_output/v1.36.3/kubelet-stock"))
 
 	before, err := os.Stat(f.path("_output", "v1.36.3", "kubelet"))
 	require.NoError(t, err)
@@ -195,7 +194,22 @@ func TestBuild(t *testing.T) {
 
 	require.NoError(t, f.Build(ctx, u, "arm64", []Binary{Kubelet}, t.Output()))
 	require.FileExists(t, f.path("_output", "v1.36.3", "linux-arm64", "kubelet"))
-	require.NotEqual(t, f.read("_output/bin/kubelet"), f.read("_output/v1.36.3/linux-arm64/kubelet"))
+	require.NotEqual(t, f.read("_output/v1.36.3/kubelet"), f.read("_output/v1.36.3/linux-arm64/kubelet"))
+}
+
+// What runs from bin is of the default minor version.
+func TestBuildPutsKubeletsOfTheDefaultVersionIntoBin(t *testing.T) {
+	f := newFakeRepo(t)
+	f.pin("v1.35.4", fakeUpstream())
+	f.pin(KubeVersion, fakeUpstream())
+	for version, want := range map[string]bool{"v1.35.4": false, KubeVersion: true} {
+		require.NoError(t, os.RemoveAll(f.path("_output", "bin")))
+		u, err := f.Upstream(version)
+		require.NoError(t, err)
+		require.NoError(t, f.Build(ctx, u, "", []Binary{StockKubelet}, t.Output()))
+		_, err = os.Stat(f.path("_output", "bin", "kubelet-stock"))
+		require.Equal(t, want, err == nil, version)
+	}
 }
 
 // other is a second checkout of the same content, which shares the cache.
@@ -224,7 +238,7 @@ func TestAProgramComesOutOfTheCacheWhenTheGoCommandFindsItCurrent(t *testing.T) 
 	build := func(r *fakeRepo) (program string, out string) {
 		var b bytes.Buffer
 		require.NoError(t, r.Build(ctx, r.upstream(), "", []Binary{StockKubelet}, &b), &b)
-		return r.read("_output/bin/kubelet-stock"), b.String()
+		return r.read("_output/v1.36.3/kubelet-stock"), b.String()
 	}
 	entry := func() (string, os.FileInfo) {
 		found, err := filepath.Glob(filepath.Join(f.Cache, "programs", "*", "content", "kubelet-stock"))

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/semver"
 )
 
 func TestUpstreamSelectsAVersion(t *testing.T) {
@@ -15,7 +16,10 @@ func TestUpstreamSelectsAVersion(t *testing.T) {
 	f.write("patches/v1.35/upstream.yaml", string(older.yaml()))
 	newer := Upstream{Module: fakeModule, Version: "v1.37.2", Sum: "h1:a", GoModSum: "h1:b", StagingVersion: "v0.37.2"}
 	f.write("patches/v1.37/upstream.yaml", string(newer.yaml()))
-	for _, version := range []string{"", "v1.36.3", "1.36.3", "1.36", "v1.36"} {
+	standard, err := f.Upstream("")
+	require.NoError(t, err)
+	require.Equal(t, semver.MajorMinor(KubeVersion), standard.Minor())
+	for _, version := range []string{"v1.36.3", "1.36.3", "1.36", "v1.36"} {
 		u, err := f.Upstream(version)
 		require.NoError(t, err, version)
 		require.Equal(t, "v1.36.3", u.Version, version)

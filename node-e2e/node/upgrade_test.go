@@ -41,8 +41,10 @@ var _ = Describe("An upgrade of the kubelet", Label(labelGuarded, labelOwnMachin
 		for _, version := range walk[1:] {
 			By("going on with " + version)
 			restartKubelet(ctx, kubeletOf(version))
-			node := framework.Must(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{}))
-			Expect(node.Status.NodeInfo.KubeletVersion).To(Equal(build.GuardedVersion(version)))
+			Eventually(func(g Gomega) {
+				node := framework.Try(client.CoreV1().Nodes().Get(ctx, provider.Node().Name(), metav1.GetOptions{})).In(g)
+				g.Expect(node.Status.NodeInfo.KubeletVersion).To(Equal(build.GuardedVersion(version)))
+			}).WithContext(ctx).WithTimeout(apiLag).Should(Succeed())
 			s.awaitHeld(ctx, held, guard.ActiveDeadlineExceeded)
 			s.awaitHeld(ctx, vanished, unknownPod...)
 			Consistently(func(g Gomega) {
