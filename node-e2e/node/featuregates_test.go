@@ -5,6 +5,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"golang.org/x/mod/semver"
 	corev1 "k8s.io/api/core/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
@@ -26,9 +27,14 @@ var _ = Describe("Feature gates changed at a kubelet restart", Label(labelGuarde
 		stopKubelet(ctx)
 		since := time.Now()
 		startKubelet(ctx, testnode.KubeletChange{Configure: func(c *kubeletconfig.KubeletConfiguration) {
-			c.FeatureGates = map[string]bool{
-				"PodLevelResources": false, "InPlacePodLevelResourcesVerticalScaling": false, "PodLevelResourceManagers": false,
-				"EventedPLEG": true,
+			c.FeatureGates = map[string]bool{"PodLevelResources": false, "InPlacePodLevelResourcesVerticalScaling": false, "EventedPLEG": true}
+			// Gates that depend on the first, by the version that they are new in.
+			for gate, version := range map[string]string{
+				"PodLevelResourceManagers": "v1.36", "PodLevelResourcesFixKubeletQOSClass": "v1.37", "PodLevelResourcesFixDefaulting": "v1.37",
+			} {
+				if semver.Compare(kubeletVersion, version) >= 0 {
+					c.FeatureGates[gate] = false
+				}
 			}
 		}})
 		unprotected.awaitDeath(ctx, since, killTimeout)
