@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/version"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/cel"
@@ -170,16 +171,34 @@ func withOperations(named []admissionregistrationv1.NamedRuleWithOperations) []a
 	return plain
 }
 
-func compiler(t *testing.T) *cel.CompositedCompiler {
+// compiler compiles expressions as an API server of a version does.
+type compiler struct {
+	*cel.CompositedCompiler
+	// mode is whether what the version itself lacks counts, for expressions that a newer
+	// API server has stored.
+	mode environment.Type
+}
+
+func newCompiler(t *testing.T, of *version.Version, mode environment.Type) compiler {
 	t.Helper()
-	c, err := cel.NewCompositedCompiler(environment.MustBaseEnvSet(environment.DefaultCompatibilityVersion()))
+	c, err := cel.NewCompositedCompiler(environment.MustBaseEnvSet(of))
 	require.NoError(t, err)
-	return c
+	return compiler{c, mode}
+}
+
+// defaultCompiler is that of an API server of the version of the libraries.
+func defaultCompiler(t *testing.T) compiler {
+	t.Helper()
+	return newCompiler(t, environment.DefaultCompatibilityVersion(), environment.StoredExpressions)
+}
+
+func (c compiler) conditions(expressions []cel.ExpressionAccessor, variables cel.OptionalVariableDeclarations) cel.ConditionEvaluator {
+	return c.CompileCondition(expressions, variables, c.mode)
 }
 
 // matcher returns what the conditions decide, nil when there are none, and which of them do
 // not compile.
-func matcher(c *cel.CompositedCompiler, conditions []admissionregistrationv1.MatchCondition, variables cel.OptionalVariableDeclarations, failurePolicy *admissionregistrationv1.FailurePolicyType) ([]error, matchconditions.Matcher) {
+func (c compiler) matcher(conditions []admissionregistrationv1.MatchCondition, variables cel.OptionalVariableDeclarations, failurePolicy *admissionregistrationv1.FailurePolicyType) ([]error, matchconditions.Matcher) {
 	if len(conditions) == 0 {
 		return nil, nil
 	}
@@ -187,7 +206,7 @@ func matcher(c *cel.CompositedCompiler, conditions []admissionregistrationv1.Mat
 	for i := range conditions {
 		accessors[i] = (*matchconditions.MatchCondition)(&conditions[i])
 	}
-	compiled := c.CompileCondition(accessors, variables, environment.StoredExpressions)
+	compiled := c.conditions(accessors, variables)
 	return compiled.CompilationErrors(), matchconditions.NewMatcher(compiled, failurePolicy, "", "", "")
 }
 
@@ -230,15 +249,14 @@ func loadPolicies(t *testing.T, pattern string) policies {
 	return all
 }
 
-// newValidator compiles the policy as the API server does.
-func newValidator(t *testing.T, policy *admissionregistrationv1.ValidatingAdmissionPolicy) (validating.Validator, error) {
-	t.Helper()
-	c := compiler(t)
+// validator compiles the policy as the API server does. A compiler is for one policy, since it
+// keeps the variables.
+func (c compiler) validator(policy *admissionregistrationv1.ValidatingAdmissionPolicy) (validating.Validator, error) {
 	with := cel.OptionalVariableDeclarations{HasParams: policy.Spec.ParamKind != nil, HasAuthorizer: true}
 	// A message cannot call the authorizer.
 	without := cel.OptionalVariableDeclarations{HasParams: with.HasParams}
 	for _, variable := range policy.Spec.Variables {
-		if result := c.CompileAndStoreVariable(&validating.Variable{Name: variable.Name, Expression: variable.Expression}, with, environment.StoredExpressions); result.Error != nil {
+		if result := c.CompileAndStoreVariable(&validating.Variable{Name: variable.Name, Expression: variable.Expression}, with, c.mode); result.Error != nil {
 			return nil, fmt.Errorf("variable %s: %w", variable.Name, result.Error)
 		}
 	}
@@ -247,12 +265,12 @@ func newValidator(t *testing.T, policy *admissionregistrationv1.ValidatingAdmiss
 		conditions = append(conditions, &validating.ValidationCondition{Expression: validation.Expression, Message: validation.Message, Reason: validation.Reason})
 		messages = append(messages, &validating.MessageExpressionCondition{MessageExpression: validation.MessageExpression})
 	}
-	validations, texts := c.CompileCondition(conditions, with, environment.StoredExpressions), c.CompileCondition(messages, without, environment.StoredExpressions)
-	matches, matcher := matcher(c, policy.Spec.MatchConditions, with, policy.Spec.FailurePolicy)
+	validations, texts := c.conditions(conditions, with), c.conditions(messages, without)
+	matches, matcher := c.matcher(policy.Spec.MatchConditions, with, policy.Spec.FailurePolicy)
 	if err := errors.Join(append(append(validations.CompilationErrors(), texts.CompilationErrors()...), matches...)...); err != nil {
 		return nil, err
 	}
-	return validating.NewValidator(validations, matcher, c.CompileCondition(nil, with, environment.StoredExpressions), texts, policy.Spec.FailurePolicy, nil), nil
+	return validating.NewValidator(validations, matcher, c.conditions(nil, with), texts, policy.Spec.FailurePolicy, nil), nil
 }
 
 // refusal returns why the policy refuses the review, "" when it does not, and what the
@@ -272,7 +290,7 @@ func (p policies) refusal(t *testing.T, name string, r review, params ...runtime
 	if !selected(t, attributes, namespace, withOperations(constraints.ResourceRules), constraints.ObjectSelector, constraints.NamespaceSelector) {
 		return "", nil
 	}
-	validator, err := newValidator(t, policy)
+	validator, err := defaultCompiler(t).validator(policy)
 	require.NoError(t, err, name)
 	var param runtime.Object
 	if len(params) > 0 {
@@ -314,7 +332,7 @@ func (w webhooks) calls(t *testing.T, name string, r review) bool {
 	if !selected(t, attributes, namespace, entry.Rules, entry.ObjectSelector, entry.NamespaceSelector) {
 		return false
 	}
-	errs, m := matcher(compiler(t), entry.MatchConditions, cel.OptionalVariableDeclarations{HasAuthorizer: true}, entry.FailurePolicy)
+	errs, m := defaultCompiler(t).matcher(entry.MatchConditions, cel.OptionalVariableDeclarations{HasAuthorizer: true}, entry.FailurePolicy)
 	require.Empty(t, errs, name)
 	if m == nil {
 		return true

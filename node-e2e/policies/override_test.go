@@ -4,6 +4,10 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/apiserver/pkg/admission/plugin/cel"
+	"k8s.io/apiserver/pkg/cel/environment"
 )
 
 func TestOverrideIsOnlyForWhoMayUseTheVerb(t *testing.T) {
@@ -88,10 +92,31 @@ func TestOverrideIsOnlyForWhoMayUseTheVerb(t *testing.T) {
 // What does not compile does not run at all: the API server says so in a status, and acts
 // by the failure policy.
 func TestEveryExpressionCompiles(t *testing.T) {
-	for _, pattern := range []string{"policies/*.yaml", "components/*/policies.yaml", "static/validating/*.yaml", "../rbac/protector.yaml"} {
-		for name, policy := range loadPolicies(t, pattern) {
-			_, err := newValidator(t, policy)
-			require.NoError(t, err, name)
+	eachPolicy(t, func(policy *admissionregistrationv1.ValidatingAdmissionPolicy) {
+		_, err := defaultCompiler(t).validator(policy)
+		require.NoError(t, err, policy.Name)
+	})
+}
+
+// An API server accepts no expression that is newer than itself.
+func TestEveryExpressionCompilesOnTheOldestKubernetes(t *testing.T) {
+	oldest := func() compiler { return newCompiler(t, version.MajorMinor(1, 35), environment.NewExpressions) }
+	eachPolicy(t, func(policy *admissionregistrationv1.ValidatingAdmissionPolicy) {
+		_, err := oldest().validator(policy)
+		require.NoError(t, err, policy.Name)
+	})
+	for name, entry := range loadWebhooks(t) {
+		errs, _ := oldest().matcher(entry.MatchConditions, cel.OptionalVariableDeclarations{HasAuthorizer: true}, entry.FailurePolicy)
+		require.Empty(t, errs, name)
+	}
+}
+
+// eachPolicy calls a function with each policy of the manifests.
+func eachPolicy(t *testing.T, check func(*admissionregistrationv1.ValidatingAdmissionPolicy)) {
+	t.Helper()
+	for _, pattern := range []string{"policies/*.yaml", "components/*/policies.yaml", "static/validating/*.yaml", "../rbac/protector.yaml", "../rollout/*policy.yaml"} {
+		for _, policy := range loadPolicies(t, pattern) {
+			check(policy)
 		}
 	}
 }

@@ -100,3 +100,34 @@ func TestCopiesOfLabelsAreLeftAlone(t *testing.T) {
 		require.True(t, entries.calls(t, "cascading-deletion.kubelet-guard.io", review{resource: "services", old: strings.ReplaceAll(service, "VALUE", "cascading")}))
 	})
 }
+
+// On Kubernetes 1.35 nothing labels pods by default.
+func TestWarningOfADefaultThatIsNotSet(t *testing.T) {
+	all := loadPolicies(t, "components/kubernetes-1.35/policies.yaml")
+	namespace := func(grant string) string {
+		return "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {a: b" + grant + "}}}"
+	}
+	const byDefault, allowed = ", kubelet-guard.io/protect-pods: default", ", kubelet-guard.io/protect-pods: allowed"
+	for name, test := range map[string]struct {
+		old, new string
+		warned   bool
+	}{
+		"created":            {"", namespace(byDefault), true},
+		"labelled":           {namespace(""), namespace(byDefault), true},
+		"changed":            {namespace(allowed), namespace(byDefault), true},
+		"has it already":     {namespace(byDefault), namespace(byDefault), false},
+		"loses it":           {namespace(byDefault), namespace(""), false},
+		"with another value": {namespace(""), namespace(allowed), false},
+		"without a label":    {"", namespace(""), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, _ := all.refusal(t, "no-default.protection.kubelet-guard.io", review{resource: "namespaces", old: test.old, new: test.new})
+			if !test.warned {
+				require.Empty(t, got)
+				return
+			}
+			require.Equal(t, "pods of namespace shop do not get the label kubelet-guard.io/explicit-deletion: for kubelet-guard.io/protect-pods=default"+
+				" the API server must be Kubernetes 1.36 or newer. Add kubelet-guard.io/explicit-deletion=required to the pod templates of its workloads", got)
+		})
+	}
+}
