@@ -102,6 +102,10 @@ promtool: ## Build the checker of alert rules: _output/bin/promtool
 	@CGO_ENABLED=0 $(go) -C build/third_party/promtool build -trimpath -ldflags='-s -w' -tags=remove_all_sd \
 		-o ../../../_output/bin/promtool github.com/prometheus/prometheus/cmd/promtool
 
+.PHONY: helm
+helm: ## Build helm, which tests the chart: _output/bin/helm
+	@CGO_ENABLED=0 $(go) -C build/third_party/helm build -trimpath -ldflags='-s -w' -o ../../../_output/bin/helm helm.sh/helm/v4/cmd/helm
+
 .PHONY: webhook-image
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
 	@docker build --quiet --file=build/images/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
@@ -149,13 +153,13 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 ##@ Test
 
 .PHONY: test
-test: ## Run unit tests, tests of the alerts, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
+test: ## Run unit tests, tests of the alerts and the chart, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
 	@scripts/test.sh
 
 # What the suites of make test need, in one go. What the incidents do to the stock kubelet is
 # shown by make demo and make test-e2e.
 .PHONY: test-programs
-test-programs: binaries kubelets kind-binaries failing-kubelets promtool node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
+test-programs: binaries kubelets kind-binaries failing-kubelets promtool helm node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 
 .PHONY: test-unit
@@ -235,6 +239,10 @@ test-alerts: promtool ## Check the alert rules and run their tests with Promethe
 	else \
 		echo '0 passed, 1 failed'; exit 1; \
 	fi
+
+.PHONY: test-chart
+test-chart: helm ## Lint the Helm chart, compare its objects with those of the overlays, and try values that are errors
+	@HELM=$(CURDIR)/_output/bin/helm $(guard_build) unit ./build/guard-chart
 
 .PHONY: e2e-cgroup2
 e2e-cgroup2: binaries node-e2e ## Run the incidents, and a clock that jumps, on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 30 minutes)
