@@ -166,7 +166,7 @@ func objectFiles(manifests string) (map[string][]byte, error) {
 
 	files := map[string][]byte{}
 	for file, resources := range objects {
-		if files[file], err = print(resources); err != nil {
+		if files[file], err = render(resources); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	}
@@ -181,7 +181,8 @@ func objectFiles(manifests string) (map[string][]byte, error) {
 
 const header = "# Written by make generate from manifests/; do not edit.\n"
 
-func print(resources []*resource.Resource) ([]byte, error) {
+// render returns the objects as documents of one file.
+func render(resources []*resource.Resource) ([]byte, error) {
 	text := bytes.NewBufferString(header)
 	for i, r := range resources {
 		object, err := r.AsYAML()
