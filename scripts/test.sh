@@ -42,11 +42,11 @@ rm -f "$logs"/*.end
 part test-unit "${make[@]}" test-unit
 finish test-unit
 part build "${make[@]}" test-programs
-finish build
+part test-chart "${make[@]}" test-chart
+finish build test-chart
 
 {
 	part test-alerts leftover "${make[@]}" test-alerts
-	part test-chart leftover "${make[@]}" test-chart
 	part test-upstream leftover "${make[@]}" test-upstream
 	part test-hooks leftover "${make[@]}" test-hooks
 } &
@@ -61,6 +61,6 @@ finish test-node test-controlplane
 part test-fleet "${make[@]}" test-fleet
 finish test-fleet
 wait "$background"
-finish test-alerts test-chart test-upstream test-hooks
+finish test-alerts test-upstream test-hooks
 go run ./node-e2e/guard-e2e slowest --since="${SECONDS}s" || status=1
 exit "$status"
