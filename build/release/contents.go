@@ -170,7 +170,7 @@ func (r Release) validate() error {
 	case len(r.KubeVersions) == 0:
 		return fmt.Errorf("no Kubernetes version")
 	case !slices.IsSortedFunc(r.KubeVersions, semver.Compare):
-		return fmt.Errorf("Kubernetes versions %v are not sorted", r.KubeVersions)
+		return fmt.Errorf("the versions of Kubernetes are not sorted: %v", r.KubeVersions)
 	case r.Registry == "" || strings.HasSuffix(r.Registry, "/"):
 		return fmt.Errorf("registry %q is not one such as registry.example/kubelet-guard", r.Registry)
 	case !strings.HasPrefix(r.URL, "https://") || strings.HasSuffix(r.URL, "/"):
@@ -178,7 +178,7 @@ func (r Release) validate() error {
 	}
 	for _, kube := range r.KubeVersions {
 		if !semver.IsValid(kube) || path.Base(kube) != kube {
-			return fmt.Errorf("Kubernetes version %q is not one such as v1.36.3", kube)
+			return fmt.Errorf("version %q of Kubernetes is not one such as v1.36.3", kube)
 		}
 	}
 	return nil

@@ -71,14 +71,14 @@ func TestAReleaseIsMadeFromACommit(t *testing.T) {
 func TestWhatCannotBeNamedIsRefused(t *testing.T) {
 	require.NoError(t, testRelease.validate())
 	for want, change := range map[string]func(r *Release){
-		`release "0.1" is not a version`:            func(r *Release) { r.Version = "0.1" },
-		`commit "0123" is not the full hash`:        func(r *Release) { r.Commit = "0123" },
-		"the time of the commit is missing":         func(r *Release) { r.Time = time.Time{} },
-		"no Kubernetes version":                     func(r *Release) { r.KubeVersions = nil },
-		"[v1.36.3 v1.35.4] are not sorted":          func(r *Release) { r.KubeVersions = []string{"v1.36.3", "v1.35.4"} },
-		`Kubernetes version "1.36" is not one such`: func(r *Release) { r.KubeVersions = []string{"1.36"} },
-		`registry "" is not one such`:               func(r *Release) { r.Registry = "" },
-		`address "http://example.com" is not one`:   func(r *Release) { r.URL = "http://example.com" },
+		`release "0.1" is not a version`:                               func(r *Release) { r.Version = "0.1" },
+		`commit "0123" is not the full hash`:                           func(r *Release) { r.Commit = "0123" },
+		"the time of the commit is missing":                            func(r *Release) { r.Time = time.Time{} },
+		"no Kubernetes version":                                        func(r *Release) { r.KubeVersions = nil },
+		"the versions of Kubernetes are not sorted: [v1.36.3 v1.35.4]": func(r *Release) { r.KubeVersions = []string{"v1.36.3", "v1.35.4"} },
+		`version "1.36" of Kubernetes is not one such`:                 func(r *Release) { r.KubeVersions = []string{"1.36"} },
+		`registry "" is not one such`:                                  func(r *Release) { r.Registry = "" },
+		`address "http://example.com" is not one`:                      func(r *Release) { r.URL = "http://example.com" },
 	} {
 		r := testRelease
 		change(&r)
