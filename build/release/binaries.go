@@ -23,16 +23,16 @@ const versionTimeout = 20 * time.Second
 type binaries struct {
 	// dir has one copy of each.
 	dir   string
-	found map[Binary]found
+	found map[Binary]foundBinary
 }
 
-type found struct {
+type foundBinary struct {
 	file, sha256 string
 	// where it was found first.
 	where string
 }
 
-func newBinaries(dir string) *binaries { return &binaries{dir: dir, found: map[Binary]found{}} }
+func newBinaries(dir string) *binaries { return &binaries{dir: dir, found: map[Binary]foundBinary{}} }
 
 // add takes a binary that is at some place of the folder. An error names the place, if the
 // binary has another content at an earlier one.
@@ -60,13 +60,13 @@ func (all *binaries) add(b Binary, where string, content io.Reader) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	all.found[b] = found{file, hex.EncodeToString(hash.Sum(nil)), where}
+	all.found[b] = foundBinary{file, hex.EncodeToString(hash.Sum(nil)), where}
 	return nil
 }
 
 // checkBinary compares what a binary contains with its name: program, platform and version. A
 // program of this machine's platform must report the version, too.
-func checkBinary(ctx context.Context, r Release, b Binary, f found) error {
+func checkBinary(ctx context.Context, r Release, b Binary, f foundBinary) error {
 	info, err := buildinfo.ReadFile(f.file)
 	if err != nil {
 		return fmt.Errorf("%s: not a binary of Go: %w", f.where, err)

@@ -22,19 +22,20 @@ import (
 // image is the archive of an OCI image for all architectures: static programs on nothing, with
 // the settings of its Dockerfile in build/images.
 type image struct {
-	file string
-	// reference is the name that a runtime gives it when it loads the archive.
-	reference, title string
-	config           v1.Config
+	file, title string
+	// name and tag are those that a runtime gives it when it loads the archive.
+	name, tag string
+	config    v1.Config
 	// programs are the files of the one layer, at the root, by their names.
 	programs func(arch string) map[string]Binary
 }
 
 func (r Release) images() []image {
 	all := []image{{
-		file:      "guard-webhook-" + r.Version + ".oci.tar",
-		reference: r.webhookImage() + ":" + r.Version,
-		title:     "Kubelet Guard webhook",
+		file:  "guard-webhook-" + r.Version + ".oci.tar",
+		title: "Kubelet Guard webhook",
+		name:  r.webhookImage(),
+		tag:   r.Version,
 		// The number that manifests/control-plane has. A name would need an /etc/passwd.
 		config: v1.Config{User: "65532:65532", Entrypoint: []string{"/guard-webhook"}},
 		programs: func(arch string) map[string]Binary {
@@ -45,10 +46,11 @@ func (r Release) images() []image {
 		// A plus is not allowed in a tag.
 		tag := kube[1:] + "-guard." + r.Version
 		all = append(all, image{
-			file:      "guard-installer-" + tag + ".oci.tar",
-			reference: r.Registry + "/installer:" + tag,
-			title:     "Kubelet Guard installer",
-			config:    v1.Config{User: "0:0", Entrypoint: []string{"/guard-installer"}, Cmd: []string{"run"}},
+			file:   "guard-installer-" + tag + ".oci.tar",
+			title:  "Kubelet Guard installer",
+			name:   r.Registry + "/installer",
+			tag:    tag,
+			config: v1.Config{User: "0:0", Entrypoint: []string{"/guard-installer"}, Cmd: []string{"run"}},
 			programs: func(arch string) map[string]Binary {
 				return map[string]Binary{
 					"guard-installer": r.own(Installer, Platform{"linux", arch}),
@@ -59,6 +61,9 @@ func (r Release) images() []image {
 	}
 	return all
 }
+
+// reference is the name with the tag.
+func (i image) reference() string { return i.name + ":" + i.tag }
 
 func (r Release) webhookImage() string { return r.Registry + "/webhook" }
 
@@ -101,21 +106,14 @@ func (r Release) writeImage(dir string, i image, files map[Binary]string) error 
 	if err != nil {
 		return err
 	}
-	_, tag := cut(i.reference)
 	if err := path.AppendIndex(index, layout.WithAnnotations(map[string]string{
 		// The first is for containerd and Docker, the second for skopeo and the like.
-		"io.containerd.image.name":          i.reference,
-		"org.opencontainers.image.ref.name": tag,
+		"io.containerd.image.name":          i.reference(),
+		"org.opencontainers.image.ref.name": i.tag,
 	})); err != nil {
 		return err
 	}
 	return writeTar(filepath.Join(dir, i.file), os.DirFS(folder), r.Time)
-}
-
-// cut splits a reference at its tag.
-func cut(reference string) (name, tag string) {
-	i := bytes.LastIndexByte([]byte(reference), ':')
-	return reference[:i], reference[i+1:]
 }
 
 // imageFor makes the image of one architecture.
@@ -187,8 +185,8 @@ func checkImage(dir string, r Release, i image, all *binaries) (err error) {
 	if err != nil {
 		return err
 	}
-	if len(outer.Manifests) != 1 || outer.Manifests[0].Annotations["io.containerd.image.name"] != i.reference {
-		return fmt.Errorf("it should have one image, named %s", i.reference)
+	if len(outer.Manifests) != 1 || outer.Manifests[0].Annotations["io.containerd.image.name"] != i.reference() {
+		return fmt.Errorf("it should have one image, named %s", i.reference())
 	}
 	if index, err = index.ImageIndex(outer.Manifests[0].Digest); err != nil {
 		return err

@@ -57,7 +57,7 @@ func (r Release) writeManifests(dir, manifests string) error {
 
 // checkManifests compares the images of deployments with the release's.
 func checkManifests(dir string, r Release) error {
-	want := r.webhookImage() + ":" + r.Version
+	want := r.images()[0].reference()
 	for _, o := range overlays {
 		f, err := os.Open(filepath.Join(dir, o.file))
 		if err != nil {

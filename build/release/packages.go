@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -50,7 +51,7 @@ const (
 
 // checkPackage reads a package as dpkg and rpm do: its name, version and architecture must be
 // those of its file name, and its programs those of the release.
-func checkPackage(dir string, p pack, found *binaries) error {
+func checkPackage(dir string, p pack, all *binaries) error {
 	f, err := os.Open(filepath.Join(dir, p.file))
 	if err != nil {
 		return err
@@ -73,7 +74,7 @@ func checkPackage(dir string, p pack, found *binaries) error {
 			return fmt.Errorf("%s is there twice", file)
 		}
 		seen[file] = true
-		if err := found.add(b, p.file+": "+file, content); err != nil {
+		if err := all.add(b, p.file+": "+file, content); err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
 		return nil
@@ -204,11 +205,4 @@ func decompress(r io.Reader, name string) (io.Reader, error) {
 func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
 // sortedKeys returns the keys of a map in their order.
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	return keys
-}
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

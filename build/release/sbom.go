@@ -78,7 +78,7 @@ type property struct {
 const hashProperty = "cdx:gomod:binary:hash:SHA-256"
 
 // checkSBOM compares a bill of materials with the binary: its checksum, and each of its modules.
-func checkSBOM(dir string, b Binary, f found) error {
+func checkSBOM(dir string, b Binary, f foundBinary) error {
 	data, err := os.ReadFile(filepath.Join(dir, b.sbomFile()))
 	if err != nil {
 		return err

@@ -31,19 +31,20 @@ func Verify(ctx context.Context, dir, keyFile string, out io.Writer) error {
 	if err := errors.Join(checkKrew(dir, r, sums), checkManifests(dir, r), checkNotes(dir, r)); err != nil {
 		return err
 	}
-	found, err := verifyBinaries(ctx, dir, r)
+	count, err := verifyBinaries(ctx, dir, r)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "%s: release %s for Kubernetes %v, commit %s: %d files and %d binaries are valid\n",
-		dir, r.Version, r.KubeVersions, r.Commit, len(sums), found)
+		dir, r.Version, r.KubeVersions, r.Commit, len(sums), count)
 	if keyFile == "" {
 		fmt.Fprintf(out, "Signatures were not verified: no key was given.\n")
 	}
 	return nil
 }
 
-// verifyBinaries finds the binaries in all files that have some, and checks each.
+// verifyBinaries finds the binaries in all files that have some, and checks each. It returns how
+// many there are.
 func verifyBinaries(ctx context.Context, dir string, r Release) (int, error) {
 	copies, err := os.MkdirTemp("", "release-*")
 	if err != nil {

@@ -182,7 +182,7 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 		}, true, webhookFile + ": amd64: user, command or environment differ"},
 		"an image of another name": {func(d damaged) {
 			i := webhook
-			i.reference = "registry.example/other:1"
+			i.name = "registry.example/other"
 			d.image(i, testPrograms(d.t))
 		}, true, webhookFile + ": it should have one image, named registry.example/kubelet-guard/webhook:" + guardVersion},
 		"an image for one architecture": {func(d damaged) {
