@@ -12,12 +12,14 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gcustom"
 	gomegatypes "github.com/onsi/gomega/types"
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -72,16 +74,16 @@ func removeNamespace(ctx context.Context, name string) {
 		annotationOverride, overrideFor(time.Hour, "end of the spec"))
 	for _, gvr := range disarmed {
 		resource := dynamicClient.Resource(gvr).Namespace(name)
-		for _, object := range framework.Must(resource.List(ctx, metav1.ListOptions{})).Items {
+		eachOf(framework.Must(resource.List(ctx, metav1.ListOptions{})).Items, func(object unstructured.Unstructured) {
 			labels := object.GetLabels()
 			if labels[labelDeletionProtection] == "" && labels[labelExplicitDeletion] == "" {
-				continue
+				return
 			}
 			_, err := resource.Patch(ctx, object.GetName(), types.MergePatchType, []byte(disarm), metav1.PatchOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {
 				GinkgoWriter.Printf("clean-up: %s %s: %v\n", gvr.Resource, object.GetName(), err)
 			}
-		}
+		})
 	}
 	_, err := client.CoreV1().Namespaces().Patch(ctx, name, types.MergePatchType, []byte(disarm), metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
@@ -305,11 +307,24 @@ func createSilentPods(ctx context.Context, namespace, node string, pods ...*core
 		created[i] = reportRunning(ctx, framework.Must(client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})))
 	}
 	DeferCleanup(func(ctx SpecContext) {
-		for _, pod := range created {
-			endSilentPod(ctx, pod)
-		}
+		eachOf(created, func(pod *corev1.Pod) { endSilentPod(ctx, pod) })
 	}, NodeTimeout(podStart))
 	return created
+}
+
+// eachOf cleans up several objects at a time: a spec may have hundreds, which is minutes one
+// after the other when other suites run.
+func eachOf[T any](objects []T, cleanUp func(T)) {
+	var group errgroup.Group
+	group.SetLimit(16)
+	for _, object := range objects {
+		group.Go(func() error {
+			defer GinkgoRecover()
+			cleanUp(object)
+			return nil
+		})
+	}
+	_ = group.Wait() // what fails is reported by cleanUp
 }
 
 // reportRunning says of a pod on a silent node that it runs and is ready.
