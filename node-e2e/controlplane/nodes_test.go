@@ -101,7 +101,7 @@ func createNodePolicy(ctx context.Context, policy *unstructured.Unstructured) {
 	Eventually(ctx, func(g Gomega) {
 		status := nodePolicyStatus(ctx, g, policy.GetName())
 		g.Expect(status.Conditions).NotTo(BeEmpty(), "conditions in the status")
-	}).WithTimeout(cacheWait).Should(Succeed(), "the status of NodeDeletionPolicy %s", policy.GetName())
+	}).WithTimeout(leaderWait).Should(Succeed(), "the status of NodeDeletionPolicy %s", policy.GetName())
 }
 
 // addNodePolicy creates the policy as the ordinary user. At the end of the spec it goes
@@ -119,7 +119,7 @@ func awaitReadyNodes(ctx context.Context, policy string, nodes int) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
 		g.Expect(nodePolicyStatus(ctx, g, policy).ReadyNodes).To(BeEquivalentTo(nodes))
-	}).WithTimeout(cacheWait).Should(Succeed(), "ready nodes in the status")
+	}).WithTimeout(leaderWait).Should(Succeed(), "ready nodes in the status")
 }
 
 func nodePolicyStatus(ctx context.Context, g Gomega, name string) guardv1alpha1.NodeDeletionPolicyStatus {
@@ -229,7 +229,7 @@ spec: {nodeSelector: {matchExpressions: [{key: %s, operator: In, values: [charge
 		Eventually(ctx, func(g Gomega) {
 			status := nodePolicyStatus(ctx, g, "charge-a")
 			g.Expect([]int32{status.Nodes, status.ReadyNodes, status.DeletionsAllowed}).To(Equal([]int32{4, 3, 0}), "nodes, ready, allowed")
-		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the status")
 		By(strings.TrimSpace(ordinary.kubectl(ctx, "get", "nodedeletionpolicies").ExpectDone().Stdout))
 	}, SpecTimeout(specTimeout))
 
@@ -319,7 +319,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 			g.Expect(status.Deletions[0].WrittenTime).NotTo(BeNil())
 			g.Expect(status.Deletions[0].WrittenTime.Time).To(BeTemporally("~", tomorrow, time.Second))
 			g.Expect(status.NextDeletionExpires.Time).To(BeTemporally("~", time.Now().Add(time.Hour), time.Minute))
-		}).WithTimeout(cacheWait).Should(Succeed(), "the status")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the status")
 		Expect(ordinary.client().CoreV1().Nodes().Delete(ctx, pool+"-000", metav1.DeleteOptions{})).To(BeRefused("limits deletions to 1 in 1h", "A clock is or was wrong"))
 	}, SpecTimeout(specTimeout))
 
@@ -363,7 +363,7 @@ var _ = Describe("node deletion policies, when nodes fail or change", func() {
 		Eventually(ctx, func(g Gomega) {
 			configuration := framework.Try(client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})).In(g)
 			g.Expect(fmt.Sprint(configuration.Webhooks)).To(ContainSubstring(key(len(selectors) - 1)))
-		}).WithTimeout(cacheWait).Should(Succeed(), "the entry of the pools")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the entry of the pools")
 
 		as := ordinary.unthrottled().CoreV1().Nodes()
 		refused := map[bool]int{}
@@ -465,7 +465,7 @@ var _ = Describe("two rules in audit mode next to others that enforce", Label(la
 			effective := meta.FindStatusCondition(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)
 			g.Expect(effective).NotTo(BeNil())
 			g.Expect(effective.Reason).To(Equal("AuditMode"))
-		}).WithTimeout(cacheWait).Should(Succeed(), "the condition Effective")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the condition Effective")
 		scaled := ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=0").ExpectDone()
 		Expect(scaled.Stderr).To(And(ContainSubstring("Warning:"), ContainSubstring("nightly is closed")), "%s", scaled)
 	}, SpecTimeout(2*clusterStart))

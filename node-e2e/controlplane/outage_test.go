@@ -62,7 +62,7 @@ var _ = Describe("an outage of the webhook", Label(labelOutage), Serial, func() 
 		Eventually(ctx, func(g Gomega) {
 			configuration := framework.Try(client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, webhookinstall.Configuration, metav1.GetOptions{})).In(g)
 			g.Expect(configuration.Webhooks).To(ContainElement(HaveField("Name", "pool.node-deletion.kubelet-guard.io")))
-		}).WithTimeout(cacheWait).Should(Succeed(), "the entry of the pools")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the entry of the pools")
 
 		By("a protected pod that is still terminating when the webhook stops")
 		lingering := newPod("lingering", required)

@@ -21,9 +21,15 @@ import (
 	guardv1alpha1 "kubelet-guard.io/pkg/apis/guard/v1alpha1"
 )
 
-// cacheWait covers the time until every replica of the webhook has seen an object in
-// its cache, and the leader has written its status.
-const cacheWait = 20 * time.Second
+const (
+	// cacheWait covers the time until every replica of the webhook has an object in its
+	// cache.
+	cacheWait = 20 * time.Second
+	// leaderWait covers the time until the leader has written a status or an entry. The
+	// leader of an earlier spec may have ended without a release of its lease, which
+	// expires after a minute.
+	leaderWait = cacheWait + 70*time.Second
+)
 
 var (
 	windowResource     = guardv1alpha1.GroupVersion.WithResource("operationwindows")
@@ -67,7 +73,7 @@ func createWindow(ctx context.Context, namespace string, object *unstructured.Un
 	Eventually(ctx, func(g Gomega) {
 		status := windowStatus(ctx, g, namespace, object.GetName())
 		g.Expect(meta.IsStatusConditionTrue(status.Conditions, guardv1alpha1.OperationWindowEffective)).To(BeTrue(), "%+v", status)
-	}).WithTimeout(cacheWait).Should(Succeed(), "OperationWindow %s to be effective", object.GetName())
+	}).WithTimeout(leaderWait).Should(Succeed(), "OperationWindow %s to be effective", object.GetName())
 }
 
 func windowStatus(ctx context.Context, g Gomega, namespace, name string) guardv1alpha1.OperationWindowStatus {
@@ -195,7 +201,7 @@ var _ = Describe("operation windows", func() {
 		Expect(time.Now()).To(BeTemporally(">=", next))
 		Eventually(ctx, func(g Gomega) {
 			g.Expect(windowStatus(ctx, g, namespace, "soon").State).To(Equal(guardv1alpha1.OperationWindowOpen))
-		}).WithTimeout(cacheWait).Should(Succeed(), "the status to say Open")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the status to say Open")
 	}, SpecTimeout(2*specTimeout))
 
 	It("say that they have no effect, and how to give them one", func(ctx SpecContext) {
@@ -210,14 +216,14 @@ var _ = Describe("operation windows", func() {
 			g.Expect(effective).NotTo(BeNil())
 			g.Expect(effective.Status).To(Equal(metav1.ConditionFalse))
 			g.Expect(effective.Message).To(ContainSubstring(command))
-		}).WithTimeout(cacheWait).Should(Succeed(), "the condition Effective")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the condition Effective")
 		ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=2").ExpectDone()
 
 		ordinary.shell(ctx, command)
 		Eventually(ctx, func(g Gomega) {
 			g.Expect(ordinary.kubectl(ctx, "scale", "-n", namespace, "deployment/web", "--replicas=3").Stderr).To(ContainSubstring("nightly is closed"))
 			g.Expect(meta.IsStatusConditionTrue(windowStatus(ctx, g, namespace, "nightly").Conditions, guardv1alpha1.OperationWindowEffective)).To(BeTrue())
-		}).WithTimeout(cacheWait).Should(Succeed(), "the window to be effective after the command")
+		}).WithTimeout(leaderWait).Should(Succeed(), "the window to be effective after the command")
 	}, SpecTimeout(specTimeout))
 
 	It("can be overridden by who may", func(ctx SpecContext) {

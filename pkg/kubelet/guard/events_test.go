@@ -65,7 +65,8 @@ func TestRefusedEventIsWrittenAgain(t *testing.T) {
 			assert.Empty(t, f.events.take())
 
 			f.events.setRefuse(nil)
-			f.write(2 * maxEventRetry)
+			// Jitter doubles both: the wait of the first, and that of the second behind it.
+			f.write(2*maxEventRetry + 2*slowEvent)
 			assert.ElementsMatch(t, both, f.events.take(), "accepted as soon as the API does, however long the hold lasts")
 			f.write(time.Hour)
 			assert.Empty(t, f.events.take(), "once")
