@@ -240,6 +240,10 @@ test-alerts: promtool ## Check the alert rules and run their tests with Promethe
 		echo '0 passed, 1 failed'; exit 1; \
 	fi
 
+.PHONY: test-kubelets
+test-kubelets: kubelets ## Try the kubelet of each supported minor version on configurations that it must accept or refuse, as a roll-out does first
+	@$(guard_build) unit ./cmd/guard-installer/internal/kubelettrial
+
 .PHONY: test-chart
 test-chart: helm ## Lint the Helm chart, compare its objects with those of the overlays, and try values that are errors
 	@HELM=$(CURDIR)/_output/bin/helm $(guard_build) unit ./build/guard-chart

@@ -43,7 +43,8 @@ part test-unit "${make[@]}" test-unit
 finish test-unit
 part build "${make[@]}" test-programs
 part test-chart "${make[@]}" test-chart
-finish build test-chart
+part test-kubelets "${make[@]}" test-kubelets
+finish build test-chart test-kubelets
 
 {
 	part test-alerts leftover "${make[@]}" test-alerts

@@ -197,8 +197,8 @@ func render(resources []*resource.Resource) ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-// policySubjects returns the subject of each policy by its name: the file that has it, as the
-// values spell it.
+// policySubjects returns the subject of each policy by its name, as the values spell it: the
+// file that has the policy. Files of protection share a subject.
 func policySubjects(dir string) (map[string]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
 	if err != nil {
@@ -209,6 +209,9 @@ func policySubjects(dir string) (map[string]string, error) {
 		base := strings.TrimSuffix(filepath.Base(file), ".yaml")
 		if base == "kustomization" || base == "bindings" {
 			continue
+		}
+		if strings.HasPrefix(base, "protection-") {
+			base = "protection"
 		}
 		text, err := os.ReadFile(file)
 		if err != nil {

@@ -22,8 +22,8 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 	"kubelet-guard.io/cmd/guard-installer/internal/journal"
 	"kubelet-guard.io/cmd/guard-installer/internal/kubelet"
+	"kubelet-guard.io/cmd/guard-installer/internal/kubelettrial"
 	"kubelet-guard.io/cmd/guard-installer/internal/node"
-	"kubelet-guard.io/cmd/guard-installer/internal/preflight"
 	"kubelet-guard.io/cmd/guard-installer/internal/systemd"
 	"kubelet-guard.io/pkg/rollout"
 	"kubelet-guard.io/pkg/version"
@@ -179,7 +179,7 @@ func run(ctx context.Context) error {
 			return cri.Runtime{Root: root, Endpoint: socket}.Running(ctx)
 		},
 		Version:  programVersion,
-		Accepts:  preflight.Accepts,
+		Accepts:  kubelettrial.Accepts,
 		SetReady: setReady,
 		Poll:     time.Second,
 		Recovery: 45 * time.Second,

@@ -50,13 +50,6 @@ const (
 	ConfigAPIVersion = "config.kubelet-guard.io/v1alpha1"
 	// ConfigKind is the kind of the configuration file.
 	ConfigKind = "GuardConfiguration"
-
-	// ExplicitDeletionLabel with the value ExplicitDeletionRequired is the default pod
-	// selector. This package is their home; pkg/apis/guard/v1alpha1 repeats them, and its
-	// test compares both.
-	ExplicitDeletionLabel = "kubelet-guard.io/explicit-deletion"
-	// ExplicitDeletionRequired is the value of ExplicitDeletionLabel that protects a pod.
-	ExplicitDeletionRequired = "required"
 )
 
 // Configuration is the content of the file that --guard-config names. Fields

@@ -4,7 +4,7 @@
 // it again, until a step has something to report. The steps of a change, and what a crash at
 // each point leaves:
 //
-//  1. Inspect: nothing is written. What does not fit is a refusal.
+//  1. Preflight: nothing is written. What does not fit is a refusal.
 //  2. Prepare: the programs and the configuration are put next to what is in use, under
 //     names made of their checksums, and so are three units of systemd. One of them
 //     rolls a change back; it is started once, before there is a change, and does what a

@@ -74,7 +74,7 @@ type Installer struct {
 	// Version runs a program with --version. The root is that of the node, or empty for
 	// a program of the image.
 	Version func(ctx context.Context, root host.Root, program string) (string, error)
-	// Accepts is preflight.Accepts.
+	// Accepts is kubelettrial.Accepts.
 	Accepts func(ctx context.Context, root host.Root, program string, process host.Process) (string, error)
 	// SetReady reports whether the pod is ready.
 	SetReady func(bool) error

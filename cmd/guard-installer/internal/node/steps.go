@@ -38,7 +38,7 @@ var table = []row{
 	// A node that has what was requested is not changed any more.
 	{name: "done, and the kubelet was started again", when: func(s State) bool { return s.finished != nil && s.target.Guarded() && s.queryIsDue() }, step: (*Installer).queryMode},
 	{name: "done", when: func(s State) bool { return s.finished != nil }, step: (*Installer).watch},
-	{name: "inspected a while ago, to observe", when: func(s State) bool { return s.isObserved() }, step: (*Installer).inspectLater},
+	{name: "inspected a while ago, to observe", when: func(s State) bool { return s.isObserved() }, step: (*Installer).preflightLater},
 	{name: "the journal cannot be read", when: func(s State) bool { return s.journalErr != nil }, step: (*Installer).refuse},
 
 	// A change that has started is finished, whatever is requested now.
@@ -68,8 +68,8 @@ var table = []row{
 
 	// The request.
 	{name: "in line for a slot", when: func(s State) bool { return s.inLine != nil }, step: (*Installer).queueForSlot, optional: true},
-	{name: "not inspected", when: func(s State) bool { return s.view == nil }, step: (*Installer).inspect, optional: true},
-	{name: "inspected, to observe", when: func(s State) bool { return s.target == rollout.Observe }, step: (*Installer).inspectOnly},
+	{name: "not inspected", when: func(s State) bool { return s.view == nil }, step: (*Installer).preflight, optional: true},
+	{name: "inspected, to observe", when: func(s State) bool { return s.target == rollout.Observe }, step: (*Installer).preflightOnly},
 	{name: "it has what is requested", when: func(s State) bool { return s.matches() && s.view.intact.IsYes() }, step: (*Installer).reportDoneAlready, optional: true},
 	{name: "it may have what is requested", when: func(s State) bool { return s.matches() && s.view.intact.Err() != nil }, step: (*Installer).retry},
 	{name: "not healthy", when: func(s State) bool { return len(s.view.refusals) > 0 && !s.refuses() }, step: (*Installer).refuseForNow},

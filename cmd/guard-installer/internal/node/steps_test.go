@@ -130,7 +130,7 @@ func TestTheTableFinishesWhatHasStarted(t *testing.T) {
 			require.True(t, s.claimed && s.view.complete && !s.switching() && !s.units)
 		}
 	}
-	for _, step := range append(finishes[1:], "removeUnits", "findOwnerPool", "reportRollback", "reportDone", "inspect", "change") {
+	for _, step := range append(finishes[1:], "removeUnits", "findOwnerPool", "reportRollback", "reportDone", "preflight", "change") {
 		assert.True(t, taken[step], step)
 	}
 }

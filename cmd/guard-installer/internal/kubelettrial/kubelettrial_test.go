@@ -1,8 +1,6 @@
-package preflight
+package kubelettrial
 
 import (
-	"flag"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,8 +10,8 @@ import (
 	"kubelet-guard.io/cmd/guard-installer/internal/host"
 )
 
-// A kubelet that was built, for the tests that run it. Without one they are skipped.
-var program = flag.String("kubelet", "../../../../_output/bin/kubelet", "kubelet to run with configurations that it refuses")
+// output has the kubelets of make kubelets.
+const output = "../../../../_output"
 
 // Lines of kubelet v1.36.3.
 func TestRefusal(t *testing.T) {
@@ -42,13 +40,21 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// With a kubelet of make kubelet.
+// Every kubelet that is built; make test-kubelets builds those of all minor versions.
 func TestAcceptsRunsAKubelet(t *testing.T) {
-	kubelet, err := filepath.Abs(*program)
+	kubelets, err := filepath.Glob(output + "/v1.*/kubelet")
 	require.NoError(t, err)
-	if _, err := os.Stat(kubelet); err != nil {
-		t.Skipf("no kubelet is built: %v", err)
+	if len(kubelets) == 0 {
+		t.Skip("no kubelet is built")
 	}
+	for _, kubelet := range kubelets {
+		kubelet, err := filepath.Abs(kubelet)
+		require.NoError(t, err)
+		t.Run(filepath.Base(filepath.Dir(kubelet)), func(t *testing.T) { testAccepts(t, kubelet) })
+	}
+}
+
+func testAccepts(t *testing.T, kubelet string) {
 	const head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nfailCgroupV1: false\n"
 	for name, test := range map[string]struct {
 		config, dropIn string

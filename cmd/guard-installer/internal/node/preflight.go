@@ -94,13 +94,13 @@ func (v *view) refuse(reason rollout.Reason, format string, arguments ...any) {
 	v.refusals = append(v.refusals, refusal{reason, fmt.Sprintf(format, arguments...)})
 }
 
-// inspectLater reports what was found the last time.
-func (i *Installer) inspectLater(_ context.Context, s State) (*rollout.Report, error) {
+// preflightLater reports what was found the last time.
+func (i *Installer) preflightLater(_ context.Context, s State) (*rollout.Report, error) {
 	return s.observed, nil
 }
 
-// inspectOnly reports what was found, and changes nothing.
-func (i *Installer) inspectOnly(ctx context.Context, s State) (*rollout.Report, error) {
+// preflightOnly reports what was found, and changes nothing.
+func (i *Installer) preflightOnly(ctx context.Context, s State) (*rollout.Report, error) {
 	if len(s.view.refusals) > 0 {
 		return i.refuse(ctx, s)
 	}
@@ -110,9 +110,9 @@ func (i *Installer) inspectOnly(ctx context.Context, s State) (*rollout.Report, 
 	return &report, nil
 }
 
-// inspect finds out how the node is and what keeps the request from it. The error is about
+// preflight finds out how the node is and what keeps the request from it. The error is about
 // what may be different the next time.
-func (i *Installer) inspect(ctx context.Context, s State) (_ *rollout.Report, err error) {
+func (i *Installer) preflight(ctx context.Context, s State) (_ *rollout.Report, err error) {
 	// Removing or replacing the guard must work on an unhealthy node, too.
 	v := &view{dropIn: s.dropIn, healthy: i.strict() && !(s.entry.Kept() && s.unmodified().IsYes())}
 	if s.dropInErr != nil {

@@ -1,6 +1,6 @@
-// Package preflight tries the kubelet of an image on the configuration of a node, without
+// Package kubelettrial tries the kubelet of an image on the configuration of a node, without
 // starting it. What it writes is in the file system of the installer, not of the node.
-package preflight
+package kubelettrial
 
 import (
 	"context"
