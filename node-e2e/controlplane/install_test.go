@@ -54,13 +54,26 @@ func overlayDir(overlay string) string {
 	host, port, err := net.SplitHostPort(framework.Must(url.Parse(adminConfig.Host)).Host)
 	Expect(err).NotTo(HaveOccurred())
 	dir := filepath.Join(artifactsDir(), "overlays", overlay)
-	Expect(webhookinstall.Overlay{Manifests: manifestsDir, Base: overlay, Components: []string{"callers"}, PodSpec: map[string]any{
+	components := []string{"callers"}
+	if kubernetes135() {
+		components = append(components, "kubernetes-1.35")
+	}
+	Expect(webhookinstall.Overlay{Manifests: manifestsDir, Base: overlay, Components: components, PodSpec: map[string]any{
 		"containers": []any{map[string]any{"name": webhookinstall.Container, "env": []corev1.EnvVar{
 			{Name: "KUBERNETES_SERVICE_HOST", Value: host},
 			{Name: "KUBERNETES_SERVICE_PORT", Value: port},
 		}}},
 	}}.Write(dir)).To(Succeed())
 	return dir
+}
+
+// admissionResources are the kinds of admission configuration that the manifests have.
+func admissionResources() []string {
+	kinds := []string{"validatingadmissionpolicies", "validatingadmissionpolicybindings", "validatingwebhookconfigurations"}
+	if kubernetes135() {
+		return kinds
+	}
+	return append(kinds, "mutatingadmissionpolicies", "mutatingadmissionpolicybindings")
 }
 
 // install applies an overlay, on a new cluster or over another overlay, and returns

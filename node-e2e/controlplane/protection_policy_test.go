@@ -54,7 +54,20 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 		Entry(nil, SpecTimeout(specTimeout), "Required"), Entry(nil, SpecTimeout(specTimeout), "true"), Entry("the empty one", SpecTimeout(specTimeout), ""),
 	)
 
+	It("is given to no pod by Kubernetes 1.35, which warns where the namespace says default", func(ctx SpecContext) {
+		if !kubernetes135() {
+			Skip("Kubernetes 1.36 gives it")
+		}
+		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "allowed"})
+		changed := ordinary.kubectl(ctx, "label", "namespace", namespace, labelProtectPods+"=default", "--overwrite").ExpectDone()
+		Expect(changed.Stderr).To(And(HavePrefix("Warning:"), ContainSubstring("pods of namespace "+namespace+" do not get the label kubelet-guard.io/explicit-deletion")))
+		created := framework.Must(ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", nil), dryRun))
+		Expect(created.Labels).NotTo(HaveKey(labelExplicitDeletion))
+		framework.Must(ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", required), dryRun))
+	}, SpecTimeout(specTimeout))
+
 	It("is given to every new pod where the namespace says default", func(ctx SpecContext) {
+		needs136("MutatingAdmissionPolicy v1")
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "default"})
 		created := framework.Must(ordinary.client().CoreV1().Pods(namespace).Create(ctx, newPod("web", nil), dryRun))
 		Expect(created.Labels).To(HaveKeyWithValue(labelExplicitDeletion, "required"))
@@ -112,6 +125,7 @@ var _ = Describe("the label explicit-deletion", Label(labelPolicies), func() {
 	}, SpecTimeout(specTimeout))
 
 	It("stays on a pod without a node where the namespace gave it", func(ctx SpecContext) {
+		needs136("MutatingAdmissionPolicy v1")
 		namespace := newNamespace(ctx, map[string]string{labelProtectPods: "default"})
 		gated := newPod("gated", nil)
 		gated.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "e2e.example.com/gate"}}

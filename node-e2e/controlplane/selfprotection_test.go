@@ -47,7 +47,11 @@ func admissionConfiguration(pki string) (string, error) {
 		return "", err
 	}
 	var merged map[string]any
-	for _, folder := range []string{".", "callers"} {
+	folders := []string{".", "callers"}
+	if kubernetes135() {
+		folders = folders[1:]
+	}
+	for _, folder := range folders {
 		example, err := os.ReadFile(filepath.Join(examples, folder, "admission-configuration.yaml"))
 		if err != nil {
 			return "", err
@@ -117,6 +121,7 @@ var _ = Describe("the guard's own parts", Label(labelInstall, labelPolicies), Or
 	}, SpecTimeout(specTimeout))
 
 	It("leaves policies and bindings to a policy from a file of the API server", func(ctx SpecContext) {
+		needs136("policies from files")
 		const name = "always.deletion.kubelet-guard.io"
 		Expect(deleteDry(ctx, ownPolicy, "", name)).To(Succeed(), "policies are exempt from policies of the API")
 		Expect(deleteDry(ctx, ownBinding, "", name)).To(Succeed(), "bindings are exempt from policies of the API")
@@ -186,8 +191,7 @@ var _ = Describe("the installation", Label(labelInstall), Serial, func() {
 		kubectl(ctx, "label", "-k", dir, labelDeletionProtection+"-").ExpectDone()
 		kubectl(ctx, "delete", "-k", dir, "--timeout=90s").ExpectDone()
 
-		left := kubectl(ctx, "get", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,"+
-			"validatingadmissionpolicies,validatingadmissionpolicybindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings,validatingwebhookconfigurations",
+		left := kubectl(ctx, "get", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,"+strings.Join(admissionResources(), ","),
 			"-l", "app.kubernetes.io/part-of=kubelet-guard", "-o", "name").ExpectDone()
 		Expect(left.Stdout).To(BeEmpty())
 		Eventually(ctx, func() error {

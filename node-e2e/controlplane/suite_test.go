@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,7 @@ var (
 	outputFlag    = flag.String("output", "_output", "folder with the built programs; receives clusters/ and e2e/")
 	manifestsFlag = flag.String("manifests", "manifests", "folder with the manifests")
 	webhookFlag   = flag.Bool("webhook", true, "wait for the webhook after installing it; without it, only specs with the label policies can pass")
+	versionFlag   = flag.String("kubernetes-version", framework.KubeVersion, "version of control plane and kubelet, a folder of <output>")
 	benchFlag     = flag.Bool("bench", false, "measure (specs with the label bench); they are skipped otherwise")
 	keepFlag      = flag.Bool("keep", false, "leave the cluster up and print how to use kubectl on it")
 )
@@ -107,7 +109,18 @@ func prepare() error {
 }
 
 func webhookProgram() string { return filepath.Join(outputDir, "bin", "guard-webhook") }
-func kubectlProgram() string { return filepath.Join(outputDir, framework.KubeVersion, "kubectl") }
+func kubectlProgram() string { return filepath.Join(outputDir, *versionFlag, "kubectl") }
+
+// kubernetes135 reports whether the cluster is of the oldest version, whose API server has no
+// MutatingAdmissionPolicy of version v1 and no static manifests.
+func kubernetes135() bool { return strings.HasPrefix(*versionFlag, "v1.35.") }
+
+// needs136 skips the spec on a cluster of an older version.
+func needs136(what string) {
+	if kubernetes135() {
+		Skip("Kubernetes 1.36 has " + what)
+	}
+}
 
 // artifactsDir is where a run leaves what explains it.
 func artifactsDir() string { return filepath.Join(outputDir, "e2e", "controlplane") }
@@ -143,23 +156,26 @@ func startCluster(ctx context.Context, name string) (*embedded.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	flags := []string{
+		"--audit-policy-file=" + policy,
+		"--audit-log-path=" + filepath.Join(dir, "logs", auditLogFile),
+		// A spec waits for its own entry.
+		"--audit-log-mode=blocking",
+		"--admission-control-config-file=" + admission,
+	}
+	if !kubernetes135() {
+		// The folder of static manifests is empty but in one spec.
+		flags = append(flags, "--feature-gates=ManifestBasedAdmissionControlConfig=true")
+	}
 	return embedded.Start(ctx, embedded.Config{
-		Name:    name,
-		Dir:     dir,
-		KubeDir: filepath.Join(outputDir, framework.KubeVersion),
-		NodeDir: filepath.Join(outputDir, "node", "bin"),
-		Kubelet: filepath.Join(outputDir, "bin", "kubelet"),
-		Log:     clusterLog,
-		Images:  []images.Image{images.Program(webhookinstall.Image, webhookProgram())},
-		APIServerFlags: []string{
-			"--audit-policy-file=" + policy,
-			"--audit-log-path=" + filepath.Join(dir, "logs", auditLogFile),
-			// A spec waits for its own entry.
-			"--audit-log-mode=blocking",
-			// The folder of static manifests is empty but in one spec.
-			"--feature-gates=ManifestBasedAdmissionControlConfig=true",
-			"--admission-control-config-file=" + admission,
-		},
+		Name:           name,
+		Dir:            dir,
+		KubeDir:        filepath.Join(outputDir, *versionFlag),
+		NodeDir:        filepath.Join(outputDir, "node", "bin"),
+		Kubelet:        filepath.Join(outputDir, *versionFlag, "kubelet"),
+		Log:            clusterLog,
+		Images:         []images.Image{images.Program(webhookinstall.Image, webhookProgram())},
+		APIServerFlags: flags,
 	})
 }
 
@@ -189,7 +205,7 @@ func collect(ctx context.Context) {
 	artifacts := specLog.NewArtifacts(artifactsDir())
 	for file, args := range map[string][]string{
 		"objects.yaml":       {"get", "deployments,replicasets,statefulsets,pods,events,poddisruptionbudgets", "-A", "-o", "yaml"},
-		"admission.yaml":     {"get", "validatingadmissionpolicies,validatingadmissionpolicybindings,validatingwebhookconfigurations,mutatingadmissionpolicies", "-o", "yaml"},
+		"admission.yaml":     {"get", strings.Join(admissionResources(), ","), "-o", "yaml"},
 		"webhook-log.txt":    {"logs", "-n", guardNamespace, "-l", webhookSelector, "--tail=2000", "--prefix"},
 		"webhook-before.txt": {"logs", "-n", guardNamespace, "-l", webhookSelector, "--tail=2000", "--prefix", "--previous"},
 	} {

@@ -5,10 +5,12 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"kubelet-guard.io/build"
 )
 
 func newControlPlaneCommand(o *options) *cobra.Command {
-	var labels, manifests string
+	var labels, manifests, version string
 	var attempts int
 	cmd := &cobra.Command{
 		Use:   "controlplane",
@@ -22,6 +24,7 @@ func newControlPlaneCommand(o *options) *cobra.Command {
 				arguments: []string{
 					"-cluster=controlplane",
 					"-manifests=" + manifests,
+					"-kubernetes-version=" + version,
 					fmt.Sprintf("-ginkgo.flake-attempts=%d", attempts),
 				},
 			}})
@@ -29,6 +32,7 @@ func newControlPlaneCommand(o *options) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&labels, "label-filter", "", "Ginkgo label filter")
+	cmd.Flags().StringVar(&version, "kubernetes-version", build.KubeVersion, "version of control plane and kubelet, a folder below --output")
 	cmd.Flags().IntVar(&attempts, "attempts", 1, "how often a failing spec is tried")
 	cmd.Flags().StringVar(&manifests, "manifests", "manifests", "folder with the manifests")
 	return cmd
