@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/mod/semver"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
@@ -46,6 +47,8 @@ type incident struct {
 	// from its return, or from its start if it is gradual.
 	fault   func(ctx context.Context, s *scene, pods []*subject)
 	gradual bool
+	// since is the first version whose kubelet has what breaks; empty is all of them.
+	since string
 	// cgroup2: on cgroup v1 the fault does nothing.
 	cgroup2 bool
 	// alone: there is no unprotected pod, since the fault takes from all pods together
@@ -101,6 +104,9 @@ func (i incident) run(ctx context.Context) {
 	result := &IncidentResult{Incident: i.title, Alone: i.alone}
 	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers")); i.cgroup2 && err != nil {
 		Skip("the node is not on cgroup v2, where alone the kernel kills to obey a limit")
+	}
+	if i.since != "" && semver.Compare(kubeletVersion, i.since) < 0 {
+		Skip("the kubelet has it since " + i.since)
 	}
 	AddReportEntry(incidentEntry, ReportEntryVisibilityNever, result)
 

@@ -140,6 +140,7 @@ var _ = Describe("Kubelet restart", func() {
 
 	describeIncident(incident{
 		title: "forged restart condition, kubelet restart",
+		since: "v1.36",
 		pod:   []podOption{withRestartAllRule},
 		fault: func(ctx context.Context, s *scene, pods []*subject) {
 			stopKubelet(ctx)
