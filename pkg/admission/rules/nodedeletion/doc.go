@@ -39,7 +39,7 @@ count it. A deletion that was written with a time ahead counts for one period fr
 The floor counts what a cache shows, less the nodes in the ledger. A policy that is not valid lets no
 node of its pool go; when its selector is not valid, there is no pool.
 
-ledger.go is pure; rule.go reads and charges, status.go keeps the status. What holds without this
+limit.go is pure; rule.go reads and charges, status.go keeps the status. What holds without this
 process is in policies of the API server (manifests/control-plane/policies/nodes.yaml), and in an entry
 of the webhook configuration that outage.go keeps.
 */

@@ -34,5 +34,7 @@ most of which have no label.
 Rule judges updates of labelled objects, Scales the /scale of built-in workloads, ReplicaSets those of
 Deployments. An object of /scale has no labels and annotations of its workload, so the workload is read
 live for each, and the price of a request does not grow with the number of labelled workloads.
+The /scale of a custom kind is refused by a policy of the API server that its users copy:
+manifests/control-plane/components/scale-custom-kind.
 */
 package replicasprotection
