@@ -186,6 +186,7 @@ test-all: binaries kubelets node-e2e ## For each supported minor version: upstre
 		$(guard_build_for)"$$version" test || status=1; \
 		$(guard_build_for)"$$version" prove || status=1; \
 		$(guard_build_for)"$$version" control-plane || status=1; \
+		$(guard_build_for)"$$version" kubelet-stock || status=1; \
 		kubelet=$$($(guard_build_for)"$$version" version); \
 		for control_plane in $$(printf '%s\n' "$${kubelet%%+*}" "$${default%%+*}" | sort -u); do \
 			_output/bin/guard-e2e run --kubelet=guarded --kubelet-version="$${kubelet%%+*}" --control-plane-version="$$control_plane" --attempts='$(ATTEMPTS)' || status=1; \
