@@ -178,7 +178,7 @@ test-hooks: ## Run the tests of the hooks for each supported minor version (KUBE
 
 # An older kubelet joins a control plane of its own version, and the newest.
 .PHONY: test-all
-test-all: binaries kubelets node-e2e ## For each supported minor version: upstream's tests, the tests of the hooks, the proof, and the node suite (5 hours)
+test-all: binaries kubelets node-e2e guard-webhook controlplane-e2e ## For each supported minor version: upstream's tests, the tests of the hooks, the proof, and the suites of the node and the control plane (6 hours)
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 	@status=0; default=$$($(guard_build_for) version); for version in $(KUBE_VERSIONS); do \
 		echo "== Kubernetes $$version"; \
@@ -191,6 +191,7 @@ test-all: binaries kubelets node-e2e ## For each supported minor version: upstre
 		for control_plane in $$(printf '%s\n' "$${kubelet%%+*}" "$${default%%+*}" | sort -u); do \
 			_output/bin/guard-e2e run --kubelet=guarded --kubelet-version="$${kubelet%%+*}" --control-plane-version="$$control_plane" --attempts='$(ATTEMPTS)' || status=1; \
 		done; \
+		_output/bin/guard-e2e controlplane --kubernetes-version="$${kubelet%%+*}" --attempts='$(ATTEMPTS)' || status=1; \
 	done; exit $$status
 
 .PHONY: test-e2e
