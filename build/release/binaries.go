@@ -81,6 +81,9 @@ func checkBinary(ctx context.Context, r Release, b Binary, f foundBinary) error 
 	if on := (Platform{settings["GOOS"], settings["GOARCH"]}); on != b.Platform {
 		return fmt.Errorf("%s: it is for %s/%s, and should be for %s/%s", f.where, on.OS, on.Arch, b.OS, b.Arch)
 	}
+	if info.GoVersion != r.GoVersion {
+		return fmt.Errorf("%s: it is by %s, and should be by %s", f.where, info.GoVersion, r.GoVersion)
+	}
 	want := r.reported(b)
 	data, err := os.ReadFile(f.file)
 	if err != nil {

@@ -59,6 +59,16 @@ var checksumLine = regexp.MustCompile(`^([0-9a-f]{64})  ([^/\\]+)$`)
 // checkChecksums compares the files of a folder with SHA256SUMS: all of these, with these
 // checksums, and no other but the signatures.
 func checkChecksums(dir string) (map[string]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		// A link may be to a file that is another one tomorrow.
+		if !e.Type().IsRegular() {
+			return nil, fmt.Errorf("%s: not a file, but %v", e.Name(), e.Type())
+		}
+	}
 	data, err := os.ReadFile(filepath.Join(dir, checksumsFile))
 	if err != nil {
 		return nil, err
@@ -85,10 +95,6 @@ func checkChecksums(dir string) (map[string]string, error) {
 		case sum != want[name]:
 			problems = append(problems, fmt.Errorf("%s: SHA-256 %s, in %s %s", name, sum, checksumsFile, want[name]))
 		}
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
 	}
 	unlisted := []string{checksumsFile, checksumsSignatureFile, provenanceSignatureFile}
 	for _, e := range entries {

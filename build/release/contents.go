@@ -22,6 +22,8 @@ type Release struct {
 	Commit string
 	// Time is the time of the commit. No file has another one.
 	Time time.Time
+	// GoVersion is that of the compiler of all binaries, for example go1.26.8.
+	GoVersion string
 	// KubeVersions are the upstream versions with a guarded kubelet, sorted.
 	KubeVersions []string
 	// Registry is the registry and path that the images are meant for, for example
@@ -167,10 +169,14 @@ func (r Release) validate() error {
 		return fmt.Errorf("commit %q is not the full hash of a commit", r.Commit)
 	case r.Time.IsZero():
 		return fmt.Errorf("the time of the commit is missing")
+	case r.GoVersion == "":
+		return fmt.Errorf("the version of Go is missing")
 	case len(r.KubeVersions) == 0:
 		return fmt.Errorf("no Kubernetes version")
 	case !slices.IsSortedFunc(r.KubeVersions, semver.Compare):
 		return fmt.Errorf("the versions of Kubernetes are not sorted: %v", r.KubeVersions)
+	case len(slices.Compact(slices.Clone(r.KubeVersions))) < len(r.KubeVersions):
+		return fmt.Errorf("a version of Kubernetes is there twice: %v", r.KubeVersions)
 	case r.Registry == "" || strings.HasSuffix(r.Registry, "/"):
 		return fmt.Errorf("registry %q is not one such as registry.example/kubelet-guard", r.Registry)
 	case !strings.HasPrefix(r.URL, "https://") || strings.HasSuffix(r.URL, "/"):

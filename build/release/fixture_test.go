@@ -3,6 +3,7 @@ package release
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"debug/buildinfo"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +34,7 @@ var testRelease = Release{
 	Version:      build.Release,
 	Commit:       "0123456789abcdef0123456789abcdef01234567",
 	Time:         time.Unix(1767225600, 0).UTC(),
+	GoVersion:    runtime.Version(),
 	KubeVersions: []string{"v1.36.3"},
 	Registry:     "registry.example/kubelet-guard",
 	URL:          "https://releases.example/" + build.Release,
@@ -44,9 +47,13 @@ func ofTwoVersions() Release {
 	return r
 }
 
-var testBuilder = builder{
-	id: "https://ci.example", goVersion: "go1.26.8",
-	upstreams: []build.Upstream{{Module: "k8s.io/kubernetes", Version: "v1.36.3", Sum: "h1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}},
+// testBuilder made a release.
+func testBuilder(r Release) builder {
+	b := builder{id: "https://ci.example"}
+	for _, kube := range r.KubeVersions {
+		b.upstreams = append(b.upstreams, build.Upstream{Module: "k8s.io/kubernetes", Version: kube, Sum: "h1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="})
+	}
+	return b
 }
 
 // programs builds the programs of the tests, once.
@@ -154,14 +161,19 @@ func packFiles(p pack, files map[Binary]string) ([]packFile, error) {
 
 func makeDeb(p pack, files []packFile) ([]byte, error) {
 	control := fmt.Sprintf("Package: kubelet-guard\nVersion: %s\nArchitecture: %s\n", p.version, p.arch)
-	controlTar, err := makeTar([]packFile{{"./control", 0o644, []byte(control)}}, p.slow())
+	// As nfpm does: the control files are always in gzip.
+	controlTar, err := makeTar([]packFile{{"./control", 0o644, []byte(control)}}, ".gz")
 	if err != nil {
 		return nil, err
 	}
 	for i := range files {
 		files[i].name = "./" + files[i].name
 	}
-	dataTar, err := makeTar(files, p.slow())
+	suffix := ""
+	if p.slow() {
+		suffix = ".xz"
+	}
+	dataTar, err := makeTar(files, suffix)
 	if err != nil {
 		return nil, err
 	}
@@ -170,11 +182,7 @@ func makeDeb(p pack, files []packFile) ([]byte, error) {
 	if err := archive.WriteGlobalHeader(); err != nil {
 		return nil, err
 	}
-	suffix := ""
-	if p.slow() {
-		suffix = ".xz"
-	}
-	for _, member := range []packFile{{"debian-binary", 0o644, []byte("2.0\n")}, {"control.tar" + suffix, 0o644, controlTar}, {"data.tar" + suffix, 0o644, dataTar}} {
+	for _, member := range []packFile{{"debian-binary", 0o644, []byte("2.0\n")}, {"control.tar.gz", 0o644, controlTar}, {"data.tar" + suffix, 0o644, dataTar}} {
 		if err := archive.WriteHeader(&ar.Header{Name: member.name, Mode: member.mode, Size: int64(len(member.data)), ModTime: testRelease.Time}); err != nil {
 			return nil, err
 		}
@@ -185,15 +193,20 @@ func makeDeb(p pack, files []packFile) ([]byte, error) {
 	return content.Bytes(), nil
 }
 
-func makeTar(files []packFile, slow bool) ([]byte, error) {
+func makeTar(files []packFile, suffix string) ([]byte, error) {
 	var content bytes.Buffer
 	archive := tar.NewWriter(&content)
 	var compressed io.WriteCloser
-	if slow {
+	switch suffix {
+	case ".gz":
+		compressed = gzip.NewWriter(&content)
+	case ".xz":
 		var err error
 		if compressed, err = xz.NewWriter(&content); err != nil {
 			return nil, err
 		}
+	}
+	if compressed != nil {
 		archive = tar.NewWriter(compressed)
 	}
 	for _, f := range files {
@@ -253,7 +266,7 @@ func testInputs(t *testing.T, r Release, files map[Binary]string) inputs {
 	t.Helper()
 	repo, err := build.FindRepo(".")
 	require.NoError(t, err)
-	in := inputs{root: repo.Root, binaries: files, packages: map[string]string{}, sbom: fakeSBOM, builder: testBuilder}
+	in := inputs{root: repo.Root, binaries: files, packages: map[string]string{}, sbom: fakeSBOM, builder: testBuilder(r)}
 	dir := t.TempDir()
 	for _, kube := range r.KubeVersions {
 		in.packages[kube] = dir
@@ -320,6 +333,29 @@ func (d damaged) remove(name string) {
 	require.NoError(d.t, os.RemoveAll(filepath.Join(d.dir, name)))
 }
 
+// flip changes a byte in the middle of a file.
+func (d damaged) flip(name string) {
+	d.t.Helper()
+	data := d.read(name)
+	data[len(data)/2] ^= 1
+	d.write(name, data)
+}
+
+// truncate removes the last bytes of a file.
+func (d damaged) truncate(name string, bytes int) {
+	d.t.Helper()
+	data := d.read(name)
+	d.write(name, data[:len(data)-bytes])
+}
+
+// swap exchanges two files.
+func (d damaged) swap(a, b string) {
+	d.t.Helper()
+	first, second := d.read(a), d.read(b)
+	d.write(a, second)
+	d.write(b, first)
+}
+
 // edit replaces a text, which must be there.
 func (d damaged) edit(name, old, new string) {
 	d.t.Helper()
@@ -354,7 +390,7 @@ func (d damaged) seal() {
 	}
 	d.remove(provenanceFile)
 	d.remove(checksumsFile)
-	require.NoError(d.t, testRelease.writeProvenance(d.dir, others, testBuilder))
+	require.NoError(d.t, testRelease.writeProvenance(d.dir, others, testBuilder(testRelease)))
 	require.NoError(d.t, writeChecksums(d.dir, files))
 }
 

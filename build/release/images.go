@@ -3,11 +3,15 @@ package release
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -65,6 +69,15 @@ func (r Release) images() []image {
 // reference is the name with the tag.
 func (i image) reference() string { return i.name + ":" + i.tag }
 
+// names are the annotations that a runtime takes name and tag from.
+func (i image) names() map[string]string {
+	return map[string]string{
+		// The first is for containerd and Docker, the second for skopeo and the like.
+		"io.containerd.image.name":          i.reference(),
+		"org.opencontainers.image.ref.name": i.tag,
+	}
+}
+
 func (r Release) webhookImage() string { return r.Registry + "/webhook" }
 
 // settings is the configuration of an image with the annotations as labels.
@@ -97,6 +110,11 @@ func (r Release) writeImage(dir string, i image, files map[Binary]string) error 
 			Descriptor: v1.Descriptor{MediaType: types.OCIManifestSchema1, Platform: &v1.Platform{OS: "linux", Architecture: arch}},
 		})
 	}
+	return r.writeIndex(dir, i, index)
+}
+
+// writeIndex writes the archive of an image from what it has for all architectures.
+func (r Release) writeIndex(dir string, i image, index v1.ImageIndex) error {
 	folder, err := os.MkdirTemp("", "image-*")
 	if err != nil {
 		return err
@@ -106,11 +124,7 @@ func (r Release) writeImage(dir string, i image, files map[Binary]string) error 
 	if err != nil {
 		return err
 	}
-	if err := path.AppendIndex(index, layout.WithAnnotations(map[string]string{
-		// The first is for containerd and Docker, the second for skopeo and the like.
-		"io.containerd.image.name":          i.reference(),
-		"org.opencontainers.image.ref.name": i.tag,
-	})); err != nil {
+	if err := path.AppendIndex(index, layout.WithAnnotations(i.names())); err != nil {
 		return err
 	}
 	return writeTar(filepath.Join(dir, i.file), os.DirFS(folder), r.Time)
@@ -185,7 +199,7 @@ func checkImage(dir string, r Release, i image, all *binaries) (err error) {
 	if err != nil {
 		return err
 	}
-	if len(outer.Manifests) != 1 || outer.Manifests[0].Annotations["io.containerd.image.name"] != i.reference() {
+	if len(outer.Manifests) != 1 || !maps.Equal(outer.Manifests[0].Annotations, i.names()) {
 		return fmt.Errorf("it should have one image, named %s", i.reference())
 	}
 	if index, err = index.ImageIndex(outer.Manifests[0].Digest); err != nil {
@@ -196,6 +210,7 @@ func checkImage(dir string, r Release, i image, all *binaries) (err error) {
 		return err
 	}
 	var archs []string
+	blobs := []v1.Hash{outer.Manifests[0].Digest}
 	for _, m := range manifests.Manifests {
 		if m.Platform == nil || m.Platform.OS != "linux" || slices.Contains(archs, m.Platform.Architecture) {
 			return fmt.Errorf("the platform of %s is %v", m.Digest, m.Platform)
@@ -205,6 +220,14 @@ func checkImage(dir string, r Release, i image, all *binaries) (err error) {
 		if err != nil {
 			return err
 		}
+		manifest, err := img.Manifest()
+		if err != nil {
+			return err
+		}
+		blobs = append(blobs, m.Digest, manifest.Config.Digest)
+		for _, layer := range manifest.Layers {
+			blobs = append(blobs, layer.Digest)
+		}
 		if err := checkImageFor(r, i, m.Platform.Architecture, img, all); err != nil {
 			return fmt.Errorf("%s: %w", m.Platform.Architecture, err)
 		}
@@ -212,12 +235,35 @@ func checkImage(dir string, r Release, i image, all *binaries) (err error) {
 	if !slices.Equal(archs, architectures) {
 		return fmt.Errorf("it is for %v, and should be for %v", archs, architectures)
 	}
-	// The index, and of each architecture a manifest, a configuration and a layer.
-	blobs, err := os.ReadDir(filepath.Join(folder, "blobs", "sha256"))
-	if err == nil && len(blobs) != 1+3*len(archs) {
-		err = fmt.Errorf("it has %d blobs, and should have %d", len(blobs), 1+3*len(archs))
+	return checkLayout(os.DirFS(folder), blobs)
+}
+
+// checkLayout compares the files of an archive with those of OCI's layout: with another one, such
+// as Docker's manifest.json, a runtime may load another image.
+func checkLayout(archive fs.FS, blobs []v1.Hash) error {
+	want := map[string]bool{"index.json": true, "oci-layout": true}
+	for _, blob := range blobs {
+		want["blobs/"+blob.Algorithm+"/"+blob.Hex] = true
 	}
-	return err
+	if err := fs.WalkDir(archive, ".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && !want[path] {
+			return fmt.Errorf("%s should not be there", path)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	data, err := fs.ReadFile(archive, "oci-layout")
+	if err != nil {
+		return err
+	}
+	var format struct {
+		Version string `json:"imageLayoutVersion"`
+	}
+	if err := json.Unmarshal(data, &format); err != nil || format.Version != "1.0.0" {
+		return fmt.Errorf("oci-layout should be of version 1.0.0: %s", data)
+	}
+	return nil
 }
 
 func checkImageFor(r Release, i image, arch string, img v1.Image, all *binaries) error {
@@ -227,11 +273,8 @@ func checkImageFor(r Release, i image, arch string, img v1.Image, all *binaries)
 	}
 	want := r.settings(i)
 	got := config.Config
-	if config.OS != "linux" || config.Architecture != arch || got.User != want.User ||
-		!slices.Equal(got.Entrypoint, want.Entrypoint) || !slices.Equal(got.Cmd, want.Cmd) || !slices.Equal(got.Env, want.Env) ||
-		len(got.Volumes) > 0 || len(got.ExposedPorts) > 0 || got.WorkingDir != "" {
-		return fmt.Errorf("user, command or environment differ: %s/%s, user %s, command %v %v, environment %v",
-			config.OS, config.Architecture, got.User, got.Entrypoint, got.Cmd, got.Env)
+	if config.OS != "linux" || config.Architecture != arch || !reflect.DeepEqual(got, want) {
+		return fmt.Errorf("its settings are for %s/%s %+v, and should be for linux/%s %+v", config.OS, config.Architecture, got, arch, want)
 	}
 	layers, err := img.Layers()
 	if err != nil {
@@ -250,6 +293,9 @@ func checkImageFor(r Release, i image, arch string, img v1.Image, all *binaries)
 		b, known := programs[file]
 		if !known || !mode.IsRegular() || seen[file] {
 			return fmt.Errorf("/%s should not be there", file)
+		}
+		if mode.Perm() != programMode {
+			return fmt.Errorf("/%s has the mode %v, and should have %v", file, mode, programMode)
 		}
 		seen[file] = true
 		if err := all.add(b, i.file+": /"+file, content); err != nil {

@@ -44,6 +44,9 @@ func (m Maker) Make(ctx context.Context, dir string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := m.unchanged(ctx, r); err != nil {
+		return err
+	}
 	return replace(dir, func(tmp string) error {
 		start := time.Now()
 		if err := r.assemble(ctx, tmp, in); err != nil {
@@ -72,11 +75,26 @@ func (m Maker) release(ctx context.Context) (Release, error) {
 	if err != nil {
 		return Release{}, fmt.Errorf("the time of commit %s: %w", hash, err)
 	}
-	r := Release{Version: build.Release, Commit: hash, Time: time.Unix(epoch, 0).UTC(), Registry: m.Registry, URL: m.URL}
+	r := Release{
+		Version: build.Release, Commit: hash, Time: time.Unix(epoch, 0).UTC(), GoVersion: runtime.Version(), Registry: m.Registry, URL: m.URL,
+	}
 	for _, u := range m.Upstreams {
 		r.KubeVersions = append(r.KubeVersions, u.Version)
 	}
 	return r, r.validate()
+}
+
+// unchanged fails when the checkout is no longer that of the release: the builds before take long,
+// and read its files one after the other.
+func (m Maker) unchanged(ctx context.Context, r Release) error {
+	now, err := m.release(ctx)
+	if err == nil && now.Commit != r.Commit {
+		err = fmt.Errorf("its commit is %s now", now.Commit)
+	}
+	if err != nil {
+		return fmt.Errorf("the checkout of commit %s changed during the build: %w", r.Commit, err)
+	}
+	return nil
 }
 
 func gitOutput(ctx context.Context, dir string, args ...string) (string, error) {
@@ -107,7 +125,7 @@ type inputs struct {
 func (m Maker) build(ctx context.Context, r Release, out io.Writer) (inputs, error) {
 	in := inputs{
 		root: m.Repo.Root, binaries: map[Binary]string{}, packages: map[string]string{},
-		builder: builder{id: m.Builder, goVersion: runtime.Version(), upstreams: m.Upstreams},
+		builder: builder{id: m.Builder, upstreams: m.Upstreams},
 	}
 	for _, u := range m.Upstreams {
 		for _, arch := range architectures {

@@ -54,7 +54,7 @@ func TestAReleaseIsMadeFromACommit(t *testing.T) {
 	git("add", ".")
 	git("commit", "-q", "-m", "first")
 	m := Maker{
-		Repo: build.Repo{Root: dir}, Upstreams: testBuilder.upstreams,
+		Repo: build.Repo{Root: dir}, Upstreams: testBuilder(testRelease).upstreams,
 		Registry: testRelease.Registry, URL: testRelease.URL,
 	}
 	r, err := m.release(t.Context())
@@ -63,9 +63,14 @@ func TestAReleaseIsMadeFromACommit(t *testing.T) {
 	assert.Equal(t, []string{"v1.36.3"}, r.KubeVersions)
 	assert.Len(t, r.Commit, 40)
 
+	require.NoError(t, m.unchanged(t.Context(), r))
+
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("changed"), 0o644))
 	_, err = m.release(t.Context())
 	assert.ErrorContains(t, err, "the checkout has changes:\nM file")
+	assert.ErrorContains(t, m.unchanged(t.Context(), r), "the checkout of commit "+r.Commit+" changed during the build")
+	git("commit", "-q", "-a", "-m", "second")
+	assert.ErrorContains(t, m.unchanged(t.Context(), r), "its commit is ")
 }
 
 func TestWhatCannotBeNamedIsRefused(t *testing.T) {
@@ -74,6 +79,8 @@ func TestWhatCannotBeNamedIsRefused(t *testing.T) {
 		`release "0.1" is not a version`:                               func(r *Release) { r.Version = "0.1" },
 		`commit "0123" is not the full hash`:                           func(r *Release) { r.Commit = "0123" },
 		"the time of the commit is missing":                            func(r *Release) { r.Time = time.Time{} },
+		"the version of Go is missing":                                 func(r *Release) { r.GoVersion = "" },
+		"a version of Kubernetes is there twice: [v1.36.3 v1.36.3]":    func(r *Release) { r.KubeVersions = []string{"v1.36.3", "v1.36.3"} },
 		"no Kubernetes version":                                        func(r *Release) { r.KubeVersions = nil },
 		"the versions of Kubernetes are not sorted: [v1.36.3 v1.35.4]": func(r *Release) { r.KubeVersions = []string{"v1.36.3", "v1.35.4"} },
 		`version "1.36" of Kubernetes is not one such`:                 func(r *Release) { r.KubeVersions = []string{"1.36"} },

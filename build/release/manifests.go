@@ -7,9 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
-	appsv1 "k8s.io/api/apps/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/kustomize/api/filters/imagetag"
 	"sigs.k8s.io/kustomize/api/krusty"
@@ -55,54 +55,70 @@ func (r Release) writeManifests(dir, manifests string) error {
 	return nil
 }
 
-// checkManifests compares the images of deployments with the release's.
+// checkManifests compares the images of all containers with the release's: one in each file of
+// the control plane, the webhook's, and none in the others.
 func checkManifests(dir string, r Release) error {
-	want := r.images()[0].reference()
 	for _, o := range overlays {
 		f, err := os.Open(filepath.Join(dir, o.file))
 		if err != nil {
 			return err
 		}
-		err = eachDeployment(f, func(data []byte) error {
-			var deployment appsv1.Deployment
-			if err := yaml.Unmarshal(data, &deployment); err != nil {
-				return err
-			}
-			for _, c := range deployment.Spec.Template.Spec.Containers {
-				if c.Image != want {
-					return fmt.Errorf("deployment %s has the image %s, and should have %s", deployment.Name, c.Image, want)
-				}
-			}
-			return nil
-		})
+		images, err := containerImages(f)
 		f.Close()
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.file, err)
+		}
+		var want []string
+		if strings.HasPrefix(o.folder, "control-plane/") {
+			want = []string{r.images()[0].reference()}
+		}
+		if !slices.Equal(images, want) {
+			return fmt.Errorf("%s: it has the images %v, and should have %v", o.file, images, want)
 		}
 	}
 	return nil
 }
 
-// eachDeployment calls a function for each deployment of a file.
-func eachDeployment(r io.Reader, visit func(data []byte) error) error {
+// containerImages returns the images of all containers in a file of objects.
+func containerImages(r io.Reader) ([]string, error) {
 	documents := utilyaml.NewYAMLReader(bufio.NewReader(r))
-	for {
+	var images []string
+	for objects := 0; ; objects++ {
 		data, err := documents.Read()
 		if errors.Is(err, io.EOF) {
-			return nil
+			if objects == 0 {
+				err = errors.New("it has no objects")
+			} else {
+				err = nil
+			}
+			return images, err
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		var kind metav1.TypeMeta
-		if err := yaml.Unmarshal(data, &kind); err != nil {
-			return err
+		var object map[string]any
+		if err := yaml.Unmarshal(data, &object); err != nil {
+			return nil, err
 		}
-		if kind.Kind != "Deployment" {
-			continue
+		images = appendImages(images, object)
+	}
+}
+
+// appendImages appends the images anywhere in an object, so that no kind of workload and of
+// container is forgotten. In a schema, a field of this name is not a string.
+func appendImages(images []string, value any) []string {
+	switch value := value.(type) {
+	case []any:
+		for _, v := range value {
+			images = appendImages(images, v)
 		}
-		if err := visit(data); err != nil {
-			return err
+	case map[string]any:
+		for _, key := range sortedKeys(value) {
+			if image, ok := value[key].(string); ok && key == "image" {
+				images = append(images, image)
+			}
+			images = appendImages(images, value[key])
 		}
 	}
+	return images
 }

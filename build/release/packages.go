@@ -2,6 +2,8 @@ package release
 
 import (
 	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -49,6 +51,9 @@ const (
 	packagedUnit    = "usr/sbin/kubelet-guard-unit"
 )
 
+// programMode is the mode of each program in packages and images.
+const programMode os.FileMode = 0o755
+
 // checkPackage reads a package as dpkg and rpm do: its name, version and architecture must be
 // those of its file name, and its programs those of the release.
 func checkPackage(dir string, p pack, all *binaries) error {
@@ -74,6 +79,9 @@ func checkPackage(dir string, p pack, all *binaries) error {
 			return fmt.Errorf("%s is there twice", file)
 		}
 		seen[file] = true
+		if !mode.IsRegular() || mode.Perm() != programMode {
+			return fmt.Errorf("%s has the mode %v, and should have %v", file, mode, programMode)
+		}
 		if err := all.add(b, p.file+": "+file, content); err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
@@ -96,15 +104,20 @@ type visit func(file string, mode os.FileMode, content io.Reader) error
 // readDeb reads an archive of ar, with the control file and the files in two archives of tar.
 func readDeb(r io.Reader, file visit) (name, version, arch string, err error) {
 	archive := ar.NewReader(r)
+	var members []string
 	for {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
+			if got, want := strings.Join(members, " "), "debian-binary control.tar data.tar"; got != want {
+				return "", "", "", fmt.Errorf("it should have %s, and has %s", want, got)
+			}
 			return name, version, arch, nil
 		}
 		if err != nil {
 			return "", "", "", err
 		}
 		member := strings.TrimSuffix(header.Name, "/")
+		members = append(members, strings.TrimSuffix(strings.TrimSuffix(member, ".gz"), ".xz"))
 		switch {
 		case strings.HasPrefix(member, "control.tar"):
 			err = readTar(archive, member, func(file string, _ os.FileMode, content io.Reader) error {
@@ -134,7 +147,8 @@ func readDeb(r io.Reader, file visit) (name, version, arch string, err error) {
 	}
 }
 
-// readTar reads an archive of tar, compressed as its name says.
+// readTar reads an archive of tar, compressed as its name says, to the end: the checksum of the
+// compression is there. A path must be relative and lead to no other folder.
 func readTar(r io.Reader, name string, file visit) error {
 	content, err := decompress(r, name)
 	if err != nil {
@@ -144,12 +158,36 @@ func readTar(r io.Reader, name string, file visit) error {
 	for {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return onlyZeros(content)
 		}
 		if err != nil {
 			return err
 		}
-		if err := file(clean(header.Name), header.FileInfo().Mode(), archive); err != nil {
+		name := clean(header.Name)
+		switch {
+		case strings.TrimSuffix(strings.TrimPrefix(header.Name, "./"), "/") != name:
+			return fmt.Errorf("%s is not a plain relative path", header.Name)
+		case header.Typeflag == tar.TypeLink:
+			return fmt.Errorf("%s is a hard link", name)
+		}
+		if err := file(name, header.FileInfo().Mode(), archive); err != nil {
+			return err
+		}
+	}
+}
+
+// onlyZeros reads what follows the last file of an archive of tar. Some programs would read more
+// files there.
+func onlyZeros(r io.Reader) error {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buffer)
+		switch {
+		case len(bytes.Trim(buffer[:n], "\x00")) > 0:
+			return errors.New("data after the end of the archive")
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
 			return err
 		}
 	}
@@ -193,6 +231,8 @@ func readRpm(r io.Reader, file visit) (name, version, arch string, err error) {
 // decompress returns the content of a file with the suffix of its compression.
 func decompress(r io.Reader, name string) (io.Reader, error) {
 	switch path.Ext(name) {
+	case ".gz":
+		return gzip.NewReader(r)
 	case ".xz":
 		return xz.NewReader(r)
 	case ".tar":

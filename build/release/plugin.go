@@ -77,10 +77,13 @@ func checkPlugin(dir string, b Binary, all *binaries) error {
 	var files []string
 	err := read(filepath.Join(dir, name), func(file string, mode os.FileMode, content io.Reader) error {
 		files = append(files, file)
+		if !mode.IsRegular() {
+			return fmt.Errorf("%s is not a file", file)
+		}
 		if file != pluginProgram(b) {
 			return nil
 		}
-		if !mode.IsRegular() || mode.Perm()&0o111 == 0 {
+		if mode.Perm()&0o111 == 0 {
 			return fmt.Errorf("%s is not executable", file)
 		}
 		return all.add(b, name+": "+file, content)
@@ -100,11 +103,7 @@ func readTarGz(name string, file visit) error {
 		return err
 	}
 	defer f.Close()
-	content, err := gzip.NewReader(f)
-	if err != nil {
-		return err
-	}
-	return readTar(content, "content.tar", file)
+	return readTar(f, name, file)
 }
 
 func readZip(name string, file visit) error {
@@ -114,6 +113,9 @@ func readZip(name string, file visit) error {
 	}
 	defer archive.Close()
 	for _, f := range archive.File {
+		if clean(f.Name) != f.Name {
+			return fmt.Errorf("%s is not a plain relative path", f.Name)
+		}
 		content, err := f.Open()
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,8 +33,6 @@ const (
 type builder struct {
 	// id is the address of the builder. The signer of the statement vouches for it.
 	id string
-	// goVersion is the version of the compiler.
-	goVersion string
 	// upstreams are the pinned sources of the kubelets.
 	upstreams []build.Upstream
 }
@@ -86,7 +85,7 @@ func (r Release) provenance(by builder) (*provenancev1.Provenance, error) {
 		return nil, err
 	}
 	internal, err := structpb.NewStruct(map[string]any{
-		"goVersion": by.goVersion, "sourceDateEpoch": fmt.Sprint(r.Time.Unix()),
+		"goVersion": r.GoVersion, "sourceDateEpoch": fmt.Sprint(r.Time.Unix()),
 	})
 	if err != nil {
 		return nil, err
@@ -172,16 +171,24 @@ func parseProvenance(file string) (Release, map[string]string, error) {
 		kube, _ := v.(string)
 		r.KubeVersions = append(r.KubeVersions, kube)
 	}
-	epoch, _ := p.BuildDefinition.InternalParameters.AsMap()["sourceDateEpoch"].(string)
+	internal := p.BuildDefinition.InternalParameters.AsMap()
+	r.GoVersion, _ = internal["goVersion"].(string)
+	epoch, _ := internal["sourceDateEpoch"].(string)
 	var seconds int64
 	if _, err := fmt.Sscan(epoch, &seconds); err != nil {
 		return Release{}, nil, fmt.Errorf("sourceDateEpoch %q: %w", epoch, err)
 	}
 	r.Time = time.Unix(seconds, 0).UTC()
+	var kubelets []string
 	for _, d := range p.BuildDefinition.ResolvedDependencies {
 		if commit := d.Digest[intoto.AlgorithmGitCommit.String()]; commit != "" {
 			r.Commit = commit
+			continue
 		}
+		kubelets = append(kubelets, d.Uri[strings.LastIndex(d.Uri, "@")+1:])
+	}
+	if !slices.Equal(kubelets, r.KubeVersions) {
+		return Release{}, nil, fmt.Errorf("the sources of kubelets are of %v, and should be of %v", kubelets, r.KubeVersions)
 	}
 	subjects := map[string]string{}
 	for _, subject := range s.Subject {

@@ -88,6 +88,10 @@ func checkSignature(dir, file, bundleFile string, key *ecdsa.PublicKey, of signe
 	if !ecdsa.VerifyASN1(key, hash[:], signature) {
 		return fmt.Errorf("%s: not a signature of %s by this key", bundleFile, file)
 	}
+	// cosign refuses such a bundle, too.
+	if digest := b.GetMessageSignature().GetMessageDigest().GetDigest(); digest != nil && !bytes.Equal(digest, hash[:]) {
+		return fmt.Errorf("%s: it names SHA-256 %x, and %s has %x", bundleFile, digest, file, hash)
+	}
 	return nil
 }
 

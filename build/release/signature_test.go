@@ -82,8 +82,13 @@ func TestSignatures(t *testing.T) {
 		"no key":                 {func(d damaged) { d.write("key", []byte("key")) }, filepath.Join(whole, krewFile), "guard.yaml: not a public key in PEM"},
 		"of other checksums":     {func(d damaged) { d.edit(checksumsFile, "  guard.yaml", "  other.yaml") }, public, "SHA256SUMS.sigstore.json: not a signature of SHA256SUMS by this key"},
 		"of another statement":   {func(d damaged) { d.edit(provenanceFile, "https://ci.example", "https://ci.other"); d.list() }, public, "SHA256SUMS.sigstore.json: not a signature"},
-		"missing":                {func(d damaged) { d.remove(checksumsSignatureFile) }, public, "SHA256SUMS.sigstore.json: it is missing"},
-		"not a bundle":           {func(d damaged) { d.write(checksumsSignatureFile, []byte("MEUCIQ==")) }, public, "SHA256SUMS.sigstore.json: "},
+		"with another digest": {func(d damaged) {
+			digest := sha256.Sum256(d.read(checksumsFile))
+			other := sha256.Sum256(nil)
+			d.edit(checksumsSignatureFile, base64.StdEncoding.EncodeToString(digest[:]), base64.StdEncoding.EncodeToString(other[:]))
+		}, public, "SHA256SUMS.sigstore.json: it names SHA-256 e3b0c44298fc1c14"},
+		"missing":      {func(d damaged) { d.remove(checksumsSignatureFile) }, public, "SHA256SUMS.sigstore.json: it is missing"},
+		"not a bundle": {func(d damaged) { d.write(checksumsSignatureFile, []byte("MEUCIQ==")) }, public, "SHA256SUMS.sigstore.json: "},
 		"of a statement, not of a file": {func(d damaged) { d.write(checksumsSignatureFile, d.read(provenanceSignatureFile)) }, public,
 			"SHA256SUMS.sigstore.json: no signature of a file"},
 		"of a file, not of a statement": {func(d damaged) { d.write(provenanceSignatureFile, d.read(checksumsSignatureFile)) }, public,

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -16,6 +17,9 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -23,12 +27,13 @@ import (
 )
 
 const (
-	guardVersion = build.Release
-	kubeletFile  = "kubelet-v1.36.3+guard." + guardVersion + "-linux-arm64"
-	webhookFile  = "guard-webhook-" + guardVersion + ".oci.tar"
-	pluginFile   = "kubectl-guard-" + guardVersion + "-darwin-arm64.tar.gz"
-	windowsFile  = "kubectl-guard-" + guardVersion + "-windows-amd64.zip"
-	sbomFile     = "guard-webhook-" + guardVersion + "-linux-amd64.cdx.json"
+	guardVersion     = build.Release
+	kubeletFile      = "kubelet-v1.36.3+guard." + guardVersion + "-linux-arm64"
+	kubeletFileAMD64 = "kubelet-v1.36.3+guard." + guardVersion + "-linux-amd64"
+	webhookFile      = "guard-webhook-" + guardVersion + ".oci.tar"
+	pluginFile       = "kubectl-guard-" + guardVersion + "-darwin-arm64.tar.gz"
+	windowsFile      = "kubectl-guard-" + guardVersion + "-windows-amd64.zip"
+	sbomFile         = "guard-webhook-" + guardVersion + "-linux-amd64.cdx.json"
 )
 
 func TestAReleaseIsValid(t *testing.T) {
@@ -81,6 +86,22 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 	}{
 		// Nothing else would find this one.
 		"a changed byte":              {func(d damaged) { d.edit("manifests-node.yaml", "get", "put") }, false, "manifests-node.yaml: SHA-256 "},
+		"a changed byte of a kubelet": {func(d damaged) { d.flip(kubeletFile) }, false, kubeletFile + ": SHA-256 "},
+		"an edited checksum": {func(d damaged) {
+			sum, err := sha256Of(filepath.Join(d.dir, kubeletFile))
+			require.NoError(d.t, err)
+			d.edit(checksumsFile, sum, strings.Repeat("0", 64))
+		}, false, ", in SHA256SUMS 000"},
+		"a truncated list of checksums": {func(d damaged) {
+			lines := strings.SplitAfter(string(d.read(checksumsFile)), "\n")
+			d.write(checksumsFile, []byte(strings.Join(lines[:len(lines)-2], "")))
+		}, false, "release-notes.md: not in SHA256SUMS"},
+		"a link out of the folder": {func(d damaged) {
+			outside := filepath.Join(d.t.TempDir(), krewFile)
+			require.NoError(d.t, os.Rename(filepath.Join(d.dir, krewFile), outside))
+			require.NoError(d.t, os.Symlink(outside, filepath.Join(d.dir, krewFile)))
+		}, false, "guard.yaml: not a file, but L"},
+		"a folder in it":              {func(d damaged) { require.NoError(d.t, os.Mkdir(filepath.Join(d.dir, "bin"), 0o755)) }, false, "bin: not a file, but d"},
 		"a missing file":              {func(d damaged) { d.remove(kubeletFile) }, false, kubeletFile + ": it is missing"},
 		"a missing file, not listed":  {func(d damaged) { d.remove(krewFile) }, true, krewFile + ": it is missing"},
 		"another file":                {func(d damaged) { d.write("install.sh", nil) }, false, "install.sh: not in SHA256SUMS"},
@@ -105,14 +126,30 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 			d.edit(provenanceFile, `"release": "`+guardVersion+`"`, `"release": "9.9.9"`)
 			d.list()
 		}, false, ": not a file of release 9.9.9"},
+		"a statement of another commit": {func(d damaged) {
+			d.edit(provenanceFile, `"gitCommit": "0123`, `"gitCommit": "3210`)
+			d.list()
+		}, false, webhookFile + ": amd64: its settings are"},
+		"a statement of another version of Go": {func(d damaged) {
+			d.edit(provenanceFile, `"goVersion": "go1.`, `"goVersion": "go0.`)
+			d.list()
+		}, false, kubeletFile + ": it is by " + runtime.Version() + ", and should be by go0."},
+		"a statement of other sources": {func(d damaged) {
+			d.edit(provenanceFile, "k8s.io/kubernetes@v1.36.3", "k8s.io/kubernetes@v1.36.2")
+			d.list()
+		}, false, "provenance.json: the sources of kubelets are of [v1.36.2], and should be of [v1.36.3]"},
 		"a statement of a path": {func(d damaged) {
 			d.edit(provenanceFile, `"release": "`+guardVersion+`"`, `"release": "../9"`)
 			d.list()
 		}, false, `provenance.json: release "../9" is not a version`},
 		"a statement that is not one": {func(d damaged) { d.write(provenanceFile, []byte("{}")); d.list() }, false, "provenance.json: "},
 
+		"a changed byte of a kubelet, listed": {func(d damaged) { d.flip(kubeletFile) }, true,
+			arm.file + ": data.tar: usr/bin/kubelet-guarded: another binary than in " + kubeletFile},
+		"kubelets of swapped architectures": {func(d damaged) { d.swap(kubeletFile, kubeletFileAMD64) }, true,
+			arm.file + ": data.tar: usr/bin/kubelet-guarded: another binary than in " + kubeletFile},
 		"another kubelet": {func(d damaged) {
-			d.write(kubeletFile, d.read("kubelet-v1.36.3+guard."+guardVersion+"-linux-amd64"))
+			d.write(kubeletFile, d.read(kubeletFileAMD64))
 		}, true, arm.file + ": data.tar: usr/bin/kubelet-guarded: another binary than in " + kubeletFile},
 		"another kubelet in the deb": {func(d damaged) {
 			d.repack(deb, func(_ *pack, files []packFile) []packFile { files[0].data = []byte("kubelet"); return files })
@@ -139,6 +176,26 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 		"an rpm with one program less": {func(d damaged) {
 			d.repack(rpm, func(_ *pack, files []packFile) []packFile { return slices.Delete(files, 1, 2) })
 		}, true, rpm.file + ": it should have usr/bin/kubelet-guarded and usr/sbin/kubelet-guard-unit"},
+		"a deb with a kubelet that cannot run": {func(d damaged) {
+			d.repack(deb, func(_ *pack, files []packFile) []packFile { files[0].mode = 0o644; return files })
+		}, true, deb.file + ": data.tar.xz: usr/bin/kubelet-guarded has the mode -rw-r--r--, and should have -rwxr-xr-x"},
+		"an rpm with a kubelet that cannot run": {func(d damaged) {
+			d.repack(rpm, func(_ *pack, files []packFile) []packFile { files[0].mode = 0o644; return files })
+		}, true, rpm.file + ": usr/bin/kubelet-guarded has the mode -rw-r--r--, and should have -rwxr-xr-x"},
+		"a deb with more files after the first": {func(d damaged) {
+			more, err := makeTar([]packFile{{"./usr/bin/other", 0o644, nil}}, "")
+			require.NoError(d.t, err)
+			d.write(arm.file, append(d.read(arm.file), more...))
+		}, true, arm.file + ": "},
+		"a deb with two archives of files": {func(d damaged) {
+			data := d.read(arm.file)
+			d.write(arm.file, append(data, data[8:]...))
+		}, true, arm.file + ": data.tar: usr/bin/kubelet-guarded is there twice"},
+		"a deb with one more member": {func(d damaged) {
+			d.write(arm.file, append(d.read(arm.file), fmt.Sprintf("%-16s%-12s%-6s%-6s%-8s%-10d`\n", "_other", "0", "0", "0", "100644", 0)...))
+		}, true, arm.file + ": it should have debian-binary control.tar data.tar, and has debian-binary control.tar data.tar _other"},
+		"a truncated deb":     {func(d damaged) { d.truncate(deb.file, 100) }, true, deb.file + ": data.tar.xz: "},
+		"a truncated rpm":     {func(d damaged) { d.truncate(rpm.file, 100) }, true, rpm.file + ": "},
 		"a deb that is none":  {func(d damaged) { d.write(deb.file, []byte("deb")) }, true, deb.file + ": "},
 		"an rpm that is none": {func(d damaged) { d.write(rpm.file, []byte("rpm")) }, true, rpm.file + ": "},
 
@@ -169,17 +226,17 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 			i := webhook
 			i.config.User = "0:0"
 			d.image(i, testPrograms(d.t))
-		}, true, webhookFile + ": amd64: user, command or environment differ"},
+		}, true, webhookFile + ": amd64: its settings are"},
 		"an image with another command": {func(d damaged) {
 			i := webhook
 			i.config.Entrypoint = []string{"/bin/sh"}
 			d.image(i, testPrograms(d.t))
-		}, true, webhookFile + ": amd64: user, command or environment differ"},
+		}, true, webhookFile + ": amd64: its settings are"},
 		"an image with a volume": {func(d damaged) {
 			i := webhook
 			i.config.Volumes = map[string]struct{}{"/tls": {}}
 			d.image(i, testPrograms(d.t))
-		}, true, webhookFile + ": amd64: user, command or environment differ"},
+		}, true, webhookFile + ": amd64: its settings are"},
 		"an image of another name": {func(d damaged) {
 			i := webhook
 			i.name = "registry.example/other"
@@ -199,7 +256,35 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 			require.NoError(d.t, os.WriteFile(filepath.Join(folder, "blobs", "sha256", strings.Repeat("0", 64)), nil, 0o644))
 			d.remove(webhookFile)
 			require.NoError(d.t, writeTar(filepath.Join(d.dir, webhookFile), os.DirFS(folder), r.Time))
-		}, true, webhookFile + ": it has 8 blobs, and should have 7"},
+		}, true, webhookFile + ": blobs/sha256/" + strings.Repeat("0", 64) + " should not be there"},
+		"an image with one more layer": {func(d damaged) {
+			d.layers(webhook, func(img v1.Image) (v1.Image, error) {
+				layers, err := img.Layers()
+				require.NoError(d.t, err)
+				return mutate.AppendLayers(img, layers...)
+			})
+		}, true, webhookFile + ": amd64: it should have one layer, and has 2"},
+		"an image with Docker's list of another one": {func(d damaged) {
+			folder := d.t.TempDir()
+			require.NoError(d.t, extractTar(filepath.Join(d.dir, webhookFile), folder))
+			require.NoError(d.t, os.WriteFile(filepath.Join(folder, "manifest.json"), []byte("[]"), 0o644))
+			d.remove(webhookFile)
+			require.NoError(d.t, writeTar(filepath.Join(d.dir, webhookFile), os.DirFS(folder), r.Time))
+		}, true, webhookFile + ": manifest.json should not be there"},
+		"an image with another tag for skopeo": {func(d damaged) {
+			d.edit(webhookFile, `"org.opencontainers.image.ref.name": "`+guardVersion+`"`, `"org.opencontainers.image.ref.name": "`+strings.Repeat("9", len(guardVersion))+`"`)
+		}, true, webhookFile + ": it should have one image, named"},
+		"an image of another commit": {func(d damaged) {
+			other := r
+			other.Commit = strings.Repeat("0", 40)
+			d.remove(webhookFile)
+			require.NoError(d.t, other.writeImage(d.dir, webhook, testPrograms(d.t)))
+		}, true, webhookFile + ": amd64: its settings are"},
+		"an image with a truncated layer":         {func(d damaged) { d.truncate(webhookFile, len(d.read(webhookFile))/2) }, true, webhookFile + ": "},
+		"an image without the end of its archive": {func(d damaged) { d.truncate(webhookFile, 2048) }, true, webhookFile + ": "},
+		"an image with data after its archive": {func(d damaged) {
+			d.write(webhookFile, append(d.read(webhookFile), d.read(webhookFile)...))
+		}, true, webhookFile + ": data after the end of the archive"},
 		"an image that is none": {func(d damaged) { d.write(webhookFile, []byte("image")) }, true, webhookFile + ": "},
 
 		"another plugin": {func(d damaged) { d.plugin(pluginFile, 0o755, "kubectl-guard") }, true, "kubectl-guard-" + guardVersion + "-darwin-arm64.cdx.json: it is of a binary with SHA-256"},
@@ -207,15 +292,44 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 			pluginFile + ": kubectl-guard is not executable"},
 		"a plugin with one more file": {func(d damaged) { d.plugin(pluginFile, 0o755, "kubectl-guard", "other") }, true,
 			pluginFile + ": it should have [LICENSE kubectl-guard], and has [LICENSE kubectl-guard other]"},
+		"a plugin without the end of its archive": {func(d damaged) { d.truncate(pluginFile, 8); d.describe() }, true, pluginFile + ": unexpected EOF"},
+		"a plugin with data after its archive": {func(d damaged) {
+			d.write(pluginFile, append(d.read(pluginFile), d.read(pluginFile)...))
+			d.describe()
+		}, true, pluginFile + ": data after the end of the archive"},
+		"a plugin that leaves its folder": {func(d damaged) { d.plugin(pluginFile, 0o755, "../kubectl-guard") }, true,
+			pluginFile + ": ../kubectl-guard is not a plain relative path"},
+		"a plugin that is a link": {func(d damaged) {
+			var content bytes.Buffer
+			compressed := gzip.NewWriter(&content)
+			archive := tar.NewWriter(compressed)
+			require.NoError(d.t, archive.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: licence, Linkname: "/etc/shadow"}))
+			require.NoError(d.t, archive.Close())
+			require.NoError(d.t, compressed.Close())
+			d.write(pluginFile, content.Bytes())
+			d.describe()
+		}, true, pluginFile + ": LICENSE is a hard link"},
+		"a licence that is a link": {func(d damaged) {
+			var content bytes.Buffer
+			compressed := gzip.NewWriter(&content)
+			archive := tar.NewWriter(compressed)
+			require.NoError(d.t, archive.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: licence, Linkname: "/etc/shadow"}))
+			require.NoError(d.t, archive.Close())
+			require.NoError(d.t, compressed.Close())
+			d.write(pluginFile, content.Bytes())
+			d.describe()
+		}, true, pluginFile + ": LICENSE is not a file"},
+		"a truncated plugin for Windows": {func(d damaged) { d.truncate(windowsFile, 100); d.describe() }, true, windowsFile + ": "},
 		"an archive that is none": {func(d damaged) {
 			d.write(windowsFile, []byte("zip"))
-			d.remove(krewFile)
-			require.NoError(d.t, r.writeKrew(d.dir))
+			d.describe()
 		}, true, windowsFile + ": "},
 
 		"materials of another binary": {func(d damaged) {
 			d.bom(func(b *bom) { b.Metadata.Properties[0].Value = strings.Repeat("0", 64) })
 		}, true, sbomFile + ": it is of a binary with SHA-256 000"},
+		"materials of two swapped binaries": {func(d damaged) { d.swap(sbomFile, strings.Replace(sbomFile, "amd64", "arm64", 1)) }, true,
+			sbomFile + ": it is of a binary with SHA-256 "},
 		"materials without a module": {func(d damaged) {
 			d.bom(func(b *bom) { b.Components = b.Components[:1] })
 		}, true, sbomFile + ": module ./dependency (devel) of the binary is missing"},
@@ -238,7 +352,14 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 			"guard.yaml: it does not describe this release's plugin"},
 		"manifests with another image": {func(d damaged) {
 			d.edit("manifests-control-plane-audit.yaml", "kubelet-guard/webhook:"+guardVersion, "kubelet-guard/webhook:latest")
-		}, true, "manifests-control-plane-audit.yaml: deployment guard-webhook has the image registry.example/kubelet-guard/webhook:latest"},
+		}, true, "manifests-control-plane-audit.yaml: it has the images [registry.example/kubelet-guard/webhook:latest], and should have [registry.example/kubelet-guard/webhook:" + guardVersion + "]"},
+		"manifests with one more image": {func(d damaged) {
+			d.write("manifests-node.yaml", append(d.read("manifests-node.yaml"), `---
+kind: DaemonSet
+spec: {template: {spec: {initContainers: [{image: registry.example/other}]}}}
+`...))
+		}, true, "manifests-node.yaml: it has the images [registry.example/other], and should have []"},
+		"manifests without objects": {func(d damaged) { d.write("manifests-rollout.yaml", nil) }, true, "manifests-rollout.yaml: it has no objects"},
 		"notes of another release": {func(d damaged) { d.edit(notesFile, "# Kubelet Guard "+guardVersion, "# Kubelet Guard 9.9.9") }, true,
 			"release-notes.md: not those of release " + guardVersion},
 	} {
@@ -304,6 +425,30 @@ func (d damaged) image(i image, files map[Binary]string) {
 	require.NoError(d.t, testRelease.writeImage(d.dir, i, files))
 }
 
+// layers changes the image of each architecture.
+func (d damaged) layers(i image, change func(img v1.Image) (v1.Image, error)) {
+	d.t.Helper()
+	var index v1.ImageIndex = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	for _, arch := range architectures {
+		img, err := testRelease.imageFor(i, arch, testPrograms(d.t))
+		require.NoError(d.t, err)
+		img, err = change(img)
+		require.NoError(d.t, err)
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{
+			MediaType: types.OCIManifestSchema1, Platform: &v1.Platform{OS: "linux", Architecture: arch},
+		}})
+	}
+	d.remove(i.file)
+	require.NoError(d.t, testRelease.writeIndex(d.dir, i, index))
+}
+
+// describe writes the manifest of krew for the archives as they are.
+func (d damaged) describe() {
+	d.t.Helper()
+	d.remove(krewFile)
+	require.NoError(d.t, testRelease.writeKrew(d.dir))
+}
+
 // plugin replaces an archive of the plugin by one with these files next to the licence.
 func (d damaged) plugin(file string, mode int64, names ...string) {
 	d.t.Helper()
@@ -320,8 +465,7 @@ func (d damaged) plugin(file string, mode int64, names ...string) {
 	require.NoError(d.t, archive.Close())
 	require.NoError(d.t, compressed.Close())
 	d.write(file, content.Bytes())
-	d.remove(krewFile)
-	require.NoError(d.t, testRelease.writeKrew(d.dir))
+	d.describe()
 }
 
 // bom changes the materials of the webhook.
