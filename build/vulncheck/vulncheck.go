@@ -39,16 +39,26 @@ type Checker struct {
 
 // finding is a vulnerability in what is scanned.
 type finding struct {
-	id, in, summary        string
+	id, in string
+	// kube is the minor version of the kubelet, for example 1.36; empty in the programs.
+	kube                   string
+	summary                string
 	module, version, fixed string
 	// functions are the vulnerable ones.
 	functions []function
 }
 
+// where names what has the finding: programs, or kubelet 1.36.
+func (f finding) where() string { return strings.TrimSpace(f.in + " " + f.kube) }
+
 // Check scans, and prints each finding with its verdict. It fails for a finding without a
 // verdict and for a verdict that does not fit.
 func (c Checker) Check(ctx context.Context, out io.Writer) error {
-	verdicts, err := readVerdicts(c.verdictsFile())
+	supported, err := c.Repo.Supported()
+	if err != nil {
+		return err
+	}
+	verdicts, err := readVerdicts(c.verdictsFile(), minors(supported))
 	if err != nil {
 		return err
 	}
@@ -56,28 +66,36 @@ func (c Checker) Check(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	findings, err := scanner.scan(ctx, inPrograms, "./cmd/...", "./pkg/...")
+	findings, err := scanner.scan(ctx, finding{in: inPrograms}, "./cmd/...", "./pkg/...")
 	if err != nil {
 		return err
 	}
-	var kubelets []functions
+	kubelets := map[string]functions{}
 	for _, u := range c.Upstreams {
 		kubelet, err := c.kubelet(ctx, u, out)
 		if err != nil {
 			return err
 		}
-		found, err := scanner.scan(ctx, inKubelet, "-mode=binary", kubelet)
+		kube := minors([]build.Upstream{u})[0]
+		found, err := scanner.scan(ctx, finding{in: inKubelet, kube: kube}, "-mode=binary", kubelet)
 		if err != nil {
 			return err
 		}
 		findings = append(findings, found...)
-		table, err := readFunctions(kubelet)
-		if err != nil {
+		if kubelets[kube], err = readFunctions(kubelet); err != nil {
 			return err
 		}
-		kubelets = append(kubelets, table)
 	}
 	return judge(findings, verdicts, kubelets, out)
+}
+
+// minors are the minor versions as verdicts.yaml has them.
+func minors(upstreams []build.Upstream) []string {
+	var all []string
+	for _, u := range upstreams {
+		all = append(all, strings.TrimPrefix(u.Minor(), "v"))
+	}
+	return all
 }
 
 func (c Checker) verdictsFile() string {
@@ -111,8 +129,8 @@ func (c Checker) scanner(ctx context.Context, out io.Writer) (scanner, error) {
 	return s, c.Repo.BuildTool(ctx, "govulncheck", "golang.org/x/vuln/cmd/govulncheck", s.program, out)
 }
 
-// scan runs govulncheck.
-func (s scanner) scan(ctx context.Context, in string, args ...string) ([]finding, error) {
+// scan runs govulncheck. at is what is scanned, and part of each finding.
+func (s scanner) scan(ctx context.Context, at finding, args ...string) ([]finding, error) {
 	all := []string{"-format=json"}
 	if s.database != "" {
 		all = append(all, "-db="+s.database)
@@ -129,7 +147,7 @@ func (s scanner) scan(ctx context.Context, in string, args ...string) ([]finding
 		}
 		return nil, fmt.Errorf("govulncheck %s: %w: %s%s", strings.Join(args, " "), err, problems.String(), hint)
 	}
-	return parse(in, data)
+	return parse(at, data)
 }
 
 // message is the part of govulncheck's JSON stream that is used: a vulnerability, or the place
@@ -154,9 +172,12 @@ type message struct {
 
 // parse returns the vulnerabilities of which a function is called, or may be in a binary. The
 // others are in modules that are required for something else.
-func parse(in string, stream []byte) ([]finding, error) {
+func parse(at finding, stream []byte) ([]finding, error) {
 	decoder := json.NewDecoder(bytes.NewReader(stream))
 	summaries, found := map[string]string{}, map[string]*finding{}
+	// modules are what the database names. For a function, govulncheck names any of the modules
+	// that its package could be of: another one in each run.
+	modules := map[string]finding{}
 	for {
 		var m message
 		err := decoder.Decode(&m)
@@ -169,22 +190,29 @@ func parse(in string, stream []byte) ([]finding, error) {
 		if m.OSV != nil {
 			summaries[m.OSV.ID] = m.OSV.Summary
 		}
-		if m.Finding == nil || len(m.Finding.Trace) == 0 || m.Finding.Trace[0].Function == "" {
+		if m.Finding == nil || len(m.Finding.Trace) == 0 {
 			continue
 		}
-		at := m.Finding.Trace[0]
+		first := m.Finding.Trace[0]
+		if before, again := modules[m.Finding.OSV]; first.Package == "" && (!again || first.Module < before.module) {
+			modules[m.Finding.OSV] = finding{module: first.Module, version: first.Version, fixed: m.Finding.FixedVersion}
+		}
+		if first.Function == "" {
+			continue
+		}
 		f := found[m.Finding.OSV]
 		if f == nil {
-			f = &finding{id: m.Finding.OSV, in: in, module: at.Module, version: at.Version, fixed: m.Finding.FixedVersion}
+			f = &finding{id: m.Finding.OSV, in: at.in, kube: at.kube}
 			found[f.id] = f
 		}
-		if vulnerable := (function{at.Package, at.Receiver, at.Function}); !slices.Contains(f.functions, vulnerable) {
+		if vulnerable := (function{first.Package, first.Receiver, first.Function}); !slices.Contains(f.functions, vulnerable) {
 			f.functions = append(f.functions, vulnerable)
 		}
 	}
 	var all []finding
 	for id, f := range found {
 		f.summary = summaries[id]
+		f.module, f.version, f.fixed = modules[id].module, modules[id].version, modules[id].fixed
 		all = append(all, *f)
 	}
 	slices.SortFunc(all, func(a, b finding) int { return strings.Compare(a.id, b.id) })
