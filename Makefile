@@ -106,6 +106,10 @@ promtool: ## Build the checker of alert rules: _output/bin/promtool
 helm: ## Build helm, which tests the chart: _output/bin/helm
 	@CGO_ENABLED=0 $(go) -C build/third_party/helm build -trimpath -ldflags='-s -w' -o ../../../_output/bin/helm helm.sh/helm/v4/cmd/helm
 
+.PHONY: cosign
+cosign: ## Build cosign, which signs releases: _output/bin/cosign (minutes)
+	@CGO_ENABLED=0 $(go) -C build/third_party/cosign build -trimpath -ldflags='-s -w' -o ../../../_output/bin/cosign github.com/sigstore/cosign/v3/cmd/cosign
+
 .PHONY: webhook-image
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
 	@docker build --quiet --file=build/images/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
@@ -249,6 +253,10 @@ test-kubelets: kubelets ## Try the kubelet of each supported minor version on co
 .PHONY: test-chart
 test-chart: helm ## Lint the Helm chart, compare its objects with those of the overlays, and try values that are errors
 	@HELM=$(CURDIR)/_output/bin/helm $(guard_build) unit ./build/guard-chart
+
+.PHONY: test-cosign
+test-cosign: cosign ## Sign a release with cosign and a local key, without services, and compare what cosign and verify-release accept
+	@COSIGN=$(CURDIR)/_output/bin/cosign $(go) test -run='^TestSignaturesWithCosign$$' ./build/release
 
 .PHONY: e2e-cgroup2
 e2e-cgroup2: binaries node-e2e ## Run the incidents, and a clock that jumps, on a node with cgroup v2, in an emulated machine (LABELS='...' selects specs; 30 minutes)

@@ -37,7 +37,7 @@ formatted() {
 
 modules() {
 	local module
-	for module in . build/third_party/coredns build/third_party/cyclonedx-gomod build/third_party/govulncheck build/third_party/helm build/third_party/node build/packages build/third_party/promtool; do
+	for module in . build/third_party/coredns build/third_party/cosign build/third_party/cyclonedx-gomod build/third_party/govulncheck build/third_party/helm build/third_party/node build/packages build/third_party/promtool; do
 		go -C "$module" mod verify >/dev/null || return
 	done
 }
