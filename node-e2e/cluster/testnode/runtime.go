@@ -142,7 +142,9 @@ func (i Images) RemoveImage(ctx context.Context, image string) (restore func(con
 	if err != nil {
 		return nil, err
 	}
-	if _, err := i.Ctr(ctx, "images", "export", savedImage, image); err != nil {
+	// Without --local, ctr of containerd 2 may end before it has written all that it receives
+	// (MarshalAny in core/transfer/archive/exporter.go): the archive is cut, without an error.
+	if _, err := i.Ctr(ctx, "images", "export", "--local", savedImage, image); err != nil {
 		return nil, err
 	}
 	restore = func(ctx context.Context) error {
