@@ -308,7 +308,10 @@ var _ = Describe("The DaemonSets of a roll-out that are kept in a repository", L
 			Expect(list.Items[i].Spec.Template.Spec.Affinity).To(Equal(wanted.Spec.Template.Spec.Affinity))
 		}
 
-		Expect(framework.Must(client.AppsV1().DaemonSets(rollout.Namespace).List(ctx, metav1.ListOptions{})).Items).To(BeEmpty(), "nothing was made")
+		for _, pool := range []string{poolBlue, poolGreen} { // the others are of specs that run at the same time
+			_, err := client.AppsV1().DaemonSets(rollout.Namespace).Get(ctx, rollout.DaemonSetName(pool), metav1.GetOptions{})
+			Expect(err).To(MatchError(apierrors.IsNotFound, "IsNotFound"), "nothing is made of pool %s", pool)
+		}
 	}, SpecTimeout(specTimeout))
 })
 
