@@ -67,9 +67,14 @@ func newKindUpCommand(o *options, name *string) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&pools, "pools", kind.DefaultPools, "pools of workers: name=nodes, with :guarded for the guarded kubelet")
-	cmd.Flags().StringVar(&kubeVersion, "kube-version", "", "Kubernetes version that must have been built; empty accepts any")
+	addClusterFlags(cmd, &pools, &kubeVersion)
 	return cmd
+}
+
+// addClusterFlags adds the flags that say what a cluster is made of.
+func addClusterFlags(cmd *cobra.Command, pools, kubeVersion *string) {
+	cmd.Flags().StringVar(pools, "pools", kind.DefaultPools, "pools of workers: name=nodes, with :guarded for the guarded kubelet")
+	cmd.Flags().StringVar(kubeVersion, "kube-version", "", "version of Kubernetes, a folder below --output, for example v1.36.3; the default is that of the kubelets in bin")
 }
 
 func newKindDownCommand(o *options, name *string) *cobra.Command {
@@ -120,7 +125,7 @@ func newKindLogsCommand(o *options, name *string) *cobra.Command {
 }
 
 func newKindRunCommand(o *options, name *string) *cobra.Command {
-	var pools, logs string
+	var pools, kubeVersion, logs string
 	cmd := &cobra.Command{
 		Use:   "run -- PROGRAM [ARGUMENTS]",
 		Short: "Run a program, such as a suite, while a cluster is up",
@@ -135,7 +140,7 @@ is set. When the program fails, the logs of the nodes are collected first.`,
 			}
 			ctx := cmd.Context()
 			_, notUp := kind.Attach(ctx, o.outputDir, *name)
-			cluster, err := kind.Up(ctx, kind.Config{Name: *name, Pools: parsed, Output: o.outputDir, Log: cmd.ErrOrStderr()})
+			cluster, err := kind.Up(ctx, kind.Config{Name: *name, Pools: parsed, Output: o.outputDir, KubeVersion: kubeVersion, Log: cmd.ErrOrStderr()})
 			if err != nil {
 				return err
 			}
@@ -154,9 +159,8 @@ is set. When the program fails, the logs of the nodes are collected first.`,
 			return runAttached(ctx, cmd, args)
 		},
 	}
-	flags := cmd.Flags()
-	flags.StringVar(&pools, "pools", kind.DefaultPools, "pools of workers: name=nodes, with :guarded for the guarded kubelet")
-	flags.StringVar(&logs, "logs", "", "folder for the logs of the nodes when the program fails; empty collects none")
+	addClusterFlags(cmd, &pools, &kubeVersion)
+	cmd.Flags().StringVar(&logs, "logs", "", "folder for the logs of the nodes when the program fails; empty collects none")
 	return cmd
 }
 

@@ -396,7 +396,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 	e := c.state.Engine
 	if e.Own && e.responds(ctx) != nil {
 		// Without the engine there are no nodes. Its next start would bring them up.
-		if err := e.start(ctx, filepath.Dir(filepath.Dir(c.dir)), io.Discard); err != nil {
+		if err := e.start(ctx, c.outputDir(), io.Discard); err != nil {
 			return fmt.Errorf("removing the nodes of %s: %w", c.state.Name, err)
 		}
 	}
@@ -457,6 +457,9 @@ func thaw(root, id string) {
 	})
 }
 
+// outputDir is the folder that the cluster was made from.
+func (c *Cluster) outputDir() string { return filepath.Dir(filepath.Dir(c.dir)) }
+
 func (c *Cluster) stateFile() string { return filepath.Join(c.dir, "cluster.json") }
 
 // Name is the cluster's name.
@@ -511,10 +514,17 @@ func (c *Cluster) LoadImage(ctx context.Context, archive string, nodes ...*Node)
 	if len(nodes) == 0 {
 		nodes = c.nodes
 	}
+	return onEach(ctx, nodes, func(ctx context.Context, node *Node) error {
+		return importArchive(ctx, c.state.Engine, node.name, archive)
+	})
+}
+
+// onEach calls f for nodes at the same time. The error names the node.
+func onEach(ctx context.Context, nodes []*Node, f func(context.Context, *Node) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, node := range nodes {
 		group.Go(func() error {
-			if err := importArchive(ctx, c.state.Engine, node.name, archive); err != nil {
+			if err := f(ctx, node); err != nil {
 				return fmt.Errorf("node %s: %w", node.name, err)
 			}
 			return nil

@@ -82,8 +82,8 @@ type Config struct {
 	// Output is the folder with the built programs (_output). It receives kind/, with
 	// the folder of the cluster in it.
 	Output string
-	// KubeVersion is the Kubernetes version that the programs must have, such as
-	// v1.36.3. "" accepts the one that was built.
+	// KubeVersion is the version of Kubernetes, such as v1.36.3, whose programs are in the
+	// folder of that name. "" is that of the kubelets in bin.
 	KubeVersion string
 	// Log receives progress; nil discards it.
 	Log io.Writer

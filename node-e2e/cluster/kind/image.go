@@ -2,6 +2,7 @@ package kind
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -38,19 +39,20 @@ type nodeImages struct {
 type programs struct {
 	output  string
 	version string
+	// kubelets is the folder of both kubelets.
+	kubelets string
 }
 
-// findPrograms finds what the node images are made of. version is the one that the
-// kubelet must have; "" accepts every one.
+// findPrograms finds what the node images are made of: that of a version, or with "" that of
+// the kubelets in bin.
 func findPrograms(ctx context.Context, output, version string) (programs, error) {
-	kubelet := filepath.Join(output, "bin", "kubelet-stock")
-	printed, err := exec.CommandContext(ctx, kubelet, "--version").Output()
+	p := programs{output: output, version: version, kubelets: filepath.Join(output, cmp.Or(version, "bin"))}
+	printed, err := exec.CommandContext(ctx, p.stock(), "--version").Output()
 	if err != nil {
-		return programs{}, fmt.Errorf("%s: %w (make kubelet-stock builds it)", kubelet, err)
+		return programs{}, fmt.Errorf("%s: %w (make kubelet-stock builds it)", p.stock(), err)
 	}
-	p := programs{output: output, version: strings.TrimSpace(strings.TrimPrefix(string(printed), "Kubernetes "))}
-	if version != "" && version != p.version {
-		return programs{}, fmt.Errorf("%s is %s, wanted is %s: make binaries kind-binaries KUBE_VERSION=%s", kubelet, p.version, version, version)
+	if p.version = strings.TrimSpace(strings.TrimPrefix(string(printed), "Kubernetes ")); version != "" && version != p.version {
+		return programs{}, fmt.Errorf("%s is %s: make binaries kind-binaries KUBE_VERSION=%s", p.stock(), p.version, version)
 	}
 	var missing []string
 	for _, file := range append(p.files(), p.guarded()) {
@@ -67,7 +69,7 @@ func findPrograms(ctx context.Context, output, version string) (programs, error)
 // inNode are the programs in the file system of a node, by path.
 func (p programs) inNode() map[string]string {
 	in := map[string]string{
-		"usr/bin/kubelet":           filepath.Join(p.output, "bin", "kubelet-stock"),
+		"usr/bin/kubelet":           p.stock(),
 		"usr/local/bin/dial-socket": filepath.Join(p.output, "kind", "bin", "dial-socket"),
 	}
 	for _, name := range []string{"kubeadm", "kubectl"} {
@@ -82,8 +84,9 @@ func (p programs) inNode() map[string]string {
 	return in
 }
 
-// guarded is the guarded kubelet.
-func (p programs) guarded() string { return filepath.Join(p.output, "bin", "kubelet") }
+// stock and guarded are the kubelets.
+func (p programs) stock() string   { return filepath.Join(p.kubelets, "kubelet-stock") }
+func (p programs) guarded() string { return filepath.Join(p.kubelets, "kubelet") }
 
 // files are the programs of a stock node, those in images of the control plane among
 // them.
@@ -441,19 +444,20 @@ func buildArchives(ctx context.Context, c imagesConfig) ([]string, error) {
 		images.Program(podnetImage, c.part("kind", "podnet")),
 	}
 	for _, name := range wanted {
+		// The sandbox's image is the runtime's to choose.
+		if program(name) == "pause" {
+			continue
+		}
 		image, err := c.image(name)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, image)
 	}
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-		return nil, err
-	}
 	var archives []string
 	for _, image := range list {
-		archive := filepath.Join(c.Dir, program(image.Name)+".tar")
-		if err := images.WriteFile(archive, image); err != nil {
+		archive, err := c.write(image)
+		if err != nil {
 			return nil, err
 		}
 		archives = append(archives, archive)
@@ -461,8 +465,17 @@ func buildArchives(ctx context.Context, c imagesConfig) ([]string, error) {
 	return archives, nil
 }
 
-// wantedByKubeadm are the references of the images that kubeadm's manifests name,
-// except the sandbox's, which is the runtime's to choose.
+// write writes an image and returns the path of its archive.
+func (c imagesConfig) write(image images.Image) (string, error) {
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return "", err
+	}
+	archive := filepath.Join(c.Dir, program(image.Name)+".tar")
+	return archive, images.WriteFile(archive, image)
+}
+
+// wantedByKubeadm are the references of the images that kubeadm's manifests name, and that
+// of pause.
 func (c imagesConfig) wantedByKubeadm(ctx context.Context) ([]string, error) {
 	kubeadm := filepath.Join(c.Output, c.Version, "kubeadm")
 	output, err := exec.CommandContext(ctx, kubeadm, "config", "images", "list", "--kubernetes-version="+c.Version).Output()
@@ -473,13 +486,7 @@ func (c imagesConfig) wantedByKubeadm(ctx context.Context) ([]string, error) {
 		}
 		return nil, fmt.Errorf("%s config images list: %w", kubeadm, err)
 	}
-	var wanted []string
-	for _, name := range strings.Fields(string(output)) {
-		if program(name) != "pause" {
-			wanted = append(wanted, name)
-		}
-	}
-	return wanted, nil
+	return strings.Fields(string(output)), nil
 }
 
 // image makes one of the images that kubeadm needs.
@@ -498,6 +505,8 @@ func (c imagesConfig) image(name string) (images.Image, error) {
 		return images.Image{Name: name, Files: []images.File{{Path: at, Source: c.part("node", "etcd")}}}, nil
 	case "coredns":
 		return images.Program(name, c.part("kind", "coredns")), nil
+	case "pause":
+		return images.Program(name, c.part("node", "pause")), nil
 	}
 	return images.Image{}, fmt.Errorf("kubeadm %s needs the image %s, and nothing here builds it; add it to node-e2e/cluster/kind/image.go", c.Version, name)
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 	"os"
@@ -90,6 +91,35 @@ func TestFingerprintFollowsContent(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestProgramsOfAVersion(t *testing.T) {
+	output := t.TempDir()
+	write := func(name, version string) {
+		file := filepath.Join(output, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, []byte("#!/bin/sh\necho Kubernetes "+version+"\n"), 0o755))
+	}
+	write("bin/kubelet-stock", "v1.37.2")
+	write("v1.36.3/kubelet-stock", "v1.36.3")
+	_, err := findPrograms(t.Context(), output, "v1.36.3")
+	require.ErrorContains(t, err, filepath.Join(output, "v1.36.3", "kubelet"))
+
+	for version, folder := range map[string]string{"v1.36.3": "v1.36.3", "": "bin"} {
+		p := programs{output: output, version: cmp.Or(version, "v1.37.2"), kubelets: filepath.Join(output, folder)}
+		for _, file := range append(p.files(), p.guarded()) {
+			name, err := filepath.Rel(output, file)
+			require.NoError(t, err)
+			write(name, p.version)
+		}
+		found, err := findPrograms(t.Context(), output, version)
+		require.NoError(t, err)
+		require.Equal(t, p, found)
+	}
+
+	write("v1.35.4/kubelet-stock", "v1.36.3")
+	_, err = findPrograms(t.Context(), output, "v1.35.4")
+	require.ErrorContains(t, err, "is v1.36.3: make binaries kind-binaries KUBE_VERSION=v1.35.4")
+}
+
 // decode decodes the objects of a manifest, strictly.
 func decode(t *testing.T, manifest string) []runtime.Object {
 	t.Helper()
@@ -136,7 +166,7 @@ func TestImagesThatKubeadmAsksFor(t *testing.T) {
 printf '%s\n' example.com/kube-scheduler:v1.36.3 example.com/coredns/coredns:v1.14.2 example.com/pause:3.10`)
 	wanted, err := c.wantedByKubeadm(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{"example.com/kube-scheduler:v1.36.3", "example.com/coredns/coredns:v1.14.2"}, wanted)
+	require.Equal(t, []string{"example.com/kube-scheduler:v1.36.3", "example.com/coredns/coredns:v1.14.2", "example.com/pause:3.10"}, wanted)
 
 	image, err := c.image(wanted[0])
 	require.NoError(t, err)
@@ -145,6 +175,9 @@ printf '%s\n' example.com/kube-scheduler:v1.36.3 example.com/coredns/coredns:v1.
 	image, err = c.image(wanted[1])
 	require.NoError(t, err)
 	require.Equal(t, []string{"/coredns"}, image.Entrypoint)
+	image, err = c.image(wanted[2])
+	require.NoError(t, err)
+	require.Equal(t, []string{"/pause"}, image.Entrypoint)
 
 	_, err = c.image("example.com/kube-novelty:v1")
 	require.ErrorContains(t, err, "kubeadm v1.36.3 needs the image example.com/kube-novelty:v1, and nothing here builds it")

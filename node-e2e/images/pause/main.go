@@ -1,15 +1,21 @@
 // Command pause is the first process of a pod's sandbox: it keeps the pod's
 // namespaces open, reaps what is reparented to it, and ends on SIGTERM or
-// SIGINT. It also holds the mount namespace of an embedded node.
+// SIGINT. It also holds the mount namespace of an embedded node. With -v it ends at once,
+// like upstream's, which kubeadm runs that way before an upgrade.
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "-v" {
+		fmt.Println("pause")
+		return
+	}
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGCHLD)
 	for s := range signals {
