@@ -203,7 +203,7 @@ func TestRefusals(t *testing.T) {
 		message string
 	}{
 		"another minor version": {func(w *world) { w.image(program("version=v1.35.4+guard.0.1.0", "guarded")) }, request(rollout.Audit), rollout.ReasonVersion,
-			"the image's kubelet is v1.35.4+guard.0.1.0, the node's own (/usr/bin/kubelet) is v1.36.3: another minor version. Use an image for v1.36"},
+			"the image's kubelet is v1.35.4+guard.0.1.0, the node's own (/usr/bin/kubelet) is v1.36.3: another minor version. Use an image for v1.36, or install v1.35 as the node's own kubelet first"},
 		"newer than the API server": {func(w *world) { w.server = "v1.35.9" }, request(rollout.Audit), rollout.ReasonVersion, "newer than the API server (v1.35.9)"},
 		"a feature gate that is gone": {func(w *world) { w.unaccepted = "unrecognized feature gate: NoSuchGate" }, request(rollout.Audit), rollout.ReasonConfig,
 			"the image's kubelet (v1.36.3+guard.0.1.0) would not start with the flags and the configuration of the node's kubelet: unrecognized feature gate: NoSuchGate. Change those first"},

@@ -456,8 +456,8 @@ func (i *Installer) checkOffer(ctx context.Context, v *view) (err error) {
 		case err != nil:
 			v.refuse(rollout.ReasonVersion, "the version %q of the node's kubelet is not understood", v.stock.Version)
 		case stock.Major() != offered.Major() || stock.Minor() != offered.Minor():
-			v.refuse(rollout.ReasonVersion, "the image's kubelet is %s, the node's own (%s) is %s: another minor version. Use an image for v%d.%d, or upgrade the node's own kubelet first",
-				v.offered.Version, v.stock.Path, v.stock.Version, stock.Major(), stock.Minor())
+			v.refuse(rollout.ReasonVersion, "the image's kubelet is %s, the node's own (%s) is %s: another minor version. Use an image for v%d.%d, or install v%d.%d as the node's own kubelet first",
+				v.offered.Version, v.stock.Path, v.stock.Version, stock.Major(), stock.Minor(), offered.Major(), offered.Minor())
 		}
 	}
 	text, err := i.Cluster.ServerVersion(ctx)
