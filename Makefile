@@ -222,6 +222,18 @@ e2e-kind: binaries kind-binaries failing-kubelets fleet-e2e ## Run the fleet sui
 test-fleet: ## Run the fleet suite without its long specs, as in make test
 	@$(MAKE) --no-print-directory e2e-kind LABELS='!long'
 
+# Of the previous minor version are the cluster's first programs, of the default one those that
+# it is upgraded to.
+.PHONY: test-upgrade
+test-upgrade: UPGRADE_FROM = $(lastword $(filter-out $(lastword $(KUBE_VERSIONS)),$(KUBE_VERSIONS)))
+test-upgrade: binaries kind-binaries fleet-e2e ## Upgrade a kind cluster by a minor version in kubeadm's order, with a guarded pool by kubectl guard rollout (15 minutes)
+	@for target in kubelet kubelet-stock control-plane kind-binaries; do $(guard_build_for)'$(UPGRADE_FROM)' "$$target" || exit; done
+	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
+	@from=$$($(guard_build_for)'$(UPGRADE_FROM)' version); \
+	_output/bin/guard-e2e kind run --name=upgrade --kube-version="$${from%%+*}" --pools=blue=2,green=1 $(if $(KEEP),--keep) --logs=_output/e2e/fleet/nodes -- \
+		_output/bin/guard-e2e fleet --provider=kind --cluster=upgrade $(if $(KEEP),--keep) --label-filter=upgrade \
+		> _output/upgrade-e2e.log; status=$$?; cat _output/upgrade-e2e.log; exit $$status
+
 .PHONY: e2e-kind-node
 e2e-kind-node: binaries kind-binaries node-e2e ## Run the node suite on a stock and a guarded worker of one kind cluster (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e

@@ -73,6 +73,8 @@ const (
 	// labelLong marks specs that make test leaves out, because they wait for eight minutes
 	// or more.
 	labelLong = "long"
+	// labelUpgrade marks specs that need a cluster of the previous minor version.
+	labelUpgrade = "upgrade"
 )
 
 // stockNode and guardedNode are the two workers that are compared.

@@ -33,7 +33,20 @@ var (
 	}
 	// wholeFleet is for a cluster with one.
 	wholeFleet = []fleetPart{{name: "fleet", pair: 1}}
+	// withoutPair is for a cluster with none, as of make test-upgrade.
+	withoutPair = []fleetPart{{name: "fleet", labels: "rollout", pair: 0}}
 )
+
+// partsFor are the parts for a cluster with so many pairs of workers.
+func partsFor(pairs int) []fleetPart {
+	switch pairs {
+	case 0:
+		return withoutPair
+	case 1:
+		return wholeFleet
+	}
+	return fleetParts
+}
 
 // fleetOptions are what the parts have in common.
 type fleetOptions struct {
@@ -65,7 +78,8 @@ func newFleetCommand(o *options) *cobra.Command {
 		Use:   "fleet",
 		Short: "Run the fleet suite on a kind cluster that is up",
 		Long: `Run the fleet suite on a kind cluster that is up. With two workers each in the pools
-stock and guarded its parts run at the same time, otherwise one after the other.
+stock and guarded its parts run at the same time, otherwise one after the other; without
+workers in these pools, only the specs of roll-outs run.
 The results go to standard output, progress to standard error, and the logs of the
 parts to <output>/e2e/fleet/.`,
 		Args: cobra.NoArgs,
@@ -77,10 +91,7 @@ parts to <output>/e2e/fleet/.`,
 			if err != nil {
 				return fmt.Errorf("--cluster: %w", err)
 			}
-			parts := fleetParts
-			if len(cluster.Pool("stock")) < 2 || len(cluster.Pool("guarded")) < 2 {
-				parts = wholeFleet
-			}
+			parts := partsFor(min(len(cluster.Pool("stock")), len(cluster.Pool("guarded"))))
 			return o.runFleet(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), parts, suite)
 		},
 	}

@@ -21,6 +21,13 @@ func TestEverySpecIsInOnePart(t *testing.T) {
 	}
 }
 
+func TestPartsFollowThePairsOfWorkers(t *testing.T) {
+	require.Equal(t, withoutPair, partsFor(0))
+	require.Equal(t, wholeFleet, partsFor(1))
+	require.Equal(t, fleetParts, partsFor(2))
+	require.Equal(t, fleetParts, partsFor(3))
+}
+
 func TestPartFilter(t *testing.T) {
 	require.Empty(t, wholeFleet[0].filter(""))
 	require.Equal(t, "(a || b)", wholeFleet[0].filter("a || b"))
