@@ -24,7 +24,7 @@ import (
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 
-// upgradeTime covers an upgrade of the control plane, two roll-outs over two nodes, and a
+// upgradeTime covers an upgrade of the control plane, four roll-outs over two nodes, and a
 // loaded machine.
 const upgradeTime = 30 * time.Minute
 
@@ -34,7 +34,7 @@ func imageOf(version string) rolloutImage {
 }
 
 var _ = Describe("An upgrade of Kubernetes by a minor version", Label(labelRollout, labelLong, labelUpgrade), func() {
-	It("in kubeadm's order ends no process of a pool that a roll-out upgrades, nor of the pool next to it", func(ctx SpecContext) {
+	It("in kubeadm's order, and a step back, ends no process of a pool that a roll-out upgrades, nor of the pool next to it", func(ctx SpecContext) {
 		from, to := cluster.Version(), framework.KubeVersion
 		if semver.MajorMinor(from) == semver.MajorMinor(to) {
 			Skip("the cluster has " + from + ": make test-upgrade has one of the previous minor version")
@@ -60,7 +60,7 @@ var _ = Describe("An upgrade of Kubernetes by a minor version", Label(labelRollo
 			newPod("released", protected, onNode(blue[0])), newPod("held", protected, onNode(blue[1])),
 			newPod("deleted", protected, onNode(blue[1])))
 		pods := s.run(ctx, create...)
-		released, held, deleted := pods[7], pods[8], pods[9]
+		claimed, released, held, deleted := pods[6], pods[7], pods[8], pods[9]
 		processes := s.processes(ctx)
 		neighbour := kubeletOf(ctx, green[0])
 
@@ -102,9 +102,9 @@ var _ = Describe("An upgrade of Kubernetes by a minor version", Label(labelRollo
 			Expect(cluster.InstallKubelet(ctx, to, blue...)).To(Succeed())
 			before := []kubeletProcess{kubeletOf(ctx, blue[0]), kubeletOf(ctx, blue[1])}
 			asOperator(ctx, "start", "--allow-tag", "--yes", "--pool", poolBlue, "--image="+newer.name).
-				ExpectRefused(blue[0].Name(), blue[1].Name(), "the image's kubelet is "+build.GuardedVersion(to)+", newer than the API server ("+from+"): upgrade the control plane first")
+				ExpectRefused("nodes that cannot be changed: 2", "the image's kubelet is "+build.GuardedVersion(to)+", newer than the API server ("+from+"): upgrade the control plane first")
+			awaitComplete(ctx, poolBlue)
 			Expect(cluster.InstallKubelet(ctx, from, blue...)).To(Succeed())
-			asOperator(ctx, "status", "--pool", poolBlue, "--wait", "--timeout=3m").ExpectDone()
 			Expect([]kubeletProcess{kubeletOf(ctx, blue[0]), kubeletOf(ctx, blue[1])}).To(Equal(before), "the kubelets are not restarted")
 			unchanged(build.GuardedVersion(from))
 		})
@@ -135,6 +135,26 @@ var _ = Describe("An upgrade of Kubernetes by a minor version", Label(labelRollo
 			release(ctx, released)
 			remove(released)
 			unchanged(build.GuardedVersion(to))
+		})
+
+		phase("step back", func() {
+			asOperator(ctx, "undo", "--pool", poolBlue, "--yes").
+				ExpectRefused("the image's kubelet is "+build.GuardedVersion(from), "the node's own (/usr/bin/kubelet) is "+to+": another minor version")
+			for _, node := range blue {
+				Expect(versionOf(ctx, node)).To(Equal(build.GuardedVersion(to)), "the kubelet of %s", node.Name())
+			}
+			Expect(cluster.InstallKubelet(ctx, from, blue...)).To(Succeed())
+			awaitComplete(ctx, poolBlue)
+			expectOneAfterTheOther(ctx, blue)
+			unchanged(build.GuardedVersion(from))
+		})
+
+		phase("explicit deletions after it", func() {
+			release(ctx, held)
+			remove(held)
+			deleteExplicitly(ctx, metav1.DeleteOptions{}, claimed)
+			remove(claimed)
+			unchanged(build.GuardedVersion(from))
 		})
 	}, SpecTimeout(upgradeTime))
 })
@@ -241,4 +261,13 @@ func release(ctx context.Context, pod *subject) {
 	requested := time.Now()
 	kubectl(ctx, "guard", "release", pod.name, "--namespace="+pod.namespace, "--uid="+string(pod.uid), "--yes")
 	awaitEnded(ctx, requested, gracePeriod+deletionSlack, pod)
+}
+
+// awaitComplete waits until all nodes of a pool are as requested.
+func awaitComplete(ctx context.Context, pool string) {
+	GinkgoHelper()
+	// A pool that is stopped ends the wait of the command.
+	Eventually(ctx, func() error {
+		return asOperator(ctx, "status", "--pool", pool, "--wait", "--timeout=1m").Err
+	}).WithTimeout(rolloutTime).Should(Succeed(), "pool %s is Complete", pool)
 }
