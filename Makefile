@@ -182,7 +182,7 @@ test-hooks: ## Run the tests of the hooks for each supported minor version (KUBE
 
 # An older kubelet joins a control plane of its own version, and the newest.
 .PHONY: test-all
-test-all: binaries kubelets node-e2e guard-webhook controlplane-e2e ## For each supported minor version: upstream's tests, the tests of the hooks, the proof, and the suites of the node and the control plane (6 hours)
+test-all: binaries kubelets node-e2e guard-webhook controlplane-e2e ## For each supported minor version: upstream's tests, the tests of the hooks, the proof, and the suites of the node and the control plane (hours)
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 	@status=0; default=$$($(guard_build_for) version); for version in $(KUBE_VERSIONS); do \
 		echo "== Kubernetes $$version"; \
@@ -226,7 +226,7 @@ test-fleet: ## Run the fleet suite without its long specs, as in make test
 # it is upgraded to.
 .PHONY: test-upgrade
 test-upgrade: UPGRADE_FROM = $(lastword $(filter-out $(lastword $(KUBE_VERSIONS)),$(KUBE_VERSIONS)))
-test-upgrade: binaries kind-binaries fleet-e2e ## Upgrade a kind cluster by a minor version in kubeadm's order, with a guarded pool by kubectl guard rollout (15 minutes)
+test-upgrade: binaries kind-binaries fleet-e2e ## Upgrade a kind cluster by a minor version in kubeadm's order, with a guarded pool by kubectl guard rollout (11 minutes)
 	@for target in kubelet kubelet-stock control-plane kind-binaries; do $(guard_build_for)'$(UPGRADE_FROM)' "$$target" || exit; done
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 	@from=$$($(guard_build_for)'$(UPGRADE_FROM)' version); \
@@ -290,7 +290,7 @@ test-rollout-vm: binaries failing-kubelets guard-installer kubectl-guard ## Roll
 		echo "$$(grep -c ' PASSED: ' _output/rollout-e2e.log) passed, $$(grep -c ' FAILED: ' _output/rollout-e2e.log) failed"; exit $$status
 
 .PHONY: prove
-prove: ## Disable each hook in turn and fail if the tests still pass (40 minutes)
+prove: ## Disable each hook in turn and fail if the tests still pass (30 minutes)
 	@$(guard_build) prove
 
 .PHONY: stop-paths

@@ -16,7 +16,6 @@ import (
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/resource"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
-	"sigs.k8s.io/yaml"
 )
 
 //go:generate go run . -root ../..
@@ -131,10 +130,6 @@ func objectFiles(manifests string) (map[string][]byte, error) {
 			group[keyOf(r)] = folder.file
 		}
 	}
-	subjects, err := policySubjects(filepath.Join(manifests, "control-plane/policies"))
-	if err != nil {
-		return nil, err
-	}
 	overlay, err := build(filepath.Join(manifests, basePath))
 	if err != nil {
 		return nil, err
@@ -146,7 +141,7 @@ func objectFiles(manifests string) (map[string][]byte, error) {
 		case r.GetKind() == "Deployment":
 			continue // templates/deployment.yaml
 		case file == "":
-			file, err = policyFile(r, subjects)
+			file, err = policyFile(r)
 		}
 		if err != nil {
 			return nil, err
@@ -197,56 +192,26 @@ func render(resources []*resource.Resource) ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-// policySubjects returns the subject of each policy by its name, as the values spell it: the
-// file that has the policy. Files of protection share a subject.
-func policySubjects(dir string) (map[string]string, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	subjects := map[string]string{}
-	for _, file := range files {
-		base := strings.TrimSuffix(filepath.Base(file), ".yaml")
-		if base == "kustomization" || base == "bindings" {
-			continue
-		}
-		if strings.HasPrefix(base, "protection-") {
-			base = "protection"
-		}
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		for document := range strings.SplitSeq(string(text), "\n---\n") {
-			var policy struct {
-				Metadata struct{ Name string }
-			}
-			if err := yaml.Unmarshal([]byte(document), &policy); err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
-			}
-			subjects[policy.Metadata.Name] = camelCase(base)
-		}
-	}
-	return subjects, nil
+// policySubjects are the policies of the chart's values, by the part of the names before
+// kubelet-guard.io: of grant.protection.kubelet-guard.io, protection.
+var policySubjects = map[string]string{
+	"deletion":      "deletion",
+	"labels":        "labelValues",
+	"node-deletion": "nodes",
+	"protection":    "protection",
+	"replicas":      "replicas",
+	"scale":         "scale",
 }
 
 // policyFile returns the file of a policy or of its binding, whose name it has.
-func policyFile(r *resource.Resource, subjects map[string]string) (string, error) {
-	subject, ok := subjects[r.GetName()]
+func policyFile(r *resource.Resource) (string, error) {
+	_, subject, _ := strings.Cut(strings.TrimSuffix(r.GetName(), ".kubelet-guard.io"), ".")
+	subject, ok := policySubjects[subject]
 	if !ok {
-		return "", fmt.Errorf("%s %s: the chart has no file for it; add its folder to objectFiles", r.GetKind(), r.GetName())
+		return "", fmt.Errorf("%s %s: the chart has no file for it; add its folder to objectFiles, or the part of its name to policySubjects", r.GetKind(), r.GetName())
 	}
 	if strings.HasPrefix(r.GetKind(), "Mutating") {
 		return "files/policies/" + subject + "-mutating.yaml", nil
 	}
 	return "files/policies/" + subject + ".yaml", nil
-}
-
-// camelCase turns label-values into labelValues.
-func camelCase(name string) string {
-	words := strings.Split(name, "-")
-	for i, word := range words[1:] {
-		words[i+1] = strings.ToUpper(word[:1]) + word[1:]
-	}
-	return strings.Join(words, "")
 }

@@ -299,27 +299,9 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 		}, true, pluginFile + ": data after the end of the archive"},
 		"a plugin that leaves its folder": {func(d damaged) { d.plugin(pluginFile, 0o755, "../kubectl-guard") }, true,
 			pluginFile + ": ../kubectl-guard is not a plain relative path"},
-		"a plugin that is a link": {func(d damaged) {
-			var content bytes.Buffer
-			compressed := gzip.NewWriter(&content)
-			archive := tar.NewWriter(compressed)
-			require.NoError(d.t, archive.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: licence, Linkname: "/etc/shadow"}))
-			require.NoError(d.t, archive.Close())
-			require.NoError(d.t, compressed.Close())
-			d.write(pluginFile, content.Bytes())
-			d.describe()
-		}, true, pluginFile + ": LICENSE is a hard link"},
-		"a licence that is a link": {func(d damaged) {
-			var content bytes.Buffer
-			compressed := gzip.NewWriter(&content)
-			archive := tar.NewWriter(compressed)
-			require.NoError(d.t, archive.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: licence, Linkname: "/etc/shadow"}))
-			require.NoError(d.t, archive.Close())
-			require.NoError(d.t, compressed.Close())
-			d.write(pluginFile, content.Bytes())
-			d.describe()
-		}, true, pluginFile + ": LICENSE is not a file"},
-		"a truncated plugin for Windows": {func(d damaged) { d.truncate(windowsFile, 100); d.describe() }, true, windowsFile + ": "},
+		"a licence that is a hard link":     {func(d damaged) { d.linkLicence(tar.TypeLink) }, true, pluginFile + ": LICENSE is a hard link"},
+		"a licence that is a symbolic link": {func(d damaged) { d.linkLicence(tar.TypeSymlink) }, true, pluginFile + ": LICENSE is not a file"},
+		"a truncated plugin for Windows":    {func(d damaged) { d.truncate(windowsFile, 100); d.describe() }, true, windowsFile + ": "},
 		"an archive that is none": {func(d damaged) {
 			d.write(windowsFile, []byte("zip"))
 			d.describe()
@@ -465,6 +447,19 @@ func (d damaged) plugin(file string, mode int64, names ...string) {
 	require.NoError(d.t, archive.Close())
 	require.NoError(d.t, compressed.Close())
 	d.write(file, content.Bytes())
+	d.describe()
+}
+
+// linkLicence replaces an archive of the plugin by one whose licence is a link.
+func (d damaged) linkLicence(kind byte) {
+	d.t.Helper()
+	var content bytes.Buffer
+	compressed := gzip.NewWriter(&content)
+	archive := tar.NewWriter(compressed)
+	require.NoError(d.t, archive.WriteHeader(&tar.Header{Typeflag: kind, Name: licence, Linkname: "/etc/shadow"}))
+	require.NoError(d.t, archive.Close())
+	require.NoError(d.t, compressed.Close())
+	d.write(pluginFile, content.Bytes())
 	d.describe()
 }
 
