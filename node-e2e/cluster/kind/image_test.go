@@ -155,7 +155,7 @@ func TestManifests(t *testing.T) {
 	require.Equal(t, "10.244.0.0/16", container.Env[len(container.Env)-1].Value)
 }
 
-func TestImagesThatKubeadmAsksFor(t *testing.T) {
+func TestImagesThatKubeadmNeeds(t *testing.T) {
 	c := imagesConfig{Output: t.TempDir(), Version: "v1.36.3"}
 	kubeadm := filepath.Join(c.Output, c.Version, "kubeadm")
 	require.NoError(t, os.MkdirAll(filepath.Dir(kubeadm), 0o755))
