@@ -89,6 +89,10 @@ kind-binaries: ## Build the remaining binaries of a kind cluster: kubeadm, kube-
 kubectl-guard: ## Build the kubectl plugin: _output/bin/kubectl-guard
 	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/kubectl-guard ./cmd/kubectl-guard
 
+.PHONY: guard-etcd
+guard-etcd: ## Build the program that restores deleted objects in etcd: _output/bin/guard-etcd
+	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/guard-etcd ./cmd/guard-etcd
+
 .PHONY: guard-webhook
 guard-webhook: ## Build the webhook server: _output/bin/guard-webhook
 	@CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o _output/bin/guard-webhook ./cmd/guard-webhook
@@ -210,6 +214,15 @@ chaos: kubelet control-plane node-binaries node-e2e ## Kill the kubelet at rando
 .PHONY: test-controlplane
 test-controlplane: kubelet control-plane node-binaries guard-webhook kubectl-guard controlplane-e2e ## Run the control plane suite on a cluster with the webhook in it (LABELS='...' selects specs)
 	@$(go) run ./node-e2e/guard-e2e controlplane --attempts='$(ATTEMPTS)' --label-filter='$(LABELS)'
+
+.PHONY: drill
+drill: control-plane node-binaries guard-etcd ## Delete and damage what a control plane has, restore it with guard-etcd, and print the figures (OBJECTS=1000)
+	@mkdir -p _output/e2e
+	@$(go) test -c -o _output/bin/drill.test ./node-e2e/dataprotection
+	@_output/bin/drill.test -test.run='^TestDrill$$' -test.timeout=60m -test.v -output=_output -objects='$(or $(OBJECTS),1000)' \
+		-table=_output/e2e/drill.md > _output/drill.log 2>&1; status=$$?; \
+		[[ $$status -eq 0 ]] || { grep -A 20 '^ *--- FAIL' _output/drill.log; echo 'See _output/drill.log'; }; \
+		cat _output/e2e/drill.md; exit $$status
 
 .PHONY: e2e-kind
 e2e-kind: binaries kind-binaries failing-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)

@@ -1,0 +1,243 @@
+package factory
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"kubelet-guard.io/pkg/dataprotection/history"
+	"kubelet-guard.io/pkg/dataprotection/objects"
+)
+
+const (
+	// kubeadm's places.
+	defaultManifest   = "/etc/kubernetes/manifests/kube-apiserver.yaml"
+	defaultKubeconfig = "/etc/kubernetes/admin.conf"
+	// Defaults of the API server.
+	defaultPrefix             = "/registry"
+	defaultCompactionInterval = 5 * time.Minute
+	dialTimeout               = 5 * time.Second
+)
+
+// Connection is how etcd and the API server are reached: by the API server's own flags, from
+// its manifest or from this command's flags of the same names.
+type Connection struct {
+	manifest      string
+	kubeconfig    string
+	skipHashCheck bool
+	settings
+	flags *pflag.FlagSet
+}
+
+// settings are the flags of the API server that matter here.
+type settings struct {
+	servers            []string
+	caFile             string
+	certFile           string
+	keyFile            string
+	prefix             string
+	encryptionConfig   string
+	compactionInterval time.Duration
+}
+
+func (s *settings) addFlags(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&s.servers, "etcd-servers", nil, "URLs of etcd")
+	flags.StringVar(&s.caFile, "etcd-cafile", "", "CA of etcd's certificates")
+	flags.StringVar(&s.certFile, "etcd-certfile", "", "Client certificate for etcd")
+	flags.StringVar(&s.keyFile, "etcd-keyfile", "", "Key of the client certificate")
+	flags.StringVar(&s.prefix, "etcd-prefix", defaultPrefix, "Prefix of the API server's keys")
+	flags.StringVar(&s.encryptionConfig, "encryption-provider-config", "", "The API server's encryption configuration")
+	flags.DurationVar(&s.compactionInterval, "etcd-compaction-interval", defaultCompactionInterval, "How often the API server compacts etcd; 0: it does not")
+}
+
+// AddFlags adds the flags to the root command.
+func (c *Connection) AddFlags(command *cobra.Command) {
+	c.flags = command.PersistentFlags()
+	c.flags.StringVar(&c.manifest, "apiserver-manifest", defaultManifest, "The API server's static pod, whose flags are the defaults of those below")
+	c.addFlags(c.flags)
+	c.flags.StringVar(&c.kubeconfig, "kubeconfig", "", "Kubeconfig of an administrator (default "+defaultKubeconfig+" if it is there, else as kubectl)")
+	c.flags.BoolVar(&c.skipHashCheck, "skip-hash-check", false, "Read a file without a checksum, as a copy of a member's db file")
+}
+
+// Complete takes over what the manifest has and the flags do not. A manifest that was not
+// requested need not be there.
+func (c *Connection) Complete() error {
+	content, err := os.ReadFile(c.manifest)
+	if errors.Is(err, os.ErrNotExist) && !c.flags.Changed("apiserver-manifest") {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("--apiserver-manifest: %w", err)
+	}
+	found, err := readManifest(content)
+	if err != nil {
+		return fmt.Errorf("--apiserver-manifest: %s: %w", c.manifest, err)
+	}
+	for flag, take := range map[string]func(){
+		"etcd-servers":               func() { c.servers = found.servers },
+		"etcd-cafile":                func() { c.caFile = found.caFile },
+		"etcd-certfile":              func() { c.certFile = found.certFile },
+		"etcd-keyfile":               func() { c.keyFile = found.keyFile },
+		"etcd-prefix":                func() { c.prefix = found.prefix },
+		"encryption-provider-config": func() { c.encryptionConfig = found.encryptionConfig },
+		"etcd-compaction-interval":   func() { c.compactionInterval = found.compactionInterval },
+	} {
+		if !c.flags.Changed(flag) {
+			take()
+		}
+	}
+	return nil
+}
+
+// readManifest returns the settings of the API server in a static pod. Files are named as on the
+// host: the pod mounts them.
+func readManifest(content []byte) (settings, error) {
+	var s settings
+	object, _, err := scheme.Codecs.UniversalDeserializer().Decode(content, nil, nil)
+	if err != nil {
+		return s, err
+	}
+	pod, ok := object.(*corev1.Pod)
+	if !ok {
+		return s, fmt.Errorf("it holds a %T, not a Pod", object)
+	}
+	for i := range pod.Spec.Containers {
+		container := &pod.Spec.Containers[i]
+		command := append(append([]string(nil), container.Command...), container.Args...)
+		if !strings.Contains(strings.Join(command, " "), "kube-apiserver") {
+			continue
+		}
+		flags := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
+		flags.ParseErrorsAllowlist.UnknownFlags = true
+		flags.SetOutput(io.Discard)
+		s.addFlags(flags)
+		if err := flags.Parse(command); err != nil {
+			return s, fmt.Errorf("the flags of the container %s: %w", container.Name, err)
+		}
+		if len(s.servers) == 0 {
+			return s, fmt.Errorf("the container %s has no --etcd-servers", container.Name)
+		}
+		for _, file := range []*string{&s.caFile, &s.certFile, &s.keyFile, &s.encryptionConfig} {
+			*file = hostPath(pod, container, *file)
+		}
+		return s, nil
+	}
+	return s, errors.New("no container runs kube-apiserver")
+}
+
+// hostPath returns where a file of a container is on the host.
+func hostPath(pod *corev1.Pod, container *corev1.Container, file string) string {
+	best := ""
+	result := file
+	for _, mount := range container.VolumeMounts {
+		rest, below := strings.CutPrefix(file, strings.TrimSuffix(mount.MountPath, "/"))
+		if file == "" || !below || (rest != "" && !strings.HasPrefix(rest, "/")) || len(mount.MountPath) <= len(best) {
+			continue
+		}
+		for _, volume := range pod.Spec.Volumes {
+			if volume.Name == mount.Name && volume.HostPath != nil {
+				best, result = mount.MountPath, filepath.Join(volume.HostPath.Path, mount.SubPath, rest)
+			}
+		}
+	}
+	return result
+}
+
+// Prefix returns the prefix of the API server's keys, with a slash at both ends.
+func (c *Connection) Prefix() string { return "/" + strings.Trim(c.prefix, "/") + "/" }
+
+// CompactionInterval returns how often the API server compacts; 0: it does not.
+func (c *Connection) CompactionInterval() time.Duration { return c.compactionInterval }
+
+// Decoder returns a decoder with the API server's encryption.
+func (c *Connection) Decoder(ctx context.Context) (*objects.Decoder, error) {
+	return objects.NewDecoder(ctx, c.Prefix(), c.encryptionConfig)
+}
+
+// OpenFile opens a snapshot.
+func (c *Connection) OpenFile(path string) (*history.File, error) {
+	return history.OpenFile(path, c.skipHashCheck)
+}
+
+// Etcd returns a client and a reader of etcd. The client must be closed.
+func (c *Connection) Etcd(ctx context.Context) (*clientv3.Client, *history.Live, error) {
+	if len(c.servers) == 0 {
+		return nil, nil, fmt.Errorf("where is etcd? There is no %s, and no --etcd-servers", c.manifest)
+	}
+	tlsConfig, err := c.tlsConfig()
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := clientv3.New(clientv3.Config{
+		// Not ctx: a signal ends what a command does between two transactions, not in one.
+		Endpoints: c.servers, DialTimeout: dialTimeout, TLS: tlsConfig, Logger: zap.NewNop(),
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("--etcd-servers: %w", err)
+	}
+	live, err := history.OpenLive(ctx, client, c.Prefix())
+	if err != nil {
+		return nil, nil, errors.Join(err, client.Close())
+	}
+	return client, live, nil
+}
+
+func (c *Connection) tlsConfig() (*tls.Config, error) {
+	if c.caFile == "" && c.certFile == "" && c.keyFile == "" {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.caFile != "" {
+		content, err := os.ReadFile(c.caFile)
+		if err != nil {
+			return nil, fmt.Errorf("--etcd-cafile: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(content) {
+			return nil, fmt.Errorf("--etcd-cafile: %s holds no certificate", c.caFile)
+		}
+	}
+	if c.certFile != "" || c.keyFile != "" {
+		certificate, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("--etcd-certfile, --etcd-keyfile: %w", err)
+		}
+		config.Certificates = []tls.Certificate{certificate}
+	}
+	return config, nil
+}
+
+// RESTConfig returns the configuration of a client of the API server.
+func (c *Connection) RESTConfig() (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = c.kubeconfig
+	if c.kubeconfig == "" && os.Getenv(clientcmd.RecommendedConfigPathEnvVar) == "" {
+		if _, err := os.Stat(defaultKubeconfig); err == nil {
+			rules.ExplicitPath = defaultKubeconfig
+		}
+	}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	// Lists of 30,000 objects are decoded faster; custom resources fall back to JSON.
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	return config, nil
+}
