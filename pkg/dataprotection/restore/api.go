@@ -95,14 +95,15 @@ func (a *API) services(ctx context.Context) ([]corev1.Service, error) {
 	return list.Items, nil
 }
 
-// uids returns the UIDs of all objects of a resource, in a namespace or in all.
-func (a *API) uids(ctx context.Context, resource schema.GroupVersionResource, namespace string) (map[types.UID]bool, error) {
-	found := map[types.UID]bool{}
+// uids returns the names of all objects of a resource by UID, in a namespace or in all.
+func (a *API) uids(ctx context.Context, resource schema.GroupVersionResource, namespace string) (map[types.UID]types.NamespacedName, error) {
+	found := map[types.UID]types.NamespacedName{}
 	p := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 		return a.metadata.Resource(resource).Namespace(namespace).List(ctx, options)
 	})
 	err := p.EachListItem(ctx, metav1.ListOptions{}, func(o runtime.Object) error {
-		found[o.(*metav1.PartialObjectMetadata).UID] = true
+		object := o.(*metav1.PartialObjectMetadata)
+		found[object.UID] = types.NamespacedName{Namespace: object.Namespace, Name: object.Name}
 		return nil
 	})
 	return found, err

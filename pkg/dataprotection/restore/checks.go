@@ -41,9 +41,9 @@ func (c *checks) run(ctx context.Context) error {
 	}
 	steps := []func(context.Context) error{c.namespaces, c.definitions}
 	if c.api != nil {
-		steps = append(steps, c.kinds, c.owners, c.addresses)
+		steps = append(steps, c.kinds, c.owners, c.uids, c.addresses)
 	} else {
-		c.plan.Unchecked = "owners, served kinds and addresses of Services"
+		c.plan.Unchecked = "owners, served kinds, UIDs in use and addresses of Services"
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -199,6 +199,32 @@ func (c *checks) owners(ctx context.Context) error {
 		}
 		if len(missing) > 0 {
 			item.refuse("its owner is neither there nor restored with it: %s", strings.Join(missing, ", "))
+		}
+		return nil
+	})
+}
+
+// uids: no two objects of a kind have a UID. A backup that was imported under another name keeps
+// it in some tools.
+func (c *checks) uids(ctx context.Context) error {
+	used := map[schema.GroupVersionResource]map[types.UID]types.NamespacedName{}
+	return c.each(func(item *Item) error {
+		mapping, err := c.api.mapping(item.object.GroupVersionKind)
+		if meta.IsNoMatchError(err) {
+			return nil // not served, as without its definition, so that it has no objects
+		}
+		if err != nil {
+			return err
+		}
+		uids, known := used[mapping.Resource]
+		if !known {
+			if uids, err = c.api.uids(ctx, mapping.Resource, ""); err != nil {
+				return fmt.Errorf("listing %s: %w", mapping.Resource.GroupResource(), err)
+			}
+			used[mapping.Resource] = uids
+		}
+		if holder, inUse := uids[item.object.UID]; inUse && holder != item.name() {
+			item.refuse("its UID %s is in use by %s %s", item.UID, item.Kind, strings.TrimPrefix(holder.String(), "/"))
 		}
 		return nil
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -100,8 +101,8 @@ func (j *Journal) finish(objects int) error {
 	return j.append(Record{Event: "finished", Objects: objects})
 }
 
-// ReadJournal returns the records of a journal. A last line that is not complete is ignored: its
-// writer was killed.
+// ReadJournal returns the records of a journal, with an error those before a line that is none.
+// A last line that is not complete is ignored: its writer was killed.
 func ReadJournal(path string) ([]Record, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -112,44 +113,42 @@ func ReadJournal(path string) ([]Record, error) {
 	for i, line := range lines[:len(lines)-1] {
 		var r Record
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			return nil, fmt.Errorf("%s: line %d: %w", path, i+1, err)
+			return records, fmt.Errorf("%s: line %d: %w", path, i+1, err)
 		}
 		records = append(records, r)
 	}
 	return records, nil
 }
 
-// UnfinishedJournals returns the journals of a folder whose last record is neither finished nor
-// that of a later restore that finished.
-func UnfinishedJournals(folder string) ([]string, error) {
+// Unfinished is a journal of a restore that was interrupted.
+type Unfinished struct {
+	Path string
+	// Selectors of the restore; none if the journal is damaged.
+	Selectors []string
+}
+
+// UnfinishedJournals returns the journals of a folder whose last record is not "finished", unless
+// a later restore of the same selectors finished. A journal that cannot be read counts as
+// unfinished: it must not stop the restore that completes it.
+func UnfinishedJournals(folder string) ([]Unfinished, error) {
 	paths, err := filepath.Glob(filepath.Join(folder, "restore-*.jsonl"))
 	if err != nil {
 		return nil, err
 	}
-	var open []string
-	for _, path := range paths {
+	var list []Unfinished
+	for _, path := range paths { // sorted, so by time
 		records, err := ReadJournal(path)
-		if err != nil {
-			return nil, err
+		u := Unfinished{Path: path}
+		if len(records) > 0 {
+			u.Selectors = records[0].Selectors
 		}
 		switch {
-		case len(records) == 0:
-		case records[len(records)-1].Event == "finished":
-			// It completed what the earlier ones of the same selectors started.
-			var rest []string
-			for _, earlier := range open {
-				before, err := ReadJournal(earlier)
-				if err != nil {
-					return nil, err
-				}
-				if strings.Join(before[0].Selectors, " ") != strings.Join(records[0].Selectors, " ") {
-					rest = append(rest, earlier)
-				}
-			}
-			open = rest
+		case err == nil && len(records) == 0: // created, and nothing was written
+		case err == nil && records[len(records)-1].Event == "finished":
+			list = slices.DeleteFunc(list, func(earlier Unfinished) bool { return slices.Equal(earlier.Selectors, u.Selectors) })
 		default:
-			open = append(open, path)
+			list = append(list, u)
 		}
 	}
-	return open, nil
+	return list, nil
 }

@@ -3,6 +3,7 @@ package restore
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ func TestAJournalOfAnInterruptedRestoreIsFound(t *testing.T) {
 	require.ErrorContains(t, failed.fail(errors.New("no quorum")), "no quorum")
 	unfinished, err := UnfinishedJournals(folder)
 	require.NoError(t, err)
-	require.Equal(t, []string{killed.Path(), failed.Path()}, unfinished)
+	require.Equal(t, []Unfinished{{killed.Path(), []string{"crd/a"}}, {failed.Path(), []string{"crd/b"}}}, unfinished)
 
 	again := journal("crd/a")
 	require.NoError(t, again.writing(batch))
@@ -40,7 +41,7 @@ func TestAJournalOfAnInterruptedRestoreIsFound(t *testing.T) {
 	require.NoError(t, again.finish(1))
 	unfinished, err = UnfinishedJournals(folder)
 	require.NoError(t, err)
-	require.Equal(t, []string{failed.Path()}, unfinished, "a later run of the same completed it")
+	require.Equal(t, []Unfinished{{failed.Path(), []string{"crd/b"}}}, unfinished, "a later run of the same completed it")
 
 	records, err := ReadJournal(again.Path())
 	require.NoError(t, err)
@@ -49,4 +50,16 @@ func TestAJournalOfAnInterruptedRestoreIsFound(t *testing.T) {
 	info, err := os.Stat(again.Path())
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode())
+}
+
+func TestADamagedJournalIsReportedAndStopsNothing(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	path := filepath.Join(folder, "restore-20260102T030405.000.jsonl")
+	require.NoError(t, os.WriteFile(path, []byte("{\"event\":\"started\",\"selectors\":[\"crd/a\"]}\n\x00\x00\n"), 0o600))
+	_, err := ReadJournal(path)
+	require.ErrorContains(t, err, "line 2")
+	unfinished, err := UnfinishedJournals(folder)
+	require.NoError(t, err)
+	require.Equal(t, []Unfinished{{path, []string{"crd/a"}}}, unfinished)
 }

@@ -24,6 +24,7 @@ import (
 	"slices"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
@@ -75,6 +76,10 @@ type Item struct {
 
 // String is how messages name the object.
 func (i *Item) String() string { return i.object.String() }
+
+func (i *Item) name() types.NamespacedName {
+	return types.NamespacedName{Namespace: i.Namespace, Name: i.Name}
+}
 
 // written reports whether the object is to be written.
 func (i *Item) written() bool { return i.Action == Create || i.Action == Replace }

@@ -39,6 +39,11 @@ func (p *Plan) leaveOut(include []string) {
 			item.leaveOut(out, reason+"; --include="+strings.ToLower(item.Kind)+" restores it")
 		}
 	}
+	p.leaveOutOwned(out)
+}
+
+// leaveOutOwned leaves out what only those left out own, transitively.
+func (p *Plan) leaveOutOwned(out map[types.UID]*Item) {
 	for again := true; again; {
 		again = false
 		for _, item := range p.Items {
@@ -98,11 +103,7 @@ func (p *Plan) markActing(choice Acting) {
 			item.refuse("it acts as soon as it is back (%s); choose --acting=restore or --acting=leave-out", item.Acts)
 		}
 	}
-	for _, item := range p.Items {
-		if owner := onlyOwner(item, out); owner != nil && item.written() {
-			item.leaveOut(out, fmt.Sprintf("its owner %s is left out", owner))
-		}
-	}
+	p.leaveOutOwned(out)
 }
 
 // acts says what an object does as soon as it is back, beyond what its deletion ended: it runs

@@ -71,3 +71,15 @@ func TestWhatActsIsRefusedUntilChosen(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatOnlyALeftOutCronJobOwnsIsLeftOut(t *testing.T) {
+	t.Parallel()
+	cronJob := item("cronjobs/shop/nightly", "CronJob", "shop", "nightly")
+	cronJob.object.Typed = &batchv1.CronJob{}
+	run := item("runs/shop/nightly-1", "Run", "shop", "nightly-1", cronJob)
+	// Before its owner in the list, which is sorted by key.
+	result := item("configmaps/shop/nightly-1", "ConfigMap", "shop", "nightly-1", run)
+	other := item("configmaps/shop/other", "ConfigMap", "shop", "other")
+	(&Plan{Items: []*Item{result, other, cronJob, run}}).markActing(ActingLeaveOut)
+	require.Equal(t, []Action{LeaveOut, Create, LeaveOut, LeaveOut}, []Action{result.Action, other.Action, cronJob.Action, run.Action})
+}

@@ -97,7 +97,7 @@ func (p *Plan) Verify(ctx context.Context, api *API, prefix string) ([]*Item, er
 			return nil, err
 		}
 		for _, item := range items {
-			if !found[types.UID(item.UID)] {
+			if found[types.UID(item.UID)] != item.name() {
 				missing = append(missing, item)
 			}
 		}
@@ -106,7 +106,7 @@ func (p *Plan) Verify(ctx context.Context, api *API, prefix string) ([]*Item, er
 }
 
 // listUIDs lists a collection, again if the API server is too busy to respond.
-func listUIDs(ctx context.Context, api *API, resource schema.GroupVersionResource, namespace string) (found map[types.UID]bool, err error) {
+func listUIDs(ctx context.Context, api *API, resource schema.GroupVersionResource, namespace string) (found map[types.UID]types.NamespacedName, err error) {
 	var last error
 	err = wait.PollUntilContextTimeout(ctx, time.Second, servedTimeout, true, func(ctx context.Context) (bool, error) {
 		found, last = api.uids(ctx, resource, namespace)

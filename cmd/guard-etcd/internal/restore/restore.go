@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,8 @@ type options struct {
 	expect     int
 	plan       restore.Options
 	acting     string
+	// unfinished are earlier restores that were interrupted.
+	unfinished []restore.Unfinished
 }
 
 // NewCommand returns the verb restore.
@@ -140,9 +143,7 @@ func (o *options) Run(ctx context.Context) error {
 		}
 		o.Warn("%v", err)
 	}
-	if err := o.showUnfinished(); err != nil {
-		return err
-	}
+	o.findUnfinished()
 	plan, err := o.makePlan(ctx, decoder, live, api)
 	if err != nil {
 		return err
@@ -164,12 +165,21 @@ func (o *options) api() (*restore.API, error) {
 	return restore.NewAPI(config)
 }
 
-func (o *options) showUnfinished() error {
+// findUnfinished warns about interrupted restores. What cannot be read stops nothing.
+func (o *options) findUnfinished() {
 	unfinished, err := restore.UnfinishedJournals(o.journalDir)
-	for _, path := range unfinished {
-		o.Warn("an earlier restore did not finish: %s", path)
+	if err != nil {
+		o.Warn("%v", err)
 	}
-	return err
+	for _, u := range unfinished {
+		o.Warn("an earlier restore did not finish: %s", u.Path)
+	}
+	o.unfinished = unfinished
+}
+
+// completes reports whether a plan is that of an interrupted restore.
+func (o *options) completes(plan *restore.Plan) bool {
+	return slices.ContainsFunc(o.unfinished, func(u restore.Unfinished) bool { return slices.Equal(u.Selectors, plan.Selectors) })
 }
 
 func (o *options) makePlan(ctx context.Context, decoder *objects.Decoder, live *history.Live, api *restore.API) (*restore.Plan, error) {
@@ -177,8 +187,13 @@ func (o *options) makePlan(ctx context.Context, decoder *objects.Decoder, live *
 	defer progress.Stop()
 	if o.from == "" {
 		plan, err := restore.NewPlan(ctx, o.plan, decoder, o.Connection.Prefix(), live, live, api)
-		if live.Gap.Newest != 0 {
-			o.Warn("etcd compacted the revisions %d to %d while they were read: objects deleted in them may be missing", live.Gap.Oldest, live.Gap.Newest)
+		if err == nil && live.Gap.Newest != 0 {
+			gap := fmt.Errorf("etcd compacted the revisions %d to %d while they were read: objects deleted in them may be missing", live.Gap.Oldest, live.Gap.Newest)
+			if o.apply {
+				// A part without notice would be taken for the whole.
+				return nil, fmt.Errorf("%w; nothing is written. The same command restores what is still there, --from=SNAPSHOT also what was compacted", gap)
+			}
+			o.Warn("%v", gap)
 		}
 		return plan, err
 	}
@@ -219,7 +234,9 @@ type result struct {
 
 func (o *options) write(ctx context.Context, plan *restore.Plan, client *clientv3.Client, api *restore.API) error {
 	r := result{Plan: plan, Written: plan.Writes()}
-	if r.Written > 0 {
+	// Killed after the last transaction, a restore has nothing left to write, but its journal
+	// does not say so: this one's does.
+	if r.Written > 0 || o.completes(plan) {
 		journal, err := restore.CreateJournal(o.journalDir, o.Now)
 		if err != nil {
 			return err
@@ -256,8 +273,9 @@ func (o *options) showResult(r *result) error {
 	} else if r.Written == 0 {
 		fmt.Fprintf(o.Out, "Nothing to write. Objects that are there: %d.\n", r.Count(restore.Present))
 	} else {
+		expected := r.Written + r.Count(restore.Present)
 		fmt.Fprintf(o.Out, "Objects written: %d, in %s. Read through the API with their UIDs: %d of %d.\n",
-			r.Written, time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Written-len(r.Missing), r.Written)
+			r.Written, time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), expected-len(r.Missing), expected)
 	}
 	if len(r.Missing) == 0 {
 		return nil
@@ -266,5 +284,5 @@ func (o *options) showResult(r *result) error {
 	for _, item := range r.Missing[:min(len(r.Missing), shownItems)] {
 		names = append(names, item.String())
 	}
-	return fmt.Errorf("objects written but not there any more: %d, as %s: a controller deleted them again. If they have owners, restart kube-controller-manager, whose garbage collector remembers absent owners, and run the command again", len(r.Missing), strings.Join(names, ", "))
+	return fmt.Errorf("objects that the API does not have: %d, as %s: a controller deleted them again. If they have owners, restart kube-controller-manager, whose garbage collector remembers absent owners, and run the command again", len(r.Missing), strings.Join(names, ", "))
 }
