@@ -9,7 +9,9 @@ import (
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
 	"kubelet-guard.io/cmd/guard-etcd/internal/log"
 	"kubelet-guard.io/cmd/guard-etcd/internal/restore"
+	"kubelet-guard.io/cmd/guard-etcd/internal/save"
 	"kubelet-guard.io/cmd/guard-etcd/internal/scan"
+	"kubelet-guard.io/cmd/guard-etcd/internal/verify"
 )
 
 // NewCommand returns the command guard-etcd. Errors are returned, not printed.
@@ -24,7 +26,7 @@ snapshot, with its own UIDs.
 etcd keeps what was deleted until a compaction removes it: for 5 to 10 minutes
 where the API server compacts, which is the default. On a kubeadm control plane
 host no flag is needed: the API server's manifest says how etcd is reached.
-Only restore --apply and scan --revert --apply write.`,
+Only restore --apply and scan --revert --apply write to etcd.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -34,6 +36,6 @@ Only restore --apply and scan --revert --apply write.`,
 	command.SetOut(f.Out)
 	command.SetErr(f.ErrOut)
 	f.Connection.AddFlags(command)
-	command.AddCommand(log.NewCommand(f), restore.NewCommand(f), scan.NewCommand(f))
+	command.AddCommand(log.NewCommand(f), restore.NewCommand(f), save.NewCommand(f), scan.NewCommand(f), verify.NewCommand(f))
 	return command
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ import (
 )
 
 const (
+	// DefaultSnapshotDir is where snapshots are saved.
+	DefaultSnapshotDir = "/var/backups/guard-etcd"
 	// kubeadm's places.
 	defaultManifest   = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 	defaultKubeconfig = "/etc/kubernetes/admin.conf"
@@ -110,36 +113,45 @@ func (c *Connection) Complete() error {
 // host: the pod mounts them.
 func readManifest(content []byte) (settings, error) {
 	var s settings
-	object, _, err := scheme.Codecs.UniversalDeserializer().Decode(content, nil, nil)
+	flags := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
+	s.addFlags(flags)
+	pod, container, err := parseStaticPod(content, "kube-apiserver", flags)
 	if err != nil {
 		return s, err
 	}
+	if len(s.servers) == 0 {
+		return s, fmt.Errorf("the container %s has no --etcd-servers", container.Name)
+	}
+	for _, file := range []*string{&s.caFile, &s.certFile, &s.keyFile, &s.encryptionConfig} {
+		*file = hostPath(pod, container, *file)
+	}
+	return s, nil
+}
+
+// parseStaticPod parses the flags of the container that runs a program, and returns both.
+func parseStaticPod(content []byte, program string, flags *pflag.FlagSet) (*corev1.Pod, *corev1.Container, error) {
+	object, _, err := scheme.Codecs.UniversalDeserializer().Decode(content, nil, nil)
+	if err != nil {
+		return nil, nil, err
+	}
 	pod, ok := object.(*corev1.Pod)
 	if !ok {
-		return s, fmt.Errorf("it holds a %T, not a Pod", object)
+		return nil, nil, fmt.Errorf("it holds a %T, not a Pod", object)
 	}
+	flags.ParseErrorsAllowlist.UnknownFlags = true
+	flags.SetOutput(io.Discard)
 	for i := range pod.Spec.Containers {
 		container := &pod.Spec.Containers[i]
 		command := append(append([]string(nil), container.Command...), container.Args...)
-		if !strings.Contains(strings.Join(command, " "), "kube-apiserver") {
+		if !slices.ContainsFunc(command, func(word string) bool { return !strings.HasPrefix(word, "-") && filepath.Base(word) == program }) {
 			continue
 		}
-		flags := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
-		flags.ParseErrorsAllowlist.UnknownFlags = true
-		flags.SetOutput(io.Discard)
-		s.addFlags(flags)
 		if err := flags.Parse(command); err != nil {
-			return s, fmt.Errorf("the flags of the container %s: %w", container.Name, err)
+			return nil, nil, fmt.Errorf("the flags of the container %s: %w", container.Name, err)
 		}
-		if len(s.servers) == 0 {
-			return s, fmt.Errorf("the container %s has no --etcd-servers", container.Name)
-		}
-		for _, file := range []*string{&s.caFile, &s.certFile, &s.keyFile, &s.encryptionConfig} {
-			*file = hostPath(pod, container, *file)
-		}
-		return s, nil
+		return pod, container, nil
 	}
-	return s, errors.New("no container runs kube-apiserver")
+	return nil, nil, fmt.Errorf("no container runs %s", program)
 }
 
 // hostPath returns where a file of a container is on the host.
@@ -176,19 +188,32 @@ func (c *Connection) OpenFile(path string) (*history.File, error) {
 	return history.OpenFile(path, c.skipHashCheck)
 }
 
-// Etcd returns a client and a reader of etcd. The client must be closed.
-func (c *Connection) Etcd(ctx context.Context) (*clientv3.Client, *history.Live, error) {
-	if len(c.servers) == 0 {
-		return nil, nil, fmt.Errorf("where is etcd? There is no %s, and no --etcd-servers", c.manifest)
+// EncryptionConfig returns the file of the API server's encryption configuration, or "".
+func (c *Connection) EncryptionConfig() string { return c.encryptionConfig }
+
+// SkipHashCheck reports whether files without a checksum are read.
+func (c *Connection) SkipHashCheck() bool { return c.skipHashCheck }
+
+// Configured reports whether it is known where etcd is.
+func (c *Connection) Configured() bool { return len(c.servers) > 0 }
+
+// ClientConfig returns the configuration of a client of etcd. It has no context: a signal ends
+// what a command does between two transactions, not in one.
+func (c *Connection) ClientConfig() (clientv3.Config, error) {
+	if !c.Configured() {
+		return clientv3.Config{}, fmt.Errorf("where is etcd? There is no %s, and no --etcd-servers", c.manifest)
 	}
 	tlsConfig, err := c.tlsConfig()
+	return clientv3.Config{Endpoints: c.servers, DialTimeout: dialTimeout, TLS: tlsConfig, Logger: zap.NewNop()}, err
+}
+
+// Etcd returns a client and a reader of etcd. The client must be closed.
+func (c *Connection) Etcd(ctx context.Context) (*clientv3.Client, *history.Live, error) {
+	config, err := c.ClientConfig()
 	if err != nil {
 		return nil, nil, err
 	}
-	client, err := clientv3.New(clientv3.Config{
-		// Not ctx: a signal ends what a command does between two transactions, not in one.
-		Endpoints: c.servers, DialTimeout: dialTimeout, TLS: tlsConfig, Logger: zap.NewNop(),
-	})
+	client, err := clientv3.New(config)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--etcd-servers: %w", err)
 	}
@@ -240,4 +265,51 @@ func (c *Connection) RESTConfig() (*rest.Config, error) {
 	// Lists of 30,000 objects are decoded faster; custom resources fall back to JSON.
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return config, nil
+}
+
+// WithCertificate returns the configuration of a client of etcd with another certificate.
+func (c *Connection) WithCertificate(certFile, keyFile string) (clientv3.Config, error) {
+	other := *c
+	other.certFile, other.keyFile = certFile, keyFile
+	return other.ClientConfig()
+}
+
+// SecretFiles returns the files of the connection that only their owner may read.
+func (c *Connection) SecretFiles() []string {
+	return slices.DeleteFunc([]string{c.keyFile, c.encryptionConfig}, func(path string) bool { return path == "" })
+}
+
+// DefaultEtcdManifest is kubeadm's.
+const DefaultEtcdManifest = "/etc/kubernetes/manifests/etcd.yaml"
+
+// Etcd is what the static pod of etcd says.
+type Etcd struct {
+	MetricsURLs []string
+	// SecretFiles on the host that only their owner may read.
+	SecretFiles []string
+}
+
+// ReadEtcdManifest reads the static pod of etcd.
+func ReadEtcdManifest(path string) (Etcd, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return Etcd{}, fmt.Errorf("--etcd-manifest: %w", err)
+	}
+	var e Etcd
+	var keyFile, peerKeyFile, dataDir string
+	flags := pflag.NewFlagSet("etcd", pflag.ContinueOnError)
+	flags.StringSliceVar(&e.MetricsURLs, "listen-metrics-urls", nil, "")
+	flags.StringVar(&keyFile, "key-file", "", "")
+	flags.StringVar(&peerKeyFile, "peer-key-file", "", "")
+	flags.StringVar(&dataDir, "data-dir", "", "")
+	pod, container, err := parseStaticPod(content, "etcd", flags)
+	if err != nil {
+		return Etcd{}, fmt.Errorf("--etcd-manifest: %s: %w", path, err)
+	}
+	for _, file := range []string{keyFile, peerKeyFile, dataDir} {
+		if file != "" {
+			e.SecretFiles = append(e.SecretFiles, hostPath(pod, container, file))
+		}
+	}
+	return e, nil
 }

@@ -1,6 +1,8 @@
 package factory
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -52,4 +54,29 @@ func TestReadManifest(t *testing.T) {
 		_, err := readManifest([]byte(content))
 		require.ErrorContains(t, err, words)
 	}
+}
+
+func TestReadEtcdManifest(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "etcd.yaml")
+	require.NoError(t, os.WriteFile(path, []byte(`apiVersion: v1
+kind: Pod
+metadata: {name: etcd, namespace: kube-system}
+spec:
+  containers:
+  - name: etcd
+    command: [etcd, --listen-metrics-urls=http://127.0.0.1:2381, --key-file=/pki/server.key, --data-dir=/var/lib/etcd, --client-cert-auth=true]
+    volumeMounts:
+    - {name: certs, mountPath: /pki}
+  volumes:
+  - {name: certs, hostPath: {path: /etc/kubernetes/pki/etcd}}
+`), 0o600))
+	e, err := ReadEtcdManifest(path)
+	require.NoError(t, err)
+	require.Equal(t, Etcd{MetricsURLs: []string{"http://127.0.0.1:2381"}, SecretFiles: []string{"/etc/kubernetes/pki/etcd/server.key", "/var/lib/etcd"}}, e)
+	require.NoError(t, os.WriteFile(path, []byte(kubeadmManifest), 0o600))
+	_, err = ReadEtcdManifest(path)
+	require.ErrorContains(t, err, "no container runs etcd")
+	_, err = ReadEtcdManifest(filepath.Join(t.TempDir(), "absent"))
+	require.ErrorContains(t, err, "--etcd-manifest")
 }
