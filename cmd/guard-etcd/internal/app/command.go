@@ -8,6 +8,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
 	"kubelet-guard.io/cmd/guard-etcd/internal/log"
+	"kubelet-guard.io/cmd/guard-etcd/internal/preflight"
 	"kubelet-guard.io/cmd/guard-etcd/internal/restore"
 	"kubelet-guard.io/cmd/guard-etcd/internal/save"
 	"kubelet-guard.io/cmd/guard-etcd/internal/scan"
@@ -36,6 +37,6 @@ Only restore --apply and scan --revert --apply write to etcd.`,
 	command.SetOut(f.Out)
 	command.SetErr(f.ErrOut)
 	f.Connection.AddFlags(command)
-	command.AddCommand(log.NewCommand(f), restore.NewCommand(f), save.NewCommand(f), scan.NewCommand(f), verify.NewCommand(f))
+	command.AddCommand(log.NewCommand(f), preflight.NewCommand(f), restore.NewCommand(f), save.NewCommand(f), scan.NewCommand(f), verify.NewCommand(f))
 	return command
 }
