@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
+	"kubelet-guard.io/cmd/guard-etcd/internal/access"
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
 	"kubelet-guard.io/cmd/guard-etcd/internal/log"
 	"kubelet-guard.io/cmd/guard-etcd/internal/preflight"
@@ -37,6 +38,7 @@ Only restore --apply and scan --revert --apply write to etcd.`,
 	command.SetOut(f.Out)
 	command.SetErr(f.ErrOut)
 	f.Connection.AddFlags(command)
-	command.AddCommand(log.NewCommand(f), preflight.NewCommand(f), restore.NewCommand(f), save.NewCommand(f), scan.NewCommand(f), verify.NewCommand(f))
+	command.AddCommand(access.NewCommand(f), log.NewCommand(f), preflight.NewCommand(f), restore.NewCommand(f), save.NewCommand(f),
+		scan.NewCommand(f), verify.NewCommand(f))
 	return command
 }
