@@ -9,7 +9,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"golang.org/x/sync/errgroup"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/pkg/dataprotection/history"
@@ -72,9 +71,7 @@ func (s *source) candidates(ctx context.Context, selectors []Selector) ([]*candi
 		}
 		delete(s.unreadable, string(kv.Key))
 		// 100,000 whole objects would fill the memory; what is selected is read again.
-		if object.Kind != "IPAddress" {
-			object.Typed = nil
-		}
+		object.Typed = nil
 		if !slices.ContainsFunc(selectors, func(selector Selector) bool { return selector.matchesKey(s.prefix, object.Key) }) {
 			kv.Value = nil
 		}
@@ -178,10 +175,10 @@ func (s *source) matching(ctx context.Context, all []*candidate, selector Select
 	return slices.DeleteFunc(matched, func(c *candidate) bool { return c.deleted != 0 && c.deleted < since }), nil
 }
 
-// addOwned adds what the chosen own, transitively, and the IP addresses of chosen Services, which
-// name their Service in another field. Of what was deleted, only what went with its owner.
+// addOwned adds what the chosen own, transitively. Of what was deleted, only what went with its
+// owner.
 func (s *source) addOwned(ctx context.Context, all []*candidate, chosen map[string]*candidate) error {
-	owners, services := map[types.UID]*candidate{}, map[string]*candidate{}
+	owners := map[types.UID]*candidate{}
 	added := make([]*candidate, 0, len(chosen))
 	for _, c := range chosen {
 		added = append(added, c)
@@ -190,9 +187,6 @@ func (s *source) addOwned(ctx context.Context, all []*candidate, chosen map[stri
 		for _, c := range added {
 			chosen[c.object.Key] = c
 			owners[c.object.UID] = c
-			if c.object.Kind == "Service" && c.object.Group == "" {
-				services[c.object.Namespace+"/"+c.object.Name] = c
-			}
 		}
 		added = nil
 		for _, c := range all {
@@ -204,9 +198,6 @@ func (s *source) addOwned(ctx context.Context, all []*candidate, chosen map[stri
 				if owners[reference.UID] != nil {
 					owner = owners[reference.UID]
 				}
-			}
-			if address, ok := c.object.Typed.(*networkingv1.IPAddress); ok && address.Spec.ParentRef != nil && address.Spec.ParentRef.Resource == "services" {
-				owner = services[address.Spec.ParentRef.Namespace+"/"+address.Spec.ParentRef.Name]
 			}
 			if owner != nil && (c.deleted == 0 || owner.deleted == 0 || c.deleted >= owner.since) {
 				added = append(added, c)

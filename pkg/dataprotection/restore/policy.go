@@ -24,6 +24,10 @@ var leftOut = map[string]string{
 	"/Event":                          "it expires",
 	"coordination.k8s.io/Lease":       "its holder makes a new one",
 	"storage.k8s.io/VolumeAttachment": "its controller makes a new one",
+	// The API server removes one that it sees before its Service, if it is older than a minute
+	// (pkg/registry/core/service/ipallocator/controller/repairip.go), and makes it for a Service
+	// without.
+	"networking.k8s.io/IPAddress": "the API server makes a new one for its Service",
 }
 
 // leaveOut marks the kinds that are left out, and what only they own: without an owner the

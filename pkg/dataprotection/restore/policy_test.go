@@ -21,7 +21,9 @@ func TestPodsAndWhatOnlyTheyOwnAreLeftOut(t *testing.T) {
 	shared := item("configmaps/shop/shared", "ConfigMap", "shop", "shared", pod, set)
 	leased := item("configmaps/shop/leased", "ConfigMap", "shop", "leased")
 	leased.value.Lease = 7
-	items := []*Item{claim, set, pod, shared, leased}
+	address := item("ipaddresses/10.96.0.1", "IPAddress", "", "10.96.0.1")
+	address.object.Group = "networking.k8s.io"
+	items := []*Item{claim, set, pod, shared, leased, address}
 	actions := func(include ...string) (list []Action) {
 		for _, i := range items {
 			i.Action, i.Reason = Create, ""
@@ -32,9 +34,9 @@ func TestPodsAndWhatOnlyTheyOwnAreLeftOut(t *testing.T) {
 		}
 		return list
 	}
-	require.Equal(t, []Action{LeaveOut, Create, LeaveOut, Create, LeaveOut}, actions())
+	require.Equal(t, []Action{LeaveOut, Create, LeaveOut, Create, LeaveOut, LeaveOut}, actions())
 	for _, include := range []string{"pods", "Pod", "po"} {
-		require.Equal(t, []Action{Create, Create, Create, Create, LeaveOut}, actions(include), include)
+		require.Equal(t, []Action{Create, Create, Create, Create, LeaveOut, LeaveOut}, actions(include), include)
 	}
 }
 
