@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -33,4 +34,85 @@ func TestAStoreThatIsNotEtcdIsRefused(t *testing.T) {
 	_, err = OpenLive(t.Context(), client, "/registry/")
 	require.ErrorIs(t, err, ErrNotEtcd)
 	require.ErrorContains(t, err, "Kine")
+}
+
+// compacting responds as an etcd that is compacted while its history is read: revisions 1 to 20,
+// compacted at 5 when it is opened, and at 12 after the deletion at 7 was sent.
+type compacting struct {
+	pb.UnimplementedKVServer
+	pb.UnimplementedWatchServer
+}
+
+func header() *pb.ResponseHeader { return &pb.ResponseHeader{ClusterId: 1, MemberId: 1, Revision: 20} }
+
+func (*compacting) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return &pb.RangeResponse{Header: header()}, nil
+}
+
+func (*compacting) Watch(stream pb.Watch_WatchServer) error {
+	send := func(r *pb.WatchResponse) error {
+		r.Header = header()
+		return stream.Send(r)
+	}
+	deletion := func(key string, revision int64) []*mvccpb.Event {
+		return []*mvccpb.Event{{Type: mvccpb.Event_DELETE, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: revision}, PrevKv: &mvccpb.KeyValue{Key: []byte(key), Value: []byte("value")}}}
+	}
+	id := int64(0)
+	for {
+		request, err := stream.Recv()
+		if err != nil {
+			return nil
+		}
+		create := request.GetCreateRequest()
+		if create == nil {
+			if request.GetProgressRequest() != nil {
+				// The revision 20 is not sent before the watch has all.
+				if err := send(&pb.WatchResponse{WatchId: -1}); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		id++
+		responses := []*pb.WatchResponse{{WatchId: id, Created: true}}
+		switch create.StartRevision {
+		case 1:
+			responses = append(responses, &pb.WatchResponse{WatchId: id, Canceled: true, CompactRevision: 5})
+		case 6:
+			responses = append(responses, &pb.WatchResponse{WatchId: id, Events: deletion("/registry/a", 7)}, &pb.WatchResponse{WatchId: id, Canceled: true, CompactRevision: 12})
+		case 13:
+			responses = append(responses, &pb.WatchResponse{WatchId: id, Events: deletion("/registry/b", 15)})
+		}
+		for _, r := range responses {
+			if err := send(r); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func TestACompactionInTheMiddleIsAGap(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	pb.RegisterKVServer(server, &compacting{})
+	pb.RegisterWatchServer(server, &compacting{})
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{listener.Addr().String()}, Logger: zap.NewNop()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	live, err := OpenLive(t.Context(), client, "/registry/")
+	require.NoError(t, err)
+	require.Equal(t, Bounds{Oldest: 5, Newest: 20}, live.Bounds())
+	require.Zero(t, live.Gap)
+	var keys []string
+	require.NoError(t, live.Deletions(t.Context(), "/registry/", func(d Deletion) error {
+		keys = append(keys, d.Key)
+		return nil
+	}))
+	require.Equal(t, []string{"/registry/a", "/registry/b"}, keys, "what is left is read")
+	require.Equal(t, Bounds{Oldest: 8, Newest: 12}, live.Gap, "deletions in it may be missing")
+	require.Equal(t, Bounds{Oldest: 12, Newest: 20}, live.Bounds())
 }
