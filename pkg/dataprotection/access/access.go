@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kubelet-guard.io/pkg/dataprotection/check"
@@ -127,11 +128,15 @@ func (f *Facts) ReadAuth(ctx context.Context, client *clientv3.Client) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	status, err := client.AuthStatus(ctx)
-	if err != nil {
+	switch {
+	case err == nil:
+		f.AuthEnabled = status.Enabled
+	case strings.Contains(err.Error(), rpctypes.ErrPermissionDenied.Error()):
+		f.AuthEnabled = true // only then are there permissions; this one is root's
+	default:
 		f.AuthErr, f.RootErr = err, err
 		return
 	}
-	f.AuthEnabled = status.Enabled
 	users, err := client.UserList(ctx)
 	if err != nil {
 		f.RootErr = err

@@ -1,14 +1,21 @@
 package access
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/dataprotection/check"
@@ -101,4 +108,33 @@ func TestJudge(t *testing.T) {
 		require.Equal(t, test.result, found[0].Result, test.name)
 		require.Contains(t, found[0].Detail, test.words, test.name)
 	}
+}
+
+// denying responds to a client whose user has not the role root.
+type denying struct{ pb.UnimplementedAuthServer }
+
+func (denying) AuthStatus(context.Context, *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
+	return nil, rpctypes.ErrGRPCPermissionDenied
+}
+
+func (denying) UserList(context.Context, *pb.AuthUserListRequest) (*pb.AuthUserListResponse, error) {
+	return nil, rpctypes.ErrGRPCPermissionDenied
+}
+
+func TestADeniedReadOfTheAuthenticationShowsThatItIsOn(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	pb.RegisterAuthServer(server, denying{})
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{listener.Addr().String()}, Logger: zap.NewNop()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	f := &Facts{}
+	f.ReadAuth(t.Context(), client)
+	require.NoError(t, f.AuthErr)
+	require.True(t, f.AuthEnabled)
+	require.ErrorContains(t, f.RootErr, "permission denied")
 }
