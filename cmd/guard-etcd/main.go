@@ -6,7 +6,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -18,9 +18,9 @@ import (
 )
 
 func main() {
-	// Libraries log what they return as errors, too.
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
+	// Libraries log what they return as errors, too. Without a logger klog writes errors to
+	// stderr whatever its output is.
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	// A restore ends between two transactions, with its journal complete.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
