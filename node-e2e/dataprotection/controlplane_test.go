@@ -2,15 +2,9 @@ package dataprotection
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -29,6 +23,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"kubelet-guard.io/node-e2e/cluster/pki"
+	"kubelet-guard.io/node-e2e/framework"
 )
 
 const (
@@ -44,7 +41,7 @@ const (
 type controlPlane struct {
 	t    *testing.T
 	dir  string
-	ca   *authority
+	pki  pki.Dir
 	etcd string // URL
 	api  string // URL
 	peer string // URL
@@ -102,12 +99,16 @@ func (c *controlPlane) start(program string, arguments ...string) *process {
 // compact when they need it.
 func newControlPlane(t *testing.T, output string) *controlPlane {
 	c := &controlPlane{t: t, dir: t.TempDir()}
-	c.ca = newAuthority(t, c.dir)
-	for _, name := range []string{"etcd", "root", "kube-apiserver-etcd-client", "reader", "stranger"} {
-		c.ca.sign(t, name, nil)
+	c.pki = pki.Dir(c.dir)
+	ca, err := c.pki.NewAuthority("ca")
+	require.NoError(t, err)
+	for _, name := range []string{"etcd", "root", "kube-apiserver-etcd-client", "reader", "stranger", "admin", "apiserver"} {
+		request := pki.Request{Name: name, CommonName: name, Server: true, Client: true, Hosts: []string{"localhost"}, Addresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+		if name == "admin" {
+			request.Organizations = []string{"system:masters"}
+		}
+		require.NoError(t, ca.Sign(request))
 	}
-	c.ca.sign(t, "admin", []string{"system:masters"})
-	c.ca.sign(t, "apiserver", nil)
 	c.etcd, c.peer, c.api = loopbackURL(t), loopbackURL(t), loopbackURL(t)
 	c.startEtcd(output)
 	c.enableAuth()
@@ -129,8 +130,8 @@ func (c *controlPlane) startEtcd(output string) {
 		"--name=drill", "--data-dir="+filepath.Join(c.dir, "etcd.data"),
 		"--listen-client-urls="+c.etcd, "--advertise-client-urls="+c.etcd,
 		"--listen-peer-urls="+c.peer, "--initial-advertise-peer-urls="+c.peer, "--initial-cluster=drill="+c.peer,
-		"--client-cert-auth", "--trusted-ca-file="+c.ca.cert("ca"), "--cert-file="+c.ca.cert("etcd"), "--key-file="+c.ca.key("etcd"),
-		"--peer-client-cert-auth", "--peer-trusted-ca-file="+c.ca.cert("ca"), "--peer-cert-file="+c.ca.cert("etcd"), "--peer-key-file="+c.ca.key("etcd"),
+		"--client-cert-auth", "--trusted-ca-file="+c.pki.Cert("ca"), "--cert-file="+c.pki.Cert("etcd"), "--key-file="+c.pki.Key("etcd"),
+		"--peer-client-cert-auth", "--peer-trusted-ca-file="+c.pki.Cert("ca"), "--peer-cert-file="+c.pki.Cert("etcd"), "--peer-key-file="+c.pki.Key("etcd"),
 		"--unsafe-no-fsync", "--log-level=warn")
 	c.root = c.etcdClient("root")
 	c.await("etcd to respond", func(ctx context.Context) error {
@@ -189,8 +190,8 @@ func encryptionOf(names ...string) string {
 func (c *controlPlane) startAPIServer(output string, flags ...string) {
 	_, port, err := net.SplitHostPort(strings.TrimPrefix(c.api, "https://"))
 	require.NoError(c.t, err)
-	c.apiProcess = c.start(filepath.Join(output, kubeVersion, "kube-apiserver"), append(c.apiServerFlags(port), flags...)...)
-	config := &rest.Config{Host: c.api, QPS: -1, TLSClientConfig: rest.TLSClientConfig{CAFile: c.ca.cert("ca"), CertFile: c.ca.cert("admin"), KeyFile: c.ca.key("admin")}}
+	c.apiProcess = c.start(filepath.Join(output, framework.KubeVersion, "kube-apiserver"), append(c.apiServerFlags(port), flags...)...)
+	config := &rest.Config{Host: c.api, QPS: -1, TLSClientConfig: rest.TLSClientConfig{CAFile: c.pki.Cert("ca"), CertFile: c.pki.Cert("admin"), KeyFile: c.pki.Key("admin")}}
 	c.config = config
 	c.kube = kubernetes.NewForConfigOrDie(config)
 	c.dynamic = dynamic.NewForConfigOrDie(config)
@@ -214,15 +215,15 @@ func (c *controlPlane) awaitAPI() {
 func (c *controlPlane) apiServerFlags(port string) []string {
 	return []string{
 		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none", "--secure-port=" + port,
-		"--etcd-servers=" + c.etcd, "--etcd-cafile=" + c.ca.cert("ca"),
-		"--etcd-certfile=" + c.ca.cert("kube-apiserver-etcd-client"), "--etcd-keyfile=" + c.ca.key("kube-apiserver-etcd-client"),
+		"--etcd-servers=" + c.etcd, "--etcd-cafile=" + c.pki.Cert("ca"),
+		"--etcd-certfile=" + c.pki.Cert("kube-apiserver-etcd-client"), "--etcd-keyfile=" + c.pki.Key("kube-apiserver-etcd-client"),
 		// On a busy machine etcd is slow, not dead.
 		"--etcd-healthcheck-timeout=30s", "--etcd-readycheck-timeout=30s",
 		"--etcd-compaction-interval=0", "--encryption-provider-config=" + c.encryption(),
-		"--authorization-mode=RBAC", "--anonymous-auth=false", "--client-ca-file=" + c.ca.cert("ca"),
-		"--tls-cert-file=" + c.ca.cert("apiserver"), "--tls-private-key-file=" + c.ca.key("apiserver"),
+		"--authorization-mode=RBAC", "--anonymous-auth=false", "--client-ca-file=" + c.pki.Cert("ca"),
+		"--tls-cert-file=" + c.pki.Cert("apiserver"), "--tls-private-key-file=" + c.pki.Key("apiserver"),
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file=" + c.ca.key("apiserver"), "--service-account-signing-key-file=" + c.ca.key("apiserver"),
+		"--service-account-key-file=" + c.pki.Key("apiserver"), "--service-account-signing-key-file=" + c.pki.Key("apiserver"),
 		"--service-cluster-ip-range=10.96.0.0/16", "--profiling=false",
 		"--audit-log-path=" + filepath.Join(c.dir, "audit.log"), "--audit-policy-file=" + c.auditPolicy(),
 	}
@@ -239,8 +240,8 @@ func (c *controlPlane) kubeconfig() string { return filepath.Join(c.dir, "admin.
 
 func (c *controlPlane) writeKubeconfig() {
 	config := clientcmdapi.NewConfig()
-	config.Clusters["drill"] = &clientcmdapi.Cluster{Server: c.api, CertificateAuthority: c.ca.cert("ca")}
-	config.AuthInfos["admin"] = &clientcmdapi.AuthInfo{ClientCertificate: c.ca.cert("admin"), ClientKey: c.ca.key("admin")}
+	config.Clusters["drill"] = &clientcmdapi.Cluster{Server: c.api, CertificateAuthority: c.pki.Cert("ca")}
+	config.AuthInfos["admin"] = &clientcmdapi.AuthInfo{ClientCertificate: c.pki.Cert("admin"), ClientKey: c.pki.Key("admin")}
 	config.Contexts["drill"] = &clientcmdapi.Context{Cluster: "drill", AuthInfo: "admin"}
 	config.CurrentContext = "drill"
 	require.NoError(c.t, clientcmd.WriteToFile(*config, c.kubeconfig()))
@@ -262,13 +263,13 @@ func (c *controlPlane) writeManifest(port string) {
 }
 
 func (c *controlPlane) startControllers(output string) {
-	c.controllerProcess = c.start(filepath.Join(output, kubeVersion, "kube-controller-manager"),
+	c.controllerProcess = c.start(filepath.Join(output, framework.KubeVersion, "kube-controller-manager"),
 		"--kubeconfig="+c.kubeconfig(), "--leader-elect=true", "--leader-elect-lease-duration=60s", "--leader-elect-renew-deadline=50s",
 		// Those that act on what the accidents delete and restore.
 		"--controllers=namespace-controller,garbage-collector-controller,deployment-controller,replicaset-controller,statefulset-controller,serviceaccount-controller,"+
 			"root-ca-certificate-publisher-controller,persistentvolumeclaim-protection-controller,endpointslice-controller",
 		"--bind-address=127.0.0.1", "--secure-port=0", "--use-service-account-credentials", "--kube-api-qps=500", "--kube-api-burst=1000",
-		"--service-account-private-key-file="+c.ca.key("apiserver"), "--root-ca-file="+c.ca.cert("ca"), "--profiling=false")
+		"--service-account-private-key-file="+c.pki.Key("apiserver"), "--root-ca-file="+c.pki.Cert("ca"), "--profiling=false")
 }
 
 // etcdClient connects as the user of a certificate.
@@ -298,55 +299,6 @@ func (c *controlPlane) await(what string, probe func(context.Context) error) {
 	}
 }
 
-// authority signs the certificates of a control plane.
-type authority struct {
-	dir         string
-	certificate *x509.Certificate
-	signer      *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T, dir string) *authority {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "drill"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	certificate, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	a := &authority{dir: dir, certificate: certificate, signer: key}
-	a.write(t, "ca", der, key)
-	return a
-}
-
-func (a *authority) cert(name string) string { return filepath.Join(a.dir, name+".crt") }
-func (a *authority) key(name string) string  { return filepath.Join(a.dir, name+".key") }
-
-// sign makes a certificate for servers on the loopback address and for clients.
-func (a *authority) sign(t *testing.T, name string, organizations []string) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 100))
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name, Organization: organizations}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.signer)
-	require.NoError(t, err)
-	a.write(t, name, der, key)
-}
-
-func (a *authority) write(t *testing.T, name string, certificate []byte, key *ecdsa.PrivateKey) {
-	der, err := x509.MarshalECPrivateKey(key)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(a.key(name), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600))
-	require.NoError(t, os.WriteFile(a.cert(name), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
-}
-
 // loopbackURL is one with a port that was free a moment ago.
 func loopbackURL(t *testing.T) string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -357,9 +309,11 @@ func loopbackURL(t *testing.T) string {
 
 // tls has the certificate of a user.
 func (c *controlPlane) tls(name string) *tls.Config {
-	certificate, err := tls.LoadX509KeyPair(c.ca.cert(name), c.ca.key(name))
+	certificate, err := tls.LoadX509KeyPair(c.pki.Cert(name), c.pki.Key(name))
+	require.NoError(c.t, err)
+	ca, err := os.ReadFile(c.pki.Cert("ca"))
 	require.NoError(c.t, err)
 	pool := x509.NewCertPool()
-	pool.AddCert(c.ca.certificate)
+	require.True(c.t, pool.AppendCertsFromPEM(ca))
 	return &tls.Config{Certificates: []tls.Certificate{certificate}, RootCAs: pool, MinVersion: tls.VersionTLS12}
 }

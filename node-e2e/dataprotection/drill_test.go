@@ -35,14 +35,9 @@ import (
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/ptr"
-
-	"kubelet-guard.io/node-e2e/framework"
 )
 
-const (
-	kubeVersion   = framework.KubeVersion
-	definitionKey = "apiextensions.k8s.io/customresourcedefinitions/"
-)
+const definitionKey = "apiextensions.k8s.io/customresourcedefinitions/"
 
 var (
 	output  = flag.String("output", "", "The folder with the programs: _output; empty skips the drill")
@@ -66,23 +61,30 @@ func TestDrill(t *testing.T) {
 	*output = folder
 	d := &drill{controlPlane: newControlPlane(t, folder)}
 	d.journal = filepath.Join(d.dir, "journal")
-	// A parent's control plane outlives its subtests, and their failures.
+	// A parent's control plane outlives its subtests, and their failures. Each stands alone.
 	for _, accident := range []struct {
 		name string
 		run  func(*testing.T, *drill)
+		// long ones wait for controllers; make test-drill leaves them out.
+		long bool
 	}{
-		{"log", testLog},
-		{"definition", testDefinition},
-		{"namespace", testNamespace},
-		{"snapshot", testSnapshot},
-		{"encryption", testEncryption},
-		{"damage", testDamage},
-		{"refusals", testRefusals},
-		{"interruption", testInterruption},
-		{"bad input", testBadInput},
-		{"compaction", testCompaction},
+		{name: "log", run: testLog},
+		{name: "definition", run: testDefinition, long: true},
+		{name: "namespace", run: testNamespace, long: true},
+		{name: "snapshot", run: testSnapshot},
+		{name: "save and verify", run: testSave},
+		{name: "preflight and access", run: testChecks},
+		{name: "encryption", run: testEncryption},
+		{name: "damage", run: testDamage, long: true},
+		{name: "refusals", run: testRefusals, long: true},
+		{name: "interruption", run: testInterruption, long: true},
+		{name: "bad input", run: testBadInput},
+		{name: "compaction", run: testCompaction},
 	} {
 		t.Run(accident.name, func(t *testing.T) {
+			if accident.long && testing.Short() {
+				t.Skip("long: make drill")
+			}
 			d.controlPlane.t = t
 			accident.run(t, d)
 		})
@@ -159,6 +161,7 @@ func (d *drill) fail(words string, arguments ...string) result {
 	r := d.guard(arguments...)
 	require.Equal(d.t, 1, r.code, r.out)
 	require.Contains(d.t, r.out+r.errOut, words)
+	require.NotContains(d.t, r.errOut, ".go:", "no log of a library")
 	require.Equal(d.t, stable(before), stable(d.state(prefix)), "an error writes nothing")
 	return r
 }
@@ -210,6 +213,9 @@ func (d *drill) createDefinition(plural, kind string) schema.GroupVersionResourc
 
 var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
+// childPrefix starts the names of what custom resources of a kind own.
+func childPrefix(kind string) string { return "child-of-" + strings.ToLower(kind) + "-" }
+
 // createInstances creates custom resources of about 800 bytes; through the API the first ones,
 // with a finalizer and a ConfigMap that they own, and the rest as copies in etcd, which is what the API
 // server would have written.
@@ -226,7 +232,7 @@ func (d *drill) createInstances(resource schema.GroupVersionResource, kind strin
 	for i := range withFinalizer {
 		owner := create(i, []string{"example.com/drill"})
 		_, err := d.kube.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
-			Name:            "child-of-" + owner.GetName(),
+			Name:            childPrefix(kind) + owner.GetName(),
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "example.com/v1", Kind: kind, Name: owner.GetName(), UID: owner.GetUID()}},
 		}}, metav1.CreateOptions{})
 		require.NoError(d.t, err)
@@ -260,7 +266,7 @@ func (d *drill) list(resource schema.GroupVersionResource) *unstructured.Unstruc
 
 // deleteDefinition deletes a definition as a person would, and removes the finalizers that its
 // resources then wait with.
-func (d *drill) deleteDefinition(resource schema.GroupVersionResource, withFinalizer int) {
+func (d *drill) deleteDefinition(resource schema.GroupVersionResource, kind string, withFinalizer int) {
 	ctx := context.Background()
 	require.NoError(d.t, d.dynamic.Resource(definitions).Delete(ctx, resource.Resource+".example.com", metav1.DeleteOptions{}))
 	for i := range withFinalizer {
@@ -283,7 +289,7 @@ func (d *drill) deleteDefinition(resource schema.GroupVersionResource, withFinal
 		}
 		children, err := d.kube.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{})
 		for _, child := range children.Items {
-			if strings.HasPrefix(child.Name, "child-of-") {
+			if strings.HasPrefix(child.Name, childPrefix(kind)) {
 				return fmt.Errorf("%s is there", child.Name)
 			}
 		}
@@ -297,7 +303,7 @@ func testDefinition(t *testing.T, d *drill) {
 	resource := d.createDefinition("widgets", "Widget")
 	d.createInstances(resource, "Widget", *objects, withFinalizer)
 	d.awaitGarbageCollector(resource, "Widget")
-	below := []string{prefix + "example.com/widgets/", prefix + definitionKey + "widgets.example.com", prefix + "configmaps/default/child-of-"}
+	below := []string{prefix + "example.com/widgets/", prefix + definitionKey + "widgets.example.com", prefix + "configmaps/default/" + childPrefix("Widget")}
 	all := func() map[string][32]byte {
 		state := map[string][32]byte{}
 		for _, folder := range below {
@@ -333,7 +339,7 @@ func testDefinition(t *testing.T, d *drill) {
 	informers.Start(stop)
 	informers.WaitForCacheSync(stop)
 
-	d.deleteDefinition(resource, withFinalizer)
+	d.deleteDefinition(resource, "Widget", withFinalizer)
 	require.Empty(t, all())
 	d.await("the informer to see them go", func(context.Context) error {
 		if n := len(informer.GetStore().List()); n > 0 {
@@ -505,6 +511,10 @@ func testNamespace(t *testing.T, d *drill) {
 	require.NoError(t, err)
 	require.Equal(t, service.Spec.ClusterIPs, after.Spec.ClusterIPs)
 	require.Equal(t, service.UID, after.UID)
+	d.await("the cluster IP to be allocated", func(ctx context.Context) error {
+		_, err := d.kube.NetworkingV1().IPAddresses().Get(ctx, after.Spec.ClusterIP, metav1.GetOptions{})
+		return err
+	})
 	restored, err := d.kube.AppsV1().Deployments("shop").Get(ctx, "web", metav1.GetOptions{})
 	require.NoError(t, err)
 	require.Equal(t, deployment.UID, restored.UID)
@@ -564,6 +574,21 @@ func (d *drill) snapshot(name string) string {
 	return path
 }
 
+// snapshotOfAnotherCluster has the same keys and another UID of kube-system.
+func (d *drill) snapshotOfAnotherCluster(name string) string {
+	ctx := context.Background()
+	key := prefix + "namespaces/kube-system"
+	namespace := d.raw(key)
+	system, err := d.kube.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{})
+	require.NoError(d.t, err)
+	_, err = d.root.Put(ctx, key, strings.ReplaceAll(namespace, string(system.UID), "00000000-0000-4000-8000-000000000000"))
+	require.NoError(d.t, err)
+	file := d.snapshot(name)
+	_, err = d.root.Put(ctx, key, namespace)
+	require.NoError(d.t, err)
+	return file
+}
+
 // compact removes the whole history.
 func (d *drill) compact() {
 	ctx := context.Background()
@@ -591,8 +616,7 @@ func testEncryption(t *testing.T, d *drill) {
 	require.NoError(t, os.WriteFile(other, []byte(encryptionOf("key2", "key1")), 0o600))
 	gone := filepath.Join(d.dir, "gone.yaml")
 	require.NoError(t, os.WriteFile(gone, []byte(encryptionOf("key2")), 0o600))
-	wrong := filepath.Join(d.dir, "wrong.yaml")
-	require.NoError(t, os.WriteFile(wrong, []byte(strings.ReplaceAll(encryptionOf("key1"), secretOf("key1"), secretOf("another"))), 0o600))
+	wrong := d.wrongEncryption()
 	d.fail("aesgcm:v1:key1", "restore", "secret/token", "--apply", "--encryption-provider-config="+gone)
 	d.fail("aesgcm:v1:key1", "restore", "secret/token", "--apply", "--encryption-provider-config="+wrong)
 	d.fail("no encrypted value is readable", "scan", "--encryption-provider-config="+wrong)
@@ -616,6 +640,155 @@ func testEncryption(t *testing.T, d *drill) {
 	require.Equal(t, gadgets, d.state(below))
 	require.Len(t, d.list(resource).Items, 1)
 	d.figure("encryption at rest (aesgcm, secretbox), rotated key", "bytes equal; a missing or wrong key refused by name", "bytes equal; refused with aesgcm:v1:key1")
+}
+
+// wrongEncryption is a configuration with another key of the same name.
+func (d *drill) wrongEncryption() string {
+	path := filepath.Join(d.dir, "wrong.yaml")
+	require.NoError(d.t, os.WriteFile(path, []byte(strings.ReplaceAll(encryptionOf("key1"), secretOf("key1"), secretOf("another"))), 0o600))
+	return path
+}
+
+// asRoot are the flags of the certificate of etcd's user root, which saves snapshots.
+func (d *drill) asRoot() []string {
+	return []string{"--etcd-certfile=" + d.pki.Cert("root"), "--etcd-keyfile=" + d.pki.Key("root")}
+}
+
+// testSave saves a snapshot, verifies it, and refuses what is none of this cluster, or no longer
+// what was saved.
+func testSave(t *testing.T, d *drill) {
+	ctx := context.Background()
+	_, err := d.kube.CoreV1().Secrets("default").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "saved"}, StringData: map[string]string{"a": "b"}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	dir := filepath.Join(d.dir, "backups")
+	d.fail("a snapshot needs a user with the role root", "save", dir)
+	folders, err := filepath.Glob(filepath.Join(dir, "2*"))
+	require.NoError(t, err)
+	require.Empty(t, folders)
+
+	// Killed in the middle, it leaves nothing under a snapshot's name that is not whole.
+	command := exec.Command(filepath.Join(*output, "bin/guard-etcd"), append(d.asRoot(), "--apiserver-manifest="+d.manifest(), "save", dir)...)
+	require.NoError(t, command.Start())
+	d.await("the save to start", func(context.Context) error {
+		saving, _ := filepath.Glob(filepath.Join(dir, ".saving-*"))
+		saved, _ := filepath.Glob(filepath.Join(dir, "2*"))
+		if len(saving)+len(saved) == 0 {
+			return errors.New("no folder")
+		}
+		return nil
+	})
+	_ = command.Process.Kill()
+	_ = command.Wait()
+	d.awaitNextSecond()
+
+	save := func() string {
+		d.awaitNextSecond() // folders are named by seconds
+		r := d.succeed(append(d.asRoot(), "save", dir, "-o", "json")...)
+		var saved struct {
+			Path      string
+			Resources map[string]struct{ Objects int }
+			Members   []struct{ Name string }
+		}
+		require.NoError(t, json.Unmarshal([]byte(r.out), &saved))
+		require.Equal(t, "drill", saved.Members[0].Name)
+		secrets, err := d.root.Get(ctx, prefix+"secrets/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		require.NoError(t, err)
+		require.EqualValues(t, secrets.Count, saved.Resources["secrets"].Objects)
+		return saved.Path
+	}
+	path := save()
+	leftovers, err := filepath.Glob(filepath.Join(dir, ".saving-*"))
+	require.NoError(t, err)
+	require.Empty(t, leftovers)
+	r := d.succeed("verify", path)
+	require.Contains(t, r.out, "every object decodes, and it is what was saved")
+	require.Contains(t, r.out, "aesgcm:v1:key1")
+	d.figure("save and verify", "restored with etcd's own package, every object decoded", "so, in %.1f s", r.took.Seconds())
+
+	// What is not as it was saved.
+	content, err := os.ReadFile(filepath.Join(path, "snapshot.db"))
+	require.NoError(t, err)
+	truncated := filepath.Join(d.dir, "cut.db")
+	require.NoError(t, os.WriteFile(truncated, content[:len(content)/2+100], 0o600))
+	d.fail("truncated", "verify", truncated)
+	exchanged := save()
+	require.NoError(t, os.WriteFile(filepath.Join(exchanged, "snapshot.db"), content, 0o600))
+	d.fail("its SHA-256 is not that of the manifest", "verify", exchanged)
+	d.fail("no encrypted value is readable", "verify", path, "--encryption-provider-config="+d.wrongEncryption())
+	other := d.snapshotOfAnotherCluster("elsewhere.db")
+	d.fail("the snapshot is of another cluster", "verify", other)
+	d.succeed("verify", other, "--offline")
+
+	// Damage is saved and named: it is the best that there is.
+	key := prefix + "configmaps/default/spoilt"
+	_, err = d.root.Put(ctx, key, "nothing that decodes")
+	require.NoError(t, err)
+	d.awaitNextSecond()
+	d.fail("with damaged keys: 1", append(d.asRoot(), "save", dir)...)
+	_, err = d.root.Delete(ctx, key)
+	require.NoError(t, err)
+	paths, err := filepath.Glob(filepath.Join(dir, "2*"))
+	require.NoError(t, err)
+	d.fail("damaged keys: 1", "verify", paths[len(paths)-1])
+
+	// Its history restores.
+	require.NoError(t, d.kube.CoreV1().Secrets("default").Delete(ctx, "saved", metav1.DeleteOptions{}))
+	path = save()
+	d.compact()
+	d.succeed("restore", "secret/saved", "--apply", "--from="+filepath.Join(path, "snapshot.db"))
+	d.awaitNextSecond()
+	r = d.succeed(append(d.asRoot(), "save", dir, "--keep=1")...)
+	require.Contains(t, r.out, "Removed "+path)
+	require.NoDirExists(t, path)
+	d.figure("verify: truncated, exchanged, another cluster, wrong key, damaged key", "refused by name, nothing written", "each by name, nothing written")
+}
+
+// awaitNextSecond waits for a name that no snapshot has.
+func (d *drill) awaitNextSecond() {
+	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
+}
+
+// testChecks runs preflight and access, which write nothing.
+func testChecks(t *testing.T, d *drill) {
+	dir := filepath.Join(d.dir, "checked")
+	d.succeed(append(d.asRoot(), "save", dir)...)
+	before := stable(d.state(prefix))
+	results := func(r result) map[string][]string {
+		var report struct {
+			Checks []struct{ Name, Result string }
+		}
+		require.NoError(t, json.Unmarshal([]byte(r.out), &report))
+		found := map[string][]string{}
+		for _, c := range report.Checks {
+			found[c.Name] = append(found[c.Name], c.Result)
+		}
+		return found
+	}
+	preflight := results(d.succeed("preflight", "--snapshot-dir="+dir, "-o", "json"))
+	for _, name := range []string{"etcd", "encryption", "keys", "API server", "snapshots"} {
+		require.Equal(t, []string{"OK"}, preflight[name], name)
+	}
+	require.Len(t, preflight["history"], 1)
+	d.fail("no encrypted value is readable", "preflight", "--snapshot-dir="+dir, "--encryption-provider-config="+d.wrongEncryption())
+	d.fail("does not respond", "preflight", "--snapshot-dir="+dir, "--etcd-servers=https://127.0.0.1:1")
+
+	access := results(d.succeed(append(d.asRoot(), "access", "-o", "json", "--other-certificate="+d.pki.Cert("stranger"))...))
+	for name, want := range map[string]string{
+		"etcd": "OK", "without a certificate": "OK", "other certificates": "OK", "authentication": "OK", "role root": "OK", "metrics": "Unknown",
+	} {
+		require.Equal(t, []string{want}, access[name], name)
+	}
+	require.Equal(t, []string{"OK", "OK"}, access["files"])
+	// The API server's certificate is none of root's.
+	limited := results(d.succeed("access", "-o", "json"))
+	require.Equal(t, []string{"OK"}, limited["authentication"])
+	require.Equal(t, []string{"Unknown"}, limited["role root"])
+	d.fail("reader.crt is accepted", "access", "--other-certificate="+d.pki.Cert("reader"))
+	require.NoError(t, os.Chmod(d.encryption(), 0o644))
+	d.fail("others than its owner can read it", "access")
+	require.NoError(t, os.Chmod(d.encryption(), 0o600))
+	require.Equal(t, before, stable(d.state(prefix)), "checks write nothing")
+	d.figure("preflight, access", "what is missing or open, by name; nothing written", "so")
 }
 
 func (d *drill) createGadget(resource schema.GroupVersionResource) {
@@ -775,31 +948,34 @@ func testInterruption(t *testing.T, d *drill) {
 	d.createInstances(resource, "Gizmo", 450, 1)
 	folder := prefix + "example.com/gizmos/"
 	before := d.state(folder)
-	d.deleteDefinition(resource, 1)
-	kills := 0
-	for written := 1; ; written++ {
-		// The journal says when a transaction is written: kill right after it, or between two.
-		journal := filepath.Join(d.dir, fmt.Sprintf("journal-%d", written))
+	d.deleteDefinition(resource, "Gizmo", 1)
+	kills, killed := 0, false
+	for left := d.planned("crd/gizmos.example.com"); left > 0; left = d.planned("crd/gizmos.example.com") {
+		// The journal says when a transaction is written: kill right after it, or while it is.
+		event := []string{"written", "writing"}[kills%2]
+		journals := d.journals()
 		command := exec.Command(filepath.Join(*output, "bin/guard-etcd"), "--apiserver-manifest="+d.manifest(), "--kubeconfig="+d.kubeconfig(),
-			"restore", "crd/gizmos.example.com", "--apply", "--expect="+fmt.Sprint(d.planned("crd/gizmos.example.com")), "--journal-dir="+journal)
+			"restore", "crd/gizmos.example.com", "--apply", "--expect="+fmt.Sprint(left), "--journal-dir="+d.journal)
 		require.NoError(t, command.Start())
-		killed := d.killAfter(command, journal, 1)
+		killed = d.killAt(command, len(journals), event)
 		_ = command.Wait()
 		if !killed {
 			break
 		}
 		kills++
-		if d.planned("crd/gizmos.example.com") == 0 {
-			break
-		}
 		if len(d.state(prefix+definitionKey+"gizmos.example.com")) == 0 {
 			// The definition comes last: nobody sees a half.
 			_, err := d.dynamic.Resource(resource).Namespace("default").List(ctx, metav1.ListOptions{})
 			require.True(t, apierrors.IsNotFound(err), "%v", err)
 		}
 	}
+	require.GreaterOrEqual(t, kills, 4, "450 objects are five transactions at least")
+	first := d.succeed("restore", "crd/gizmos.example.com", "--apply")
+	require.Contains(t, first.out, "Nothing to write")
+	require.Equal(t, killed, strings.Contains(first.errOut, "an earlier restore did not finish"), first.errOut)
 	again := d.succeed("restore", "crd/gizmos.example.com", "--apply")
 	require.Contains(t, again.out, "Nothing to write")
+	require.NotContains(t, again.errOut, "did not finish", "the run before recorded that nothing is left to write")
 	require.Equal(t, before, d.state(folder))
 	require.Len(t, d.list(resource).Items, 450)
 	d.figure("interrupted (SIGKILL) after each transaction, run again", "completes, nothing twice", "%d kills; bytes equal, 450 of 450", kills)
@@ -823,18 +999,28 @@ func (d *drill) planned(selector string) int {
 	return n
 }
 
-// killAfter kills a command once its journal has as many written transactions; false: it ended.
-func (d *drill) killAfter(command *exec.Cmd, journal string, transactions int) bool {
+// journals returns the files of the journal's folder, the oldest first.
+func (d *drill) journals() []string {
+	paths, err := filepath.Glob(filepath.Join(d.journal, "*.jsonl"))
+	require.NoError(d.t, err)
+	return paths
+}
+
+// killAt kills a command once its journal, the one after the earlier ones, has a record of an
+// event; false: it ended.
+func (d *drill) killAt(command *exec.Cmd, earlier int, event string) bool {
 	for start := time.Now(); time.Since(start) < startTimeout; time.Sleep(time.Millisecond) {
-		paths, _ := filepath.Glob(filepath.Join(journal, "*.jsonl"))
-		for _, path := range paths {
-			content, _ := os.ReadFile(path)
-			if bytes.Contains(content, []byte(`"finished"`)) {
-				return false
-			}
-			if bytes.Count(content, []byte(`"written"`)) >= transactions {
-				return command.Process.Signal(syscall.SIGKILL) == nil
-			}
+		paths := d.journals()
+		if len(paths) == earlier {
+			continue
+		}
+		content, err := os.ReadFile(paths[len(paths)-1])
+		require.NoError(d.t, err)
+		if bytes.Contains(content, []byte(`"finished"`)) {
+			return false
+		}
+		if bytes.Contains(content, []byte(`"`+event+`"`)) {
+			return command.Process.Signal(syscall.SIGKILL) == nil
 		}
 	}
 	require.FailNow(d.t, "the restore neither wrote nor ended")
@@ -868,23 +1054,14 @@ func testBadInput(t *testing.T, d *drill) {
 	d.fail("no such file", "log", filepath.Join(d.dir, "absent.db"))
 	// The prefix.
 	d.fail("under /registry/: --etcd-prefix", "restore", "--key=/elsewhere/configmaps/default/input", "--from="+good, "--etcd-prefix=/elsewhere",
-		"--etcd-certfile="+d.ca.cert("root"), "--etcd-keyfile="+d.ca.key("root"))
+		"--etcd-certfile="+d.pki.Cert("root"), "--etcd-keyfile="+d.pki.Key("root"))
 	d.fail("--etcd-prefix", "scan", good, "--etcd-prefix=/elsewhere")
-	// Another cluster: the same keys, another UID of kube-system.
-	key := prefix + "namespaces/kube-system"
-	namespace := d.raw(key)
-	system, err := d.kube.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{})
-	require.NoError(t, err)
-	_, err = d.root.Put(ctx, key, strings.ReplaceAll(namespace, string(system.UID), "00000000-0000-4000-8000-000000000000"))
-	require.NoError(t, err)
-	other := d.snapshot("other.db")
-	_, err = d.root.Put(ctx, key, namespace)
-	require.NoError(t, err)
+	other := d.snapshotOfAnotherCluster("other.db")
 	d.fail("the snapshot is of another cluster", "restore", "cm/input", "--apply", "--from="+other)
 	// Certificates and permissions.
-	d.fail("permission", "log", "--etcd-certfile="+d.ca.cert("stranger"), "--etcd-keyfile="+d.ca.key("stranger"))
-	d.fail("does not permit", "restore", "cm/input", "--apply", "--etcd-certfile="+d.ca.cert("reader"), "--etcd-keyfile="+d.ca.key("reader"))
-	d.succeed("log", "--etcd-certfile="+d.ca.cert("reader"), "--etcd-keyfile="+d.ca.key("reader"))
+	d.fail("permission", "log", "--etcd-certfile="+d.pki.Cert("stranger"), "--etcd-keyfile="+d.pki.Key("stranger"))
+	d.fail("does not permit", "restore", "cm/input", "--apply", "--etcd-certfile="+d.pki.Cert("reader"), "--etcd-keyfile="+d.pki.Key("reader"))
+	d.succeed("log", "--etcd-certfile="+d.pki.Cert("reader"), "--etcd-keyfile="+d.pki.Key("reader"))
 	d.fail("--etcd-cafile", "log", "--etcd-cafile="+filepath.Join(d.dir, "absent.crt"))
 	d.fail("does etcd listen there", "log", "--etcd-servers=https://127.0.0.1:1")
 	d.fail("--apiserver-manifest", "log", "--apiserver-manifest="+filepath.Join(d.dir, "absent.yaml"))
