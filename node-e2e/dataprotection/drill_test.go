@@ -946,6 +946,7 @@ func testInterruption(t *testing.T, d *drill) {
 	ctx := context.Background()
 	resource := d.createDefinition("gizmos", "Gizmo")
 	d.createInstances(resource, "Gizmo", 450, 1)
+	d.awaitGarbageCollector(resource, "Gizmo")
 	folder := prefix + "example.com/gizmos/"
 	before := d.state(folder)
 	d.deleteDefinition(resource, "Gizmo", 1)
