@@ -278,6 +278,72 @@ func TestServeHTTP(t *testing.T) {
 	})
 }
 
+func TestSavedObjectsAreServedOnRequest(t *testing.T) {
+	f, restart := node(t)
+	pod, orphan := protectedPod("p"), protectedPod("orphan")
+	pod.Spec.Containers[0].Env = []v1.EnvVar{{Name: "PASSWORD", Value: "secret"}}
+	claim, volume := boundClaim("claim")
+	claim.CreationTimestamp = metav1.NewTime(epoch)
+	f.running(pod)
+	f.runtime.run(orphan, runtimeapi.ContainerState_CONTAINER_RUNNING)
+	require.True(t, f.RefuseUID(orphan.UID, OrphanedRuntimePod, "the kubelet has no object of this running pod"))
+	f.SaveVolume(pod, claim, volume)
+	f.saved()
+	get := func(query string) (int, string) {
+		t.Helper()
+		response := httptest.NewRecorder()
+		f.ServeHTTP(response, httptest.NewRequest(http.MethodGet, PodsPath+query, nil))
+		return response.Code, response.Body.String()
+	}
+	_, plain := get("")
+	require.NotContains(t, plain, "secret")
+
+	for query, want := range map[string]struct {
+		code    int
+		body    string
+		objects bool
+	}{
+		"?objects=true":               {code: http.StatusOK, objects: true},
+		"?objects=false":              {code: http.StatusOK, body: plain},
+		"?":                           {code: http.StatusOK, body: plain},
+		"?other=true":                 {code: http.StatusOK, body: plain},
+		"?Objects=true":               {code: http.StatusOK, body: plain},
+		"?objects":                    {code: http.StatusBadRequest, body: "query parameter objects: \"\" is neither true nor false\n"},
+		"?objects=":                   {code: http.StatusBadRequest, body: "query parameter objects: \"\" is neither true nor false\n"},
+		"?objects=1":                  {code: http.StatusBadRequest, body: "query parameter objects: \"1\" is neither true nor false\n"},
+		"?objects=TRUE":               {code: http.StatusBadRequest, body: "query parameter objects: \"TRUE\" is neither true nor false\n"},
+		"?objects=true&objects=false": {code: http.StatusBadRequest, body: "query parameter objects: given 2 times, expected once\n"},
+		"?objects=%zz":                {code: http.StatusBadRequest, body: "query: invalid URL escape \"%zz\"\n"},
+	} {
+		t.Run(query, func(t *testing.T) {
+			code, body := get(query)
+			assert.Equal(t, want.code, code)
+			if !want.objects {
+				assert.Equal(t, want.body, body)
+				return
+			}
+			var list PodList
+			require.NoError(t, json.Unmarshal([]byte(body), &list))
+			require.Len(t, list.Items, 2)
+			assert.Nil(t, list.Items[0].Saved, "of an orphan that is known from the runtime alone nothing is saved")
+			saved := list.Items[1].Saved
+			require.NotNil(t, saved)
+			assert.Equal(t, pod.Spec, saved.Pod.Spec)
+			assert.Equal(t, pod.UID, saved.Pod.UID)
+			require.Len(t, saved.Volumes, 1)
+			assert.Equal(t, claim.UID, saved.Volumes[0].Claim.UID)
+			assert.True(t, claim.CreationTimestamp.Equal(&saved.Volumes[0].Claim.CreationTimestamp))
+			assert.Equal(t, volume.Spec, saved.Volumes[0].Volume.Spec)
+		})
+	}
+
+	// A kubelet that has no pods from the API yet serves what an earlier one saved.
+	f = restart()
+	_, body := get("?objects=true")
+	assert.Contains(t, body, `"PASSWORD"`)
+	assert.Contains(t, body, `"claim-uid"`)
+}
+
 func TestEvidenceIsShownAsItWasFirstSeen(t *testing.T) {
 	f := newFixture(t)
 	pod := protectedPod("p")

@@ -2,16 +2,27 @@ package guard
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"net/url"
 	"sort"
 	"time"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 )
 
 // PodsPath is served on the kubelet's authenticated port.
 const PodsPath = "/guard/pods"
+
+// ObjectsQuery is the query parameter of PodsPath that adds what is saved of each pod, when it
+// is "true".
+//
+// The objects need no right of their own. Pods, with the values of their environments, are what
+// the kubelet serves at /pods with the same right (nodes/pods); its authorizer sees the path, not
+// the query. Claims and volumes name Secrets but hold none of their content.
+const ObjectsQuery = "objects"
 
 // State of a protected pod. The zero value is invalid.
 type State string
@@ -69,6 +80,16 @@ type PodState struct {
 	Audited []HoldState `json:"audited,omitempty"`
 	// Evidence that the deletion is explicit, when there is any.
 	Evidence *Evidence `json:"evidence,omitempty"`
+	// Saved is there with ObjectsQuery only, and for pods that have saved objects.
+	Saved *SavedObjects `json:"saved,omitempty"`
+}
+
+// SavedObjects is what the guard saves of a pod, as it is on disk or about to be.
+type SavedObjects struct {
+	// Pod is the newest object from the API, with the status of its last write.
+	Pod *v1.Pod `json:"pod"`
+	// Volumes are the claims of the pod that were bound, with the volumes behind them.
+	Volumes []ClaimedVolume `json:"volumes,omitempty"`
 }
 
 // HoldState is one refused attempt.
@@ -81,7 +102,12 @@ type HoldState struct {
 }
 
 // Pods returns the state of every protected pod.
-func (g *Guard) Pods() PodList {
+func (g *Guard) Pods() PodList { return g.pods(false) }
+
+// pods returns the state of every protected pod, with what is saved of it or not. Saved objects
+// are in memory and never changed, only replaced: they are read without the lock, and are not
+// the caller's to change.
+func (g *Guard) pods(objects bool) PodList {
 	list := PodList{Version: Version(), Mode: g.config.Mode, Items: []PodState{}}
 	g.mu.Lock()
 	for _, r := range g.knownLocked() {
@@ -96,6 +122,9 @@ func (g *Guard) Pods() PodList {
 		if r.evidence != nil {
 			evidence := *r.evidence
 			state.Evidence = &evidence
+		}
+		if objects && r.saved != nil {
+			state.Saved = &SavedObjects{Pod: r.saved, Volumes: r.volumes}
 		}
 		list.Items = append(list.Items, state)
 	}
@@ -142,8 +171,13 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		http.Error(w, "only GET is supported", http.StatusMethodNotAllowed)
 		return
 	}
+	objects, err := objectsRequested(request.URL.RawQuery)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	g.watched()
-	body, err := json.Marshal(g.Pods())
+	body, err := json.Marshal(g.pods(objects))
 	if err != nil {
 		g.metrics.errors.WithLabelValues(opHTTP).Inc()
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -152,5 +186,25 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	if _, err := w.Write(append(body, '\n')); err != nil {
 		klog.V(4).InfoS("Could not write the response", "path", PodsPath, "err", err)
+	}
+}
+
+// objectsRequested returns the value of ObjectsQuery.
+func objectsRequested(query string) (bool, error) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return false, fmt.Errorf("query: %w", err)
+	}
+	switch requested := values[ObjectsQuery]; {
+	case len(requested) == 0:
+		return false, nil
+	case len(requested) > 1:
+		return false, fmt.Errorf("query parameter %s: given %d times, expected once", ObjectsQuery, len(requested))
+	case requested[0] == "true":
+		return true, nil
+	case requested[0] == "false":
+		return false, nil
+	default:
+		return false, fmt.Errorf("query parameter %s: %q is neither true nor false", ObjectsQuery, requested[0])
 	}
 }

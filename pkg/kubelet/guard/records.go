@@ -72,7 +72,7 @@ type podRecord struct {
 	// behind.
 	saved *v1.Pod
 	// volumes are saved with the pod; the slice is replaced, never changed.
-	volumes      []savedVolume
+	volumes      []ClaimedVolume
 	savedVersion string
 	dirty        bool
 	file         podFile

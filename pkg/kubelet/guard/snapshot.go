@@ -233,7 +233,7 @@ func (g *Guard) restore() []*v1.Pod {
 // adopt takes over what an earlier kubelet saved.
 func (r *podRecord) adopt(saved savedPod) {
 	r.saved = saved.Pod.DeepCopy()
-	r.volumes = slices.DeleteFunc(saved.Volumes, func(v savedVolume) bool { return v.Claim == nil || v.Volume == nil })
+	r.volumes = slices.DeleteFunc(saved.Volumes, func(v ClaimedVolume) bool { return v.Claim == nil || v.Volume == nil })
 	r.earlier = true
 	if r.evidence == nil {
 		r.evidence, r.evidenceOver = saved.Evidence, saved.Evidence != nil

@@ -30,7 +30,7 @@ type savedPod struct {
 	// Pod is the whole object as it came from the API.
 	Pod *v1.Pod `json:"pod"`
 	// Volumes behind the pod's claims.
-	Volumes []savedVolume `json:"volumes,omitempty"`
+	Volumes []ClaimedVolume `json:"volumes,omitempty"`
 	// Evidence for the pod. It is here because it has to survive the kubelet even when
 	// the object does not.
 	Evidence *Evidence `json:"evidence,omitempty"`

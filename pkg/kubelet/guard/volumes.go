@@ -15,8 +15,9 @@ import (
 // container again, and would report the volumes as no longer in use, upon which they may
 // be detached. So both objects are saved with the pod.
 
-// savedVolume is a claim of a pod and the volume that it is bound to.
-type savedVolume struct {
+// ClaimedVolume is a claim of a pod and the volume that it is bound to, without what changes
+// with every write: resource versions, managed fields, the status of the volume.
+type ClaimedVolume struct {
 	Claim  *v1.PersistentVolumeClaim `json:"claim"`
 	Volume *v1.PersistentVolume      `json:"volume"`
 }
@@ -26,7 +27,7 @@ func (g *Guard) SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume 
 	if claim == nil || volume == nil || !g.Protects(pod) {
 		return
 	}
-	volumeToSave := savedVolume{Claim: &v1.PersistentVolumeClaim{Spec: claim.Spec, Status: claim.Status}, Volume: &v1.PersistentVolume{Spec: volume.Spec}}
+	volumeToSave := ClaimedVolume{Claim: &v1.PersistentVolumeClaim{Spec: claim.Spec, Status: claim.Status}, Volume: &v1.PersistentVolume{Spec: volume.Spec}}
 	volumeToSave.Claim.ObjectMeta, volumeToSave.Volume.ObjectMeta = metaToSave(claim.ObjectMeta), metaToSave(volume.ObjectMeta)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -42,10 +43,10 @@ func (g *Guard) SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume 
 		if equality.Semantic.DeepEqual(known, volumeToSave) {
 			return
 		}
-		r.volumes = append(append([]savedVolume(nil), r.volumes[:i]...), r.volumes[i+1:]...)
+		r.volumes = append(append([]ClaimedVolume(nil), r.volumes[:i]...), r.volumes[i+1:]...)
 		break
 	}
-	r.volumes = append(append([]savedVolume(nil), r.volumes...), volumeToSave)
+	r.volumes = append(append([]ClaimedVolume(nil), r.volumes...), volumeToSave)
 	if r.saved != nil {
 		g.writeSoonLocked(r)
 	}
@@ -54,7 +55,7 @@ func (g *Guard) SaveVolume(pod *v1.Pod, claim *v1.PersistentVolumeClaim, volume 
 // metaToSave leaves out what changes without a meaning for the kubelet.
 func metaToSave(meta metav1.ObjectMeta) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
-		Namespace: meta.Namespace, Name: meta.Name, UID: meta.UID,
+		Namespace: meta.Namespace, Name: meta.Name, UID: meta.UID, CreationTimestamp: meta.CreationTimestamp,
 		Labels: meta.Labels, Annotations: meta.Annotations,
 		OwnerReferences: meta.OwnerReferences, Finalizers: meta.Finalizers,
 	}
@@ -63,7 +64,7 @@ func metaToSave(meta metav1.ObjectMeta) metav1.ObjectMeta {
 // SavedClaim returns the saved claim of a vanished pod when the API returned an error or
 // a new claim under the same name, or nil.
 func (g *Guard) SavedClaim(pod *v1.Pod, name string, claim *v1.PersistentVolumeClaim, err error) *v1.PersistentVolumeClaim {
-	v := g.savedVolume(pod, func(v savedVolume) bool { return v.Claim.Name == name })
+	v := g.savedVolume(pod, func(v ClaimedVolume) bool { return v.Claim.Name == name })
 	if v == nil || err == nil && claim != nil && claim.UID == v.Claim.UID {
 		return nil
 	}
@@ -76,13 +77,13 @@ func (g *Guard) SavedVolume(pod *v1.Pod, claim types.UID, err error) *v1.Persist
 	if err == nil {
 		return nil
 	}
-	if v := g.savedVolume(pod, func(v savedVolume) bool { return v.Claim.UID == claim }); v != nil {
+	if v := g.savedVolume(pod, func(v ClaimedVolume) bool { return v.Claim.UID == claim }); v != nil {
 		return v.Volume.DeepCopy()
 	}
 	return nil
 }
 
-func (g *Guard) savedVolume(pod *v1.Pod, wanted func(savedVolume) bool) *savedVolume {
+func (g *Guard) savedVolume(pod *v1.Pod, wanted func(ClaimedVolume) bool) *ClaimedVolume {
 	if pod == nil || !g.Vanished(pod.UID) {
 		return nil
 	}

@@ -20,7 +20,12 @@ import (
 // requestGuardPods returns the answer to a request for guard.PodsPath.
 func requestGuardPods(t *testing.T, fw *serverTestFramework, method string) (code int, body []byte) {
 	t.Helper()
-	request, err := http.NewRequest(method, fw.testHTTPServer.URL+guard.PodsPath, nil)
+	return requestPath(t, fw, method, guard.PodsPath)
+}
+
+func requestPath(t *testing.T, fw *serverTestFramework, method, path string) (code int, body []byte) {
+	t.Helper()
+	request, err := http.NewRequest(method, fw.testHTTPServer.URL+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,13 +105,17 @@ func TestGuardPodsNeedAuthorization(t *testing.T) {
 		return authorizer.DecisionNoOpinion, "", nil
 	}
 
-	if code, _ := requestGuardPods(t, fw, http.MethodGet); code != http.StatusForbidden {
-		t.Errorf("status %d for a user without rights, want %d", code, http.StatusForbidden)
-	}
-	// Either right is enough, and the smaller one comes first.
-	want := []string{"get nodes/pods", "get nodes/proxy"}
-	if len(asked) != 2 || asked[0] != want[0] || asked[1] != want[1] {
-		t.Errorf("authorized with %q, want %q", asked, want)
+	// Whole objects need what they need at /pods, the path next to it.
+	for _, path := range []string{guard.PodsPath, guard.PodsPath + "?objects=true", "/pods"} {
+		asked = nil
+		if code, _ := requestPath(t, fw, http.MethodGet, path); code != http.StatusForbidden {
+			t.Errorf("%s: status %d for a user without rights, want %d", path, code, http.StatusForbidden)
+		}
+		// Either right is enough, and the smaller one comes first.
+		want := []string{"get nodes/pods", "get nodes/proxy"}
+		if len(asked) != 2 || asked[0] != want[0] || asked[1] != want[1] {
+			t.Errorf("%s: authorized with %q, want %q", path, asked, want)
+		}
 	}
 }
 
