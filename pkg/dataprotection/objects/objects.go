@@ -1,5 +1,6 @@
 // Package objects decodes what the API server keeps in etcd: which object a key holds, by the
-// types and codecs of Kubernetes, through its encryption at rest. Nothing here writes.
+// types and codecs of Kubernetes, through its encryption at rest, and encodes objects of its own
+// kinds alike. Nothing here writes.
 package objects
 
 import (
@@ -132,6 +133,21 @@ func (d *Decoder) Decode(ctx context.Context, key string, stored []byte) (*Objec
 	}
 	o.Key, o.Encrypted = key, encrypted
 	return o, nil
+}
+
+// Encode returns what the API server would store under a key for an object of one of its own
+// kinds that it stores as protobuf: in that version, and encrypted as the configuration says for
+// its resource. Decode reads it again.
+func (d *Decoder) Encode(ctx context.Context, key string, version schema.GroupVersion, object runtime.Object) ([]byte, error) {
+	info, found := runtime.SerializerInfoForMediaType(d.codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
+	if !found {
+		return nil, fmt.Errorf("no serializer for %s", runtime.ContentTypeProtobuf)
+	}
+	plain, err := runtime.Encode(d.codecs.EncoderForVersion(info.Serializer, version), object)
+	if err != nil {
+		return nil, err
+	}
+	return d.transformers.TransformerForResource(d.ResourceOf(key)).TransformToStorage(ctx, plain, value.DefaultContext(key))
 }
 
 func (d *Decoder) decrypt(ctx context.Context, key string, stored []byte) (plain []byte, encrypted bool, err error) {

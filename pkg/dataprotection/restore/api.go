@@ -82,6 +82,13 @@ func (a *API) uid(ctx context.Context, gvk schema.GroupVersionKind, namespace, n
 	return o.UID, nil
 }
 
+// OwnerPresent reports whether the owner that a reference of an object in a namespace names is
+// there, with its UID: as the garbage collector judges.
+func (a *API) OwnerPresent(ctx context.Context, namespace string, owner metav1.OwnerReference) (bool, error) {
+	uid, err := a.uid(ctx, schema.FromAPIVersionAndKind(owner.APIVersion, owner.Kind), namespace, owner.Name)
+	return err == nil && uid == owner.UID, err
+}
+
 func (a *API) getMetadata(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*metav1.PartialObjectMetadata, error) {
 	return a.metadata.Resource(resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 }

@@ -184,12 +184,10 @@ func (c *checks) owners(ctx context.Context) error {
 			}
 			exists, known := there[owner.UID]
 			if !known {
-				gvk := schema.FromAPIVersionAndKind(owner.APIVersion, owner.Kind)
-				uid, err := c.api.uid(ctx, gvk, item.Namespace, owner.Name)
-				if err != nil {
+				var err error
+				if exists, err = c.api.OwnerPresent(ctx, item.Namespace, owner); err != nil {
 					return fmt.Errorf("reading the owner of %s: %w", item, err)
 				}
-				exists = uid == owner.UID
 				there[owner.UID] = exists
 			}
 			if exists {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -83,6 +84,12 @@ func (g *graph) before(item *Item, prefix string) []*Item {
 		}
 		if definition := g.definitions[name]; definition != nil && definition != item {
 			list = append(list, definition)
+		}
+	}
+	// A volume whose claim is gone is released, and deleted if its policy says so.
+	if volume, ok := item.object.Typed.(*corev1.PersistentVolume); ok && volume.Spec.ClaimRef != nil {
+		if claim := g.byUID[volume.Spec.ClaimRef.UID]; claim != nil && claim != item {
+			list = append(list, claim)
 		}
 	}
 	if name, ok := strings.CutPrefix(item.Key, prefix+definitionFolder); ok {

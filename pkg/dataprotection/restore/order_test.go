@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -66,6 +67,14 @@ func TestADefinitionIsWrittenBetweenItsResourcesAndWhatTheyOwn(t *testing.T) {
 	child := item("configmaps/default/child", "ConfigMap", "default", "child", widget)
 	require.Equal(t, []string{"example.com/widgets/default/a", "example.com/widgets/default/b", definitionFolder + "widgets.example.com", "configmaps/default/child"},
 		order(t, child, definition, part, widget))
+}
+
+func TestAVolumeIsWrittenAfterItsClaim(t *testing.T) {
+	t.Parallel()
+	claim := item("persistentvolumeclaims/shop/data", "PersistentVolumeClaim", "shop", "data")
+	volume := item("a-volume", "PersistentVolume", "", "a-volume")
+	volume.object.Typed = &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{ClaimRef: &corev1.ObjectReference{UID: claim.object.UID}}}
+	require.Equal(t, []string{"persistentvolumeclaims/shop/data", "a-volume"}, order(t, volume, claim))
 }
 
 func TestACycleOfOwnersIsAnError(t *testing.T) {

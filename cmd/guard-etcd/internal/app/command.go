@@ -9,6 +9,7 @@ import (
 	"kubelet-guard.io/cmd/guard-etcd/internal/access"
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
 	"kubelet-guard.io/cmd/guard-etcd/internal/log"
+	"kubelet-guard.io/cmd/guard-etcd/internal/pods"
 	"kubelet-guard.io/cmd/guard-etcd/internal/preflight"
 	"kubelet-guard.io/cmd/guard-etcd/internal/restore"
 	"kubelet-guard.io/cmd/guard-etcd/internal/save"
@@ -28,7 +29,7 @@ snapshot, with its own UIDs.
 etcd keeps what was deleted until a compaction removes it: for 5 to 10 minutes
 where the API server compacts, which is the default. On a kubeadm control plane
 host no flag is needed: the API server's manifest says how etcd is reached.
-Only restore --apply and scan --revert --apply write to etcd.`,
+Only restore --apply, pods --apply and scan --revert --apply write to etcd.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -38,7 +39,7 @@ Only restore --apply and scan --revert --apply write to etcd.`,
 	command.SetOut(f.Out)
 	command.SetErr(f.ErrOut)
 	f.Connection.AddFlags(command)
-	command.AddCommand(access.NewCommand(f), log.NewCommand(f), preflight.NewCommand(f), restore.NewCommand(f), save.NewCommand(f),
+	command.AddCommand(access.NewCommand(f), log.NewCommand(f), pods.NewCommand(f), preflight.NewCommand(f), restore.NewCommand(f), save.NewCommand(f),
 		scan.NewCommand(f), verify.NewCommand(f))
 	return command
 }

@@ -58,6 +58,9 @@ type settings struct {
 	prefix             string
 	encryptionConfig   string
 	compactionInterval time.Duration
+
+	// How the API server reaches kubelets.
+	kubeletCAFile, kubeletCertFile, kubeletKeyFile string
 }
 
 func (s *settings) addFlags(flags *pflag.FlagSet) {
@@ -68,6 +71,22 @@ func (s *settings) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.prefix, "etcd-prefix", defaultPrefix, "Prefix of the API server's keys")
 	flags.StringVar(&s.encryptionConfig, "encryption-provider-config", "", "The API server's encryption configuration")
 	flags.DurationVar(&s.compactionInterval, "etcd-compaction-interval", defaultCompactionInterval, "How often the API server compacts etcd; 0: it does not")
+}
+
+func (s *settings) addKubeletFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&s.kubeletCAFile, "kubelet-certificate-authority", "", "CA of the kubelets' certificates")
+	flags.StringVar(&s.kubeletCertFile, "kubelet-client-certificate", "", "Client certificate for kubelets")
+	flags.StringVar(&s.kubeletKeyFile, "kubelet-client-key", "", "Key of the client certificate")
+}
+
+// AddKubeletFlags adds the flags of direct connections to kubelets to a command.
+func (c *Connection) AddKubeletFlags(command *cobra.Command) {
+	c.addKubeletFlags(command.Flags())
+}
+
+// KubeletTLS returns how kubelets are reached as by the API server.
+func (c *Connection) KubeletTLS() rest.TLSClientConfig {
+	return rest.TLSClientConfig{CAFile: c.kubeletCAFile, CertFile: c.kubeletCertFile, KeyFile: c.kubeletKeyFile}
 }
 
 // AddFlags adds the flags to the root command.
@@ -106,6 +125,13 @@ func (c *Connection) Complete() error {
 			take()
 		}
 	}
+	for file, inManifest := range map[*string]string{
+		&c.kubeletCAFile: found.kubeletCAFile, &c.kubeletCertFile: found.kubeletCertFile, &c.kubeletKeyFile: found.kubeletKeyFile,
+	} {
+		if *file == "" {
+			*file = inManifest
+		}
+	}
 	return nil
 }
 
@@ -115,6 +141,7 @@ func readManifest(content []byte) (settings, error) {
 	var s settings
 	flags := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
 	s.addFlags(flags)
+	s.addKubeletFlags(flags)
 	pod, container, err := parseStaticPod(content, "kube-apiserver", flags)
 	if err != nil {
 		return s, err
@@ -122,7 +149,7 @@ func readManifest(content []byte) (settings, error) {
 	if len(s.servers) == 0 {
 		return s, fmt.Errorf("the container %s has no --etcd-servers", container.Name)
 	}
-	for _, file := range []*string{&s.caFile, &s.certFile, &s.keyFile, &s.encryptionConfig} {
+	for _, file := range []*string{&s.caFile, &s.certFile, &s.keyFile, &s.encryptionConfig, &s.kubeletCAFile, &s.kubeletCertFile, &s.kubeletKeyFile} {
 		*file = hostPath(pod, container, *file)
 	}
 	return s, nil

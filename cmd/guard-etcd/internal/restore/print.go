@@ -10,9 +10,15 @@ import (
 
 // show prints the plan.
 func (o *options) show(plan *restore.Plan) error {
-	if !o.output.HumanReadable() {
-		return o.output.PrintObject(o.Out, "RestorePlan", plan)
+	if !o.Output.HumanReadable() {
+		return o.Output.PrintObject(o.Out, "RestorePlan", plan)
 	}
+	source := fmt.Sprintf("%s, revisions %d to %d", orHistory(plan.Source), plan.Oldest, plan.Newest)
+	return o.ShowPlan(plan, source)
+}
+
+// ShowPlan prints the plan for humans. source is where the objects come from.
+func (w *Writer) ShowPlan(plan *restore.Plan, source string) error {
 	columns := []factory.Column{{Name: "Action"}, {Name: "Kind"}, {Name: "Namespace"}, {Name: "Name"}, {Name: "Note"}, {Name: "Revision", Wide: true}, {Name: "UID", Wide: true}}
 	var rows [][]any
 	shown := map[string]int{}
@@ -23,32 +29,31 @@ func (o *options) show(plan *restore.Plan) error {
 		}
 		// What acts is shown each by its name, the rest by examples of each reason.
 		group := fmt.Sprint(item.Action, item.Kind, item.Namespace, item.Reason)
-		if shown[group]++; !o.output.Wide() && item.Acts == "" && shown[group] > shownItems {
+		if shown[group]++; !w.Output.Wide() && item.Acts == "" && shown[group] > shownItems {
 			continue
 		}
 		rows = append(rows, []any{string(item.Action), item.Kind, orNone(item.Namespace), item.Name, orNone(note), item.Revision, item.UID})
 	}
-	if err := o.output.PrintTable(o.Out, columns, rows); err != nil {
+	if err := w.Output.PrintTable(w.Out, columns, rows); err != nil {
 		return err
 	}
-	fmt.Fprintln(o.Out)
+	fmt.Fprintln(w.Out)
 	if hidden := len(plan.Items) - len(rows); hidden > 0 {
-		fmt.Fprintf(o.Out, "And %d more; -o wide shows all.\n", hidden)
+		fmt.Fprintf(w.Out, "And %d more; -o wide shows all.\n", hidden)
 	}
-	fmt.Fprintf(o.Out, "Plan: %d created, %d replaced, %d present, %d left out, %d refused. Source: %s, revisions %d to %d.\n",
-		plan.Count(restore.Create), plan.Count(restore.Replace), plan.Count(restore.Present), plan.Count(restore.LeaveOut), plan.Count(restore.Refuse),
-		orHistory(plan.Source), plan.Oldest, plan.Newest)
+	fmt.Fprintf(w.Out, "Plan: %d created, %d replaced, %d present, %d left out, %d refused. Source: %s.\n",
+		plan.Count(restore.Create), plan.Count(restore.Replace), plan.Count(restore.Present), plan.Count(restore.LeaveOut), plan.Count(restore.Refuse), source)
 	if plan.Unchecked != "" {
-		fmt.Fprintf(o.Out, "Not checked, since the API server does not respond: %s.\n", plan.Unchecked)
+		fmt.Fprintf(w.Out, "Not checked, since the API server does not respond: %s.\n", plan.Unchecked)
 	}
-	if o.apply || plan.Count(restore.Refuse) > 0 || plan.Writes() == 0 {
+	if w.Apply || plan.Count(restore.Refuse) > 0 || plan.Writes() == 0 {
 		return nil
 	}
 	command := []string{"--apply"}
 	if plan.Writes() > confirmAbove {
 		command = append(command, fmt.Sprintf("--expect=%d", plan.Writes()))
 	}
-	fmt.Fprintf(o.Out, "Nothing is written. Add %s to write.\n", strings.Join(command, " "))
+	fmt.Fprintf(w.Out, "Nothing is written. Add %s to write.\n", strings.Join(command, " "))
 	return nil
 }
 

@@ -59,6 +59,11 @@ const (
 	// OverrideVerb on the object.
 	OverrideAnnotation = GroupName + "/override"
 
+	// LostOwnerAnnotation on a pod that guard-etcd restored from its node names the owners that
+	// were gone and are no longer referred to, as "ReplicaSet/web-79fffdbf8f", with commas
+	// between them. A controller whose selector matches adopts the pod.
+	LostOwnerAnnotation = GroupName + "/lost-owner"
+
 	// RequestedAtAnnotation on a PodDeletion is when the deletion was last requested
 	// (RFC 3339), where that is later than the creation of the record.
 	RequestedAtAnnotation = GroupName + "/requested-at"
