@@ -138,7 +138,7 @@ packages: ## Build deb and rpm of the guarded kubelet for amd64 and arm64: _outp
 binaries: kubelet kubelet-stock control-plane node-binaries ## Build what a node runs: both kubelets, control plane, third-party binaries
 
 .PHONY: node-e2e
-node-e2e: kubectl-guard ## Build the node suite, guard-e2e and the kubectl plugin: _output/bin/
+node-e2e: kubectl-guard guard-etcd ## Build the node suite, guard-e2e, the kubectl plugin and guard-etcd: _output/bin/
 	@$(go) test -c -o _output/bin/node-e2e.test ./node-e2e/node
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 

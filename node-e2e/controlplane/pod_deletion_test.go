@@ -156,6 +156,34 @@ var _ = Describe("deletion of protected pods", func() {
 			WithTimeout(controllerReaction).Should(BeNumerically(">", 0), "refused deletes by the %s", requestedBy)
 	}
 
+	It("does not keep a workload from adopting pods that have lost their owner", func(ctx SpecContext) {
+		before := map[types.UID]bool{}
+		for _, pod := range budgeted(ctx, 3, 0) {
+			before[pod.UID] = true
+		}
+		template := podTemplate(webPod("").Labels)
+		framework.Must(client.AppsV1().ReplicaSets(namespace).Create(ctx, &appsv1.ReplicaSet{
+			ObjectMeta: metav1.ObjectMeta{Name: "web"},
+			Spec: appsv1.ReplicaSetSpec{
+				Replicas: ptr.To[int32](3), Selector: &metav1.LabelSelector{MatchLabels: framework.AppLabels("web")}, Template: template,
+			},
+		}, metav1.CreateOptions{}))
+		adopted := func(ctx context.Context) (list []types.UID) {
+			for _, pod := range framework.Must(client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})).Items {
+				if metav1.GetControllerOf(&pod) != nil {
+					list = append(list, pod.UID)
+				}
+			}
+			return list
+		}
+		Eventually(ctx, adopted).WithTimeout(controllerReaction).Should(HaveLen(3), "pods that the ReplicaSet has adopted")
+		Consistently(ctx, adopted).WithTimeout(controllerQuiet).Should(HaveLen(3))
+		for _, uid := range adopted(ctx) {
+			Expect(before).To(HaveKey(uid), "a new pod")
+		}
+		Expect(client.AppsV1().ReplicaSets(namespace).Delete(ctx, "web", metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationOrphan)})).To(Succeed())
+	})
+
 	It("is held to the budget, for each who asks", func(ctx SpecContext) {
 		node := budgeted(ctx, 4, 1)[0].Spec.NodeName
 
