@@ -66,7 +66,7 @@ var _ = Describe("guard-etcd pods restores what the node holds", Label(labelGuar
 
 		snapshot.empty(ctx)
 		s.awaitVanished(ctx, pods...)
-		By("looking at what a node holds that has no Node")
+		By("inspecting what a node holds that has no Node")
 		Expect(guardEtcdFails(ctx, "pods")).To(ContainSubstring("restart the kubelets"), "a running kubelet does not create its Node again")
 		local := provider.Node().(localNode)
 		Expect(guardEtcd(ctx, "pods", "--node="+local.Name()+"="+local.NodeIP(), "-o=wide")).To(And(

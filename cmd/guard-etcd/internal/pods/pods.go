@@ -205,7 +205,7 @@ func (o *options) plan(ctx context.Context, clients pods.Clients, newPlan func([
 		}
 	}
 	if len(responses) == 0 {
-		return nil, errors.New("the API server has no nodes. A running kubelet does not create its Node again: restart the kubelets, which stops no protected pod, or look at what they hold with --node=NAME=ADDRESS")
+		return nil, errors.New("the API server has no nodes. A running kubelet does not create its Node again: restart the kubelets, which stops no protected pod, or inspect what they hold with --node=NAME=ADDRESS")
 	}
 	if !guarded {
 		o.Warn("no guarded node responded")
