@@ -192,6 +192,13 @@ func (l *Log) setTimes(ctx context.Context, r history.Reader, decoder *objects.D
 	return err
 }
 
+// Since returns the time of the oldest readable revision, to about ten seconds; nil if no lease of
+// the control plane dates it.
+func Since(ctx context.Context, r history.Reader, decoder *objects.Decoder, prefix string) (*time.Time, error) {
+	c := &clock{reader: r, decoder: decoder, prefix: prefix, known: map[int64]*time.Time{}}
+	return c.at(ctx, r.Bounds().Oldest)
+}
+
 // clock dates revisions by the leases of the control plane, which are renewed every two to ten
 // seconds: etcd itself records no time.
 type clock struct {

@@ -45,6 +45,9 @@ type Manifest struct {
 	// Encryption is the API server's configuration, without which encrypted objects are lost;
 	// nil without one. Only its hash is here: the file has the keys.
 	Encryption *EncryptionConfig `json:"encryption,omitempty"`
+	// HistorySince is the time of the oldest revision that the file can be read at, to about ten
+	// seconds; nil when no lease of the control plane dates it.
+	HistorySince *time.Time `json:"historySince,omitempty"`
 	Content
 }
 
@@ -84,15 +87,20 @@ func (s *Saved) File() string { return filepath.Join(s.Path, FileName) }
 // List returns the snapshots of a folder, the oldest first, and an error that names those without
 // a readable manifest. A folder that is not there has none.
 func List(dir string) ([]*Saved, error) {
+	list, unreadable, err := read(dir)
+	return list, errors.Join(append(unreadable, err)...)
+}
+
+// read returns the snapshots of a folder, the oldest first, and of each without a readable manifest
+// why.
+func read(dir string) (list []*Saved, unreadable []error, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var list []*Saved
-	var damaged []error
 	for _, entry := range entries { // sorted by name, so by time
 		if _, err := time.Parse(nameFormat, entry.Name()); err != nil || !entry.IsDir() {
 			continue
@@ -100,12 +108,12 @@ func List(dir string) ([]*Saved, error) {
 		path := filepath.Join(dir, entry.Name())
 		manifest, err := ReadManifest(path)
 		if err != nil {
-			damaged = append(damaged, err)
+			unreadable = append(unreadable, err)
 			continue
 		}
 		list = append(list, &Saved{Path: path, Manifest: manifest})
 	}
-	return list, errors.Join(damaged...)
+	return list, unreadable, nil
 }
 
 // ReadManifest reads the manifest in the folder of a snapshot.

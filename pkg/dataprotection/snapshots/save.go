@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"kubelet-guard.io/pkg/dataprotection/deletions"
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
 	"kubelet-guard.io/pkg/dataprotection/scan"
@@ -99,6 +100,10 @@ func (m *Manifest) inspect(ctx context.Context, path string, o SaveOptions) erro
 	if content != nil {
 		m.Content = *content
 	}
+	if err != nil {
+		return err
+	}
+	m.HistorySince, err = deletions.Since(ctx, file, o.Decoder, o.Prefix)
 	return err
 }
 

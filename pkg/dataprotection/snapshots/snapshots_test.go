@@ -18,11 +18,18 @@ import (
 // saved makes the folder of a snapshot, of an hour and with so many objects of each resource.
 func saved(t *testing.T, dir string, hour int, objects map[string]int) string {
 	t.Helper()
-	m := &Manifest{APIVersion: manifestAPIVersion, Kind: manifestKind, Content: Content{Resources: map[string]Resource{}}}
+	m := &Manifest{Saved: time.Date(2026, 1, 2, hour, 0, 0, 0, time.UTC), Content: Content{Resources: map[string]Resource{}}}
 	for name, n := range objects {
 		m.Resources[name] = Resource{Objects: n}
 	}
-	path := filepath.Join(dir, time.Date(2026, 1, 2, hour, 0, 0, 0, time.UTC).Format(nameFormat))
+	return write(t, dir, m)
+}
+
+// write makes the folder of a manifest.
+func write(t *testing.T, dir string, m *Manifest) string {
+	t.Helper()
+	m.APIVersion, m.Kind = manifestAPIVersion, manifestKind
+	path := filepath.Join(dir, m.Saved.Format(nameFormat))
 	require.NoError(t, os.MkdirAll(path, 0o700))
 	content, err := json.Marshal(m)
 	require.NoError(t, err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,9 +16,10 @@ import (
 
 type options struct {
 	*factory.Factory
-	output factory.Output
-	dir    string
-	keep   int
+	output      factory.Output
+	dir         string
+	keep        int
+	metricsFile string
 }
 
 // NewCommand returns the verb save.
@@ -35,14 +37,20 @@ Every object is decoded. The exit code is 1 if one does not decode; the snapshot
 is kept all the same.
 
 --keep removes all but the newest snapshots. The last snapshot before a resource
-shrank by more than 20 % is kept as long as it is that much smaller.`,
+shrank by more than 20 % is kept as long as it is that much smaller.
+
+--metrics-file writes the state of DIR for the textfile collector of Prometheus'
+node exporter, also after a save that failed.`,
 		Example: `  guard-etcd save
-  guard-etcd save /var/backups/etcd --keep=48`,
+  guard-etcd save /var/backups/etcd --keep=48 \
+    --metrics-file=/var/lib/node_exporter/textfile_collector/guard-etcd.prom`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: factory.RunE(o),
 	}
 	o.output.AddFlags(command)
 	command.Flags().IntVar(&o.keep, "keep", 0, "How many snapshots to keep; 0: all")
+	command.Flags().StringVar(&o.metricsFile, "metrics-file", "", "File for metrics of DIR, *"+snapshots.MetricsSuffix+" in the folder of the node exporter's textfile collector")
+	_ = command.MarkFlagFilename("metrics-file", strings.TrimPrefix(snapshots.MetricsSuffix, "."))
 	return command
 }
 
@@ -60,6 +68,9 @@ func (o *options) Validate() error {
 	if o.keep < 0 {
 		return errors.New("--keep must not be negative")
 	}
+	if o.metricsFile != "" && !strings.HasSuffix(o.metricsFile, snapshots.MetricsSuffix) {
+		return fmt.Errorf("--metrics-file: %s does not end in %s, and the node exporter reads no other files", o.metricsFile, snapshots.MetricsSuffix)
+	}
 	return o.output.Validate()
 }
 
@@ -67,12 +78,24 @@ func (o *options) Validate() error {
 type result struct {
 	Path string `json:"path"`
 	*snapshots.Manifest
-	Removed []string         `json:"removed,omitempty"`
-	Kept    []snapshots.Kept `json:"kept,omitempty"`
+	Removed []string           `json:"removed,omitempty"`
+	Kept    []snapshots.Kept   `json:"kept,omitempty"`
+	Shrunk  []snapshots.Shrink `json:"shrunk,omitempty"`
 }
 
 // Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
+	err := o.save(ctx)
+	if o.metricsFile == "" {
+		return err
+	}
+	if metricsErr := snapshots.WriteMetrics(o.metricsFile, o.dir); metricsErr != nil {
+		err = errors.Join(err, fmt.Errorf("--metrics-file: %w", metricsErr))
+	}
+	return err
+}
+
+func (o *options) save(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	decoder, err := o.Connection.Decoder(ctx)
@@ -100,6 +123,11 @@ func (o *options) Run(ctx context.Context) error {
 			o.Warn("%v", rotateErr)
 		}
 	}
+	list, listErr := snapshots.List(o.dir)
+	if listErr != nil && o.keep == 0 { // else rotation warned
+		o.Warn("%v", listErr)
+	}
+	r.Shrunk = snapshots.Shrunk(list)
 	return errors.Join(o.show(&r), describe(saved, err))
 }
 
@@ -124,6 +152,9 @@ func (o *options) show(r *result) error {
 	}
 	for _, problem := range r.Problems {
 		fmt.Fprintf(o.Out, "Damaged: %s: %s\n", problem.Key, problem.Problem)
+	}
+	for _, s := range r.Shrunk {
+		fmt.Fprintf(o.Out, "Fewer %s: %d, and %d in %s.\n", s.Resource, s.Now, s.Before, s.Path)
 	}
 	for _, path := range r.Removed {
 		fmt.Fprintf(o.Out, "Removed %s.\n", path)
