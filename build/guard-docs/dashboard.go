@@ -114,6 +114,20 @@ func rows() []row {
 				{title: "Certificate", description: "How long the one that is served is valid.", unit: "s", queries: []query{{`min(guard_webhook_certificate_not_after_timestamp_seconds) - time()`, "valid for"}}},
 			},
 		},
+		{
+			title: "Snapshots of etcd",
+			graphs: []graph{
+				{title: "Age of the newest snapshot", description: "By control plane host. EtcdBackupTooOld fires after three hours.", unit: "s", queries: []query{{`time() - (guard_etcd_snapshot_timestamp_seconds > 0)`, "{{instance}}"}}},
+				{title: "Size of the newest snapshot", description: "By control plane host.", unit: "bytes", queries: []query{{`guard_etcd_snapshot_size_bytes`, "{{instance}}"}}},
+				{title: "What is wrong with snapshots", description: "Damaged keys and resources that shrank are of the newest one. EtcdBackupDamaged and EtcdBackupShrank fire above 0.", unit: "short", queries: []query{
+					{`guard_etcd_snapshot_damaged_keys > 0`, "damaged keys, {{instance}}"},
+					{`guard_etcd_unreadable_snapshots > 0`, "unreadable snapshots, {{instance}}"},
+					{`guard_etcd_snapshot_shrunk_resources > 0`, "resources that shrank, {{instance}}"},
+				}},
+				{title: "Snapshots", description: "By control plane host.", unit: "short", queries: []query{{`guard_etcd_snapshots`, "{{instance}}"}}},
+				{title: "History", description: "How long a deleted object could be restored without a snapshot, at the moment of the newest one.", unit: "s", queries: []query{{`guard_etcd_snapshot_history_seconds`, "{{instance}}"}}},
+			},
+		},
 	}
 }
 

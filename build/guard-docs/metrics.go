@@ -46,7 +46,7 @@ func metricsPage() (string, error) {
 		return "", err
 	}
 	var page strings.Builder
-	page.WriteString(`<!-- Written by make generate from pkg/kubelet/guard; do not edit. -->
+	page.WriteString(`<!-- Written by make generate from pkg/kubelet/guard and pkg/dataprotection/snapshots; do not edit. -->
 
 # Metrics
 
@@ -54,10 +54,14 @@ The guarded kubelet serves these at ` + "`/metrics`" + ` on its authenticated po
 next to its own. No label names a pod or a namespace, every label set is closed,
 and every series exists from the start with the value 0, so that ` + "`increase()`" + `
 sees the first event. All have the stability level ALPHA.
-[monitoring.md](monitoring.md) has the alerts.
+[monitoring.md](monitoring.md) has the alerts. [Those of guard-etcd](#metrics-of-guard-etcd)
+follow.
 `)
 	for _, family := range families {
 		writeMetric(&page, family, labelValues(family), advice[family.GetName()], "runbooks")
+	}
+	if err := writeEtcdMetrics(&page); err != nil {
+		return "", err
 	}
 	return page.String(), nil
 }
@@ -85,7 +89,7 @@ func guardMetrics() ([]*dto.MetricFamily, error) {
 }
 
 // alertName is the name of an alert, which is that of its runbook.
-var alertName = regexp.MustCompile(`\b(KubeletGuard|GuardWebhook|GuardPolicy)[A-Z]\w+`)
+var alertName = regexp.MustCompile(`\b(KubeletGuard|GuardWebhook|GuardPolicy|EtcdBackup|EtcdHistory)[A-Z]\w+`)
 
 // writeMetric writes the section of a metric. Alerts are linked to their runbooks in the
 // given folder.

@@ -52,8 +52,8 @@ func alerts(t *testing.T) []rule {
 	return all
 }
 
-// withoutAlert are runbooks of what no metric shows.
-var withoutAlert = []string{"UnsafeDeletion"}
+// withoutAlert are runbooks of what no metric shows, or not in time.
+var withoutAlert = []string{"UnsafeDeletion", "ObjectDeleted", "DefinitionDeleted", "KeyDamaged", "EtcdLost"}
 
 // assertRunbook checks the headings of a runbook.
 func assertRunbook(t *testing.T, name string) {
@@ -116,7 +116,7 @@ type metric struct {
 	values map[string][]string
 }
 
-// ourMetrics returns the metrics of both programs by their name, the series of
+// ourMetrics returns the metrics of all programs by their name, the series of
 // histograms included.
 func ourMetrics(t *testing.T) map[string]metric {
 	t.Helper()
@@ -124,8 +124,10 @@ func ourMetrics(t *testing.T) map[string]metric {
 	require.NoError(t, err)
 	webhook, err := webhookMetrics()
 	require.NoError(t, err)
+	etcd, err := etcdMetrics()
+	require.NoError(t, err)
 	known := map[string]metric{}
-	for _, family := range slices.Concat(node, webhook) {
+	for _, family := range slices.Concat(node, webhook, etcd) {
 		m := metric{values: map[string][]string{}}
 		for _, series := range family.GetMetric() {
 			for _, label := range series.GetLabel() {
@@ -148,7 +150,7 @@ func ourMetrics(t *testing.T) map[string]metric {
 }
 
 var (
-	selector = regexp.MustCompile(`\b(?:(?:kubelet_guard|guard_webhook|apiserver|kube)_[a-z_]+|up)\b(?:\{([^}]*)\})?`)
+	selector = regexp.MustCompile(`\b(?:(?:kubelet_guard|guard_webhook|guard_etcd|apiserver|kube)_[a-z_]+|up)\b(?:\{([^}]*)\})?`)
 	matcher  = regexp.MustCompile(`([a-z_]+)(=~|!~|!=|=)"([^"]*)"`)
 	grouping = regexp.MustCompile(`\bby \(([^)]*)\)`)
 )
