@@ -31,6 +31,8 @@ SEED ?=
 IMAGE ?= localhost/guard/webhook:dev
 # Name of the image that installer-image builds.
 INSTALLER_IMAGE ?= localhost/guard/installer:dev
+# Name of the image that guard-etcd-image builds.
+GUARD_ETCD_IMAGE ?= localhost/guard/guard-etcd:dev
 PACKAGE_GOARCH ?= amd64 arm64
 # Folder that release makes, registry of its images, and the address that it is published at.
 # Empty ones are the defaults of guard-build release. BUILDER is for the provenance statement.
@@ -119,6 +121,10 @@ cosign: ## Build cosign, which signs releases: _output/bin/cosign (minutes)
 .PHONY: webhook-image
 webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:tag; needs Docker)
 	@docker build --quiet --file=build/images/webhook/Dockerfile --tag='$(IMAGE)' _output/bin
+
+.PHONY: guard-etcd-image
+guard-etcd-image: guard-etcd ## Build the image of guard-etcd (GUARD_ETCD_IMAGE=name:tag; needs Docker)
+	@docker build --quiet --file=build/images/guard-etcd/Dockerfile --tag='$(GUARD_ETCD_IMAGE)' _output/bin
 
 .PHONY: failing-kubelets
 failing-kubelets: ## Build kubelets that fail on purpose, to test rollback: _output/failing/
