@@ -15,6 +15,7 @@ import (
 	"kubelet-guard.io/cmd/guard-etcd/internal/save"
 	"kubelet-guard.io/cmd/guard-etcd/internal/scan"
 	"kubelet-guard.io/cmd/guard-etcd/internal/verify"
+	"kubelet-guard.io/pkg/version"
 )
 
 // NewCommand returns the command guard-etcd. Errors are returned, not printed.
@@ -33,6 +34,7 @@ Only restore --apply, pods --apply and scan --revert --apply write to etcd.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		Version:       version.String(),
 		RunE:          func(command *cobra.Command, _ []string) error { return command.Help() },
 	}
 	command.SetIn(f.In)
@@ -41,5 +43,6 @@ Only restore --apply, pods --apply and scan --revert --apply write to etcd.`,
 	f.Connection.AddFlags(command)
 	command.AddCommand(access.NewCommand(f), log.NewCommand(f), pods.NewCommand(f), preflight.NewCommand(f), restore.NewCommand(f), save.NewCommand(f),
 		scan.NewCommand(f), verify.NewCommand(f))
+	completeNoFiles(command)
 	return command
 }

@@ -44,8 +44,9 @@ node exporter, also after a save that failed.`,
 		Example: `  guard-etcd save
   guard-etcd save /var/backups/etcd --keep=48 \
     --metrics-file=/var/lib/node_exporter/textfile_collector/guard-etcd.prom`,
-		Args: cobra.MaximumNArgs(1),
-		RunE: factory.RunE(o),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs),
+		RunE:              factory.RunE(o),
 	}
 	o.output.AddFlags(command)
 	command.Flags().IntVar(&o.keep, "keep", 0, "How many snapshots to keep; 0: all")
