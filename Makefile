@@ -124,7 +124,7 @@ webhook-image: guard-webhook ## Build the webhook's container image (IMAGE=name:
 
 .PHONY: guard-etcd-image
 guard-etcd-image: guard-etcd ## Build the image of guard-etcd (GUARD_ETCD_IMAGE=name:tag; needs Docker)
-	@docker build --quiet --file=build/images/guard-etcd/Dockerfile --tag='$(GUARD_ETCD_IMAGE)' _output/bin
+	@docker build --quiet --file=build/images/etcd/Dockerfile --tag='$(GUARD_ETCD_IMAGE)' _output/bin
 
 .PHONY: failing-kubelets
 failing-kubelets: ## Build kubelets that fail on purpose, to test rollback: _output/failing/
@@ -227,7 +227,7 @@ test-controlplane: kubelet control-plane node-binaries guard-webhook kubectl-gua
 drill: control-plane node-binaries guard-etcd ## Delete and damage what a control plane has, restore it with guard-etcd, and print the figures (OBJECTS=1000)
 	@mkdir -p _output/e2e
 	@$(go) test -c -o _output/bin/drill.test ./node-e2e/dataprotection
-	@_output/bin/drill.test -test.run='^TestDrill$$' -test.timeout=60m -test.v $(if $(SHORT),-test.short) -output=_output -objects='$(or $(OBJECTS),1000)' \
+	@_output/bin/drill.test -test.run='^Test(Drill|AccessRecipe)$$' -test.timeout=60m -test.v $(if $(SHORT),-test.short) -output=_output -objects='$(or $(OBJECTS),1000)' \
 		-table=_output/e2e/drill.md > _output/drill.log 2>&1; status=$$?; \
 		[[ $$status -eq 0 ]] || { grep -A 20 '^ *--- FAIL' _output/drill.log; echo 'See _output/drill.log'; }; \
 		cat _output/e2e/drill.md; count() { grep -c "^    --- $$1" _output/drill.log; }; \

@@ -54,6 +54,7 @@ const (
 	Installer Program = "guard-installer"
 	Unit      Program = "kubelet-guard-unit"
 	Plugin    Program = "kubectl-guard"
+	Etcd      Program = "guard-etcd"
 )
 
 // sources are the packages of the programs: of the kubelet in Kubernetes' module, of the
@@ -64,6 +65,7 @@ var sources = map[Program]string{
 	Installer: build.ModulePath + "/cmd/guard-installer",
 	Unit:      build.ModulePath + "/cmd/guard-installer/kubelet-guard-unit",
 	Plugin:    build.ModulePath + "/cmd/kubectl-guard",
+	Etcd:      build.ModulePath + "/cmd/guard-etcd",
 }
 
 // architectures are those of the nodes.
@@ -121,7 +123,7 @@ func (r Release) Binaries() []Binary {
 			all = append(all, r.kubelet(kube, arch))
 		}
 	}
-	for _, p := range []Program{Webhook, Installer, Unit} {
+	for _, p := range []Program{Webhook, Installer, Unit, Etcd} {
 		for _, arch := range architectures {
 			all = append(all, r.own(p, Platform{"linux", arch}))
 		}
@@ -140,8 +142,8 @@ func (r Release) Files() []string {
 		switch b.Program {
 		case Kubelet:
 			files = append(files, b.Name())
-		case Plugin:
-			files = append(files, pluginArchive(b))
+		case Plugin, Etcd:
+			files = append(files, archiveFile(b))
 		}
 	}
 	for _, p := range r.packages() {

@@ -107,7 +107,7 @@ func program(dir string, b Binary, on Platform, contains, prints string) (string
 			return "", err
 		}
 	}
-	result := filepath.Join(work, pluginProgram(b))
+	result := filepath.Join(work, programFile(b))
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", result, "./"+folder)
 	cmd.Dir = work
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOOS="+on.OS, "GOARCH="+on.Arch)

@@ -63,7 +63,16 @@ func (r Release) images() []image {
 			},
 		})
 	}
-	return all
+	return append(all, image{
+		file:   "guard-etcd-" + r.Version + ".oci.tar",
+		title:  "guard-etcd",
+		name:   r.etcdImage(),
+		tag:    r.Version,
+		config: v1.Config{User: "0:0", Entrypoint: []string{"/guard-etcd"}},
+		programs: func(arch string) map[string]Binary {
+			return map[string]Binary{"guard-etcd": r.own(Etcd, Platform{"linux", arch})}
+		},
+	})
 }
 
 // reference is the name with the tag.
@@ -79,6 +88,8 @@ func (i image) names() map[string]string {
 }
 
 func (r Release) webhookImage() string { return r.Registry + "/webhook" }
+
+func (r Release) etcdImage() string { return r.Registry + "/guard-etcd" }
 
 // settings is the configuration of an image with the annotations as labels.
 func (r Release) settings(i image) v1.Config {

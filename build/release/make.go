@@ -141,7 +141,7 @@ func (m Maker) build(ctx context.Context, r Release, out io.Writer) (inputs, err
 		if b.Program == Kubelet {
 			continue
 		}
-		file := filepath.Join(work, b.OS+"-"+b.Arch, pluginProgram(b))
+		file := filepath.Join(work, b.OS+"-"+b.Arch, programFile(b))
 		if err := m.Repo.BuildProgram(ctx, b.OS, b.Arch, variables, sources[b.Program], file, out); err != nil {
 			return inputs{}, err
 		}
@@ -197,8 +197,8 @@ func (r Release) assemble(ctx context.Context, dir string, in inputs) error {
 		switch b.Program {
 		case Kubelet:
 			err = copyTo(filepath.Join(dir, b.Name()), file, 0o755)
-		case Plugin:
-			err = r.writePlugin(dir, b, file, filepath.Join(in.root, licence))
+		case Plugin, Etcd:
+			err = r.writeArchive(dir, b, file, in.root)
 		}
 		if err != nil {
 			return err

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/kustomize/api/filters/imagetag"
@@ -18,31 +17,42 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// developmentImage is the webhook's image in manifests/, which make webhook-image builds.
-const developmentImage = "localhost/guard/webhook"
+// developmentImages are the images in manifests/, which make webhook-image and guard-etcd-image
+// build.
+const (
+	developmentImage     = "localhost/guard/webhook"
+	developmentEtcdImage = "localhost/guard/guard-etcd"
+)
 
-// overlays are the folders below manifests/ that a user applies, and their files.
-var overlays = []struct{ file, folder string }{
-	{"manifests-node.yaml", "."},
-	{"manifests-rollout.yaml", "rollout"},
-	{"manifests-control-plane-audit.yaml", "control-plane/overlays/audit"},
-	{"manifests-control-plane-canary.yaml", "control-plane/overlays/canary"},
-	{"manifests-control-plane-enforce.yaml", "control-plane/overlays/enforce"},
-	{"manifests-monitoring-operator.yaml", "monitoring/operator"},
-	{"manifests-monitoring-grafana.yaml", "monitoring/grafana"},
+// overlays are the folders below manifests/ that a user applies, their files, and the program that
+// a container there runs.
+var overlays = []struct {
+	file, folder string
+	program      Program
+}{
+	{"manifests-node.yaml", ".", ""},
+	{"manifests-rollout.yaml", "rollout", ""},
+	{"manifests-control-plane-audit.yaml", "control-plane/overlays/audit", Webhook},
+	{"manifests-control-plane-canary.yaml", "control-plane/overlays/canary", Webhook},
+	{"manifests-control-plane-enforce.yaml", "control-plane/overlays/enforce", Webhook},
+	{"manifests-monitoring-operator.yaml", "monitoring/operator", ""},
+	{"manifests-monitoring-grafana.yaml", "monitoring/grafana", ""},
+	{"manifests-data-protection.yaml", "data-protection", Etcd},
 }
 
-// writeManifests renders the overlays, with the release's image of the webhook.
+// writeManifests renders the overlays, with the release's images.
 func (r Release) writeManifests(dir, manifests string) error {
 	for _, o := range overlays {
 		objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(manifests, o.folder))
 		if err != nil {
 			return fmt.Errorf("manifests/%s: %w", o.folder, err)
 		}
-		if err := objects.ApplyFilter(imagetag.LegacyFilter{
-			ImageTag: types.Image{Name: developmentImage, NewName: r.webhookImage(), NewTag: r.Version},
-		}); err != nil {
-			return fmt.Errorf("manifests/%s: %w", o.folder, err)
+		for development, released := range map[string]string{developmentImage: r.webhookImage(), developmentEtcdImage: r.etcdImage()} {
+			if err := objects.ApplyFilter(imagetag.LegacyFilter{
+				ImageTag: types.Image{Name: development, NewName: released, NewTag: r.Version},
+			}); err != nil {
+				return fmt.Errorf("manifests/%s: %w", o.folder, err)
+			}
 		}
 		data, err := objects.AsYaml()
 		if err != nil {
@@ -55,8 +65,8 @@ func (r Release) writeManifests(dir, manifests string) error {
 	return nil
 }
 
-// checkManifests compares the images of all containers with the release's: one in each file of
-// the control plane, the webhook's, and none in the others.
+// checkManifests compares the images of all containers with the release's: the webhook's in each
+// file of the control plane, guard-etcd's in that of data protection, and none in the others.
 func checkManifests(dir string, r Release) error {
 	for _, o := range overlays {
 		f, err := os.Open(filepath.Join(dir, o.file))
@@ -69,8 +79,11 @@ func checkManifests(dir string, r Release) error {
 			return fmt.Errorf("%s: %w", o.file, err)
 		}
 		var want []string
-		if strings.HasPrefix(o.folder, "control-plane/") {
-			want = []string{r.images()[0].reference()}
+		switch o.program {
+		case Webhook:
+			want = []string{r.webhookImage() + ":" + r.Version}
+		case Etcd:
+			want = []string{r.etcdImage() + ":" + r.Version}
 		}
 		if !slices.Equal(images, want) {
 			return fmt.Errorf("%s: it has the images %v, and should have %v", o.file, images, want)

@@ -16,60 +16,80 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The plugin is in archives, as krew installs it, and so is the licence.
+// Programs that people install themselves are in archives, with the licence; the plugin as krew
+// installs it.
 const licence = "LICENSE"
 
-// pluginArchive is the name of the plugin's archive for a platform.
-func pluginArchive(b Binary) string {
+// archived are the programs in archives, and the files of the checkout that go with each.
+var archived = map[Program][]string{
+	Plugin: nil,
+	Etcd: {
+		"manifests/data-protection/systemd/guard-etcd-save.service",
+		"manifests/data-protection/systemd/guard-etcd-save.timer",
+	},
+}
+
+// archiveFile is the name of a program's archive for a platform.
+func archiveFile(b Binary) string {
 	if b.OS == "windows" {
 		return b.Name() + ".zip"
 	}
 	return b.Name() + ".tar.gz"
 }
 
-// pluginProgram is the name of the plugin in its archive.
-func pluginProgram(b Binary) string {
+// programFile is the name of a program in its archive.
+func programFile(b Binary) string {
 	if b.OS == "windows" {
 		return string(b.Program) + ".exe"
 	}
 	return string(b.Program)
 }
 
-// writePlugin writes the archive of the plugin for one platform.
-func (r Release) writePlugin(dir string, b Binary, program, licenceFile string) error {
-	data, err := os.ReadFile(program)
-	if err != nil {
+// writeArchive writes the archive of a program for one platform. root is the checkout.
+func (r Release) writeArchive(dir string, b Binary, program, root string) error {
+	type file struct {
+		name string
+		mode os.FileMode
+		data []byte
+	}
+	var files []file
+	add := func(path string, name string, mode os.FileMode) error {
+		data, err := os.ReadFile(path)
+		files = append(files, file{name, mode, data})
 		return err
 	}
-	text, err := os.ReadFile(licenceFile)
+	err := errors.Join(add(filepath.Join(root, licence), licence, 0o644), add(program, programFile(b), 0o755))
+	for _, other := range archived[b.Program] {
+		err = errors.Join(err, add(filepath.Join(root, other), filepath.Base(other), 0o644))
+	}
 	if err != nil {
 		return err
 	}
 	var content bytes.Buffer
 	if b.OS == "windows" {
 		archive := zip.NewWriter(&content)
-		err = errors.Join(
-			writeZipFile(archive, licence, 0o644, text, r.Time),
-			writeZipFile(archive, pluginProgram(b), 0o755, data, r.Time),
-			archive.Close())
+		for _, f := range files {
+			err = errors.Join(err, writeZipFile(archive, f.name, f.mode, f.data, r.Time))
+		}
+		err = errors.Join(err, archive.Close())
 	} else {
 		// Without a name and a time in its header.
 		compressed := gzip.NewWriter(&content)
 		archive := tar.NewWriter(compressed)
-		err = errors.Join(
-			writeTarFile(archive, licence, 0o644, text, r.Time),
-			writeTarFile(archive, pluginProgram(b), 0o755, data, r.Time),
-			archive.Close(), compressed.Close())
+		for _, f := range files {
+			err = errors.Join(err, writeTarFile(archive, f.name, int64(f.mode), f.data, r.Time))
+		}
+		err = errors.Join(err, archive.Close(), compressed.Close())
 	}
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, pluginArchive(b)), content.Bytes(), 0o644)
+	return os.WriteFile(filepath.Join(dir, archiveFile(b)), content.Bytes(), 0o644)
 }
 
-// checkPlugin reads an archive of the plugin.
-func checkPlugin(dir string, b Binary, all *binaries) error {
-	name := pluginArchive(b)
+// checkArchive reads the archive of a program.
+func checkArchive(dir string, b Binary, all *binaries) error {
+	name := archiveFile(b)
 	read := readTarGz
 	if b.OS == "windows" {
 		read = readZip
@@ -80,7 +100,7 @@ func checkPlugin(dir string, b Binary, all *binaries) error {
 		if !mode.IsRegular() {
 			return fmt.Errorf("%s is not a file", file)
 		}
-		if file != pluginProgram(b) {
+		if file != programFile(b) {
 			return nil
 		}
 		if mode.Perm()&0o111 == 0 {
@@ -91,7 +111,11 @@ func checkPlugin(dir string, b Binary, all *binaries) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if want := []string{licence, pluginProgram(b)}; !slices.Equal(files, want) {
+	want := []string{licence, programFile(b)}
+	for _, other := range archived[b.Program] {
+		want = append(want, filepath.Base(other))
+	}
+	if !slices.Equal(files, want) {
 		return fmt.Errorf("%s: it should have %v, and has %v", name, want, files)
 	}
 	return nil
@@ -180,9 +204,9 @@ func (r Release) krew(sums map[string]string) krewManifest {
 		b := r.own(Plugin, platform)
 		m.Spec.Platforms = append(m.Spec.Platforms, krewPlatform{
 			Selector: krewSelector{map[string]string{"os": platform.OS, "arch": platform.Arch}},
-			URI:      r.URL + "/" + pluginArchive(b),
-			SHA256:   sums[pluginArchive(b)],
-			Bin:      pluginProgram(b),
+			URI:      r.URL + "/" + archiveFile(b),
+			SHA256:   sums[archiveFile(b)],
+			Bin:      programFile(b),
 		})
 	}
 	return m
@@ -192,7 +216,7 @@ func (r Release) krew(sums map[string]string) krewManifest {
 func (r Release) writeKrew(dir string) error {
 	sums := map[string]string{}
 	for _, platform := range pluginPlatforms {
-		name := pluginArchive(r.own(Plugin, platform))
+		name := archiveFile(r.own(Plugin, platform))
 		sum, err := sha256Of(filepath.Join(dir, name))
 		if err != nil {
 			return err

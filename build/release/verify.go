@@ -59,8 +59,10 @@ func verifyBinaries(ctx context.Context, dir string, r Release) (int, error) {
 	for _, i := range r.images() {
 		problems = append(problems, checkImage(dir, r, i, all))
 	}
-	for _, platform := range pluginPlatforms {
-		problems = append(problems, checkPlugin(dir, r.own(Plugin, platform), all))
+	for _, b := range r.Binaries() {
+		if _, there := archived[b.Program]; there {
+			problems = append(problems, checkArchive(dir, b, all))
+		}
 	}
 	if err := errors.Join(problems...); err != nil {
 		return 0, err

@@ -33,6 +33,7 @@ const (
 	webhookFile      = "guard-webhook-" + guardVersion + ".oci.tar"
 	pluginFile       = "kubectl-guard-" + guardVersion + "-darwin-arm64.tar.gz"
 	windowsFile      = "kubectl-guard-" + guardVersion + "-windows-amd64.zip"
+	etcdFile         = "guard-etcd-" + guardVersion + "-linux-arm64.tar.gz"
 	sbomFile         = "guard-webhook-" + guardVersion + "-linux-amd64.cdx.json"
 )
 
@@ -301,7 +302,26 @@ func TestADamagedFolderIsRefused(t *testing.T) {
 			pluginFile + ": ../kubectl-guard is not a plain relative path"},
 		"a licence that is a hard link":     {func(d damaged) { d.linkLicence(tar.TypeLink) }, true, pluginFile + ": LICENSE is a hard link"},
 		"a licence that is a symbolic link": {func(d damaged) { d.linkLicence(tar.TypeSymlink) }, true, pluginFile + ": LICENSE is not a file"},
-		"a truncated plugin for Windows":    {func(d damaged) { d.truncate(windowsFile, 100); d.describe() }, true, windowsFile + ": "},
+		"another guard-etcd": {func(d damaged) {
+			d.plugin(etcdFile, 0o755, "guard-etcd", "guard-etcd-save.service", "guard-etcd-save.timer")
+		}, true, etcdFile + ": another binary than in guard-etcd-" + guardVersion + ".oci.tar: /guard-etcd"},
+		"guard-etcd without its units": {func(d damaged) {
+			defer func(units []string) { archived[Etcd] = units }(archived[Etcd])
+			archived[Etcd] = nil
+			b := r.own(Etcd, Platform{"linux", "arm64"})
+			d.remove(etcdFile)
+			require.NoError(d.t, r.writeArchive(d.dir, b, testPrograms(d.t)[b], filepath.Join("..", "..")))
+		}, true,
+			etcdFile + ": it should have [LICENSE guard-etcd guard-etcd-save.service guard-etcd-save.timer], and has [LICENSE guard-etcd]"},
+		"an image of guard-etcd with another user": {func(d damaged) {
+			i := r.images()[len(r.images())-1]
+			i.config.User = "65532:65532"
+			d.image(i, testPrograms(d.t))
+		}, true, "guard-etcd-" + guardVersion + ".oci.tar: amd64: its settings are"},
+		"data protection with another image": {func(d damaged) {
+			d.edit("manifests-data-protection.yaml", "kubelet-guard/guard-etcd:"+guardVersion, "kubelet-guard/guard-etcd:latest")
+		}, true, "manifests-data-protection.yaml: it has the images [registry.example/kubelet-guard/guard-etcd:latest], and should have [registry.example/kubelet-guard/guard-etcd:" + guardVersion + "]"},
+		"a truncated plugin for Windows": {func(d damaged) { d.truncate(windowsFile, 100); d.describe() }, true, windowsFile + ": "},
 		"an archive that is none": {func(d damaged) {
 			d.write(windowsFile, []byte("zip"))
 			d.describe()
@@ -479,6 +499,7 @@ func TestImagesAreThoseOfTheDockerfiles(t *testing.T) {
 	for file, config := range map[string]v1.Config{
 		"webhook/Dockerfile":   testRelease.images()[0].config,
 		"installer/Dockerfile": testRelease.images()[1].config,
+		"etcd/Dockerfile":      testRelease.images()[2].config,
 	} {
 		data, err := os.ReadFile(filepath.Join("..", "images", filepath.FromSlash(file)))
 		require.NoError(t, err)

@@ -98,6 +98,18 @@ func (c *controlPlane) start(program string, arguments ...string) *process {
 // newControlPlane starts all three. The API server never compacts, unless flags say so: tests
 // compact when they need it.
 func newControlPlane(t *testing.T, output string) *controlPlane {
+	c := newFiles(t)
+	c.startEtcd(output)
+	c.enableAuth()
+	c.writeEncryption("key1", "key1")
+	c.startAPIServer(output)
+	c.startControllers(output)
+	c.awaitControllers()
+	return c
+}
+
+// newFiles makes the certificates of a control plane, and chooses its ports.
+func newFiles(t *testing.T) *controlPlane {
 	c := &controlPlane{t: t, dir: t.TempDir()}
 	c.pki = pki.Dir(c.dir)
 	ca, err := c.pki.NewAuthority("ca")
@@ -110,11 +122,10 @@ func newControlPlane(t *testing.T, output string) *controlPlane {
 		require.NoError(t, ca.Sign(request))
 	}
 	c.etcd, c.peer, c.api = loopbackURL(t), loopbackURL(t), loopbackURL(t)
-	c.startEtcd(output)
-	c.enableAuth()
-	c.writeEncryption("key1", "key1")
-	c.startAPIServer(output)
-	c.startControllers(output)
+	return c
+}
+
+func (c *controlPlane) awaitControllers() {
 	c.await("the controller manager to run", func(ctx context.Context) error {
 		_, err := c.kube.CoordinationV1().Leases("kube-system").Get(ctx, "kube-controller-manager", metav1.GetOptions{})
 		if err == nil {
@@ -122,17 +133,17 @@ func newControlPlane(t *testing.T, output string) *controlPlane {
 		}
 		return err
 	})
-	return c
 }
 
-func (c *controlPlane) startEtcd(output string) {
-	c.etcdProcess = c.start(filepath.Join(output, "node/bin/etcd"),
-		"--name=drill", "--data-dir="+filepath.Join(c.dir, "etcd.data"),
-		"--listen-client-urls="+c.etcd, "--advertise-client-urls="+c.etcd,
-		"--listen-peer-urls="+c.peer, "--initial-advertise-peer-urls="+c.peer, "--initial-cluster=drill="+c.peer,
-		"--client-cert-auth", "--trusted-ca-file="+c.pki.Cert("ca"), "--cert-file="+c.pki.Cert("etcd"), "--key-file="+c.pki.Key("etcd"),
-		"--peer-client-cert-auth", "--peer-trusted-ca-file="+c.pki.Cert("ca"), "--peer-cert-file="+c.pki.Cert("etcd"), "--peer-key-file="+c.pki.Key("etcd"),
-		"--unsafe-no-fsync", "--log-level=warn")
+func (c *controlPlane) startEtcd(output string, flags ...string) {
+	c.etcdProcess = c.start(filepath.Join(output, "node/bin/etcd"), append([]string{
+		"--name=drill", "--data-dir=" + filepath.Join(c.dir, "etcd.data"),
+		"--listen-client-urls=" + c.etcd, "--advertise-client-urls=" + c.etcd,
+		"--listen-peer-urls=" + c.peer, "--initial-advertise-peer-urls=" + c.peer, "--initial-cluster=drill=" + c.peer,
+		"--client-cert-auth", "--trusted-ca-file=" + c.pki.Cert("ca"), "--cert-file=" + c.pki.Cert("etcd"), "--key-file=" + c.pki.Key("etcd"),
+		"--peer-client-cert-auth", "--peer-trusted-ca-file=" + c.pki.Cert("ca"), "--peer-cert-file=" + c.pki.Cert("etcd"), "--peer-key-file=" + c.pki.Key("etcd"),
+		"--unsafe-no-fsync", "--log-level=warn",
+	}, flags...)...)
 	c.root = c.etcdClient("root")
 	c.await("etcd to respond", func(ctx context.Context) error {
 		_, err := c.root.Status(ctx, c.etcd)
@@ -274,9 +285,14 @@ func (c *controlPlane) startControllers(output string) {
 
 // etcdClient connects as the user of a certificate.
 func (c *controlPlane) etcdClient(name string) *clientv3.Client {
+	return c.etcdClientOf(strings.TrimSuffix(c.pki.Cert(name), ".crt"))
+}
+
+// etcdClientOf connects with a certificate and its key, by their path without .crt and .key.
+func (c *controlPlane) etcdClientOf(path string) *clientv3.Client {
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints: []string{c.etcd}, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
-		TLS: c.tls(name),
+		TLS: c.tlsOf(path),
 	})
 	require.NoError(c.t, err)
 	c.t.Cleanup(func() { _ = client.Close() })
@@ -309,7 +325,11 @@ func loopbackURL(t *testing.T) string {
 
 // tls has the certificate of a user.
 func (c *controlPlane) tls(name string) *tls.Config {
-	certificate, err := tls.LoadX509KeyPair(c.pki.Cert(name), c.pki.Key(name))
+	return c.tlsOf(strings.TrimSuffix(c.pki.Cert(name), ".crt"))
+}
+
+func (c *controlPlane) tlsOf(path string) *tls.Config {
+	certificate, err := tls.LoadX509KeyPair(path+".crt", path+".key")
 	require.NoError(c.t, err)
 	ca, err := os.ReadFile(c.pki.Cert("ca"))
 	require.NoError(c.t, err)

@@ -198,7 +198,7 @@ func (f *Facts) judgeAuth(list *check.List) {
 		list.Add("authentication", check.Unknown, "", "%v", f.AuthErr)
 		return
 	case !f.AuthEnabled:
-		list.Add("authentication", check.Warning, "docs/data-protection.md, \"Access\"", "it is off: every certificate of etcd's CA may do everything")
+		list.Add("authentication", check.Warning, "docs/data-protection.md, \"Access recipe\"", "it is off: every certificate of etcd's CA may do everything")
 		return
 	}
 	list.Add("authentication", check.OK, "", "it is on")
@@ -240,6 +240,8 @@ func (f *Facts) judgeHistory(list *check.List) {
 	switch {
 	case f.HistoryErr != nil:
 		list.Add("history", check.Unknown, "", "%v", f.HistoryErr)
+	case f.History.Oldest == 1:
+		list.Add("history", check.OK, "", "it is complete: etcd was never compacted")
 	case f.History.Since == nil:
 		list.Add("history", check.Unknown, "", "of unknown age: no lease of the control plane dates it")
 	default:

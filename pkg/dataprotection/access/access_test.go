@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,6 +74,9 @@ func TestJudge(t *testing.T) {
 		require.Equal(t, check.OK, c.Result, "%+v", c)
 	}
 	require.Len(t, Judge(closedEtcd()), 8)
+	young := closedEtcd()
+	young.History.Oldest, young.History.Since = 1, nil // no lease is that old
+	require.Equal(t, -1, slices.IndexFunc(Judge(young), func(c check.Check) bool { return c.Result != check.OK }), "never compacted")
 	failure := errors.New("no such thing")
 	for _, test := range []struct {
 		name   string
