@@ -14,12 +14,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	batchv1 "k8s.io/api/batch/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 )
+
+var routine = flag.String("routine", "manifests/data-protection/cronjob.yaml", "The CronJob that saves etcd")
 
 var recipePage = flag.String("recipe", "docs/data-protection.md", "The page with the access recipe")
 
@@ -38,7 +41,8 @@ func TestAccessRecipe(t *testing.T) {
 	d := &drill{controlPlane: newFiles(t)}
 	r := newRecipe(t, d)
 	metrics := "--listen-metrics-urls=" + strings.Replace(loopbackURL(t), "https", "http", 1)
-	d.startEtcd(folder, metrics)
+	d.etcdFlags = []string{metrics}
+	d.startEtcd(folder)
 	d.writeEncryption("key1", "key1")
 	// The default is 5m: until it compacts, this is what kubeadm starts.
 	d.startAPIServer(folder, "--etcd-compaction-interval=5m")
@@ -62,7 +66,8 @@ func TestAccessRecipe(t *testing.T) {
 	etcdFlags, apiFlags := r.flags(r.blocks[2]), r.flags(r.blocks[3])
 	r.requireSameInKubeadm(r.blocks[4], etcdFlags, apiFlags)
 	d.etcdProcess.stop(syscall.SIGTERM)
-	d.startEtcd(folder, append([]string{metrics}, etcdFlags...)...)
+	d.etcdFlags = append(d.etcdFlags, etcdFlags...)
+	d.startEtcd(folder)
 	d.restartAPIServer(apiFlags...)
 
 	// 4. The switch, with the API server running. The block ends with access.
@@ -84,6 +89,7 @@ func TestAccessRecipe(t *testing.T) {
 	_, err = limited.Compact(context.Background(), 1)
 	require.ErrorContains(t, err, "permission denied")
 	r.requireWorkingAPI("before")
+	r.requireRoutine()
 
 	// The API server compacts no longer, whatever its flag: two intervals later, what was deleted is
 	// still there. With the recipe's flag it does not try either.
@@ -103,7 +109,8 @@ func TestAccessRecipe(t *testing.T) {
 
 	// etcd compacts by itself; here after seconds instead of 30 minutes.
 	d.etcdProcess.stop(syscall.SIGTERM)
-	d.startEtcd(folder, metrics, etcdFlags[0], "--auto-compaction-retention=5s")
+	d.etcdFlags = append(d.etcdFlags, "--auto-compaction-retention=5s") // the last one counts
+	d.startEtcd(folder)
 	d.await("etcd to compact", func(context.Context) error {
 		if strings.Contains(r.deleted(), key) {
 			return fmt.Errorf("%s is still there", key)
@@ -344,4 +351,40 @@ func (r *recipe) measureHistory() {
 	each := (size() - before) / writes
 	r.t.Logf("a renewal of a node's lease adds %d bytes to etcd's history", each)
 	require.Less(r.t, each, int64(2048), "docs/data-protection.md says about 1 kB")
+}
+
+// requireRoutine creates the CronJob without storing it, and runs what its pod does: with its
+// arguments, as root without capabilities, and with root's certificate as in the component.
+func (r *recipe) requireRoutine() {
+	r.t.Helper()
+	content, err := os.ReadFile(*routine)
+	require.NoError(r.t, err)
+	var job batchv1.CronJob
+	for _, document := range strings.Split(string(content), "\n---\n") {
+		if strings.Contains(document, "kind: CronJob") {
+			require.NoError(r.t, yaml.UnmarshalStrict([]byte(document), &job))
+		}
+	}
+	_, err = r.kube.BatchV1().CronJobs(job.Namespace).Create(context.Background(), &job, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict})
+	require.NoError(r.t, err)
+
+	host := filepath.Join(r.dir, "host")
+	metrics := filepath.Join(host, "var/lib/node_exporter/textfile_collector")
+	require.NoError(r.t, os.MkdirAll(metrics, 0o755))
+	arguments := []string{"--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", filepath.Join(*output, "bin/guard-etcd")}
+	for _, argument := range job.Spec.JobTemplate.Spec.Template.Spec.Containers[0].Args {
+		arguments = append(arguments, strings.Replace(argument, "/var/", host+"/var/", 1))
+	}
+	arguments = append(arguments, "--apiserver-manifest="+r.manifest(), "--etcd-certfile="+r.pki("root.crt"), "--etcd-keyfile="+r.pki("root.key"))
+	out, err := exec.Command("setpriv", arguments...).CombinedOutput()
+	require.NoError(r.t, err, string(out))
+	r.t.Logf("%s", out)
+	written, err := os.ReadFile(filepath.Join(metrics, "guard-etcd.prom"))
+	require.NoError(r.t, err)
+	require.Contains(r.t, string(written), "\nguard_etcd_snapshots 1\n")
+	require.Contains(r.t, string(written), "\nguard_etcd_snapshot_damaged_keys 0\n")
+	saved, err := filepath.Glob(filepath.Join(host, "var/backups/guard-etcd/*/manifest.json"))
+	require.NoError(r.t, err)
+	require.Len(r.t, saved, 1)
+	r.succeed("verify", filepath.Dir(saved[0]))
 }

@@ -47,6 +47,8 @@ type controlPlane struct {
 	peer string // URL
 
 	etcdProcess, apiProcess, controllerProcess *process
+	// etcdFlags are further ones of etcd.
+	etcdFlags []string
 
 	root    *clientv3.Client
 	config  *rest.Config
@@ -81,6 +83,9 @@ func (c *controlPlane) start(program string, arguments ...string) *process {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	require.NoError(c.t, err)
 	defer out.Close()
+	if filepath.Base(program) == "etcd" {
+		arguments = append(arguments, c.etcdFlags...)
+	}
 	command := exec.Command(program, arguments...)
 	command.Dir, command.Stdout, command.Stderr = c.dir, out, out
 	// A session of its own: Ctrl-C reaches the test alone, which stops it.
@@ -135,15 +140,14 @@ func (c *controlPlane) awaitControllers() {
 	})
 }
 
-func (c *controlPlane) startEtcd(output string, flags ...string) {
-	c.etcdProcess = c.start(filepath.Join(output, "node/bin/etcd"), append([]string{
-		"--name=drill", "--data-dir=" + filepath.Join(c.dir, "etcd.data"),
-		"--listen-client-urls=" + c.etcd, "--advertise-client-urls=" + c.etcd,
-		"--listen-peer-urls=" + c.peer, "--initial-advertise-peer-urls=" + c.peer, "--initial-cluster=drill=" + c.peer,
-		"--client-cert-auth", "--trusted-ca-file=" + c.pki.Cert("ca"), "--cert-file=" + c.pki.Cert("etcd"), "--key-file=" + c.pki.Key("etcd"),
-		"--peer-client-cert-auth", "--peer-trusted-ca-file=" + c.pki.Cert("ca"), "--peer-cert-file=" + c.pki.Cert("etcd"), "--peer-key-file=" + c.pki.Key("etcd"),
-		"--unsafe-no-fsync", "--log-level=warn",
-	}, flags...)...)
+func (c *controlPlane) startEtcd(output string) {
+	c.etcdProcess = c.start(filepath.Join(output, "node/bin/etcd"),
+		"--name=drill", "--data-dir="+filepath.Join(c.dir, "etcd.data"),
+		"--listen-client-urls="+c.etcd, "--advertise-client-urls="+c.etcd,
+		"--listen-peer-urls="+c.peer, "--initial-advertise-peer-urls="+c.peer, "--initial-cluster=drill="+c.peer,
+		"--client-cert-auth", "--trusted-ca-file="+c.pki.Cert("ca"), "--cert-file="+c.pki.Cert("etcd"), "--key-file="+c.pki.Key("etcd"),
+		"--peer-client-cert-auth", "--peer-trusted-ca-file="+c.pki.Cert("ca"), "--peer-cert-file="+c.pki.Cert("etcd"), "--peer-key-file="+c.pki.Key("etcd"),
+		"--unsafe-no-fsync", "--log-level=warn")
 	c.root = c.etcdClient("root")
 	c.await("etcd to respond", func(ctx context.Context) error {
 		_, err := c.root.Status(ctx, c.etcd)
