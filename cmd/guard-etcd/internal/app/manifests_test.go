@@ -25,16 +25,24 @@ const manifests = "../../../../manifests/data-protection"
 // cronJob renders the manifests with components, and decodes the CronJob strictly.
 func cronJob(t *testing.T, components ...string) *batchv1.CronJob {
 	t.Helper()
+	overlay := "resources: [manifests/data-protection]\ncomponents:\n"
+	for _, c := range components {
+		overlay += "- manifests/data-protection/components/" + c + "\n"
+	}
+	return render(t, overlay)
+}
+
+// render renders an overlay, whose paths are below the root of the repository, and decodes the
+// CronJob strictly.
+func render(t *testing.T, overlay string) *batchv1.CronJob {
+	t.Helper()
 	base, err := filepath.Abs(manifests)
 	require.NoError(t, err)
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	require.NoError(t, err)
 	relative, err := filepath.Rel(dir, base)
 	require.NoError(t, err)
-	overlay := "resources: [" + relative + "]\ncomponents:\n"
-	for _, c := range components {
-		overlay += "- " + filepath.Join(relative, "components", c) + "\n"
-	}
+	overlay = strings.ReplaceAll(overlay, "manifests/data-protection", relative)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600))
 	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
 	require.NoError(t, err)
@@ -98,6 +106,25 @@ func TestCronJobWithComponents(t *testing.T) {
 	requireMounts(t, pod, writable, []string{
 		flag("apiserver-manifest"), "/etc/kubernetes/pki/etcd/ca.crt", flag("etcd-certfile"), flag("etcd-keyfile"), "/etc/kubernetes/enc",
 	})
+}
+
+// The overlay that the docs show is one that works.
+func TestOverlayOfTheDocs(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../../../docs/data-protection.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(page), "## Every hour\n")
+	require.True(t, found)
+	_, overlay, found := strings.Cut(section, "```yaml\n")
+	require.True(t, found)
+	overlay, _, _ = strings.Cut(overlay, "```")
+	job := render(t, overlay).Spec.JobTemplate.Spec
+	require.Equal(t, ptr.To[int32](3), job.Completions)
+	require.Equal(t, ptr.To[int32](3), job.Parallelism)
+	container := job.Template.Spec.Containers[0]
+	require.Equal(t, "registry.example/kubelet-guard/guard-etcd:0.1.0", container.Image)
+	require.Contains(t, container.Args, "--etcd-certfile=/etc/kubernetes/pki/etcd/root.crt")
+	require.True(t, slices.ContainsFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == "/etc/kubernetes/enc" }))
 }
 
 // requireMounts fails unless the container has these paths of the host at their places and no
