@@ -237,6 +237,8 @@ var _ = Describe("Kubelet restart", func() {
 	})
 
 	describeIncident(emptyEtcd("etcd emptied while the kubelet is down", true))
+
+	describeIncident(lostEtcd())
 })
 
 var _ = Describe("Live", func() {
@@ -342,6 +344,32 @@ func emptyEtcd(title string, restart bool) incident {
 			snapshot = ""
 			pod.expectAlive(Default)
 			s.awaitServing(ctx, pod.name, pod.uid)
+		},
+	}
+}
+
+// lostEtcd is the loss of the whole storage without a backup: the pod's object comes back from its
+// node.
+func lostEtcd() incident {
+	var snapshot *storageSnapshot
+	return incident{
+		title: "etcd lost, restored from the nodes",
+		// For the specs after this one.
+		before: func(ctx context.Context, _ *scene) { snapshot = saveStorage(ctx) },
+		fault: func(ctx context.Context, _ *scene, _ []*subject) {
+			stopKubelet(ctx)
+			snapshot.empty(ctx)
+			startKubelet(ctx, unchanged)
+		},
+		controlPlane: true,
+		restarts:     true,
+		vanished:     true,
+		causes:       unknownPod,
+		repair: func(ctx context.Context, s *scene, pod *subject) {
+			s.createNamespace(ctx)
+			Expect(guardEtcd(ctx, "pods", "--apply")).To(ContainSubstring("Read through the API with their UIDs: 1 of 1"))
+			s.awaitManaged(ctx, pod)
+			expectState(Default, ctx, pod, guard.Protected)
 		},
 	}
 }

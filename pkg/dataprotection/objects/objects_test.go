@@ -1,6 +1,8 @@
 package objects
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -8,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 func newTestDecoder(t *testing.T) *Decoder {
@@ -69,6 +72,47 @@ func TestDecode(t *testing.T) {
 	_, err = d.Decode(t.Context(), "/registry/secrets/shop/s", []byte("k8s:enc:aescbc:v1:key1:xxxx"))
 	require.ErrorIs(t, err, ErrNoKey)
 	require.ErrorContains(t, err, "aescbc:v1:key1")
+}
+
+// What is encoded is what the API server would store: a value of another kind of encryption would
+// be as good as lost.
+func TestEncode(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "encryption.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(`apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+- resources: [pods]
+  providers:
+  - aesgcm: {keys: [{name: key1, secret: MDEyMzQ1Njc4OWFiY2RlZg==}]}
+  - identity: {}
+`), 0o600))
+	for _, test := range []struct {
+		config, key, encryption string
+		object                  runtime.Object
+	}{
+		{config: "", key: "/registry/pods/shop/web", object: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u"}}},
+		{config: file, key: "/registry/pods/shop/web", encryption: "aesgcm:v1:key1", object: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u"}}},
+		{config: file, key: "/registry/persistentvolumes/pv", object: &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv", UID: "u"}}},
+	} {
+		d, err := NewDecoder(t.Context(), "/registry/", test.config)
+		require.NoError(t, err)
+		stored, err := d.Encode(t.Context(), test.key, corev1.SchemeGroupVersion, test.object)
+		require.NoError(t, err)
+		require.Equal(t, test.encryption, EncryptionKey(stored))
+		if test.encryption == "" {
+			require.Equal(t, "k8s\x00", string(stored[:4]))
+		}
+		o, err := d.Decode(t.Context(), test.key, stored)
+		require.NoError(t, err)
+		require.NoError(t, o.KeyError())
+		require.Equal(t, "v1", o.Version)
+		require.Equal(t, types.UID("u"), o.UID)
+		if test.encryption != "" {
+			_, err = d.Decode(t.Context(), "/registry/pods/shop/other", stored)
+			require.ErrorIs(t, err, ErrNoKey, "the value belongs to its key")
+		}
+	}
 }
 
 func TestResourceOf(t *testing.T) {

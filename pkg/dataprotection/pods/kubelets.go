@@ -46,11 +46,13 @@ type Response struct {
 	Unguarded bool `json:"unguarded,omitempty"`
 	// Error says why there is no response; empty with one.
 	Error string `json:"error,omitempty"`
-	// Protected is how many protected pods the node has, Gone how many of them have no object.
+	// Protected is how many protected pods the node has, Gone how many of them have no object and
+	// run on. Those that end by their deletion, or have, are Ending.
 	Protected int `json:"protected"`
 	Gone      int `json:"gone"`
+	Ending    int `json:"ending,omitempty"`
 
-	// gone are the pods without an object.
+	// gone are the pods without an object that run on.
 	gone []guard.PodState
 }
 
@@ -163,7 +165,11 @@ func newResponse(name string, body []byte, err error) Response {
 	}
 	r.Version, r.Protected = list.Version, len(list.Items)
 	for _, pod := range list.Items {
-		if !pod.ObjectPresent {
+		switch {
+		case pod.ObjectPresent:
+		case pod.State == guard.Terminating:
+			r.Ending++
+		default:
 			r.gone = append(r.gone, pod)
 		}
 	}

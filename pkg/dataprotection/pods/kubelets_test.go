@@ -26,12 +26,14 @@ func TestKubeletsAreQueriedDirectly(t *testing.T) {
 	t.Parallel()
 	present := heldPod("web-2")
 	present.ObjectPresent = true
+	ending := heldPod("web-3")
+	ending.State, ending.Evidence = guard.Terminating, &guard.Evidence{Kind: guard.DeletionTimestampSeen}
 	good := func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/guard/pods" || r.URL.Query().Get("objects") != "true" {
 			http.Error(w, r.URL.String(), http.StatusTeapot)
 			return
 		}
-		_ = json.NewEncoder(w).Encode(guard.PodList{Version: "v1.37.2+guard.0.1.0", Items: []guard.PodState{heldPod("web-1"), present}})
+		_ = json.NewEncoder(w).Encode(guard.PodList{Version: "v1.37.2+guard.0.1.0", Items: []guard.PodState{heldPod("web-1"), present, ending}})
 	}
 	ca := ""
 	serve := func(handler http.HandlerFunc) string {
@@ -57,7 +59,8 @@ func TestKubeletsAreQueriedDirectly(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, responses, 5)
 	require.Equal(t, "v1.37.2+guard.0.1.0", responses[0].Version, responses[0].Error)
-	require.Equal(t, 2, responses[0].Protected)
+	require.Equal(t, 3, responses[0].Protected)
+	require.Equal(t, 1, responses[0].Ending, "a pod whose deletion was requested stays gone")
 	require.Equal(t, 1, responses[0].Gone)
 	require.Equal(t, types.UID("web-1-uid"), responses[0].gone[0].Saved.Pod.UID)
 	require.True(t, responses[1].Unguarded)

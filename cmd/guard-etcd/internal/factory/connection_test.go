@@ -23,6 +23,8 @@ spec:
     - --etcd-certfile=/etc/kubernetes/pki/apiserver-etcd-client.crt
     - --etcd-keyfile=/etc/kubernetes/pki/apiserver-etcd-client.key
     - --etcd-compaction-interval=0
+    - --kubelet-client-certificate=/etc/kubernetes/pki/apiserver-kubelet-client.crt
+    - --kubelet-client-key=/etc/kubernetes/pki/apiserver-kubelet-client.key
     args:
     - --encryption-provider-config=/enc/config.yaml
     - --secure-port=6443
@@ -44,6 +46,7 @@ func TestReadManifest(t *testing.T) {
 		servers: []string{"https://127.0.0.1:2379", "https://192.0.2.2:2379"}, prefix: "/registry",
 		caFile: "/etc/kubernetes/pki/etcd/ca.crt", certFile: "/etc/kubernetes/pki/apiserver-etcd-client.crt", keyFile: "/etc/kubernetes/pki/apiserver-etcd-client.key",
 		encryptionConfig: "/var/lib/encryption/config.yaml", compactionInterval: time.Duration(0),
+		kubeletCertFile: "/etc/kubernetes/pki/apiserver-kubelet-client.crt", kubeletKeyFile: "/etc/kubernetes/pki/apiserver-kubelet-client.key",
 	}, s)
 	for content, words := range map[string]string{
 		"text":                              "couldn't get version/kind",

@@ -218,20 +218,20 @@ func (o *options) show(plan *pods.Plan) error {
 	if !o.Output.HumanReadable() {
 		return o.Output.PrintObject(o.Out, "PodsPlan", plan)
 	}
-	columns := []factory.Column{{Name: "Node"}, {Name: "Kubelet"}, {Name: "Protected"}, {Name: "Without object"}, {Name: "Note"}}
+	columns := []factory.Column{{Name: "Node"}, {Name: "Kubelet"}, {Name: "Protected"}, {Name: "Without object"}, {Name: "Ending", Wide: true}, {Name: "Note"}}
 	var rows [][]any
 	for _, r := range plan.Nodes {
 		note := r.Error
 		if r.Unguarded {
 			note = "no guard: its pods are gone"
 		}
-		rows = append(rows, []any{r.Node, orNone(r.Version), r.Protected, r.Gone, orNone(note)})
+		rows = append(rows, []any{r.Node, orNone(r.Version), r.Protected, r.Gone, r.Ending, orNone(note)})
 	}
 	if err := o.Output.PrintTable(o.Out, columns, rows); err != nil {
 		return err
 	}
 	fmt.Fprintln(o.Out)
-	if err := o.ShowPlan(plan.Plan, fmt.Sprintf("%d nodes", len(plan.Nodes))); err != nil {
+	if err := o.ShowPlan(plan.Plan, fmt.Sprintf("nodes: %d", len(plan.Nodes))); err != nil {
 		return err
 	}
 	if !o.Apply {
