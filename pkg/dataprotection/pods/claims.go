@@ -25,7 +25,7 @@ func claimsOf(pod *corev1.Pod) []string {
 }
 
 // missingClaims returns what has to be restored so that the pod has the claims and volumes that it
-// runs with, or why it cannot be.
+// runs with, each nil if it is there, or why it cannot be.
 func (c *cluster) missingClaims(pod *corev1.Pod, saved []guard.ClaimedVolume) (missing []guard.ClaimedVolume, problem string) {
 	for _, name := range claimsOf(pod) {
 		var of *guard.ClaimedVolume
@@ -44,8 +44,19 @@ func (c *cluster) missingClaims(pod *corev1.Pod, saved []guard.ClaimedVolume) (m
 				return nil, problem
 			}
 			missing = append(missing, m)
-		case of != nil && there.UID != of.Claim.UID:
+		case of == nil:
+		case there.UID != of.Claim.UID:
 			return nil, fmt.Sprintf("its claim %s was created again, with another UID: the pod runs on the volume %s of the earlier one", name, of.Volume.Name)
+		case there.Spec.VolumeName != of.Volume.Name && there.Spec.VolumeName != "":
+			return nil, fmt.Sprintf("its claim %s is bound to the volume %s, and the pod runs on %s", name, there.Spec.VolumeName, of.Volume.Name)
+		case c.volumes[of.Volume.Name] == nil:
+			// Of an interrupted restore, or of a snapshot in which the claim was not bound yet:
+			// it would get another volume.
+			m, problem := c.missingClaim(*of)
+			if problem != "" {
+				return nil, problem
+			}
+			missing = append(missing, guard.ClaimedVolume{Volume: m.Volume})
 		}
 	}
 	return missing, ""
@@ -56,12 +67,12 @@ func (c *cluster) missingClaims(pod *corev1.Pod, saved []guard.ClaimedVolume) (m
 func (c *cluster) missingClaim(saved guard.ClaimedVolume) (guard.ClaimedVolume, string) {
 	volume, claim := saved.Volume, saved.Claim
 	if reference := volume.Spec.ClaimRef; reference == nil || reference.UID != claim.UID || claim.Spec.VolumeName != volume.Name {
-		return saved, fmt.Sprintf("its claim %s is not there, and what its node saved of it is not bound", claim.Name)
+		return saved, fmt.Sprintf("its claim %s or its volume is not there, and what its node saved of it is not bound", claim.Name)
 	}
 	there := c.volumes[volume.Name]
 	if there == nil {
 		if other := c.sameStorage(volume); other != "" {
-			return saved, fmt.Sprintf("its claim %s is not there, and the volume %s has the storage of %s", claim.Name, other, volume.Name)
+			return saved, fmt.Sprintf("its claim %s or its volume is not there, and the volume %s has the storage of %s", claim.Name, other, volume.Name)
 		}
 		return saved, ""
 	}

@@ -240,23 +240,22 @@ func (c *cluster) given(ctx context.Context, decisions []*decision, decoder *obj
 			return nil, err
 		}
 		for _, missing := range d.claims {
-			if written[missing.Claim.UID] {
-				continue
+			if missing.Claim != nil && !written[missing.Claim.UID] {
+				written[missing.Claim.UID] = true
+				claim := claimToWrite(missing.Claim)
+				if err := c.removeLostOwners(ctx, &claim.ObjectMeta, restored); err != nil {
+					return nil, err
+				}
+				if err := add("persistentvolumeclaims/"+claim.Namespace+"/"+claim.Name, "PersistentVolumeClaim", claim, &claim.ObjectMeta, ""); err != nil {
+					return nil, err
+				}
 			}
-			written[missing.Claim.UID] = true
-			claim := claimToWrite(missing.Claim)
-			if err := c.removeLostOwners(ctx, &claim.ObjectMeta, restored); err != nil {
-				return nil, err
-			}
-			if err := add("persistentvolumeclaims/"+claim.Namespace+"/"+claim.Name, "PersistentVolumeClaim", claim, &claim.ObjectMeta, ""); err != nil {
-				return nil, err
-			}
-			if missing.Volume == nil {
-				continue
-			}
-			volume := volumeToWrite(missing.Volume)
-			if err := add("persistentvolumes/"+volume.Name, "PersistentVolume", volume, &volume.ObjectMeta, ""); err != nil {
-				return nil, err
+			if missing.Volume != nil && !written[missing.Volume.UID] {
+				written[missing.Volume.UID] = true
+				volume := volumeToWrite(missing.Volume)
+				if err := add("persistentvolumes/"+volume.Name, "PersistentVolume", volume, &volume.ObjectMeta, ""); err != nil {
+					return nil, err
+				}
 			}
 		}
 	}

@@ -282,6 +282,21 @@ func TestClaimsComeBackWithTheirBinding(t *testing.T) {
 		"both are there": {change: func(c *cluster, _ *guard.PodState) {
 			c.claims[key], c.volumes["pv-1"] = bound().Claim, bound().Volume
 		}},
+		"the volume is gone": {change: func(c *cluster, _ *guard.PodState) { c.claims[key] = bound().Claim }, written: []string{"PersistentVolume"}},
+		"the snapshot has the claim from before its binding": {
+			change: func(c *cluster, _ *guard.PodState) {
+				c.claims[key] = bound().Claim
+				c.claims[key].Spec.VolumeName = ""
+			},
+			written: []string{"PersistentVolume"},
+		},
+		"the claim was bound to another volume meanwhile": {
+			change: func(c *cluster, _ *guard.PodState) {
+				c.claims[key] = bound().Claim
+				c.claims[key].Spec.VolumeName = "pv-2"
+			},
+			want: "is bound to the volume pv-2, and the pod runs on pv-1",
+		},
 		"the claim is gone": {change: there(func(*corev1.PersistentVolume) {}), written: []string{"PersistentVolumeClaim"}},
 		"the claim is gone and nothing is saved": {
 			change: func(_ *cluster, s *guard.PodState) { s.Saved.Volumes = nil }, want: "its node has not saved it",

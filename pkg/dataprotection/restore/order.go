@@ -2,21 +2,31 @@ package restore
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
 // setStages numbers the writes: an item's stage is greater than that of everything that must be
 // there before it. A cycle of owners is an error.
 func (p *Plan) setStages(prefix string) error {
-	g := &graph{byUID: map[types.UID]*Item{}, definitions: map[string]*Item{}, inNamespace: map[string][]*Item{}, instances: map[string][]*Item{}, state: map[*Item]visit{}}
+	g := &graph{byUID: map[types.UID]*Item{}, definitions: map[string]*Item{}, inNamespace: map[string][]*Item{}, instances: map[string][]*Item{}, claims: map[types.NamespacedName]*Item{}, volumes: map[types.UID]*Item{}, state: map[*Item]visit{}}
 	for _, item := range p.Items {
 		if !item.written() {
 			continue
 		}
 		g.byUID[item.object.UID] = item
+		switch o := item.object.Typed.(type) {
+		case *corev1.PersistentVolumeClaim:
+			g.claims[item.name()] = item
+		case *corev1.PersistentVolume:
+			if o.Spec.ClaimRef != nil {
+				g.volumes[o.Spec.ClaimRef.UID] = item
+			}
+		}
 		if item.Namespace != "" {
 			g.inNamespace[item.Namespace] = append(g.inNamespace[item.Namespace], item)
 		}
@@ -61,7 +71,10 @@ type graph struct {
 	definitions map[string]*Item
 	inNamespace map[string][]*Item
 	instances   map[string][]*Item
-	state       map[*Item]visit
+	claims      map[types.NamespacedName]*Item
+	// volumes by the UID of their claim.
+	volumes map[types.UID]*Item
+	state   map[*Item]visit
 }
 
 // before returns what is written before an item.
@@ -86,10 +99,29 @@ func (g *graph) before(item *Item, prefix string) []*Item {
 			list = append(list, definition)
 		}
 	}
-	// A volume whose claim is gone is released, and deleted if its policy says so.
-	if volume, ok := item.object.Typed.(*corev1.PersistentVolume); ok && volume.Spec.ClaimRef != nil {
-		if claim := g.byUID[volume.Spec.ClaimRef.UID]; claim != nil && claim != item {
+	switch o := item.object.Typed.(type) {
+	case *corev1.PersistentVolume:
+		// A volume whose claim is gone is released, and deleted if its policy says so.
+		if o.Spec.ClaimRef != nil {
+			if claim := g.byUID[o.Spec.ClaimRef.UID]; claim != nil {
+				list = append(list, claim)
+			}
+		}
+	case *corev1.Pod:
+		// Last: when a pod is there, nothing looks for what it uses any more. A claim that
+		// the pod owns comes after it.
+		for _, volume := range o.Spec.Volumes {
+			if volume.PersistentVolumeClaim == nil {
+				continue
+			}
+			claim := g.claims[types.NamespacedName{Namespace: item.Namespace, Name: volume.PersistentVolumeClaim.ClaimName}]
+			if claim == nil || slices.ContainsFunc(claim.object.Owners, func(r metav1.OwnerReference) bool { return r.UID == item.object.UID }) {
+				continue
+			}
 			list = append(list, claim)
+			if bound := g.volumes[claim.object.UID]; bound != nil {
+				list = append(list, bound)
+			}
 		}
 	}
 	if name, ok := strings.CutPrefix(item.Key, prefix+definitionFolder); ok {

@@ -69,12 +69,23 @@ func TestADefinitionIsWrittenBetweenItsResourcesAndWhatTheyOwn(t *testing.T) {
 		order(t, child, definition, part, widget))
 }
 
-func TestAVolumeIsWrittenAfterItsClaim(t *testing.T) {
+func TestAPodIsWrittenAfterItsClaimAndTheVolumeAfterTheClaim(t *testing.T) {
 	t.Parallel()
-	claim := item("persistentvolumeclaims/shop/data", "PersistentVolumeClaim", "shop", "data")
+	claimNamed := func(name string, owners ...*Item) *Item {
+		claim := item("persistentvolumeclaims/shop/"+name, "PersistentVolumeClaim", "shop", name, owners...)
+		claim.object.Typed = &corev1.PersistentVolumeClaim{}
+		return claim
+	}
+	pod := item("a-pod", "Pod", "shop", "a-pod")
+	claim, owned := claimNamed("data"), claimNamed("owned", pod)
 	volume := item("a-volume", "PersistentVolume", "", "a-volume")
 	volume.object.Typed = &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{ClaimRef: &corev1.ObjectReference{UID: claim.object.UID}}}
-	require.Equal(t, []string{"persistentvolumeclaims/shop/data", "a-volume"}, order(t, volume, claim))
+	spec := corev1.PodSpec{}
+	for _, name := range []string{"data", "owned", "elsewhere"} {
+		spec.Volumes = append(spec.Volumes, corev1.Volume{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}})
+	}
+	pod.object.Typed = &corev1.Pod{Spec: spec}
+	require.Equal(t, []string{"persistentvolumeclaims/shop/data", "a-volume", "a-pod", "persistentvolumeclaims/shop/owned"}, order(t, pod, owned, volume, claim))
 }
 
 func TestACycleOfOwnersIsAnError(t *testing.T) {
