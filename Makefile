@@ -156,6 +156,10 @@ controlplane-e2e: ## Build the control plane suite: _output/bin/
 fleet-e2e: guard-webhook guard-installer kubectl-guard ## Build the suite of many nodes, the webhook, the installer and the kubectl plugin: _output/bin/
 	@$(go) test -c -o _output/bin/fleet-e2e.test ./node-e2e/fleet
 
+.PHONY: drill-e2e
+drill-e2e: guard-etcd ## Build the drill and guard-etcd: _output/bin/
+	@$(go) test -c -o _output/bin/drill.test ./node-e2e/dataprotection
+
 .PHONY: verify-reproducible
 verify-reproducible: ## Build the kubelet again elsewhere with an empty cache and compare the bytes (10 minutes)
 	@$(guard_build) kubelet --verify-reproducible --goarch='$(GOARCH)'
@@ -169,13 +173,13 @@ demo: binaries node-e2e ## Run the incidents on the stock and the guarded kubele
 ##@ Test
 
 .PHONY: test
-test: ## Run unit tests, tests of the alerts and the chart, upstream's kubelet tests in the guarded tree, and the suites of the node, the control plane and the fleet
+test: ## Run unit tests, tests of the alerts and the chart, upstream's kubelet tests in the guarded tree, the suites of the node, the control plane and the fleet, and the drill without its long cases
 	@scripts/test.sh
 
 # What the suites of make test need, in one go. What the incidents do to the stock kubelet is
 # shown by make demo and make test-e2e.
 .PHONY: test-programs
-test-programs: binaries kubelets kind-binaries failing-kubelets promtool helm node-e2e controlplane-e2e fleet-e2e ## Build what make test needs
+test-programs: binaries kubelets kind-binaries failing-kubelets promtool helm node-e2e controlplane-e2e fleet-e2e drill-e2e ## Build what make test needs
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e
 
 .PHONY: test-unit
@@ -224,9 +228,8 @@ test-controlplane: kubelet control-plane node-binaries guard-webhook kubectl-gua
 	@$(go) run ./node-e2e/guard-e2e controlplane --attempts='$(ATTEMPTS)' --label-filter='$(LABELS)'
 
 .PHONY: drill
-drill: control-plane node-binaries guard-etcd ## Delete and damage what a control plane has, restore it with guard-etcd, and print the figures (OBJECTS=1000)
+drill: control-plane node-binaries drill-e2e ## Delete and damage what a control plane has, restore it with guard-etcd, and print the figures (OBJECTS=1000)
 	@mkdir -p _output/e2e
-	@$(go) test -c -o _output/bin/drill.test ./node-e2e/dataprotection
 	@_output/bin/drill.test -test.run='^Test(Drill|AccessRecipe)$$' -test.timeout=60m -test.v $(if $(SHORT),-test.short) -output=_output -objects='$(or $(OBJECTS),1000)' \
 		-table=_output/e2e/drill.md > _output/drill.log 2>&1; status=$$?; \
 		[[ $$status -eq 0 ]] || { grep -A 20 '^ *--- FAIL' _output/drill.log; echo 'See _output/drill.log'; }; \

@@ -57,8 +57,9 @@ background=$!
 part test-node "${make[@]}" test-e2e STOCK_LABELS='!incident' &
 node=$!
 part test-controlplane "${make[@]}" test-controlplane
+part test-drill "${make[@]}" test-drill
 wait "$node"
-finish test-node test-controlplane
+finish test-node test-controlplane test-drill
 part test-fleet "${make[@]}" test-fleet
 finish test-fleet
 wait "$background"

@@ -3,12 +3,15 @@ package preflight
 
 import (
 	"context"
+	"errors"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	"kubelet-guard.io/pkg/dataprotection/check"
 	"kubelet-guard.io/pkg/dataprotection/deletions"
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
@@ -76,6 +79,12 @@ func (o *options) Run(ctx context.Context) error {
 }
 
 func (o *options) readEtcd(ctx context.Context, facts *preflight.Facts, decoder *objects.Decoder, progress func(int)) {
+	if !slices.ContainsFunc(facts.Members, func(m check.Member) bool { return m.Err == nil }) {
+		// They are not waited for again.
+		err := errors.New("no member of etcd responds")
+		facts.HistoryErr, facts.ScanErr = err, err
+		return
+	}
 	client, live, err := o.Connection.Etcd(ctx)
 	if err != nil {
 		facts.HistoryErr, facts.ScanErr = err, err
