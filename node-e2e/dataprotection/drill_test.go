@@ -751,6 +751,11 @@ func (d *drill) awaitNextSecond() {
 
 // testChecks runs preflight and access, which write nothing.
 func testChecks(t *testing.T, d *drill) {
+	// One encrypted object that does not decrypt may be damaged; of several, the configuration is wrong.
+	for _, name := range []string{"checked-1", "checked-2"} {
+		_, err := d.kube.CoreV1().Secrets("default").Create(context.Background(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		require.NoError(t, err)
+	}
 	dir := filepath.Join(d.dir, "checked")
 	d.succeed(append(d.asRoot(), "save", dir)...)
 	before := stable(d.state(prefix))
