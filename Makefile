@@ -240,6 +240,15 @@ drill: control-plane node-binaries drill-e2e ## Delete and damage what a control
 test-drill: ## Run the drill without its long cases
 	@$(MAKE) --no-print-directory drill SHORT=1
 
+.PHONY: compare-recovery
+compare-recovery: kubelet control-plane node-binaries guard-etcd ## Recover from three accidents with guard-etcd, a whole restore and an export by kubectl, and write held pods into an empty etcd (needs root; 20 minutes)
+	@mkdir -p _output/e2e; rm -f _output/e2e/compare-recovery.md
+	@$(go) test -c -o _output/bin/drill.test ./node-e2e/dataprotection
+	@_output/bin/drill.test -test.run='^TestCompareRecovery$$' -test.timeout=90m -test.v -output=_output -compare=_output/e2e/compare-recovery.md \
+		> _output/compare-recovery.log 2>&1; status=$$?; \
+		[[ $$status -eq 0 ]] || { grep -A 20 '^ *--- FAIL' _output/compare-recovery.log; echo 'See _output/compare-recovery.log'; }; \
+		cat _output/e2e/compare-recovery.md; exit $$status
+
 .PHONY: e2e-kind
 e2e-kind: binaries kind-binaries failing-kubelets fleet-e2e ## Run the fleet suite on a kind cluster of stock and guarded nodes (LABELS='...' selects specs, KEEP=1 leaves the cluster up)
 	@$(go) build -o _output/bin/guard-e2e ./node-e2e/guard-e2e

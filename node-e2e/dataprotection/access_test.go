@@ -341,7 +341,7 @@ func (r *recipe) measureHistory() {
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: ptr.To(node.Name), LeaseDurationSeconds: ptr.To[int32](40), RenewTime: ptr.To(metav1.NowMicro())},
 	}, metav1.CreateOptions{})
 	require.NoError(r.t, err)
-	root := r.etcdClientOf(r.pki("root"))
+	root := r.etcdClientOf(r.pki("root"), "ca")
 	size := func() int64 {
 		status, err := root.Status(ctx, r.etcd)
 		require.NoError(r.t, err)

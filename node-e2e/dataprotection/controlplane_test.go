@@ -266,11 +266,13 @@ func (c *controlPlane) manifest() string { return filepath.Join(c.dir, "kube-api
 
 // writeManifest writes the static pod as kubeadm would. The certificates are mounted elsewhere, so
 // that their paths on the host must be found.
-func (c *controlPlane) writeManifest(port string) {
+func (c *controlPlane) writeManifest(port string) { c.writeManifestOf(c.apiServerFlags(port)) }
+
+func (c *controlPlane) writeManifestOf(flags []string) {
 	var lines strings.Builder
 	lines.WriteString("apiVersion: v1\nkind: Pod\nmetadata: {name: kube-apiserver, namespace: kube-system}\nspec:\n  hostNetwork: true\n  containers:\n" +
 		"  - name: kube-apiserver\n    image: registry.example.com/kube-apiserver\n    command:\n    - kube-apiserver\n")
-	for _, flag := range c.apiServerFlags(port) {
+	for _, flag := range flags {
 		fmt.Fprintf(&lines, "    - %s\n", strings.ReplaceAll(flag, c.dir+"/", "/in/the/container/"))
 	}
 	fmt.Fprintf(&lines, "    volumeMounts:\n    - {name: files, mountPath: /in/the/container, readOnly: true}\n  volumes:\n  - name: files\n    hostPath: {path: %s}\n", c.dir)
@@ -289,14 +291,20 @@ func (c *controlPlane) startControllers(output string) {
 
 // etcdClient connects as the user of a certificate.
 func (c *controlPlane) etcdClient(name string) *clientv3.Client {
-	return c.etcdClientOf(strings.TrimSuffix(c.pki.Cert(name), ".crt"))
+	return c.etcdClientOf(c.certificateOf(name), "ca")
 }
 
-// etcdClientOf connects with a certificate and its key, by their path without .crt and .key.
-func (c *controlPlane) etcdClientOf(path string) *clientv3.Client {
+// certificateOf is the path of a user's certificate and key, without .crt and .key.
+func (c *controlPlane) certificateOf(name string) string {
+	return strings.TrimSuffix(c.pki.Cert(name), ".crt")
+}
+
+// etcdClientOf connects with a certificate and its key, by their path without .crt and .key, to an
+// etcd whose certificates are of an authority.
+func (c *controlPlane) etcdClientOf(path, authority string) *clientv3.Client {
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints: []string{c.etcd}, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
-		TLS: c.tlsOf(path),
+		TLS: c.tlsOf(path, authority),
 	})
 	require.NoError(c.t, err)
 	c.t.Cleanup(func() { _ = client.Close() })
@@ -328,14 +336,12 @@ func loopbackURL(t *testing.T) string {
 }
 
 // tls has the certificate of a user.
-func (c *controlPlane) tls(name string) *tls.Config {
-	return c.tlsOf(strings.TrimSuffix(c.pki.Cert(name), ".crt"))
-}
+func (c *controlPlane) tls(name string) *tls.Config { return c.tlsOf(c.certificateOf(name), "ca") }
 
-func (c *controlPlane) tlsOf(path string) *tls.Config {
+func (c *controlPlane) tlsOf(path, authority string) *tls.Config {
 	certificate, err := tls.LoadX509KeyPair(path+".crt", path+".key")
 	require.NoError(c.t, err)
-	ca, err := os.ReadFile(c.pki.Cert("ca"))
+	ca, err := os.ReadFile(c.pki.Cert(authority))
 	require.NoError(c.t, err)
 	pool := x509.NewCertPool()
 	require.True(c.t, pool.AppendCertsFromPEM(ca))

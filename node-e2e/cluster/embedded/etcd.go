@@ -55,13 +55,19 @@ func (e *Etcd) Wipe(ctx context.Context) error {
 // continue from those of the snapshot, as they do when an operator restores
 // without raising them.
 func (e *Etcd) Restore(ctx context.Context, path string) error {
+	return e.RestoreWith(ctx, path)
+}
+
+// RestoreWith is Restore with further flags of etcdutl snapshot restore, such as those that
+// raise the revisions.
+func (e *Etcd) RestoreWith(ctx context.Context, path string, flags ...string) error {
 	c := e.cluster
 	return e.replaceData(ctx, func() error {
-		restore := exec.CommandContext(ctx, filepath.Join(c.config.NodeDir, "etcdutl"), "snapshot", "restore", path,
-			"--data-dir="+c.etcdDataDir(),
-			"--name="+etcdMember,
-			"--initial-cluster="+etcdMember+"="+c.url("https", etcdPeerPort),
-			"--initial-advertise-peer-urls="+c.url("https", etcdPeerPort))
+		restore := exec.CommandContext(ctx, filepath.Join(c.config.NodeDir, "etcdutl"), append([]string{"snapshot", "restore", path,
+			"--data-dir=" + c.etcdDataDir(),
+			"--name=" + etcdMember,
+			"--initial-cluster=" + etcdMember + "=" + c.url("https", etcdPeerPort),
+			"--initial-advertise-peer-urls=" + c.url("https", etcdPeerPort)}, flags...)...)
 		restore.Env = append(os.Environ(), markerEnv+"="+c.config.Dir)
 		if output, err := restore.CombinedOutput(); err != nil {
 			return fmt.Errorf("restoring the snapshot %s: %w: %s", path, err, lastLines(string(output), 10))
