@@ -66,8 +66,8 @@ func TestCompareRecovery(t *testing.T) {
 		}
 	}
 	var held []heldRow
-	for _, references := range []bool{true, false} {
-		t.Run(fmt.Sprintf("held pods with references %t", references), func(t *testing.T) { held = append(held, restoreHeldPods(t, references)) })
+	for _, w := range heldWays {
+		t.Run("held pods "+strings.ReplaceAll(w, ",", ""), func(t *testing.T) { held = append(held, restoreHeldPods(t, w)) })
 	}
 	text := compareTable(rows) + "\n" + heldTable(held)
 	fmt.Print(text)
@@ -250,10 +250,10 @@ func (r *recovery) expectUnusable() {
 		{"replace", "-f", r.files["objects"]},
 		{"delete", "configmap/victim-00", "--grace-period=0", "--force"},
 	} {
-		answer := r.kubectl.Run(context.Background(), arguments...)
-		r.t.Log(answer.String())
-		require.Error(r.t, answer.Err, answer.String())
-		require.Contains(r.t, answer.Stderr, "object not decodable")
+		response := r.kubectl.Run(context.Background(), arguments...)
+		r.t.Log(response.String())
+		require.Error(r.t, response.Err, response.String())
+		require.Contains(r.t, response.Stderr, "object not decodable")
 	}
 }
 
@@ -312,7 +312,7 @@ func compareRecovery(t *testing.T, a accident, way string) row {
 	start := time.Now()
 	lists := r.startLists(expected)
 	map[string]func(*recovery){byGuardEtcd: a.recover, byRestore: wholeRestore, byExport: a.load}[way](r)
-	r.await("all that comes back to be listed", func(context.Context) error { return lists.complete() })
+	r.await("all that comes back to be listed", func(context.Context) error { return lists.expectComplete() })
 	result.took = time.Since(start)
 	if a.ready != nil {
 		a.ready(r)
@@ -322,7 +322,7 @@ func compareRecovery(t *testing.T, a accident, way string) row {
 		r.connectEtcd()
 	}
 	time.Sleep(cmp.Or(a.settling, 12*time.Second))
-	adds, deletes := informer.seen(r)
+	adds, deletes := informer.awaitSeen(r)
 	result.lists = fmt.Sprintf("%s; %d adds, %d deletions", lists.stop(), adds, deletes)
 
 	after := r.census()
@@ -366,6 +366,11 @@ func compareRecovery(t *testing.T, a accident, way string) row {
 		}
 	}
 	t.Logf("%+v", result)
+	require.Zero(t, result.protected, "the guard keeps protected pods, whatever is restored")
+	if way == byGuardEtcd {
+		require.Equal(t, row{accident: a.name, way: way, took: result.took, ready: result.ready, lists: result.lists, hit: result.hit}, result, "nothing else is lost, changed or ended")
+		require.Zero(t, lists.states[incomplete], "no list has a part only")
+	}
 	return result
 }
 
@@ -394,7 +399,7 @@ func (n *nodeCluster) createConfigMaps(namespace, name string, count int) {
 	}
 }
 
-// createInstance creates a custom resource as those of createInstances.
+// createInstance creates a custom resource like the last one of createInstances.
 func (r *recovery) createInstance(name string) {
 	list := r.list(widgets)
 	o := list.Items[len(list.Items)-1].DeepCopy()
@@ -483,9 +488,9 @@ type lists struct {
 	finished chan struct{}
 }
 
-// Answers to a list.
+// Responses to a list.
 const (
-	noAnswer   = "no answer"
+	noResponse = "no response"
 	notServed  = "not served"
 	failing    = "an error"
 	empty      = "empty"
@@ -493,7 +498,7 @@ const (
 	complete   = "complete"
 )
 
-// startLists lists until stop, and adds up how long each answer was given.
+// startLists lists until stop, and adds up how long each response was given.
 func (r *recovery) startLists(expected int) *lists {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &lists{states: map[string]time.Duration{}, cancel: cancel, finished: make(chan struct{})}
@@ -535,7 +540,7 @@ func stateOf(count, expected int, err error) string {
 	case errors.As(err, &status) && status.Status().Code == http.StatusInternalServerError:
 		return failing
 	case err != nil:
-		return noAnswer
+		return noResponse
 	case count == 0:
 		return empty
 	case count < expected:
@@ -544,21 +549,21 @@ func stateOf(count, expected int, err error) string {
 	return complete
 }
 
-// complete is nil when the last list was complete.
-func (l *lists) complete() error {
+// expectComplete is an error unless the last list was complete.
+func (l *lists) expectComplete() error {
 	if last := l.last.Load(); last != complete {
 		return fmt.Errorf("%v", last)
 	}
 	return nil
 }
 
-// stop ends the lists and returns when the first one was complete, and how long each other answer
-// was given. A client waits for some answers: client-go tries again.
+// stop ends the lists and returns when the first one was complete, and how long each other response
+// was given. For some a client waits: client-go tries again.
 func (l *lists) stop() string {
 	l.cancel()
 	<-l.finished
 	text := fmt.Sprintf("complete after %.1f s", l.first.Seconds())
-	for _, state := range []string{failing, notServed, noAnswer, empty, incomplete} {
+	for _, state := range []string{failing, notServed, noResponse, empty, incomplete} {
 		if took := l.states[state]; took > 0 {
 			text += fmt.Sprintf(", %s %.1f s", state, took.Seconds())
 		}
@@ -593,9 +598,9 @@ func (r *recovery) startInformer() *watcher {
 	return w
 }
 
-// seen waits until the informer has what a list has, and returns how many additions and deletions
+// awaitSeen waits until the informer has what a list has, and returns how many additions and deletions
 // it saw since the recovery started.
-func (w *watcher) seen(r *recovery) (added, deleted int64) {
+func (w *watcher) awaitSeen(r *recovery) (added, deleted int64) {
 	r.await("the informer to have what is listed", func(ctx context.Context) error {
 		n, err := r.listOnce(ctx)
 		if err == nil && n != len(w.informer.GetStore().ListKeys()) {
@@ -633,15 +638,24 @@ func compareTable(rows []row) string {
 
 // heldRow is what became of held pods.
 type heldRow struct {
-	references                        bool
+	way                               string
 	held, deleted, restarted, adopted int
 	added                             int // pods that controllers made in addition
 	took                              time.Duration
 }
 
+// The ways to write held pods into an empty etcd.
+const (
+	withReferences    = "an etcd client, with their owner references as in a dump"
+	withoutReferences = "an etcd client, without owner references"
+	byGuardEtcdPods   = "guard-etcd pods"
+)
+
+var heldWays = []string{withReferences, withoutReferences, byGuardEtcdPods}
+
 // restoreHeldPods loses all of etcd and writes the pods that the node holds into the empty one,
-// with their owner references, as they are in a dump, or without. Then the workloads are applied.
-func restoreHeldPods(t *testing.T, references bool) heldRow {
+// in one of the ways. Then the workloads are applied.
+func restoreHeldPods(t *testing.T, way string) heldRow {
 	ctx := context.Background()
 	n := newNodeCluster(t)
 	const web, db, plain = 3, 2, 2
@@ -685,13 +699,17 @@ func restoreHeldPods(t *testing.T, references bool) heldRow {
 	require.Len(t, pods, web+db)
 	n.createNamespaceOnly("shop")
 	start := time.Now()
-	for i := range pods {
-		if !references {
-			pods[i].OwnerReferences = nil
+	if way == byGuardEtcdPods {
+		n.succeed("pods", "--apply", "--journal-dir="+n.journal)
+	} else {
+		for i := range pods {
+			if way == withoutReferences {
+				pods[i].OwnerReferences = nil
+			}
+			n.writePod(&pods[i])
 		}
-		n.writePod(&pods[i])
 	}
-	result := heldRow{references: references, held: len(pods)}
+	result := heldRow{way: way, held: len(pods)}
 	ended := func() int { return len(n.endedOf(running)) - plain }
 	awaitWithin(20*time.Second, func() bool { return ended() == len(pods) })
 	result.took = time.Since(start)
@@ -726,10 +744,10 @@ func restoreHeldPods(t *testing.T, references bool) heldRow {
 		}
 	}
 	t.Logf("%+v", result)
-	if references {
+	if way == withReferences {
 		require.Equal(t, result.held, result.deleted, "this is what guard-etcd must never do; if it is harmless now, its docs are wrong")
 	} else {
-		require.Equal(t, heldRow{held: web + db, adopted: web + db, took: result.took}, result)
+		require.Equal(t, heldRow{way: way, held: web + db, adopted: web + db, took: result.took}, result)
 	}
 	return result
 }
@@ -762,13 +780,13 @@ func (n *nodeCluster) writePod(pod *corev1.Pod) {
 // heldTable has a row for each way to write held pods.
 func heldTable(rows []heldRow) string {
 	var text strings.Builder
-	text.WriteString("| etcd lost, pods that the node holds written into the empty one | held | deleted | restarted | adopted after kubectl apply | pods made in addition |\n|---|---|---|---|---|---|\n")
+	text.WriteString("| etcd lost, held pods written into the empty one by | held | deleted | restarted | adopted after kubectl apply | new pods |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows {
-		how, deleted := "without owner references", fmt.Sprint(r.deleted)
-		if r.references {
-			how, deleted = "with their owner references, as in a dump", fmt.Sprintf("%d within %.1f s", r.deleted, r.took.Seconds())
+		deleted := fmt.Sprint(r.deleted)
+		if r.deleted > 0 {
+			deleted += fmt.Sprintf(", after %.1f s", r.took.Seconds())
 		}
-		fmt.Fprintf(&text, "| %s | %d | %s | %d | %d | %d |\n", how, r.held, deleted, r.restarted, r.adopted, r.added)
+		fmt.Fprintf(&text, "| %s | %d | %s | %d | %d | %d |\n", r.way, r.held, deleted, r.restarted, r.adopted, r.added)
 	}
 	return text.String()
 }
