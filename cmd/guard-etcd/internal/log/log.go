@@ -185,11 +185,11 @@ func (o *options) showBounds(l *deletions.Log) {
 		return
 	}
 	if l.NextCompaction == nil {
-		fmt.Fprintln(o.Out, "A compaction removes it: etcdctl snapshot save FILE keeps it.")
+		fmt.Fprintln(o.Out, "A compaction removes it: guard-etcd save keeps it.")
 		return
 	}
 	left := max(0, l.NextCompaction.Sub(o.Now()).Round(time.Second))
-	fmt.Fprintf(o.Out, "In about %s the API server compacts it up to revision %d, and the rest %s later.\netcdctl snapshot save FILE keeps it: guard-etcd log FILE, guard-etcd restore --from FILE.\n",
+	fmt.Fprintf(o.Out, "In about %s the API server compacts it up to revision %d, and the rest %s later.\nguard-etcd save keeps it: guard-etcd log FILE and guard-etcd restore --from=FILE read its snapshot.db.\n",
 		left, l.NextCompactionRevision, o.Connection.CompactionInterval())
 }
 
