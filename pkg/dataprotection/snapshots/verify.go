@@ -26,6 +26,9 @@ type VerifyOptions struct {
 	// Check is called with the restored snapshot, as to compare it with a running cluster; may
 	// be nil.
 	Check func(*history.File) error
+	// Start is called with the data directory of the restored snapshot, which it may write; may be
+	// nil.
+	Start func(dataDir string, content *Content) error
 	// Progress is called with the number of keys decoded.
 	Progress func(int)
 }
@@ -51,7 +54,7 @@ func (r *Report) Healthy() bool { return len(r.Problems) == 0 && len(r.Differenc
 // Problems of single keys are in the report; errors wrap history.ErrNoSnapshot if the file is
 // damaged, and scan.ErrWrongKey, with the report, if no encrypted value is readable.
 func Verify(ctx context.Context, path string, o VerifyOptions) (*Report, error) {
-	file, manifest, err := find(path)
+	file, manifest, err := Find(path)
 	if err != nil {
 		return nil, err
 	}
@@ -75,32 +78,48 @@ func Verify(ctx context.Context, path string, o VerifyOptions) (*Report, error) 
 		return nil, fmt.Errorf("--scratch-dir: %w", err)
 	}
 	defer os.RemoveAll(scratch)
-	restored, err := restoreInto(file, filepath.Join(scratch, "etcd"), o.SkipHashCheck)
+	dataDir := filepath.Join(scratch, "etcd")
+	if err := r.decodeRestored(ctx, file, dataDir, manifest, o); err != nil {
+		if r.Keys == 0 {
+			return nil, err
+		}
+		return r, err
+	}
+	if o.Start != nil {
+		return r, o.Start(dataDir, &r.Content)
+	}
+	return r, nil
+}
+
+// decodeRestored restores the file into a data directory, and decodes what that has.
+func (r *Report) decodeRestored(ctx context.Context, file, dataDir string, manifest *Manifest, o VerifyOptions) error {
+	restored, err := restoreInto(file, dataDir, o.SkipHashCheck)
 	if err != nil {
-		return nil, fmt.Errorf("%s: restoring it: %w", file, err)
+		return fmt.Errorf("%s: restoring it: %w", file, err)
 	}
 	defer restored.Close()
 	content, err := Inspect(ctx, restored, o.Decoder, o.Prefix, o.Progress)
 	if content == nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return fmt.Errorf("%s: %w", file, err)
 	}
 	r.Content = *content
 	if err != nil {
-		return r, err
+		return err
 	}
 	if manifest != nil {
 		r.Differences = manifest.Differences(content)
 	}
 	if o.Check != nil {
 		if err := o.Check(restored); err != nil {
-			return r, fmt.Errorf("%s: %w", file, err)
+			return fmt.Errorf("%s: %w", file, err)
 		}
 	}
-	return r, nil
+	return nil
 }
 
-// find returns the file of a snapshot and its manifest; nil for a file without one.
-func find(path string) (string, *Manifest, error) {
+// Find returns the file of a snapshot, a file or the folder of a saved one, and its manifest; nil
+// for a file without one.
+func Find(path string) (string, *Manifest, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return "", nil, err

@@ -15,6 +15,7 @@ import (
 	"kubelet-guard.io/pkg/dataprotection/objects"
 	"kubelet-guard.io/pkg/dataprotection/restore"
 	"kubelet-guard.io/pkg/dataprotection/snapshots"
+	"kubelet-guard.io/pkg/dataprotection/trial"
 )
 
 type options struct {
@@ -23,6 +24,10 @@ type options struct {
 	path    string
 	scratch string
 	offline bool
+	start   bool
+	trial   trial.Options
+	// tried is the result of --start.
+	tried *trial.Report
 }
 
 // NewCommand returns the verb verify.
@@ -37,9 +42,15 @@ as etcdutl does, decode every object, and show what there is of each resource.
 Refused are a file that is truncated or damaged, a snapshot of another cluster
 than the one whose etcd is configured here, and an encryption configuration with
 other keys. The exit code is 1 if an object does not decode, or if the snapshot
-is not what its manifest says. Nothing is written outside the scratch folder.`,
+is not what its manifest says. Nothing is written outside the scratch folder.
+
+--start also starts etcd and kube-apiserver on the restored snapshot, on the
+loopback address and with certificates of their own, and lists everything
+through the API. It needs both programs, of the cluster's versions, on this
+host; names are found in PATH.`,
 		Example: `  guard-etcd verify /var/backups/guard-etcd/20261130T230000Z
-  guard-etcd verify snapshot.db --offline --encryption-provider-config=enc.yaml`,
+  guard-etcd verify snapshot.db --offline --encryption-provider-config=enc.yaml
+  guard-etcd verify snapshot.db --start --kube-apiserver=/opt/kubernetes/v1.37.2/kube-apiserver`,
 		Args: cobra.ExactArgs(1),
 		RunE: factory.RunE(o),
 	}
@@ -47,6 +58,10 @@ is not what its manifest says. Nothing is written outside the scratch folder.`,
 	flags := command.Flags()
 	flags.StringVar(&o.scratch, "scratch-dir", "", "Folder for the restored snapshot, which needs its size (default: that for temporary files)")
 	flags.BoolVar(&o.offline, "offline", false, "Do not compare it with the running cluster")
+	flags.BoolVar(&o.start, "start", false, "Start etcd and kube-apiserver on the restored snapshot, and list everything")
+	flags.StringVar(&o.trial.Etcd, "etcd", "etcd", "The program etcd, for --start")
+	flags.StringVar(&o.trial.APIServer, "kube-apiserver", "kube-apiserver", "The program kube-apiserver, for --start")
+	flags.StringArrayVar(&o.trial.APIServerFlags, "kube-apiserver-flag", nil, "A flag for kube-apiserver, as --kube-apiserver-flag=--runtime-config=api/all=true; may be repeated")
 	_ = command.MarkFlagDirname("scratch-dir")
 	return command
 }
@@ -58,7 +73,15 @@ func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 }
 
 // Validate is part of factory.Verb.
-func (o *options) Validate() error { return o.output.Validate() }
+func (o *options) Validate() error {
+	if o.start {
+		var err error
+		if o.trial, err = o.trial.FindPrograms(); err != nil {
+			return err
+		}
+	}
+	return o.output.Validate()
+}
 
 // Run is part of factory.Verb.
 func (o *options) Run(ctx context.Context) error {
@@ -69,16 +92,28 @@ func (o *options) Run(ctx context.Context) error {
 		return err
 	}
 	progress := factory.StartProgress(o.ErrOut, "Restoring into a scratch folder, and decoding")
-	report, err := snapshots.Verify(ctx, o.path, snapshots.VerifyOptions{
+	settings := snapshots.VerifyOptions{
 		Decoder: decoder, Prefix: o.Connection.Prefix(), SkipHashCheck: o.Connection.SkipHashCheck(), Scratch: o.scratch, Progress: progress.Set,
 		Check: func(file *history.File) error { return o.compareCluster(ctx, decoder, file) },
-	})
+	}
+	if o.start {
+		o.trial.Prefix, o.trial.EncryptionConfig, o.trial.Progress = o.Connection.Prefix(), o.Connection.EncryptionConfig(), progress.Set
+		settings.Start = func(dataDir string, content *snapshots.Content) (err error) {
+			o.trial.DataDir = dataDir
+			o.tried, err = trial.Run(ctx, o.trial, content)
+			return err
+		}
+	}
+	report, err := snapshots.Verify(ctx, o.path, settings)
 	progress.Stop()
 	if report == nil {
 		return err
 	}
 	if err := errors.Join(o.show(report), err); err != nil {
 		return err
+	}
+	if o.tried != nil && len(o.tried.Problems) > 0 {
+		return fmt.Errorf("what kube-apiserver %s does not serve of it: %s", o.tried.Version, strings.Join(o.tried.Problems, "; "))
 	}
 	if !report.Healthy() {
 		return fmt.Errorf("damaged keys: %d; differences from the manifest: %d", len(report.Problems), len(report.Differences))
@@ -102,7 +137,10 @@ func (o *options) compareCluster(ctx context.Context, decoder *objects.Decoder, 
 
 func (o *options) show(r *snapshots.Report) error {
 	if !o.output.HumanReadable() {
-		return o.output.PrintObject(o.Out, "SnapshotReport", r)
+		return o.output.PrintObject(o.Out, "SnapshotReport", struct {
+			*snapshots.Report
+			Started *trial.Report `json:"started,omitempty"`
+		}{r, o.tried})
 	}
 	var names []string
 	for name := range r.Resources {
@@ -135,6 +173,9 @@ func (o *options) show(r *snapshots.Report) error {
 		fmt.Fprintln(o.Out, "It restores, every object decodes, and it is what was saved.")
 	default:
 		fmt.Fprintln(o.Out, "It restores, and every object decodes.")
+	}
+	if o.tried != nil && len(o.tried.Problems) == 0 {
+		fmt.Fprintf(o.Out, "kube-apiserver %s lists all of it: %d objects of %d resources.\n", o.tried.Version, o.tried.Objects, o.tried.Resources)
 	}
 	return nil
 }
