@@ -24,32 +24,49 @@ type options struct {
 	*factory.Factory
 	output      factory.Output
 	snapshotDir string
+	dataDir     string
+	// snapshot to restore as a whole; empty for the checks.
+	snapshot string
 }
 
 // NewCommand returns the verb preflight.
 func NewCommand(f *factory.Factory) *cobra.Command {
 	o := &options{Factory: f}
 	command := &cobra.Command{
-		Use:   "preflight",
+		Use:   "preflight [SNAPSHOT]",
 		Short: "Check what there is for a restore now",
 		Long: `Check what a restore would need now: the versions of etcd, its history and when
 the API server compacts it, whether every object can be decrypted and decoded,
 the API server, and the snapshots of guard-etcd save. It writes nothing.
 
+With SNAPSHOT, a file or a folder of guard-etcd save: what the restore of the
+whole snapshot would change, by resource: objects that come back, that are lost,
+and that become older; the running pods that would lose their object; and the
+command of etcdutl for each member. Its --bump-revision continues above etcd's
+revision: without it, API servers that run go on to show objects that are gone.
+Events and Leases are not compared.
+
 The exit code is 1 if there is a problem.`,
 		Example: `  guard-etcd preflight
-  guard-etcd preflight --snapshot-dir=/var/backups/etcd -o json`,
-		Args: cobra.NoArgs,
+  guard-etcd preflight --snapshot-dir=/var/backups/etcd -o json
+  guard-etcd preflight /var/backups/guard-etcd/20261130T230000Z`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: factory.RunE(o),
 	}
 	o.output.AddFlags(command)
 	command.Flags().StringVar(&o.snapshotDir, "snapshot-dir", factory.DefaultSnapshotDir, "Folder of guard-etcd save")
+	command.Flags().StringVar(&o.dataDir, "data-dir", "/var/lib/etcd-restored", "Data directory in the command that restores SNAPSHOT; it must not be there yet")
 	_ = command.MarkFlagDirname("snapshot-dir")
 	return command
 }
 
 // Complete is part of factory.Verb.
-func (o *options) Complete(*cobra.Command, []string) error { return o.Connection.Complete() }
+func (o *options) Complete(_ *cobra.Command, arguments []string) error {
+	if len(arguments) == 1 {
+		o.snapshot = arguments[0]
+	}
+	return o.Connection.Complete()
+}
 
 // Validate is part of factory.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
@@ -58,6 +75,9 @@ func (o *options) Validate() error { return o.output.Validate() }
 func (o *options) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if o.snapshot != "" {
+		return o.runWhole(ctx)
+	}
 	facts := &preflight.Facts{Now: o.Now(), SnapshotDir: o.snapshotDir}
 	var err error
 	if facts.Members, err = o.Connection.Members(ctx); err != nil {
