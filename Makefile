@@ -230,7 +230,9 @@ test-controlplane: kubelet control-plane node-binaries guard-webhook kubectl-gua
 .PHONY: drill
 drill: control-plane node-binaries drill-e2e ## Delete and damage what a control plane has, restore it with guard-etcd, and print the figures (OBJECTS=1000)
 	@mkdir -p _output/e2e
-	@_output/bin/drill.test -test.run='^Test(Drill|AccessRecipe)$$' -test.timeout=60m -test.v $(if $(SHORT),-test.short) -output=_output -objects='$(or $(OBJECTS),1000)' \
+	@$(if $(SHORT),,$(guard_build_for)'$(firstword $(KUBE_VERSIONS))' control-plane)
+	@older=$$($(guard_build_for)'$(firstword $(KUBE_VERSIONS))' version) || exit; \
+		_output/bin/drill.test -test.run='^Test(Drill|AccessRecipe)$$' -test.timeout=60m -test.v $(if $(SHORT),-test.short,-older="$${older%%+*}") -output=_output -objects='$(or $(OBJECTS),1000)' \
 		-table=_output/e2e/drill.md > _output/drill.log 2>&1; status=$$?; \
 		[[ $$status -eq 0 ]] || { grep -A 20 '^ *--- FAIL' _output/drill.log; echo 'See _output/drill.log'; }; \
 		cat _output/e2e/drill.md; count() { grep -c "^    --- $$1" _output/drill.log; }; \

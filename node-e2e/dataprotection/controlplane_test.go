@@ -141,8 +141,13 @@ func (c *controlPlane) awaitControllers() {
 }
 
 func (c *controlPlane) startEtcd(output string) {
+	c.startEtcdIn(output, filepath.Join(c.dir, "etcd.data"))
+}
+
+// startEtcdIn starts etcd with a data directory, and returns when it responds.
+func (c *controlPlane) startEtcdIn(output, dataDir string) {
 	c.etcdProcess = c.start(filepath.Join(output, "node/bin/etcd"),
-		"--name=drill", "--data-dir="+filepath.Join(c.dir, "etcd.data"),
+		"--name=drill", "--data-dir="+dataDir,
 		"--listen-client-urls="+c.etcd, "--advertise-client-urls="+c.etcd,
 		"--listen-peer-urls="+c.peer, "--initial-advertise-peer-urls="+c.peer, "--initial-cluster=drill="+c.peer,
 		"--client-cert-auth", "--trusted-ca-file="+c.pki.Cert("ca"), "--cert-file="+c.pki.Cert("etcd"), "--key-file="+c.pki.Key("etcd"),

@@ -35,6 +35,8 @@ import (
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/ptr"
+
+	"kubelet-guard.io/pkg/dataprotection/history"
 )
 
 const definitionKey = "apiextensions.k8s.io/customresourcedefinitions/"
@@ -42,6 +44,7 @@ const definitionKey = "apiextensions.k8s.io/customresourcedefinitions/"
 var (
 	output  = flag.String("output", "", "The folder with the programs: _output; empty skips the drill")
 	objects = flag.Int("objects", 1000, "Custom resources of a definition that is deleted")
+	older   = flag.String("older", "", "An older version of Kubernetes whose API server reads a snapshot; empty: none does")
 	table   = flag.String("table", "", "File for the table of figures")
 )
 
@@ -69,7 +72,8 @@ func TestDrill(t *testing.T) {
 		long bool
 	}{
 		{name: "log", run: testLog},
-		{name: "definition", run: testDefinition, long: true},
+		{name: "definition", run: func(t *testing.T, d *drill) { testDefinition(t, d, "widgets", "Widget", *objects) }, long: true},
+		{name: "large definition", run: func(t *testing.T, d *drill) { testDefinition(t, d, "bolts", "Bolt", 30_000) }, long: true},
 		{name: "namespace", run: testNamespace, long: true},
 		{name: "snapshot", run: testSnapshot},
 		{name: "save and verify", run: testSave},
@@ -80,7 +84,10 @@ func TestDrill(t *testing.T) {
 		{name: "interruption", run: testInterruption, long: true},
 		{name: "bad input", run: testBadInput},
 		{name: "unreachable etcd", run: testUnreachable, long: true},
+		{name: "random deletions", run: testRandomDeletions, long: true},
 		{name: "compaction", run: testCompaction},
+		{name: "start", run: testStart, long: true},
+		{name: "whole restore", run: testWholeRestore, long: true},
 	} {
 		t.Run(accident.name, func(t *testing.T) {
 			if accident.long && testing.Short() {
@@ -299,12 +306,12 @@ func (d *drill) deleteDefinition(resource schema.GroupVersionResource, kind stri
 }
 
 // testDefinition is the incident that this project starts from: a definition is deleted by hand.
-func testDefinition(t *testing.T, d *drill) {
+func testDefinition(t *testing.T, d *drill, plural, kind string, count int) {
 	const withFinalizer = 20
-	resource := d.createDefinition("widgets", "Widget")
-	d.createInstances(resource, "Widget", *objects, withFinalizer)
-	d.awaitGarbageCollector(resource, "Widget")
-	below := []string{prefix + "example.com/widgets/", prefix + definitionKey + "widgets.example.com", prefix + "configmaps/default/" + childPrefix("Widget")}
+	resource := d.createDefinition(plural, kind)
+	d.createInstances(resource, kind, count, withFinalizer)
+	d.awaitGarbageCollector(resource, kind)
+	below := []string{prefix + "example.com/" + plural + "/", prefix + definitionKey + plural + ".example.com", prefix + "configmaps/default/" + childPrefix(kind)}
 	all := func() map[string][32]byte {
 		state := map[string][32]byte{}
 		for _, folder := range below {
@@ -315,7 +322,7 @@ func testDefinition(t *testing.T, d *drill) {
 		return state
 	}
 	before := all()
-	require.Len(t, before, *objects+withFinalizer+1)
+	require.Len(t, before, count+withFinalizer+1)
 
 	// One who watches all the time sees each object come back, and none go after that.
 	var added, deleted atomic.Int64
@@ -340,7 +347,7 @@ func testDefinition(t *testing.T, d *drill) {
 	informers.Start(stop)
 	informers.WaitForCacheSync(stop)
 
-	d.deleteDefinition(resource, "Widget", withFinalizer)
+	d.deleteDefinition(resource, kind, withFinalizer)
 	require.Empty(t, all())
 	d.await("the informer to see them go", func(context.Context) error {
 		if n := len(informer.GetStore().List()); n > 0 {
@@ -351,13 +358,13 @@ func testDefinition(t *testing.T, d *drill) {
 	restored.Store(true)
 
 	log := d.succeed("log")
-	require.Contains(t, log.out, "Widget")
+	require.Contains(t, log.out, kind)
 	require.Contains(t, log.out, "CustomResourceDefinition")
-	plan := d.succeed("restore", "crd/widgets.example.com")
+	plan := d.succeed("restore", "crd/"+plural+".example.com")
 	require.Contains(t, plan.out, fmt.Sprintf("Plan: %d created, 0 replaced, 0 present, 0 left out, 0 refused", len(before)))
 	require.Empty(t, all(), "a plan writes nothing")
 	if len(before) > 100 {
-		d.fail("--expect=", "restore", "crd/widgets.example.com", "--apply")
+		d.fail("--expect=", "restore", "crd/"+plural+".example.com", "--apply")
 	}
 
 	// The first list that answers, while it runs.
@@ -372,11 +379,11 @@ func testDefinition(t *testing.T, d *drill) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}()
-	applied := d.succeed("restore", "crd/widgets.example.com", "--apply", "--expect="+fmt.Sprint(len(before)), "-o", "json")
-	require.Equal(t, *objects, <-first, "the first list has all")
+	applied := d.succeed("restore", "crd/"+plural+".example.com", "--apply", "--expect="+fmt.Sprint(len(before)), "-o", "json")
+	require.Equal(t, count, <-first, "the first list has all")
 	require.Equal(t, before, all(), "the same bytes")
 	d.await("the informer to see all", func(context.Context) error {
-		if added.Load() < int64(*objects) {
+		if added.Load() < int64(count) {
 			return fmt.Errorf("%d", added.Load())
 		}
 		return nil
@@ -384,12 +391,12 @@ func testDefinition(t *testing.T, d *drill) {
 	// The garbage collector resyncs its resources every 30 seconds.
 	time.Sleep(35 * time.Second)
 	require.Len(t, keysOf(all()), len(before), "children are kept")
-	require.Equal(t, int64(*objects), added.Load())
+	require.Equal(t, int64(count), added.Load())
 	require.Zero(t, deleted.Load())
-	again := d.succeed("restore", "crd/widgets.example.com", "--apply")
+	again := d.succeed("restore", "crd/"+plural+".example.com", "--apply")
 	require.Contains(t, again.out, "Nothing to write")
-	d.figure(fmt.Sprintf("CRD + %d CRs, finalizers, owned children", *objects), "<= 3 s after --apply (1,000), <= 10 s (30,000)",
-		"%.1f s written, %.1f s in all; bytes equal, first list %d, informer %d adds, children kept", secondsOf(t, applied), applied.took.Seconds(), *objects, added.Load())
+	d.figure(fmt.Sprintf("CRD + %d CRs, finalizers, owned children", count), "<= 3 s after --apply (1,000), <= 10 s (30,000)",
+		"%.1f s written, %.1f s in all; bytes equal, first list %d, informer %d adds, children kept", secondsOf(t, applied), applied.took.Seconds(), count, added.Load())
 }
 
 // awaitGarbageCollector waits until the garbage collector knows the kind: it deletes what a deleted
@@ -1119,6 +1126,20 @@ func testCompaction(t *testing.T, d *drill) {
 	require.NoError(t, err)
 	d.fail("its last version that was not terminating is older than the history", "restore", "cm/late", "--apply")
 	d.fail("no longer in etcd's history", "restore", "cm/late", "--revision=5")
+
+	// Between the first read and the next ones: what is missing is named, not an error.
+	live, err := history.OpenLive(ctx, d.root, prefix)
+	require.NoError(t, err)
+	opened := live.Bounds()
+	_, err = d.root.Put(ctx, prefix+"configmaps/default/none", "")
+	require.NoError(t, err)
+	_, err = d.root.Delete(ctx, prefix+"configmaps/default/none")
+	require.NoError(t, err)
+	d.compact()
+	require.NoError(t, live.Deletions(ctx, prefix, func(history.Deletion) error { return nil }))
+	require.Equal(t, history.Bounds{Oldest: opened.Oldest + 1, Newest: live.Bounds().Oldest}, live.Gap)
+	_, err = live.Get(ctx, prefix+"configmaps/default/kube-root-ca.crt", opened.Newest)
+	require.ErrorIs(t, err, history.ErrCompacted)
 }
 
 // testLog shows who deleted what.
