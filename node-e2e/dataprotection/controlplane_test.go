@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/node-e2e/cluster/pki"
 	"kubelet-guard.io/node-e2e/framework"
@@ -137,6 +139,24 @@ func (c *controlPlane) awaitControllers() {
 			_, err = c.kube.CoreV1().ConfigMaps("default").Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
 		}
 		return err
+	})
+}
+
+// restartControllers starts the controller manager again, and returns when it leads: the lease of the
+// one before has to end.
+func (c *controlPlane) restartControllers() {
+	holder := func(ctx context.Context) string {
+		lease, err := c.kube.CoordinationV1().Leases("kube-system").Get(ctx, "kube-controller-manager", metav1.GetOptions{})
+		require.NoError(c.t, err)
+		return ptr.Deref(lease.Spec.HolderIdentity, "")
+	}
+	before := holder(context.Background())
+	c.startControllers(*output)
+	c.await("the controller manager to lead", func(ctx context.Context) error {
+		if holder(ctx) == before {
+			return errors.New("the lease is that of the one before")
+		}
+		return nil
 	})
 }
 

@@ -64,6 +64,11 @@ func TestDrill(t *testing.T) {
 	*output = folder
 	d := &drill{controlPlane: newControlPlane(t, folder)}
 	d.journal = filepath.Join(d.dir, "journal")
+	// One encrypted object that does not decrypt may be damaged; of several, the configuration is wrong.
+	for _, name := range []string{"encrypted-1", "encrypted-2"} {
+		_, err := d.kube.CoreV1().Secrets("default").Create(context.Background(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		require.NoError(t, err)
+	}
 	// A parent's control plane outlives its subtests, and their failures. Each stands alone.
 	for _, accident := range []struct {
 		name string
@@ -134,7 +139,7 @@ func (d *drill) guard(arguments ...string) result {
 
 func (d *drill) run(arguments ...string) result {
 	d.t.Helper()
-	if i := slices.Index(arguments, "restore"); i >= 0 {
+	if i := slices.IndexFunc(arguments, func(verb string) bool { return verb == "restore" || verb == "scan" }); i >= 0 {
 		// Before the other flags, of which the last one counts.
 		arguments = slices.Insert(arguments, i+1, "--journal-dir="+d.journal)
 	}
@@ -252,7 +257,10 @@ func (d *drill) createInstances(resource schema.GroupVersionResource, kind strin
 	require.Len(d.t, response.Kvs, 1)
 	var puts []clientv3.Op
 	for i := withFinalizer + 1; i < count; i++ {
-		name, uid := fmt.Sprintf("object-%05d", i), fmt.Sprintf("00000000-0000-4000-8000-%012d", i)
+		name := fmt.Sprintf("object-%05d", i)
+		// No two objects have a UID, of whatever kind.
+		hash := sha256.Sum256([]byte(key + name))
+		uid := fmt.Sprintf("%x-%x-%x-%x-%x", hash[:4], hash[4:6], hash[6:8], hash[8:10], hash[10:16])
 		value := strings.ReplaceAll(strings.ReplaceAll(string(response.Kvs[0].Value), model.GetName(), name), string(model.GetUID()), uid)
 		if puts = append(puts, clientv3.OpPut(key+name, value)); len(puts) == 100 || i == count-1 {
 			_, err := d.root.Txn(ctx).Then(puts...).Commit()
@@ -758,11 +766,6 @@ func (d *drill) awaitNextSecond() {
 
 // testChecks runs preflight and access, which write nothing.
 func testChecks(t *testing.T, d *drill) {
-	// One encrypted object that does not decrypt may be damaged; of several, the configuration is wrong.
-	for _, name := range []string{"checked-1", "checked-2"} {
-		_, err := d.kube.CoreV1().Secrets("default").Create(context.Background(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-		require.NoError(t, err)
-	}
 	dir := filepath.Join(d.dir, "checked")
 	d.succeed(append(d.asRoot(), "save", dir)...)
 	before := stable(d.state(prefix))
@@ -893,6 +896,37 @@ func testDamage(t *testing.T, d *drill) {
 	d.fail("the key holds another object", "scan")
 	d.succeed("scan", "--revert", "--apply")
 	require.Equal(t, good, d.raw(key))
+	testInterruptedRepair(t, d)
+}
+
+// testInterruptedRepair kills scan --revert after its first transactions, and runs it again.
+func testInterruptedRepair(t *testing.T, d *drill) {
+	const damaged = 40
+	below := prefix + "configmaps/default/repaired-"
+	for i := range damaged {
+		_, err := d.kube.CoreV1().ConfigMaps("default").Create(context.Background(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("repaired-%02d", i)}}, metav1.CreateOptions{})
+		require.NoError(t, err)
+	}
+	before := d.state(below)
+	require.Len(t, before, damaged)
+	for key := range before {
+		_, err := d.root.Put(context.Background(), key, "nothing that decodes")
+		require.NoError(t, err)
+	}
+	command := exec.Command(filepath.Join(*output, "bin/guard-etcd"), "--apiserver-manifest="+d.manifest(), "--kubeconfig="+d.kubeconfig(),
+		"scan", "--revert", "--apply", "--journal-dir="+d.journal)
+	earlier := len(d.journals())
+	require.NoError(t, command.Start())
+	killed := d.killAt(command, earlier, "written")
+	_ = command.Wait()
+	require.True(t, killed, "killed before it ended")
+	left := d.fail("Nothing is written", "scan", "--revert")
+	require.NotContains(t, left.out, fmt.Sprintf("Damaged: %d.", damaged), "a part is written")
+	again := d.succeed("scan", "--revert", "--apply")
+	require.Contains(t, again.errOut, "an earlier restore did not finish")
+	require.Equal(t, before, d.state(below))
+	require.NotContains(t, d.succeed("scan", "--revert", "--apply").errOut, "did not finish")
+	d.figure("scan --revert interrupted (SIGKILL), run again", "completes, a journal says so", "%d of %d as before", damaged, damaged)
 }
 
 // testRefusals is what is refused by name.

@@ -89,7 +89,10 @@ func testRandomDeletions(t *testing.T, d *drill) {
 		}
 	}
 	require.Len(t, keys, count, "the log shows each")
+	// As docs/data-protection.md says: its garbage collector has not seen all of these deletions yet.
+	d.controllerProcess.stop(syscall.SIGTERM)
 	r := d.succeed(arguments...)
+	d.restartControllers()
 	time.Sleep(10 * time.Second) // as long as the garbage collector would need
 	require.Equal(t, before, stable(d.state(prefix)))
 	d.figure("1,000 random deletions (API, deletecollection, etcd), undone", "state equal to before but for revisions", "equal; %.1f s written, %.1f s in all", secondsOf(t, r), r.took.Seconds())

@@ -45,3 +45,26 @@ func NewPlanOf(ctx context.Context, name, source string, given []Given, decoder 
 	}
 	return p, p.sort(prefix)
 }
+
+// Repair is a damaged key and the version that it is to hold again.
+type Repair struct {
+	Object *objects.Object
+	// Good is the version to write, Damaged the one that the key holds.
+	Good, Damaged *mvccpb.KeyValue
+}
+
+// NewPlanOfRepairs returns the plan to write readable versions over damaged ones. Each is a
+// transaction of its own, so that a key that has changed since keeps no other one damaged before
+// it. There is nothing to check: the objects are there, and only their values are not readable.
+func NewPlanOfRepairs(name, source string, bounds history.Bounds, repairs []Repair) *Plan {
+	p := &Plan{Selectors: []string{name}, Source: source, Bounds: bounds}
+	for i, r := range repairs {
+		o := r.Object
+		p.Items = append(p.Items, &Item{
+			Action: Replace, Key: o.Key, Kind: o.Kind, APIVersion: o.GroupVersion().String(),
+			Namespace: o.Namespace, Name: o.Name, UID: string(o.UID), Revision: r.Good.ModRevision,
+			object: o, value: r.Good, present: r.Damaged, stage: i,
+		})
+	}
+	return p
+}

@@ -111,6 +111,17 @@ func (p *Plan) Count(action Action) int {
 // Writes returns how many objects are written.
 func (p *Plan) Writes() int { return p.Count(Create) + p.Count(Replace) }
 
+// Owned returns how many objects are written that have an owner.
+func (p *Plan) Owned() int {
+	n := 0
+	for _, item := range p.Items {
+		if item.written() && len(item.object.Owners) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // Options of a plan.
 type Options struct {
 	Selectors []Selector

@@ -8,14 +8,12 @@ package scan
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
+	"kubelet-guard.io/pkg/dataprotection/restore"
 )
 
 // Finding is a damaged key.
@@ -32,7 +30,9 @@ type Finding struct {
 	// NoGood says why there is none.
 	NoGood string `json:"noGood,omitempty"`
 
-	good *mvccpb.KeyValue
+	// damaged is the version that does not decode, good the last one that does, with its object.
+	damaged, good *mvccpb.KeyValue
+	object        *objects.Object
 }
 
 // Report is the result of a scan.
@@ -57,7 +57,6 @@ var ErrWrongKey = errors.New("no encrypted value is readable, so the encryption 
 // be nil. progress is called with the number of keys read so far.
 func Run(ctx context.Context, r history.Reader, fallback history.Reader, decoder *objects.Decoder, prefix string, progress func(int)) (*Report, error) {
 	report := &Report{Bounds: r.Bounds(), Findings: []*Finding{}}
-	var damaged []*mvccpb.KeyValue
 	err := r.List(ctx, prefix, report.Newest, func(kv *mvccpb.KeyValue) error {
 		report.Keys++
 		report.Bytes += int64(len(kv.Value))
@@ -69,8 +68,7 @@ func Run(ctx context.Context, r history.Reader, fallback history.Reader, decoder
 			}
 		}
 		if problem != nil {
-			report.Findings = append(report.Findings, &Finding{Key: string(kv.Key), Problem: problem.Error(), Revision: kv.ModRevision})
-			damaged = append(damaged, kv)
+			report.Findings = append(report.Findings, &Finding{Key: string(kv.Key), Problem: problem.Error(), Revision: kv.ModRevision, damaged: kv})
 		}
 		progress(report.Keys)
 		return nil
@@ -81,8 +79,8 @@ func Run(ctx context.Context, r history.Reader, fallback history.Reader, decoder
 	if report.Encrypted > 1 && report.EncryptedFailed == report.Encrypted {
 		return report, ErrWrongKey
 	}
-	for i, finding := range report.Findings {
-		if err := finding.findGood(ctx, r, fallback, decoder, damaged[i]); err != nil {
+	for _, finding := range report.Findings {
+		if err := finding.findGood(ctx, r, fallback, decoder); err != nil {
 			return nil, err
 		}
 	}
@@ -99,9 +97,9 @@ func check(ctx context.Context, decoder *objects.Decoder, kv *mvccpb.KeyValue) e
 
 // findGood looks for the last readable version. One that is terminating counts: it is what the
 // key held.
-func (f *Finding) findGood(ctx context.Context, r, fallback history.Reader, decoder *objects.Decoder, damaged *mvccpb.KeyValue) error {
+func (f *Finding) findGood(ctx context.Context, r, fallback history.Reader, decoder *objects.Decoder) error {
 	readable := func(kv *mvccpb.KeyValue) bool { return check(ctx, decoder, kv) == nil }
-	good, _, err := history.LastVersion(ctx, r, damaged, readable)
+	good, _, err := history.LastVersion(ctx, r, f.damaged, readable)
 	switch {
 	case errors.Is(err, history.ErrCompacted):
 		f.NoGood = "its readable versions are no longer in the history"
@@ -129,42 +127,21 @@ func (f *Finding) findGood(ctx context.Context, r, fallback history.Reader, deco
 	if err != nil {
 		return err
 	}
-	f.good, f.GoodRevision, f.Object, f.NoGood = good, good.ModRevision, object.String(), ""
+	f.good, f.object, f.GoodRevision, f.Object, f.NoGood = good, object, good.ModRevision, object.String(), ""
 	return nil
 }
 
-// Revertible returns the findings that have a readable version.
-func (r *Report) Revertible() []*Finding {
-	var list []*Finding
+// planName is that of the plan in a journal.
+const planName = "scan --revert"
+
+// Plan writes the last readable version of each finding that has one, unless the key changed since
+// the scan. source is the snapshot that was looked in as well; empty for none.
+func (r *Report) Plan(source string) *restore.Plan {
+	var repairs []restore.Repair
 	for _, finding := range r.Findings {
 		if finding.good != nil {
-			list = append(list, finding)
+			repairs = append(repairs, restore.Repair{Object: finding.object, Good: finding.good, Damaged: finding.damaged})
 		}
 	}
-	return list
-}
-
-// Revert writes the last readable version of each finding that has one, unless the key changed
-// since the scan. What is written is reported before each key is. It returns how many were written.
-func (r *Report) Revert(ctx context.Context, client *clientv3.Client, report func(*Finding)) (int, error) {
-	written := 0
-	var changed []string
-	for _, finding := range r.Revertible() {
-		report(finding)
-		response, err := client.Txn(ctx).
-			If(clientv3.Compare(clientv3.ModRevision(finding.Key), "=", finding.Revision)).
-			Then(clientv3.OpPut(finding.Key, string(finding.good.Value))).Commit()
-		if err != nil {
-			return written, history.Describe(ctx, client, "writing "+finding.Key, err)
-		}
-		if !response.Succeeded {
-			changed = append(changed, finding.Key)
-			continue
-		}
-		written++
-	}
-	if len(changed) > 0 {
-		return written, fmt.Errorf("changed since the scan and not written: %s; run the command again", strings.Join(changed, ", "))
-	}
-	return written, nil
+	return restore.NewPlanOfRepairs(planName, source, r.Bounds, repairs)
 }

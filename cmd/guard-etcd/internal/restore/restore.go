@@ -124,6 +124,9 @@ func (o *options) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if owned := plan.Owned(); owned > 0 {
+		o.Warn("objects with owners: %d. A garbage collector that is still at work after the accident deletes them again: stop kube-controller-manager until they are restored", owned)
+	}
 	if !o.Apply {
 		return o.show(plan)
 	}

@@ -95,6 +95,25 @@ func (w *Writer) Confirm(plan *restore.Plan) error {
 	return nil
 }
 
+// WriteUnread writes a plan without reading it back, and returns the path of its journal: none if
+// there is nothing to write. wait is that of restore.Plan.Apply.
+func (w *Writer) WriteUnread(ctx context.Context, plan *restore.Plan, client *clientv3.Client, wait func(context.Context, []*restore.Item) error) (path string, err error) {
+	// Killed after the last transaction, a restore has nothing left to write, but its journal
+	// does not say so: this one's does.
+	if plan.Writes() == 0 && !w.completes(plan) {
+		return "", nil
+	}
+	journal, err := restore.CreateJournal(w.journalDir, w.Now)
+	if err != nil {
+		return "", err
+	}
+	defer journal.Close()
+	fmt.Fprintf(w.ErrOut, "Journal: %s\n", journal.Path())
+	progress := factory.StartProgress(w.ErrOut, "Writing")
+	defer progress.Stop()
+	return journal.Path(), plan.Apply(ctx, client, journal, progress.Set, wait)
+}
+
 // result is what -o json and yaml print after --apply.
 type result struct {
 	*restore.Plan
@@ -108,25 +127,14 @@ type result struct {
 // Write writes a plan, reads it back through the API and prints the result.
 func (w *Writer) Write(ctx context.Context, plan *restore.Plan, client *clientv3.Client, api *restore.API) error {
 	r := result{Plan: plan, Written: plan.Writes()}
-	// Killed after the last transaction, a restore has nothing left to write, but its journal
-	// does not say so: this one's does.
-	if r.Written > 0 || w.completes(plan) {
-		journal, err := restore.CreateJournal(w.journalDir, w.Now)
-		if err != nil {
-			return err
-		}
-		defer journal.Close()
-		r.Journal = journal.Path()
-		fmt.Fprintf(w.ErrOut, "Journal: %s\n", r.Journal)
-		start := w.Now()
-		progress := factory.StartProgress(w.ErrOut, "Writing")
-		err = plan.Apply(ctx, client, journal, progress.Set, func(ctx context.Context, written []*restore.Item) error {
-			return plan.WaitServed(ctx, api, w.Connection.Prefix(), written)
-		})
-		progress.Stop()
-		if err != nil {
-			return err
-		}
+	start := w.Now()
+	journal, err := w.WriteUnread(ctx, plan, client, func(ctx context.Context, written []*restore.Item) error {
+		return plan.WaitServed(ctx, api, w.Connection.Prefix(), written)
+	})
+	if err != nil {
+		return err
+	}
+	if r.Journal = journal; journal != "" {
 		r.Seconds = w.Now().Sub(start).Seconds()
 	}
 	progress := factory.StartProgress(w.ErrOut, "Reading through the API")

@@ -11,6 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	writer "kubelet-guard.io/cmd/guard-etcd/internal/restore"
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
 	"kubelet-guard.io/pkg/dataprotection/restore"
@@ -18,17 +19,15 @@ import (
 )
 
 type options struct {
-	*factory.Factory
-	output factory.Output
+	*writer.Writer
 	file   string
 	revert bool
-	apply  bool
 	from   string
 }
 
 // NewCommand returns the verb scan.
 func NewCommand(f *factory.Factory) *cobra.Command {
-	o := &options{Factory: f}
+	o := &options{Writer: &writer.Writer{Factory: f}}
 	command := &cobra.Command{
 		Use:   "scan [FILE]",
 		Short: "Find keys that the API server cannot read",
@@ -37,7 +36,7 @@ those that do not decode, or that hold another object than they name.
 
 One such key makes consistent lists of its whole kind fail. --revert --apply
 writes its last readable version, from etcd's history or from a snapshot, unless
-the key changed meanwhile. The API server need not restart.
+the key changed meanwhile, with a journal. The API server need not restart.
 
 The exit code is 1 if a key is damaged.`,
 		Example: `  guard-etcd scan
@@ -47,10 +46,9 @@ The exit code is 1 if a key is damaged.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: factory.RunE(o),
 	}
-	o.output.AddFlags(command)
+	o.Writer.AddFlags(command)
 	flags := command.Flags()
 	flags.BoolVar(&o.revert, "revert", false, "Plan to write the last readable version of each damaged key")
-	flags.BoolVar(&o.apply, "apply", false, "Write what --revert plans")
 	flags.StringVar(&o.from, "from", "", "A snapshot for what the history does not have")
 	return command
 }
@@ -68,12 +66,12 @@ func (o *options) Validate() error {
 	switch {
 	case o.file != "" && (o.revert || o.from != ""):
 		return errors.New("a snapshot is never written: --revert and --from are for a running etcd")
-	case o.apply && !o.revert:
+	case o.Apply && !o.revert:
 		return errors.New("--apply goes with --revert")
 	case o.from != "" && !o.revert:
 		return errors.New("--from goes with --revert")
 	}
-	return o.output.Validate()
+	return o.Writer.Validate()
 }
 
 // Run is part of factory.Verb.
@@ -125,25 +123,41 @@ func (o *options) scan(ctx context.Context, reader, fallback history.Reader, dec
 	if err := o.show(report); err != nil {
 		return err
 	}
-	if len(report.Findings) == 0 {
+	if !o.Apply {
+		if len(report.Findings) > 0 {
+			return fmt.Errorf("damaged keys: %d", len(report.Findings))
+		}
 		return nil
 	}
-	if !o.apply {
-		return fmt.Errorf("damaged keys: %d", len(report.Findings))
+	return o.write(ctx, report, client)
+}
+
+// write writes the readable versions. The API need not read them: it may not respond as long as
+// keys are damaged.
+func (o *options) write(ctx context.Context, report *scan.Report, client *clientv3.Client) error {
+	o.FindUnfinished()
+	plan := report.Plan(o.from)
+	if err := o.Confirm(plan); err != nil {
+		return err
 	}
-	written, err := report.Revert(ctx, client, func(f *scan.Finding) {
-		fmt.Fprintf(o.ErrOut, "Writing %s: the version of revision %d in place of that of revision %d\n", f.Key, f.GoodRevision, f.Revision)
-	})
-	fmt.Fprintf(o.ErrOut, "Written: %d of %d damaged keys.\n", written, len(report.Findings))
-	if err == nil && written < len(report.Findings) {
-		err = fmt.Errorf("damaged keys without a readable version: %d; --from=SNAPSHOT adds those of a snapshot", len(report.Findings)-written)
+	for _, item := range plan.Items {
+		fmt.Fprintf(o.ErrOut, "Writing %s: its version of revision %d\n", item.Key, item.Revision)
 	}
-	return err
+	// Repairs do not need each other.
+	none := func(context.Context, []*restore.Item) error { return nil }
+	if _, err := o.WriteUnread(ctx, plan, client, none); err != nil {
+		return err
+	}
+	fmt.Fprintf(o.ErrOut, "Written: %d of %d damaged keys.\n", plan.Writes(), len(report.Findings))
+	if left := len(report.Findings) - plan.Writes(); left > 0 {
+		return fmt.Errorf("damaged keys without a readable version: %d; --from=SNAPSHOT adds those of a snapshot", left)
+	}
+	return nil
 }
 
 func (o *options) show(report *scan.Report) error {
-	if !o.output.HumanReadable() {
-		return o.output.PrintObject(o.Out, "ScanReport", report)
+	if !o.Output.HumanReadable() {
+		return o.Output.PrintObject(o.Out, "ScanReport", report)
 	}
 	if len(report.Findings) > 0 {
 		columns := []factory.Column{{Name: "Key"}, {Name: "Revision"}, {Name: "Problem"}, {Name: "Readable"}, {Name: "Object", Wide: true}}
@@ -155,13 +169,13 @@ func (o *options) show(report *scan.Report) error {
 			}
 			rows = append(rows, []any{f.Key, f.Revision, f.Problem, readable, f.Object})
 		}
-		if err := o.output.PrintTable(o.Out, columns, rows); err != nil {
+		if err := o.Output.PrintTable(o.Out, columns, rows); err != nil {
 			return err
 		}
 		fmt.Fprintln(o.Out)
 	}
 	fmt.Fprintf(o.Out, "Decoded %d keys, %d of them encrypted. Damaged: %d.\n", report.Keys, report.Encrypted, len(report.Findings))
-	if o.revert && !o.apply && len(report.Revertible()) > 0 {
+	if o.revert && !o.Apply && report.Plan(o.from).Writes() > 0 {
 		fmt.Fprintln(o.Out, "Nothing is written. Add --apply to write the readable versions.")
 	}
 	return nil
