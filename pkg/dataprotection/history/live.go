@@ -98,7 +98,11 @@ func (l *Live) watch(ctx context.Context, key string, start int64, visit func(*c
 	}
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	responses := l.client.Watch(ctx, key, append(options, clientv3.WithRev(start))...)
+	// Its own stream: on a common one, the response to a request for progress of the watch before
+	// can come after this one was created, and would end it before its events.
+	watcher := clientv3.NewWatcher(l.client)
+	defer watcher.Close()
+	responses := watcher.Watch(ctx, key, append(options, clientv3.WithRev(start))...)
 	progress := time.NewTicker(progressInterval)
 	defer progress.Stop()
 	for {
@@ -106,7 +110,7 @@ func (l *Live) watch(ctx context.Context, key string, start int64, visit func(*c
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-progress.C:
-			if err := l.client.RequestProgress(ctx); err != nil {
+			if err := watcher.RequestProgress(ctx); err != nil {
 				return err
 			}
 		case response, open := <-responses:

@@ -116,3 +116,74 @@ func TestACompactionInTheMiddleIsAGap(t *testing.T) {
 	require.Equal(t, Bounds{Oldest: 8, Newest: 12}, live.Gap, "deletions in it may be missing")
 	require.Equal(t, Bounds{Oldest: 12, Newest: 20}, live.Bounds())
 }
+
+// late responds to each request for progress twice, the second time after the next watch was
+// created: etcd does so with a request that came before that watch on the same stream.
+type late struct {
+	pb.UnimplementedKVServer
+	pb.UnimplementedWatchServer
+}
+
+func (*late) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return &pb.RangeResponse{Header: header()}, nil
+}
+
+func (*late) Watch(stream pb.Watch_WatchServer) error {
+	progress := &pb.WatchResponse{Header: header(), WatchId: clientv3.InvalidWatchID}
+	owed := false
+	id := int64(0)
+	for {
+		request, err := stream.Recv()
+		if err != nil {
+			return nil
+		}
+		var responses []*pb.WatchResponse
+		switch create := request.GetCreateRequest(); {
+		case create != nil:
+			id++
+			responses = append(responses, &pb.WatchResponse{Header: header(), WatchId: id, Created: true})
+			if owed {
+				responses = append(responses, progress)
+				owed = false
+			}
+			if string(create.Key) == "/registry/" {
+				responses = append(responses, &pb.WatchResponse{Header: header(), WatchId: id, Events: []*mvccpb.Event{{
+					Type: mvccpb.Event_DELETE, Kv: &mvccpb.KeyValue{Key: []byte("/registry/a"), ModRevision: 7},
+				}}})
+			}
+		case request.GetProgressRequest() != nil:
+			responses = append(responses, progress)
+			owed = true
+		}
+		for _, r := range responses {
+			if err := stream.Send(r); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func TestTheProgressOfAnEarlierWatchDoesNotEndALaterOne(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	pb.RegisterKVServer(server, &late{})
+	pb.RegisterWatchServer(server, &late{})
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{listener.Addr().String()}, Logger: zap.NewNop()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	// Whether the client takes the same stream for the next watch is a matter of chance.
+	for attempt := range 20 {
+		live, err := OpenLive(t.Context(), client, "/registry/")
+		require.NoError(t, err)
+		found := 0
+		require.NoError(t, live.Deletions(t.Context(), "/registry/", func(Deletion) error {
+			found++
+			return nil
+		}))
+		require.Equal(t, 1, found, "attempt %d", attempt)
+	}
+}
