@@ -172,7 +172,7 @@ func (c *controlPlane) startEtcdIn(output, dataDir string) {
 		"--listen-peer-urls="+c.peer, "--initial-advertise-peer-urls="+c.peer, "--initial-cluster=drill="+c.peer,
 		"--client-cert-auth", "--trusted-ca-file="+c.pki.Cert("ca"), "--cert-file="+c.pki.Cert("etcd"), "--key-file="+c.pki.Key("etcd"),
 		"--peer-client-cert-auth", "--peer-trusted-ca-file="+c.pki.Cert("ca"), "--peer-cert-file="+c.pki.Cert("etcd"), "--peer-key-file="+c.pki.Key("etcd"),
-		"--unsafe-no-fsync", "--log-level=warn")
+		"--unsafe-no-fsync", "--quota-backend-bytes=8589934592", "--log-level=warn")
 	c.root = c.etcdClient("root")
 	c.await("etcd to respond", func(ctx context.Context) error {
 		_, err := c.root.Status(ctx, c.etcd)

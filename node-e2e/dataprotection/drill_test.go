@@ -129,6 +129,8 @@ type result struct {
 	out, errOut string
 	code        int
 	took        time.Duration
+	// rss is the peak of the resident memory, private that of the part which is no file's, in bytes.
+	rss, private int64
 }
 
 // guard runs guard-etcd as on a kubeadm host: the API server's manifest says the rest.
@@ -147,8 +149,15 @@ func (d *drill) run(arguments ...string) result {
 	var out, errOut bytes.Buffer
 	command.Stdout, command.Stderr = &out, &errOut
 	start := time.Now()
-	err := command.Run()
-	r := result{out: out.String(), errOut: errOut.String(), took: time.Since(start)}
+	require.NoError(d.t, command.Start())
+	ended, private := make(chan struct{}), make(chan int64)
+	go func() { private <- watchPrivate(command.Process.Pid, ended) }()
+	err := command.Wait()
+	close(ended)
+	r := result{out: out.String(), errOut: errOut.String(), took: time.Since(start), private: <-private}
+	if usage, ok := command.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		r.rss = usage.Maxrss * 1024
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		r.code = exit.ExitCode()
