@@ -1,6 +1,7 @@
 package history
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,10 +73,20 @@ func (l *Live) Deletions(ctx context.Context, prefix string, visit func(Deletion
 	start := l.bounds.Oldest + 1
 	for {
 		last := start - 1
+		var batch []Deletion
 		err := l.watch(ctx, prefix, start, func(event *clientv3.Event) error {
 			last = event.Kv.ModRevision
-			return visit(Deletion{Key: string(event.Kv.Key), Revision: event.Kv.ModRevision, Last: event.PrevKv})
-		}, clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithFilterPut())
+			batch = append(batch, Deletion{Key: string(event.Kv.Key), Revision: last})
+			if len(batch) < readBatch {
+				return nil
+			}
+			full := batch
+			batch = nil
+			return l.visitLast(ctx, full, visit)
+		}, clientv3.WithPrefix(), clientv3.WithFilterPut())
+		if err == nil || errors.Is(err, ErrCompacted) {
+			err = cmp.Or(l.visitLast(ctx, batch, visit), err)
+		}
 		var compacted *CompactedError
 		if !errors.As(err, &compacted) || compacted.Oldest < start {
 			return Describe(ctx, l.client, "watching "+prefix, err)
@@ -89,6 +100,43 @@ func (l *Live) Deletions(ctx context.Context, prefix string, visit func(Deletion
 			return nil
 		}
 	}
+}
+
+// visitLast reads what the keys held before their deletion, and visits them. The watch could send
+// it (clientv3.WithPrevKV), but all of a thousand revisions in one response, which etcd would hold
+// in memory as well.
+func (l *Live) visitLast(ctx context.Context, batch []Deletion, visit func(Deletion) error) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	operations := make([]clientv3.Op, len(batch))
+	for i, d := range batch {
+		operations[i] = clientv3.OpGet(d.Key, clientv3.WithRev(d.Revision-1))
+	}
+	response, err := l.client.Txn(ctx).Then(operations...).Commit()
+	if errors.Is(err, rpctypes.ErrCompacted) && len(batch) > 1 {
+		// Not all of them may be compacted.
+		for i := range batch {
+			if err := l.visitLast(ctx, batch[i:i+1], visit); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		return Describe(ctx, l.client, "reading "+batch[0].Key, err)
+	}
+	for i, d := range batch {
+		if err == nil {
+			if kvs := response.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+				d.Last = kvs[0]
+			}
+		}
+		if err := visit(d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // watch visits the events from a revision to the newest of the bounds.
@@ -150,7 +198,7 @@ func (l *Live) Get(ctx context.Context, key string, revision int64) (*mvccpb.Key
 	return response.Kvs[0], nil
 }
 
-// readBatch is how many keys GetAll reads at a time: etcd's default limit of operations in a
+// readBatch is how many keys are read at a time: etcd's default limit of operations in a
 // transaction is 128.
 const readBatch = 100
 

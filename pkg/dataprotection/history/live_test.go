@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -36,17 +37,39 @@ func TestAStoreThatIsNotEtcdIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "Kine")
 }
 
+// values responds to reads: each key has a value.
+type values struct{ pb.UnimplementedKVServer }
+
+func (*values) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return &pb.RangeResponse{Header: header()}, nil
+}
+
+func (*values) Txn(_ context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	response := &pb.TxnResponse{Header: header(), Succeeded: true}
+	for _, operation := range r.Success {
+		kv := &mvccpb.KeyValue{Key: operation.GetRequestRange().Key, Value: []byte("value"), ModRevision: operation.GetRequestRange().Revision}
+		response.Responses = append(response.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{kv}}}})
+	}
+	return response, nil
+}
+
 // compacting responds as an etcd that is compacted while its history is read: revisions 1 to 20,
 // compacted at 5 when it is opened, and at 12 after the deletion at 7 was sent.
 type compacting struct {
-	pb.UnimplementedKVServer
+	values
 	pb.UnimplementedWatchServer
 }
 
 func header() *pb.ResponseHeader { return &pb.ResponseHeader{ClusterId: 1, MemberId: 1, Revision: 20} }
 
-func (*compacting) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return &pb.RangeResponse{Header: header()}, nil
+// Txn is that of an etcd that was compacted at 14 by then.
+func (c *compacting) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	for _, operation := range r.Success {
+		if operation.GetRequestRange().Revision < 14 {
+			return nil, rpctypes.ErrGRPCCompacted
+		}
+	}
+	return c.values.Txn(ctx, r)
 }
 
 func (*compacting) Watch(stream pb.Watch_WatchServer) error {
@@ -55,7 +78,7 @@ func (*compacting) Watch(stream pb.Watch_WatchServer) error {
 		return stream.Send(r)
 	}
 	deletion := func(key string, revision int64) []*mvccpb.Event {
-		return []*mvccpb.Event{{Type: mvccpb.Event_DELETE, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: revision}, PrevKv: &mvccpb.KeyValue{Key: []byte(key), Value: []byte("value")}}}
+		return []*mvccpb.Event{{Type: mvccpb.Event_DELETE, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: revision}}}
 	}
 	id := int64(0)
 	for {
@@ -81,7 +104,7 @@ func (*compacting) Watch(stream pb.Watch_WatchServer) error {
 		case 6:
 			responses = append(responses, &pb.WatchResponse{WatchId: id, Events: deletion("/registry/a", 7)}, &pb.WatchResponse{WatchId: id, Canceled: true, CompactRevision: 12})
 		case 13:
-			responses = append(responses, &pb.WatchResponse{WatchId: id, Events: deletion("/registry/b", 15)})
+			responses = append(responses, &pb.WatchResponse{WatchId: id, Events: append(deletion("/registry/b", 13), deletion("/registry/c", 15)...)})
 		}
 		for _, r := range responses {
 			if err := send(r); err != nil {
@@ -107,12 +130,17 @@ func TestACompactionInTheMiddleIsAGap(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Bounds{Oldest: 5, Newest: 20}, live.Bounds())
 	require.Zero(t, live.Gap)
-	var keys []string
+	var keys, readable []string
 	require.NoError(t, live.Deletions(t.Context(), "/registry/", func(d Deletion) error {
 		keys = append(keys, d.Key)
+		if d.Last != nil {
+			readable = append(readable, d.Key)
+			require.Equal(t, d.Revision-1, d.Last.ModRevision, "what the key held before")
+		}
 		return nil
 	}))
-	require.Equal(t, []string{"/registry/a", "/registry/b"}, keys, "what is left is read")
+	require.Equal(t, []string{"/registry/a", "/registry/b", "/registry/c"}, keys, "what is left is read")
+	require.Equal(t, []string{"/registry/c"}, readable, "a value that was compacted hides no other one")
 	require.Equal(t, Bounds{Oldest: 8, Newest: 12}, live.Gap, "deletions in it may be missing")
 	require.Equal(t, Bounds{Oldest: 12, Newest: 20}, live.Bounds())
 }
@@ -120,12 +148,8 @@ func TestACompactionInTheMiddleIsAGap(t *testing.T) {
 // late responds to each request for progress twice, the second time after the next watch was
 // created: etcd does so with a request that came before that watch on the same stream.
 type late struct {
-	pb.UnimplementedKVServer
+	values
 	pb.UnimplementedWatchServer
-}
-
-func (*late) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return &pb.RangeResponse{Header: header()}, nil
 }
 
 func (*late) Watch(stream pb.Watch_WatchServer) error {
