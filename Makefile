@@ -239,7 +239,7 @@ drill: control-plane node-binaries drill-e2e ## Delete and damage what a control
 		echo "$$(count PASS) passed, $$(count FAIL) failed, $$(count SKIP) skipped"; exit $$status
 
 .PHONY: drill-scale
-drill-scale: control-plane node-binaries drill-e2e ## Measure time and memory of guard-etcd with 100,000 objects and 1 GB (OBJECTS=100000; 10 GB of memory for the control plane)
+drill-scale: control-plane node-binaries drill-e2e ## Measure time and memory of guard-etcd with 100,000 objects and 1 GB (OBJECTS=100000; 12 GB of memory)
 	@mkdir -p _output/e2e
 	@_output/bin/drill.test -test.run='^TestScale$$' -test.timeout=60m -test.v -output=_output -scale-objects='$(or $(OBJECTS),100000)' \
 		-table=_output/e2e/drill-scale.md > _output/drill-scale.log 2>&1; status=$$?; \
