@@ -9,6 +9,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/pkg/dataprotection/history"
@@ -248,6 +249,9 @@ func (s *source) resolveOne(ctx context.Context, c *candidate) error {
 		object, err := s.decoder.Decode(ctx, string(kv.Key), kv.Value)
 		if err != nil || object.Terminating != nil {
 			return false
+		}
+		if _, ok := object.Typed.(*corev1.ConfigMap); ok {
+			object.Typed = nil // large, and no check reads it
 		}
 		c.goodObject = object
 		return true
