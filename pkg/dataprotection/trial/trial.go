@@ -1,4 +1,4 @@
-// Package trial starts etcd and kube-apiserver on a restored snapshot, beside the cluster, and
+// Package trial starts etcd and kube-apiserver on a restored snapshot, apart from the cluster, and
 // lists through them all that the snapshot has: what decoding alone does not show, as a version
 // that the API server no longer serves. Both listen on the loopback address only, to clients with a
 // certificate that is made for the trial, and end with it.
