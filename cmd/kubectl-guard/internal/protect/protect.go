@@ -11,10 +11,10 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/dryrun"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 )
 
 type options struct {

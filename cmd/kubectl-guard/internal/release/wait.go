@@ -9,9 +9,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 )
 
 // watchedRelease is a release whose effect is awaited.

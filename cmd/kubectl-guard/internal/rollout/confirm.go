@@ -8,7 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/pkg/rollout"
 )
 

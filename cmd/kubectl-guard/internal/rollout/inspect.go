@@ -11,11 +11,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/version"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/exitcode"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/image"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/prompt"
 	"kubelet-guard.io/pkg/rollout"
 )

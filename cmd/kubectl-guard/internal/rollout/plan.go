@@ -14,11 +14,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/rand"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pods"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )

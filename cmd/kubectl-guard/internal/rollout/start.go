@@ -9,11 +9,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/dryrun"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 	"kubelet-guard.io/pkg/kubelet/guard"
 	"kubelet-guard.io/pkg/rollout"
 )

@@ -9,12 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/exitcode"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodewatch"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/prompt"
 	"kubelet-guard.io/pkg/rollout"
 )

@@ -8,9 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 	"kubelet-guard.io/pkg/rollout"
 	"kubelet-guard.io/pkg/version"
 )

@@ -5,9 +5,9 @@ import (
 	"strings"
 	"time"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pods"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 	"kubelet-guard.io/pkg/kubelet/guard"
 )
 

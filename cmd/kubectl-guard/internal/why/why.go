@@ -7,11 +7,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kubelet-guard.io/cmd/internal/printer"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pods"
-	"kubelet-guard.io/cmd/kubectl-guard/internal/printer"
 )
 
 type options struct {
