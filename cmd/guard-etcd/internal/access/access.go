@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/access"
 	"kubelet-guard.io/pkg/dataprotection/deletions"
 )
@@ -38,7 +39,7 @@ The exit code is 1 if there is a problem.`,
 		Example: `  guard-etcd access
   guard-etcd access --other-certificate=/etc/kubernetes/pki/etcd/peer.crt`,
 		Args: cobra.NoArgs,
-		RunE: factory.RunE(o),
+		RunE: verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	flags := command.Flags()
@@ -49,7 +50,7 @@ The exit code is 1 if there is a problem.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(*cobra.Command, []string) error {
 	if len(o.certificates) == 0 {
 		if _, err := os.Stat(healthcheckClient); err == nil {
@@ -59,10 +60,10 @@ func (o *options) Complete(*cobra.Command, []string) error {
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

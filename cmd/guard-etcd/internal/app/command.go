@@ -1,5 +1,5 @@
 // Package app assembles the command guard-etcd. Each verb is a package of this folder's parent,
-// named as the verb; its options implement factory.Verb: Complete, Validate, Run.
+// named as the verb; its options implement verb.Verb: Complete, Validate, Run.
 package app
 
 import (

@@ -3,7 +3,6 @@
 package factory
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"time"
@@ -30,29 +29,6 @@ func New(streams genericiooptions.IOStreams) *Factory {
 // Warn prints a warning.
 func (f *Factory) Warn(format string, arguments ...any) {
 	fmt.Fprintf(f.ErrOut, "Warning: "+format+"\n", arguments...)
-}
-
-// Verb is a verb in the three steps of kubectl's own commands.
-type Verb interface {
-	// Complete takes over the arguments.
-	Complete(command *cobra.Command, arguments []string) error
-	// Validate refuses flags and arguments that do not fit, before anything is read.
-	Validate() error
-	// Run does what the verb is for.
-	Run(ctx context.Context) error
-}
-
-// RunE returns the RunE of a verb's command.
-func RunE(verb Verb) func(*cobra.Command, []string) error {
-	return func(command *cobra.Command, arguments []string) error {
-		if err := verb.Complete(command, arguments); err != nil {
-			return err
-		}
-		if err := verb.Validate(); err != nil {
-			return err
-		}
-		return verb.Run(command.Context())
-	}
 }
 
 // Output is the flag -o.

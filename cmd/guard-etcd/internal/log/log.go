@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/deletions"
 	"kubelet-guard.io/pkg/dataprotection/history"
 )
@@ -40,7 +41,7 @@ leases, and right to about ten seconds.`,
   guard-etcd log /var/backups/etcd/snapshot.db
   guard-etcd log --audit-log /var/log/kubernetes/audit.log`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: factory.RunE(o),
+		RunE: verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	flags := command.Flags()
@@ -51,7 +52,7 @@ leases, and right to about ten seconds.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	if len(arguments) == 1 {
 		o.file = arguments[0]
@@ -59,10 +60,10 @@ func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	// The connections of the decoder to key management end with it.
 	ctx, cancel := context.WithCancel(ctx)

@@ -15,6 +15,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
 	writer "kubelet-guard.io/cmd/guard-etcd/internal/restore"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/pods"
 	"kubelet-guard.io/pkg/dataprotection/restore"
 )
@@ -61,7 +62,7 @@ node still holds it.`,
   # Nodes that have no Node object yet: what do they hold?
   guard-etcd pods --node=node-1=10.0.0.11 --node=node-2=10.0.0.12`,
 		Args: cobra.NoArgs,
-		RunE: factory.RunE(o),
+		RunE: verb.RunE(o),
 	}
 	o.Writer.AddFlags(command)
 	f.Connection.AddKubeletFlags(command)
@@ -73,7 +74,7 @@ node still holds it.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(*cobra.Command, []string) error {
 	o.addresses = map[string]string{}
 	for _, node := range o.nodes {
@@ -89,7 +90,7 @@ func (o *options) Complete(*cobra.Command, []string) error {
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error {
 	tls := o.Connection.KubeletTLS()
 	switch {
@@ -105,7 +106,7 @@ func (o *options) Validate() error {
 	return o.Writer.Validate()
 }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

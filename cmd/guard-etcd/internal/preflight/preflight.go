@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/discovery"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/check"
 	"kubelet-guard.io/pkg/dataprotection/deletions"
 	"kubelet-guard.io/pkg/dataprotection/history"
@@ -51,7 +52,7 @@ The exit code is 1 if there is a problem.`,
   guard-etcd preflight --snapshot-dir=/var/backups/etcd -o json
   guard-etcd preflight /var/backups/guard-etcd/20261130T230000Z`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: factory.RunE(o),
+		RunE: verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	command.Flags().StringVar(&o.snapshotDir, "snapshot-dir", factory.DefaultSnapshotDir, "Folder of guard-etcd save")
@@ -60,7 +61,7 @@ The exit code is 1 if there is a problem.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	if len(arguments) == 1 {
 		o.snapshot = arguments[0]
@@ -68,10 +69,10 @@ func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error { return o.output.Validate() }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

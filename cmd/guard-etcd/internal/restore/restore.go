@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
 	"kubelet-guard.io/pkg/dataprotection/restore"
@@ -49,7 +50,7 @@ is refused by name, and then nothing is written. A second run does nothing.`,
   guard-etcd restore namespace/shop --acting=leave-out
   guard-etcd restore deployment/web -n shop --from /var/backups/etcd/snapshot.db`,
 		ValidArgsFunction: cobra.FixedCompletions([]string{"crd/", "namespace/", "deployment/", "statefulset/", "configmap/", "secret/", "service/"}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp),
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.Writer.AddFlags(command)
 	flags := command.Flags()
@@ -64,7 +65,7 @@ is refused by name, and then nothing is written. A second run does nothing.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	o.arguments = arguments
 	for _, argument := range arguments {
@@ -81,7 +82,7 @@ func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error {
 	switch {
 	case len(o.plan.Selectors) == 0:
@@ -99,7 +100,7 @@ func (o *options) Validate() error {
 	return o.Writer.Validate()
 }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

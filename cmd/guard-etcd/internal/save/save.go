@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/scan"
 	"kubelet-guard.io/pkg/dataprotection/snapshots"
 )
@@ -46,7 +47,7 @@ node exporter, also after a save that failed.`,
     --metrics-file=/var/lib/node_exporter/textfile_collector/guard-etcd.prom`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs),
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	command.Flags().IntVar(&o.keep, "keep", 0, "How many snapshots to keep; 0: all")
@@ -55,7 +56,7 @@ node exporter, also after a save that failed.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	o.dir = factory.DefaultSnapshotDir
 	if len(arguments) == 1 {
@@ -64,7 +65,7 @@ func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error {
 	if o.keep < 0 {
 		return errors.New("--keep must not be negative")
@@ -84,7 +85,7 @@ type result struct {
 	Shrunk  []snapshots.Shrink `json:"shrunk,omitempty"`
 }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	err := o.save(ctx)
 	if o.metricsFile == "" {

@@ -12,6 +12,7 @@ import (
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
 	writer "kubelet-guard.io/cmd/guard-etcd/internal/restore"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
 	"kubelet-guard.io/pkg/dataprotection/restore"
@@ -44,7 +45,7 @@ The exit code is 1 if a key is damaged.`,
   guard-etcd scan --revert --apply
   guard-etcd scan --revert --from /var/backups/etcd/snapshot.db`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: factory.RunE(o),
+		RunE: verb.RunE(o),
 	}
 	o.Writer.AddFlags(command)
 	flags := command.Flags()
@@ -53,7 +54,7 @@ The exit code is 1 if a key is damaged.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	if len(arguments) == 1 {
 		o.file = arguments[0]
@@ -61,7 +62,7 @@ func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error {
 	switch {
 	case o.file != "" && (o.revert || o.from != ""):
@@ -74,7 +75,7 @@ func (o *options) Validate() error {
 	return o.Writer.Validate()
 }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

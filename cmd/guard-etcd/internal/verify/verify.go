@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/guard-etcd/internal/factory"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/pkg/dataprotection/history"
 	"kubelet-guard.io/pkg/dataprotection/objects"
 	"kubelet-guard.io/pkg/dataprotection/restore"
@@ -52,7 +53,7 @@ host; names are found in PATH.`,
   guard-etcd verify snapshot.db --offline --encryption-provider-config=enc.yaml
   guard-etcd verify snapshot.db --start --kube-apiserver=/opt/kubernetes/v1.37.2/kube-apiserver`,
 		Args: cobra.ExactArgs(1),
-		RunE: factory.RunE(o),
+		RunE: verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	flags := command.Flags()
@@ -66,13 +67,13 @@ host; names are found in PATH.`,
 	return command
 }
 
-// Complete is part of factory.Verb.
+// Complete is part of verb.Verb.
 func (o *options) Complete(_ *cobra.Command, arguments []string) error {
 	o.path = arguments[0]
 	return o.Connection.Complete()
 }
 
-// Validate is part of factory.Verb.
+// Validate is part of verb.Verb.
 func (o *options) Validate() error {
 	if o.start {
 		var err error
@@ -83,7 +84,7 @@ func (o *options) Validate() error {
 	return o.output.Validate()
 }
 
-// Run is part of factory.Verb.
+// Run is part of verb.Verb.
 func (o *options) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -1,5 +1,5 @@
 // Package app assembles the command kubectl guard. Each verb is a package of this folder's
-// parent, named as the verb; its options implement factory.Verb: Complete, Validate, Run.
+// parent, named as the verb; its options implement verb.Verb: Complete, Validate, Run.
 //
 // What is held is known to the kubelets alone, since the object of a held pod may be gone:
 // every verb starts with a query of the nodes. A node that does not respond never fails a

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
@@ -46,7 +47,7 @@ present ends with kubectl delete, the others with kubectl guard release.`,
   kubectl guard holds --node worker-3 -A -o wide`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	completion.AddNodeFlag(s, command, &o.node)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/dryrun"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
@@ -53,7 +54,7 @@ has it, too; the command prints how to add it there.`,
 
 func (o *options) command(command *cobra.Command) *cobra.Command {
 	command.ValidArgsFunction = completion.Workloads(o.Factory)
-	command.RunE = factory.RunE(o)
+	command.RunE = verb.RunE(o)
 	o.output.AddFlags(command)
 	o.dryRun.AddFlag(command, true)
 	command.Flags().StringVarP(&o.selector, "selector", "l", "", "Label selector, for a KIND without names")

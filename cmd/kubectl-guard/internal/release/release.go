@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/dryrun"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
@@ -79,7 +80,7 @@ when the node is back.`,
   kubectl guard release web-0 --uid 3f0d4c1e-8d0e-4f0b-9a57-0c1f6a3b2d10 --yes`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completion.HeldPods(s),
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	o.dryRun.AddFlag(command, true)

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/dryrun"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
@@ -50,7 +51,7 @@ func (o *changeOptions) command(command *cobra.Command, releases bool) *cobra.Co
 		o.dryRun.AddFlag(command, false)
 	}
 	o.waiter.addFlags(command)
-	command.RunE = factory.RunE(o)
+	command.RunE = verb.RunE(o)
 	return command
 }
 

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
 	"kubelet-guard.io/pkg/rollout"
@@ -33,7 +34,7 @@ the pool are not changed either until the roll-out is resumed.
 It is one request, a patch of the pool's DaemonSet, which works whatever else the cluster
 is busy with and whatever release the pool is from.`,
 		Example: `  kubectl guard rollout pause --pool blue`,
-		RunE:    factory.RunE(o),
+		RunE:    verb.RunE(o),
 	}
 	addPoolFlag(s, command, &o.pools)
 	return command

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/dryrun"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
@@ -69,7 +70,7 @@ it is.`,
   kubectl guard rollout start --pool blue=pool=blue --mode Audit --image IMAGE --dry-run=client -o yaml`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	o.dryRun.AddFlag(command, true)

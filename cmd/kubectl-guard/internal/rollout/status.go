@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/exitcode"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
@@ -86,7 +87,7 @@ Stopped, with exit code 3, or after --timeout, with exit code 4. Then it shows t
   kubectl guard rollout status --pool blue --wait --timeout 2h`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	flags := command.Flags()

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
@@ -41,7 +42,7 @@ came within --node-timeout), or Forbidden (you may not get nodes/proxy).`,
 		Example: `  kubectl guard status
   kubectl guard status worker-3 -o wide`,
 		ValidArgsFunction: completion.Nodes(s),
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	return command

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/pool"
 	"kubelet-guard.io/pkg/rollout"
@@ -52,7 +53,7 @@ whether this program understands them.`,
   kubectl guard version --client`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	command.Flags().BoolVar(&o.client, "client", false, "The version of this program only; no cluster is queried")

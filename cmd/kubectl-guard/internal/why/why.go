@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kubelet-guard.io/cmd/internal/printer"
+	"kubelet-guard.io/cmd/internal/verb"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/completion"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/factory"
 	"kubelet-guard.io/cmd/kubectl-guard/internal/nodes"
@@ -35,7 +36,7 @@ The pod is looked for in the API, on the nodes, and in events, so it may be gone
   kubectl guard why web-0 --node worker-3 -o yaml`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completion.ProtectedPods(s),
-		RunE:              factory.RunE(o),
+		RunE:              verb.RunE(o),
 	}
 	o.output.AddFlags(command)
 	completion.AddNodeFlag(s, command, &o.node)
