@@ -12,7 +12,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -20,7 +19,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -36,14 +34,10 @@ type File struct {
 	path   string
 	db     *bolt.DB
 	bounds Bounds
-	// mapped is how many bytes of the file bbolt maps.
-	mapped int64
 	// versions of each key, the oldest first.
 	versions map[string][]version
 	// keys are sorted.
 	keys []string
-	// unreleased is how many bytes of values were read since release.
-	unreleased atomic.Int64
 }
 
 type version struct {
@@ -115,21 +109,6 @@ func checkHash(path string, skip bool) (int64, error) {
 	return size, nil
 }
 
-// releaseAfter is how much is read before its memory is given back, in bytes.
-const releaseAfter = 64 << 20
-
-// release notes that so many bytes of the file were read. bbolt maps the whole file, and what was
-// read of it counts as memory of this program until it is given back. Read again, it comes from the
-// kernel's cache.
-func (f *File) release(bytes int) {
-	if f.unreleased.Add(int64(bytes)) < releaseAfter {
-		return
-	}
-	f.unreleased.Store(0)
-	// The mapping is shared and only read, so that nothing is lost. Without it more memory is used.
-	_, _, _ = unix.Syscall(unix.SYS_MADVISE, f.db.Info().Data, uintptr(f.mapped), unix.MADV_DONTNEED)
-}
-
 // readVersions fills the index. Memory: about 100 bytes per version.
 func (f *File) readVersions(size int64) (err error) {
 	defer f.recoverDamage(&err)()
@@ -137,7 +116,6 @@ func (f *File) readVersions(size int64) (err error) {
 		if tx.Size() > size {
 			return fmt.Errorf("%w: the database has %d bytes, the file only %d", ErrNoSnapshot, tx.Size(), size)
 		}
-		f.mapped = tx.Size()
 		bucket := tx.Bucket(schema.Key.Name())
 		if bucket == nil {
 			return fmt.Errorf("%w: it is a bbolt database without keys", ErrNoSnapshot)
@@ -157,7 +135,6 @@ func (f *File) readVersions(size int64) (err error) {
 			revision := mvcc.BytesToRev(k)
 			f.versions[string(kv.Key)] = append(f.versions[string(kv.Key)], version{revision, mvcc.IsTombstone(k)})
 			f.bounds.Newest = max(f.bounds.Newest, revision.Main)
-			f.release(len(v))
 			return nil
 		})
 		for key := range f.versions {
@@ -290,7 +267,6 @@ func (f *File) read(v version) (kv *mvccpb.KeyValue, err error) {
 		}
 		kv = &mvccpb.KeyValue{}
 		// Unmarshal copies what it keeps.
-		defer f.release(len(value))
 		return proto.Unmarshal(value, kv)
 	})
 	return kv, err
