@@ -20,6 +20,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"kubelet-guard.io/pkg/dataprotection/check"
+	"kubelet-guard.io/pkg/dataprotection/check/checktest"
 	"kubelet-guard.io/pkg/dataprotection/deletions"
 )
 
@@ -101,16 +102,7 @@ func TestJudge(t *testing.T) {
 	} {
 		facts := closedEtcd()
 		test.change(facts)
-		var found []check.Check
-		for _, c := range Judge(facts) {
-			if c.Result != check.OK {
-				found = append(found, c)
-			}
-		}
-		require.Len(t, found, 1, test.name)
-		require.Equal(t, test.check, found[0].Name, test.name)
-		require.Equal(t, test.result, found[0].Result, test.name)
-		require.Contains(t, found[0].Detail, test.words, test.name)
+		checktest.RequireOnly(t, Judge(facts), test.check, test.result, test.words, test.name)
 	}
 }
 
